@@ -1,0 +1,684 @@
+//! [`Config`] and its JSON: MiniMind's own config.json (2025 and 2026, and v1's spelling) and the
+//! stock Transformers classes, in; the stock classes (or MiniMind's own form), out.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::{Family, Layout, minimind2, minimind3};
+use crate::error::{Error, Result};
+use crate::tensor::Dtype;
+
+/// A model's dimensions and constants. Fields carry config.json's names.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Which family's table applies.
+    pub family: Family,
+    /// Rows of the embedding.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the dense feed-forward network (of one expert in MiniMind2's mixture).
+    pub intermediate_size: usize,
+    /// Number of layers.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key and value heads; divides the query heads.
+    pub num_key_value_heads: usize,
+    /// Width of one head.
+    pub head_dim: usize,
+    /// Longest sequence the model is meant for, tokens.
+    pub max_position_embeddings: usize,
+    /// RMSNorm's epsilon.
+    pub rms_norm_eps: f64,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+    /// YaRN, if on.
+    pub rope_scaling: Option<RopeScaling>,
+    /// The output head is the embedding.
+    pub tie_word_embeddings: bool,
+    /// Mixture of experts, in the two `*Moe` families.
+    pub moe: Option<Moe>,
+    /// Beginning of a text or turn.
+    pub bos_token_id: u32,
+    /// Ends of generation, the first one being the main one; at least one.
+    pub eos_token_id: Vec<u32>,
+    /// Padding.
+    pub pad_token_id: u32,
+}
+
+/// YaRN's parameters.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RopeScaling {
+    /// How many times longer the context becomes.
+    pub factor: f64,
+    /// Trained length, tokens.
+    pub original_max_position_embeddings: usize,
+    /// Turns above which a dimension is kept as it is.
+    pub beta_fast: f64,
+    /// Turns below which a dimension is fully slowed down.
+    pub beta_slow: f64,
+    /// Multiplies cosine and sine.
+    pub attention_factor: f64,
+}
+
+/// A mixture of experts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Moe {
+    /// Routed experts.
+    pub num_experts: usize,
+    /// Experts chosen per token (k).
+    pub num_experts_per_tok: usize,
+    /// Width of one routed expert (and of one shared expert).
+    pub intermediate_size: usize,
+    /// Shared experts, each of `intermediate_size`; their output is added unweighted.
+    pub shared_experts: usize,
+    /// The k weights are divided by their sum.
+    pub norm_topk_prob: bool,
+    /// Load-balancing loss, in training only.
+    pub aux_loss: AuxLoss,
+}
+
+/// The load-balancing losses of the two generations (MODEL_AND_STAGES section 1).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum AuxLoss {
+    /// MiniMind2, `seq_aux`: per sequence, averaged.
+    PerSequence {
+        /// Coefficient.
+        alpha: f64,
+    },
+    /// MiniMind2 without `seq_aux`: over the whole batch.
+    PerBatch {
+        /// Coefficient.
+        alpha: f64,
+    },
+    /// MiniMind-3: experts * sum of load times mean score.
+    Switch {
+        /// Coefficient.
+        coefficient: f64,
+    },
+}
+
+/// MiniMind-3's `inference_rope_scaling: true`. Source: the 2026 reference's configuration class.
+const MINIMIND3_YARN: RopeScaling = RopeScaling {
+    factor: 16.0,
+    original_max_position_embeddings: 2048,
+    beta_fast: 32.0,
+    beta_slow: 1.0,
+    attention_factor: 1.0,
+};
+
+/// Reads keys of one JSON object; every error names file, key, expected and found.
+struct Keys<'a> {
+    path: &'a Path,
+    object: &'a Map<String, Value>,
+}
+
+impl Keys<'_> {
+    /// The first of several spellings that is present and not null.
+    fn find(&self, names: &[&str]) -> Option<(String, &Value)> {
+        names.iter().find_map(|&name| {
+            self.object.get(name).filter(|v| !v.is_null()).map(|v| (name.to_owned(), v))
+        })
+    }
+
+    fn error(&self, key: &str, expected: &str, found: &Value) -> Error {
+        Error::key(self.path, key, format!("expected {expected}, found {found}"))
+    }
+
+    fn usize_or(&self, names: &[&str], default: Option<usize>) -> Result<usize> {
+        match self.find(names) {
+            // 2^31 bounds every dimension: products of two still fit 64 bits
+            Some((key, v)) => match v.as_u64() {
+                Some(n) if (1..1 << 31).contains(&n) => Ok(n as usize),
+                _ => Err(self.error(&key, "a whole number from 1 to 2147483647", v)),
+            },
+            None => default.ok_or_else(|| Error::key(self.path, names[0], "expected, found none")),
+        }
+    }
+
+    fn f64_or(&self, names: &[&str], default: Option<f64>) -> Result<f64> {
+        match self.find(names) {
+            Some((key, v)) => match v.as_f64() {
+                Some(x) if x.is_finite() => Ok(x),
+                _ => Err(self.error(&key, "a number", v)),
+            },
+            None => default.ok_or_else(|| Error::key(self.path, names[0], "expected, found none")),
+        }
+    }
+
+    fn bool_or(&self, name: &str, default: bool) -> Result<bool> {
+        match self.find(&[name]) {
+            Some((key, v)) => v.as_bool().ok_or_else(|| self.error(&key, "true or false", v)),
+            None => Ok(default),
+        }
+    }
+
+    fn ids_or(&self, name: &str, default: &[u32]) -> Result<Vec<u32>> {
+        let id = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
+        let Some((key, found)) = self.find(&[name]) else { return Ok(default.to_vec()) };
+        let ids = match found {
+            Value::Array(list) => list.iter().map(id).collect::<Option<Vec<_>>>(),
+            one => id(one).map(|n| vec![n]),
+        };
+        ids.filter(|ids| !ids.is_empty())
+            .ok_or_else(|| self.error(&key, "a token id or a list of them", found))
+    }
+
+    fn has_any(&self, names: &[&str]) -> bool {
+        self.find(names).is_some()
+    }
+}
+
+impl Config {
+    /// Reads a config.json. Warnings are sentences for the user (an assumed rope theta, for instance).
+    ///
+    /// # Errors
+    /// An unreadable file, no JSON object, an unknown architecture, a missing or impossible key.
+    pub fn read(path: &Path) -> Result<(Self, Vec<String>)> {
+        let text = fs_err::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        let value: Value = serde_json::from_str(&text)
+            .map_err(|e| Error::format(path, format!("expected a JSON object: {e}")))?;
+        Self::from_json(&value, path)
+    }
+
+    /// As [`Config::read`], of parsed JSON; `path` is for the messages.
+    pub fn from_json(value: &Value, path: &Path) -> Result<(Self, Vec<String>)> {
+        let Some(object) = value.as_object() else {
+            return Err(Error::format(path, "expected a JSON object"));
+        };
+        let keys = Keys { path, object };
+        let mut warnings = Vec::new();
+        let family = family(&keys)?;
+        let own = is_minimind(&keys);
+
+        let hidden = keys.usize_or(&["hidden_size", "dim"], None)?;
+        let heads = keys.usize_or(&["num_attention_heads", "n_heads"], own.then_some(8))?;
+        let kv_heads = keys
+            .usize_or(&["num_key_value_heads", "n_kv_heads"], Some(if own { 2 } else { heads }))?;
+        // Transformers' Qwen3 classes default to 128; the others to hidden / heads
+        let default_head_dim = if family.qk_norm() && !own { 128 } else { (hidden / heads).max(1) };
+        let head_dim = keys.usize_or(&["head_dim"], Some(default_head_dim))?;
+        let default_ffn = if family.qk_norm() {
+            minimind3::default_intermediate_size(hidden)
+        } else {
+            minimind2::default_intermediate_size(hidden)
+        };
+        let intermediate =
+            keys.usize_or(&["intermediate_size", "hidden_dim"], own.then_some(default_ffn))?;
+        let theta_default = if own {
+            1e6
+        } else {
+            10_000.0 // Transformers' default for Llama, Qwen3 and Granite
+        };
+        let parameters = match object.get("rope_parameters") {
+            Some(Value::Object(p)) => Some(Keys { path, object: p }),
+            _ => None,
+        };
+        let theta_keys =
+            if keys.has_any(&["rope_theta"]) { Some(&keys) } else { parameters.as_ref() };
+        let rope_theta = match theta_keys.filter(|k| k.has_any(&["rope_theta"])) {
+            Some(k) => k.f64_or(&["rope_theta"], None)?,
+            None => {
+                warnings.push(format!(
+                    "{}: neither rope_theta nor rope_parameters.rope_theta: {theta_default} is assumed",
+                    path.display()
+                ));
+                theta_default
+            }
+        };
+        let eps_default = if family.qk_norm() { 1e-6 } else { 1e-5 };
+        let config = Self {
+            family,
+            vocab_size: keys.usize_or(&["vocab_size"], own.then_some(6400))?,
+            hidden_size: hidden,
+            intermediate_size: intermediate,
+            num_hidden_layers: keys
+                .usize_or(&["num_hidden_layers", "n_layers"], own.then_some(8))?,
+            num_attention_heads: heads,
+            num_key_value_heads: kv_heads,
+            head_dim,
+            max_position_embeddings: keys
+                .usize_or(&["max_position_embeddings", "max_seq_len"], Some(32_768))?,
+            rms_norm_eps: keys.f64_or(&["rms_norm_eps", "norm_eps"], Some(eps_default))?,
+            rope_theta,
+            rope_scaling: rope_scaling(&keys, parameters.as_ref())?,
+            // absent means tied for MiniMind and Granite here, untied for Transformers' classes
+            tie_word_embeddings: keys.bool_or("tie_word_embeddings", own)?,
+            moe: moe(&keys, family, intermediate)?,
+            bos_token_id: keys.ids_or("bos_token_id", &[1])?[0],
+            eos_token_id: keys.ids_or("eos_token_id", &[2])?,
+            pad_token_id: keys.ids_or("pad_token_id", &[0])?[0],
+        };
+        reject_what_the_families_lack(&keys, family)?;
+        config.check(path)?;
+        Ok((config, warnings))
+    }
+
+    /// Constraints between the fields.
+    ///
+    /// # Errors
+    /// The first one that does not hold, naming `path` and the key.
+    pub fn check(&self, path: &Path) -> Result<()> {
+        let fault = |key: &str, message: String| Err(Error::key(path, key, message));
+        if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
+            return fault(
+                "num_key_value_heads",
+                format!(
+                    "expected a divisor of num_attention_heads ({}), found {}",
+                    self.num_attention_heads, self.num_key_value_heads
+                ),
+            );
+        }
+        if !self.head_dim.is_multiple_of(2) {
+            return fault("head_dim", format!("expected an even number, found {}", self.head_dim));
+        }
+        if self.rms_norm_eps <= 0.0 {
+            return fault("rms_norm_eps", format!("expected > 0, found {}", self.rms_norm_eps));
+        }
+        if self.rope_theta <= 1.0 {
+            return fault("rope_theta", format!("expected > 1, found {}", self.rope_theta));
+        }
+        if let Some(moe) = &self.moe
+            && moe.num_experts_per_tok > moe.num_experts
+        {
+            return fault(
+                "num_experts_per_tok",
+                format!(
+                    "expected at most the number of experts ({}), found {}",
+                    moe.num_experts, moe.num_experts_per_tok
+                ),
+            );
+        }
+        Ok(())
+    }
+
+    /// Refuses a model that `layout` cannot carry exactly.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] with the reason (EXPORT_FACTS section 2, GGUF_FACTS section 4).
+    pub fn check_carried_by(&self, layout: Layout) -> Result<()> {
+        let refuse = |reason: String| {
+            let target = match layout {
+                Layout::Gguf => format!("GGUF architecture {}", self.family.gguf_arch()),
+                _ => format!("Transformers class {}", self.family.transformers_class()),
+            };
+            Err(Error::unsupported(target, reason))
+        };
+        if layout == Layout::Reference {
+            return Ok(());
+        }
+        let granite = self.family == Family::MiniMind2Moe;
+        if granite && self.head_dim * self.num_attention_heads != self.hidden_size {
+            return refuse(format!(
+                "it has no head_dim of its own: expected hidden_size / num_attention_heads = {}/{}, found {}",
+                self.hidden_size, self.num_attention_heads, self.head_dim
+            ));
+        }
+        let Some(moe) = &self.moe else { return Ok(()) };
+        let always_normalizes = granite || layout == Layout::Gguf;
+        if always_normalizes && !moe.norm_topk_prob && !(moe.num_experts_per_tok == 1 && !granite) {
+            return refuse(
+                "it always divides the chosen experts' weights by their sum, and this model has \
+                 norm_topk_prob false"
+                    .to_owned(),
+            );
+        }
+        if always_normalizes && !moe.norm_topk_prob {
+            return refuse(
+                "with one expert per token its weight is always 1, and this model has norm_topk_prob \
+                 false, which makes the weight the bare probability"
+                    .to_owned(),
+            );
+        }
+        if granite && moe.num_experts_per_tok == 1 {
+            return refuse(
+                "with one expert per token its weight is always 1, and MiniMind2 weighs a single \
+                 expert by its bare probability (it divides only when num_experts_per_tok > 1)"
+                    .to_owned(),
+            );
+        }
+        Ok(())
+    }
+
+    /// config.json of the stock Transformers class, for Transformers 4.5x and 5.x, vLLM and llama.cpp's
+    /// converter. `dtype` is that of the weights beside it.
+    ///
+    /// # Errors
+    /// See [`Config::check_carried_by`].
+    pub fn to_transformers_json(&self, dtype: Dtype) -> Result<Value> {
+        self.check_carried_by(Layout::Transformers)?;
+        let mut out = Map::new();
+        let mut set = |key: &str, value: Value| out.insert(key.to_owned(), value);
+        set("architectures", json!([self.family.transformers_class()]));
+        set("model_type", json!(self.family.transformers_model_type()));
+        self.shared_json(&mut set, dtype);
+        // Transformers 5 spells the rotary settings so; 4.x reads the top-level keys
+        let mut rope = json!({"rope_type": "default", "rope_theta": self.rope_theta});
+        if let Some(yarn) = &self.rope_scaling {
+            let scaling = yarn.to_json();
+            set("rope_scaling", scaling.clone());
+            rope = scaling;
+            rope["rope_theta"] = json!(self.rope_theta);
+        }
+        set("rope_parameters", rope);
+        match (self.family, &self.moe) {
+            (Family::MiniMind2, _) => {
+                set("mlp_bias", json!(false));
+                set("head_dim", json!(self.head_dim));
+            }
+            (Family::MiniMind2Moe, Some(moe)) => {
+                set("embedding_multiplier", json!(1.0));
+                set("residual_multiplier", json!(1.0));
+                set("logits_scaling", json!(1.0));
+                set("attention_multiplier", json!(1.0 / (self.head_dim as f64).sqrt()));
+                set("num_local_experts", json!(moe.num_experts));
+                set("num_experts_per_tok", json!(moe.num_experts_per_tok));
+                set("shared_intermediate_size", json!(moe.shared_experts * moe.intermediate_size));
+                let (alpha, per_sequence) = match moe.aux_loss {
+                    AuxLoss::PerSequence { alpha } => (alpha, true),
+                    AuxLoss::PerBatch { alpha } => (alpha, false),
+                    AuxLoss::Switch { coefficient } => (coefficient, false),
+                };
+                set("router_aux_loss_coef", json!(alpha));
+                // MiniMind's own keys, which mmx reads back to go on training; other readers ignore them
+                set("seq_aux", json!(per_sequence));
+                set("n_shared_experts", json!(moe.shared_experts));
+            }
+            (_, moe) => {
+                set("head_dim", json!(self.head_dim));
+                set("use_sliding_window", json!(false));
+                if let Some(moe) = moe {
+                    self.moe3_json(moe, &mut set);
+                    set("decoder_sparse_step", json!(1));
+                    set("mlp_only_layers", json!([]));
+                }
+            }
+        }
+        Ok(Value::Object(out))
+    }
+
+    /// config.json in MiniMind's own form (`model_type: "minimind"`), which carries every model.
+    pub fn to_minimind_json(&self, dtype: Dtype) -> Value {
+        let mut out = Map::new();
+        let mut set = |key: &str, value: Value| out.insert(key.to_owned(), value);
+        set("architectures", json!(["MiniMindForCausalLM"]));
+        set("model_type", json!("minimind"));
+        set("kind", json!(self.family.name()));
+        self.shared_json(&mut set, dtype);
+        set("head_dim", json!(self.head_dim));
+        set("use_moe", json!(self.moe.is_some()));
+        if let Some(yarn) = &self.rope_scaling {
+            set("rope_scaling", yarn.to_json());
+        }
+        match (&self.moe, self.family) {
+            (Some(moe), Family::MiniMind2Moe) => {
+                let (alpha, per_sequence) = match moe.aux_loss {
+                    AuxLoss::PerSequence { alpha } => (alpha, true),
+                    AuxLoss::PerBatch { alpha } => (alpha, false),
+                    AuxLoss::Switch { coefficient } => (coefficient, false),
+                };
+                set("n_routed_experts", json!(moe.num_experts));
+                set("num_experts_per_tok", json!(moe.num_experts_per_tok));
+                set("n_shared_experts", json!(moe.shared_experts));
+                set("norm_topk_prob", json!(moe.norm_topk_prob));
+                set("aux_loss_alpha", json!(alpha));
+                set("seq_aux", json!(per_sequence));
+                set("scoring_func", json!("softmax"));
+            }
+            (Some(moe), _) => self.moe3_json(moe, &mut set),
+            (None, _) => {}
+        }
+        Value::Object(out)
+    }
+
+    fn moe3_json(&self, moe: &Moe, set: &mut impl FnMut(&str, Value) -> Option<Value>) {
+        set("num_experts", json!(moe.num_experts));
+        set("num_experts_per_tok", json!(moe.num_experts_per_tok));
+        set("moe_intermediate_size", json!(moe.intermediate_size));
+        set("norm_topk_prob", json!(moe.norm_topk_prob));
+        if let AuxLoss::Switch { coefficient } = moe.aux_loss {
+            set("router_aux_loss_coef", json!(coefficient));
+        }
+    }
+
+    fn shared_json(&self, set: &mut impl FnMut(&str, Value) -> Option<Value>, dtype: Dtype) {
+        set("vocab_size", json!(self.vocab_size));
+        set("hidden_size", json!(self.hidden_size));
+        set("intermediate_size", json!(self.intermediate_size));
+        set("num_hidden_layers", json!(self.num_hidden_layers));
+        set("num_attention_heads", json!(self.num_attention_heads));
+        set("num_key_value_heads", json!(self.num_key_value_heads));
+        set("hidden_act", json!("silu"));
+        set("max_position_embeddings", json!(self.max_position_embeddings));
+        set("rms_norm_eps", json!(self.rms_norm_eps));
+        set("rope_theta", json!(self.rope_theta));
+        set("attention_bias", json!(false));
+        set("attention_dropout", json!(0.0));
+        set("tie_word_embeddings", json!(self.tie_word_embeddings));
+        set("bos_token_id", json!(self.bos_token_id));
+        let eos = match self.eos_token_id.as_slice() {
+            [one] => json!(one),
+            many => json!(many),
+        };
+        set("eos_token_id", eos);
+        set("pad_token_id", json!(self.pad_token_id));
+        set("torch_dtype", json!(dtype.torch_name()));
+        set("dtype", json!(dtype.torch_name()));
+    }
+
+    /// Parameters in all (tied head counted once), and those one token uses.
+    pub fn parameters(&self) -> (usize, usize) {
+        let rows = super::weights(self);
+        let total = rows.iter().map(super::Weight::elements).sum::<usize>();
+        let idle = self.moe.as_ref().map_or(0, |moe| {
+            3 * self.hidden_size
+                * moe.intermediate_size
+                * (moe.num_experts - moe.num_experts_per_tok)
+                * self.num_hidden_layers
+        });
+        (total, total - idle)
+    }
+}
+
+impl RopeScaling {
+    fn to_json(&self) -> Value {
+        // `type` is what Transformers before 4.43 called it
+        json!({
+            "rope_type": "yarn",
+            "type": "yarn",
+            "factor": self.factor,
+            "original_max_position_embeddings": self.original_max_position_embeddings,
+            "beta_fast": self.beta_fast,
+            "beta_slow": self.beta_slow,
+            "attention_factor": self.attention_factor,
+        })
+    }
+}
+
+/// MiniMind's own config.json rather than a stock Transformers one.
+fn is_minimind(keys: &Keys<'_>) -> bool {
+    match keys.object.get("model_type").and_then(Value::as_str) {
+        Some(name) => name.starts_with("minimind"),
+        None => true,
+    }
+}
+
+fn family(keys: &Keys<'_>) -> Result<Family> {
+    if let Some((key, kind)) = keys.find(&["kind"]) {
+        return Family::ALL.into_iter().find(|f| Some(f.name()) == kind.as_str()).ok_or_else(
+            || keys.error(&key, "minimind2, minimind2-moe, minimind3 or minimind3-moe", kind),
+        );
+    }
+    if !is_minimind(keys) {
+        let model_type = keys.object.get("model_type").and_then(Value::as_str).unwrap_or_default();
+        return Family::ALL
+            .into_iter()
+            .find(|f| f.transformers_model_type() == model_type)
+            .ok_or_else(|| {
+                Error::key(
+                    keys.path,
+                    "model_type",
+                    format!(
+                        "expected minimind, llama, granitemoeshared, qwen3 or qwen3_moe, found {model_type}"
+                    ),
+                )
+            });
+    }
+    // The 2026 reference's keys, and its epsilon where none is there, tell MiniMind-3 from MiniMind2.
+    let third = match keys.find(&["qk_norm"]).and_then(|(_, v)| v.as_bool()) {
+        Some(qk_norm) => qk_norm,
+        None if keys.has_any(&["num_experts", "moe_intermediate_size", "router_aux_loss_coef"]) => {
+            true
+        }
+        None if keys.has_any(&["n_routed_experts", "aux_loss_alpha", "seq_aux", "n_layers"]) => {
+            false
+        }
+        None => keys.f64_or(&["rms_norm_eps", "norm_eps"], Some(1e-6))? < 5e-6,
+    };
+    let moe = match keys.find(&["use_moe"]) {
+        Some((key, v)) => v.as_bool().ok_or_else(|| keys.error(&key, "true or false", v))?,
+        None => keys.has_any(&["n_routed_experts", "num_experts"]),
+    };
+    Ok(match (third, moe) {
+        (false, false) => Family::MiniMind2,
+        (false, true) => Family::MiniMind2Moe,
+        (true, false) => Family::MiniMind3,
+        (true, true) => Family::MiniMind3Moe,
+    })
+}
+
+fn moe(keys: &Keys<'_>, family: Family, intermediate: usize) -> Result<Option<Moe>> {
+    let own = is_minimind(keys);
+    Ok(match family {
+        Family::MiniMind2 | Family::MiniMind3 => None,
+        Family::MiniMind2Moe => {
+            let shared_width = match keys.find(&["shared_intermediate_size"]) {
+                Some((_, Value::Number(n))) if n.as_u64() == Some(0) => 0,
+                Some(_) => keys.usize_or(&["shared_intermediate_size"], None)?,
+                None => 0,
+            };
+            let shared_experts = match keys.find(&["n_shared_experts"]) {
+                Some((key, v)) => v
+                    .as_u64()
+                    .and_then(|n| usize::try_from(n).ok())
+                    .filter(|n| *n < 1 << 16)
+                    .ok_or_else(|| keys.error(&key, "a small whole number", v))?,
+                None if own => 1,
+                None => shared_width / intermediate,
+            };
+            if !own && shared_experts * intermediate != shared_width {
+                return Err(Error::key(
+                    keys.path,
+                    "shared_intermediate_size",
+                    format!(
+                        "expected a multiple of intermediate_size ({intermediate}), found {shared_width}"
+                    ),
+                ));
+            }
+            let alpha = keys.f64_or(&["aux_loss_alpha", "router_aux_loss_coef"], Some(0.1))?;
+            Some(Moe {
+                num_experts: keys
+                    .usize_or(&["n_routed_experts", "num_local_experts"], own.then_some(4))?,
+                num_experts_per_tok: keys.usize_or(&["num_experts_per_tok"], own.then_some(2))?,
+                intermediate_size: intermediate,
+                shared_experts,
+                // MiniMind divides only when k > 1; Granite's softmax over the chosen always does
+                norm_topk_prob: keys.bool_or("norm_topk_prob", true)?,
+                aux_loss: if keys.bool_or("seq_aux", true)? {
+                    AuxLoss::PerSequence { alpha }
+                } else {
+                    AuxLoss::PerBatch { alpha }
+                },
+            })
+        }
+        Family::MiniMind3Moe => Some(Moe {
+            num_experts: keys.usize_or(&["num_experts", "num_local_experts"], own.then_some(4))?,
+            num_experts_per_tok: keys.usize_or(&["num_experts_per_tok"], own.then_some(1))?,
+            intermediate_size: keys
+                .usize_or(&["moe_intermediate_size"], own.then_some(intermediate))?,
+            shared_experts: 0,
+            // Transformers' Qwen3MoeConfig defaults to false, the reference to true
+            norm_topk_prob: keys.bool_or("norm_topk_prob", own)?,
+            aux_loss: AuxLoss::Switch {
+                coefficient: keys.f64_or(&["router_aux_loss_coef"], Some(5e-4))?,
+            },
+        }),
+    })
+}
+
+fn rope_scaling(keys: &Keys<'_>, parameters: Option<&Keys<'_>>) -> Result<Option<RopeScaling>> {
+    if keys.bool_or("inference_rope_scaling", false)? {
+        return Ok(Some(MINIMIND3_YARN));
+    }
+    let scaling = match keys.object.get("rope_scaling") {
+        Some(Value::Object(object)) => Some(Keys { path: keys.path, object }),
+        _ => None,
+    };
+    let Some(s) = scaling.as_ref().or(parameters) else { return Ok(None) };
+    let kind = s.find(&["rope_type", "type"]).and_then(|(_, v)| v.as_str()).unwrap_or("default");
+    match kind {
+        "default" => Ok(None),
+        "yarn" => {
+            let factor = s.f64_or(&["factor"], None)?;
+            if factor < 1.0 {
+                return Err(Error::key(
+                    keys.path,
+                    "rope_scaling.factor",
+                    format!("expected at least 1, found {factor}"),
+                ));
+            }
+            Ok(Some(RopeScaling {
+                factor,
+                original_max_position_embeddings: s
+                    .usize_or(&["original_max_position_embeddings"], None)?,
+                beta_fast: s.f64_or(&["beta_fast"], Some(32.0))?,
+                beta_slow: s.f64_or(&["beta_slow"], Some(1.0))?,
+                // Transformers' and vLLM's default
+                attention_factor: s.f64_or(&["attention_factor"], Some(0.1 * factor.ln() + 1.0))?,
+            }))
+        }
+        other => Err(Error::key(
+            keys.path,
+            "rope_scaling.rope_type",
+            format!("expected default or yarn, found {other}"),
+        )),
+    }
+}
+
+/// A stock class may have parts that the four families never have: refuse them rather than drop them.
+fn reject_what_the_families_lack(keys: &Keys<'_>, family: Family) -> Result<()> {
+    for key in ["attention_bias", "mlp_bias", "use_sliding_window"] {
+        if keys.bool_or(key, false)? {
+            return Err(Error::key(keys.path, key, "expected false, found true"));
+        }
+    }
+    if let Some((key, v)) = keys.find(&["hidden_act"])
+        && v.as_str() != Some("silu")
+    {
+        return Err(keys.error(&key, "\"silu\"", v));
+    }
+    if family == Family::MiniMind2Moe && !is_minimind(keys) {
+        let hidden = keys.usize_or(&["hidden_size"], None)?;
+        let heads = keys.usize_or(&["num_attention_heads"], None)?;
+        let scale = 1.0 / ((hidden / heads) as f64).sqrt();
+        let wanted = [
+            ("embedding_multiplier", 1.0),
+            ("residual_multiplier", 1.0),
+            ("logits_scaling", 1.0),
+            ("attention_multiplier", scale),
+        ];
+        for (key, expected) in wanted {
+            let found = keys.f64_or(&[key], Some(1.0))?;
+            if (found - expected).abs() > 1e-6 * expected {
+                return Err(Error::key(
+                    keys.path,
+                    key,
+                    format!("expected {expected} (a MiniMind2 model), found {found}"),
+                ));
+            }
+        }
+    }
+    Ok(())
+}

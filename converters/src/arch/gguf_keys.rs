@@ -1,0 +1,236 @@
+//! A configuration as GGUF keys, both ways (GGUF_FACTS section 3, EXPORT_FACTS section 3).
+
+use std::path::Path;
+
+use super::{AuxLoss, Config, Family, Layout, Moe, RopeScaling};
+use crate::error::{Error, Result};
+use crate::gguf::{Metadata, Value};
+
+/// ggml's YaRN multiplies cosine and sine by (1 + 0.1 ln factor) * attn_factor: what takes it back.
+fn ggml_attention_factor(yarn: &RopeScaling) -> f64 {
+    yarn.attention_factor / (1.0 + 0.1 * yarn.factor.ln())
+}
+
+impl Config {
+    /// The `{arch}.*` keys, in the order they are written. Every reader's needs are met: candle insists
+    /// on `rope.dimension_count` for llama and on the key and value lengths for qwen3.
+    ///
+    /// # Errors
+    /// See [`Config::check_carried_by`].
+    pub fn to_gguf_keys(&self) -> Result<Vec<(String, Value)>> {
+        self.check_carried_by(Layout::Gguf)?;
+        let arch = self.family.gguf_arch();
+        let mut keys = Vec::new();
+        let mut set = |key: &str, value: Value| keys.push((format!("{arch}.{key}"), value));
+        // every dimension was read as at most 2^31 (Config::from_json)
+        let int = |n: usize| Value::U32(n as u32);
+        let float = |x: f64| Value::F32(x as f32);
+        set("vocab_size", int(self.vocab_size));
+        set("context_length", int(self.max_position_embeddings));
+        set("embedding_length", int(self.hidden_size));
+        set("block_count", int(self.num_hidden_layers));
+        set("feed_forward_length", int(self.intermediate_size));
+        set("attention.head_count", int(self.num_attention_heads));
+        set("attention.head_count_kv", int(self.num_key_value_heads));
+        set("attention.key_length", int(self.head_dim));
+        set("attention.value_length", int(self.head_dim));
+        set("attention.layer_norm_rms_epsilon", float(self.rms_norm_eps));
+        set("rope.dimension_count", int(self.head_dim));
+        set("rope.freq_base", float(self.rope_theta));
+        if let Some(yarn) = &self.rope_scaling {
+            set("rope.scaling.type", Value::String("yarn".to_owned()));
+            set("rope.scaling.factor", float(yarn.factor));
+            set("rope.scaling.original_context_length", int(yarn.original_max_position_embeddings));
+            set("rope.scaling.attn_factor", float(ggml_attention_factor(yarn)));
+        }
+        if let Some(moe) = &self.moe {
+            set("expert_count", int(moe.num_experts));
+            set("expert_used_count", int(moe.num_experts_per_tok));
+            if self.family == Family::MiniMind2Moe {
+                set(
+                    "expert_shared_feed_forward_length",
+                    int(moe.shared_experts * moe.intermediate_size),
+                );
+                set("attention.scale", float(1.0 / (self.head_dim as f64).sqrt()));
+                set("embedding_scale", Value::F32(1.0));
+                set("residual_scale", Value::F32(1.0));
+                set("logit_scale", Value::F32(1.0));
+            } else {
+                set("expert_feed_forward_length", int(moe.intermediate_size));
+            }
+        }
+        Ok(keys)
+    }
+
+    /// Reads the keys of a GGUF of one of the four architectures. `tied` is whether the file has no
+    /// `output.weight`. Training-only settings (balancing loss) get the family's defaults.
+    ///
+    /// # Errors
+    /// An unknown architecture, a missing key, a key of the wrong type or an impossible value.
+    pub fn from_gguf_keys(metadata: &Metadata, path: &Path, tied: bool) -> Result<Self> {
+        let found = metadata.string("general.architecture").unwrap_or("none");
+        let family = Family::ALL.into_iter().find(|f| f.gguf_arch() == found).ok_or_else(|| {
+            Error::key(
+                path,
+                "general.architecture",
+                format!("expected llama, granitemoe, qwen3 or qwen3moe, found {found}"),
+            )
+        })?;
+        let name = |key: &str| format!("{}.{key}", family.gguf_arch());
+        let wrong = |key: &str, expected: &str, value: &Value| {
+            Error::key(path, name(key), format!("expected {expected}, found {}", value.describe()))
+        };
+        let int = |key: &str, default: Option<usize>| match metadata.get(&name(key)) {
+            Some(v) => match v.as_u64() {
+                Some(n) if (1..1 << 31).contains(&n) => Ok(n as usize),
+                _ => Err(wrong(key, "a whole number from 1 to 2147483647", v)),
+            },
+            None => default.ok_or_else(|| Error::key(path, name(key), "expected, found none")),
+        };
+        let float = |key: &str, default: Option<f64>| match metadata.get(&name(key)) {
+            Some(v) => match v.as_f64() {
+                Some(x) if x.is_finite() => Ok(x),
+                _ => Err(wrong(key, "a number", v)),
+            },
+            None => default.ok_or_else(|| Error::key(path, name(key), "expected, found none")),
+        };
+        let hidden = int("embedding_length", None)?;
+        let heads = int("attention.head_count", None)?;
+        let head_dim = int("attention.key_length", Some((hidden / heads).max(1)))?;
+        let value_dim = int("attention.value_length", Some(head_dim))?;
+        let rope_dim = int("rope.dimension_count", Some(head_dim))?;
+        for (key, dim) in
+            [("attention.value_length", value_dim), ("rope.dimension_count", rope_dim)]
+        {
+            if dim != head_dim {
+                return Err(Error::key(
+                    path,
+                    name(key),
+                    format!("expected attention.key_length ({head_dim}), found {dim}"),
+                ));
+            }
+        }
+        if family == Family::MiniMind2Moe {
+            let scale = 1.0 / (head_dim as f64).sqrt();
+            let wanted = [
+                ("logit_scale", 1.0),
+                ("residual_scale", 1.0),
+                ("embedding_scale", 1.0),
+                ("attention.scale", scale),
+            ];
+            for (key, expected) in wanted {
+                let found = float(key, Some(expected))?;
+                // 0 stands for "none" in these keys
+                if found != 0.0 && (found - expected).abs() > 1e-6 * expected {
+                    return Err(Error::key(
+                        path,
+                        name(key),
+                        format!("expected {expected} (a MiniMind2 model), found {found}"),
+                    ));
+                }
+            }
+        }
+        let tokens = metadata.get("tokenizer.ggml.tokens").and_then(Value::array_len);
+        let intermediate =
+            int("feed_forward_length", family.is_moe().then_some(1).filter(|_| family.qk_norm()))?;
+        let moe = if family.is_moe() {
+            let used = int("expert_used_count", None)?;
+            let (width, shared_experts, aux_loss) = if family == Family::MiniMind2Moe {
+                let shared = match metadata.get(&name("expert_shared_feed_forward_length")) {
+                    Some(v) if v.as_u64() == Some(0) => 0,
+                    _ => int("expert_shared_feed_forward_length", Some(intermediate))?,
+                };
+                if !shared.is_multiple_of(intermediate) {
+                    return Err(Error::key(
+                        path,
+                        name("expert_shared_feed_forward_length"),
+                        format!(
+                            "expected a multiple of feed_forward_length ({intermediate}), found {shared}"
+                        ),
+                    ));
+                }
+                (intermediate, shared / intermediate, AuxLoss::PerSequence { alpha: 0.1 })
+            } else {
+                let width = int("expert_feed_forward_length", Some((intermediate / used).max(1)))?;
+                (width, 0, AuxLoss::Switch { coefficient: 5e-4 })
+            };
+            Some(Moe {
+                num_experts: int("expert_count", None)?,
+                num_experts_per_tok: used,
+                intermediate_size: width,
+                shared_experts,
+                norm_topk_prob: true,
+                aux_loss,
+            })
+        } else {
+            None
+        };
+        let rope_scaling = match metadata.string(&name("rope.scaling.type")) {
+            None | Some("none") => None,
+            Some("yarn") => {
+                let factor = float("rope.scaling.factor", None)?;
+                let own = float("rope.scaling.attn_factor", Some(1.0))?;
+                let mut yarn = RopeScaling {
+                    factor,
+                    original_max_position_embeddings: int(
+                        "rope.scaling.original_context_length",
+                        None,
+                    )?,
+                    beta_fast: 32.0,
+                    beta_slow: 1.0,
+                    attention_factor: own * (1.0 + 0.1 * factor.ln()),
+                };
+                // float32 in the file: 1.0 comes back as 0.99999998
+                if (yarn.attention_factor - 1.0).abs() < 1e-6 {
+                    yarn.attention_factor = 1.0;
+                }
+                Some(yarn)
+            }
+            Some(other) => {
+                return Err(Error::key(
+                    path,
+                    name("rope.scaling.type"),
+                    format!("expected yarn or none, found {other}"),
+                ));
+            }
+        };
+        let id = |key: &str, default: u32| {
+            metadata
+                .get(key)
+                .and_then(Value::as_u64)
+                .and_then(|n| u32::try_from(n).ok())
+                .unwrap_or(default)
+        };
+        let mut eos_token_id = vec![id("tokenizer.ggml.eos_token_id", 2)];
+        let eot = id("tokenizer.ggml.eot_token_id", eos_token_id[0]);
+        if !eos_token_id.contains(&eot) {
+            eos_token_id.push(eot);
+        }
+        let config = Self {
+            family,
+            vocab_size: int("vocab_size", tokens)?,
+            hidden_size: hidden,
+            intermediate_size: intermediate,
+            num_hidden_layers: int("block_count", None)?,
+            num_attention_heads: heads,
+            num_key_value_heads: int("attention.head_count_kv", Some(heads))?,
+            head_dim,
+            max_position_embeddings: int("context_length", None)?,
+            rms_norm_eps: round_f32(float("attention.layer_norm_rms_epsilon", None)?),
+            rope_theta: float("rope.freq_base", Some(10_000.0))?,
+            rope_scaling,
+            tie_word_embeddings: tied,
+            moe,
+            bos_token_id: id("tokenizer.ggml.bos_token_id", 1),
+            eos_token_id,
+            pad_token_id: id("tokenizer.ggml.padding_token_id", 0),
+        };
+        config.check(path)?;
+        Ok(config)
+    }
+}
+
+/// The shortest decimal that the float32 stands for: 1e-5 in a GGUF comes back as 1e-5, not 9.99999975e-6.
+fn round_f32(x: f64) -> f64 {
+    (x as f32).to_string().parse().unwrap_or(x)
+}

@@ -1,0 +1,158 @@
+//! What can go wrong with a file of others: one sentence with the file, the key or tensor, what was
+//! expected and what was found, and a hint where there is one.
+
+use std::path::{Path, PathBuf};
+
+/// The result of everything in this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An error of this crate. `Display` is one line; [`Error::hint`] is what to do about it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused to read or write.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The bytes of a file do not follow its format.
+    #[error("{}: {message}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// Where in the file, what was expected and what was found.
+        message: String,
+    },
+    /// A key of a configuration is missing or has an impossible value.
+    #[error("{}: key {key}: {message}", path.display())]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// The key, as spelled in the file.
+        key: String,
+        /// What was expected and what was found.
+        message: String,
+    },
+    /// The tensors of a file are not those its configuration asks for. All faults at once.
+    #[error("{}: {report}", path.display())]
+    Tensors {
+        /// The file or folder.
+        path: PathBuf,
+        /// Missing, unexpected and mismatched tensors.
+        report: TensorReport,
+    },
+    /// The model cannot be carried exactly by the format asked for.
+    #[error("{what}: {reason}")]
+    Unsupported {
+        /// The model, file or feature.
+        what: String,
+        /// Why it cannot be carried.
+        reason: String,
+    },
+    /// A tokenizer that cannot be read, trained or carried.
+    #[error("{}: {message}", path.display())]
+    Tokenizer {
+        /// The tokenizer's file or folder.
+        path: PathBuf,
+        /// What was expected and what was found.
+        message: String,
+    },
+    /// A chat template that does not compile or refused the messages.
+    #[error("chat template: {message}")]
+    Template {
+        /// The engine's or the template's own words.
+        message: String,
+    },
+}
+
+/// How the tensors found differ from the tensors expected.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct TensorReport {
+    /// Tensors the architecture needs and the file lacks.
+    pub missing: Vec<String>,
+    /// Tensors the file has and the architecture does not know.
+    pub unexpected: Vec<String>,
+    /// `(tensor, expected, found)`: shapes or types that differ.
+    pub mismatched: Vec<(String, String, String)>,
+}
+
+impl TensorReport {
+    /// True when nothing differs.
+    pub fn is_empty(&self) -> bool {
+        self.missing.is_empty() && self.unexpected.is_empty() && self.mismatched.is_empty()
+    }
+}
+
+impl std::fmt::Display for TensorReport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        /// At most this many names of a kind in one message; the count is always given.
+        const SHOWN: usize = 6;
+        let mut separator = "";
+        let list = |f: &mut std::fmt::Formatter<'_>, what: &str, names: &[String]| {
+            let more = if names.len() > SHOWN { ", ..." } else { "" };
+            write!(
+                f,
+                "{} {what}: {}{more}",
+                names.len(),
+                names[..names.len().min(SHOWN)].join(", ")
+            )
+        };
+        for (tensor, expected, found) in self.mismatched.iter().take(SHOWN) {
+            write!(f, "{separator}tensor {tensor}: expected {expected}, found {found}")?;
+            separator = "; ";
+        }
+        if self.mismatched.len() > SHOWN {
+            write!(f, "; {} more tensors differ", self.mismatched.len() - SHOWN)?;
+        }
+        if !self.missing.is_empty() {
+            f.write_str(separator)?;
+            list(f, "missing", &self.missing)?;
+            separator = "; ";
+        }
+        if !self.unexpected.is_empty() {
+            f.write_str(separator)?;
+            list(f, "unexpected", &self.unexpected)?;
+        }
+        Ok(())
+    }
+}
+
+impl Error {
+    /// An I/O error with its path.
+    pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
+        // fs_err wraps the system's reason in a sentence that names the path again: keep the reason.
+        let source = match source.get_ref().and_then(|inner| inner.source()) {
+            Some(inner) => std::io::Error::new(source.kind(), inner.to_string()),
+            None => source,
+        };
+        Self::Io { path: path.as_ref().to_owned(), source }
+    }
+
+    /// Bytes that do not follow their format.
+    pub fn format(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
+        Self::Format { path: path.as_ref().to_owned(), message: message.into() }
+    }
+
+    /// A key that is missing or impossible.
+    pub fn key(path: impl AsRef<Path>, key: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::Key { path: path.as_ref().to_owned(), key: key.into(), message: message.into() }
+    }
+
+    /// Something that cannot be carried exactly.
+    pub fn unsupported(what: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Unsupported { what: what.into(), reason: reason.into() }
+    }
+
+    /// What the user can do about it, where that is known.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Format { message, .. } if message.contains("Git LFS pointer") => {
+                Some("fetch the real file with `git lfs pull`".to_owned())
+            }
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! What all crates of mmx agree on, in pure Rust: model families as tables ([`arch`]), tensors, and the
+//! formats they are kept in.
+
+pub mod arch;
+pub mod error;
+pub mod gguf;
+pub mod tensor;
+
+pub use error::{Error, Result};

@@ -1,0 +1,40 @@
+//! The command line: one file per command, each from flags to a request to a library call.
+//!
+//! stdout is data, stderr is talk; `--json` puts exactly one JSON object on stdout.
+#![expect(clippy::print_stdout, reason = "stdout is where a command's data goes")]
+
+use clap::{Parser, Subcommand};
+
+use crate::error::Result;
+
+/// Train tiny language models from scratch and put them everywhere, provably unchanged.
+#[derive(Parser, Debug)]
+#[command(name = "mmx", version, about, propagate_version = true)]
+pub struct Cli {
+    /// Put exactly one JSON object on stdout
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Print the versions of mmx and of what it was built with
+    Version,
+}
+
+/// Runs a parsed command line.
+///
+/// # Errors
+/// Whatever the command met; `main` prints it and picks the exit code.
+pub fn run(cli: Cli) -> Result<()> {
+    match cli.command {
+        Command::Version => {
+            println!("mmx {}", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! mmx trains tiny language models from scratch and puts them everywhere, provably unchanged.
+//!
+//! The data flow, each word a file or folder:
+//! `jsonl -> sample -> batch -> model -> loss -> train -> checkpoint -> export -> run -> verify`.
+//! Families, tokenizer and file formats live in [`mmx_converters`], the runner in [`mmx_ggml`].
+//! Everything that needs libtorch is behind the feature `train`.
+
+pub mod cli;
+pub mod error;
+
+pub use error::{Error, Result};

@@ -1,0 +1,19 @@
+//! The command `mmx`: parse, call, print the error and its hint, exit code.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = mmx::cli::Cli::parse(); // misuse: clap prints the usage and exits 2
+    match mmx::cli::run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            if let Some(hint) = error.hint() {
+                eprintln!("\nhint: {hint}");
+            }
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
