@@ -8,7 +8,6 @@ fn main() {
         // The libraries are found through symbols of their dispatch tables only, so the linker
         // must keep them even where no symbol is named (CUDA kernels register themselves).
         println!("cargo::rustc-link-arg=-Wl,--no-as-needed");
-        println!("cargo::rustc-link-arg=-Wl,--copy-dt-needed-entries");
         println!("cargo::rustc-link-arg=-ltorch");
     }
 }
