@@ -3,6 +3,7 @@
 
 pub mod arch;
 pub mod error;
+pub mod file;
 pub mod gguf;
 pub mod tensor;
 

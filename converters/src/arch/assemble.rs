@@ -32,8 +32,8 @@ fn for_each_run(place: &Place, element: usize, mut run: impl FnMut(usize, usize,
     let mut index = vec![0; dims - 1];
     for r in 0..rows {
         let mut at = 0;
-        for d in 0..dims - 1 {
-            at = (at + place.offset[d] + index[d]) * place.shape[d + 1];
+        for (d, within) in index.iter().enumerate() {
+            at = (at + place.offset[d] + within) * place.shape[d + 1];
         }
         run(r * row, (at + place.offset[dims - 1]) * element, row);
         for d in (0..dims - 1).rev() {

@@ -318,7 +318,7 @@ impl Config {
         }
         let Some(moe) = &self.moe else { return Ok(()) };
         let always_normalizes = granite || layout == Layout::Gguf;
-        if always_normalizes && !moe.norm_topk_prob && !(moe.num_experts_per_tok == 1 && !granite) {
+        if always_normalizes && !moe.norm_topk_prob && (granite || moe.num_experts_per_tok != 1) {
             return refuse(
                 "it always divides the chosen experts' weights by their sum, and this model has \
                  norm_topk_prob false"

@@ -5,9 +5,35 @@
 //! the data, each tensor at a multiple of `general.alignment` (default 32), offsets the running padded sum.
 //! Source: GGUF specification, ggml/docs/gguf.md; limits as GGUF_FACTS section 1.
 
+mod read;
+#[cfg(test)]
+mod tests;
 mod types;
+mod write;
 
+pub use read::{Gguf, TensorInfo};
 pub use types::GgmlType;
+pub use write::{TensorSpec, to_bytes, write};
+
+/// `general.alignment` where the file says nothing. Source: GGUF specification.
+pub const DEFAULT_ALIGNMENT: u32 = 32;
+
+/// The numbers of the value types in a file. Source: GGUF specification.
+mod value_type {
+    pub(super) const U8: u32 = 0;
+    pub(super) const I8: u32 = 1;
+    pub(super) const U16: u32 = 2;
+    pub(super) const I16: u32 = 3;
+    pub(super) const U32: u32 = 4;
+    pub(super) const I32: u32 = 5;
+    pub(super) const F32: u32 = 6;
+    pub(super) const BOOL: u32 = 7;
+    pub(super) const STRING: u32 = 8;
+    pub(super) const ARRAY: u32 = 9;
+    pub(super) const U64: u32 = 10;
+    pub(super) const I64: u32 = 11;
+    pub(super) const F64: u32 = 12;
+}
 
 /// A metadata value.
 #[derive(Clone, Debug, PartialEq)]
