@@ -6,6 +6,7 @@
 //! Everything that needs libtorch is behind the feature `train`.
 
 pub mod cli;
+pub mod compare;
 pub mod error;
 
 pub use error::{Error, Result};

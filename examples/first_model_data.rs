@@ -1,0 +1,205 @@
+//! The data of the main job (`scripts/run`), made deterministically.
+//!
+//! ```text
+//! first_model_data text FILE.. > corpus.jsonl          plain text to {"text"} records
+//! first_model_data numbers train > numbers.jsonl       chats that spell numbers out
+//! first_model_data numbers test  > held-out.jsonl      the same questions about numbers never trained on
+//! ```
+//! The chat task has right answers: a number from 0 to 9999 in digits to English words and to Chinese
+//! characters, and back. Which numbers are held out depends on the number alone.
+
+use std::io::{self, Write};
+
+use serde_json::json;
+
+fn main() -> io::Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match args.as_slice() {
+        ["text", files @ ..] if !files.is_empty() => files.iter().try_for_each(|f| text(f)),
+        ["numbers", "train"] => numbers(false),
+        ["numbers", "test"] => numbers(true),
+        _ => {
+            eprintln!("usage: first_model_data text FILE.. | numbers train | numbers test");
+            std::process::exit(2);
+        }
+    }
+}
+
+/// Splits a text at lines of one `%` (fortune files) or at blank lines, joins paragraphs to records of at
+/// least 200 characters, drops terminal colours, and prints each as a JSON line.
+fn text(path: &str) -> io::Result<()> {
+    let all = fs_err::read_to_string(path)?;
+    let fortune = all.lines().any(|line| line == "%");
+    let mut record = String::new();
+    let mut out = io::stdout().lock();
+    let mut flush = |record: &mut String| {
+        let text = record.trim();
+        let result =
+            if text.is_empty() { Ok(()) } else { writeln!(out, "{}", json!({ "text": text })) };
+        record.clear();
+        result
+    };
+    for line in all.lines() {
+        let line = without_colours(line);
+        let boundary = if fortune { line == "%" } else { line.trim().is_empty() };
+        if boundary && (fortune || record.chars().count() >= 200) {
+            flush(&mut record)?;
+        } else if !boundary {
+            record.push_str(line.trim());
+            record.push('\n');
+        }
+    }
+    flush(&mut record)
+}
+
+/// Drops `ESC [ .. m` sequences.
+fn without_colours(line: &str) -> String {
+    let mut out = String::new();
+    let mut rest = line;
+    while let Some(start) = rest.find("\u{1b}[") {
+        out.push_str(&rest[..start]);
+        rest = rest[start..].split_once('m').map_or("", |(_, after)| after);
+    }
+    out + rest
+}
+
+/// Numbers up to this one, exclusive.
+const NUMBERS: u32 = 10_000;
+
+/// A fixed scramble of 64 bits (the finalizer of SplitMix64, Steele et al. 2014).
+fn scramble(x: u64) -> u64 {
+    let mut z = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// One number in a hundred is held out, except the few below 20 whose words occur nowhere else.
+fn held_out(n: u32) -> bool {
+    n >= 20 && scramble(n.into()).is_multiple_of(100)
+}
+
+fn numbers(test: bool) -> io::Result<()> {
+    let mut chosen: Vec<u32> = (0..NUMBERS).filter(|&n| held_out(n) == test).collect();
+    // an order of its own, so that a model that stops early has seen all sizes
+    chosen.sort_by_key(|&n| scramble(u64::from(n) + 1_000_000));
+    let mut out = io::stdout().lock();
+    for n in chosen {
+        for (question, answer) in [
+            (format!("Write {n} in English words."), english(n)),
+            (format!("用中文写出 {n}。"), chinese(n)),
+            (format!("Write {} in digits.", english(n)), n.to_string()),
+            (format!("用数字写出{}。", chinese(n)), n.to_string()),
+        ] {
+            let chat = json!({"conversations": [
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": answer},
+            ]});
+            writeln!(out, "{chat}")?;
+        }
+    }
+    Ok(())
+}
+
+/// `4827` as `four thousand eight hundred twenty-seven`.
+fn english(n: u32) -> String {
+    const SMALL: [&str; 20] = [
+        "zero",
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight",
+        "nine",
+        "ten",
+        "eleven",
+        "twelve",
+        "thirteen",
+        "fourteen",
+        "fifteen",
+        "sixteen",
+        "seventeen",
+        "eighteen",
+        "nineteen",
+    ];
+    const TENS: [&str; 10] =
+        ["", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"];
+    let with_rest = |head: String, rest: u32, separator: &str| match rest {
+        0 => head,
+        rest => head + separator + &english(rest),
+    };
+    match n {
+        0..20 => SMALL[n as usize].to_owned(),
+        20..100 => with_rest(TENS[n as usize / 10].to_owned(), n % 10, "-"),
+        100..1000 => with_rest(format!("{} hundred", english(n / 100)), n % 100, " "),
+        _ => with_rest(format!("{} thousand", english(n / 1000)), n % 1000, " "),
+    }
+}
+
+/// `4027` as `四千零二十七`: 零 stands once for each inner run of zeros; 10 to 19 begin with 十.
+fn chinese(n: u32) -> String {
+    const DIGITS: [char; 10] = ['零', '一', '二', '三', '四', '五', '六', '七', '八', '九'];
+    if n == 0 {
+        return DIGITS[0].to_string();
+    }
+    let mut out = String::new();
+    let mut zero = false;
+    for (unit, name) in [(1000, "千"), (100, "百"), (10, "十"), (1, "")] {
+        let digit = n / unit % 10;
+        if digit == 0 {
+            zero = !out.is_empty();
+            continue;
+        }
+        if zero {
+            out.push(DIGITS[0]);
+            zero = false;
+        }
+        if !(digit == 1 && unit == 10 && out.is_empty()) {
+            out.push(DIGITS[digit as usize]);
+        }
+        out.push_str(name);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spells_english() {
+        for (n, words) in [
+            (0, "zero"),
+            (13, "thirteen"),
+            (40, "forty"),
+            (87, "eighty-seven"),
+            (100, "one hundred"),
+            (1005, "one thousand five"),
+            (9999, "nine thousand nine hundred ninety-nine"),
+        ] {
+            assert_eq!(english(n), words);
+        }
+    }
+
+    #[test]
+    fn spells_chinese() {
+        for (n, words) in [
+            (0, "零"),
+            (10, "十"),
+            (17, "十七"),
+            (20, "二十"),
+            (105, "一百零五"),
+            (110, "一百一十"),
+            (4000, "四千"),
+            (4007, "四千零七"),
+            (4070, "四千零七十"),
+            (9909, "九千九百零九"),
+        ] {
+            assert_eq!(chinese(n), words);
+        }
+    }
+}
