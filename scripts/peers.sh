@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# The real consumers on what mmx exports: Transformers (no remote code) and llama.cpp, asked by the programs of
+# ../shared/judge. Installs what these need once, into $MMX_CACHE/peers. Called by scripts/test --peers.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+set -e; . scripts/env.sh; set +e
+shared=$PWD/../shared
+for needed in "$shared/judge/judge_hf.py" "$shared/golden/minimind2/forward.safetensors"; do
+  [ -e "$needed" ] || { say "error: $needed is missing: the golden models and judges belong beside the checkout"; exit 1; }
+done
+
+TRANSFORMERS=5.24.0
+python=$MMX_CACHE/peers-$TRANSFORMERS/bin/python
+if ! "$python" -c 'import transformers, torch, jinja2, gguf' 2>/dev/null; then
+  say "installing transformers $TRANSFORMERS (once)"
+  need_debian python3 python3
+  python3 -m venv --clear "$MMX_CACHE/peers-$TRANSFORMERS" >&2 || missing "python3-venv" "sudo apt-get install python3-venv"
+  site=$("$python" -c 'import site; print(site.getsitepackages()[0])')
+  # the torch that is here already, rather than 5 GB once more
+  case $LIBTORCH in */site-packages/torch | */dist-packages/torch) dirname "$LIBTORCH" >"$site/torch.pth" ;; esac
+  "$python" -c 'import torch' 2>/dev/null || "$python" -m pip install --quiet "torch==$TORCH_VERSION" >&2
+  "$python" -m pip install --quiet --disable-pip-version-check "transformers==$TRANSFORMERS" jinja2 gguf numpy safetensors >&2 ||
+    missing "transformers $TRANSFORMERS" "$python -m pip install transformers==$TRANSFORMERS jinja2 gguf"
+fi
+
+work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
+mmx=target/release/mmx
+passed=0; failed=0
+check() { # check NAME COMMAND..
+  local name=$1 out; shift
+  if out=$("$@" 2>&1); then
+    passed=$((passed + 1)); printf 'ok    %s: %s\n' "$name" "$(grep -E '^(hf|gguf|tokenizer):' <<<"$out" | tr '\n' ' ')"
+  else
+    failed=$((failed + 1)); printf 'FAIL  %s\n%s\n' "$name" "$out"
+  fi
+}
+
+# llama.cpp: the judge's helper, linked with the very library that is in mmx
+llama=$(find target/release/build -path '*llama-cpp-sys-2*/out/lib/libllama.a' -printf '%T@ %h\n' | sort -rn | head -1 | cut -d' ' -f2)
+source=$(cargo metadata --format-version 1 --offline --no-deps >/dev/null 2>&1; find "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*/llama-cpp-sys-2-0.1.161 -maxdepth 1 -name llama.cpp | head -1)
+judge=$work/judge_llama
+check "build judge_llama" c++ -std=c++17 -O1 -I "$source/include" -I "$source/ggml/include" "$shared/judge/judge_llama.cpp" -o "$judge" \
+  -L "$llama" -lllama -lggml -lggml-cpu -lggml-base -lpthread -ldl -lm
+
+class() {
+  case $1 in
+    minimind2) echo LlamaForCausalLM ;; minimind2-moe) echo GraniteMoeSharedForCausalLM ;;
+    minimind3) echo Qwen3ForCausalLM ;; *) echo Qwen3MoeForCausalLM ;;
+  esac
+}
+for set in golden golden-2026; do
+  for model in "$shared/$set"/*/config.json; do
+    model=$(dirname "$model"); name=$(basename "$model"); out=$work/$set-$name
+    check "$set/$name: export" "$mmx" export "$model" --tokenizer "$shared/$set" --out "$out" --hf f32 --gguf f32 --gguf q8_0 --gguf q4_0
+    hf=$(find "$out" -name config.json -printf '%h\n' | head -1)
+    gguf=$(find "$out" -name '*f32*.gguf' -o -name '*F32*.gguf' | head -1)
+    check "$set/$name: Transformers" "$python" "$shared/judge/judge_hf.py" "$hf" "$model/forward.safetensors" --atol 1e-4 --greedy --arch "$(class "$name")"
+    check "$set/$name: llama.cpp" "$python" "$shared/judge/judge_gguf.py" "$gguf" "$model/forward.safetensors" --atol 1e-4 --greedy --helper "$judge"
+    check "$set/$name: tokenizer in Transformers" "$python" "$shared/judge/judge_tokenizer.py" "$hf" "$shared/$set/tokenizer-cases.json" --against "$shared/$set" --fuzz 1000
+    check "$set/$name: tokenizer in llama.cpp" "$python" "$shared/judge/judge_tokenizer.py" "$gguf" "$shared/$set/tokenizer-cases.json" --helper "$judge" --against "$shared/$set" --fuzz 1000
+    for type in q8_0 q4_0; do # limits: GGUF_FACTS-like means measured on these models, EXPORT_FACTS section 6
+      file=$(find "$out" -iname "*$type*.gguf" | head -1)
+      limit=$([ $type = q8_0 ] && echo 2e-3 || echo 1.2e-1)
+      check "$set/$name: llama.cpp $type" "$python" "$shared/judge/judge_gguf.py" "$file" "$model/forward.safetensors" --kl --max-kl "$limit" --helper "$judge"
+    done
+  done
+done
+printf 'peers: %d passed, %d failed\n' "$passed" "$failed"
+[ "$failed" = 0 ]
