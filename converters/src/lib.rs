@@ -5,6 +5,7 @@ pub mod arch;
 pub mod error;
 pub mod file;
 pub mod gguf;
+pub mod safetensors;
 pub mod tensor;
 
 pub use error::{Error, Result};
