@@ -77,6 +77,8 @@ pub struct TensorReport {
     pub unexpected: Vec<String>,
     /// `(tensor, expected, found)`: shapes or types that differ.
     pub mismatched: Vec<(String, String, String)>,
+    /// What is behind it, where that is known: another number of layers, for instance.
+    pub note: Option<String>,
 }
 
 impl TensorReport {
@@ -86,11 +88,51 @@ impl TensorReport {
     }
 }
 
+impl TensorReport {
+    /// For missing tensors, the unexpected ones whose names are nearest: often a prefix or another spelling.
+    fn hint(&self) -> Option<String> {
+        let mut pairs = Vec::new();
+        for missing in self.missing.iter().take(2) {
+            // the unexpected names that are worth a comparison; more would be a file of another kind
+            let nearest =
+                self.unexpected.iter().take(1000).map(|found| (edits(missing, found), found)).min();
+            if let Some((distance, found)) = nearest
+                && distance <= missing.len() / 2
+            {
+                pairs.push(format!("{missing} (nearest in the file: {found})"));
+            }
+        }
+        (!pairs.is_empty()).then(|| format!("expected {}", pairs.join(", ")))
+    }
+}
+
+/// Levenshtein's distance between two names, in bytes.
+fn edits(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = i;
+        let mut left = i + 1;
+        for (cell, y) in row.iter_mut().skip(1).zip(b.bytes()) {
+            let new = (diagonal + usize::from(x != y)).min(left + 1).min(*cell + 1);
+            diagonal = std::mem::replace(cell, new);
+            left = new;
+        }
+        if let Some(first) = row.first_mut() {
+            *first = i + 1;
+        }
+    }
+    row.last().copied().unwrap_or_default()
+}
+
 impl std::fmt::Display for TensorReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         /// At most this many names of a kind in one message; the count is always given.
         const SHOWN: usize = 6;
         let mut separator = "";
+        if let Some(note) = &self.note {
+            f.write_str(note)?;
+            separator = "; ";
+        }
         let list = |f: &mut std::fmt::Formatter<'_>, what: &str, names: &[String]| {
             let more = if names.len() > SHOWN { ", ..." } else { "" };
             write!(
@@ -152,6 +194,7 @@ impl Error {
             Self::Format { message, .. } if message.contains("Git LFS pointer") => {
                 Some("fetch the real file with `git lfs pull`".to_owned())
             }
+            Self::Tensors { report, .. } => report.hint(),
             _ => None,
         }
     }

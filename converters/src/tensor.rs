@@ -3,7 +3,11 @@
 //! Shapes are outermost dimension first, as in PyTorch and safetensors, everywhere in mmx; the one
 //! place that turns ggml's reversed order round is `gguf`.
 
+use std::borrow::Cow;
+
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+use rayon::prelude::*;
 
 /// Element types of unquantized tensors. Block types are [`crate::gguf::GgmlType`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -106,11 +110,130 @@ impl TensorView<'_> {
 /// # Panics
 /// When `dtype` is no float of at most 32 bits (a bug of the caller).
 pub fn encode_f32(values: &[f32], dtype: Dtype) -> Vec<u8> {
+    assert!(matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::Bf16), "cannot write {dtype:?}");
+    let mut out = vec![0; values.len() * dtype.size()];
+    out.par_chunks_mut(CHUNK * dtype.size())
+        .zip(values.par_chunks(CHUNK))
+        .for_each(|(out, values)| encode(values, dtype, out));
+    out
+}
+
+/// Elements that one thread converts at a time: their float32 form stays in the first-level cache.
+const CHUNK: usize = 4096;
+
+/// `bytes` of element type `from` as those of `to`; the same bytes where the types are the same.
+///
+/// # Panics
+/// When `to` is neither `from` nor a float of at most 32 bits (a bug of the caller).
+pub fn convert(bytes: Cow<'_, [u8]>, from: Dtype, to: Dtype) -> Cow<'_, [u8]> {
+    if from == to {
+        return bytes;
+    }
+    assert!(matches!(to, Dtype::F32 | Dtype::F16 | Dtype::Bf16), "cannot write {to:?}");
+    let mut out = vec![0; bytes.len() / from.size() * to.size()];
+    out.par_chunks_mut(CHUNK * to.size()).zip(bytes.par_chunks(CHUNK * from.size())).for_each(
+        |(out, bytes)| {
+            let mut values = [0f32; CHUNK];
+            let values = &mut values[..out.len() / to.size()];
+            decode(bytes, from, values);
+            encode(values, to, out);
+        },
+    );
+    Cow::Owned(out)
+}
+
+/// One chunk in; as long as `values`.
+fn decode(bytes: &[u8], dtype: Dtype, values: &mut [f32]) {
     match dtype {
-        Dtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        Dtype::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
-        Dtype::Bf16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
-        other => panic!("encode_f32 cannot write {other:?}"),
+        Dtype::F32 => values
+            .iter_mut()
+            .zip(bytes.as_chunks().0)
+            .for_each(|(value, word)| *value = f32::from_le_bytes(*word)),
+        Dtype::F16 => {
+            // through the slice form, which uses the processor's own conversion
+            let mut words = [f16::ZERO; CHUNK];
+            let words = &mut words[..values.len()];
+            words
+                .iter_mut()
+                .zip(bytes.as_chunks().0)
+                .for_each(|(half, word)| *half = f16::from_le_bytes(*word));
+            words.convert_to_f32_slice(values);
+        }
+        Dtype::Bf16 => values
+            .iter_mut()
+            .zip(bytes.as_chunks().0)
+            .for_each(|(value, word)| *value = bf16::from_le_bytes(*word).to_f32()),
+        _ => {
+            let shape = [values.len()];
+            values.copy_from_slice(&TensorView { dtype, shape: &shape, data: bytes }.to_f32());
+        }
+    }
+}
+
+/// One chunk out; `out` has its size.
+fn encode(values: &[f32], dtype: Dtype, out: &mut [u8]) {
+    match dtype {
+        Dtype::F16 => {
+            let mut words = [f16::ZERO; CHUNK];
+            let words = &mut words[..values.len()];
+            words.convert_from_f32_slice(values);
+            out.as_chunks_mut()
+                .0
+                .iter_mut()
+                .zip(words)
+                .for_each(|(o, half)| *o = half.to_le_bytes());
+        }
+        Dtype::Bf16 => out
+            .as_chunks_mut()
+            .0
+            .iter_mut()
+            .zip(values)
+            .for_each(|(o, v)| *o = bf16::from_f32(*v).to_le_bytes()),
+        _ => out.as_chunks_mut().0.iter_mut().zip(values).for_each(|(o, v)| *o = v.to_le_bytes()),
+    }
+}
+
+/// The largest finite magnitude among values, and where the first one that is not finite stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Magnitude {
+    /// Largest finite absolute value; 0 without any.
+    pub largest: f32,
+    /// Its index.
+    pub at: usize,
+    /// Index of the first infinity or NaN.
+    pub not_finite: Option<usize>,
+}
+
+/// Measures `bytes` of `dtype` as float32 values.
+pub fn magnitude(bytes: &[u8], dtype: Dtype) -> Magnitude {
+    // As integers, magnitudes are in the same order as floats; infinities and NaN stand above all.
+    const INFINITE: u32 = 0x7f80_0000;
+    let chunks = bytes.par_chunks(CHUNK * dtype.size());
+    let found = chunks.enumerate().map(|(i, bytes)| {
+        let mut values = [0f32; CHUNK];
+        let values = &mut values[..bytes.len() / dtype.size()];
+        decode(bytes, dtype, values);
+        let bits = |v: &f32| v.to_bits() & 0x7fff_ffff;
+        let top = values.iter().map(bits).max().unwrap_or(0);
+        (i, top, values.iter().map(bits).filter(|&b| b < INFINITE).max().unwrap_or(0))
+    });
+    let found: Vec<(usize, u32, u32)> = found.collect();
+    let position = |chunk: usize, wanted: &dyn Fn(u32) -> bool| {
+        let begin = chunk * CHUNK;
+        let end = (begin + CHUNK).min(bytes.len() / dtype.size());
+        let mut values = vec![0f32; end - begin];
+        decode(&bytes[begin * dtype.size()..end * dtype.size()], dtype, &mut values);
+        begin + values.iter().position(|v| wanted(v.to_bits() & 0x7fff_ffff)).unwrap_or(0)
+    };
+    let largest = found.iter().map(|f| f.2).max().unwrap_or(0);
+    let first = found.iter().find(|f| f.2 == largest).map_or(0, |f| f.0);
+    Magnitude {
+        largest: f32::from_bits(largest),
+        at: if found.is_empty() { 0 } else { position(first, &|b| b == largest) },
+        not_finite: found
+            .iter()
+            .find(|f| f.1 >= INFINITE)
+            .map(|f| position(f.0, &|b| b >= INFINITE)),
     }
 }
 
@@ -122,4 +245,72 @@ pub fn first_overflow(values: &[f32], dtype: Dtype) -> Option<usize> {
         _ => return None,
     };
     values.iter().position(|&v| overflows(v))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_to_nearest_even_as_the_case_says() {
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../shared/cases/files/bf16-rounding/bits.json"
+        );
+        let cases: serde_json::Value =
+            serde_json::from_str(&fs_err::read_to_string(path).unwrap()).unwrap();
+        let cases = cases.as_array().unwrap();
+        assert!(cases.len() > 10);
+        for case in cases {
+            let value =
+                f32::from_bits(u32::from_str_radix(case["f32"].as_str().unwrap(), 16).unwrap());
+            for (key, dtype) in [("bf16", Dtype::Bf16), ("f16", Dtype::F16)] {
+                let single = value.to_le_bytes();
+                let found = convert(Cow::Borrowed(&single), Dtype::F32, dtype).into_owned();
+                assert_eq!(found, encode_f32(&[value], dtype));
+                let bits = u16::from_le_bytes([found[0], found[1]]);
+                match case[key].as_str().unwrap() {
+                    "nan" if dtype == Dtype::F16 => {
+                        assert!(f16::from_bits(bits).is_nan(), "{case}")
+                    }
+                    "nan" => assert!(bf16::from_bits(bits).is_nan(), "{case}"),
+                    hex => assert_eq!(format!("{bits:04x}"), hex, "{case} as {key}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn conversion_in_chunks_equals_conversion_one_by_one() {
+        let values: Vec<f32> = (0..3 * CHUNK + 7).map(|i| (i as f32 - 5000.0) / 37.0).collect();
+        let single = encode_f32(&values, Dtype::F32);
+        assert!(single.chunks_exact(4).zip(&values).all(|(b, v)| b == v.to_le_bytes()));
+        for dtype in [Dtype::F16, Dtype::Bf16] {
+            let half = convert(Cow::Borrowed(&single), Dtype::F32, dtype);
+            for (word, v) in half.chunks_exact(2).zip(&values) {
+                let expected = match dtype {
+                    Dtype::F16 => f16::from_f32(*v).to_le_bytes(),
+                    _ => bf16::from_f32(*v).to_le_bytes(),
+                };
+                assert_eq!(word, expected, "{v} as {dtype:?}");
+            }
+            let back = convert(half.clone(), dtype, Dtype::F32);
+            let shape = [values.len()];
+            let view = TensorView { dtype, shape: &shape, data: &half };
+            assert_eq!(*back, *encode_f32(&view.to_f32(), Dtype::F32));
+        }
+    }
+
+    #[test]
+    fn finds_the_largest_value_and_the_first_that_is_not_finite() {
+        let mut values = vec![1.0f32; 2 * CHUNK + 3];
+        values[CHUNK + 5] = -80_000.0;
+        let clean = magnitude(&encode_f32(&values, Dtype::F32), Dtype::F32);
+        assert_eq!(clean, Magnitude { largest: 80_000.0, at: CHUNK + 5, not_finite: None });
+        values[2 * CHUNK + 1] = f32::NAN;
+        values[2 * CHUNK + 2] = f32::INFINITY;
+        let found = magnitude(&encode_f32(&values, Dtype::F32), Dtype::F32);
+        assert_eq!(found, Magnitude { not_finite: Some(2 * CHUNK + 1), ..clean });
+        assert_eq!(magnitude(&[], Dtype::F32), Magnitude::default());
+    }
 }

@@ -48,7 +48,9 @@ fn for_each_run(place: &Place, element: usize, mut run: impl FnMut(usize, usize,
 
 /// Reorders rows: `out[r] = data[order[r]]`, rows of `row_bytes`.
 pub fn reorder_rows(data: &[u8], row_bytes: usize, order: &[usize]) -> Vec<u8> {
-    order.iter().flat_map(|&row| &data[row * row_bytes..(row + 1) * row_bytes]).copied().collect()
+    let mut out = Vec::with_capacity(data.len());
+    order.iter().for_each(|&row| out.extend(&data[row * row_bytes..(row + 1) * row_bytes]));
+    out
 }
 
 /// A weight's rows in GGUF's order (see [`Weight::gguf_permuted_heads`]); others unchanged.

@@ -16,9 +16,11 @@ mod gguf_keys;
 mod minimind2;
 mod minimind3;
 pub mod presets;
+mod public;
 pub mod rope;
 
 pub use config::{AuxLoss, Config, Moe, RopeScaling};
+pub use public::{Public, gather, public_tensors};
 
 /// The four families mmx trains. Each equals a public architecture (see [`Family::transformers_class`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -136,6 +138,21 @@ impl Place {
     /// True when the weight is all of the public tensor.
     pub fn is_whole(&self) -> bool {
         self.shape == self.extent
+    }
+
+    /// The block as one run of elements of the public tensor, if it is one: whole tensors, and slices of
+    /// a stack.
+    pub fn run(&self) -> Option<std::ops::Range<usize>> {
+        let full = |d: &usize| self.extent[*d] == self.shape[*d];
+        // from the innermost dimension outwards: full ones, one that may be cut, then single entries
+        let inner = (0..self.shape.len()).rev().take_while(full).count();
+        let outer = self.shape.len() - inner;
+        let single = self.extent.iter().take(outer.saturating_sub(1)).all(|&n| n == 1);
+        single.then(|| {
+            let begin =
+                self.offset.iter().zip(&self.shape).fold(0, |at, (offset, n)| at * n + offset);
+            begin..begin + self.extent.iter().product::<usize>()
+        })
     }
 }
 
