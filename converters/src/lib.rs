@@ -2,10 +2,12 @@
 //! formats they are kept in.
 
 pub mod arch;
+pub mod chat;
 pub mod error;
 pub mod file;
 pub mod gguf;
 pub mod safetensors;
 pub mod tensor;
+pub mod tokenizer;
 
 pub use error::{Error, Result};

@@ -1,0 +1,347 @@
+//! The tokenizer as GGUF keys, out and in, so that a GGUF alone is enough to run a model.
+//!
+//! Source: GGUF_FACTS section 5 and EXPORT_FACTS section 4. The pre-tokenizer's name is `gpt-2`: the
+//! only common name whose regex equals ByteLevel's; others split digits and line ends otherwise.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use serde_json::{Map, Value as Json, json};
+
+use super::{Token, TokenKind, Tokenizer, open};
+use crate::arch::Config;
+use crate::error::{Error, Result};
+use crate::gguf::{Metadata, Value};
+
+/// `tokenizer.ggml.token_type`. Source: llama.cpp's llama_token_type.
+const NORMAL: i32 = 1;
+const UNKNOWN: i32 = 2;
+const CONTROL: i32 = 3;
+const USER_DEFINED: i32 = 4;
+const UNUSED: i32 = 5;
+
+/// Names of llama.cpp whose regex is GPT-2's.
+const GPT2_REGEX: [&str; 3] = ["gpt-2", "trillion", "granite-docling"];
+
+impl Tokenizer {
+    /// The `tokenizer.*` keys of a GGUF, in order, one token per row of the model's embedding.
+    ///
+    /// # Errors
+    /// A tokenizer whose ids llama.cpp could not reproduce: another pre-tokenizer, a normalizer, a
+    /// post-processor, BPE without merges, added tokens that strip blanks, more tokens than rows.
+    pub fn to_gguf_keys(&self, config: &Config) -> Result<Vec<(String, Value)>> {
+        let json: Json =
+            serde_json::from_slice(&self.json).map_err(|e| self.fault(e.to_string()))?;
+        self.check_carried(&json)?;
+        let merges = self.merges(&json)?;
+        if config.vocab_size < self.vocab_size() {
+            return Err(self.fault(format!(
+                "expected at most vocab_size {} tokens, found {}",
+                config.vocab_size,
+                self.vocab_size()
+            )));
+        }
+        let mut texts = Vec::with_capacity(config.vocab_size);
+        let mut types = Vec::with_capacity(config.vocab_size);
+        for id in 0..config.vocab_size {
+            match self.tokens.get(id).and_then(Option::as_ref) {
+                Some(token) => {
+                    texts.push(token.text.clone());
+                    types.push(match token.kind {
+                        TokenKind::Normal => NORMAL,
+                        TokenKind::Control => CONTROL,
+                        TokenKind::UserDefined => USER_DEFINED,
+                    });
+                }
+                None => {
+                    let mut text = format!("[PAD{id}]");
+                    while self.ids.contains_key(&text) {
+                        text.push('_'); // texts must be unique
+                    }
+                    texts.push(text);
+                    types.push(UNUSED);
+                }
+            }
+        }
+        let key = |name: &str| format!("tokenizer.ggml.{name}");
+        let eos = self.stop_ids(&config.eos_token_id);
+        let main_eos = eos.first().copied().unwrap_or(2);
+        let mut keys = vec![
+            (key("model"), Value::String("gpt2".into())),
+            (key("pre"), Value::String("gpt-2".into())),
+            (key("tokens"), Value::Strings(texts)),
+            (key("token_type"), Value::I32s(types)),
+            (key("merges"), Value::Strings(merges)),
+            (key("bos_token_id"), Value::U32(self.bos_id().unwrap_or(config.bos_token_id))),
+            (key("eos_token_id"), Value::U32(main_eos)),
+        ];
+        let pad = self.pad_id().unwrap_or(config.pad_token_id);
+        keys.push((key("unknown_token_id"), Value::U32(self.unk_id().unwrap_or(pad))));
+        keys.push((key("padding_token_id"), Value::U32(pad)));
+        // a second end of generation finds its place here; llama.cpp stops at either
+        keys.push((key("eot_token_id"), Value::U32(eos.get(1).copied().unwrap_or(main_eos))));
+        for name in ["add_bos_token", "add_eos_token", "add_space_prefix"] {
+            keys.push((key(name), Value::Bool(false)));
+        }
+        if let Some(template) = &self.template {
+            keys.push(("tokenizer.chat_template".into(), Value::String(template.source().into())));
+        }
+        Ok(keys)
+    }
+
+    /// Refuses every part of tokenizer.json that GGUF's `gpt-2` does not stand for.
+    fn check_carried(&self, json: &Json) -> Result<()> {
+        let refuse = |part: &str, why: &str| {
+            Err(Error::unsupported(
+                format!("{}: GGUF tokenizer", self.path.display()),
+                format!("{part} {why}"),
+            ))
+        };
+        let null = Json::Null;
+        let get = |pointer: &str| json.pointer(pointer).unwrap_or(&null);
+        if !get("/normalizer").is_null() {
+            let name = part_name(get("/normalizer"));
+            return refuse("normalizer", &format!("{name} has no GGUF name, only none has"));
+        }
+        let pre = only(get("/pre_tokenizer"), "pretokenizers");
+        if pre.get("type").and_then(Json::as_str) != Some("ByteLevel") {
+            let name = part_name(get("/pre_tokenizer"));
+            return refuse(
+                "pre_tokenizer",
+                &format!("{name} has no known GGUF name, only ByteLevel has"),
+            );
+        }
+        // ByteLevel's own defaults are true for both
+        if pre.get("add_prefix_space").and_then(Json::as_bool) != Some(false) {
+            return refuse(
+                "pre_tokenizer",
+                "ByteLevel with add_prefix_space has no known GGUF name",
+            );
+        }
+        if pre.get("use_regex").and_then(Json::as_bool) == Some(false) {
+            return refuse("pre_tokenizer", "ByteLevel without use_regex has no known GGUF name");
+        }
+        let post = get("/post_processor");
+        if !post.is_null() && only(post, "processors").get("type") != Some(&"ByteLevel".into()) {
+            let name = part_name(post);
+            return refuse(
+                "post_processor",
+                &format!("{name} has no GGUF name, only ByteLevel and none have"),
+            );
+        }
+        for key in ["continuing_subword_prefix", "end_of_word_suffix"] {
+            if get(&format!("/model/{key}")).as_str().is_some_and(|s| !s.is_empty()) {
+                return refuse(&format!("model.{key}"), "has no GGUF key");
+            }
+        }
+        for key in ["byte_fallback", "ignore_merges"] {
+            if get(&format!("/model/{key}")).as_bool() == Some(true) {
+                return refuse(&format!("model.{key}"), "is not part of GGUF's gpt-2 tokenizer");
+            }
+        }
+        if get("/model/dropout").as_f64().is_some_and(|p| p > 0.0) {
+            return refuse("model.dropout", "makes ids random");
+        }
+        for token in get("/added_tokens").as_array().into_iter().flatten() {
+            for key in ["lstrip", "rstrip", "single_word"] {
+                if token.get(key).and_then(Json::as_bool) == Some(true) {
+                    let text = token.get("content").and_then(Json::as_str).unwrap_or_default();
+                    return refuse(
+                        &format!("added token {text:?}:"),
+                        &format!("{key} has no GGUF key"),
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The merges as `left right`, from either spelling of tokenizer.json.
+    fn merges(&self, json: &Json) -> Result<Vec<String>> {
+        let list = json.pointer("/model/merges").and_then(Json::as_array);
+        let mut merges = Vec::new();
+        for (rank, merge) in list.into_iter().flatten().enumerate() {
+            let pair = match merge {
+                Json::String(s) => Some(s.clone()),
+                Json::Array(pair) => match pair.as_slice() {
+                    [Json::String(left), Json::String(right)]
+                        if !left.contains(' ') && !right.contains(' ') =>
+                    {
+                        Some(format!("{left} {right}"))
+                    }
+                    _ => None,
+                },
+                _ => None,
+            };
+            merges.push(pair.ok_or_else(|| {
+                self.fault(format!("merge {rank}: expected two byte-level tokens, found {merge}"))
+            })?);
+        }
+        if merges.is_empty()
+            && let Some(token) = self.tokens.iter().flatten().find(|t| is_merged(t))
+        {
+            return Err(self.fault(format!(
+                "expected merges, found none, though token {:?} is longer than one byte",
+                token.text
+            )));
+        }
+        Ok(merges)
+    }
+
+    /// The tokenizer that a GGUF's keys describe.
+    ///
+    /// # Errors
+    /// Missing or malformed keys, another tokenizer model than byte-level BPE, another pre-tokenizer
+    /// than GPT-2's, merges that are missing or name unknown tokens.
+    pub fn from_gguf(metadata: &Metadata, path: &Path) -> Result<Self> {
+        let missing = |key: &str, expected: &str| {
+            let found = metadata.get(key).map_or("none".to_owned(), Value::describe);
+            Error::key(path, key, format!("expected {expected}, found {found}"))
+        };
+        let string = |key: &str| metadata.string(key).ok_or_else(|| missing(key, "a string"));
+        let model = string("tokenizer.ggml.model")?;
+        if model != "gpt2" {
+            return Err(missing("tokenizer.ggml.model", "\"gpt2\" (byte-level BPE)"));
+        }
+        let pre = metadata.string("tokenizer.ggml.pre").unwrap_or_default();
+        if !GPT2_REGEX.contains(&pre) {
+            return Err(missing(
+                "tokenizer.ggml.pre",
+                "\"gpt-2\" (another pre-tokenizer splits text otherwise, and its ids would be wrong)",
+            ));
+        }
+        let tokens_key = "tokenizer.ggml.tokens";
+        let Some(Value::Strings(texts)) = metadata.get(tokens_key) else {
+            return Err(missing(tokens_key, "an array of strings"));
+        };
+        let types = match metadata.get("tokenizer.ggml.token_type") {
+            Some(Value::I32s(types)) if types.len() == texts.len() => types.clone(),
+            None => vec![NORMAL; texts.len()],
+            Some(_) => {
+                let expected = format!("{} i32, one per token", texts.len());
+                return Err(missing("tokenizer.ggml.token_type", &expected));
+            }
+        };
+        let merges: &[String] = match metadata.get("tokenizer.ggml.merges") {
+            Some(Value::Strings(merges)) => merges,
+            Some(other) if other.array_len() == Some(0) => &[],
+            None => &[],
+            Some(_) => return Err(missing("tokenizer.ggml.merges", "an array of strings")),
+        };
+        let json = tokenizer_json(path, texts, &types, merges)?;
+        let mut settings = Map::new();
+        let id_of = |name: &str| -> Result<Option<u32>> {
+            let key = format!("tokenizer.ggml.{name}");
+            let Some(value) = metadata.get(&key) else { return Ok(None) };
+            let id = value.as_u64().and_then(|n| u32::try_from(n).ok());
+            match id.filter(|&id| (id as usize) < texts.len()) {
+                Some(id) => Ok(Some(id)),
+                None => Err(missing(&key, &format!("a token id below {}", texts.len()))),
+            }
+        };
+        for (key, name) in [
+            ("bos_token", "bos_token_id"),
+            ("eos_token", "eos_token_id"),
+            ("pad_token", "padding_token_id"),
+            ("unk_token", "unknown_token_id"),
+        ] {
+            let text = id_of(name)?.map(|id| texts[id as usize].clone());
+            settings.insert(key.into(), text.map_or(Json::Null, Json::from));
+        }
+        let template = metadata.string("tokenizer.chat_template").map(str::to_owned);
+        let mut tokenizer = Self::assemble(path, json, settings, template)?;
+        let ends: Vec<u32> =
+            [id_of("eos_token_id")?, id_of("eot_token_id")?, id_of("eom_token_id")?]
+                .into_iter()
+                .flatten()
+                .collect();
+        tokenizer.specials.eos = tokenizer.stop_ids(&ends);
+        if merges.is_empty()
+            && let Some(token) = tokenizer.tokens.iter().flatten().find(|t| is_merged(t))
+        {
+            return Err(tokenizer.fault(format!(
+                "key tokenizer.ggml.merges: expected merges, found none, though token {:?} is longer \
+                 than one byte",
+                token.text
+            )));
+        }
+        for key in ["add_bos_token", "add_eos_token"] {
+            let key = format!("tokenizer.ggml.{key}");
+            if metadata.get(&key).and_then(Value::as_bool) == Some(true) {
+                tokenizer.warnings.push(format!(
+                    "{}: {key} is true, but mmx adds no token to a text",
+                    path.display()
+                ));
+            }
+        }
+        Ok(tokenizer)
+    }
+}
+
+/// A normal token of more than one byte: only a merge can make it.
+fn is_merged(token: &Token) -> bool {
+    token.kind == TokenKind::Normal && token.bytes.len() > 1
+}
+
+/// The one part of a `Sequence`, or the part itself.
+fn only<'a>(part: &'a Json, list: &str) -> &'a Json {
+    match part.get(list).and_then(Json::as_array).map(Vec::as_slice) {
+        Some([one]) => one,
+        _ => part,
+    }
+}
+
+fn part_name(part: &Json) -> String {
+    part.get("type").and_then(Json::as_str).unwrap_or("none").to_owned()
+}
+
+/// tokenizer.json of a GGUF's arrays, as the tokenizers library spells it.
+fn tokenizer_json(
+    path: &Path,
+    texts: &[String],
+    types: &[i32],
+    merges: &[String],
+) -> Result<Vec<u8>> {
+    let mut vocab = Map::new();
+    let mut added = Vec::new();
+    let mut seen = HashSet::new();
+    for (id, (text, kind)) in texts.iter().zip(types).enumerate() {
+        if !seen.insert(text) {
+            let message = format!("expected unique tokens, found {text:?} twice");
+            return Err(Error::key(path, "tokenizer.ggml.tokens", message));
+        }
+        if *kind == UNUSED {
+            continue;
+        }
+        if text.is_empty() {
+            let message = format!("token {id}: expected a text, found an empty one");
+            return Err(Error::key(path, "tokenizer.ggml.tokens", message));
+        }
+        vocab.insert(text.clone(), id.into());
+        let special = match *kind {
+            CONTROL | UNKNOWN => true,
+            USER_DEFINED => false,
+            _ => continue,
+        };
+        added.push(json!({
+            "id": id, "content": text, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": special,
+        }));
+    }
+    let mut pairs = Vec::with_capacity(merges.len());
+    for (rank, merge) in merges.iter().enumerate() {
+        match merge.split_once(' ') {
+            Some((left, right))
+                if !left.is_empty() && !right.is_empty() && !right.contains(' ') =>
+            {
+                pairs.push(json!([left, right]));
+            }
+            _ => {
+                let message = format!("merge {rank}: expected \"left right\", found {merge:?}");
+                return Err(Error::key(path, "tokenizer.ggml.merges", message));
+            }
+        }
+    }
+    let value = open::tokenizer_json(added, vocab, pairs);
+    serde_json::to_vec_pretty(&value).map_err(|e| Error::format(path, e.to_string()))
+}

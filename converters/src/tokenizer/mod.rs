@@ -1,0 +1,289 @@
+//! Text to ids and back: byte-level BPE as tokenizer.json describes it, or as a GGUF's keys do.
+//!
+//! In: a folder with tokenizer.json (and tokenizer_config.json, chat_template.jinja, ...), or GGUF
+//! metadata. Out: ids, bytes of ids, rendered chats with their ids, and the same tokenizer in either form.
+//!
+//! A token is *control* when tokenizer.json calls it special or its text reads `<|...|>`: the rule by
+//! which GGUF files are written, so a tokenizer is the same from both. Text of control tokens gives
+//! control ids in [`Tokenizer::encode`] and never in [`Tokenizer::encode_plain`].
+
+mod bytes;
+mod gguf;
+mod open;
+mod protect;
+mod save;
+mod stream;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+use serde_json::{Map, Value};
+
+use crate::chat::{self, Template};
+use crate::error::{Error, Result};
+
+pub use stream::DecodeStream;
+
+/// A byte-level BPE tokenizer with its special tokens and chat template.
+#[derive(Clone, Debug)]
+pub struct Tokenizer {
+    /// What messages name: the file it came from.
+    path: PathBuf,
+    /// tokenizer.json, byte for byte as read.
+    json: Vec<u8>,
+    /// tokenizer_config.json as read, without the template.
+    settings: Map<String, Value>,
+    /// Recognises all added tokens.
+    full: tokenizers::Tokenizer,
+    /// Knows no control token.
+    plain: tokenizers::Tokenizer,
+    /// By id; None where an id has no token.
+    tokens: Vec<Option<Token>>,
+    ids: HashMap<String, u32>,
+    specials: Specials,
+    template: Option<Template>,
+    /// Sentences for the user: what looks odd but is no error.
+    pub warnings: Vec<String>,
+}
+
+/// The ids with a role.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Specials {
+    bos: Option<u32>,
+    /// Every id that ends a generation, the main one first.
+    eos: Vec<u32>,
+    pad: Option<u32>,
+    unk: Option<u32>,
+}
+
+/// One entry of the vocabulary.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Token {
+    /// As spelled in the file: the byte-level alphabet, or plain text of an added token.
+    text: String,
+    /// What it stands for in decoded text.
+    bytes: Vec<u8>,
+    kind: TokenKind,
+}
+
+/// What a token is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenKind {
+    /// A piece of text.
+    Normal,
+    /// A mark of the template: never text, left out when decoding with `skip_control`.
+    Control,
+    /// An added token that stands for its own text, `<think>` for instance.
+    UserDefined,
+}
+
+/// A rendered chat.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prompt {
+    /// What the template made of the messages.
+    pub text: String,
+    /// Its ids; control ids come from the template only, never from the text of a message.
+    pub ids: Vec<u32>,
+}
+
+impl Tokenizer {
+    /// The ids of a text; the text of any added token gives its id. Nothing is added.
+    ///
+    /// # Errors
+    /// The library's own, on a text it cannot split.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        self.run(&self.full, text)
+    }
+
+    /// The ids of a text in which nothing is a control token, whatever it says.
+    ///
+    /// # Errors
+    /// The library's own, on a text it cannot split.
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
+        self.run(&self.plain, text)
+    }
+
+    /// [`Tokenizer::encode`] of many texts, in parallel, in order.
+    ///
+    /// # Errors
+    /// The first text that failed.
+    pub fn encode_batch<T: AsRef<str> + Sync>(&self, texts: &[T]) -> Result<Vec<Vec<u32>>> {
+        texts.par_iter().map(|text| self.encode(text.as_ref())).collect()
+    }
+
+    fn run(&self, tokenizer: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>> {
+        let encoding = tokenizer.encode_fast(text, false).map_err(|e| self.fault(e.to_string()))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Renders messages and encodes the prompt. Control ids come from the template's own text only:
+    /// a message that contains `<|im_end|>` is encoded as these ten characters.
+    ///
+    /// # Errors
+    /// No template, one that does not compile, or one that refuses the messages.
+    pub fn encode_chat(&self, messages: &[Value], options: &chat::Options) -> Result<Prompt> {
+        let template = self.require_template()?;
+        let control: Vec<&str> = self
+            .tokens
+            .iter()
+            .flatten()
+            .filter(|t| t.kind == TokenKind::Control)
+            .map(|t| t.text.as_str())
+            .collect();
+        let guard = protect::Guard::new(&control, messages, options, template.source())?;
+        let text = template.render(&guard.messages, &guard.options)?;
+        let ids = if guard.changed {
+            let mut ids = Vec::new();
+            for piece in guard.pieces(&text) {
+                match piece {
+                    protect::Piece::Control(token) => ids.extend(self.id_of(token)),
+                    protect::Piece::Text(text) => ids.extend(self.encode_plain(&text)?),
+                }
+            }
+            ids
+        } else {
+            self.encode(&text)?
+        };
+        Ok(Prompt { text: guard.strip(&text), ids })
+    }
+
+    /// Renders messages as text, as training data is made: no message is protected.
+    ///
+    /// # Errors
+    /// No template, one that does not compile, or one that refuses the messages.
+    pub fn render_chat(&self, messages: &[Value], options: &chat::Options) -> Result<String> {
+        self.require_template()?.render(messages, options)
+    }
+
+    fn require_template(&self) -> Result<&Template> {
+        self.template.as_ref().ok_or_else(|| Error::Template {
+            message: format!(
+                "expected one in tokenizer_config.json, chat_template.jinja or the GGUF, found none in {}",
+                self.path.display()
+            ),
+        })
+    }
+
+    /// The text of ids: bytes joined, then read as UTF-8 (U+FFFD where they are none). Ids without a
+    /// token give nothing; with `skip_control`, control tokens neither.
+    pub fn decode(&self, ids: &[u32], skip_control: bool) -> String {
+        let mut bytes = Vec::new();
+        for &id in ids {
+            if !(skip_control && self.is_control(id)) {
+                bytes.extend_from_slice(self.token_bytes(id));
+            }
+        }
+        match String::from_utf8(bytes) {
+            Ok(text) => text,
+            Err(broken) => String::from_utf8_lossy(broken.as_bytes()).into_owned(),
+        }
+    }
+
+    /// Decodes ids one after another as they are generated.
+    pub fn decode_stream(&self, skip_control: bool) -> DecodeStream<'_> {
+        DecodeStream::new(self, skip_control)
+    }
+
+    /// The bytes an id stands for; none for an id without a token.
+    pub fn token_bytes(&self, id: u32) -> &[u8] {
+        self.token(id).map_or(&[], |t| t.bytes.as_slice())
+    }
+
+    /// A token as spelled in tokenizer.json (`Ġthe`).
+    pub fn token_text(&self, id: u32) -> Option<&str> {
+        self.token(id).map(|t| t.text.as_str())
+    }
+
+    /// What a token is for; None for an id without a token.
+    pub fn token_kind(&self, id: u32) -> Option<TokenKind> {
+        self.token(id).map(|t| t.kind)
+    }
+
+    /// True for control tokens.
+    pub fn is_control(&self, id: u32) -> bool {
+        self.token_kind(id) == Some(TokenKind::Control)
+    }
+
+    /// False for ids that no text and no template gives: a sampler must never return them.
+    pub fn has_token(&self, id: u32) -> bool {
+        self.token(id).is_some()
+    }
+
+    fn token(&self, id: u32) -> Option<&Token> {
+        self.tokens.get(usize::try_from(id).ok()?)?.as_ref()
+    }
+
+    /// The id of a token as spelled in tokenizer.json.
+    pub fn id_of(&self, text: &str) -> Option<u32> {
+        self.ids.get(text).copied()
+    }
+
+    /// The highest id with a token, plus one. A model may have more rows than this.
+    pub fn vocab_size(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// The id a text or turn begins with.
+    pub fn bos_id(&self) -> Option<u32> {
+        self.specials.bos
+    }
+
+    /// The main end of generation.
+    pub fn eos_id(&self) -> Option<u32> {
+        self.specials.eos.first().copied()
+    }
+
+    /// Every id the tokenizer's files call an end of generation, the main one first.
+    pub fn eos_ids(&self) -> &[u32] {
+        &self.specials.eos
+    }
+
+    /// The stop set: the tokenizer's ends first, then those of a model's configuration, none twice.
+    pub fn stop_ids(&self, config_eos: &[u32]) -> Vec<u32> {
+        let mut all = self.specials.eos.clone();
+        for &id in config_eos {
+            if !all.contains(&id) {
+                all.push(id);
+            }
+        }
+        all
+    }
+
+    /// Padding.
+    pub fn pad_id(&self) -> Option<u32> {
+        self.specials.pad
+    }
+
+    /// The id for what has none; byte-level vocabularies never need it.
+    pub fn unk_id(&self) -> Option<u32> {
+        self.specials.unk
+    }
+
+    /// The chat template.
+    pub fn template(&self) -> Option<&Template> {
+        self.template.as_ref()
+    }
+
+    /// The ids and texts of all added tokens (control and user-defined), by id.
+    pub fn added_tokens(&self) -> impl Iterator<Item = (u32, &str, TokenKind)> {
+        (0..).zip(&self.tokens).filter_map(|(id, token)| {
+            let token = token.as_ref().filter(|t| t.kind != TokenKind::Normal)?;
+            Some((id, token.text.as_str(), token.kind))
+        })
+    }
+
+    /// The file it came from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// tokenizer.json, byte for byte as read (or as built from a GGUF).
+    pub fn json(&self) -> &[u8] {
+        &self.json
+    }
+
+    fn fault(&self, message: impl Into<String>) -> Error {
+        Error::Tokenizer { path: self.path.clone(), message: message.into() }
+    }
+}

@@ -1,0 +1,284 @@
+//! Reading a tokenizer's folder: tokenizer.json, and beside it tokenizer_config.json,
+//! special_tokens_map.json, generation_config.json (further ends of generation) and
+//! chat_template.jinja (which wins over the template in tokenizer_config.json, as in Transformers).
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::{Specials, Token, TokenKind, Tokenizer, bytes};
+use crate::chat::Template;
+use crate::error::{Error, Result};
+use crate::file::Bytes;
+
+/// The keys of tokenizer_config.json whose texts a template may use.
+const SPECIAL_KEYS: [&str; 4] = ["bos_token", "eos_token", "pad_token", "unk_token"];
+
+fn fault(path: &Path, message: impl Into<String>) -> Error {
+    Error::Tokenizer { path: path.to_owned(), message: message.into() }
+}
+
+/// A JSON object beside tokenizer.json, if the file is there.
+fn object_beside(dir: &Path, name: &str) -> Result<Option<Map<String, Value>>> {
+    let path = dir.join(name);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let text = fs_err::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
+    match serde_json::from_str(&text) {
+        Ok(Value::Object(map)) => Ok(Some(map)),
+        Ok(_) => Err(Error::format(&path, "expected a JSON object, found another JSON value")),
+        Err(e) => Err(Error::format(&path, format!("expected a JSON object: {e}"))),
+    }
+}
+
+impl Tokenizer {
+    /// Opens a folder with a tokenizer.json, or a tokenizer.json itself.
+    ///
+    /// # Errors
+    /// A file that cannot be read, is no tokenizer of the tokenizers library, or is not byte-level BPE.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let given = path.as_ref();
+        let file = if given.is_dir() { given.join("tokenizer.json") } else { given.to_owned() };
+        let dir = file.parent().unwrap_or(Path::new("."));
+        let json = Bytes::map(&file)?.to_vec();
+        let mut settings = object_beside(dir, "tokenizer_config.json")?.unwrap_or_default();
+        if let Some(map) = object_beside(dir, "special_tokens_map.json")? {
+            for key in SPECIAL_KEYS {
+                if let (false, Some(value)) = (settings.contains_key(key), map.get(key)) {
+                    settings.insert(key.to_owned(), value.clone());
+                }
+            }
+        }
+        let mut template = settings.remove("chat_template").as_ref().and_then(template_text);
+        let jinja = dir.join("chat_template.jinja");
+        if jinja.is_file() {
+            template = Some(fs_err::read_to_string(&jinja).map_err(|e| Error::io(&jinja, e))?);
+        }
+        let mut tokenizer = Self::assemble(&file, json, settings, template)?;
+        if let Some(generation) = object_beside(dir, "generation_config.json")? {
+            let ids: Vec<u32> = match generation.get("eos_token_id") {
+                Some(Value::Array(list)) => list.iter().filter_map(id).collect(),
+                Some(one) => id(one).into_iter().collect(),
+                None => Vec::new(),
+            };
+            tokenizer.specials.eos = tokenizer.stop_ids(&ids);
+        }
+        Ok(tokenizer)
+    }
+
+    /// A tokenizer from the text of tokenizer.json, tokenizer_config.json (without the template) and
+    /// the template. `path` is for messages.
+    pub(super) fn assemble(
+        path: &Path,
+        json: Vec<u8>,
+        settings: Map<String, Value>,
+        template: Option<String>,
+    ) -> Result<Self> {
+        let value: Value = serde_json::from_slice(&json)
+            .map_err(|e| fault(path, format!("expected a JSON object: {e}")))?;
+        require_byte_level_bpe(path, &value)?;
+        let tokens = tokens(path, &value)?;
+        let ids: HashMap<String, u32> = (0..)
+            .zip(&tokens)
+            .filter_map(|(id, token)| Some((token.as_ref()?.text.clone(), id)))
+            .collect();
+        let full = library(path, &value)?;
+        let plain = library(path, &without_control(value))?;
+
+        let mut warnings = Vec::new();
+        let mut role = |key: &str, usual: &str| {
+            // without a configuration, MiniMind's names; null in it means none
+            let text = match settings.get(key) {
+                Some(value) => token_text(value),
+                None if settings.is_empty() => Some(usual),
+                None => None,
+            }?;
+            let id = ids.get(text).copied();
+            if id.is_none() && !settings.is_empty() {
+                warnings.push(format!(
+                    "{}: {key} is {text:?}, which is no token of tokenizer.json",
+                    path.display()
+                ));
+            }
+            id
+        };
+        let specials = Specials {
+            bos: role("bos_token", "<|im_start|>"),
+            eos: role("eos_token", "<|im_end|>").into_iter().collect(),
+            pad: role("pad_token", "<|endoftext|>"),
+            unk: role("unk_token", "<|endoftext|>"),
+        };
+        let variables = SPECIAL_KEYS
+            .iter()
+            .filter_map(|&key| {
+                Some((key.to_owned(), Value::from(token_text(settings.get(key)?)?.to_owned())))
+            })
+            .collect();
+        let template = template.map(|source| Template::new(source, variables));
+        if let Some(why) = template.as_ref().and_then(Template::compile_error) {
+            warnings.push(format!(
+                "{}: the chat template does not compile, so no chat can be rendered: {why}",
+                path.display()
+            ));
+        }
+        let path = path.to_owned();
+        Ok(Self { path, json, settings, full, plain, tokens, ids, specials, template, warnings })
+    }
+}
+
+fn id(value: &Value) -> Option<u32> {
+    value.as_u64().and_then(|n| u32::try_from(n).ok())
+}
+
+/// A special token's text: a string, or an object with `content`.
+pub(super) fn token_text(value: &Value) -> Option<&str> {
+    value.as_str().or_else(|| value.get("content").and_then(Value::as_str))
+}
+
+/// The template in tokenizer_config.json: a string, or a list of named ones with a `default`.
+fn template_text(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Array(named) => {
+            let is = |v: &&Value, name: &str| v.get("name").and_then(Value::as_str) == Some(name);
+            let chosen = named.iter().find(|v| is(v, "default")).or(named.first())?;
+            chosen.get("template").and_then(Value::as_str).map(str::to_owned)
+        }
+        _ => None,
+    }
+}
+
+/// The tokenizers library's own object, with truncation and padding off.
+fn library(path: &Path, value: &Value) -> Result<tokenizers::Tokenizer> {
+    let bytes = serde_json::to_vec(value).map_err(|e| fault(path, e.to_string()))?;
+    let mut tokenizer = tokenizers::Tokenizer::from_bytes(bytes)
+        .map_err(|e| fault(path, format!("expected a tokenizer of the tokenizers library: {e}")))?;
+    tokenizer.with_truncation(None).map_err(|e| fault(path, e.to_string()))?;
+    tokenizer.with_padding(None);
+    Ok(tokenizer)
+}
+
+/// What token bytes rest on: BPE over the byte-level alphabet.
+fn require_byte_level_bpe(path: &Path, value: &Value) -> Result<()> {
+    let model = value.pointer("/model/type").and_then(Value::as_str);
+    // older files have no type; a list of merges tells BPE
+    let bpe = model == Some("BPE") || (model.is_none() && value.pointer("/model/merges").is_some());
+    if !bpe {
+        let found = model.unwrap_or("none");
+        return Err(fault(path, format!("model.type: expected BPE, found {found}")));
+    }
+    let decoders: Vec<&str> = match value.get("decoder") {
+        Some(decoder) => match decoder.get("decoders").and_then(Value::as_array) {
+            Some(list) => list.iter().filter_map(|d| d.get("type")?.as_str()).collect(),
+            None => decoder.get("type").and_then(Value::as_str).into_iter().collect(),
+        },
+        None => Vec::new(),
+    };
+    if !decoders.contains(&"ByteLevel") {
+        let found = if decoders.is_empty() { "none".to_owned() } else { decoders.join(", ") };
+        return Err(fault(path, format!("decoder: expected ByteLevel, found {found}")));
+    }
+    Ok(())
+}
+
+/// True for a token that marks structure and never stands for text: special, or spelled `<|...|>`.
+/// Source: llama.cpp's converter (GGUF_FACTS section 5).
+pub(super) fn is_control(text: &str, special: bool) -> bool {
+    special || (text.len() > 4 && text.starts_with("<|") && text.ends_with("|>"))
+}
+
+fn tokens(path: &Path, value: &Value) -> Result<Vec<Option<Token>>> {
+    let empty = Map::new();
+    let vocab = value.pointer("/model/vocab").and_then(Value::as_object).unwrap_or(&empty);
+    let added = value.get("added_tokens").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let alphabet = bytes::Alphabet::new();
+    let mut tokens: Vec<Option<Token>> = Vec::new();
+    /// Ids beyond this are taken for a fault of the file, not for a vocabulary.
+    const MOST: usize = 1 << 24;
+    let mut place = |text: &str, found: Option<&Value>, bytes: Vec<u8>, kind: TokenKind| {
+        let id = found
+            .and_then(Value::as_u64)
+            .and_then(|n| usize::try_from(n).ok())
+            .filter(|&n| n < MOST)
+            .ok_or_else(|| {
+                let found = found.map_or("none".to_owned(), Value::to_string);
+                fault(path, format!("token {text:?}: expected an id below {MOST}, found {found}"))
+            })?;
+        if tokens.len() <= id {
+            tokens.resize(id + 1, None);
+        }
+        match &tokens[id] {
+            Some(other) if other.text != text => Err(fault(
+                path,
+                format!("id {id}: expected one token, found {:?} and {text:?}", other.text),
+            )),
+            _ => {
+                tokens[id] = Some(Token { text: text.to_owned(), bytes, kind });
+                Ok(())
+            }
+        }
+    };
+    for (text, id) in vocab {
+        let bytes = alphabet.bytes(text).unwrap_or_else(|| text.as_bytes().to_vec());
+        place(text, Some(id), bytes, TokenKind::Normal)?;
+    }
+    for token in added {
+        let text = token.get("content").and_then(Value::as_str).unwrap_or_default();
+        if text.is_empty() {
+            return Err(fault(path, "added_tokens: expected a content, found an empty one"));
+        }
+        let special = token.get("special").and_then(Value::as_bool).unwrap_or(false);
+        let kind =
+            if is_control(text, special) { TokenKind::Control } else { TokenKind::UserDefined };
+        place(text, token.get("id"), text.as_bytes().to_vec(), kind)?;
+    }
+    Ok(tokens)
+}
+
+/// tokenizer.json without its control tokens: what text of messages is read with.
+fn without_control(mut value: Value) -> Value {
+    if let Some(added) = value.get_mut("added_tokens").and_then(Value::as_array_mut) {
+        added.retain(|token| {
+            let text = token.get("content").and_then(Value::as_str).unwrap_or_default();
+            !is_control(text, token.get("special").and_then(Value::as_bool).unwrap_or(false))
+        });
+    }
+    value
+}
+
+/// A tokenizer.json of MiniMind's kind: byte-level BPE with GPT-2's regex, nothing before or after.
+pub(super) fn tokenizer_json(
+    added_tokens: Vec<Value>,
+    vocab: Map<String, Value>,
+    merges: Vec<Value>,
+) -> Value {
+    let byte_level = |prefix: bool| {
+        serde_json::json!({
+            "type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": true, "use_regex": true,
+        })
+    };
+    serde_json::json!({
+        "version": "1.0",
+        "truncation": null,
+        "padding": null,
+        "added_tokens": added_tokens,
+        "normalizer": null,
+        "pre_tokenizer": byte_level(false),
+        "post_processor": null,
+        "decoder": byte_level(true),
+        "model": {
+            "type": "BPE",
+            "dropout": null,
+            "unk_token": null,
+            "continuing_subword_prefix": null,
+            "end_of_word_suffix": null,
+            "fuse_unk": false,
+            "byte_fallback": false,
+            "ignore_merges": false,
+            "vocab": vocab,
+            "merges": merges,
+        },
+    })
+}
