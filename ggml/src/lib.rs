@@ -1,5 +1,10 @@
 //! A safe wrapper of ggml, llama.cpp as a judge, and the runner of mmx on top of it.
 
 pub mod error;
+pub mod file_type;
+pub mod llama;
+mod log;
+pub mod quantize;
 
 pub use error::{Error, Result};
+pub use file_type::{Fallback, FileType, recipe};
