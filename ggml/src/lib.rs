@@ -5,6 +5,7 @@ pub mod file_type;
 pub mod llama;
 mod log;
 pub mod quantize;
+pub mod random;
 
 pub use error::{Error, Result};
 pub use file_type::{Fallback, FileType, recipe};

@@ -1,15 +1,25 @@
 //! llama.cpp itself as judge: what it makes of the same file.
+//!
+//! In: a GGUF and token ids or text. Out: its logits, tokens, text, speed, and its own quantized files.
+//! Logits are computed with float32 keys and values and without flash attention, so that a difference
+//! to another engine is the engine's; speed is measured with float16 keys and values, as llama-bench does.
 #![expect(unsafe_code, reason = "llama.cpp's interface is C")]
 
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
+use std::sync::Once;
+use std::time::Instant;
 
 use llama_cpp_sys_2 as sys;
 
 use crate::error::{Error, Result};
 use crate::file_type::FileType;
 use crate::log;
+
+/// Tokens evaluated in one go, llama.cpp's own default of a physical batch.
+const BATCH: usize = 512;
 
 /// A path as a C string.
 fn c_path(path: &Path) -> Result<CString> {
@@ -26,7 +36,7 @@ pub fn quantize_file(input: &Path, output: &Path, file: FileType, threads: usize
     let (c_input, c_output) = (c_path(input)?, c_path(output)?);
     let (code, said) = log::capture(|| {
         // SAFETY: both strings live during the call; the parameters are the library's defaults with
-        // three numbers changed, so every pointer in them is null.
+        // two numbers changed, so every pointer in them is null.
         unsafe {
             let mut params = sys::llama_model_quantize_default_params();
             params.ftype = file.id() as sys::llama_ftype;
@@ -38,4 +48,348 @@ pub fn quantize_file(input: &Path, output: &Path, file: FileType, threads: usize
         return Ok(());
     }
     Err(log::library_error(format!("{}: llama.cpp cannot quantize it", input.display()), said))
+}
+
+/// Tokens per second.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Speed {
+    /// While reading the prompt.
+    pub prefill: f64,
+    /// While writing, one token at a time.
+    pub decode: f64,
+}
+
+/// A GGUF opened by llama.cpp.
+#[derive(Debug)]
+pub struct LlamaModel {
+    model: NonNull<sys::llama_model>,
+    path: PathBuf,
+}
+
+// SAFETY: a llama_model is read only after loading; contexts made of it are independent of each other.
+unsafe impl Send for LlamaModel {}
+// SAFETY: as above.
+unsafe impl Sync for LlamaModel {}
+
+impl Drop for LlamaModel {
+    fn drop(&mut self) {
+        // SAFETY: the pointer came from llama_model_load_from_file and no context outlives its model,
+        // since a Context borrows it.
+        unsafe { sys::llama_model_free(self.model.as_ptr()) }
+    }
+}
+
+/// A context: key and value cache and compute buffers; borrows its model.
+struct Context<'m> {
+    context: NonNull<sys::llama_context>,
+    model: &'m LlamaModel,
+}
+
+impl Drop for Context<'_> {
+    fn drop(&mut self) {
+        // SAFETY: the pointer came from llama_init_from_model and is freed once.
+        unsafe { sys::llama_free(self.context.as_ptr()) }
+    }
+}
+
+/// How a context computes.
+struct Settings {
+    n_ctx: usize,
+    threads: usize,
+    cache: sys::ggml_type,
+    flash: bool,
+}
+
+impl LlamaModel {
+    /// Opens a GGUF as llama.cpp's programs do: mapped, weights repacked for the CPU where it can.
+    ///
+    /// # Errors
+    /// What llama.cpp says.
+    pub fn open(path: &Path) -> Result<Self> {
+        static STARTED: Once = Once::new();
+        log::install();
+        // SAFETY: called once, before anything else of the library.
+        STARTED.call_once(|| unsafe { sys::llama_backend_init() });
+        let c = c_path(path)?;
+        let (model, said) = log::capture(|| {
+            // SAFETY: the string lives during the call; the default parameters hold no pointer of ours.
+            unsafe {
+                let mut params = sys::llama_model_default_params();
+                params.n_gpu_layers = 0;
+                sys::llama_model_load_from_file(c.as_ptr(), params)
+            }
+        });
+        match NonNull::new(model) {
+            Some(model) => Ok(Self { model, path: path.to_owned() }),
+            None => Err(log::library_error(
+                format!("{}: llama.cpp cannot open it", path.display()),
+                said,
+            )),
+        }
+    }
+
+    fn vocab(&self) -> *const sys::llama_vocab {
+        // SAFETY: the model is alive; its vocabulary lives as long as it does.
+        unsafe { sys::llama_model_get_vocab(self.model.as_ptr()) }
+    }
+
+    /// Number of tokens.
+    pub fn vocab_size(&self) -> usize {
+        // SAFETY: a vocabulary of a live model.
+        usize::try_from(unsafe { sys::llama_vocab_n_tokens(self.vocab()) }).unwrap_or(0)
+    }
+
+    fn context(&self, settings: &Settings) -> Result<Context<'_>> {
+        let (context, said) = log::capture(|| {
+            // SAFETY: the model is alive; every pointer in the default parameters is null.
+            unsafe {
+                let mut params = sys::llama_context_default_params();
+                params.n_ctx = settings.n_ctx as u32;
+                params.n_batch = BATCH as u32;
+                params.n_ubatch = BATCH as u32;
+                params.n_outputs_max_per_seq = 0;
+                params.n_threads = settings.threads.max(1) as i32;
+                params.n_threads_batch = settings.threads.max(1) as i32;
+                params.type_k = settings.cache;
+                params.type_v = settings.cache;
+                params.flash_attn_type = if settings.flash {
+                    sys::LLAMA_FLASH_ATTN_TYPE_ENABLED
+                } else {
+                    sys::LLAMA_FLASH_ATTN_TYPE_DISABLED
+                };
+                sys::llama_init_from_model(self.model.as_ptr(), params)
+            }
+        });
+        match NonNull::new(context) {
+            Some(context) => Ok(Context { context, model: self }),
+            None => Err(log::library_error(
+                format!("{}: llama.cpp cannot make a context", self.path.display()),
+                said,
+            )),
+        }
+    }
+
+    /// Settings that make the numbers comparable: float32 cache, no flash attention.
+    fn exact(n_ctx: usize, threads: usize) -> Settings {
+        Settings { n_ctx, threads, cache: sys::GGML_TYPE_F32, flash: false }
+    }
+
+    /// The logits of every position: `[seq, vocab]`, row-major.
+    ///
+    /// # Errors
+    /// An id outside the vocabulary, or what llama.cpp says.
+    pub fn logits(&self, ids: &[u32], threads: usize) -> Result<Vec<f32>> {
+        let mut context = self.context(&Self::exact(ids.len(), threads))?;
+        let mut logits = Vec::with_capacity(ids.len() * self.vocab_size());
+        for chunk in ids.chunks(BATCH) {
+            context.evaluate(chunk, true)?;
+            for row in 0..chunk.len() {
+                logits.extend_from_slice(context.logits_of(row as i32)?);
+            }
+        }
+        Ok(logits)
+    }
+
+    /// `n` ids, each the most likely one (the lowest of equals), after the prompt `ids`. Never stops early.
+    ///
+    /// # Errors
+    /// An empty prompt, an id outside the vocabulary, or what llama.cpp says.
+    pub fn greedy(&self, ids: &[u32], n: usize, threads: usize) -> Result<Vec<u32>> {
+        if ids.is_empty() {
+            return Err(Error::Request { message: "an empty prompt has no next token".to_owned() });
+        }
+        let mut context = self.context(&Self::exact(ids.len() + n, threads))?;
+        for chunk in ids.chunks(BATCH) {
+            context.evaluate(chunk, false)?;
+        }
+        let mut out = Vec::with_capacity(n);
+        while out.len() < n {
+            let row = context.logits_of(-1)?;
+            let best = (0..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best });
+            out.push(best as u32);
+            if out.len() < n {
+                context.evaluate(&[best as u32], false)?;
+            }
+        }
+        Ok(out)
+    }
+
+    /// Text to ids by llama.cpp's tokenizer, nothing added; `parse_special` reads `<|im_end|>` as one id.
+    ///
+    /// # Errors
+    /// A model without a tokenizer.
+    pub fn tokenize(&self, text: &str, parse_special: bool) -> Result<Vec<u32>> {
+        if text.is_empty() {
+            return Ok(Vec::new());
+        }
+        let length = c_length(text.len())?;
+        // a token holds at least one byte
+        let mut ids = vec![0; text.len()];
+        // SAFETY: text and its length, a buffer and its length; all alive during the call.
+        let count = unsafe {
+            sys::llama_tokenize(
+                self.vocab(),
+                text.as_ptr().cast(),
+                length,
+                ids.as_mut_ptr(),
+                length,
+                false,
+                parse_special,
+            )
+        };
+        match usize::try_from(count) {
+            Ok(count) => Ok(ids[..count].iter().map(|&id| id as u32).collect()),
+            Err(_) => Err(Error::Request {
+                message: format!("{}: llama.cpp cannot tokenize the text", self.path.display()),
+            }),
+        }
+    }
+
+    /// Ids to bytes by llama.cpp, token by token (so without its clean-up of blanks), specials shown.
+    ///
+    /// # Errors
+    /// An id outside the vocabulary.
+    pub fn detokenize(&self, ids: &[u32]) -> Result<Vec<u8>> {
+        self.check(ids)?;
+        let mut text = Vec::new();
+        let mut piece = vec![0u8; 64];
+        for &id in ids {
+            loop {
+                // SAFETY: the id is in the vocabulary; buffer and its length.
+                let written = unsafe {
+                    sys::llama_token_to_piece(
+                        self.vocab(),
+                        id as sys::llama_token,
+                        piece.as_mut_ptr().cast(),
+                        piece.len() as i32,
+                        0,
+                        true,
+                    )
+                };
+                match usize::try_from(written) {
+                    Ok(written) => {
+                        text.extend_from_slice(&piece[..written]);
+                        break;
+                    }
+                    // too small: the negative size that is needed
+                    Err(_) => piece.resize(written.unsigned_abs() as usize, 0),
+                }
+            }
+        }
+        Ok(text)
+    }
+
+    /// Speed as llama-bench measures it: float16 cache; prefill of `n_prompt` made-up tokens, then, from
+    /// an empty cache, `n_gen` tokens one by one without sampling. One warm-up before each.
+    ///
+    /// # Errors
+    /// What llama.cpp says.
+    pub fn bench(
+        &self,
+        n_prompt: usize,
+        n_gen: usize,
+        threads: usize,
+        flash: bool,
+    ) -> Result<Speed> {
+        let n_ctx = n_prompt.max(n_gen).max(1);
+        let settings = Settings { n_ctx, threads, cache: sys::GGML_TYPE_F16, flash };
+        let mut context = self.context(&settings)?;
+        let vocab = self.vocab_size().max(1);
+        let token = |i: usize| (i.wrapping_mul(2_654_435_761) >> 7) as u32 % vocab as u32;
+        let prompt: Vec<_> = (0..n_prompt).map(token).collect();
+
+        let mut prefill = 0.0;
+        for _warm_then_timed in 0..2 {
+            context.clear();
+            let start = Instant::now();
+            for chunk in prompt.chunks(BATCH) {
+                context.evaluate(chunk, false)?;
+            }
+            context.synchronize();
+            prefill = n_prompt as f64 / start.elapsed().as_secs_f64();
+        }
+        context.clear();
+        context.evaluate(&[token(0)], false)?;
+        context.clear();
+        let start = Instant::now();
+        for i in 0..n_gen {
+            context.evaluate(&[token(i)], false)?;
+            context.synchronize();
+        }
+        let decode = n_gen as f64 / start.elapsed().as_secs_f64();
+        Ok(Speed { prefill, decode })
+    }
+
+    fn check(&self, ids: &[u32]) -> Result<()> {
+        let vocab = self.vocab_size();
+        match ids.iter().find(|&&id| id as usize >= vocab) {
+            None => Ok(()),
+            Some(id) => Err(Error::Request {
+                message: format!(
+                    "{}: expected token ids below {vocab}, found {id}",
+                    self.path.display()
+                ),
+            }),
+        }
+    }
+}
+
+/// A length as C takes it.
+fn c_length(length: usize) -> Result<i32> {
+    i32::try_from(length).map_err(|_| Error::Request {
+        message: format!("expected a text of at most 2 GB, found {length} bytes"),
+    })
+}
+
+impl Context<'_> {
+    /// Appends at most [`BATCH`] tokens; logits are kept for all of them or for the last one.
+    fn evaluate(&mut self, ids: &[u32], all_logits: bool) -> Result<()> {
+        self.model.check(ids)?;
+        let mut tokens: Vec<_> = ids.iter().map(|&id| id as sys::llama_token).collect();
+        let mut wanted = vec![1i8; ids.len()];
+        let (code, said) = log::capture(|| {
+            // SAFETY: token and logits arrays of n_tokens elements that live during the call; null for
+            // the rest means: next positions of sequence 0.
+            unsafe {
+                let mut batch = sys::llama_batch_get_one(tokens.as_mut_ptr(), tokens.len() as i32);
+                if all_logits {
+                    batch.logits = wanted.as_mut_ptr();
+                }
+                sys::llama_decode(self.context.as_ptr(), batch)
+            }
+        });
+        if code == 0 {
+            return Ok(());
+        }
+        Err(log::library_error(
+            format!(
+                "{}: llama.cpp cannot evaluate {} tokens",
+                self.model.path.display(),
+                ids.len()
+            ),
+            said,
+        ))
+    }
+
+    /// `[vocab]`: the logits of row `row` of the last batch (-1: its last output).
+    fn logits_of(&self, row: i32) -> Result<&[f32]> {
+        // SAFETY: the context is alive.
+        let row = unsafe { sys::llama_get_logits_ith(self.context.as_ptr(), row) };
+        if row.is_null() {
+            return Err(log::library_error("llama.cpp has no logits of that row", String::new()));
+        }
+        // SAFETY: not null means a row of vocab_size values, valid until the next evaluation, which
+        // needs the context mutably.
+        Ok(unsafe { std::slice::from_raw_parts(row, self.model.vocab_size()) })
+    }
+
+    fn clear(&mut self) {
+        // SAFETY: the memory belongs to the live context.
+        unsafe { sys::llama_memory_clear(sys::llama_get_memory(self.context.as_ptr()), false) }
+    }
+
+    fn synchronize(&mut self) {
+        // SAFETY: the context is alive.
+        unsafe { sys::llama_synchronize(self.context.as_ptr()) }
+    }
 }

@@ -224,11 +224,10 @@ mod tests {
     fn round_trip_errs_by_the_size_of_a_block_step() {
         let data = sample(16 * 256);
         let largest = data.iter().fold(0f32, |m, x| m.max(x.abs()));
-        for &ty in GgmlType::ALL.iter().filter(|ty| is_quantizable(**ty)) {
-            // SAFETY: a table look-up.
-            if unsafe { sys::ggml_quantize_requires_imatrix(sys_type(ty)) } {
-                continue;
-            }
+        // the lattice types of one to three bits take 20 s to build their tables, and mmx writes none
+        let lattice =
+            |ty: &GgmlType| ["IQ1", "IQ2", "IQ3"].iter().any(|p| ty.name().starts_with(p));
+        for &ty in GgmlType::ALL.iter().filter(|ty| is_quantizable(**ty) && !lattice(ty)) {
             let blocks = quantize_rows(ty, &data, 256).unwrap();
             assert_eq!(blocks.len(), 16 * ty.row_bytes(256).unwrap());
             let back = dequantize_rows(ty, &blocks, 256).unwrap();
