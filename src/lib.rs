@@ -8,5 +8,7 @@
 pub mod cli;
 pub mod compare;
 pub mod error;
+#[cfg(feature = "train")]
+pub mod model;
 
 pub use error::{Error, Result};

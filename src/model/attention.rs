@@ -1,0 +1,91 @@
+//! Grouped-query causal self-attention, with RMSNorm on queries and keys where the family has it.
+
+use mmx_converters::arch::Config;
+use tch::Tensor;
+
+use super::rope::Tables;
+use super::{Linear, Norm, Parts, Torch};
+use crate::error::Result;
+
+/// One layer's attention.
+#[derive(Debug)]
+pub(super) struct Attention {
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    output: Linear,
+    /// MiniMind-3: over head_dim, before the rotary positions.
+    query_key_norm: Option<(Norm, Norm)>,
+    heads: i64,
+    kv_heads: i64,
+    head_dim: i64,
+}
+
+impl Attention {
+    pub(super) fn new(config: &Config, parts: &Parts<'_>, base: &str) -> Result<Self> {
+        let eps = config.rms_norm_eps;
+        let query_key_norm = if config.family.qk_norm() {
+            let (query, key) = (format!("{base}.q_norm"), format!("{base}.k_norm"));
+            Some((parts.norm(&query, eps)?, parts.norm(&key, eps)?))
+        } else {
+            None
+        };
+        Ok(Self {
+            query: parts.linear(&format!("{base}.q_proj"))?,
+            key: parts.linear(&format!("{base}.k_proj"))?,
+            value: parts.linear(&format!("{base}.v_proj"))?,
+            output: parts.linear(&format!("{base}.o_proj"))?,
+            query_key_norm,
+            heads: config.num_attention_heads as i64,
+            kv_heads: config.num_key_value_heads as i64,
+            head_dim: config.head_dim as i64,
+        })
+    }
+
+    /// `[batch, seq, hidden]` to the same.
+    pub(super) fn forward(&self, x: &Tensor, rope: &Tables) -> Torch<Tensor> {
+        let (batch, seq, _) = x.size3()?;
+        let compute = x.kind();
+        // [batch, seq, hidden] -> [batch, seq, heads, head_dim]
+        let mut query = self.query.forward(x)?.f_view([batch, seq, self.heads, self.head_dim])?;
+        let mut key = self.key.forward(x)?.f_view([batch, seq, self.kv_heads, self.head_dim])?;
+        let value = self.value.forward(x)?.f_view([batch, seq, self.kv_heads, self.head_dim])?;
+        if let Some((query_norm, key_norm)) = &self.query_key_norm {
+            query = query_norm.forward(&query, compute)?;
+            key = key_norm.forward(&key, compute)?;
+        }
+        // [batch, seq, heads, head_dim] -> [batch, heads, seq, head_dim]
+        let query = rope.rotate(&query)?.f_transpose(1, 2)?;
+        let key = self.repeated(&rope.rotate(&key)?)?;
+        let value = self.repeated(&value)?;
+        let mixed = Tensor::f_scaled_dot_product_attention(
+            &query,
+            &key,
+            &value,
+            None::<Tensor>,
+            0.0,
+            true, // causal
+            None, // scale 1 / sqrt(head_dim)
+            false,
+        )?;
+        // [batch, heads, seq, head_dim] -> [batch, seq, heads * head_dim]
+        let mixed = mixed.f_transpose(1, 2)?.f_reshape([batch, seq, self.heads * self.head_dim])?;
+        self.output.forward(&mixed)
+    }
+
+    /// Each key or value head for the query heads that share it:
+    /// `[batch, seq, kv_heads, head_dim]` to `[batch, heads, seq, head_dim]`.
+    ///
+    /// libtorch's own grouped attention on CPU falls back to its slow path when gradients are wanted.
+    fn repeated(&self, x: &Tensor) -> Torch<Tensor> {
+        let (batch, seq, kv_heads, head_dim) = x.size4()?;
+        let group = self.heads / kv_heads;
+        if group == 1 {
+            return x.f_transpose(1, 2);
+        }
+        x.f_unsqueeze(3)?
+            .f_expand([batch, seq, kv_heads, group, head_dim], false)?
+            .f_reshape([batch, seq, self.heads, head_dim])?
+            .f_transpose(1, 2)
+    }
+}

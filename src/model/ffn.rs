@@ -1,0 +1,48 @@
+//! The feed-forward network: SwiGLU, dense or as a mixture of experts.
+
+use tch::Tensor;
+
+use super::moe::Mixture;
+use super::{Linear, Parts, Torch};
+use crate::error::Result;
+
+/// One layer's feed-forward network.
+#[derive(Debug)]
+pub(super) enum FeedForward {
+    Dense(Dense),
+    Mixture(Mixture),
+}
+
+impl FeedForward {
+    /// `[batch, seq, hidden]` to the same; in training also a mixture's balancing loss.
+    pub(super) fn forward(&self, x: &Tensor, train: bool) -> Torch<(Tensor, Option<Tensor>)> {
+        match self {
+            Self::Dense(dense) => Ok((dense.forward(x)?, None)),
+            Self::Mixture(mixture) => mixture.forward(x, train),
+        }
+    }
+}
+
+/// down(silu(gate(x)) * up(x)).
+#[derive(Debug)]
+pub(super) struct Dense {
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+}
+
+impl Dense {
+    pub(super) fn new(parts: &Parts<'_>, base: &str) -> Result<Self> {
+        Ok(Self {
+            gate: parts.linear(&format!("{base}.gate_proj"))?,
+            up: parts.linear(&format!("{base}.up_proj"))?,
+            down: parts.linear(&format!("{base}.down_proj"))?,
+        })
+    }
+
+    /// `[.., hidden]` to the same, through `[.., ffn]`.
+    pub(super) fn forward(&self, x: &Tensor) -> Torch<Tensor> {
+        let gate = self.gate.forward(x)?.f_silu()?;
+        self.down.forward(&gate.f_mul(&self.up.forward(x)?)?)
+    }
+}

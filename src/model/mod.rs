@@ -1,0 +1,417 @@
+//! The four families in tch: ids `[batch, seq]` to logits `[batch, seq, vocab]` and the balancing loss.
+//!
+//! In: a [`Config`] and named weights (a [`TensorView`] per row of [`weights`]), or a seed for initial
+//! values. Variables are named as MiniMind names them and kept in float32 whatever the compute type:
+//! they are the master weights the optimizer changes. With bfloat16 each use casts the weight, linear
+//! layers and attention run in bfloat16, and the residual stream, RMSNorm, router and loss in float32
+//! (what the reference's autocast does, except that it rounds the router too).
+//! CPU and CUDA run the same code.
+
+mod attention;
+pub mod device;
+mod ffn;
+mod init;
+mod moe;
+mod rope;
+
+use mmx_converters::arch::{Config, Weight, weights};
+use mmx_converters::error::TensorReport;
+use mmx_converters::tensor::{Dtype, TensorView};
+use tch::{Device, Kind, TchError, Tensor};
+
+use self::attention::Attention;
+use self::ffn::{Dense, FeedForward};
+use self::moe::Mixture;
+use self::rope::Rope;
+use crate::error::{Error, Result};
+
+/// What libtorch answers inside the forward pass; the public functions say what they were doing.
+type Torch<T> = std::result::Result<T, TchError>;
+
+/// A model: master weights in float32 on one device, and the graph over them.
+#[derive(Debug)]
+pub struct Model {
+    config: Config,
+    device: Device,
+    compute: Kind,
+    variables: Vec<Variable>,
+    embedding: Tensor,
+    layers: Vec<Layer>,
+    norm: Norm,
+    head: Tensor,
+    rope: Rope,
+}
+
+/// One named trainable tensor.
+#[derive(Debug)]
+pub struct Variable {
+    /// MiniMind's name: the row's `name` in [`weights`].
+    pub name: String,
+    /// float32, a leaf of autograd.
+    pub tensor: Tensor,
+}
+
+/// One tensor's values on the host.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HostTensor {
+    /// MiniMind's name.
+    pub name: String,
+    /// Outermost dimension first.
+    pub shape: Vec<usize>,
+    /// Row-major.
+    pub values: Vec<f32>,
+}
+
+impl HostTensor {
+    /// The same as every format takes it.
+    pub fn view(&self) -> TensorView<'_> {
+        let data = bytemuck::cast_slice(&self.values);
+        TensorView { dtype: Dtype::F32, shape: &self.shape, data }
+    }
+}
+
+/// What the layers give, before the head.
+#[derive(Debug)]
+pub struct Hidden {
+    /// `[batch, seq, hidden]`, after the final norm, in the compute type.
+    pub hidden: Tensor,
+    /// The balancing losses' sum over layers, a float32 scalar; none for dense models or outside training.
+    pub aux: Option<Tensor>,
+}
+
+#[derive(Debug)]
+struct Layer {
+    input_norm: Norm,
+    attention: Attention,
+    post_attention_norm: Norm,
+    feed_forward: FeedForward,
+}
+
+/// RMSNorm in float32 whatever comes in; gives `compute`.
+#[derive(Debug)]
+struct Norm {
+    weight: Tensor,
+    eps: f64,
+}
+
+impl Norm {
+    /// `[.., width]` to the same.
+    fn forward(&self, x: &Tensor, compute: Kind) -> Torch<Tensor> {
+        x.f_to_kind(Kind::Float)?
+            .f_rms_norm(self.weight.size(), Some(&self.weight), self.eps)?
+            .f_to_kind(compute)
+    }
+}
+
+/// A bias-free linear layer `[out, in]`.
+#[derive(Debug)]
+struct Linear {
+    weight: Tensor,
+}
+
+impl Linear {
+    /// `[.., in]` to `[.., out]`, in the type of `x`.
+    fn forward(&self, x: &Tensor) -> Torch<Tensor> {
+        x.f_linear(&self.weight.f_to_kind(x.kind())?, None::<Tensor>)
+    }
+}
+
+/// The variables by name while a model is put together.
+struct Parts<'a>(&'a [Variable]);
+
+impl Parts<'_> {
+    fn tensor(&self, name: &str) -> Result<Tensor> {
+        self.0
+            .iter()
+            .find(|v| v.name.strip_suffix(".weight") == Some(name))
+            .map(|v| v.tensor.shallow_clone())
+            .ok_or_else(|| {
+                Error::failed(format!("tensor {name}.weight: not in the family's table"))
+            })
+    }
+
+    fn linear(&self, name: &str) -> Result<Linear> {
+        Ok(Linear { weight: self.tensor(name)? })
+    }
+
+    fn norm(&self, name: &str, eps: f64) -> Result<Norm> {
+        Ok(Norm { weight: self.tensor(name)?, eps })
+    }
+}
+
+impl Model {
+    /// A model with initial values: normal(0, 0.02) for matrices and the embedding, ones for norms, as
+    /// the reference. The values depend on `seed` and on the tensor's row in the table only.
+    ///
+    /// # Errors
+    /// libtorch's, when the device cannot hold the model.
+    pub fn random(config: &Config, seed: u64, device: Device, compute: Kind) -> Result<Self> {
+        let rows = weights(config);
+        let values = init::initial_values(&rows, seed);
+        let variables = rows
+            .iter()
+            .zip(values)
+            .map(|(row, values)| variable(row, Dtype::F32, bytemuck::cast_slice(&values), device));
+        let variables = variables.collect::<Result<Vec<_>>>()?;
+        Self::assemble(config.clone(), variables, device, compute)
+    }
+
+    /// A model with the weights `source` gives by MiniMind's names. `names` are all that the source
+    /// holds: what the table does not know is a fault too (a tied model's `lm_head.weight` is let pass).
+    /// float16, bfloat16 and float64 are turned into float32.
+    ///
+    /// # Errors
+    /// All missing, unexpected and misshapen tensors in one report that names `path`.
+    pub fn load<'a>(
+        config: &Config,
+        path: &std::path::Path,
+        names: impl IntoIterator<Item = &'a str>,
+        source: impl Fn(&str) -> Option<TensorView<'a>>,
+        device: Device,
+        compute: Kind,
+    ) -> Result<Self> {
+        let rows = weights(config);
+        let known: std::collections::HashSet<&str> = rows.iter().map(|r| r.name.as_str()).collect();
+        let mut report = TensorReport::default();
+        let mut unexpected: Vec<String> = names
+            .into_iter()
+            .filter(|name| {
+                let tied_head = config.tie_word_embeddings && *name == "lm_head.weight";
+                !known.contains(name) && !tied_head
+            })
+            .map(str::to_owned)
+            .collect();
+        unexpected.sort();
+        report.unexpected = unexpected;
+        let mut found = Vec::new();
+        for row in &rows {
+            match source(&row.name) {
+                None => report.missing.push(row.name.clone()),
+                Some(view) => {
+                    let float =
+                        matches!(view.dtype, Dtype::F32 | Dtype::F16 | Dtype::Bf16 | Dtype::F64);
+                    if view.shape != row.shape {
+                        report.mismatched.push((
+                            row.name.clone(),
+                            format!("shape {:?}", row.shape),
+                            format!("{:?}", view.shape),
+                        ));
+                    } else if !float {
+                        report.mismatched.push((
+                            row.name.clone(),
+                            "a float type".into(),
+                            view.dtype.safetensors_name().into(),
+                        ));
+                    }
+                    found.push((row, view));
+                }
+            }
+        }
+        if !report.is_empty() {
+            return Err(mmx_converters::Error::Tensors { path: path.to_owned(), report }.into());
+        }
+        let variables = found.into_iter().map(|(row, v)| variable(row, v.dtype, v.data, device));
+        let variables = variables.collect::<Result<Vec<_>>>()?;
+        Self::assemble(config.clone(), variables, device, compute)
+    }
+
+    fn assemble(
+        config: Config,
+        variables: Vec<Variable>,
+        device: Device,
+        compute: Kind,
+    ) -> Result<Self> {
+        let parts = Parts(&variables);
+        let eps = config.rms_norm_eps;
+        let mut layers = Vec::with_capacity(config.num_hidden_layers);
+        for layer in 0..config.num_hidden_layers {
+            let base = format!("model.layers.{layer}");
+            let ffn = format!("{base}.mlp");
+            layers.push(Layer {
+                input_norm: parts.norm(&format!("{base}.input_layernorm"), eps)?,
+                attention: Attention::new(&config, &parts, &format!("{base}.self_attn"))?,
+                post_attention_norm: parts
+                    .norm(&format!("{base}.post_attention_layernorm"), eps)?,
+                feed_forward: match &config.moe {
+                    Some(moe) => {
+                        FeedForward::Mixture(Mixture::new(config.family, moe, &parts, &ffn)?)
+                    }
+                    None => FeedForward::Dense(Dense::new(&parts, &ffn)?),
+                },
+            });
+        }
+        let embedding = parts.tensor("model.embed_tokens")?;
+        let head = if config.tie_word_embeddings {
+            embedding.shallow_clone()
+        } else {
+            parts.tensor("lm_head")?
+        };
+        let norm = parts.norm("model.norm", eps)?;
+        let rope = Rope::new(&config, device);
+        Ok(Self { config, device, compute, variables, embedding, layers, norm, head, rope })
+    }
+
+    /// The model's dimensions.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Where it computes.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// float32 or bfloat16.
+    pub fn compute(&self) -> Kind {
+        self.compute
+    }
+
+    /// The master weights in the table's order.
+    pub fn variables(&self) -> &[Variable] {
+        &self.variables
+    }
+
+    /// The output head's weight `[vocab, hidden]` (the embedding when tied), a leaf of autograd.
+    pub fn head_weight(&self) -> &Tensor {
+        &self.head
+    }
+
+    /// Every weight as float32 on the host, in the table's order.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn to_host(&self) -> Result<Vec<HostTensor>> {
+        let read = |v: &Variable| -> Torch<_> {
+            let shape = v.tensor.size().iter().map(|&n| n as usize).collect();
+            Ok(HostTensor { name: v.name.clone(), shape, values: host_f32(&v.tensor)? })
+        };
+        self.variables
+            .iter()
+            .map(|v| read(v).map_err(|e| Error::torch(format!("reading {}", v.name), &e)))
+            .collect()
+    }
+
+    /// ids `[batch, seq]` (int64, on the model's device) to the final hidden states; `train` adds the
+    /// balancing loss.
+    ///
+    /// # Errors
+    /// libtorch's: an id beyond the vocabulary, memory.
+    pub fn hidden(&self, ids: &Tensor, train: bool) -> Result<Hidden> {
+        self.forward_hidden(ids, train).map_err(|e| Error::torch("forward pass", &e))
+    }
+
+    fn forward_hidden(&self, ids: &Tensor, train: bool) -> Torch<Hidden> {
+        let (batch, seq) = ids.size2()?;
+        let rope = self.rope.tables(seq)?;
+        // [batch, seq] -> [batch, seq, hidden], float32: the residual stream
+        let mut x = Tensor::f_embedding(&self.embedding, ids, -1, false, false)?;
+        let mut aux: Option<Tensor> = None;
+        for layer in &self.layers {
+            let normed = layer.input_norm.forward(&x, self.compute)?;
+            x = x.f_add(&layer.attention.forward(&normed, &rope)?)?;
+            let normed = layer.post_attention_norm.forward(&x, self.compute)?;
+            let (out, layer_aux) = layer.feed_forward.forward(&normed, train)?;
+            x = x.f_add(&out)?;
+            aux = match (aux, layer_aux) {
+                (Some(sum), Some(more)) => Some(sum.f_add(&more)?),
+                (sum, more) => sum.or(more),
+            };
+        }
+        debug_assert_eq!(x.size(), [batch, seq, self.config.hidden_size as i64]);
+        Ok(Hidden { hidden: self.norm.forward(&x, self.compute)?, aux })
+    }
+
+    /// Hidden states `[.., hidden]` to float32 logits `[.., vocab]`.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn head(&self, hidden: &Tensor) -> Result<Tensor> {
+        let project = || -> Torch<Tensor> {
+            hidden
+                .f_linear(&self.head.f_to_kind(hidden.kind())?, None::<Tensor>)?
+                .f_to_kind(Kind::Float)
+        };
+        project().map_err(|e| Error::torch("output head", &e))
+    }
+
+    /// float32 logits `[batch, seq, vocab]` of ids `[batch, seq]`, without gradients.
+    ///
+    /// # Errors
+    /// An id beyond the vocabulary; libtorch's.
+    pub fn logits(&self, ids: &Tensor) -> Result<Tensor> {
+        tch::no_grad(|| self.head(&self.hidden(&self.checked(ids)?, false)?.hidden))
+    }
+
+    /// `count` ids that follow `ids` when the largest logit is taken each time.
+    ///
+    /// # Errors
+    /// No ids, an id beyond the vocabulary; libtorch's.
+    pub fn greedy(&self, ids: &[u32], count: usize) -> Result<Vec<u32>> {
+        if ids.is_empty() {
+            return Err(Error::failed("greedy continuation: expected at least one id, found none"));
+        }
+        let mut all: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
+        tch::no_grad(|| {
+            for _ in 0..count {
+                let input = self.checked(&Tensor::from_slice(&all).unsqueeze(0))?;
+                let hidden = self.hidden(&input, false)?.hidden;
+                let next = || -> Torch<i64> {
+                    let last = hidden.f_select(1, -1)?;
+                    let logits =
+                        last.f_linear(&self.head.f_to_kind(last.kind())?, None::<Tensor>)?;
+                    logits.f_argmax(-1, false)?.f_int64_value(&[0])
+                };
+                all.push(next().map_err(|e| Error::torch("greedy continuation", &e))?);
+            }
+            Ok::<(), Error>(())
+        })?;
+        Ok(all[ids.len()..].iter().map(|&id| id as u32).collect())
+    }
+
+    /// `ids` on the model's device, once every one is known to be in the vocabulary: CUDA would abort
+    /// the whole process on a wrong one.
+    fn checked(&self, ids: &Tensor) -> Result<Tensor> {
+        let check = || -> Torch<(i64, i64, Tensor)> {
+            let bounds = (ids.f_min()?.f_int64_value(&[])?, ids.f_max()?.f_int64_value(&[])?);
+            Ok((bounds.0, bounds.1, ids.f_to_kind(Kind::Int64)?.f_to_device(self.device)?))
+        };
+        let (least, most, ids) = check().map_err(|e| Error::torch("reading token ids", &e))?;
+        let vocab = self.config.vocab_size as i64;
+        if least < 0 || most >= vocab {
+            let wrong = if least < 0 { least } else { most };
+            return Err(Error::failed(format!(
+                "token ids: expected 0 to {}, found {wrong}",
+                vocab - 1
+            )));
+        }
+        Ok(ids)
+    }
+}
+
+/// A float32 leaf on `device` from little-endian bytes of `dtype` in the row's shape.
+fn variable(row: &Weight, dtype: Dtype, data: &[u8], device: Device) -> Result<Variable> {
+    let kind = match dtype {
+        Dtype::F16 => Kind::Half,
+        Dtype::Bf16 => Kind::BFloat16,
+        Dtype::F64 => Kind::Double,
+        _ => Kind::Float,
+    };
+    let shape: Vec<i64> = row.shape.iter().map(|&n| n as i64).collect();
+    let build = || -> Torch<Tensor> {
+        let tensor = Tensor::f_from_data_size(data, &shape, kind)?;
+        let tensor = tensor.f_to_kind(Kind::Float)?.f_to_device(device)?;
+        Ok(tensor.set_requires_grad(true))
+    };
+    let tensor = build().map_err(|e| Error::torch(format!("loading {}", row.name), &e))?;
+    Ok(Variable { name: row.name.clone(), tensor })
+}
+
+/// A tensor's elements as float32 on the host, row-major.
+pub(crate) fn host_f32(tensor: &Tensor) -> std::result::Result<Vec<f32>, TchError> {
+    let tensor =
+        tensor.detach().f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?;
+    let mut values = vec![0.0; tensor.numel()];
+    let count = values.len();
+    tensor.f_copy_data(&mut values, count)?;
+    Ok(values)
+}

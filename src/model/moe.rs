@@ -1,0 +1,131 @@
+//! The mixture of experts: router, tokens grouped by expert, and the two balancing losses.
+//!
+//! Every assignment (token, expert) is one row. Rows are sorted by expert, each expert sees its own
+//! rows only, and the results are put back: work grows with the experts chosen, not with those there are.
+
+use mmx_converters::arch::{AuxLoss, Family, Moe};
+use tch::{Kind, Tensor};
+
+use super::ffn::Dense;
+use super::{Parts, Torch};
+use crate::error::Result;
+
+/// One layer's mixture.
+#[derive(Debug)]
+pub(super) struct Mixture {
+    /// `[experts, hidden]`
+    router: Tensor,
+    experts: Vec<Dense>,
+    /// Added unweighted (MiniMind2).
+    shared: Vec<Dense>,
+    top_k: i64,
+    /// The chosen weights are divided by their sum.
+    normalize: bool,
+    aux_loss: AuxLoss,
+}
+
+impl Mixture {
+    pub(super) fn new(family: Family, moe: &Moe, parts: &Parts<'_>, base: &str) -> Result<Self> {
+        let expert = |kind: &str, i: usize| Dense::new(parts, &format!("{base}.{kind}.{i}"));
+        Ok(Self {
+            router: parts.tensor(&format!("{base}.gate"))?,
+            experts: (0..moe.num_experts).map(|i| expert("experts", i)).collect::<Result<_>>()?,
+            shared: (0..moe.shared_experts)
+                .map(|i| expert("shared_experts", i))
+                .collect::<Result<_>>()?,
+            top_k: moe.num_experts_per_tok as i64,
+            // MiniMind2 divides only when there is more than one
+            normalize: moe.norm_topk_prob
+                && (moe.num_experts_per_tok > 1 || family != Family::MiniMind2Moe),
+            aux_loss: moe.aux_loss,
+        })
+    }
+
+    /// `[batch, seq, hidden]` to the same; in training also the balancing loss.
+    pub(super) fn forward(&self, x: &Tensor, train: bool) -> Torch<(Tensor, Option<Tensor>)> {
+        let (batch, seq, hidden) = x.size3()?;
+        let tokens = x.f_reshape([batch * seq, hidden])?;
+        // [tokens, hidden] -> [tokens, experts]; float32 also when the rest is bfloat16: a router's
+        // ties are decided by its last bits
+        let scores = tokens
+            .f_to_kind(Kind::Float)?
+            .f_linear(&self.router, None::<Tensor>)?
+            .f_softmax(-1, Kind::Float)?;
+        // [tokens, experts] -> [tokens, k] twice
+        let (mut weights, chosen) = scores.f_topk(self.top_k, -1, true, true)?;
+        if self.normalize {
+            let sum = weights.f_sum_dim_intlist(-1, true, Kind::Float)?.f_add_scalar(1e-20)?;
+            weights = weights.f_div(&sum)?;
+        }
+        let mut out = self.routed(&tokens, &weights, &chosen)?;
+        for shared in &self.shared {
+            out = out.f_add(&shared.forward(&tokens)?)?;
+        }
+        let aux = if train { Some(self.aux(&scores, &chosen, batch, seq)?) } else { None };
+        Ok((out.f_view([batch, seq, hidden])?, aux))
+    }
+
+    /// `tokens [tokens, hidden]`, `weights` and `chosen [tokens, k]` to `[tokens, hidden]`, float32.
+    fn routed(&self, tokens: &Tensor, weights: &Tensor, chosen: &Tensor) -> Torch<Tensor> {
+        let (count, hidden) = tokens.size2()?;
+        let assigned = chosen.f_reshape([-1])?; // [tokens * k]
+        // stable: rows of one expert stay in token order, so sums come out the same every time
+        let order = assigned.f_argsort_stable(true, 0, false)?;
+        let rows_per_expert: Vec<i64> =
+            Vec::try_from(assigned.f_bincount(None::<Tensor>, self.experts.len() as i64)?)?;
+        let of_token = if self.top_k == 1 {
+            order.shallow_clone()
+        } else {
+            order.f_floor_divide_scalar(self.top_k)?
+        };
+        let rows = tokens.f_index_select(0, &of_token)?; // [tokens * k, hidden]
+        let mut outputs = Vec::with_capacity(self.experts.len());
+        let mut start = 0;
+        for (expert, &rows_here) in self.experts.iter().zip(&rows_per_expert) {
+            if rows_here > 0 {
+                outputs.push(expert.forward(&rows.f_narrow(0, start, rows_here)?)?);
+            }
+            start += rows_here;
+        }
+        let back = order.f_argsort(0, false)?;
+        // [tokens * k, hidden], sorted by expert -> [tokens, k, hidden]
+        let outputs = Tensor::f_cat(&outputs, 0)?
+            .f_index_select(0, &back)?
+            .f_view([count, self.top_k, hidden])?;
+        outputs.f_mul(&weights.f_unsqueeze(-1)?)?.f_sum_dim_intlist(1, false, Kind::Float)
+    }
+
+    /// The balancing loss of MODEL_AND_STAGES section 1, a float32 scalar.
+    ///
+    /// `scores [tokens, experts]`, `chosen [tokens, k]`.
+    fn aux(&self, scores: &Tensor, chosen: &Tensor, batch: i64, seq: i64) -> Torch<Tensor> {
+        let experts = self.experts.len() as i64;
+        // how often each expert was chosen, `[groups, experts]`
+        let counts = |groups: i64| -> Torch<Tensor> {
+            let chosen = chosen.f_view([groups, -1])?;
+            let ones = chosen.f_ones_like()?.f_to_kind(Kind::Float)?;
+            Tensor::f_zeros([groups, experts], (Kind::Float, scores.device()))?
+                .f_scatter_add(1, &chosen, &ones)
+        };
+        let mean_scores =
+            |groups: i64| scores.f_view([groups, -1, experts])?.f_mean_dim(1, false, Kind::Float);
+        let (groups, coefficient) = match self.aux_loss {
+            // f_e = times chosen / (tokens * k / experts), per sequence
+            AuxLoss::PerSequence { alpha } => {
+                (batch, alpha * experts as f64 / (seq * self.top_k) as f64)
+            }
+            // the same over the whole batch
+            AuxLoss::PerBatch { alpha } => {
+                (1, alpha * experts as f64 / (batch * seq * self.top_k) as f64)
+            }
+            // load_e = times chosen / tokens: with top-k it sums to k
+            AuxLoss::Switch { coefficient } => {
+                (1, coefficient * experts as f64 / (batch * seq) as f64)
+            }
+        };
+        counts(groups)?
+            .f_mul(&mean_scores(groups)?)?
+            .f_sum(Kind::Float)?
+            .f_mul_scalar(coefficient / groups as f64)
+    }
+}

@@ -1,0 +1,87 @@
+//! Rotary positions: tables of cosine and sine, and the rotation of halves.
+
+use std::cell::RefCell;
+
+use mmx_converters::arch::{Config, rope};
+use tch::{Device, Kind, Tensor};
+
+use super::Torch;
+
+/// Tables for positions 0.., grown when a longer sequence comes.
+#[derive(Debug)]
+pub(super) struct Rope {
+    inverse_frequencies: Vec<f64>,
+    attention_factor: f64,
+    device: Device,
+    /// Cosine and sine, float32 `[positions, head_dim / 2]`.
+    cached: RefCell<Option<(Tensor, Tensor)>>,
+}
+
+/// Cosine and sine of each position of a batch, float32 `[seq, 1, head_dim / 2]`.
+pub(super) struct Tables {
+    cos: Tensor,
+    sin: Tensor,
+}
+
+impl Rope {
+    pub(super) fn new(config: &Config, device: Device) -> Self {
+        Self {
+            inverse_frequencies: rope::inverse_frequencies(config),
+            attention_factor: rope::attention_factor(config),
+            device,
+            cached: RefCell::new(None),
+        }
+    }
+
+    /// Tables for positions 0 to `seq` - 1.
+    pub(super) fn tables(&self, seq: i64) -> Torch<Tables> {
+        let mut cached = self.cached.borrow_mut();
+        let enough = cached.as_ref().is_some_and(|(cos, _)| cos.size()[0] >= seq);
+        if !enough {
+            *cached = None;
+        }
+        let (cos, sin) = match cached.as_mut() {
+            Some(tables) => tables,
+            None => cached.insert(self.compute(seq.max(512))?),
+        };
+        Ok(Tables {
+            cos: cos.f_narrow(0, 0, seq)?.f_unsqueeze(1)?,
+            sin: sin.f_narrow(0, 0, seq)?.f_unsqueeze(1)?,
+        })
+    }
+
+    /// Angles in float64: a float32 product is off by 1e-4 at position 2000 already.
+    fn compute(&self, positions: i64) -> Torch<(Tensor, Tensor)> {
+        let half = self.inverse_frequencies.len() as i64;
+        let of = |f: fn(f64) -> f64| {
+            let values: Vec<f32> = (0..positions)
+                .flat_map(|p| {
+                    self.inverse_frequencies
+                        .iter()
+                        .map(move |w| (f(p as f64 * w) * self.attention_factor) as f32)
+                })
+                .collect();
+            Tensor::f_from_slice(&values)?.f_view([positions, half])?.f_to_device(self.device)
+        };
+        Ok((of(f64::cos)?, of(f64::sin)?))
+    }
+}
+
+impl Tables {
+    /// Rotates `[batch, seq, heads, head_dim]`: the first half of a head is paired with the second.
+    /// Computed in float32, given back in the type that came.
+    pub(super) fn rotate(&self, x: &Tensor) -> Torch<Tensor> {
+        let half = self.cos.size()[2];
+        let first = x.f_narrow(-1, 0, half)?;
+        let second = x.f_narrow(-1, half, half)?;
+        let rotated = Tensor::f_cat(
+            &[
+                first.f_mul(&self.cos)?.f_sub(&second.f_mul(&self.sin)?)?,
+                second.f_mul(&self.cos)?.f_add(&first.f_mul(&self.sin)?)?,
+            ],
+            -1,
+        )?;
+        debug_assert_eq!(self.cos.kind(), Kind::Float);
+        rotated.f_to_kind(x.kind())
+    }
+}
