@@ -2,12 +2,18 @@
 //! formats they are kept in.
 
 pub mod arch;
+pub mod carry;
 pub mod chat;
 pub mod error;
 pub mod file;
+pub mod folder;
+pub mod generation;
 pub mod gguf;
+pub mod model;
 pub mod safetensors;
 pub mod tensor;
+pub mod to_gguf;
 pub mod tokenizer;
 
 pub use error::{Error, Result};
+pub use model::Model;

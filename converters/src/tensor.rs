@@ -82,6 +82,14 @@ pub struct TensorView<'a> {
 }
 
 impl TensorView<'_> {
+    /// One value as float32; NaN beyond the end.
+    pub fn value(&self, at: usize) -> f32 {
+        let size = self.dtype.size();
+        let data = self.data.get(at * size..(at + 1) * size).unwrap_or_default();
+        let one = TensorView { dtype: self.dtype, shape: &[1], data };
+        one.to_f32().first().copied().unwrap_or(f32::NAN)
+    }
+
     /// The values as float32: exact for f32, f16, bf16; rounded to nearest for f64 and integers.
     pub fn to_f32(&self) -> Vec<f32> {
         let words = |n| self.data.chunks_exact(n);

@@ -1,0 +1,458 @@
+//! Anything with weights, open: a checkpoint or Transformers folder, or a GGUF. In: a path. Out: the
+//! configuration, and every weight of the family's table in MiniMind's own layout, taken from the memory map.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use crate::arch::{self, Config, Layout, Place, Public, Weight, assemble, public_tensors};
+use crate::error::{Error, Result, TensorReport};
+use crate::generation::{self, Generation};
+use crate::gguf::{GgmlType, Gguf};
+use crate::safetensors::SafeTensors;
+use crate::tensor::{self, Dtype};
+
+/// Rows a family's table may have: the largest mixtures of experts have some 50 thousand.
+const MAX_ROWS: usize = 1 << 18;
+/// The output head of an untied model.
+const HEAD: &str = "lm_head.weight";
+/// The embedding, and the head of a tied model.
+const EMBEDDING: &str = "model.embed_tokens.weight";
+
+/// Turns `elements` values of a block type into float32 (ggml's own dequantizers, in crate mmx-ggml).
+pub type Dequantize<'a> = &'a (dyn Fn(GgmlType, &[u8], usize) -> Result<Vec<f32>> + Sync);
+
+/// An open model: every tensor is there, with the right shape, and none is left over.
+#[derive(Debug)]
+pub struct Model {
+    /// The file or folder.
+    pub path: PathBuf,
+    /// Dimensions and constants; `eos_token_id` is the union of all the sources beside the weights.
+    pub config: Config,
+    /// Default sampling: the source's own, else the reference's.
+    pub generation: Generation,
+    /// Sentences for the user: assumptions made while reading.
+    pub warnings: Vec<String>,
+    /// How the source names and packs its tensors.
+    pub layout: Layout,
+    weights: Vec<Weight>,
+    source: Source,
+}
+
+#[derive(Debug)]
+enum Source {
+    SafeTensors(SafeTensors),
+    Gguf(Box<Gguf>),
+}
+
+/// A tensor of the source, in place.
+struct Stored<'a> {
+    ty: GgmlType,
+    shape: &'a [usize],
+    data: &'a [u8],
+}
+
+impl Source {
+    fn names(&self) -> Vec<&str> {
+        match self {
+            Self::SafeTensors(file) => file.names().collect(),
+            Self::Gguf(file) => file.tensors().iter().map(|t| t.name.as_str()).collect(),
+        }
+    }
+
+    /// Nothing for an absent tensor; the element type's name for one that no weight can have.
+    fn get(&self, name: &str) -> Option<Result<Stored<'_>, &'static str>> {
+        match self {
+            Self::SafeTensors(file) => {
+                let view = file.get(name)?;
+                Some(match view.dtype {
+                    Dtype::F32 | Dtype::F16 | Dtype::Bf16 | Dtype::F64 => {
+                        let ty = GgmlType::from_dtype(view.dtype).unwrap_or(GgmlType::F32);
+                        Ok(Stored { ty, shape: view.shape, data: view.data })
+                    }
+                    other => Err(other.safetensors_name()),
+                })
+            }
+            Self::Gguf(file) => {
+                let tensor = file.tensor(name)?;
+                Some(match tensor.ty {
+                    GgmlType::I8 | GgmlType::I16 | GgmlType::I32 | GgmlType::I64 => {
+                        Err(tensor.ty.name())
+                    }
+                    ty => Ok(Stored { ty, shape: &tensor.shape, data: file.data(tensor) }),
+                })
+            }
+        }
+    }
+}
+
+impl Model {
+    /// Opens a folder (config.json with model.safetensors or its shards) or a `.gguf`, told apart by what
+    /// they are, not by their names.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the files; [`Error::Tensors`] with all missing, unexpected and mismatched
+    /// tensors at once where they are not those of the configuration.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::open_with(path, None)
+    }
+
+    /// The same with a configuration that replaces the one beside the weights (a preset, for weights that
+    /// come alone). A GGUF carries its own.
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub fn open_with(path: impl AsRef<Path>, config: Option<Config>) -> Result<Self> {
+        let path = path.as_ref();
+        if path.is_dir() {
+            return Self::open_folder(path, config);
+        }
+        let mut magic = [0; 4];
+        let mut file = fs_err::File::open(path).map_err(|e| Error::io(path, e))?;
+        let read = std::io::Read::read(&mut file, &mut magic).map_err(|e| Error::io(path, e))?;
+        match &magic[..read] {
+            b"GGUF" => Self::open_gguf(path),
+            _ => {
+                // a Git LFS pointer says so itself
+                crate::file::Bytes::map(path)?;
+                Err(Error::format(
+                    path,
+                    "expected a folder with config.json and model.safetensors, or a GGUF file",
+                ))
+            }
+        }
+    }
+
+    fn open_gguf(path: &Path) -> Result<Self> {
+        let file = Gguf::open(path)?;
+        if let Some(kind) = file.metadata().string("general.type").filter(|kind| *kind != "model") {
+            return Err(Error::key(path, "general.type", format!("expected model, found {kind}")));
+        }
+        let parts = file.metadata().get("split.count").and_then(crate::gguf::Value::as_u64);
+        if parts.is_some_and(|n| n > 1) {
+            return Err(Error::key(path, "split.count", "expected one file, found a split one"));
+        }
+        let tied = file.tensor("output.weight").is_none();
+        let config = Config::from_gguf_keys(file.metadata(), path, tied)?;
+        let generation = Generation::from_gguf_keys(file.metadata()).unwrap_or_default();
+        let source = Source::Gguf(Box::new(file));
+        let layout = Layout::Gguf;
+        Self::check(path, config, generation, Vec::new(), &[layout], source)
+    }
+
+    fn open_folder(dir: &Path, config: Option<Config>) -> Result<Self> {
+        let config_path = dir.join("config.json");
+        let (mut config, warnings) = match config {
+            Some(config) => (config, Vec::new()),
+            None if config_path.exists() => Config::read(&config_path)?,
+            None => {
+                return Err(Error::format(
+                    dir,
+                    "expected config.json and model.safetensors in the folder, found no config.json",
+                ));
+            }
+        };
+        let (generation, stops) = Generation::read(dir)?.unwrap_or_default();
+        let tokenizer = generation::tokenizer_eos(dir)?;
+        config.eos_token_id = generation::stop_set(tokenizer, &config.eos_token_id, &stops);
+        let source = Source::SafeTensors(SafeTensors::open_folder(dir)?);
+        let layouts = [Layout::Transformers, Layout::Reference, Layout::Transformers5];
+        Self::check(dir, config, generation, warnings, &layouts, source)
+    }
+
+    /// Finds the layout whose tensors are the file's; if there is none, reports against the nearest one.
+    fn check(
+        path: &Path,
+        config: Config,
+        generation: Generation,
+        mut warnings: Vec<String>,
+        layouts: &[Layout],
+        source: Source,
+    ) -> Result<Self> {
+        let fault = |report| Err(Error::Tensors { path: path.to_owned(), report });
+        // before the table is made: its length is the product of what a config claims
+        if let Some(report) = other_layer_count(&config, &source.names()) {
+            return fault(report);
+        }
+        let experts = config.moe.as_ref().map_or(0, |m| m.num_experts + m.shared_experts);
+        let rows = config.num_hidden_layers.saturating_mul(experts.saturating_mul(3) + 12);
+        if rows > MAX_ROWS {
+            return Err(Error::key(
+                path,
+                "num_hidden_layers",
+                format!("expected at most {MAX_ROWS} tensors in all, found some {rows}"),
+            ));
+        }
+        let weights = arch::weights(&config);
+        let mut best: Option<TensorReport> = None;
+        let mut found = None;
+        for &layout in layouts {
+            let publics = public_tensors(&weights, layout);
+            let (report, buffers) = compare(&publics, &source, &config);
+            if report.is_empty() {
+                found = Some((layout, buffers));
+                break;
+            }
+            let faults =
+                |r: &TensorReport| r.missing.len() + r.unexpected.len() + r.mismatched.len();
+            if best.as_ref().is_none_or(|old| faults(&report) < faults(old)) {
+                best = Some(report);
+            }
+        }
+        let Some((layout, buffers)) = found else {
+            return fault(best.unwrap_or_default());
+        };
+        if !buffers.is_empty() {
+            warnings.push(format!(
+                "{}: {} precomputed tables are left aside: {}",
+                path.display(),
+                buffers.len(),
+                buffers.join(", ")
+            ));
+        }
+        let path = path.to_owned();
+        let model = Self { path, config, generation, warnings, layout, weights, source };
+        model.check_tied_head()?;
+        Ok(model)
+    }
+
+    /// A tied model may carry its head beside the embedding, but only as the same values.
+    fn check_tied_head(&self) -> Result<()> {
+        if !self.config.tie_word_embeddings || self.layout == Layout::Gguf {
+            return Ok(());
+        }
+        let Some(Ok(head)) = self.source.get(HEAD) else { return Ok(()) };
+        let Some(Ok(embedding)) = self.source.get(EMBEDDING) else { return Ok(()) };
+        let same = head.shape == embedding.shape
+            && if head.ty == embedding.ty {
+                head.data == embedding.data
+            } else {
+                plain_f32(&head) == plain_f32(&embedding)
+            };
+        if same {
+            return Ok(());
+        }
+        Err(Error::key(
+            &self.path,
+            "tie_word_embeddings",
+            format!(
+                "expected false, since {HEAD} differs from {EMBEDDING}, found true: one of the two would be lost"
+            ),
+        ))
+    }
+
+    /// The table: every weight of the model, in the order of the forward pass.
+    pub fn weights(&self) -> &[Weight] {
+        &self.weights
+    }
+
+    /// The type in which the source holds a weight.
+    pub fn stored_type(&self, weight: &Weight) -> GgmlType {
+        self.stored(&weight.place(self.layout)).map_or(GgmlType::F32, |stored| stored.ty)
+    }
+
+    /// The element type of most of the source's values; float32 for block types and doubles.
+    pub fn dtype(&self) -> Dtype {
+        let mut counts = [(Dtype::F32, 0usize), (Dtype::F16, 0), (Dtype::Bf16, 0)];
+        for weight in &self.weights {
+            let dtype = self.stored_type(weight).dtype().unwrap_or(Dtype::F32);
+            let slot = counts.iter().position(|(d, _)| *d == dtype).unwrap_or(0);
+            counts[slot].1 += weight.elements();
+        }
+        // the first of equals
+        counts.iter().rev().max_by_key(|(_, n)| *n).map_or(Dtype::F32, |(dtype, _)| *dtype)
+    }
+
+    /// The GGUF behind the model, if it is one.
+    pub fn gguf(&self) -> Option<&Gguf> {
+        match &self.source {
+            Source::Gguf(file) => Some(file),
+            Source::SafeTensors(_) => None,
+        }
+    }
+
+    /// The safetensors behind the model, if it is a folder.
+    pub fn safetensors(&self) -> Option<&SafeTensors> {
+        match &self.source {
+            Source::SafeTensors(file) => Some(file),
+            Source::Gguf(_) => None,
+        }
+    }
+
+    /// A weight's bytes in MiniMind's layout and row order, in the element type of the source.
+    /// Borrowed from the memory map where they lie there in one run.
+    ///
+    /// # Errors
+    /// The source holds it in a block type: see [`Model::weight_with`].
+    pub fn weight(&self, weight: &Weight) -> Result<(Dtype, Cow<'_, [u8]>)> {
+        let place = weight.place(self.layout);
+        let stored = self.stored(&place)?;
+        let Some(dtype) = stored.ty.dtype() else {
+            return Err(Error::unsupported(
+                format!("{}: tensor {}", self.path.display(), place.tensor),
+                format!(
+                    "expected an unquantized type, found {}: its values need ggml's dequantizer",
+                    stored.ty.name()
+                ),
+            ));
+        };
+        let size = dtype.size();
+        let bytes = match place.run() {
+            Some(run) => Cow::Borrowed(&stored.data[run.start * size..run.end * size]),
+            None => Cow::Owned(assemble::take(&place, size, stored.data)),
+        };
+        Ok((dtype, self.reference_rows(weight, bytes)))
+    }
+
+    /// The same for every type: block types become float32 by `dequantize`.
+    ///
+    /// # Errors
+    /// What `dequantize` returns.
+    pub fn weight_with(
+        &self,
+        weight: &Weight,
+        dequantize: Dequantize<'_>,
+    ) -> Result<(Dtype, Cow<'_, [u8]>)> {
+        let place = weight.place(self.layout);
+        let stored = self.stored(&place)?;
+        if stored.ty.dtype().is_some() {
+            return self.weight(weight);
+        }
+        let (block, bytes) = (stored.ty.block_elements(), stored.ty.block_bytes());
+        let in_blocks = |n: usize| n / block * bytes;
+        let values = match place.run() {
+            // whole blocks of this weight alone
+            Some(run) if run.start.is_multiple_of(block) && run.end.is_multiple_of(block) => {
+                let data = &stored.data[in_blocks(run.start)..in_blocks(run.end)];
+                tensor::encode_f32(&dequantize(stored.ty, data, run.len())?, Dtype::F32)
+            }
+            _ => {
+                let elements = place.shape.iter().product();
+                let all = dequantize(stored.ty, stored.data, elements)?;
+                assemble::take(&place, 4, &tensor::encode_f32(&all, Dtype::F32))
+            }
+        };
+        if values.len() != weight.elements() * 4 {
+            return Err(Error::format(
+                &self.path,
+                format!(
+                    "tensor {}: expected {} values from the dequantizer, found {}",
+                    place.tensor,
+                    weight.elements(),
+                    values.len() / 4
+                ),
+            ));
+        }
+        Ok((Dtype::F32, self.reference_rows(weight, Cow::Owned(values))))
+    }
+
+    /// A weight's values as float32, in MiniMind's layout and row order.
+    ///
+    /// # Errors
+    /// As [`Model::weight`].
+    pub fn weight_f32(&self, weight: &Weight) -> Result<Vec<f32>> {
+        let (dtype, data) = self.weight(weight)?;
+        let shape = [weight.elements()];
+        Ok(tensor::TensorView { dtype, shape: &shape, data: &data }.to_f32())
+    }
+
+    fn reference_rows<'a>(&self, weight: &Weight, bytes: Cow<'a, [u8]>) -> Cow<'a, [u8]> {
+        match weight.gguf_permuted_heads {
+            Some(_) if self.layout == Layout::Gguf => {
+                Cow::Owned(assemble::from_gguf_rows(weight, bytes.into_owned()))
+            }
+            _ => bytes,
+        }
+    }
+
+    fn stored(&self, place: &Place) -> Result<Stored<'_>> {
+        match self.source.get(&place.tensor) {
+            Some(Ok(stored)) => Ok(stored),
+            // `check` has seen them all: only a weight of another model ends here
+            _ => Err(Error::format(
+                &self.path,
+                format!("tensor {}: expected, found none", place.tensor),
+            )),
+        }
+    }
+}
+
+fn plain_f32(stored: &Stored<'_>) -> Option<Vec<f32>> {
+    let dtype = stored.ty.dtype()?;
+    Some(tensor::TensorView { dtype, shape: stored.shape, data: stored.data }.to_f32())
+}
+
+/// Names of tables that old checkpoints carry and that follow from the configuration.
+fn is_buffer(name: &str) -> bool {
+    ["freqs_cos", "freqs_sin", "pos_cis", "rotary_emb.inv_freq"]
+        .iter()
+        .any(|table| name == *table || name.ends_with(&format!(".{table}")))
+}
+
+/// The number in `model.layers.N.` or `blk.N.`.
+fn layer_of(name: &str) -> Option<usize> {
+    let rest = name.strip_prefix("model.layers.").or_else(|| name.strip_prefix("blk."))?;
+    rest.split_once('.')?.0.parse().ok()
+}
+
+/// A file with more or fewer layers than the configuration asks for, said in one sentence.
+fn other_layer_count(config: &Config, names: &[&str]) -> Option<TensorReport> {
+    let asked = config.num_hidden_layers;
+    let layers: HashSet<usize> = names.iter().filter_map(|name| layer_of(name)).collect();
+    if layers.is_empty() || layers.len() == asked {
+        return None; // other names altogether: the report says which
+    }
+    let mut beyond: Vec<&&str> =
+        names.iter().filter(|name| layer_of(name).is_some_and(|n| n >= asked)).collect();
+    beyond.sort_by_key(|name| (layer_of(name), **name));
+    let first = beyond
+        .first()
+        .map_or_else(String::new, |name| format!("; the first tensor too many is {name}"));
+    let found = layers.len();
+    let note = format!("expected {asked} layers (num_hidden_layers), found {found} layers{first}");
+    Some(TensorReport { note: Some(note), ..TensorReport::default() })
+}
+
+/// The file's tensors against those of a layout; also the tables that are left aside.
+fn compare(publics: &[Public], source: &Source, config: &Config) -> (TensorReport, Vec<String>) {
+    let mut report = TensorReport::default();
+    let mut buffers = Vec::new();
+    // llama.cpp drops trailing dimensions of one, which are leading ones here
+    fn significant(shape: &[usize]) -> &[usize] {
+        let ones = shape.iter().take_while(|&&n| n == 1).count();
+        &shape[ones..]
+    }
+    for public in publics {
+        match source.get(&public.name) {
+            None => report.missing.push(public.name.clone()),
+            Some(Err(dtype)) => report.mismatched.push((
+                public.name.clone(),
+                "a float type".to_owned(),
+                dtype.to_owned(),
+            )),
+            Some(Ok(stored)) => {
+                let same = stored.shape == public.shape
+                    || (matches!(source, Source::Gguf(_))
+                        && significant(stored.shape) == significant(&public.shape));
+                if !same {
+                    report.mismatched.push((
+                        public.name.clone(),
+                        format!("shape {:?}", public.shape),
+                        format!("{:?}", stored.shape),
+                    ));
+                }
+            }
+        }
+    }
+    let expected: HashSet<&str> = publics.iter().map(|public| public.name.as_str()).collect();
+    let mut names = source.names();
+    names.sort_unstable();
+    for name in names.into_iter().filter(|name| !expected.contains(name)) {
+        if is_buffer(name) {
+            buffers.push(name.to_owned());
+        } else if !(name == HEAD && config.tie_word_embeddings) {
+            report.unexpected.push(name.to_owned());
+        }
+    }
+    (report, buffers)
+}
