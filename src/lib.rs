@@ -7,8 +7,13 @@
 
 pub mod cli;
 pub mod compare;
+pub mod engine;
 pub mod error;
+pub mod form;
 #[cfg(feature = "train")]
 pub mod model;
+pub mod quantizing;
+mod sample_text;
+pub mod verify;
 
 pub use error::{Error, Result};

@@ -3,6 +3,10 @@
 //! stdout is data, stderr is talk; `--json` puts exactly one JSON object on stdout.
 #![expect(clippy::print_stdout, reason = "stdout is where a command's data goes")]
 
+mod ids;
+mod logits;
+mod verify;
+
 use clap::{Parser, Subcommand};
 
 use crate::error::Result;
@@ -19,9 +23,12 @@ pub struct Cli {
     pub command: Command,
 }
 
-/// The commands.
+/// The commands. What each does stands at its arguments' struct, where clap takes the help from.
 #[derive(Subcommand, Debug)]
+#[expect(missing_docs, reason = "the documentation is that of the arguments")]
 pub enum Command {
+    Logits(logits::LogitsArgs),
+    Verify(verify::VerifyArgs),
     /// Print the versions of mmx and of what it was built with
     Version,
 }
@@ -32,6 +39,8 @@ pub enum Command {
 /// Whatever the command met; `main` prints it and picks the exit code.
 pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
+        Command::Logits(args) => logits::run(args, cli.json),
+        Command::Verify(args) => verify::run(args, cli.json),
         Command::Version => {
             println!("mmx {}", env!("CARGO_PKG_VERSION"));
             Ok(())

@@ -215,6 +215,24 @@ impl Model {
         Self::assemble(config.clone(), variables, device, compute)
     }
 
+    /// A model with the weights of an open folder or unquantized GGUF, whatever its layout; opening it has
+    /// compared names and shapes already.
+    ///
+    /// # Errors
+    /// Weights in a block type; libtorch's.
+    pub fn from_model(
+        model: &mmx_converters::Model,
+        device: Device,
+        compute: Kind,
+    ) -> Result<Self> {
+        let variables = model.weights().iter().map(|row| {
+            let (dtype, bytes) = model.weight(row)?;
+            variable(row, dtype, &bytes, device)
+        });
+        let variables = variables.collect::<Result<Vec<_>>>()?;
+        Self::assemble(model.config.clone(), variables, device, compute)
+    }
+
     fn assemble(
         config: Config,
         variables: Vec<Variable>,

@@ -1,0 +1,100 @@
+//! Reading `--ids`: a JSON array (or an array of arrays), or a safetensors file's `input_ids`.
+
+use std::path::Path;
+
+use mmx_converters::safetensors::SafeTensors;
+use mmx_converters::tensor::Dtype;
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+
+/// Sequences of ids.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Ids {
+    /// One list per sequence; not empty, and none of them is.
+    pub(super) rows: Vec<Vec<u32>>,
+    /// The file held a two-dimensional array, so all rows are equally long and results get that dimension too.
+    pub(super) two_dimensional: bool,
+}
+
+/// Reads ids. The format is told from the content, not the name.
+///
+/// # Errors
+/// An unreadable file, neither format, an id that is no 32-bit whole number, or no ids at all.
+pub(super) fn read(path: &Path) -> Result<Ids> {
+    let bytes = fs_err::read(path).map_err(|e| Error::io(path, e))?;
+    let first = bytes.iter().find(|b| !b.is_ascii_whitespace());
+    let ids = if first == Some(&b'[') { json(path, &bytes)? } else { safetensors(path)? };
+    if ids.rows.is_empty() || ids.rows.iter().any(Vec::is_empty) {
+        return Err(Error::failed(format!(
+            "{}: expected at least one id in every sequence, found none",
+            path.display()
+        )));
+    }
+    Ok(ids)
+}
+
+fn json(path: &Path, bytes: &[u8]) -> Result<Ids> {
+    let value: Value = serde_json::from_slice(bytes).map_err(|e| {
+        Error::failed(format!("{}: expected a JSON array of ids: {e}", path.display()))
+    })?;
+    let list = value.as_array().map(Vec::as_slice).unwrap_or_default();
+    let two_dimensional = list.first().is_some_and(Value::is_array);
+    let id = |v: &Value| {
+        v.as_u64().and_then(|n| u32::try_from(n).ok()).ok_or_else(|| {
+            Error::failed(format!(
+                "{}: expected an id (a whole number below 2^32), found {v}",
+                path.display()
+            ))
+        })
+    };
+    let row = |v: &[Value]| v.iter().map(id).collect::<Result<Vec<u32>>>();
+    let rows = if two_dimensional {
+        list.iter()
+            .map(|v| match v.as_array() {
+                Some(v) => row(v),
+                None => Err(Error::failed(format!(
+                    "{}: expected arrays of ids only, found {v}",
+                    path.display()
+                ))),
+            })
+            .collect::<Result<Vec<_>>>()?
+    } else {
+        vec![row(list)?]
+    };
+    let same = rows.windows(2).all(|pair| pair[0].len() == pair[1].len());
+    Ok(Ids { two_dimensional: two_dimensional && same, rows })
+}
+
+fn safetensors(path: &Path) -> Result<Ids> {
+    let file = SafeTensors::open(path)?;
+    let found = || {
+        Error::failed(format!(
+            "{}: expected a tensor input_ids of I64 or I32 with one or two dimensions",
+            path.display()
+        ))
+    };
+    let view = file.get("input_ids").ok_or_else(found)?;
+    let numbers: Vec<i64> = match view.dtype {
+        Dtype::I64 => view.data.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b)).collect(),
+        Dtype::I32 => {
+            view.data.as_chunks::<4>().0.iter().map(|b| i32::from_le_bytes(*b).into()).collect()
+        }
+        _ => return Err(found()),
+    };
+    let ids = numbers
+        .iter()
+        .map(|&n| {
+            u32::try_from(n).map_err(|_| {
+                Error::failed(format!("{}: expected ids from 0, found {n}", path.display()))
+            })
+        })
+        .collect::<Result<Vec<u32>>>()?;
+    match *view.shape {
+        [_] => Ok(Ids { rows: vec![ids], two_dimensional: false }),
+        [_, seq] if seq > 0 => {
+            Ok(Ids { rows: ids.chunks(seq).map(<[u32]>::to_vec).collect(), two_dimensional: true })
+        }
+        _ => Err(found()),
+    }
+}

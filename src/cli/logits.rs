@@ -1,0 +1,73 @@
+//! `mmx logits`: raw logits of given ids, as a safetensors file.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use clap::Args;
+use mmx_converters::safetensors::{self, TensorSpec};
+use mmx_converters::tensor::{self, Dtype};
+use serde_json::json;
+
+use crate::engine::{self, Kind};
+use crate::error::{Error, Result};
+use crate::form::Form;
+
+/// Write the float32 logits of given ids to a safetensors file
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  mmx logits runs/sft --ids ids.json --out logits.safetensors
+  mmx logits model.gguf --ids forward.safetensors --out logits.safetensors --engine llama.cpp
+
+The file holds one tensor, `logits`: [seq, vocab] for one list of ids, [batch, seq, vocab] for a two-dimensional one.")]
+pub struct LogitsArgs {
+    /// A checkpoint, a Transformers folder or a GGUF
+    model: PathBuf,
+    /// A JSON array of ids (or of equally long arrays), or a safetensors file's `input_ids`
+    #[arg(long, value_name = "FILE")]
+    ids: PathBuf,
+    /// The file to write
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// The engine; the most faithful one that opens the model unless given
+    #[arg(long, value_name = "ENGINE")]
+    engine: Option<Kind>,
+    /// Threads of the CPU engines
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    threads: usize,
+}
+
+/// Runs it.
+///
+/// # Errors
+/// Unreadable ids or model, ids beyond the vocabulary, sequences of different lengths, an unwritable file.
+pub(super) fn run(args: LogitsArgs, as_json: bool) -> Result<()> {
+    let ids = super::ids::read(&args.ids)?;
+    if ids.rows.len() > 1 && !ids.two_dimensional {
+        return Err(Error::failed(format!(
+            "{}: expected sequences of one length, found {} and others",
+            args.ids.display(),
+            ids.rows[0].len()
+        )));
+    }
+    let form = Form::open(&args.model)?;
+    let kind = args.engine.unwrap_or(form.engines()[0]);
+    let mut engine = engine::open(kind, &form, args.threads)?;
+    let mut logits = Vec::new();
+    for row in &ids.rows {
+        logits.extend(engine.logits(row)?);
+    }
+    let mut shape = vec![ids.rows[0].len(), engine.vocab()];
+    if ids.two_dimensional {
+        shape.insert(0, ids.rows.len());
+    }
+    let spec = TensorSpec { name: "logits".to_owned(), dtype: Dtype::F32, shape: shape.clone() };
+    safetensors::write(&args.out, &[spec], &BTreeMap::new(), |_| {
+        Ok(tensor::encode_f32(&logits, Dtype::F32).into())
+    })?;
+    if as_json {
+        println!("{}", json!({"path": args.out, "engine": kind.name(), "shape": shape}));
+    } else {
+        println!("{}: logits {shape:?} with {}", args.out.display(), kind.name());
+    }
+    Ok(())
+}

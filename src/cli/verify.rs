@@ -1,0 +1,161 @@
+//! `mmx verify`: the same ids through every form and engine.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+
+use crate::engine::Kind;
+use crate::error::{Error, Result};
+use crate::verify::{Input, Report, Request, verify};
+
+/// Compare the logits of several forms of a model, in every engine that can open them
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  mmx verify runs/sft export/hf-bf16 export/*.gguf
+  mmx verify runs/sft model-q4_0.gguf --text poem.txt --json
+  mmx verify model-f32.gguf model-f16.gguf --engine ggml --engine llama.cpp --tolerance 0.02
+
+A row is ok when its largest difference (f32) or its mean KL divergence in nats (16 bits and blocks) is within the
+limit for its type, and when the file's own tokenizer gives the same ids. Exit code 1 when a row is not.")]
+pub struct VerifyArgs {
+    /// The reference: a checkpoint, a Transformers folder or a GGUF
+    reference: PathBuf,
+    /// The forms to compare with it
+    #[arg(required = true)]
+    others: Vec<PathBuf>,
+    /// Compare on this text
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["ids", "tokens"])]
+    text: Option<PathBuf>,
+    /// Compare on these ids: a JSON array, or a safetensors file's `input_ids`
+    #[arg(long, value_name = "FILE", conflicts_with = "tokens")]
+    ids: Option<PathBuf>,
+    /// Compare on at most so many tokens of a built-in text
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    tokens: usize,
+    /// Only these engines (repeatable)
+    #[arg(long = "engine", value_name = "ENGINE")]
+    engines: Vec<Kind>,
+    /// Largest absolute difference of a logit, in place of the limit for the type
+    #[arg(long, value_name = "X")]
+    tolerance: Option<f64>,
+    /// Threads of the CPU engines
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    threads: usize,
+}
+
+/// Runs it.
+///
+/// # Errors
+/// See [`verify`]; also when a row is not ok.
+pub(super) fn run(args: VerifyArgs, as_json: bool) -> Result<()> {
+    let input = match (&args.text, &args.ids) {
+        (Some(path), _) => {
+            Input::Text(fs_err::read_to_string(path).map_err(|e| Error::io(path, e))?)
+        }
+        (None, Some(path)) => Input::Ids(super::ids::read(path)?.rows),
+        (None, None) => Input::Sample(args.tokens.max(1)),
+    };
+    let request = Request {
+        reference: args.reference,
+        others: args.others,
+        engines: args.engines,
+        input,
+        tolerance: args.tolerance,
+        threads: args.threads,
+    };
+    let report = verify(&request, &mut |path, kind| {
+        eprintln!("computing {} with {}", path.display(), kind.name());
+    })?;
+    if as_json {
+        println!("{}", to_json(&report));
+    } else {
+        print_table(&report);
+    }
+    let bad = report.rows.iter().filter(|row| !row.ok).count();
+    if bad > 0 {
+        return Err(Error::failed(format!(
+            "{bad} of {} comparisons are beyond their limit",
+            report.rows.len()
+        )));
+    }
+    Ok(())
+}
+
+fn to_json(report: &Report) -> serde_json::Value {
+    let rows: Vec<_> = report
+        .rows
+        .iter()
+        .map(|row| {
+            json!({
+                "path": row.path,
+                "engine": row.engine.name(),
+                "type": row.ty.name(),
+                "max_abs_diff": row.difference.max_abs_diff,
+                "mean_kl": row.difference.mean_kl,
+                "top1_agreement": row.difference.top1_agreement,
+                "ppl": row.ppl,
+                "tokens_equal": row.tokens_equal,
+                "measure": row.measure.name(),
+                "tolerance": row.tolerance,
+                "ok": row.ok,
+            })
+        })
+        .collect();
+    json!({
+        "reference": report.reference.0,
+        "reference_engine": report.reference.1.name(),
+        "reference_ppl": report.reference_ppl,
+        "tokens": report.tokens,
+        "rows": rows,
+        "ok": report.ok(),
+    })
+}
+
+fn print_table(report: &Report) {
+    let (path, kind) = &report.reference;
+    let ppl = |ppl: Option<f64>| ppl.map_or("-".to_owned(), |x| format!("{x:.3}"));
+    println!(
+        "reference: {} with {}, {} tokens, perplexity {}\n",
+        path.display(),
+        kind.name(),
+        report.tokens,
+        ppl(report.reference_ppl)
+    );
+    let name = |path: &std::path::Path| {
+        path.file_name()
+            .map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned())
+    };
+    let width = report.rows.iter().map(|r| name(&r.path).chars().count()).max().unwrap_or(4).max(4);
+    println!(
+        "{:width$}  {:9}  {:5}  {:>9}  {:>9}  {:>6}  {:>8}  {:>6}  ok",
+        "form", "engine", "type", "max diff", "mean KL", "top-1", "ppl", "ids"
+    );
+    for row in &report.rows {
+        println!(
+            "{:width$}  {:9}  {:5}  {:>9.2e}  {:>9.2e}  {:>5.1}%  {:>8}  {:>6}  {}",
+            name(&row.path),
+            row.engine.name(),
+            row.ty.name(),
+            row.difference.max_abs_diff,
+            row.difference.mean_kl,
+            100.0 * row.difference.top1_agreement,
+            ppl(row.ppl),
+            row.tokens_equal.map_or("-", |equal| if equal { "equal" } else { "DIFFER" }),
+            if row.ok {
+                "ok".to_owned()
+            } else {
+                format!("NO: {} > {:.1e}", row.measure.name(), row.tolerance)
+            },
+        );
+        if let Some((at, expected, found)) = row.first_token {
+            let id = |id: Option<u32>| id.map_or("none".to_owned(), |n| n.to_string());
+            println!(
+                "{:width$}  first differing id: position {at}, expected {}, found {}",
+                "",
+                id(expected),
+                id(found)
+            );
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! The engines that turn ids into logits, behind one trait: tch (`native`), mmx's own ggml runner (`ggml`), and
+//! llama.cpp itself (`llama.cpp`), the judge.
+
+mod llama_cpp;
+#[cfg(feature = "train")]
+mod native;
+
+use crate::error::{Error, Result};
+use crate::form::Form;
+
+/// Which engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Kind {
+    /// tch: the model as it is trained
+    Native,
+    /// mmx's own runner on ggml
+    Ggml,
+    /// llama.cpp itself
+    #[value(name = "llama.cpp")]
+    LlamaCpp,
+}
+
+impl Kind {
+    /// As the command line and JSON spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Ggml => "ggml",
+            Self::LlamaCpp => "llama.cpp",
+        }
+    }
+}
+
+/// A loaded model that computes logits.
+pub trait Engine {
+    /// Logits `[ids.len(), vocab]`, row-major, of one sequence from its beginning, with float32 key-value caches.
+    ///
+    /// # Errors
+    /// An id beyond the vocabulary, a sequence beyond the context, or the library's own failure.
+    fn logits(&mut self, ids: &[u32]) -> Result<Vec<f32>>;
+
+    /// Ids of a text as this engine's own tokenizer reads it (specials recognised), if it has one.
+    ///
+    /// # Errors
+    /// The tokenizer's own failure.
+    fn tokenize(&mut self, text: &str) -> Result<Option<Vec<u32>>>;
+
+    /// Logits per position.
+    fn vocab(&self) -> usize;
+}
+
+/// Opens a form in an engine.
+///
+/// # Errors
+/// A form the engine cannot open, or an engine this build lacks.
+pub fn open(kind: Kind, form: &Form, threads: usize) -> Result<Box<dyn Engine>> {
+    if !form.engines().contains(&kind) {
+        let missing = kind == Kind::Native && !cfg!(feature = "train");
+        return Err(Error::usage(format!(
+            "{}: the engine {} {}",
+            form.path().display(),
+            kind.name(),
+            if missing {
+                "is not part of this build (feature train)"
+            } else {
+                "cannot open this kind of file"
+            }
+        )));
+    }
+    match kind {
+        #[cfg(feature = "train")]
+        Kind::Native => Ok(Box::new(native::Native::open(form, threads)?)),
+        #[cfg(not(feature = "train"))]
+        Kind::Native => {
+            Err(Error::usage("the engine native is not part of this build (feature train)"))
+        }
+        Kind::Ggml => Err(Error::usage("not yet")),
+        Kind::LlamaCpp => Ok(Box::new(llama_cpp::LlamaCpp::open(form, threads)?)),
+    }
+}
+
+/// Refuses an empty sequence and ids beyond the vocabulary, which some libraries answer with a crash.
+fn check_ids(ids: &[u32], vocab: usize) -> Result<()> {
+    if ids.is_empty() {
+        return Err(Error::failed("expected at least one id, found none"));
+    }
+    match ids.iter().find(|&&id| id as usize >= vocab) {
+        Some(id) => {
+            Err(Error::failed(format!("expected ids below {vocab} (the vocabulary), found {id}")))
+        }
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,126 @@
+//! One form of a model, opened: a checkpoint or Transformers folder, or a GGUF; its tokenizer, and itself as a
+//! GGUF in memory for the runner.
+
+use std::path::{Path, PathBuf};
+
+use mmx_converters::Model;
+use mmx_converters::gguf::{GgmlType, Gguf};
+use mmx_converters::to_gguf::ToGguf;
+use mmx_converters::tokenizer::Tokenizer;
+use mmx_ggml::FileType;
+
+use crate::engine::Kind;
+use crate::error::{Error, Result};
+
+/// An open model and where it came from.
+#[derive(Debug)]
+pub struct Form {
+    /// The weights and the configuration.
+    pub model: Model,
+}
+
+impl Form {
+    /// Opens anything mmx can open; a training run's folder stands for its newest checkpoint.
+    ///
+    /// # Errors
+    /// See [`Model::open`].
+    pub fn open(path: &Path) -> Result<Self> {
+        Ok(Self { model: Model::open(path)? })
+    }
+
+    /// Where it came from.
+    pub fn path(&self) -> &Path {
+        &self.model.path
+    }
+
+    /// True for a GGUF file.
+    pub fn is_gguf(&self) -> bool {
+        self.model.gguf().is_some()
+    }
+
+    /// The engines of this build that can open it, the most faithful one first.
+    pub fn engines(&self) -> Vec<Kind> {
+        match (self.is_gguf(), cfg!(feature = "train")) {
+            (true, _) => vec![Kind::Ggml, Kind::LlamaCpp],
+            (false, true) => vec![Kind::Native, Kind::Ggml],
+            (false, false) => vec![Kind::Ggml],
+        }
+    }
+
+    /// The type that most values of its layers have (embeddings are often kept in a finer one).
+    pub fn weight_type(&self) -> GgmlType {
+        let mut counts: Vec<(GgmlType, usize)> = Vec::new();
+        for weight in self.model.weights().iter().filter(|w| w.layer.is_some() && w.quantize()) {
+            let ty = self.model.stored_type(weight);
+            match counts.iter_mut().find(|(t, _)| *t == ty) {
+                Some((_, n)) => *n += weight.elements(),
+                None => counts.push((ty, weight.elements())),
+            }
+        }
+        counts.into_iter().max_by_key(|(_, n)| *n).map_or(GgmlType::F32, |(ty, _)| ty)
+    }
+
+    /// The tokenizer beside or inside the weights; nothing where there is none.
+    ///
+    /// # Errors
+    /// A tokenizer that is there and cannot be read.
+    pub fn tokenizer(&self) -> Result<Option<Tokenizer>> {
+        let path = self.path();
+        match self.model.gguf() {
+            Some(file) if file.metadata().get("tokenizer.ggml.model").is_none() => Ok(None),
+            Some(file) => Ok(Some(Tokenizer::from_gguf(file.metadata(), path)?)),
+            None if !path.join("tokenizer.json").is_file() => Ok(None),
+            None => Ok(Some(Tokenizer::open(path)?)),
+        }
+    }
+
+    /// The tokenizer, which must be there.
+    ///
+    /// # Errors
+    /// None there, or it cannot be read.
+    pub fn expect_tokenizer(&self) -> Result<Tokenizer> {
+        self.tokenizer()?.ok_or_else(|| {
+            Error::failed_with_hint(
+                format!(
+                    "{}: expected a tokenizer with the model, found none",
+                    self.path().display()
+                ),
+                "put tokenizer.json and tokenizer_config.json beside the weights",
+            )
+        })
+    }
+
+    /// The model as a GGUF: the file itself, or a folder's weights in memory in the type they are stored in.
+    ///
+    /// # Errors
+    /// A model that GGUF cannot carry exactly, or a tokenizer it cannot.
+    pub fn to_gguf(&self) -> Result<Gguf> {
+        let path: PathBuf = self.path().to_owned();
+        if self.is_gguf() {
+            return Ok(Gguf::open(&path)?);
+        }
+        let config = &self.model.config;
+        let tokenizer = match self.tokenizer()? {
+            Some(tokenizer) => tokenizer.to_gguf_keys(config)?,
+            None => Vec::new(),
+        };
+        let file_type = match self.weight_type() {
+            GgmlType::F16 => FileType::F16,
+            GgmlType::BF16 => FileType::BF16,
+            _ => FileType::F32,
+        };
+        let request = ToGguf {
+            config,
+            name: "model",
+            license: None,
+            generation: &self.model.generation,
+            file_type: file_type.id(),
+            tokenizer: &tokenizer,
+            recipe: &|name, shape| crate::quantizing::recipe(file_type, config, name, shape),
+            quantize: &crate::quantizing::quantize,
+            strict: false,
+        };
+        let (bytes, _) = request.to_bytes(&path, &mut |weight| self.model.weight(weight))?;
+        Ok(Gguf::from_bytes(bytes, &path)?)
+    }
+}

@@ -1,0 +1,321 @@
+//! The same ids through every form of a model in every engine that can open it, compared with a reference.
+//!
+//! In: paths and ids (or a text). Out: one [`Row`] per form and engine. Unquantized forms are judged by the
+//! largest difference of a logit, 16-bit and quantized ones by mean KL divergence, since rounding the weights
+//! moves single logits much further than it moves the distribution.
+
+use std::path::{Path, PathBuf};
+
+use mmx_converters::gguf::GgmlType;
+
+use crate::compare::{self, Difference};
+use crate::engine::{self, Engine, Kind};
+use crate::error::{Error, Result};
+use crate::form::Form;
+use crate::sample_text::SAMPLE_TEXT;
+
+/// What decides whether a row is ok.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Measure {
+    /// Largest absolute difference of a logit.
+    MaxAbsDiff,
+    /// Mean KL divergence, nats.
+    MeanKl,
+}
+
+impl Measure {
+    /// As JSON spells it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::MaxAbsDiff => "max_abs_diff",
+            Self::MeanKl => "mean_kl",
+        }
+    }
+}
+
+/// The default measure and limit for weights of a type.
+///
+/// f32: the order of sums differs between engines (measured up to 1.3e-5 on the golden models, and growing with the
+/// size of the logits, so the limit is taken relative to the largest logit above 10). 16 bits and blocks: about ten
+/// times the mean KL measured on the golden models, whose rows are so short that they are the worst case
+/// (EXPORT_FACTS section 6: F16 < 3e-7, BF16 < 5e-4, Q8_0 < 1e-3, Q4_0 < 6.2e-2).
+pub fn default_limit(ty: GgmlType, largest_logit: f64) -> (Measure, f64) {
+    match ty {
+        GgmlType::F32 | GgmlType::F64 => {
+            (Measure::MaxAbsDiff, 1e-4 * (largest_logit / 10.0).max(1.0))
+        }
+        GgmlType::F16 => (Measure::MeanKl, 1e-4),
+        GgmlType::BF16 => (Measure::MeanKl, 5e-3),
+        GgmlType::Q8_0 | GgmlType::Q6_K => (Measure::MeanKl, 1e-2),
+        GgmlType::Q5_0 | GgmlType::Q5_1 | GgmlType::Q5_K => (Measure::MeanKl, 0.2),
+        _ => (Measure::MeanKl, 0.6),
+    }
+}
+
+/// What to compare, and how.
+#[derive(Debug)]
+pub struct Request {
+    /// The reference.
+    pub reference: PathBuf,
+    /// The other forms.
+    pub others: Vec<PathBuf>,
+    /// Only these engines; empty: every engine that can open a form.
+    pub engines: Vec<Kind>,
+    /// What goes through them.
+    pub input: Input,
+    /// Replaces the default limit: the largest absolute difference of a logit.
+    pub tolerance: Option<f64>,
+    /// Threads of the CPU engines.
+    pub threads: usize,
+}
+
+/// What goes through the engines.
+#[derive(Debug)]
+pub enum Input {
+    /// A built-in text in Chinese, English and code, by the reference's tokenizer, at most so many tokens; made-up
+    /// ids where the reference has no tokenizer.
+    Sample(usize),
+    /// A text of the user's.
+    Text(String),
+    /// Ids, one list per sequence.
+    Ids(Vec<Vec<u32>>),
+}
+
+/// One form in one engine against the reference.
+#[derive(Debug)]
+pub struct Row {
+    /// The form.
+    pub path: PathBuf,
+    /// The engine.
+    pub engine: Kind,
+    /// The type most of its weights have.
+    pub ty: GgmlType,
+    /// How far its logits are from the reference's.
+    pub difference: Difference,
+    /// Perplexity of the ids under this form, where a sequence has two or more.
+    pub ppl: Option<f64>,
+    /// The form's own tokenizer in this engine gives the reference's ids; nothing to compare without a text.
+    pub tokens_equal: Option<bool>,
+    /// Where the ids first differ: `(position, expected, found)`.
+    pub first_token: Option<(usize, Option<u32>, Option<u32>)>,
+    /// What decides.
+    pub measure: Measure,
+    /// Its limit.
+    pub tolerance: f64,
+    /// Within it, and the same ids.
+    pub ok: bool,
+}
+
+/// The outcome.
+#[derive(Debug)]
+pub struct Report {
+    /// The reference and the engine that computed it.
+    pub reference: (PathBuf, Kind),
+    /// Perplexity of the ids under the reference.
+    pub reference_ppl: Option<f64>,
+    /// Tokens compared.
+    pub tokens: usize,
+    /// One row per form and engine, in the order given.
+    pub rows: Vec<Row>,
+}
+
+impl Report {
+    /// True when every row is.
+    pub fn ok(&self) -> bool {
+        self.rows.iter().all(|row| row.ok)
+    }
+}
+
+/// Compares. `progress` hears of each row before it is computed.
+///
+/// # Errors
+/// A form that no engine can open, ids beyond a vocabulary, a library's own failure. Differences are no errors.
+pub fn verify(request: &Request, progress: &mut dyn FnMut(&Path, Kind)) -> Result<Report> {
+    let allowed = |kind: &Kind| request.engines.is_empty() || request.engines.contains(kind);
+    let reference = Form::open(&request.reference)?;
+    // the reference is computed by its most faithful engine, whatever --engine says of the others
+    let kind = reference.engines()[0];
+    progress(&request.reference, kind);
+    let mut truth = engine::open(kind, &reference, request.threads)?;
+    let vocab = truth.vocab();
+    let (ids, text) = input(request, truth.as_mut())?;
+    for &id in ids.iter().flatten() {
+        if id as usize >= vocab {
+            return Err(Error::failed(format!(
+                "{}: expected ids below {vocab}, found {id}",
+                request.reference.display()
+            )));
+        }
+    }
+    let expected = logits(truth.as_mut(), &ids)?;
+    let largest = expected.iter().fold(0f64, |m, v| m.max(f64::from(v.abs())));
+    drop(truth);
+
+    let mut rows = Vec::new();
+    // the reference itself in its other engines, then every other form
+    let skip_first = std::iter::once((&request.reference, Some(kind)));
+    for (path, skip) in skip_first.chain(request.others.iter().map(|p| (p, None))) {
+        let form = Form::open(path)?;
+        let kinds: Vec<Kind> =
+            form.engines().into_iter().filter(|k| allowed(k) && Some(*k) != skip).collect();
+        if kinds.is_empty() && skip.is_none() {
+            return Err(Error::usage(format!(
+                "{}: none of the engines asked for can open it",
+                path.display()
+            )));
+        }
+        for kind in kinds {
+            progress(path, kind);
+            let mut engine = engine::open(kind, &form, request.threads)?;
+            rows.push(row(
+                request,
+                &form,
+                kind,
+                engine.as_mut(),
+                &Truth { ids: &ids, text: text.as_deref(), logits: &expected, vocab, largest },
+            )?);
+        }
+    }
+    Ok(Report {
+        reference: (request.reference.clone(), kind),
+        reference_ppl: mean_perplexity(&expected, &ids, vocab),
+        tokens: ids.iter().map(Vec::len).sum(),
+        rows,
+    })
+}
+
+/// The reference's side of a comparison.
+struct Truth<'a> {
+    ids: &'a [Vec<u32>],
+    text: Option<&'a str>,
+    logits: &'a [f32],
+    vocab: usize,
+    largest: f64,
+}
+
+fn row(
+    request: &Request,
+    form: &Form,
+    kind: Kind,
+    engine: &mut dyn Engine,
+    truth: &Truth<'_>,
+) -> Result<Row> {
+    let path = form.path().to_owned();
+    if engine.vocab() != truth.vocab {
+        return Err(Error::failed(format!(
+            "{}: expected {} logits per position as in the reference, found {}",
+            path.display(),
+            truth.vocab,
+            engine.vocab()
+        )));
+    }
+    let found = logits(engine, truth.ids)?;
+    let difference = compare::difference(truth.logits, &found, truth.vocab);
+    let (mut tokens_equal, mut first_token) = (None, None);
+    if let Some(text) = truth.text
+        && let Some(own) = engine.tokenize(text)?
+    {
+        let expected = &truth.ids[0];
+        let own = &own[..own.len().min(expected.len())];
+        first_token = (0..expected.len())
+            .map(|i| (i, expected.get(i).copied(), own.get(i).copied()))
+            .find(|(_, expected, found)| expected != found);
+        tokens_equal = Some(first_token.is_none());
+    }
+    let ty = form.weight_type();
+    let (measure, tolerance) = match request.tolerance {
+        Some(limit) => (Measure::MaxAbsDiff, limit),
+        None => default_limit(ty, truth.largest),
+    };
+    let value = match measure {
+        Measure::MaxAbsDiff => difference.max_abs_diff,
+        Measure::MeanKl => difference.mean_kl,
+    };
+    Ok(Row {
+        path,
+        engine: kind,
+        ty,
+        difference,
+        ppl: mean_perplexity(&found, truth.ids, truth.vocab),
+        tokens_equal,
+        first_token,
+        measure,
+        tolerance,
+        ok: value <= tolerance && tokens_equal != Some(false),
+    })
+}
+
+/// The ids, and the text they came from.
+fn input(request: &Request, engine: &mut dyn Engine) -> Result<(Vec<Vec<u32>>, Option<String>)> {
+    let (text, most) = match &request.input {
+        Input::Ids(rows) => return Ok((rows.clone(), None)),
+        Input::Text(text) => (text.as_str(), usize::MAX),
+        Input::Sample(n) => (SAMPLE_TEXT, *n),
+    };
+    match engine.tokenize(text)? {
+        Some(mut ids) => {
+            ids.truncate(most);
+            if ids.is_empty() {
+                return Err(Error::failed(
+                    "expected a text of at least one token, found an empty one",
+                ));
+            }
+            Ok((vec![ids], Some(text.to_owned())))
+        }
+        None if matches!(request.input, Input::Text(_)) => Err(Error::failed_with_hint(
+            format!(
+                "{}: no tokenizer beside the weights, so a text cannot be compared",
+                request.reference.display()
+            ),
+            "give ids with --ids, or leave both out for made-up ids",
+        )),
+        None => Ok((vec![made_up_ids(most, engine.vocab())], None)),
+    }
+}
+
+/// Ids spread over the vocabulary by a fixed multiplicative step (Weyl sequence).
+fn made_up_ids(n: usize, vocab: usize) -> Vec<u32> {
+    (1..=n as u64).map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) % vocab as u64) as u32).collect()
+}
+
+fn logits(engine: &mut dyn Engine, ids: &[Vec<u32>]) -> Result<Vec<f32>> {
+    let mut all = Vec::new();
+    for row in ids {
+        all.extend(engine.logits(row)?);
+    }
+    Ok(all)
+}
+
+/// Perplexity over all sequences, each id weighing the same.
+fn mean_perplexity(logits: &[f32], ids: &[Vec<u32>], vocab: usize) -> Option<f64> {
+    let (mut total, mut count, mut at) = (0.0, 0usize, 0);
+    for row in ids {
+        let own = &logits[at..at + row.len() * vocab];
+        at += row.len() * vocab;
+        if let Some(ppl) = compare::perplexity(own, row, vocab) {
+            total += ppl.ln() * (row.len() - 1) as f64;
+            count += row.len() - 1;
+        }
+    }
+    (count > 0).then(|| (total / count as f64).exp())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn made_up_ids_stay_in_the_vocabulary_and_differ() {
+        let ids = made_up_ids(64, 500);
+        assert!(ids.iter().all(|&id| id < 500));
+        assert!(ids.iter().collect::<std::collections::HashSet<_>>().len() > 40);
+    }
+
+    #[test]
+    fn limits_grow_with_the_rounding() {
+        let kl = |ty| default_limit(ty, 1.0).1;
+        assert!(kl(GgmlType::F16) < kl(GgmlType::BF16) && kl(GgmlType::BF16) < kl(GgmlType::Q8_0));
+        assert!(kl(GgmlType::Q8_0) < kl(GgmlType::Q4_0));
+        assert_eq!(default_limit(GgmlType::F32, 1.0), (Measure::MaxAbsDiff, 1e-4));
+    }
+}
