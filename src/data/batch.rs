@@ -1,0 +1,100 @@
+//! Samples to batches, in an order that depends on seed and epoch alone.
+
+use super::{Dataset, Kind, Recipe, Sample, random::Random};
+
+/// What one micro-step reads. All arrays are `[batch, seq]`, row by row.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Batch {
+    /// Input ids.
+    pub x: Vec<i64>,
+    /// Target ids: at each position the id that comes next.
+    pub y: Vec<i64>,
+    /// 1 where the target is learned, else 0.
+    pub mask: Vec<f32>,
+    /// Rows. Of preference pairs: first all chosen, then all rejected.
+    pub batch: usize,
+    /// Positions of a row.
+    pub seq: usize,
+    /// Where each row comes from: (file's index, line).
+    pub lines: Vec<(u32, u32)>,
+}
+
+impl Batch {
+    /// Targets that are learned; 0 means a micro-step without trained tokens.
+    pub fn trained_tokens(&self) -> usize {
+        self.mask.iter().filter(|&&m| m != 0.0).count()
+    }
+}
+
+impl Dataset {
+    /// The order of an epoch: file order, or a permutation that depends on `seed` and `epoch` alone.
+    /// A run resumed at (epoch, index) goes on at this place of the same list.
+    pub fn order(&self, seed: u64, epoch: u64, shuffle: bool) -> Vec<u32> {
+        let mut order: Vec<u32> = (0..self.len() as u32).collect();
+        if shuffle {
+            Random::new(seed, epoch).shuffle(&mut order);
+        }
+        order
+    }
+
+    /// The samples of one rank out of `ranks`: every rank gets the same number, so at most
+    /// `ranks - 1` samples of an epoch's order come twice. One rank: the order itself.
+    pub fn rank_order(order: &[u32], rank: usize, ranks: usize) -> Vec<u32> {
+        let ranks = ranks.max(1);
+        let each = order.len().div_ceil(ranks);
+        (0..each)
+            .filter_map(|i| order.get((i * ranks + rank) % order.len().max(1)).copied())
+            .collect()
+    }
+
+    /// A batch of the given samples. `padded`: rows are as long as max_seq_len allows, as the
+    /// reference has them (a balancing loss then counts padding too); else as the longest sample.
+    ///
+    /// # Shapes
+    /// `[batch, seq]`; seq is max_seq_len - 1, or max_seq_len where the 2026 reference shifts inside
+    /// the model (text and chats): the last position then has no target.
+    ///
+    /// # Panics
+    /// When an index is not below [`Dataset::len`] (a bug of the caller).
+    pub fn batch(&self, indices: &[u32], padded: bool) -> Batch {
+        let rows: Vec<&Sample> = indices
+            .iter()
+            .map(|&i| &self.samples[i as usize])
+            .chain(indices.iter().filter_map(|&i| self.rejected.get(i as usize)))
+            .collect();
+        let shifted = self.shifts_inside_model();
+        let longest = rows.iter().map(|s| s.ids.len()).max().unwrap_or(0);
+        let length = if padded { self.options.max_seq_len } else { longest };
+        let seq = if shifted { length } else { length.saturating_sub(1) };
+        let mut batch = Batch { batch: rows.len(), seq, ..Batch::default() };
+        for sample in rows {
+            self.push_row(&mut batch, sample);
+        }
+        batch
+    }
+
+    /// The 2026 reference reads whole rows and shifts inside the model, except in DPO.
+    pub fn shifts_inside_model(&self) -> bool {
+        self.options.recipe == Recipe::R2026 && self.options.kind != Kind::Preference
+    }
+
+    fn push_row(&self, batch: &mut Batch, sample: &Sample) {
+        let pad = i64::from(self.pad);
+        let start = batch.mask.len();
+        let id = |i: usize| sample.ids.get(i).map_or(pad, |&id| i64::from(id));
+        batch.x.extend((0..batch.seq).map(id));
+        batch.y.extend((1..=batch.seq).map(id));
+        batch.mask.resize(start + batch.seq, 0.0);
+        for span in &sample.spans {
+            for target in span.start.max(1)..span.end {
+                // the target at position i is the id at i + 1
+                if let Some(m) = batch.mask.get_mut(start + target as usize - 1)
+                    && (target as usize) <= batch.seq
+                {
+                    *m = 1.0;
+                }
+            }
+        }
+        batch.lines.push((sample.file, sample.line));
+    }
+}
