@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use mmx_converters::Model;
 use mmx_converters::arch::{Layout, Weight, weights};
 use mmx_converters::carry::{self, Fallback};
 use mmx_converters::folder::{self, Folder};
@@ -14,11 +15,11 @@ use mmx_converters::gguf::{GgmlType, Value};
 use mmx_converters::tensor::Dtype;
 use mmx_converters::to_gguf::{ToGguf, size_label};
 use mmx_converters::tokenizer::Tokenizer;
-use mmx_converters::{Error as FileError, Model};
 use mmx_ggml::FileType;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::quantizing;
 
 /// What to export.
 #[derive(Clone, Debug, Default)]
@@ -92,12 +93,6 @@ pub fn dtype_name(dtype: Dtype) -> &'static str {
     }
 }
 
-/// ggml's dequantizer, for models whose source is a quantized GGUF.
-fn dequantize(ty: GgmlType, data: &[u8], elements: usize) -> mmx_converters::Result<Vec<f32>> {
-    mmx_ggml::quantize::dequantize_rows(ty, data, elements)
-        .map_err(|e| FileError::unsupported(format!("type {}", ty.name()), e.to_string()))
-}
-
 /// A model open for export or import, with its tokenizer.
 pub struct Source {
     /// The model.
@@ -155,7 +150,7 @@ impl Source {
         &self,
         weight: &Weight,
     ) -> mmx_converters::Result<(Dtype, std::borrow::Cow<'_, [u8]>)> {
-        self.model.weight_with(weight, &dequantize)
+        self.model.weight_with(weight, &quantizing::dequantize)
     }
 
     /// Writes a folder.
@@ -249,7 +244,7 @@ pub fn export(request: &Request) -> Result<Report> {
         .iter()
         .map(|&file_type| {
             let recipe: TypeOf<'_> =
-                Box::new(move |name, shape| recipe(file_type, config, name, shape));
+                Box::new(move |name, shape| quantizing::recipe(file_type, config, name, shape));
             (file_type, recipe)
         })
         .collect();
@@ -262,7 +257,7 @@ pub fn export(request: &Request) -> Result<Report> {
             file_type: file_type.id(),
             tokenizer: &tokenizer_keys,
             recipe,
-            quantize: &quantize,
+            quantize: &quantizing::quantize,
             strict: request.strict,
         };
         (*file_type, spec)
@@ -316,28 +311,6 @@ pub fn export(request: &Request) -> Result<Report> {
 
 /// A recipe for one file type.
 type TypeOf<'a> = Box<dyn Fn(&str, &[usize]) -> (GgmlType, Option<Fallback>) + 'a>;
-
-/// llama-quantize's choice of a tensor's type, in the words of the converters.
-fn recipe(
-    file_type: FileType,
-    config: &mmx_converters::arch::Config,
-    name: &str,
-    shape: &[usize],
-) -> (GgmlType, Option<Fallback>) {
-    let (ty, fallback) = mmx_ggml::recipe(file_type, config, name, shape, false);
-    let fallback = fallback.map(|f| Fallback {
-        tensor: f.tensor,
-        wanted: f.wanted.to_owned(),
-        used: f.used.to_owned(),
-        reason: f.reason,
-    });
-    (ty, fallback)
-}
-
-fn quantize(ty: GgmlType, values: &[f32], row_len: usize) -> mmx_converters::Result<Vec<u8>> {
-    mmx_ggml::quantize::quantize_rows(ty, values, row_len)
-        .map_err(|e| FileError::unsupported(format!("type {}", ty.name()), e.to_string()))
-}
 
 /// The tokenizer keys of a model without a tokenizer: llama.cpp loads such a file and takes ids.
 fn ids_only(config: &mmx_converters::arch::Config) -> Vec<(String, Value)> {
