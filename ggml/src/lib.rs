@@ -1,11 +1,16 @@
 //! A safe wrapper of ggml, llama.cpp as a judge, and the runner of mmx on top of it.
 
+mod backend;
+pub mod context;
 pub mod error;
 pub mod file_type;
+pub mod graph;
 pub mod llama;
 mod log;
 pub mod quantize;
 pub mod random;
+pub mod run;
+pub mod tensor;
 
 pub use error::{Error, Result};
 pub use file_type::{Fallback, FileType, recipe};

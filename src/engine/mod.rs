@@ -1,6 +1,7 @@
 //! The engines that turn ids into logits, behind one trait: tch (`native`), mmx's own ggml runner (`ggml`), and
 //! llama.cpp itself (`llama.cpp`), the judge.
 
+mod ggml;
 mod llama_cpp;
 #[cfg(feature = "train")]
 mod native;
@@ -74,7 +75,7 @@ pub fn open(kind: Kind, form: &Form, threads: usize) -> Result<Box<dyn Engine>> 
         Kind::Native => {
             Err(Error::usage("the engine native is not part of this build (feature train)"))
         }
-        Kind::Ggml => Err(Error::usage("not yet")),
+        Kind::Ggml => Ok(Box::new(ggml::Ggml::open(form, threads)?)),
         Kind::LlamaCpp => Ok(Box::new(llama_cpp::LlamaCpp::open(form, threads)?)),
     }
 }

@@ -1,0 +1,261 @@
+//! A configuration to the graph for one batch of tokens: a branch per field of [`Config`], none per family.
+//!
+//! In: ids, positions, the cells of the cache to write, a mask over the past. Out: logits of the last
+//! token or of all. Shapes are outermost first: `n` tokens of the batch, `past` cells that are looked at.
+
+use mmx_converters::arch::{Config, Moe, rope};
+use mmx_converters::gguf::GgmlType;
+
+use super::kv_cache::KvCache;
+use super::weights::{Ffn, Fused, Layer, Weights};
+use crate::backend::{Nodes, Plan, Slot};
+use crate::context::Context;
+use crate::error::Result;
+use crate::graph::Rope;
+use crate::tensor::Tensor;
+
+/// What a graph is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Batch {
+    /// Tokens.
+    pub(super) tokens: usize,
+    /// Cells of the cache that may be looked at, those of the batch included.
+    pub(super) past: usize,
+    /// Logits of every token instead of the last one's.
+    pub(super) all_logits: bool,
+}
+
+/// A graph with its inputs and its output.
+#[derive(Debug)]
+pub(super) struct Graph {
+    pub(super) plan: Plan,
+    pub(super) batch: Batch,
+    /// i32 `[n]`
+    pub(super) ids: Slot,
+    /// i32 `[n]`
+    pub(super) positions: Slot,
+    /// i64 `[n]`: cells to write
+    pub(super) cells: Slot,
+    /// float16 `[n, past]`: 0 where a token may look, else minus infinity
+    pub(super) mask: Slot,
+    /// float32 `[n or 1, vocab]`
+    pub(super) logits: Slot,
+}
+
+impl Graph {
+    /// Makes the graph. It refers to weights and cache, so it must not outlive them.
+    pub(super) fn new(
+        config: &Config,
+        weights: &Weights,
+        cache: &KvCache,
+        batch: Batch,
+    ) -> Result<Self> {
+        let experts = config.moe.as_ref().map_or(0, |moe| moe.num_experts_per_tok);
+        let tensors = 32 + config.num_hidden_layers * (64 + 2 * experts);
+        let plan = Plan::new(tensors)?;
+        let nodes = plan.nodes();
+        let n = batch.tokens;
+        let ids = nodes.input(GgmlType::I32, &[n])?;
+        let positions = nodes.input(GgmlType::I32, &[n])?;
+        let cells = nodes.input(GgmlType::I64, &[n])?;
+        let mask = nodes.input(GgmlType::F16, &[n, batch.past])?;
+        let [ids_slot, positions_slot, cells_slot, mask_slot] =
+            [ids, positions, cells, mask].map(Slot::of);
+        let context = nodes.context;
+        let rope = rope_of(config);
+        let decoder =
+            Decoder { config, weights, cache, batch, context, nodes, positions, cells, mask, rope };
+        let logits = nodes.output(decoder.logits(ids)?);
+        Ok(Self {
+            plan: plan.finish()?,
+            batch,
+            ids: ids_slot,
+            positions: positions_slot,
+            cells: cells_slot,
+            mask: mask_slot,
+            logits,
+        })
+    }
+}
+
+/// The rotary positions of a configuration.
+fn rope_of(config: &Config) -> Rope {
+    let mut rope = Rope {
+        dims: config.head_dim,
+        pairs: config.family.gguf_rotates_pairs(),
+        theta: config.rope_theta as f32,
+        original_length: config.max_position_embeddings,
+        scale: 1.0,
+        extrapolation: 0.0,
+        attention_factor: rope::attention_factor(config) as f32,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+    };
+    if let Some(yarn) = &config.rope_scaling {
+        rope.original_length = yarn.original_max_position_embeddings;
+        rope.scale = (1.0 / yarn.factor) as f32;
+        rope.extrapolation = 1.0;
+        // ggml multiplies by 1 + 0.1 ln(factor) by itself
+        rope.attention_factor = (yarn.attention_factor / (1.0 + 0.1 * yarn.factor.ln())) as f32;
+        rope.beta_fast = yarn.beta_fast as f32;
+        rope.beta_slow = yarn.beta_slow as f32;
+    }
+    rope
+}
+
+/// Everything a layer needs while the graph is made.
+struct Decoder<'c> {
+    config: &'c Config,
+    weights: &'c Weights,
+    cache: &'c KvCache,
+    batch: Batch,
+    context: &'c Context,
+    nodes: Nodes<'c>,
+    positions: Tensor<'c>,
+    cells: Tensor<'c>,
+    mask: Tensor<'c>,
+    rope: Rope,
+}
+
+impl<'c> Decoder<'c> {
+    fn eps(&self) -> f32 {
+        self.config.rms_norm_eps as f32
+    }
+
+    fn logits(&self, ids: Tensor<'c>) -> Result<Tensor<'c>> {
+        let (c, w) = (self.context, self.weights);
+        let mut x = c.get_rows(w.get(w.embedding)?, ids)?; // [n] -> [n, hidden]
+        for (index, layer) in w.layers.iter().enumerate() {
+            let mut attended = self.attention(x, index, layer)?;
+            if index + 1 == w.layers.len() && !self.batch.all_logits {
+                // of the last layer's rows only the last one is looked at: [n, hidden] -> [1, hidden]
+                let last = self.batch.tokens - 1;
+                attended = c.rows(attended, last, 1)?;
+                x = c.rows(x, last, 1)?;
+            }
+            x = c.add(c.mul_mat(w.get(layer.attn_output)?, attended)?, x)?;
+            let normed = c.rms_norm(x, w.get(layer.ffn_norm)?, self.eps())?;
+            x = c.add(self.feed_forward(normed, layer)?, x)?;
+        }
+        let normed = c.rms_norm(x, w.get(w.output_norm)?, self.eps())?;
+        c.mul_mat(w.get(w.output)?, normed) // [n, hidden] -> [n, vocab]
+    }
+
+    /// Attention without its output projection: `[n, hidden] -> [n, heads * head_dim]`.
+    fn attention(&self, x: Tensor<'c>, index: usize, layer: &Layer) -> Result<Tensor<'c>> {
+        let (c, w, config) = (self.context, self.weights, self.config);
+        let (n, head_dim) = (self.batch.tokens, config.head_dim);
+        let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
+        let normed = c.rms_norm(x, w.get(layer.attn_norm)?, self.eps())?;
+
+        let products = self.products(normed, &layer.qkv)?;
+        let head_view = |which: usize, heads: usize| {
+            let (product, first, _) = layer.qkv.outputs[which];
+            c.columns(products[product], first, heads, head_dim) // [n, rows] -> [n, heads, head_dim]
+        };
+        let mut q = head_view(0, heads)?;
+        let mut k = head_view(1, kv_heads)?;
+        if let Some(gain) = layer.q_norm {
+            q = c.rms_norm(q, w.get(gain)?, self.eps())?;
+        }
+        if let Some(gain) = layer.k_norm {
+            k = c.rms_norm(k, w.get(gain)?, self.eps())?;
+        }
+        let q = c.rope(q, self.positions, &self.rope)?;
+        let k = c.rope(k, self.positions, &self.rope)?;
+
+        let (keys, values) = self.cache.layer(index)?;
+        let k = c.reshape(k, &[n, kv_heads * head_dim])?;
+        let (product, first, rows) = layer.qkv.outputs[2];
+        let v = c.columns(products[product], first, 1, rows)?; // [n, 1, kv_heads * head_dim]
+        let v = c.middle(v, 0)?; // [n, kv_heads * head_dim]
+        self.nodes.compute(c.set_rows(keys, k, self.cells)?);
+        self.nodes.compute(c.set_rows(values, v, self.cells)?);
+
+        // [past, kv_heads * head_dim] -> [kv_heads, past, head_dim]
+        let seen = |cache: Tensor<'c>| {
+            let past = c.rows(cache, 0, self.batch.past)?;
+            c.swap_outer(c.columns(past, 0, kv_heads, head_dim)?)
+        };
+        let q = c.swap_outer(q)?; // [n, heads, head_dim] -> [heads, n, head_dim]
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let attended = c.attention(q, seen(keys)?, seen(values)?, self.mask, scale)?;
+        c.reshape(attended, &[n, heads * head_dim])
+    }
+
+    fn feed_forward(&self, x: Tensor<'c>, layer: &Layer) -> Result<Tensor<'c>> {
+        let (Some(moe), Some(router)) = (&self.config.moe, layer.router) else {
+            return self.dense(x, &layer.ffn);
+        };
+        let routed = self.routed(x, self.weights.get(router)?, moe, &layer.ffn)?;
+        match &layer.shared {
+            None => Ok(routed),
+            Some(shared) => self.context.add(routed, self.dense(x, shared)?),
+        }
+    }
+
+    /// `down(silu(gate(x)) * up(x))`: `[n, hidden] -> [n, hidden]`.
+    fn dense(&self, x: Tensor<'c>, ffn: &Ffn) -> Result<Tensor<'c>> {
+        let (c, w) = (self.context, self.weights);
+        let products = self.products(x, &ffn.gate_up)?; // [n, hidden] -> [n, 2 * ffn] or twice [n, ffn]
+        let gated = match products.as_slice() {
+            [both] => c.swiglu(*both)?,
+            [gate, up] => c.swiglu_split(*gate, *up)?,
+            _ => return Err(unexpected_products(products.len())),
+        };
+        c.mul_mat(w.get(ffn.down)?, gated)
+    }
+
+    /// The chosen experts' outputs, weighted and added: `[n, hidden] -> [n, hidden]`.
+    fn routed(
+        &self,
+        x: Tensor<'c>,
+        router: Tensor<'c>,
+        moe: &Moe,
+        ffn: &Ffn,
+    ) -> Result<Tensor<'c>> {
+        let (c, w) = (self.context, self.weights);
+        let [hidden, n, ..] = x.ne();
+        let (experts, k) = (moe.num_experts, moe.num_experts_per_tok);
+        let scores = c.soft_max(c.mul_mat(router, x)?)?; // [n, hidden] -> [n, experts]
+        let chosen = c.top_k(scores, k)?; // [n, k]
+        let mut share = c.get_rows(c.reshape(scores, &[n, experts, 1])?, chosen)?; // [n, k, 1]
+        if moe.norm_topk_prob {
+            let flat = c.reshape(share, &[n, k])?;
+            share = c.reshape(c.div(flat, c.sum_rows(flat)?)?, &[n, k, 1])?;
+        }
+        self.nodes.compute(share); // before the products, whose memory it would keep alive otherwise
+
+        let x = c.reshape(x, &[n, 1, hidden])?;
+        let products: Vec<_> = ffn
+            .gate_up
+            .products
+            .iter()
+            .map(|&product| c.mul_mat_id(w.get(product)?, x, chosen))
+            .collect::<Result<_>>()?; // [n, 1, hidden] -> [n, k, 2 * ffn] or twice [n, k, ffn]
+        let gated = match products.as_slice() {
+            [both] => c.swiglu(*both)?,
+            [gate, up] => c.swiglu_split(*gate, *up)?,
+            _ => return Err(unexpected_products(products.len())),
+        };
+        let out = c.mul_mat_id(w.get(ffn.down)?, gated, chosen)?; // [n, k, ffn] -> [n, k, hidden]
+        let out = c.mul(out, share)?;
+        let mut sum = c.middle(out, 0)?;
+        for index in 1..k {
+            sum = c.add(sum, c.middle(out, index)?)?;
+        }
+        Ok(sum) // [n, k, hidden] -> [n, hidden]
+    }
+
+    fn products(&self, x: Tensor<'c>, fused: &Fused) -> Result<Vec<Tensor<'c>>> {
+        fused
+            .products
+            .iter()
+            .map(|&product| self.context.mul_mat(self.weights.get(product)?, x))
+            .collect()
+    }
+}
+
+fn unexpected_products(count: usize) -> crate::Error {
+    crate::Error::Request { message: format!("gate and up in {count} products, expected 1 or 2") }
+}

@@ -1,0 +1,23 @@
+//! The runner: our own ggml graphs for the four families, on the CPU.
+//!
+//! A GGUF becomes a [`Model`] (weights, shared), a [`Session`] of it keeps keys and values of one text and
+//! turns token ids into logits.
+//!
+//! ```no_run
+//! use mmx_ggml::run::{LoadOptions, Model, Session, SessionOptions};
+//! # fn main() -> mmx_ggml::Result<()> {
+//! let model = Model::load("model.gguf".as_ref(), LoadOptions::default())?;
+//! let mut session = Session::new(&model, SessionOptions::default())?;
+//! let logits = session.prefill(&[1, 42, 7])?; // of the last position, [vocab]
+//! assert_eq!(logits.len(), model.config().vocab_size);
+//! # Ok(()) }
+//! ```
+
+mod decoder;
+mod kv_cache;
+mod model;
+mod session;
+mod weights;
+
+pub use model::{LoadOptions, Model};
+pub use session::{KvType, Session, SessionOptions};

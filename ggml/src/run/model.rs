@@ -1,0 +1,88 @@
+//! A GGUF, opened and ready to run: configuration, weights and tokenizer, shared by all sessions.
+
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use mmx_converters::arch::Config;
+use mmx_converters::gguf::Gguf;
+use mmx_converters::tokenizer::Tokenizer;
+
+use super::weights::Weights;
+use crate::error::Result;
+
+/// How a model is loaded.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadOptions {
+    /// Keep weights in the order that the CPU's kernels like best, which costs a copy at load. Without,
+    /// weights stay in the file's memory map wherever they can.
+    pub repack: bool,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self { repack: true }
+    }
+}
+
+/// A model; cheap to clone, all clones share the weights.
+#[derive(Clone, Debug)]
+pub struct Model(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    config: Config,
+    weights: Weights,
+    tokenizer: OnceLock<Tokenizer>,
+}
+
+impl Model {
+    /// Opens a GGUF of one of the four architectures.
+    ///
+    /// # Errors
+    /// A broken file, an unknown architecture, tensors that are missing, unknown or of another shape.
+    pub fn load(path: &Path, options: LoadOptions) -> Result<Self> {
+        Self::from_gguf(Gguf::open(path)?, options)
+    }
+
+    /// The same of an open GGUF, which may lie in memory.
+    ///
+    /// # Errors
+    /// See [`Model::load`].
+    pub fn from_gguf(gguf: Gguf, options: LoadOptions) -> Result<Self> {
+        let tied = gguf.tensor("output.weight").is_none();
+        let config = Config::from_gguf_keys(gguf.metadata(), gguf.path(), tied)?;
+        let weights = Weights::load(gguf, &config, options)?;
+        Ok(Self(Arc::new(Inner { config, weights, tokenizer: OnceLock::new() })))
+    }
+
+    /// Dimensions and constants.
+    pub fn config(&self) -> &Config {
+        &self.0.config
+    }
+
+    /// The file: its keys, its path.
+    pub fn gguf(&self) -> &Gguf {
+        self.0.weights.gguf()
+    }
+
+    /// The file's tokenizer, read at the first call.
+    ///
+    /// # Errors
+    /// A file without a tokenizer mmx can read.
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        if let Some(tokenizer) = self.0.tokenizer.get() {
+            return Ok(tokenizer);
+        }
+        let tokenizer = Tokenizer::from_gguf(self.gguf().metadata(), self.gguf().path())?;
+        Ok(self.0.tokenizer.get_or_init(|| tokenizer))
+    }
+
+    /// Bytes of weights that computing one token reads.
+    pub fn bytes_per_token(&self) -> usize {
+        self.0.weights.bytes_per_token()
+    }
+
+    pub(super) fn weights(&self) -> &Weights {
+        &self.0.weights
+    }
+}

@@ -1,0 +1,383 @@
+//! A GGUF's tensors as ggml tensors, by the family's table.
+//!
+//! Matrices that see the same input are joined along their rows where their types are equal (q, k and v;
+//! gate and up): one product instead of three. Rows of blocks are joined by joining their bytes. A matrix
+//! that lies in the file as it is needed, or as neighbours that join, stays in the memory map; others are
+//! copied, into memory of the CPU's preferred order where there is one.
+#![expect(unsafe_code, reason = "weights are tensors of contexts kept beside them")]
+
+use std::ptr::NonNull;
+
+use llama_cpp_sys_2 as sys;
+use mmx_converters::arch::{Config, Layout, public_tensors, weights};
+use mmx_converters::error::TensorReport;
+use mmx_converters::gguf::{GgmlType, Gguf, TensorInfo};
+
+use super::model::LoadOptions;
+use crate::backend::{ALIGNMENT, Buffer, BufferType, fill};
+use crate::context::Context;
+use crate::error::Result;
+use crate::quantize::dequantize_rows;
+use crate::tensor::Tensor;
+
+/// A weight of [`Weights`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Weight(NonNull<sys::ggml_tensor>);
+
+/// Matrices over the same input: where each one's rows lie among the products that are computed.
+#[derive(Clone, Debug)]
+pub(super) struct Fused {
+    /// The products, each of one or more matrices.
+    pub(super) products: Vec<Weight>,
+    /// Per matrix: which product, its first row there, its rows.
+    pub(super) outputs: Vec<(usize, usize, usize)>,
+}
+
+/// A gated feed-forward network.
+#[derive(Clone, Debug)]
+pub(super) struct Ffn {
+    /// `[ffn, hidden]` twice, or `[experts, ffn, hidden]` twice.
+    pub(super) gate_up: Fused,
+    /// `[hidden, ffn]`, or `[experts, hidden, ffn]`.
+    pub(super) down: Weight,
+}
+
+/// One layer.
+#[derive(Clone, Debug)]
+pub(super) struct Layer {
+    pub(super) attn_norm: Weight,
+    /// q, k, v over `[hidden]`.
+    pub(super) qkv: Fused,
+    pub(super) attn_output: Weight,
+    pub(super) q_norm: Option<Weight>,
+    pub(super) k_norm: Option<Weight>,
+    pub(super) ffn_norm: Weight,
+    /// `[experts, hidden]`.
+    pub(super) router: Option<Weight>,
+    /// The one network, or all experts' networks.
+    pub(super) ffn: Ffn,
+    /// The shared experts as one network.
+    pub(super) shared: Option<Ffn>,
+}
+
+/// All weights with the memory they lie in.
+#[derive(Debug)]
+pub(super) struct Weights {
+    pub(super) embedding: Weight,
+    pub(super) layers: Vec<Layer>,
+    pub(super) output_norm: Weight,
+    pub(super) output: Weight,
+    bytes_per_token: usize,
+    // dropped in this order: memory, then descriptions, then the file the memory may be
+    _buffers: Vec<Buffer>,
+    _contexts: Vec<Context>,
+    gguf: Gguf,
+}
+
+// SAFETY: weights are written while loading only; afterwards every thread just reads them.
+unsafe impl Send for Weights {}
+// SAFETY: as above.
+unsafe impl Sync for Weights {}
+
+impl Weights {
+    /// Checks the file's tensors against the family's table and takes them up.
+    pub(super) fn load(gguf: Gguf, config: &Config, options: LoadOptions) -> Result<Self> {
+        check_tensors(&gguf, config)?;
+        let count = gguf.tensors().len();
+        let mut kinds = Vec::new();
+        if options.repack {
+            for kind in BufferType::extra() {
+                kinds.push((kind, Context::new(count, 0)?));
+            }
+        }
+        let mut loader = Loader {
+            gguf: &gguf,
+            file: Buffer::of_file(&gguf)?,
+            mapped: Context::new(count, 0)?,
+            plain: Context::new(2 * count, 0)?,
+            kinds,
+            copies: Vec::new(),
+        };
+        let embedding = loader.table("token_embd.weight")?;
+        let layers = (0..config.num_hidden_layers)
+            .map(|i| loader.layer(config, i))
+            .collect::<Result<_>>()?;
+        let output_norm = loader.norm("output_norm.weight")?;
+        let head = if config.tie_word_embeddings { "token_embd.weight" } else { "output.weight" };
+        let output = loader.matrix(&[head])?;
+
+        let Loader { file, mapped, plain, kinds, copies, .. } = loader;
+        let mut buffers: Vec<_> = file.into_iter().collect();
+        buffers.extend(Buffer::for_all(&plain, BufferType::cpu())?);
+        let mut contexts = vec![mapped, plain];
+        for (kind, context) in kinds {
+            buffers.extend(Buffer::for_all(&context, kind)?);
+            contexts.push(context);
+        }
+        for (weight, data) in copies {
+            // SAFETY: made by the loader in one of the contexts above.
+            let tensor = unsafe { Tensor::from_raw(weight.0.as_ptr(), "a weight")? };
+            fill(tensor, &data.bytes(&gguf)?)?;
+        }
+        let bytes_per_token = bytes_per_token(&gguf, config);
+        Ok(Self {
+            embedding,
+            layers,
+            output_norm,
+            output,
+            bytes_per_token,
+            _buffers: buffers,
+            _contexts: contexts,
+            gguf,
+        })
+    }
+
+    /// The tensor of a weight.
+    pub(super) fn get(&self, weight: Weight) -> Result<Tensor<'_>> {
+        // SAFETY: weights are made by `load` only, in contexts that live as long as self.
+        unsafe { Tensor::from_raw(weight.0.as_ptr(), "a weight") }
+    }
+
+    pub(super) fn gguf(&self) -> &Gguf {
+        &self.gguf
+    }
+
+    pub(super) fn bytes_per_token(&self) -> usize {
+        self.bytes_per_token
+    }
+}
+
+/// One error for everything that is missing, unknown or of another shape.
+fn check_tensors(gguf: &Gguf, config: &Config) -> Result<()> {
+    use GgmlType as T;
+    let mut report = TensorReport::default();
+    let expected = public_tensors(&weights(config), Layout::Gguf);
+    for public in &expected {
+        match gguf.tensor(&public.name) {
+            None => report.missing.push(public.name.clone()),
+            Some(found) if found.shape != public.shape => report.mismatched.push((
+                public.name.clone(),
+                format!("shape {:?}", public.shape),
+                format!("{:?}", found.shape),
+            )),
+            Some(found) if matches!(found.ty, T::I8 | T::I16 | T::I32 | T::I64 | T::F64) => {
+                report.mismatched.push((
+                    public.name.clone(),
+                    "a type of weights".to_owned(),
+                    found.ty.name().to_owned(),
+                ));
+            }
+            Some(_) => {}
+        }
+    }
+    let known: std::collections::HashSet<_> = expected.iter().map(|p| p.name.as_str()).collect();
+    report.unexpected = gguf
+        .tensors()
+        .iter()
+        .filter(|t| !known.contains(t.name.as_str()))
+        .map(|t| t.name.clone())
+        .collect();
+    if report.is_empty() {
+        return Ok(());
+    }
+    Err(mmx_converters::Error::Tensors { path: gguf.path().to_owned(), report }.into())
+}
+
+/// Bytes of weights read for one token: everything, but of the experts the chosen ones and of an untied
+/// embedding one row.
+fn bytes_per_token(gguf: &Gguf, config: &Config) -> usize {
+    let share = |tensor: &TensorInfo| match &config.moe {
+        Some(moe) if tensor.name.contains("_exps.") => {
+            tensor.bytes / moe.num_experts * moe.num_experts_per_tok
+        }
+        _ if tensor.name == "token_embd.weight" && !config.tie_word_embeddings => {
+            tensor.bytes / config.vocab_size.max(1)
+        }
+        _ => tensor.bytes,
+    };
+    gguf.tensors().iter().map(share).sum()
+}
+
+/// Where a copied weight's data come from.
+enum Source {
+    /// Tensors of the file, joined along their rows; with experts, per expert.
+    Joined { tensors: Vec<TensorInfo>, experts: usize },
+    /// Values of our own making.
+    Values(Vec<f32>),
+}
+
+impl Source {
+    fn bytes<'a>(&'a self, gguf: &'a Gguf) -> Result<std::borrow::Cow<'a, [u8]>> {
+        match self {
+            Self::Values(values) => Ok(bytemuck::cast_slice(values).into()),
+            Self::Joined { tensors, .. } if tensors.len() == 1 => Ok(gguf.data(&tensors[0]).into()),
+            Self::Joined { tensors, experts } => {
+                let mut all = Vec::with_capacity(tensors.iter().map(|t| t.bytes).sum());
+                for expert in 0..*experts {
+                    for tensor in tensors {
+                        let size = tensor.bytes / experts;
+                        all.extend_from_slice(&gguf.data(tensor)[expert * size..][..size]);
+                    }
+                }
+                Ok(all.into())
+            }
+        }
+    }
+}
+
+/// Decides where each weight lies.
+struct Loader<'g> {
+    gguf: &'g Gguf,
+    /// Nothing where the file's bytes begin at an odd address.
+    file: Option<Buffer>,
+    mapped: Context,
+    plain: Context,
+    kinds: Vec<(BufferType, Context)>,
+    copies: Vec<(Weight, Source)>,
+}
+
+impl Loader<'_> {
+    fn info(&self, name: &str) -> Result<TensorInfo> {
+        self.gguf.tensor(name).cloned().ok_or_else(|| {
+            mmx_converters::Error::format(self.gguf.path(), format!("tensor {name} is missing"))
+                .into()
+        })
+    }
+
+    fn layer(&mut self, config: &Config, layer: usize) -> Result<Layer> {
+        let name = |part: &str| format!("blk.{layer}.{part}.weight");
+        let qk_norm = config.family.qk_norm();
+        let (router, ffn, shared) = match &config.moe {
+            None => (None, self.ffn([name("ffn_gate"), name("ffn_up"), name("ffn_down")])?, None),
+            Some(moe) => {
+                let router = self.matrix(&[&name("ffn_gate_inp")])?;
+                let routed = [name("ffn_gate_exps"), name("ffn_up_exps"), name("ffn_down_exps")];
+                let shared = [name("ffn_gate_shexp"), name("ffn_up_shexp"), name("ffn_down_shexp")];
+                let shared = if moe.shared_experts > 0 { Some(self.ffn(shared)?) } else { None };
+                (Some(router), self.ffn(routed)?, shared)
+            }
+        };
+        Ok(Layer {
+            attn_norm: self.norm(&name("attn_norm"))?,
+            qkv: self.fused(&[&name("attn_q"), &name("attn_k"), &name("attn_v")])?,
+            attn_output: self.matrix(&[&name("attn_output")])?,
+            q_norm: if qk_norm { Some(self.norm(&name("attn_q_norm"))?) } else { None },
+            k_norm: if qk_norm { Some(self.norm(&name("attn_k_norm"))?) } else { None },
+            ffn_norm: self.norm(&name("ffn_norm"))?,
+            router,
+            ffn,
+            shared,
+        })
+    }
+
+    fn ffn(&mut self, [gate, up, down]: [String; 3]) -> Result<Ffn> {
+        Ok(Ffn { gate_up: self.fused(&[&gate, &up])?, down: self.matrix(&[&down])? })
+    }
+
+    /// Joins neighbours of equal type.
+    fn fused(&mut self, names: &[&str]) -> Result<Fused> {
+        let mut groups: Vec<(GgmlType, Vec<&str>, usize)> = Vec::new();
+        let mut outputs = Vec::new();
+        for &name in names {
+            let info = self.info(name)?;
+            let rows = info.shape[info.shape.len().saturating_sub(2)];
+            let at = groups.len();
+            match groups.last_mut() {
+                Some((ty, members, total)) if *ty == info.ty => {
+                    outputs.push((at - 1, *total, rows));
+                    members.push(name);
+                    *total += rows;
+                }
+                _ => {
+                    outputs.push((at, 0, rows));
+                    groups.push((info.ty, vec![name], rows));
+                }
+            }
+        }
+        let products = groups
+            .iter()
+            .map(|(_, members, _)| self.matrix(members))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Fused { products, outputs })
+    }
+
+    /// A matrix, or several of one type joined along their rows.
+    fn matrix(&mut self, names: &[&str]) -> Result<Weight> {
+        let tensors: Vec<_> = names.iter().map(|name| self.info(name)).collect::<Result<_>>()?;
+        let ty = tensors[0].ty;
+        let mut shape = tensors[0].shape.clone();
+        let rows_at = shape.len() - 2;
+        shape[rows_at] = tensors.iter().map(|t| t.shape[rows_at]).sum();
+        let experts = if shape.len() == 3 { shape[0] } else { 1 };
+        for (kind, context) in &self.kinds {
+            if is_supported(*kind, ty, &shape)? {
+                let weight = weight_of(context.tensor(ty, &shape)?);
+                self.copies.push((weight, Source::Joined { tensors, experts }));
+                return Ok(weight);
+            }
+        }
+        let neighbours = tensors.windows(2).all(|pair| pair[0].range().end == pair[1].offset);
+        let joins = tensors.len() == 1 || (neighbours && experts == 1);
+        if joins && let Some(weight) = self.in_place(&tensors[0], &shape)? {
+            return Ok(weight);
+        }
+        let weight = weight_of(self.plain.tensor(ty, &shape)?);
+        self.copies.push((weight, Source::Joined { tensors, experts }));
+        Ok(weight)
+    }
+
+    /// A table of rows that are looked up: in the file's order.
+    fn table(&mut self, name: &str) -> Result<Weight> {
+        let info = self.info(name)?;
+        if let Some(weight) = self.in_place(&info, &info.shape)? {
+            return Ok(weight);
+        }
+        let weight = weight_of(self.plain.tensor(info.ty, &info.shape)?);
+        self.copies.push((weight, Source::Joined { tensors: vec![info], experts: 1 }));
+        Ok(weight)
+    }
+
+    /// A norm's gain, float32 whatever the file holds.
+    fn norm(&mut self, name: &str) -> Result<Weight> {
+        let info = self.info(name)?;
+        if info.ty == GgmlType::F32 {
+            return self.table(name);
+        }
+        let row = info.shape.last().copied().unwrap_or(0);
+        let values = dequantize_rows(info.ty, self.gguf.data(&info), row)?;
+        let weight = weight_of(self.plain.tensor(GgmlType::F32, &info.shape)?);
+        self.copies.push((weight, Source::Values(values)));
+        Ok(weight)
+    }
+
+    /// A weight of `shape` that begins where `first` does in the file, if it may lie there.
+    fn in_place(&self, first: &TensorInfo, shape: &[usize]) -> Result<Option<Weight>> {
+        let Some(file) = &self.file else { return Ok(None) };
+        if self.gguf.data(first).as_ptr().align_offset(ALIGNMENT) != 0 {
+            return Ok(None);
+        }
+        let tensor = self.mapped.tensor(first.ty, shape)?;
+        file.place(self.gguf, tensor, first.offset)?;
+        Ok(Some(weight_of(tensor)))
+    }
+}
+
+fn weight_of(tensor: Tensor<'_>) -> Weight {
+    // SAFETY: a Tensor is never null.
+    Weight(unsafe { NonNull::new_unchecked(tensor.raw()) })
+}
+
+/// True when products with a weight of this type and shape can be computed from memory of this kind.
+fn is_supported(kind: BufferType, ty: GgmlType, shape: &[usize]) -> Result<bool> {
+    let trial = Context::new(8, 0)?;
+    let weight = trial.tensor(ty, shape)?;
+    let row = shape[shape.len() - 1];
+    let op = if shape.len() == 3 {
+        let x = trial.tensor(GgmlType::F32, &[2, 1, row])?;
+        let ids = trial.tensor(GgmlType::I32, &[2, 1])?;
+        trial.mul_mat_id(weight, x, ids)?
+    } else {
+        trial.mul_mat(weight, trial.tensor(GgmlType::F32, &[2, row])?)?
+    };
+    Ok(kind.supports(op))
+}
