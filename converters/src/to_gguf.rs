@@ -76,6 +76,15 @@ impl ToGguf<'_> {
         Ok((bytes, plan.fallbacks))
     }
 
+    /// Decides everything and writes nothing: what [`ToGguf::write`] would refuse is refused. Returns the
+    /// fallbacks.
+    ///
+    /// # Errors
+    /// As [`ToGguf::write`], but for the quantizer's and the system's.
+    pub fn check(&self, name: &Path, source: &mut Weights<'_, '_>) -> Result<Vec<Fallback>> {
+        self.plan(name, source).map(|plan| plan.fallbacks)
+    }
+
     fn plan(&self, path: &Path, source: &mut Weights<'_, '_>) -> Result<Plan> {
         let weights = arch::weights(self.config);
         let publics = public_tensors(&weights, Layout::Gguf);

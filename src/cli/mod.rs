@@ -3,7 +3,11 @@
 //! stdout is data, stderr is talk; `--json` puts exactly one JSON object on stdout.
 #![expect(clippy::print_stdout, reason = "stdout is where a command's data goes")]
 
+mod export;
+mod format;
 mod ids;
+mod import;
+mod inspect;
 mod logits;
 mod verify;
 
@@ -27,6 +31,9 @@ pub struct Cli {
 #[derive(Subcommand, Debug)]
 #[expect(missing_docs, reason = "the documentation is that of the arguments")]
 pub enum Command {
+    Export(export::ExportArgs),
+    Import(import::ImportArgs),
+    Inspect(inspect::InspectArgs),
     Logits(logits::LogitsArgs),
     Verify(verify::VerifyArgs),
     /// Print the versions of mmx and of what it was built with
@@ -39,6 +46,9 @@ pub enum Command {
 /// Whatever the command met; `main` prints it and picks the exit code.
 pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
+        Command::Export(args) => export::run(args, cli.json),
+        Command::Import(args) => import::run(&args, cli.json),
+        Command::Inspect(args) => inspect::run(&args, cli.json),
         Command::Logits(args) => logits::run(args, cli.json),
         Command::Verify(args) => verify::run(args, cli.json),
         Command::Version => {

@@ -1,0 +1,119 @@
+//! `mmx import`: someone's model as a folder that mmx trains on.
+
+use std::path::PathBuf;
+
+use mmx_converters::Model;
+use mmx_converters::arch::presets;
+use mmx_converters::folder::carrying_layout;
+use mmx_converters::tensor::Dtype;
+
+use super::format::{self, line};
+use crate::error::{Error, Result};
+use crate::export::{Exported, FileFallback, Report, Source, dtype_name};
+
+/// Element types of the checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum As {
+    /// float32, as training keeps its weights
+    F32,
+    /// float16
+    F16,
+    /// bfloat16
+    Bf16,
+    /// the source's own (float32 for quantized ones)
+    Keep,
+}
+
+/// Turn a Transformers folder or a GGUF into a checkpoint that can be trained on
+#[derive(clap::Args, Debug)]
+#[command(after_help = "\
+Examples:
+  mmx import minimind-26M.gguf --out runs/from-gguf
+  mmx import ~/models/MiniMind2 --out runs/from-hf --dtype keep
+  mmx import weights/ --preset minimind2-small --tokenizer tok --out runs/old")]
+pub struct ImportArgs {
+    /// A Transformers folder or a .gguf
+    source: PathBuf,
+    /// The folder to write
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Element type of the weights written
+    #[arg(long, value_enum, default_value = "f32")]
+    dtype: As,
+    /// Folder of tokenizer.json, if it is not beside the weights
+    #[arg(long, value_name = "DIR")]
+    tokenizer: Option<PathBuf>,
+    /// The model's dimensions, for weights that come without a config.json
+    #[arg(long, value_name = "NAME", conflicts_with = "config")]
+    preset: Option<String>,
+    /// The same from a config.json elsewhere
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// A source that cannot be opened, or an output that cannot be written.
+pub(super) fn run(args: &ImportArgs, json: bool) -> Result<()> {
+    let begin = std::time::Instant::now();
+    let mut warnings = Vec::new();
+    let config = match (&args.preset, &args.config) {
+        (Some(name), _) => Some(presets::preset(name).ok_or_else(|| {
+            let known = presets::NAMES.join(", ");
+            Error::usage(format!("--preset: expected one of {known}, found {name}"))
+        })?),
+        (None, Some(path)) => {
+            let (config, found) = mmx_converters::arch::Config::read(path)?;
+            warnings = found;
+            Some(config)
+        }
+        (None, None) => None,
+    };
+    let model = Model::open_with(&args.source, config)?;
+    let source = Source::with_model(model, args.tokenizer.as_deref())?;
+    warnings.extend(source.model.warnings.iter().cloned());
+    let dtype = match args.dtype {
+        As::F32 => Dtype::F32,
+        As::F16 => Dtype::F16,
+        As::Bf16 => Dtype::Bf16,
+        As::Keep => source.model.dtype(),
+    };
+    let layout = carrying_layout(&source.model.config);
+    let written = source.write_folder(&args.out, layout, dtype, false)?;
+    let seconds = begin.elapsed().as_secs_f64();
+    let of_file = |(path, bytes): (PathBuf, u64)| Exported {
+        seconds: if path.extension().is_some_and(|e| e == "safetensors") { seconds } else { 0.0 },
+        path,
+        format: "checkpoint",
+        ty: dtype_name(dtype).to_owned(),
+        bytes,
+    };
+    let weights = args.out.join(mmx_converters::safetensors::FILE_NAME);
+    let fallback = |fallback| FileFallback { path: weights.clone(), fallback };
+    let report = Report {
+        model: args.source.clone(),
+        fallbacks: written.fallbacks.iter().cloned().map(fallback).collect(),
+        files: written.files.into_iter().map(of_file).collect(),
+        warnings,
+    };
+    report.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+    if json {
+        return format::print_json(&report);
+    }
+    let config = &source.model.config;
+    let mut text = String::new();
+    line!(
+        text,
+        "{}: {} with {} parameters, from {}",
+        args.out.display(),
+        config.family.name(),
+        format::count(config.parameters().0),
+        args.source.display()
+    );
+    for file in &report.files {
+        line!(text, "{:>10}  {}", format::bytes(file.bytes), file.path.display());
+    }
+    report.fallbacks.iter().for_each(|f| line!(text, "{}", f.fallback));
+    format::print(&text)
+}
