@@ -10,6 +10,7 @@ pub mod compare;
 pub mod data;
 pub mod engine;
 pub mod error;
+pub mod eval;
 pub mod export;
 pub mod form;
 #[cfg(feature = "train")]

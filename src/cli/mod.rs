@@ -3,6 +3,7 @@
 //! stdout is data, stderr is talk; `--json` puts exactly one JSON object on stdout.
 #![expect(clippy::print_stdout, reason = "stdout is where a command's data goes")]
 
+mod eval;
 mod export;
 mod format;
 mod ids;
@@ -31,6 +32,7 @@ pub struct Cli {
 #[derive(Subcommand, Debug)]
 #[expect(missing_docs, reason = "the documentation is that of the arguments")]
 pub enum Command {
+    Eval(eval::EvalArgs),
     Export(export::ExportArgs),
     Import(import::ImportArgs),
     Inspect(inspect::InspectArgs),
@@ -46,6 +48,7 @@ pub enum Command {
 /// Whatever the command met; `main` prints it and picks the exit code.
 pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
+        Command::Eval(args) => eval::run(args, cli.json),
         Command::Export(args) => export::run(args, cli.json),
         Command::Import(args) => import::run(&args, cli.json),
         Command::Inspect(args) => inspect::run(&args, cli.json),

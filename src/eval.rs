@@ -1,0 +1,141 @@
+//! How good a model is, measured: the share of questions it answers with exactly the right text.
+//!
+//! In: chats whose last turn is the right answer. Out: what was asked, expected and found.
+
+use std::path::Path;
+
+use mmx_converters::chat;
+use mmx_converters::tokenizer::Tokenizer;
+use mmx_ggml::run::{Model, Session, SessionOptions};
+use serde_json::Value;
+
+use crate::compare;
+use crate::data::jsonl::{self, Kind, Record};
+use crate::error::{Error, Result};
+
+/// A chat to be continued, and the continuation that is right.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Question {
+    /// Where it stands in the file, from 1.
+    pub line: usize,
+    /// The turns before the answer.
+    pub messages: Vec<Value>,
+    /// The right answer.
+    pub answer: String,
+}
+
+/// A question the model answered.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answered {
+    /// The question.
+    pub question: Question,
+    /// What the model said.
+    pub found: String,
+}
+
+impl Answered {
+    /// The right text, but for white space around it.
+    pub fn is_right(&self) -> bool {
+        self.found.trim() == self.question.answer.trim()
+    }
+}
+
+/// Reads chats as SFT data has them; the last turn must be the assistant's.
+///
+/// # Errors
+/// An unreadable file, a faulty line, or no chat at all.
+pub fn read_questions(path: &Path) -> Result<Vec<Question>> {
+    let bytes = fs_err::read(path).map_err(|e| Error::io(path, e))?;
+    let fault =
+        |line: usize, message: &str| Error::failed(format!("{}:{line}: {message}", path.display()));
+    let mut questions = Vec::new();
+    for line in jsonl::lines(&bytes) {
+        let record = jsonl::parse(&line, Kind::Chat).map_err(|f| fault(f.line, &f.message))?;
+        let Record::Chat(mut messages) = record else { continue };
+        let last = messages.pop().filter(|m| m["role"] == "assistant");
+        let answer = last.as_ref().and_then(|m| m["content"].as_str());
+        let answer = answer
+            .ok_or_else(|| fault(line.number, "expected an assistant's text as the last turn"))?
+            .to_owned();
+        questions.push(Question { line: line.number, messages, answer });
+    }
+    if questions.is_empty() {
+        return Err(Error::failed(format!(
+            "{}: expected at least one chat, found none",
+            path.display()
+        )));
+    }
+    Ok(questions)
+}
+
+/// Answers every question greedily, at most `limit` tokens each.
+///
+/// # Errors
+/// A template that refuses the messages, a question beyond the context, or the runner's failure.
+pub fn answer_all(
+    model: &Model,
+    tokenizer: &Tokenizer,
+    questions: Vec<Question>,
+    limit: usize,
+    options: SessionOptions,
+) -> Result<Vec<Answered>> {
+    let stop = tokenizer.stop_ids(&model.config().eos_token_id);
+    let mut session = Session::new(model, options)?;
+    let mut answered = Vec::with_capacity(questions.len());
+    for question in questions {
+        let prompt = tokenizer.encode_chat(&question.messages, &chat::Options::generation())?;
+        session.truncate(0);
+        let mut next = compare::argmax(session.prefill(&prompt.ids)?) as u32;
+        let mut ids = Vec::new();
+        while !stop.contains(&next) && ids.len() < limit {
+            ids.push(next);
+            next = compare::argmax(session.decode(next)?) as u32;
+        }
+        answered.push(Answered { question, found: tokenizer.decode(&ids, true) });
+    }
+    Ok(answered)
+}
+
+/// Wilson's interval at 95 % for `right` of `n`. Source: Wilson 1927; z = 1.96.
+pub fn interval(right: usize, n: usize) -> (f64, f64) {
+    let (n, z) = (n.max(1) as f64, 1.959_964);
+    let p = right as f64 / n;
+    let centre = (p + z * z / (2.0 * n)) / (1.0 + z * z / n);
+    let half = z * (p * (1.0 - p) / n + z * z / (4.0 * n * n)).sqrt() / (1.0 + z * z / n);
+    (centre - half, centre + half)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_interval_holds_the_share_and_stays_within_bounds() {
+        for (right, n) in [(0, 10), (10, 10), (90, 100), (1, 1)] {
+            let (low, high) = interval(right, n);
+            let share = right as f64 / n as f64;
+            assert!(
+                low <= share + 1e-12
+                    && share <= high + 1e-12
+                    && low >= -1e-12
+                    && high <= 1.0 + 1e-12
+            );
+        }
+        // Wilson's interval for 90 of 100: 0.8256 .. 0.9448
+        let (low, high) = interval(90, 100);
+        assert!((low - 0.8256).abs() < 1e-3 && (high - 0.9448).abs() < 1e-3, "{low} {high}");
+    }
+
+    #[test]
+    fn a_chat_without_an_answer_is_refused_with_its_line() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let good = r#"{"conversations": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}"#;
+        let bad = r#"{"conversations": [{"role": "user", "content": "a"}]}"#;
+        std::fs::write(file.path(), format!("{good}\n\n{bad}\n")).expect("written");
+        let error = read_questions(file.path()).expect_err("no answer").to_string();
+        assert!(error.contains(":3:"), "{error}");
+        std::fs::write(file.path(), good).expect("written");
+        let questions = read_questions(file.path()).expect("one chat");
+        assert_eq!((questions.len(), questions[0].answer.as_str()), (1, "b"));
+    }
+}
