@@ -10,6 +10,7 @@ pub mod folder;
 pub mod generation;
 pub mod gguf;
 pub mod model;
+pub mod modelfile;
 pub mod safetensors;
 pub mod tensor;
 pub mod to_gguf;

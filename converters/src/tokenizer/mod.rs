@@ -12,7 +12,9 @@ mod gguf;
 mod open;
 mod protect;
 mod save;
+mod special;
 mod stream;
+pub mod train;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -23,6 +25,7 @@ use serde_json::{Map, Value};
 use crate::chat::{self, Template};
 use crate::error::{Error, Result};
 
+pub use special::SpecialSet;
 pub use stream::DecodeStream;
 
 /// A byte-level BPE tokenizer with its special tokens and chat template.
