@@ -5,8 +5,12 @@
 //! Families, tokenizer and file formats live in [`mmx_converters`], the runner in [`mmx_ggml`].
 //! Everything that needs libtorch is behind the feature `train`.
 
+#[cfg(feature = "train")]
+pub mod checkpoint;
 pub mod cli;
 pub mod compare;
+#[cfg(feature = "train")]
+pub mod config;
 pub mod data;
 pub mod engine;
 pub mod error;
@@ -14,9 +18,20 @@ pub mod eval;
 pub mod export;
 pub mod form;
 #[cfg(feature = "train")]
+pub mod loss;
+#[cfg(feature = "train")]
 pub mod model;
+#[cfg(feature = "train")]
+pub mod optim;
 pub mod quantizing;
+pub mod runs;
 mod sample_text;
+#[cfg(feature = "train")]
+pub mod schedule;
+#[cfg(feature = "train")]
+pub mod stage;
+#[cfg(feature = "train")]
+pub mod train;
 pub mod verify;
 
 pub use error::{Error, Result};

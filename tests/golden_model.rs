@@ -50,7 +50,7 @@ fn assert_close(what: &str, found: &Tensor, expected: &Tensor, tolerance: f64) {
         value(expected),
         value(found)
     );
-    println!("{what}: largest difference {largest:e}");
+    eprintln!("{what}: largest difference {largest:e}");
 }
 
 /// 2e-5: float32 sums of a few hundred terms in another order than PyTorch's eager kernels.

@@ -10,6 +10,8 @@ mod ids;
 mod import;
 mod inspect;
 mod logits;
+#[cfg(feature = "train")]
+mod train;
 mod verify;
 
 use clap::{Parser, Subcommand};
@@ -37,6 +39,8 @@ pub enum Command {
     Import(import::ImportArgs),
     Inspect(inspect::InspectArgs),
     Logits(logits::LogitsArgs),
+    #[cfg(feature = "train")]
+    Train(Box<train::TrainArgs>),
     Verify(verify::VerifyArgs),
     /// Print the versions of mmx and of what it was built with
     Version,
@@ -53,6 +57,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Import(args) => import::run(&args, cli.json),
         Command::Inspect(args) => inspect::run(&args, cli.json),
         Command::Logits(args) => logits::run(args, cli.json),
+        #[cfg(feature = "train")]
+        Command::Train(args) => train::run(*args, cli.json),
         Command::Verify(args) => verify::run(args, cli.json),
         Command::Version => {
             println!("mmx {}", env!("CARGO_PKG_VERSION"));

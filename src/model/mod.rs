@@ -51,6 +51,13 @@ pub struct Variable {
     pub tensor: Tensor,
 }
 
+impl Variable {
+    /// Another handle to the same tensor.
+    pub fn share(&self) -> Self {
+        Self { name: self.name.clone(), tensor: self.tensor.shallow_clone() }
+    }
+}
+
 /// One tensor's values on the host.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HostTensor {

@@ -1,5 +1,5 @@
 //! What the tests that run the binary share. In: arguments. Out: exit code, stdout, stderr.
-#![allow(dead_code, reason = "each test file uses a part")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses a part")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

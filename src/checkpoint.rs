@@ -1,0 +1,318 @@
+//! A checkpoint: a model folder that every tool opens, and beside it in `training/` what is needed to go
+//! on exactly: moments, an unfinished accumulation's gradient, position, configuration, digests.
+//!
+//! Below a run's `--out DIR`:
+//! ```text
+//! DIR/checkpoint-000123/            after optimizer step 123; the highest number is the newest
+//!     config.json model.safetensors tokenizer.json ...
+//!     training/optimizer.safetensors   first.NAME, second.NAME (and gradient.NAME), float32
+//!     training/state.json              written last: without it the folder is no checkpoint
+//! DIR/checkpoint-000123.2/          the same, 2 micro-steps into the accumulation after step 123
+//! ```
+//! A checkpoint is written beside its place, flushed, and renamed: it is there whole or not at all. The
+//! ones before it are removed only then.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use mmx_converters::folder::{self, Folder, SaveTokenizer};
+use mmx_converters::generation::Generation;
+use mmx_converters::safetensors::{self, SafeTensors, TensorSpec};
+use mmx_converters::tensor::Dtype;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::config::TrainConfig;
+use crate::error::{Error, Result};
+use crate::model::HostTensor;
+use crate::optim::{AdamW, Part};
+use crate::runs;
+use crate::train::{Position, Trainer};
+
+/// The folder beside the model's files.
+const TRAINING: &str = "training";
+/// The version of state.json.
+const FORMAT: u32 = 1;
+
+/// `training/state.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// Version of this file.
+    pub format: u32,
+    /// The mmx that wrote it.
+    pub mmx: String,
+    /// Where the run was.
+    pub position: Position,
+    /// Updates AdamW has made (its bias correction counts them).
+    pub optimizer_steps: u64,
+    /// Micro-steps in the gradient kept.
+    pub accumulated: usize,
+    /// Micro-steps of the whole run: the schedule's T.
+    pub total_micro_steps: usize,
+    /// The resolved configuration.
+    pub config: TrainConfig,
+    /// What was trained on: data files and tokenizer, as name and SHA-256.
+    pub sources: Vec<(String, String)>,
+    /// SHA-256 of every other file of the folder, by its path in it.
+    pub files: BTreeMap<String, String>,
+}
+
+/// A whole checkpoint: its folder and what it says.
+pub type Found = (PathBuf, State);
+
+/// What a checkpoint is written from, besides the trainer.
+pub struct Context<'a> {
+    /// The run's folder.
+    pub dir: &'a Path,
+    /// Writes the tokenizer's files.
+    pub tokenizer: Option<SaveTokenizer<'a>>,
+    /// Sampling defaults that go with the model.
+    pub generation: &'a Generation,
+    /// Data files and tokenizer, as name and SHA-256.
+    pub sources: &'a [(String, String)],
+    /// Checkpoints to keep.
+    pub keep: usize,
+}
+
+/// Writes the trainer's checkpoint and removes all but the newest `keep`. Returns its folder.
+///
+/// # Errors
+/// The system's refusal (a full disk): the checkpoints that were there are still there.
+pub fn save(context: &Context<'_>, trainer: &Trainer<'_>) -> Result<PathBuf> {
+    let dir = context.dir;
+    fs_err::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
+    let staging = tempfile::Builder::new()
+        .prefix(".mmx-checkpoint-")
+        .suffix(".part")
+        .tempdir_in(dir)
+        .map_err(|e| Error::io(dir, e))?;
+    let whole = staging.path().join("checkpoint");
+    write_model(context, trainer, &whole)?;
+    let training = whole.join(TRAINING);
+    fs_err::create_dir_all(&training).map_err(|e| Error::io(&training, e))?;
+    write_optimizer(trainer.optimizer(), &training.join("optimizer.safetensors"))?;
+    let state = State {
+        format: FORMAT,
+        mmx: env!("CARGO_PKG_VERSION").to_owned(),
+        position: trainer.position(),
+        optimizer_steps: trainer.optimizer().steps(),
+        accumulated: trainer.optimizer().accumulated(),
+        total_micro_steps: trainer.plan().micro_steps,
+        config: trainer.config().clone(),
+        sources: context.sources.to_vec(),
+        files: digests(&whole)?,
+    };
+    let path = training.join("state.json");
+    let mut text = serde_json::to_string_pretty(&state)
+        .map_err(|e| Error::failed(format!("{}: {e}", path.display())))?;
+    text.push('\n');
+    mmx_converters::file::write_bytes(&path, text.as_bytes())?;
+    sync(&training)?;
+    sync(&whole)?;
+
+    let place = dir.join(runs::name(trainer.position().step, trainer.optimizer().accumulated()));
+    if place.exists() {
+        // a run that was resumed writes this one again
+        let old = staging.path().join("old");
+        fs_err::rename(&place, &old).map_err(|e| Error::io(&place, e))?;
+    }
+    fs_err::rename(&whole, &place).map_err(|e| Error::io(&place, e))?;
+    sync(dir)?;
+    prune(dir, context.keep, &place)?;
+    Ok(place)
+}
+
+fn write_model(context: &Context<'_>, trainer: &Trainer<'_>, dir: &Path) -> Result<()> {
+    let model = trainer.model();
+    let host: BTreeMap<String, HostTensor> =
+        model.to_host()?.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect();
+    let layout = folder::carrying_layout(model.config());
+    let folder = Folder {
+        config: model.config(),
+        layout,
+        dtype: Dtype::F32,
+        generation: context.generation,
+        tokenizer: context.tokenizer,
+        metadata: &BTreeMap::new(),
+        strict: true,
+    };
+    folder::write(dir, &folder, &mut |weight| match host.get(&weight.name) {
+        Some(tensor) => Ok((Dtype::F32, bytemuck::cast_slice(&tensor.values).into())),
+        None => Err(mmx_converters::Error::format(
+            dir,
+            format!("tensor {}: expected in the model, found none", weight.name),
+        )),
+    })?;
+    Ok(())
+}
+
+fn write_optimizer(optimizer: &AdamW, path: &Path) -> Result<()> {
+    let mut parts = vec![("first", Part::First), ("second", Part::Second)];
+    if optimizer.accumulated() > 0 {
+        parts.push(("gradient", Part::Gradient));
+    }
+    let mut tensors = Vec::new();
+    for (prefix, part) in parts {
+        for mut tensor in optimizer.state(part)? {
+            tensor.name = format!("{prefix}.{}", tensor.name);
+            tensors.push(tensor);
+        }
+    }
+    let specs: Vec<TensorSpec> = tensors
+        .iter()
+        .map(|t| TensorSpec { name: t.name.clone(), dtype: Dtype::F32, shape: t.shape.clone() })
+        .collect();
+    safetensors::write(path, &specs, &BTreeMap::new(), |i| {
+        Ok(bytemuck::cast_slice(&tensors[i].values).into())
+    })?;
+    Ok(())
+}
+
+/// Puts a checkpoint's optimizer state and position into a trainer whose model was loaded from it.
+///
+/// # Errors
+/// State that does not fit the model.
+pub fn restore(checkpoint: &Path, state: &State, trainer: &mut Trainer<'_>) -> Result<()> {
+    let path = checkpoint.join(TRAINING).join("optimizer.safetensors");
+    let file = SafeTensors::open(&path)?;
+    let optimizer = trainer.restore(state.position);
+    let names: Vec<&str> = file.names().collect();
+    let wanted = optimizer.variables() * if state.accumulated > 0 { 3 } else { 2 };
+    if names.len() != wanted {
+        return Err(Error::failed(format!(
+            "{}: expected {wanted} tensors, found {}",
+            path.display(),
+            names.len()
+        )));
+    }
+    for full in names {
+        let part = match full.split_once('.') {
+            Some(("first", name)) => Some((Part::First, name)),
+            Some(("second", name)) => Some((Part::Second, name)),
+            Some(("gradient", name)) => Some((Part::Gradient, name)),
+            _ => None,
+        };
+        let (Some((part, name)), Some(view)) = (part, file.get(full)) else {
+            return Err(Error::failed(format!(
+                "{}: tensor {full}: expected a name that begins with first., second. or gradient.",
+                path.display()
+            )));
+        };
+        optimizer.restore(part, name, &view.to_f32())?;
+    }
+    optimizer.restore_counts(state.optimizer_steps, state.accumulated);
+    Ok(())
+}
+
+/// The newest whole checkpoint below `dir`, if there is one, and a sentence for each newer one that is
+/// damaged.
+///
+/// # Errors
+/// `dir` cannot be read, or it holds checkpoints and all are damaged.
+pub fn newest(dir: &Path) -> Result<(Option<Found>, Vec<String>)> {
+    let mut warnings = Vec::new();
+    for path in runs::checkpoints(dir)?.into_iter().rev() {
+        match check(&path) {
+            Ok(state) => return Ok((Some((path, state)), warnings)),
+            Err(error) => {
+                warnings.push(format!("{error}: damaged, the checkpoint before it is used"))
+            }
+        }
+    }
+    match warnings.first() {
+        None => Ok((None, warnings)),
+        Some(first) => {
+            Err(Error::failed(format!("{}: no whole checkpoint is left: {first}", dir.display())))
+        }
+    }
+}
+
+/// A checkpoint's state, once every file in it has the digest it had.
+///
+/// # Errors
+/// The file that is missing or differs.
+pub fn check(checkpoint: &Path) -> Result<State> {
+    let path = checkpoint.join(TRAINING).join("state.json");
+    let text = fs_err::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
+    let bad = |what: String| Error::failed(format!("{}: {what}", path.display()));
+    let state: State =
+        serde_json::from_str(&text).map_err(|e| bad(format!("expected a training state: {e}")))?;
+    if state.format != FORMAT {
+        return Err(bad(format!("key format: expected {FORMAT}, found {}", state.format)));
+    }
+    for (name, expected) in &state.files {
+        let file = checkpoint.join(name);
+        let found = sha256(&file)?;
+        if found != *expected {
+            return Err(Error::failed(format!(
+                "{}: expected SHA-256 {expected}, found {found}",
+                file.display()
+            )));
+        }
+    }
+    Ok(state)
+}
+
+fn prune(dir: &Path, keep: usize, newest: &Path) -> Result<()> {
+    let all = runs::checkpoints(dir)?;
+    let old = all.len().saturating_sub(keep.max(1));
+    for path in all.into_iter().take(old).filter(|path| path != newest) {
+        fs_err::remove_dir_all(&path).map_err(|e| Error::io(&path, e))?;
+    }
+    Ok(())
+}
+
+/// Digests of all files below `dir`, by their path in it, `/` between.
+fn digests(dir: &Path) -> Result<BTreeMap<String, String>> {
+    fn walk(dir: &Path, prefix: &str, out: &mut BTreeMap<String, String>) -> Result<()> {
+        for entry in fs_err::read_dir(dir).map_err(|e| Error::io(dir, e))? {
+            let entry = entry.map_err(|e| Error::io(dir, e))?;
+            let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+            if entry.path().is_dir() {
+                walk(&entry.path(), &format!("{name}/"), out)?;
+            } else {
+                out.insert(name, sha256(&entry.path())?);
+            }
+        }
+        Ok(())
+    }
+    let mut out = BTreeMap::new();
+    walk(dir, "", &mut out)?;
+    Ok(out)
+}
+
+/// A file's SHA-256 in hexadecimal.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn sha256(path: &Path) -> Result<String> {
+    let mut file = fs_err::File::open(path).map_err(|e| Error::io(path, e))?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match std::io::Read::read(&mut file, &mut buffer).map_err(|e| Error::io(path, e))? {
+            0 => break,
+            read => hash.update(&buffer[..read]),
+        }
+    }
+    Ok(hexadecimal(&hash.finalize()))
+}
+
+/// The SHA-256 of bytes in hexadecimal.
+pub fn digest(bytes: &[u8]) -> String {
+    hexadecimal(&Sha256::digest(bytes))
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Makes a folder's entries durable.
+fn sync(dir: &Path) -> Result<()> {
+    #[cfg(unix)]
+    {
+        let file = fs_err::File::open(dir).map_err(|e| Error::io(dir, e))?;
+        file.sync_all().map_err(|e| Error::io(dir, e))?;
+    }
+    Ok(())
+}

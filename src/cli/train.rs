@@ -1,0 +1,564 @@
+//! `mmx train`: flags and recipe file to a resolved configuration, then one run.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::{Args, ValueEnum};
+use mmx_converters::arch::{Config, presets};
+use mmx_converters::generation::Generation;
+use mmx_converters::tokenizer::Tokenizer;
+use serde::Deserialize;
+use serde_json::json;
+use tch::{Device, Kind};
+
+use crate::checkpoint::{self, Context, State};
+use crate::config::TrainConfig;
+use crate::data::{Dataset, Recipe, SampleOptions};
+use crate::error::{Error, Result};
+use crate::model::{Model, device};
+use crate::runs;
+use crate::stage::{self, Stage};
+use crate::train::batches::{Batches, Ordered};
+use crate::train::session::{self, Outcome, Session};
+use crate::train::{Position, Trainer};
+
+/// Train a model: pretrain it from scratch, or go on from one with another stage
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  mmx train pretrain --preset minimind2-small --tokenizer tok --data text.jsonl --out runs/pretrain
+  mmx train sft --from runs/pretrain --data chats.jsonl --epochs 3 --lr 1e-4 --out runs/sft
+  mmx train sft --from runs/pretrain --data chats.jsonl --out runs/sft --resume
+
+Checkpoints are DIR/checkpoint-STEP: folders that Transformers opens, with training/ beside the weights.
+Ctrl-C saves one and ends; --resume goes on exactly where the newest one was.")]
+pub struct TrainArgs {
+    /// What to learn
+    stage: StageName,
+    /// Training data, JSON Lines (repeatable)
+    #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
+    data: Vec<PathBuf>,
+    /// Folder of the run: checkpoints and metrics.jsonl
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Go on from the newest checkpoint in the run's folder
+    #[arg(long)]
+    resume: bool,
+    /// Options from a TOML file, named as here; those given here win
+    #[arg(long, value_name = "FILE")]
+    recipe_file: Option<PathBuf>,
+    #[command(flatten)]
+    knobs: Knobs,
+}
+
+/// The stages.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum StageName {
+    /// Next token of plain text, from scratch
+    Pretrain,
+    /// The assistant's turns of chats
+    Sft,
+}
+
+/// on or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Switch {
+    On,
+    Off,
+}
+
+/// What to do with what is not as it should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum OnFault {
+    /// End the run
+    Stop,
+    /// Leave it out and say so
+    Skip,
+}
+
+/// Defines the options once: as flags, as keys of the recipe file, and how the two are merged.
+macro_rules! knobs {
+    ($($(#[$attribute:meta])* $field:ident: $type:ty,)*) => {
+        /// The options that a recipe file may hold too.
+        #[derive(Args, Debug, Default, Deserialize)]
+        #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+        struct Knobs {
+            $($(#[$attribute])* $field: Option<$type>,)*
+        }
+
+        impl Knobs {
+            /// What is not given here is taken from `other`.
+            fn or(self, other: Self) -> Self {
+                Self { $($field: self.$field.or(other.$field),)* }
+            }
+        }
+    };
+}
+
+knobs! {
+    /// Dimensions by name: minimind2-small, minimind2, minimind3, tiny, ... (vocabulary: the tokenizer's)
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["config", "from"])]
+    preset: String,
+    /// Dimensions from a config.json, MiniMind's or Transformers'
+    #[arg(long, value_name = "FILE", conflicts_with = "from")]
+    config: PathBuf,
+    /// Model to start from: a checkpoint, a run's folder, a Transformers folder, a GGUF
+    #[arg(long, value_name = "MODEL")]
+    from: PathBuf,
+    /// Tokenizer's folder; without it the one beside --from
+    #[arg(long, value_name = "DIR")]
+    tokenizer: PathBuf,
+    /// The reference's conventions: 2025 or 2026 [default: 2026]
+    #[arg(long, value_name = "YEAR")]
+    recipe: String,
+    /// Passes over the data
+    #[arg(long, value_name = "N")]
+    epochs: usize,
+    /// Rows per micro-step
+    #[arg(long, value_name = "N")]
+    batch_size: usize,
+    /// Micro-steps per optimizer step
+    #[arg(long, value_name = "N")]
+    accum: usize,
+    /// Step at an epoch's end on what is left of an accumulation [default: on; 2025: off]
+    #[arg(long, value_name = "on|off")]
+    accum_tail: Switch,
+    /// Peak learning rate
+    #[arg(long, value_name = "X")]
+    lr: f64,
+    /// AdamW's decoupled weight decay [default: 0.01]
+    #[arg(long, value_name = "X")]
+    weight_decay: f64,
+    /// Largest gradient norm, 0 for none [default: 1]
+    #[arg(long, value_name = "X")]
+    grad_clip: f64,
+    /// Samples are cut to this many tokens
+    #[arg(long, value_name = "N")]
+    max_seq_len: usize,
+    /// End after this many optimizer steps; the learning rate ends there too
+    #[arg(long, value_name = "N")]
+    max_steps: usize,
+    /// Optimizer steps over which the learning rate rises [default: 0]
+    #[arg(long, value_name = "N")]
+    warmup: usize,
+    /// Initial weights, order and augmentations [default: 1337]
+    #[arg(long, value_name = "N")]
+    seed: u64,
+    /// A new order each epoch; off: file order [default: on]
+    #[arg(long, value_name = "on|off")]
+    shuffle: Switch,
+    /// Samples share rows; off: one padded row each, as the reference [default: off]
+    #[arg(long, value_name = "on|off")]
+    pack: Switch,
+    /// 2026: share of chats without a system turn that get one [default: 0.2]
+    #[arg(long, value_name = "X")]
+    system_ratio: f64,
+    /// 2026: share of chats whose empty think blocks are kept [default: 0.2]
+    #[arg(long, value_name = "X")]
+    empty_think_ratio: f64,
+    /// What to compute in: auto, f32 or bf16; master weights are float32 [default: auto]
+    #[arg(long, value_name = "TYPE")]
+    dtype: String,
+    /// Where to compute: auto, cpu, cuda or cuda:N [default: auto]
+    #[arg(long, value_name = "DEVICE")]
+    device: String,
+    /// CPU threads [default: all cores]
+    #[arg(long, value_name = "N")]
+    threads: usize,
+    /// Optimizer steps between checkpoints [default: every ten minutes]
+    #[arg(long, value_name = "N")]
+    save_every: usize,
+    /// Checkpoints to keep [default: 2]
+    #[arg(long, value_name = "K")]
+    keep: usize,
+    /// A faulty line of data [default: stop]
+    #[arg(long, value_name = "stop|skip")]
+    on_bad: OnFault,
+    /// A loss or gradient that is not finite [default: stop]
+    #[arg(long, value_name = "stop|skip")]
+    non_finite: OnFault,
+    /// Held-out data: its loss with every checkpoint
+    #[arg(long, value_name = "FILE")]
+    val: PathBuf,
+    /// Write every micro-step's numbers and the final weights' sums here
+    #[arg(long, value_name = "FILE")]
+    trace: PathBuf,
+    /// Write all batches of the run here (safetensors: I.x, I.y, I.mask)
+    #[arg(long, value_name = "FILE")]
+    dump_batches: PathBuf,
+}
+
+/// Runs it.
+///
+/// # Errors
+/// Anything from flags to a full disk; an interrupted run is one too, after its checkpoint is saved.
+pub(super) fn run(args: TrainArgs, as_json: bool) -> Result<()> {
+    let stage = stage::by_name(match args.stage {
+        StageName::Pretrain => "pretrain",
+        StageName::Sft => "sft",
+    })?;
+    let mut knobs = args.knobs;
+    if let Some(path) = &args.recipe_file {
+        let text = fs_err::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        let file: Knobs = toml::from_str(&text)
+            .map_err(|e| Error::failed(format!("{}: {}", path.display(), e.message())))?;
+        knobs = knobs.or(file);
+    }
+    let request = Request { stage, data: args.data, out: args.out, resume: args.resume, knobs };
+    let outcome = request.train()?;
+    if as_json {
+        println!("{}", to_json(&outcome));
+    } else {
+        println!("{}", outcome.checkpoint.display());
+    }
+    let (loss, seconds) = (outcome.loss.unwrap_or(f64::NAN), outcome.seconds);
+    eprintln!(
+        "{} steps in {seconds:.1} s, {:.0} tokens/s, loss {loss:.4}",
+        outcome.steps, outcome.tokens_per_s
+    );
+    if outcome.interrupted {
+        return Err(Error::failed_with_hint(
+            format!("interrupted after step {}; saved", outcome.steps),
+            "the same command with --resume goes on from there",
+        ));
+    }
+    Ok(())
+}
+
+fn to_json(outcome: &Outcome) -> serde_json::Value {
+    json!({
+        "checkpoint": outcome.checkpoint,
+        "steps": outcome.steps,
+        "loss": outcome.loss,
+        "val_loss": outcome.val_loss,
+        "tokens_per_s": outcome.tokens_per_s,
+        "seconds": outcome.seconds,
+        "interrupted": outcome.interrupted,
+    })
+}
+
+/// A validated command line.
+struct Request {
+    stage: Box<dyn Stage>,
+    data: Vec<PathBuf>,
+    out: PathBuf,
+    resume: bool,
+    knobs: Knobs,
+}
+
+impl Request {
+    fn train(mut self) -> Result<Outcome> {
+        if let Some(threads) = self.knobs.threads {
+            let count = i32::try_from(threads).ok().filter(|n| *n > 0).ok_or_else(|| {
+                Error::usage(format!("--threads: expected at least 1, found {threads}"))
+            })?;
+            tch::set_num_threads(count);
+        }
+        let device = device::pick(self.knobs.device.as_deref())?;
+        let config = self.resolve(device)?;
+        let compute = if config.dtype == "bf16" { Kind::BFloat16 } else { Kind::Float };
+        let resumed = self.checkpoint()?;
+
+        let tokenizer = Tokenizer::open(self.tokenizer_folder(resumed.as_ref())?)?;
+        let sources = self.sources(&tokenizer)?;
+        if let Some((path, state)) = &resumed {
+            refuse_changes(path, state, &config, &sources)?;
+        }
+        let (mut model, generation) =
+            self.model(resumed.as_ref(), &tokenizer, &config, device, compute)?;
+        self.stage.prepare(&mut model)?;
+
+        let options = self.sample_options(&config)?;
+        let dataset = Dataset::load(&self.data, &tokenizer, &options)?;
+        dataset.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+        let padded = self.stage.counts_padding(&model);
+        let ordered = |dataset, files: &[PathBuf], shuffle| {
+            Ordered::new(dataset, files, config.seed, shuffle, config.batch_size, padded)
+        };
+        let mut batches = ordered(&dataset, &self.data, config.shuffle);
+        let held_out = self.knobs.val.iter().cloned().collect::<Vec<_>>();
+        let held_out_set = match held_out.is_empty() {
+            true => None,
+            false => Some(Dataset::load(&held_out, &tokenizer, &options)?),
+        };
+        let mut held_out_batches = held_out_set.as_ref().map(|set| ordered(set, &held_out, false));
+
+        if let Some(path) = &self.knobs.dump_batches {
+            // as the reference builds them: padded rows
+            let mut all = Ordered::new(
+                &dataset,
+                &self.data,
+                config.seed,
+                config.shuffle,
+                config.batch_size,
+                true,
+            );
+            session::dump_batches(path, &mut all, config.epochs)?;
+        }
+        let mut trainer = Trainer::new(&model, self.stage.as_ref(), &config, &mut batches)?;
+        if let Some((path, state)) = &resumed {
+            checkpoint::restore(path, state, &mut trainer)?;
+        }
+        announce(&trainer, &dataset, resumed.as_ref().map(|(_, state)| state.position));
+        let save_tokenizer = |dir: &Path| tokenizer.save(dir);
+        let mut session = Session {
+            context: Context {
+                dir: &self.out,
+                tokenizer: Some(&save_tokenizer),
+                generation: &generation,
+                sources: &sources,
+                keep: self.knobs.keep.unwrap_or(2),
+            },
+            save_every: self.knobs.save_every,
+            trace: self.knobs.trace.as_deref(),
+            validation: held_out_batches.as_mut().map(|batches| batches as &mut dyn Batches),
+        };
+        session::run(&mut trainer, self.stage.as_ref(), &mut session, stop_flag()?)
+    }
+
+    /// Options over the stage's defaults.
+    fn resolve(&self, device: Device) -> Result<TrainConfig> {
+        let knobs = &self.knobs;
+        let recipe = match knobs.recipe.as_deref() {
+            None | Some("2026") => Recipe::R2026,
+            Some("2025") => Recipe::R2025,
+            Some(other) => {
+                return Err(Error::usage(format!(
+                    "--recipe: expected 2025 or 2026, found {other}"
+                )));
+            }
+        };
+        let mut config = TrainConfig::new(self.stage.as_ref(), recipe);
+        fn set<T: Clone>(target: &mut T, value: &Option<T>) {
+            if let Some(value) = value {
+                *target = value.clone();
+            }
+        }
+        set(&mut config.epochs, &knobs.epochs);
+        set(&mut config.batch_size, &knobs.batch_size);
+        set(&mut config.accumulation, &knobs.accum);
+        set(&mut config.lr, &knobs.lr);
+        set(&mut config.weight_decay, &knobs.weight_decay);
+        set(&mut config.grad_clip, &knobs.grad_clip);
+        set(&mut config.max_seq_len, &knobs.max_seq_len);
+        set(&mut config.warmup, &knobs.warmup);
+        set(&mut config.seed, &knobs.seed);
+        set(&mut config.system_ratio, &knobs.system_ratio);
+        set(&mut config.empty_think_ratio, &knobs.empty_think_ratio);
+        config.max_steps = knobs.max_steps;
+        if knobs.pack == Some(Switch::On) {
+            return Err(Error::usage("--pack: expected off, found on (not yet there)"));
+        }
+        config.shuffle = knobs.shuffle != Some(Switch::Off);
+        if let Some(tail) = knobs.accum_tail {
+            config.step_at_epoch_end = tail == Switch::On;
+        }
+        config.skip_non_finite = knobs.non_finite == Some(OnFault::Skip);
+        config.dtype = match knobs.dtype.as_deref() {
+            None | Some("auto") if device.is_cuda() => "bf16".into(),
+            None | Some("auto") => "f32".into(),
+            Some(other) => other.to_owned(),
+        };
+        if knobs.save_every == Some(0) {
+            return Err(Error::usage("--save-every: expected at least 1, found 0"));
+        }
+        config.check()?;
+        Ok(config)
+    }
+
+    fn sample_options(&self, config: &TrainConfig) -> Result<SampleOptions> {
+        use crate::data::OnBad;
+        let on_bad = match self.knobs.on_bad {
+            Some(OnFault::Skip) => OnBad::Skip,
+            _ => OnBad::Error,
+        };
+        let options = SampleOptions::new(config.recipe()?, self.stage.kind(), config.max_seq_len);
+        Ok(SampleOptions {
+            on_bad,
+            system_ratio: config.system_ratio,
+            empty_think_ratio: config.empty_think_ratio,
+            seed: config.seed,
+            ..options
+        })
+    }
+
+    /// The checkpoint to go on from, if that is asked for and there is one.
+    fn checkpoint(&self) -> Result<Option<(PathBuf, State)>> {
+        if !self.resume {
+            let there = runs::checkpoints(&self.out)?;
+            return match there.last() {
+                None => Ok(None),
+                Some(path) => Err(Error::failed_with_hint(
+                    format!("{}: a checkpoint of an earlier run is here already", path.display()),
+                    "--resume goes on from it; another --out begins anew",
+                )),
+            };
+        }
+        let (found, warnings) = checkpoint::newest(&self.out)?;
+        warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+        if found.is_none() {
+            eprintln!("{}: no checkpoint yet, beginning at the start", self.out.display());
+        }
+        Ok(found)
+    }
+
+    fn tokenizer_folder(&self, resumed: Option<&(PathBuf, State)>) -> Result<PathBuf> {
+        if let Some(dir) = &self.knobs.tokenizer {
+            return Ok(dir.clone());
+        }
+        if let Some((checkpoint, _)) = resumed {
+            return Ok(checkpoint.clone());
+        }
+        match &self.knobs.from {
+            Some(from) => runs::resolve(from),
+            None => Err(Error::usage("--tokenizer: expected a tokenizer's folder, found none")),
+        }
+    }
+
+    /// Names and digests of what the run learns from.
+    fn sources(&self, tokenizer: &Tokenizer) -> Result<Vec<(String, String)>> {
+        let mut sources = Vec::new();
+        for path in &self.data {
+            sources.push((path.display().to_string(), checkpoint::sha256(path)?));
+        }
+        sources.push(("tokenizer".to_owned(), checkpoint::digest(tokenizer.json())));
+        Ok(sources)
+    }
+
+    /// The model to begin with: the checkpoint's, --from, or a new one of --preset or --config.
+    fn model(
+        &self,
+        resumed: Option<&(PathBuf, State)>,
+        tokenizer: &Tokenizer,
+        train: &TrainConfig,
+        device: Device,
+        compute: Kind,
+    ) -> Result<(Model, Generation)> {
+        let knobs = &self.knobs;
+        let open = match (resumed, &knobs.from) {
+            (Some((checkpoint, _)), _) => Some(checkpoint.clone()),
+            (None, Some(from)) => Some(runs::resolve(from)?),
+            (None, None) => None,
+        };
+        if let Some(path) = open {
+            let open = mmx_converters::Model::open(&path)?;
+            open.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+            check_vocabulary(&open.config, tokenizer, &path)?;
+            return Ok((Model::from_model(&open, device, compute)?, open.generation.clone()));
+        }
+        let config = match (&knobs.preset, &knobs.config) {
+            (Some(name), _) => {
+                let mut config = presets::preset(name).ok_or_else(|| {
+                    let known = presets::NAMES.join(", ");
+                    Error::usage(format!("--preset: expected one of {known}, found {name}"))
+                })?;
+                config.vocab_size = tokenizer.vocab_size();
+                let id = |id: Option<u32>, default| id.unwrap_or(default);
+                config.bos_token_id = id(tokenizer.bos_id(), config.bos_token_id);
+                config.pad_token_id = id(tokenizer.pad_id(), config.pad_token_id);
+                if !tokenizer.eos_ids().is_empty() {
+                    config.eos_token_id = tokenizer.eos_ids().to_vec();
+                }
+                config
+            }
+            (None, Some(path)) => {
+                let (config, warnings) = Config::read(path)?;
+                warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+                check_vocabulary(&config, tokenizer, path)?;
+                config
+            }
+            (None, None) => {
+                return Err(Error::usage(format!(
+                    "{}: expected --from MODEL to start from, or --preset or --config for a new model",
+                    train.stage
+                )));
+            }
+        };
+        Ok((Model::random(&config, train.seed, device, compute)?, Generation::default()))
+    }
+}
+
+/// Every id of the tokenizer must have a row in the embedding.
+fn check_vocabulary(config: &Config, tokenizer: &Tokenizer, path: &Path) -> Result<()> {
+    if tokenizer.vocab_size() <= config.vocab_size {
+        return Ok(());
+    }
+    Err(Error::failed(format!(
+        "{}: key vocab_size: expected at least {}, the tokenizer's ids, found {}",
+        path.display(),
+        tokenizer.vocab_size(),
+        config.vocab_size
+    )))
+}
+
+/// A run goes on exactly or not at all.
+fn refuse_changes(
+    path: &Path,
+    state: &State,
+    config: &TrainConfig,
+    sources: &[(String, String)],
+) -> Result<()> {
+    let mut changes = state.config.differences(config);
+    let digests = |of: &[(String, String)]| of.iter().map(|(_, d)| d.clone()).collect::<Vec<_>>();
+    if digests(&state.sources) != digests(sources) {
+        for (name, digest) in sources {
+            if !state.sources.iter().any(|(_, was)| was == digest) {
+                changes.push(format!("{name}: another content than before"));
+            }
+        }
+        if state.sources.len() != sources.len() || changes.is_empty() {
+            changes.push("--data: other files or another order than before".into());
+        }
+    }
+    if changes.is_empty() {
+        return Ok(());
+    }
+    Err(Error::failed_with_hint(
+        format!("{}: cannot go on with other settings: {}", path.display(), changes.join("; ")),
+        "give the settings of the run's beginning, or start a new run with --from and another --out",
+    ))
+}
+
+/// What the run is, before its first step.
+fn announce(trainer: &Trainer<'_>, dataset: &Dataset, resumed: Option<Position>) {
+    let (model, config, plan) = (trainer.model(), trainer.config(), trainer.plan());
+    let (total, active) = model.config().parameters();
+    let active = match active == total {
+        true => String::new(),
+        false => format!(", {:.2} M of them per token", active as f64 / 1e6),
+    };
+    eprintln!(
+        "model: {}, {:.2} M parameters{active}; {} on {}",
+        model.config().family.name(),
+        total as f64 / 1e6,
+        config.dtype,
+        device::describe(model.device()),
+    );
+    let tokens: usize =
+        dataset.samples.iter().chain(&dataset.rejected).map(|sample| sample.ids.len()).sum();
+    eprintln!("data: {} samples, {tokens} tokens per epoch", dataset.len());
+    eprintln!(
+        "run: {} optimizer steps in {} micro-steps of {} rows, {} epochs, recipe {}",
+        plan.steps, plan.micro_steps, config.batch_size, config.epochs, config.recipe
+    );
+    if let Some(position) = resumed {
+        eprintln!(
+            "resumed after step {} (micro-step {}, epoch {})",
+            position.step, position.micro_step, position.epoch
+        );
+    }
+}
+
+/// Set by Ctrl-C and SIGTERM; a second one ends the process at once.
+fn stop_flag() -> Result<&'static AtomicBool> {
+    static STOP: AtomicBool = AtomicBool::new(false);
+    let handler = || {
+        if STOP.swap(true, Ordering::Relaxed) {
+            std::process::exit(130); // 128 + SIGINT
+        }
+        eprintln!("\nstopping after this micro-step; once more ends at once without saving");
+    };
+    ctrlc::set_handler(handler).map_err(|e| Error::failed(format!("catching Ctrl-C: {e}")))?;
+    Ok(&STOP)
+}

@@ -1,0 +1,188 @@
+//! Every knob of a training run that changes its numbers; saved beside what it trained.
+
+use serde::{Deserialize, Serialize};
+
+use crate::data::Recipe;
+use crate::error::{Error, Result};
+use crate::stage::Stage;
+
+/// A resolved training configuration. Resuming with another one would not continue the same run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    /// pretrain, sft, ...
+    pub stage: String,
+    /// 2025 or 2026: the reference's conventions (schedule, samples, what is left at an epoch's end).
+    pub recipe: String,
+    /// Passes over the data.
+    pub epochs: usize,
+    /// Rows per micro-step.
+    pub batch_size: usize,
+    /// Micro-steps per optimizer step.
+    pub accumulation: usize,
+    /// Peak learning rate.
+    pub lr: f64,
+    /// AdamW's decoupled weight decay, on all weights.
+    pub weight_decay: f64,
+    /// Largest global gradient norm; 0 for none.
+    pub grad_clip: f64,
+    /// Samples are cut to this many tokens.
+    pub max_seq_len: usize,
+    /// Ends the run after this many optimizer steps; the schedule ends there too.
+    pub max_steps: Option<usize>,
+    /// Optimizer steps over which the learning rate rises; the reference has none.
+    pub warmup: usize,
+    /// Initial weights, order and augmentations. The reference's: 1337.
+    pub seed: u64,
+    /// A new order each epoch; else file order.
+    pub shuffle: bool,
+    /// Samples share rows.
+    pub pack: bool,
+    /// f32 or bf16: what is computed in; master weights are float32 either way.
+    pub dtype: String,
+    /// 2026: share of chats without a system turn that get one.
+    pub system_ratio: f64,
+    /// 2026: share of chats whose empty think blocks are kept.
+    pub empty_think_ratio: f64,
+    /// The optimizer also steps at an epoch's end on what is left of an accumulation, its loss still
+    /// divided by the whole accumulation. 2026: yes; 2025: no, it stays in the gradient.
+    pub step_at_epoch_end: bool,
+    /// A batch with a non-finite loss or gradient is left out instead of ending the run.
+    pub skip_non_finite: bool,
+}
+
+impl TrainConfig {
+    /// The reference's values for a stage; mmx's own where the reference has no such knob.
+    pub fn new(stage: &dyn Stage, recipe: Recipe) -> Self {
+        let defaults = stage.defaults(recipe);
+        Self {
+            stage: stage.name().to_owned(),
+            recipe: recipe_name(recipe).to_owned(),
+            epochs: defaults.epochs,
+            batch_size: defaults.batch_size,
+            accumulation: defaults.accumulation,
+            lr: defaults.lr,
+            weight_decay: 0.01,
+            grad_clip: 1.0,
+            max_seq_len: defaults.max_seq_len,
+            max_steps: None,
+            warmup: 0,
+            seed: 1337,
+            shuffle: true,
+            pack: false,
+            dtype: "f32".into(),
+            system_ratio: 0.2,
+            empty_think_ratio: 0.2,
+            step_at_epoch_end: recipe == Recipe::R2026,
+            skip_non_finite: false,
+        }
+    }
+
+    /// The recipe as a value.
+    ///
+    /// # Errors
+    /// Neither 2025 nor 2026.
+    pub fn recipe(&self) -> Result<Recipe> {
+        match self.recipe.as_str() {
+            "2025" => Ok(Recipe::R2025),
+            "2026" => Ok(Recipe::R2026),
+            other => Err(Error::usage(format!("--recipe: expected 2025 or 2026, found {other}"))),
+        }
+    }
+
+    /// Refuses what makes no run.
+    ///
+    /// # Errors
+    /// The option, what was expected and what was found.
+    pub fn check(&self) -> Result<()> {
+        self.recipe()?;
+        let whole = [
+            ("--epochs", self.epochs),
+            ("--batch-size", self.batch_size),
+            ("--accum", self.accumulation),
+            ("--max-steps", self.max_steps.unwrap_or(1)),
+        ];
+        if let Some((option, found)) = whole.into_iter().find(|(_, n)| *n == 0) {
+            return Err(Error::usage(format!("{option}: expected at least 1, found {found}")));
+        }
+        let number = |option: &str, value: f64, ok: bool, expected: &str| match ok {
+            true => Ok(()),
+            false => Err(Error::usage(format!("{option}: expected {expected}, found {value}"))),
+        };
+        number("--lr", self.lr, self.lr > 0.0 && self.lr.is_finite(), "a number above 0")?;
+        let decay = self.weight_decay;
+        number("--weight-decay", decay, (0.0..1e6).contains(&decay), "0 or more")?;
+        let clip = self.grad_clip;
+        number("--grad-clip", clip, (0.0..1e30).contains(&clip), "0 (none) or more")?;
+        for (option, share) in
+            [("--system-ratio", self.system_ratio), ("--empty-think-ratio", self.empty_think_ratio)]
+        {
+            number(option, share, (0.0..=1.0).contains(&share), "a share from 0 to 1")?;
+        }
+        match self.dtype.as_str() {
+            "f32" | "bf16" => Ok(()),
+            other => {
+                Err(Error::usage(format!("--dtype: expected auto, f32 or bf16, found {other}")))
+            }
+        }
+    }
+
+    /// The fields that differ, as `name: was X, now Y`.
+    pub fn differences(&self, now: &Self) -> Vec<String> {
+        let fields = |config: &Self| match serde_json::to_value(config) {
+            Ok(serde_json::Value::Object(fields)) => fields,
+            _ => serde_json::Map::new(),
+        };
+        let (was, now) = (fields(self), fields(now));
+        was.iter()
+            .filter(|(name, value)| now.get(*name) != Some(value))
+            .map(|(name, value)| {
+                let now = now.get(name).unwrap_or(&serde_json::Value::Null);
+                format!("{name}: was {value}, now {now}")
+            })
+            .collect()
+    }
+}
+
+/// 2025 or 2026.
+pub fn recipe_name(recipe: Recipe) -> &'static str {
+    match recipe {
+        Recipe::R2025 => "2025",
+        Recipe::R2026 => "2026",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stage::Sft;
+
+    #[test]
+    fn rejects_values_that_make_no_run_and_names_the_option() {
+        let good = TrainConfig::new(&Sft, Recipe::R2025);
+        good.check().expect("the defaults");
+        assert_eq!((good.lr, good.epochs, good.batch_size, good.accumulation), (5e-7, 2, 16, 1));
+        for (bad, option) in [
+            (TrainConfig { accumulation: 0, ..good.clone() }, "--accum"),
+            (TrainConfig { lr: f64::NAN, ..good.clone() }, "--lr"),
+            (TrainConfig { grad_clip: -1.0, ..good.clone() }, "--grad-clip"),
+            (TrainConfig { max_steps: Some(0), ..good.clone() }, "--max-steps"),
+            (TrainConfig { dtype: "f8".into(), ..good.clone() }, "--dtype"),
+        ] {
+            let error = bad.check().expect_err(option);
+            assert!(error.to_string().starts_with(option), "{error}");
+            assert_eq!(error.exit_code(), 2);
+        }
+    }
+
+    #[test]
+    fn differences_name_what_changed() {
+        let was = TrainConfig::new(&Sft, Recipe::R2026);
+        let now = TrainConfig { lr: 0.5, batch_size: 4, ..was.clone() };
+        assert_eq!(
+            was.differences(&now),
+            ["batch_size: was 16, now 4", "lr: was 0.00001, now 0.5"]
+        );
+        assert!(was.differences(&was).is_empty());
+    }
+}

@@ -1,0 +1,455 @@
+//! AdamW with everything in sight: weights, gradients and both moments lie in four flat float32 buffers,
+//! so clipping, the update and a checkpoint are each one pass, and the norm before clipping is returned.
+//!
+//! In: a scalar loss per micro-step ([`AdamW::accumulate`]). Out: changed master weights ([`AdamW::step`]).
+
+use rayon::prelude::*;
+use tch::{Device, Kind, TchError, Tensor};
+
+use crate::error::{Error, Result};
+use crate::model::{HostTensor, Variable, host_f32};
+
+/// AdamW's constants. Source: torch.optim.AdamW's defaults, which both references keep.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Options {
+    /// Decay of the two moments.
+    pub betas: (f64, f64),
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled; on every weight, norms included, as the references.
+    pub weight_decay: f64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { betas: (0.9, 0.999), eps: 1e-8, weight_decay: 0.01 }
+    }
+}
+
+/// Where a variable lies in the flat buffers.
+#[derive(Debug)]
+struct Slot {
+    name: String,
+    shape: Vec<i64>,
+    start: i64,
+    len: i64,
+    /// The model's own tensor, a leaf of autograd that views the flat weights.
+    leaf: Tensor,
+}
+
+/// The optimizer and its state.
+#[derive(Debug)]
+pub struct AdamW {
+    options: Options,
+    slots: Vec<Slot>,
+    weights: Tensor,
+    gradients: Tensor,
+    first: Tensor,
+    second: Tensor,
+    /// Optimizer steps taken.
+    steps: u64,
+    /// Micro-steps in `gradients`.
+    accumulated: usize,
+}
+
+/// The parts of the state that a checkpoint keeps, by the names of their buffers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Running mean of the gradient.
+    First,
+    /// Running mean of the squared gradient.
+    Second,
+    /// What has been accumulated since the last step.
+    Gradient,
+}
+
+/// Starts of variables are multiples of this many floats (64 bytes: a cache line, an AVX-512 vector).
+const ALIGNMENT: i64 = 16;
+
+impl AdamW {
+    /// Takes over `variables`: their tensors become views of one flat buffer.
+    ///
+    /// # Errors
+    /// libtorch's: no memory for gradients and moments (three times the weights).
+    pub fn new(variables: &[Variable], options: Options) -> Result<Self> {
+        Self::build(variables, options).map_err(|e| Error::torch("setting up AdamW", &e))
+    }
+
+    fn build(variables: &[Variable], options: Options) -> Result<Self, TchError> {
+        let device = variables.first().map_or(Device::Cpu, |v| v.tensor.device());
+        let mut slots = Vec::with_capacity(variables.len());
+        let mut end = 0;
+        for variable in variables {
+            let (shape, len) = (variable.tensor.size(), variable.tensor.numel() as i64);
+            let leaf = variable.tensor.shallow_clone();
+            slots.push(Slot { name: variable.name.clone(), shape, start: end, len, leaf });
+            end += (len + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+        }
+        let zeros = || Tensor::f_zeros([end], (Kind::Float, device));
+        let weights = zeros()?;
+        tch::no_grad(|| {
+            for slot in &mut slots {
+                let view = weights.f_narrow(0, slot.start, slot.len)?.f_view(&slot.shape[..])?;
+                view.shallow_clone().f_copy_(&slot.leaf)?;
+                slot.leaf.f_set_data(&view)?;
+            }
+            Ok::<(), TchError>(())
+        })?;
+        let (gradients, first, second) = (zeros()?, zeros()?, zeros()?);
+        Ok(Self { options, slots, weights, gradients, first, second, steps: 0, accumulated: 0 })
+    }
+
+    /// Variables it changes.
+    pub fn variables(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Optimizer steps taken.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Micro-steps accumulated since the last step.
+    pub fn accumulated(&self) -> usize {
+        self.accumulated
+    }
+
+    /// Adds the gradient of `loss` (a scalar) times `scale`.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn accumulate(&mut self, loss: &Tensor, scale: f64) -> Result<()> {
+        let add = || -> Result<(), TchError> {
+            let scaled =
+                if scale == 1.0 { loss.shallow_clone() } else { loss.f_mul_scalar(scale)? };
+            let leaves: Vec<&Tensor> = self.slots.iter().map(|slot| &slot.leaf).collect();
+            let gradients = Tensor::f_run_backward(&[scaled], &leaves, false, false)?;
+            tch::no_grad(|| {
+                for (slot, gradient) in self.slots.iter().zip(gradients) {
+                    let mut sum = self
+                        .gradients
+                        .f_narrow(0, slot.start, slot.len)?
+                        .f_view(&slot.shape[..])?;
+                    match (gradient.defined(), self.accumulated) {
+                        (true, 0) => sum.f_copy_(&gradient)?,
+                        (true, _) => drop(sum.f_add_(&gradient)?),
+                        // an expert without tokens: its gradient is zero
+                        (false, 0) => drop(sum.f_zero_()?),
+                        (false, _) => (),
+                    }
+                }
+                Ok(())
+            })
+        };
+        add().map_err(|e| Error::torch("backward pass", &e))?;
+        self.accumulated += 1;
+        Ok(())
+    }
+
+    /// The accumulated gradient's norm over all variables, a float64 scalar on the device: one square
+    /// sum per variable, as torch's, so float32 sums stay short.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn gradient_norm(&self) -> Result<Tensor> {
+        let norm = || -> Result<Tensor, TchError> {
+            let norms = self.slots.iter().map(|slot| {
+                self.gradients.f_narrow(0, slot.start, slot.len)?.f_norm()?.f_to_kind(Kind::Double)
+            });
+            let norms = norms.collect::<Result<Vec<_>, TchError>>()?;
+            Tensor::f_stack(&norms, 0)?.f_norm()
+        };
+        norm().map_err(|e| Error::torch("gradient norm", &e))
+    }
+
+    /// One update with the accumulated gradient, scaled so that its norm (`norm`, as
+    /// [`AdamW::gradient_norm`] gives it) is at most `max_norm` (0: unscaled); then the gradient is empty.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn step(&mut self, lr: f64, norm: f64, max_norm: f64) -> Result<()> {
+        // eps as torch.nn.utils.clip_grad_norm_
+        let clip = if max_norm > 0.0 { (max_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
+        self.steps += 1;
+        self.accumulated = 0;
+        let steps = self.steps as i32;
+        let (b1, b2) = self.options.betas;
+        let update = Update {
+            clip: clip as f32,
+            decay: (1.0 - lr * self.options.weight_decay) as f32,
+            one_minus_beta1: (1.0 - b1) as f32,
+            beta2: b2 as f32,
+            one_minus_beta2: (1.0 - b2) as f32,
+            root_correction: (1.0 - b2.powi(steps)).sqrt() as f32,
+            eps: self.options.eps as f32,
+            step_size: (lr / (1.0 - b1.powi(steps))) as f32,
+        };
+        match self.weights.device() {
+            Device::Cpu => {
+                self.step_cpu(&update);
+                Ok(())
+            }
+            _ => tch::no_grad(|| self.step_device(&update))
+                .map_err(|e| Error::torch("optimizer step", &e)),
+        }
+    }
+
+    /// The update in libtorch's own kernels, for devices.
+    fn step_device(&mut self, u: &Update) -> Result<(), TchError> {
+        let gradient = self.gradients.f_mul_scalar_(f64::from(u.clip))?;
+        let _ = self.weights.f_mul_scalar_(f64::from(u.decay))?;
+        let _ = self.first.f_lerp_(&gradient, f64::from(u.one_minus_beta1))?;
+        let square = gradient.f_square()?.f_mul_scalar_(f64::from(u.one_minus_beta2))?;
+        let _ = self.second.f_mul_scalar_(f64::from(u.beta2))?.f_add_(&square)?;
+        let root = self.second.f_sqrt()?.f_div_scalar_(f64::from(u.root_correction))?;
+        let change = self.first.f_div(&root.f_add_scalar(f64::from(u.eps))?)?;
+        let _ = self.weights.f_sub_(&change.f_mul_scalar(f64::from(u.step_size))?)?;
+        Ok(())
+    }
+
+    /// One pass over the four buffers, in parallel; libtorch's kernels one after the other would go
+    /// through memory nine times.
+    fn step_cpu(&mut self, update: &Update) {
+        /// Floats a task works on: four buffers of 64 KiB stay in a core's cache.
+        const CHUNK: usize = 1 << 14;
+        let (weights, gradients, first, second) =
+            flat::slices(&mut self.weights, &mut self.gradients, &mut self.first, &mut self.second);
+        weights
+            .par_chunks_mut(CHUNK)
+            .zip(gradients.par_chunks(CHUNK))
+            .zip(first.par_chunks_mut(CHUNK).zip(second.par_chunks_mut(CHUNK)))
+            .for_each(|((w, g), (m, v))| update.apply(w, g, m, v));
+    }
+
+    /// Drops what has been accumulated.
+    pub fn discard(&mut self) {
+        self.accumulated = 0;
+    }
+
+    fn part(&self, part: Part) -> &Tensor {
+        match part {
+            Part::First => &self.first,
+            Part::Second => &self.second,
+            Part::Gradient => &self.gradients,
+        }
+    }
+
+    /// One part of the state on the host, per variable.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn state(&self, part: Part) -> Result<Vec<HostTensor>> {
+        let read = |slot: &Slot| -> Result<HostTensor, TchError> {
+            let values = host_f32(&self.part(part).f_narrow(0, slot.start, slot.len)?)?;
+            let shape = slot.shape.iter().map(|&n| n as usize).collect();
+            Ok(HostTensor { name: slot.name.clone(), shape, values })
+        };
+        self.slots
+            .iter()
+            .map(read)
+            .collect::<Result<_, _>>()
+            .map_err(|e| Error::torch("reading the optimizer's state", &e))
+    }
+
+    /// Puts a part of a variable's state back, as [`AdamW::state`] gave it.
+    ///
+    /// # Errors
+    /// An unknown variable, or another number of values.
+    pub fn restore(&mut self, part: Part, name: &str, values: &[f32]) -> Result<()> {
+        let slot = self.slots.iter().find(|slot| slot.name == name);
+        let Some(slot) = slot.filter(|slot| slot.len == values.len() as i64) else {
+            let expected = slot.map_or_else(|| "no such variable".into(), |s| s.len.to_string());
+            return Err(Error::failed(format!(
+                "optimizer state of {name}: expected {expected}, found {} values",
+                values.len()
+            )));
+        };
+        let copy = || -> Result<(), TchError> {
+            let mut target = self.part(part).f_narrow(0, slot.start, slot.len)?;
+            target.f_copy_(&Tensor::f_from_slice(values)?)
+        };
+        tch::no_grad(copy).map_err(|e| Error::torch("restoring the optimizer's state", &e))
+    }
+
+    /// Sets the counters that belong to restored state.
+    pub fn restore_counts(&mut self, steps: u64, accumulated: usize) {
+        (self.steps, self.accumulated) = (steps, accumulated);
+    }
+}
+
+/// One step's constants, in the precision of the weights.
+#[derive(Clone, Copy, Debug)]
+struct Update {
+    clip: f32,
+    decay: f32,
+    one_minus_beta1: f32,
+    beta2: f32,
+    one_minus_beta2: f32,
+    root_correction: f32,
+    eps: f32,
+    step_size: f32,
+}
+
+impl Update {
+    /// Source: torch.optim.AdamW's documentation (decoupled weight decay, bias-corrected moments).
+    fn apply(&self, weights: &mut [f32], gradients: &[f32], first: &mut [f32], second: &mut [f32]) {
+        let moments = first.iter_mut().zip(second.iter_mut());
+        for ((w, g), (m, v)) in weights.iter_mut().zip(gradients).zip(moments) {
+            let g = g * self.clip;
+            *m += self.one_minus_beta1 * (g - *m);
+            *v = self.beta2 * *v + self.one_minus_beta2 * g * g;
+            let root = v.sqrt() / self.root_correction + self.eps;
+            *w = self.decay * *w - self.step_size * *m / root;
+        }
+    }
+}
+
+/// The one place that looks at a tensor's memory.
+mod flat {
+    #![expect(unsafe_code, reason = "libtorch gives raw pointers only")]
+
+    use tch::{Device, Kind, Tensor};
+
+    /// The elements of four flat float32 tensors on the CPU, made by [`super::AdamW`]; empty for others.
+    pub(super) fn slices<'a>(
+        a: &'a mut Tensor,
+        b: &'a mut Tensor,
+        c: &'a mut Tensor,
+        d: &'a mut Tensor,
+    ) -> (&'a mut [f32], &'a mut [f32], &'a mut [f32], &'a mut [f32]) {
+        (slice(a), slice(b), slice(c), slice(d))
+    }
+
+    fn slice(tensor: &mut Tensor) -> &mut [f32] {
+        let flat = tensor.device() == Device::Cpu
+            && tensor.kind() == Kind::Float
+            && tensor.dim() == 1
+            && tensor.is_contiguous();
+        if !flat || tensor.numel() == 0 {
+            return &mut [];
+        }
+        // SAFETY: a contiguous one-dimensional float32 CPU tensor is `numel` initialized floats at
+        // `data_ptr` (checked above). The buffers were allocated apart by `f_zeros`, so the four slices
+        // do not overlap; the model's leaves view one of them, and no libtorch call is made while the
+        // slices live (they borrow the optimizer mutably, and this thread is inside `step_cpu`).
+        unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<f32>(), tensor.numel()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn variable(name: &str, values: &[f32]) -> Variable {
+        let tensor = Tensor::from_slice(values).set_requires_grad(true);
+        Variable { name: name.into(), tensor }
+    }
+
+    /// Ten steps of sum(c * w^2) against the formulas written out in float64.
+    #[test]
+    fn equals_the_formulas_in_double_precision() {
+        let (mut w, c) = ([0.5f64, -1.5, 2.0, 0.1], [3.0f64, 0.2, -1.0, 40.0]);
+        let start: Vec<f32> = w.iter().map(|&x| x as f32).collect();
+        let a = variable("a", &start[..1]);
+        let b = variable("b", &start[1..]);
+        let (ca, cb) = (Tensor::from_slice(&[3.0f32]), Tensor::from_slice(&[0.2f32, -1.0, 40.0]));
+        let variables = [a, b];
+        let options = Options { weight_decay: 0.1, ..Options::default() };
+        let mut optimizer = AdamW::new(&variables, options).expect("state");
+        let (mut m, mut v) = ([0.0f64; 4], [0.0f64; 4]);
+        for step in 1..=10 {
+            let (x, y) = (&variables[0].tensor, &variables[1].tensor);
+            let loss = (&ca * x * x).sum(Kind::Float) + (&cb * y * y).sum(Kind::Float);
+            optimizer.accumulate(&loss, 0.5).expect("gradient");
+            optimizer.accumulate(&loss_again(&variables, &ca, &cb), 0.5).expect("gradient");
+            let norm = optimizer.gradient_norm().expect("norm").double_value(&[]);
+            optimizer.step(1e-2, norm, 1.0).expect("step");
+
+            let g: Vec<f64> = (0..4).map(|i| 2.0 * c[i] * w[i]).collect();
+            let expected = g.iter().map(|x| x * x).sum::<f64>().sqrt();
+            assert!((norm / expected - 1.0).abs() < 1e-5, "step {step}: norm {norm}, {expected}");
+            let clip = (1.0 / (expected + 1e-6)).min(1.0);
+            for i in 0..4 {
+                let g = g[i] * clip;
+                m[i] = 0.9 * m[i] + 0.1 * g;
+                v[i] = 0.999 * v[i] + 0.001 * g * g;
+                let root = (v[i] / (1.0 - 0.999f64.powi(step))).sqrt() + 1e-8;
+                w[i] -= 1e-2 * 0.1 * w[i] + 1e-2 * m[i] / (1.0 - 0.9f64.powi(step)) / root;
+            }
+        }
+        let found: Vec<f32> = [&variables[0].tensor, &variables[1].tensor]
+            .iter()
+            .flat_map(|t| host_f32(t).expect("values"))
+            .collect();
+        for (found, expected) in found.iter().zip(w) {
+            assert!((f64::from(*found) - expected).abs() < 1e-5, "{found} {expected}");
+        }
+        assert_eq!(optimizer.steps(), 10);
+    }
+
+    fn loss_again(variables: &[Variable; 2], ca: &Tensor, cb: &Tensor) -> Tensor {
+        let (x, y) = (&variables[0].tensor, &variables[1].tensor);
+        (ca * x * x).sum(Kind::Float) + (cb * y * y).sum(Kind::Float)
+    }
+
+    /// The two implementations of the update: ours in one pass, and the one for devices.
+    #[test]
+    fn one_pass_equals_libtorchs_kernels() {
+        let values: Vec<f32> = (0..5000).map(|i| (i as f32 * 0.37).sin()).collect();
+        let target = Tensor::from_slice(&values).flip([0]);
+        let run = |device_kernels: bool| {
+            let variables = [variable("w", &values)];
+            let mut optimizer = AdamW::new(&variables, Options::default()).expect("state");
+            for _ in 0..5 {
+                let loss = (&variables[0].tensor - &target).square().sum(Kind::Float);
+                optimizer.accumulate(&loss, 1.0).expect("gradient");
+                if device_kernels {
+                    optimizer.steps += 1;
+                    optimizer.accumulated = 0;
+                    let u = Update {
+                        clip: 0.5,
+                        decay: 0.999,
+                        one_minus_beta1: 0.1,
+                        beta2: 0.999,
+                        one_minus_beta2: 0.001,
+                        root_correction: 0.03,
+                        eps: 1e-8,
+                        step_size: 1e-3,
+                    };
+                    tch::no_grad(|| optimizer.step_device(&u)).expect("step");
+                } else {
+                    let u = Update {
+                        clip: 0.5,
+                        decay: 0.999,
+                        one_minus_beta1: 0.1,
+                        beta2: 0.999,
+                        one_minus_beta2: 0.001,
+                        root_correction: 0.03,
+                        eps: 1e-8,
+                        step_size: 1e-3,
+                    };
+                    optimizer.accumulated = 0;
+                    optimizer.step_cpu(&u);
+                }
+            }
+            host_f32(&variables[0].tensor).expect("values")
+        };
+        let (ours, theirs) = (run(false), run(true));
+        for (i, (a, b)) in ours.iter().zip(&theirs).enumerate() {
+            // a few roundings of values up to 1
+            assert!((a - b).abs() < 2e-6, "{i}: {a} {b}");
+        }
+    }
+
+    #[test]
+    fn state_goes_out_and_in_per_variable() {
+        let variables = [variable("a", &[1.0, 2.0, 3.0]), variable("b", &[4.0])];
+        let mut optimizer = AdamW::new(&variables, Options::default()).expect("state");
+        optimizer.restore(Part::Second, "a", &[7.0, 8.0, 9.0]).expect("fits");
+        let state = optimizer.state(Part::Second).expect("state");
+        assert_eq!(state[0].values, [7.0, 8.0, 9.0]);
+        assert_eq!(state[1].values, [0.0]);
+        assert!(optimizer.restore(Part::First, "a", &[1.0]).is_err(), "too few");
+        assert!(optimizer.restore(Part::First, "c", &[1.0]).is_err(), "unknown");
+    }
+}

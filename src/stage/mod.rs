@@ -1,0 +1,157 @@
+//! The training stages: what each learns from a batch. Everything else (order, accumulation, clipping,
+//! the optimizer, logs, checkpoints) is the one loop in [`crate::train`].
+//!
+//! In: a [`Batch`]. Out: a [`Loss`]: the scalar to go down, and its parts by name.
+
+mod pretrain;
+mod sft;
+
+pub use pretrain::Pretrain;
+pub use sft::Sft;
+
+use tch::{TchError, Tensor};
+
+use crate::data::{Batch, Kind, Recipe};
+use crate::error::{Error, Result};
+use crate::loss::{self, Targets};
+use crate::model::{Model, Variable};
+
+/// One stage.
+pub trait Stage {
+    /// As on the command line.
+    fn name(&self) -> &'static str;
+
+    /// What its data files hold.
+    fn kind(&self) -> Kind;
+
+    /// The reference's hyper-parameters.
+    fn defaults(&self, recipe: Recipe) -> Defaults;
+
+    /// Before the first step: adapters are attached, a reference or teacher is made ready.
+    ///
+    /// # Errors
+    /// What the stage needs is not there or does not fit.
+    fn prepare(&mut self, _model: &mut Model) -> Result<()> {
+        Ok(())
+    }
+
+    /// What the optimizer changes: all weights unless the stage says otherwise.
+    fn trainable(&self, model: &Model) -> Vec<Variable> {
+        model.variables().iter().map(Variable::share).collect()
+    }
+
+    /// Whether a batch's rows must be padded to the full length, as the reference has them, because
+    /// the numbers depend on padding (a balancing loss counts it).
+    fn counts_padding(&self, model: &Model) -> bool {
+        model.config().moe.is_some()
+    }
+
+    /// The loss of one micro-step, before it is divided by the accumulation steps.
+    ///
+    /// # Errors
+    /// libtorch's.
+    fn loss(&self, model: &Model, batch: &Batch) -> Result<Loss>;
+}
+
+/// A stage's hyper-parameters where the command line gives none (MODEL_AND_STAGES section 4).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Defaults {
+    /// Passes over the data.
+    pub epochs: usize,
+    /// Rows per micro-step.
+    pub batch_size: usize,
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Micro-steps per optimizer step.
+    pub accumulation: usize,
+    /// Samples are cut to this many tokens.
+    pub max_seq_len: usize,
+}
+
+/// What a micro-step gives.
+#[derive(Debug)]
+pub struct Loss {
+    /// The scalar whose gradient is taken; nothing when no token of the batch is learned.
+    pub total: Option<Tensor>,
+    /// Parts by name, for the log and the trace.
+    pub parts: Vec<(&'static str, Part)>,
+    /// Targets that are learned.
+    pub trained_tokens: usize,
+}
+
+/// One named part of a loss.
+#[derive(Debug)]
+pub enum Part {
+    /// A scalar.
+    Scalar(Tensor),
+    /// One value per sample.
+    PerSample(Tensor),
+    /// A part that this model does not have.
+    Zero,
+    /// A number known on the host.
+    Count(usize),
+}
+
+impl Loss {
+    /// Of a batch without a learned token: nothing to go down, nothing to show.
+    pub fn nothing() -> Self {
+        Self { total: None, parts: Vec::new(), trained_tokens: 0 }
+    }
+
+    /// The same numbers without the graph behind them, whose memory is wanted back.
+    pub(crate) fn detached(self) -> Self {
+        let part = |part| match part {
+            Part::Scalar(tensor) => Part::Scalar(tensor.detach()),
+            Part::PerSample(tensor) => Part::PerSample(tensor.detach()),
+            other => other,
+        };
+        Self {
+            total: self.total.map(|total| total.detach()),
+            parts: self.parts.into_iter().map(|(name, p)| (name, part(p))).collect(),
+            trained_tokens: self.trained_tokens,
+        }
+    }
+}
+
+/// The stage of a name.
+///
+/// # Errors
+/// An unknown name.
+pub fn by_name(name: &str) -> Result<Box<dyn Stage>> {
+    match name {
+        "pretrain" => Ok(Box::new(Pretrain)),
+        "sft" => Ok(Box::new(Sft)),
+        other => Err(Error::usage(format!("stage: expected pretrain or sft, found {other}"))),
+    }
+}
+
+/// A batch's input ids on the model's device, `[batch, seq]`.
+fn inputs(model: &Model, batch: &Batch) -> Result<Tensor> {
+    let build = || -> Result<Tensor, TchError> {
+        Tensor::f_from_slice(&batch.x)?
+            .f_view([batch.batch as i64, batch.seq as i64])?
+            .f_to_device(model.device())
+    };
+    build().map_err(|e| Error::torch("batch to the device", &e))
+}
+
+/// Masked mean cross-entropy plus the balancing loss: what pretraining and SFT share.
+fn language_model_loss(model: &Model, batch: &Batch) -> Result<Loss> {
+    let Some(targets) = Targets::new(batch, model.device(), None)? else {
+        return Ok(Loss::nothing());
+    };
+    let hidden = model.hidden(&inputs(model, batch)?, true)?;
+    let ce = loss::cross_entropy(model, &hidden.hidden, &targets)?;
+    let (total, aux) = match hidden.aux {
+        Some(aux) => {
+            let total = ce.f_add(&aux).map_err(|e| Error::torch("loss", &e))?;
+            (total, Part::Scalar(aux))
+        }
+        None => (ce.shallow_clone(), Part::Zero),
+    };
+    Ok(Loss {
+        total: Some(total),
+        parts: vec![("ce", Part::Scalar(ce)), ("aux", aux)],
+        trained_tokens: targets.count(),
+    })
+}

@@ -1,0 +1,194 @@
+//! What a run says while it runs: a progress bar on a terminal, metrics.jsonl, the trace in the golden
+//! format.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Map, Value, json};
+
+use super::{MicroStep, Plan, Position};
+use crate::error::{Error, Result};
+use crate::model::HostTensor;
+
+/// metrics.jsonl: one object per optimizer step.
+#[derive(Debug)]
+pub struct Metrics {
+    path: PathBuf,
+    file: fs_err::File,
+    begun: Instant,
+    tokens: usize,
+    since: Instant,
+}
+
+impl Metrics {
+    /// Opens `dir/metrics.jsonl`; of a run that is resumed after `step` optimizer steps, lines of later
+    /// ones are dropped.
+    ///
+    /// # Errors
+    /// The file cannot be read or written.
+    pub fn open(dir: &Path, step: usize) -> Result<Self> {
+        let path = dir.join("metrics.jsonl");
+        let mut kept = String::new();
+        if step > 0 && path.exists() {
+            let text = fs_err::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
+            for line in text.lines() {
+                let value: Option<Value> = serde_json::from_str(line).ok();
+                let of = value.and_then(|v| v.get("step").and_then(Value::as_u64));
+                if of.is_some_and(|n| n <= step as u64) {
+                    kept.push_str(line);
+                    kept.push('\n');
+                }
+            }
+        }
+        mmx_converters::file::write_bytes(&path, kept.as_bytes())?;
+        let file = fs_err::OpenOptions::new().append(true).open(&path);
+        let file = file.map_err(|e| Error::io(&path, e))?;
+        Ok(Self { path, file, begun: Instant::now(), tokens: 0, since: Instant::now() })
+    }
+
+    /// Counts a micro-step's tokens.
+    pub fn read(&mut self, tokens: usize) {
+        self.tokens += tokens;
+    }
+
+    /// Writes the line of an optimizer step: losses are means over its micro-steps.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn step(&mut self, position: Position, micro_steps: &[MicroStep]) -> Result<Summary> {
+        let seconds = self.since.elapsed().as_secs_f64();
+        let summary = Summary {
+            loss: mean(micro_steps.iter().filter_map(|m| m.loss)),
+            lr: micro_steps.last().map_or(0.0, |m| m.lr),
+            grad_norm: micro_steps.last().and_then(|m| m.grad_norm),
+            tokens_per_s: self.tokens as f64 / seconds.max(1e-9),
+        };
+        let mut line = Map::new();
+        let mut set = |key: &str, value: Value| line.insert(key.to_owned(), value);
+        set("step", json!(position.step));
+        set("micro_step", json!(position.micro_step));
+        set("epoch", json!(position.epoch));
+        set("lr", json!(summary.lr));
+        set("loss", json!(summary.loss));
+        for (name, _) in micro_steps.iter().find(|m| m.loss.is_some()).map_or(&[][..], |m| &m.parts)
+        {
+            let values = micro_steps.iter().flat_map(|m| &m.parts).filter(|(n, _)| n == name);
+            if let Some(mean) = mean(values.filter_map(|(_, value)| value.as_f64())) {
+                set(name, json!(mean));
+            }
+        }
+        set("grad_norm", json!(summary.grad_norm));
+        set("tokens", json!(self.tokens));
+        set("tokens_per_s", json!(summary.tokens_per_s));
+        set("seconds", json!(self.begun.elapsed().as_secs_f64()));
+        self.write(&Value::Object(line))?;
+        self.tokens = 0;
+        self.since = Instant::now();
+        Ok(summary)
+    }
+}
+
+impl Metrics {
+    /// Writes a line.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write(&self, line: &Value) -> Result<()> {
+        let text = format!("{line}\n");
+        (&self.file).write_all(text.as_bytes()).map_err(|e| Error::io(&self.path, e))
+    }
+}
+
+/// An optimizer step in four numbers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Summary {
+    /// Mean over the micro-steps that learned something.
+    pub loss: Option<f64>,
+    /// Of the last micro-step.
+    pub lr: f64,
+    /// Before clipping.
+    pub grad_norm: Option<f64>,
+    /// Without padding.
+    pub tokens_per_s: f64,
+}
+
+fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let (sum, count) = values.fold((0.0, 0usize), |(sum, n), value| (sum + value, n + 1));
+    (count > 0).then(|| sum / count as f64)
+}
+
+/// The bar on a terminal; elsewhere a line now and then.
+#[derive(Debug)]
+pub struct Progress {
+    bar: ProgressBar,
+    total: usize,
+    said: Option<Instant>,
+}
+
+impl Progress {
+    /// For a run of `plan`, at `position`.
+    pub fn new(plan: Plan, position: Position) -> Self {
+        let bar = ProgressBar::with_draw_target(
+            Some(plan.steps as u64),
+            ProgressDrawTarget::stderr_with_hz(4), // hidden when stderr is no terminal
+        );
+        let template = "{bar:24} {pos}/{len} steps  {msg}  ETA {eta}";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        bar.set_position(position.step as u64);
+        bar.reset_eta();
+        Self { bar, total: plan.steps, said: None }
+    }
+
+    /// Shows a step.
+    pub fn step(&mut self, step: usize, summary: &Summary) {
+        /// Between lines where there is no bar.
+        const EVERY: Duration = Duration::from_secs(10);
+        let loss = match summary.loss {
+            Some(loss) => format!("loss {loss:.4}"),
+            None => "no trained tokens".to_owned(),
+        };
+        let norm = summary.grad_norm.map_or_else(String::new, |n| format!("  norm {n:.2}"));
+        let message =
+            format!("{loss}{norm}  lr {:.2e}  {:.0} tokens/s", summary.lr, summary.tokens_per_s);
+        if self.bar.is_hidden() {
+            if self.said.is_none_or(|said| said.elapsed() >= EVERY) || step == self.total {
+                eprintln!("step {step}/{}  {message}", self.total);
+                self.said = Some(Instant::now());
+            }
+        } else {
+            self.bar.set_message(message);
+            self.bar.set_position(step as u64);
+        }
+    }
+
+    /// A sentence for the user, without tearing the bar.
+    pub fn say(&self, sentence: &str) {
+        self.bar.suspend(|| eprintln!("{sentence}"));
+    }
+
+    /// Leaves the bar as it is.
+    pub fn finish(&self) {
+        self.bar.abandon();
+    }
+}
+
+/// A trace in the golden format: `head` first, then `steps` and `final`.
+pub fn trace(head: Map<String, Value>, steps: &[MicroStep], weights: &[HostTensor]) -> Value {
+    let sums = weights.iter().map(|tensor| {
+        let values = || tensor.values.iter().map(|&v| f64::from(v));
+        let sums = json!({
+            "sum": values().sum::<f64>(),
+            "abs": values().map(f64::abs).sum::<f64>(),
+            "l2": values().map(|v| v * v).sum::<f64>().sqrt(),
+        });
+        (tensor.name.clone(), sums)
+    });
+    let mut out = head;
+    out.insert("steps".into(), steps.iter().map(MicroStep::to_json).collect());
+    out.insert("final".into(), Value::Object(sums.collect()));
+    Value::Object(out)
+}

@@ -1,0 +1,408 @@
+//! The one loop: learning rate, forward, loss, backward, clip, step. Stages differ in their loss only.
+//!
+//! In: a model, a stage, a configuration, batches, and a position to begin at. Out: one [`Report`] per
+//! micro-step, in which the losses of a whole accumulation arrive together with the optimizer step, so
+//! that the device is waited for once per step. [`session`] adds logs, checkpoints and Ctrl-C.
+
+pub mod batches;
+pub mod log;
+pub mod session;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use tch::{Kind, Tensor};
+
+use self::batches::Batches;
+use crate::config::TrainConfig;
+use crate::data::Batch;
+use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::optim::{AdamW, Options};
+use crate::schedule::Schedule;
+use crate::stage::{Loss, Part, Stage};
+
+/// Where a run is: everything before it is done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    /// The epoch of the next micro-step, from 0.
+    pub epoch: usize,
+    /// The next micro-step's index in its epoch.
+    pub index: usize,
+    /// Micro-steps done.
+    pub micro_step: usize,
+    /// Optimizer steps done (or left out, where a gradient was not finite).
+    pub step: usize,
+}
+
+/// How many micro-steps and optimizer steps a run has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Batches over all epochs.
+    pub micro_steps: usize,
+    /// Updates of the weights.
+    pub steps: usize,
+}
+
+impl Plan {
+    /// `lengths`: micro-steps of each epoch.
+    ///
+    /// The optimizer steps when the index in the epoch, from 1, is a multiple of the accumulation; what
+    /// is left at an epoch's end stays in the gradient, unless it steps there too.
+    pub fn new(
+        lengths: &[usize],
+        accumulation: usize,
+        step_at_epoch_end: bool,
+        max_steps: Option<usize>,
+    ) -> Self {
+        let limit = max_steps.unwrap_or(usize::MAX);
+        let mut plan = Self { micro_steps: 0, steps: 0 };
+        for &length in lengths {
+            let steps = match step_at_epoch_end {
+                false => length / accumulation,
+                true => length.div_ceil(accumulation),
+            };
+            let wanted = limit - plan.steps;
+            if steps >= wanted {
+                let micro_steps = (wanted * accumulation).min(length);
+                return Self { micro_steps: plan.micro_steps + micro_steps, steps: limit };
+            }
+            plan.micro_steps += length;
+            plan.steps += steps;
+        }
+        plan
+    }
+}
+
+/// One micro-step's numbers, on the host.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MicroStep {
+    /// From 0.
+    pub step: usize,
+    /// Learning rate.
+    pub lr: f64,
+    /// Before it is divided by the accumulation; nothing when no token was learned.
+    pub loss: Option<f64>,
+    /// Norm before clipping, where the optimizer stepped.
+    pub grad_norm: Option<f64>,
+    /// Parts of the loss.
+    pub parts: Vec<(&'static str, Value)>,
+    /// Learned targets.
+    pub trained_tokens: usize,
+}
+
+impl MicroStep {
+    /// In the golden format.
+    pub fn to_json(&self) -> Value {
+        let mut out = Map::new();
+        out.insert("step".into(), json!(self.step));
+        out.insert("lr".into(), json!(self.lr));
+        out.insert("loss".into(), json!(self.loss));
+        out.insert("grad_norm".into(), json!(self.grad_norm));
+        if self.loss.is_none() {
+            out.insert("note".into(), json!("no trained tokens"));
+        }
+        out.extend(self.parts.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
+        Value::Object(out)
+    }
+}
+
+/// What came of the micro-steps up to and with an optimizer step.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Report {
+    /// Those whose numbers have arrived, oldest first; empty in the middle of an accumulation.
+    pub micro_steps: Vec<MicroStep>,
+    /// The weights changed.
+    pub stepped: bool,
+    /// Tokens read by the micro-step just done, without padding.
+    pub tokens: usize,
+    /// A sentence for the user: a batch that was left out.
+    pub warning: Option<String>,
+}
+
+/// A micro-step whose numbers are still on the device.
+struct Pending {
+    step: usize,
+    lr: f64,
+    loss: Loss,
+    lines: Vec<(u32, u32)>,
+}
+
+/// A run in progress.
+pub struct Trainer<'a> {
+    model: &'a Model,
+    stage: &'a dyn Stage,
+    config: TrainConfig,
+    batches: &'a mut dyn Batches,
+    optimizer: AdamW,
+    schedule: Schedule,
+    plan: Plan,
+    /// Micro-steps of each epoch.
+    lengths: Vec<usize>,
+    position: Position,
+    pending: Vec<Pending>,
+}
+
+impl<'a> Trainer<'a> {
+    /// A run at its beginning.
+    ///
+    /// # Errors
+    /// A configuration that makes no run, or one without a single optimizer step; libtorch's.
+    pub fn new(
+        model: &'a Model,
+        stage: &'a dyn Stage,
+        config: &TrainConfig,
+        batches: &'a mut dyn Batches,
+    ) -> Result<Self> {
+        config.check()?;
+        let recipe = config.recipe()?;
+        let lengths: Vec<usize> = (0..config.epochs).map(|e| batches.micro_steps(e)).collect();
+        let plan =
+            Plan::new(&lengths, config.accumulation, config.step_at_epoch_end, config.max_steps);
+        if plan.steps == 0 {
+            return Err(Error::failed_with_hint(
+                format!(
+                    "expected at least one optimizer step, found none: {} micro-steps per epoch, \
+                     accumulation {}",
+                    lengths.first().copied().unwrap_or_default(),
+                    config.accumulation
+                ),
+                "lower --accum or --batch-size, or give more data",
+            ));
+        }
+        let options = Options { weight_decay: config.weight_decay, ..Options::default() };
+        let schedule = Schedule {
+            recipe,
+            lr: config.lr,
+            total: plan.micro_steps,
+            warmup: config.warmup * config.accumulation,
+        };
+        Ok(Self {
+            model,
+            stage,
+            config: config.clone(),
+            batches,
+            optimizer: AdamW::new(&stage.trainable(model), options)?,
+            schedule,
+            plan,
+            lengths,
+            position: Position::default(),
+            pending: Vec::new(),
+        })
+    }
+
+    /// Steps and micro-steps of the whole run.
+    pub fn plan(&self) -> Plan {
+        self.plan
+    }
+
+    /// Where the run is.
+    pub fn position(&self) -> Position {
+        self.position
+    }
+
+    /// What is trained.
+    pub fn model(&self) -> &Model {
+        self.model
+    }
+
+    /// The resolved configuration.
+    pub fn config(&self) -> &TrainConfig {
+        &self.config
+    }
+
+    /// The optimizer, whose state goes into checkpoints.
+    pub fn optimizer(&self) -> &AdamW {
+        &self.optimizer
+    }
+
+    /// The same, to restore it; the position goes with it.
+    pub fn restore(&mut self, position: Position) -> &mut AdamW {
+        self.position = position;
+        &mut self.optimizer
+    }
+
+    /// Does one micro-step, and the optimizer step where it is due. Nothing when the run is over.
+    ///
+    /// # Errors
+    /// A loss or gradient that is not finite (unless such batches are left out): the weights are then
+    /// those of the step before. libtorch's.
+    pub fn advance(&mut self) -> Result<Option<Report>> {
+        while self.position.epoch < self.lengths.len()
+            && self.position.index >= self.lengths[self.position.epoch]
+        {
+            self.position.epoch += 1;
+            self.position.index = 0;
+        }
+        if self.position.micro_step >= self.plan.micro_steps {
+            return Ok(None);
+        }
+        let Position { epoch, index, micro_step, .. } = self.position;
+        let batch = self.batches.batch(epoch, index);
+        let lr = self.schedule.lr(micro_step);
+        let loss = self.stage.loss(self.model, &batch)?;
+        if let Some(total) = &loss.total {
+            self.optimizer.accumulate(total, 1.0 / self.config.accumulation as f64)?;
+        }
+        let tokens = real_tokens(&batch, i64::from(self.model.config().pad_token_id));
+        self.pending.push(Pending {
+            step: micro_step,
+            lr,
+            loss: loss.detached(),
+            lines: batch.lines,
+        });
+        self.position.micro_step += 1;
+        self.position.index += 1;
+
+        let mut report = Report { tokens, ..Report::default() };
+        let in_epoch = index + 1;
+        let due = in_epoch.is_multiple_of(self.config.accumulation)
+            || (self.config.step_at_epoch_end && in_epoch == self.lengths[epoch]);
+        if due {
+            self.step(lr, &mut report)?;
+        } else if self.position.micro_step == self.plan.micro_steps {
+            // what is left at the end is not trained on, as the 2025 reference
+            report.micro_steps = self.fetch()?;
+        }
+        Ok(Some(report))
+    }
+
+    /// The optimizer step: clip, update, fetch what is to be shown.
+    fn step(&mut self, lr: f64, report: &mut Report) -> Result<()> {
+        self.position.step += 1;
+        if self.optimizer.accumulated() == 0 {
+            report.micro_steps = self.fetch()?; // no token was learned: no weight changes
+            return Ok(());
+        }
+        let norm = self.optimizer.gradient_norm()?;
+        let norm = norm.f_double_value(&[]).map_err(|e| Error::torch("gradient norm", &e))?;
+        let lines: Vec<Vec<(u32, u32)>> = self.pending.iter().map(|p| p.lines.clone()).collect();
+        report.micro_steps = self.fetch()?;
+        if let Some(fault) = self.non_finite(norm, &report.micro_steps, &lines) {
+            self.optimizer.discard();
+            if !self.config.skip_non_finite {
+                return Err(Error::failed_with_hint(
+                    fault,
+                    "the last checkpoint is from before it; lower --lr, look at these lines, or leave \
+                     such batches out with --non-finite skip",
+                ));
+            }
+            report.warning = Some(format!("{fault}: left out"));
+            return Ok(());
+        }
+        self.optimizer.step(lr, norm, self.config.grad_clip)?;
+        report.stepped = true;
+        if let Some(last) = report.micro_steps.last_mut() {
+            last.grad_norm = Some(norm);
+        }
+        Ok(())
+    }
+
+    /// What is not finite, and the lines it was computed from.
+    fn non_finite(
+        &self,
+        norm: f64,
+        micro_steps: &[MicroStep],
+        lines: &[Vec<(u32, u32)>],
+    ) -> Option<String> {
+        let bad = micro_steps.iter().position(|m| m.loss.is_some_and(|loss| !loss.is_finite()));
+        let (what, lines) = match bad {
+            Some(i) => {
+                let loss = micro_steps[i].loss.unwrap_or(f64::NAN);
+                (format!("the loss of micro-step {} is {loss}", micro_steps[i].step), &lines[i..=i])
+            }
+            None if !norm.is_finite() => (format!("the gradient's norm is {norm}"), lines),
+            None => return None,
+        };
+        /// Places in one message.
+        const SHOWN: usize = 32;
+        let places: Vec<String> = lines
+            .iter()
+            .flatten()
+            .map(|&(file, line)| format!("{}:{line}", self.batches.file(file)))
+            .collect();
+        let more = if places.len() > SHOWN { ", ..." } else { "" };
+        Some(format!(
+            "step {}: {what}; its batch is {}{more}",
+            self.position.step,
+            places[..places.len().min(SHOWN)].join(", ")
+        ))
+    }
+
+    /// Fetches the numbers of the micro-steps since the last fetch.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn fetch(&mut self) -> Result<Vec<MicroStep>> {
+        self.pending
+            .drain(..)
+            .map(|pending| {
+                let Pending { step, lr, loss, .. } = pending;
+                let fetch = || -> std::result::Result<MicroStep, tch::TchError> {
+                    let scalar = |t: &Tensor| t.f_double_value(&[]);
+                    let parts = loss.parts.iter().map(|(name, part)| {
+                        let value = match part {
+                            Part::Scalar(tensor) => json!(scalar(tensor)?),
+                            Part::PerSample(tensor) => {
+                                let values = Vec::<f64>::try_from(tensor.f_to_kind(Kind::Double)?)?;
+                                json!(values)
+                            }
+                            Part::Zero => json!(0.0),
+                            Part::Count(count) => json!(count),
+                        };
+                        Ok((*name, value))
+                    });
+                    Ok(MicroStep {
+                        step,
+                        lr,
+                        loss: loss.total.as_ref().map(scalar).transpose()?,
+                        grad_norm: None,
+                        parts: parts.collect::<std::result::Result<_, tch::TchError>>()?,
+                        trained_tokens: loss.trained_tokens,
+                    })
+                };
+                fetch().map_err(|e| Error::torch("reading the loss", &e))
+            })
+            .collect()
+    }
+}
+
+/// Tokens of a batch without the padding at the rows' ends.
+fn real_tokens(batch: &Batch, pad: i64) -> usize {
+    (0..batch.batch)
+        .map(|row| {
+            let row = row * batch.seq..(row + 1) * batch.seq;
+            let real = |i: usize| batch.x[i] != pad || batch.mask[i] != 0.0;
+            row.clone().rev().find(|&i| real(i)).map_or(0, |last| last + 1 - row.start)
+        })
+        .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_counts_the_steps_at_the_ends_of_epochs() {
+        let plan = |lengths: &[usize], tail, max| Plan::new(lengths, 2, tail, max);
+        let expect = |micro_steps, steps| Plan { micro_steps, steps };
+        assert_eq!(plan(&[7], false, None), expect(7, 3));
+        assert_eq!(plan(&[7], true, None), expect(7, 4));
+        assert_eq!(plan(&[7, 7], true, None), expect(14, 8));
+        assert_eq!(plan(&[7, 7], true, Some(5)), expect(9, 5));
+        assert_eq!(plan(&[7, 7], true, Some(4)), expect(7, 4));
+        assert_eq!(plan(&[7, 7], false, Some(4)), expect(9, 4));
+        assert_eq!(plan(&[1], false, None), expect(1, 0));
+    }
+
+    #[test]
+    fn padding_is_not_counted_but_a_pad_token_within_the_text_is() {
+        let batch = Batch {
+            x: vec![5, 0, 6, 0, 7, 0, 0, 0],
+            mask: vec![1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.0],
+            batch: 2,
+            seq: 4,
+            ..Batch::default()
+        };
+        assert_eq!(real_tokens(&batch, 0), 3 + 2);
+    }
+}

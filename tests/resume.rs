@@ -1,0 +1,254 @@
+//! Interrupted and resumed runs end as the unbroken one, bit for bit; damaged checkpoints are noticed.
+#![cfg(feature = "train")]
+
+mod common;
+mod trajectory;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use common::{mmx, mmx_error, mmx_json, shared, text};
+use mmx::checkpoint::{self, Context};
+use mmx::config::TrainConfig;
+use mmx::data::Recipe;
+use mmx::model::{HostTensor, Model};
+use mmx::stage;
+use mmx::train::{MicroStep, Trainer};
+use mmx_converters::generation::Generation;
+use tch::{Device, Kind};
+use trajectory::{Recorded, assert_final, json, model};
+
+/// Golden pretraining through the binary: 8 micro-steps, accumulation 2.
+fn pretrain<'a>(data: &'a str, golden: &'a str, tokenizer: &'a str, out: &'a str) -> Vec<&'a str> {
+    vec![
+        "train",
+        "pretrain",
+        "--from",
+        golden,
+        "--tokenizer",
+        tokenizer,
+        "--data",
+        data,
+        "--recipe",
+        "2025",
+        "--pack",
+        "off",
+        "--shuffle",
+        "off",
+        "--batch-size",
+        "4",
+        "--accum",
+        "2",
+        "--epochs",
+        "1",
+        "--lr",
+        "5e-4",
+        "--max-seq-len",
+        "128",
+        "--dtype",
+        "f32",
+        "--device",
+        "cpu",
+        "--out",
+        out,
+    ]
+}
+
+/// Case resume-exact, in processes of their own.
+#[test]
+fn a_resumed_run_equals_the_golden_one_and_the_unbroken_one_bit_for_bit() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| dir.path().join(name);
+    let (data, golden, tokenizer) =
+        (shared("golden/pretrain.jsonl"), shared("golden/minimind2"), shared("golden"));
+    let args = |out| pretrain(text(&data), text(&golden), text(&tokenizer), out);
+
+    let (unbroken, trace) = (at("unbroken"), at("unbroken.json"));
+    let mut whole = args(text(&unbroken));
+    whole.extend(["--save-every", "1", "--keep", "9", "--trace", text(&trace)]);
+    let end = mmx_json(&whole);
+    assert_eq!(end["steps"], 4);
+    let reference = json(&shared("golden/train/pretrain-minimind2.json"));
+    let traced = json(&trace);
+    assert_eq!(traced["steps"].as_array().map(Vec::len), Some(8));
+
+    // only what was there after 4 micro-steps
+    let resumed = at("resumed");
+    fs_err::create_dir(&resumed).expect("a folder");
+    copy(&unbroken.join("checkpoint-000002"), &resumed.join("checkpoint-000002"));
+    fs_err::copy(unbroken.join("metrics.jsonl"), resumed.join("metrics.jsonl")).expect("a copy");
+    let rest = at("rest.json");
+    let mut again = args(text(&resumed));
+    again.extend(["--resume", "--trace", text(&rest)]);
+    let end = mmx_json(&again);
+    assert_eq!(end["steps"], 4);
+    let rest = json(&rest);
+    for (i, step) in rest["steps"].as_array().expect("steps").iter().enumerate() {
+        assert_eq!(*step, traced["steps"][4 + i], "micro-step {}", 4 + i);
+        let (found, expected) = (&step["loss"], &reference["steps"][4 + i]["loss"]);
+        let (found, expected) = (found.as_f64().expect("f64"), expected.as_f64().expect("f64"));
+        assert!((found / expected - 1.0).abs() <= 1e-5, "{found} {expected}");
+    }
+    for file in ["model.safetensors", "training/optimizer.safetensors"] {
+        let read = |run: &Path| fs_err::read(run.join("checkpoint-000004").join(file));
+        let same = read(&unbroken).expect("a file") == read(&resumed).expect("a file");
+        assert!(same, "{file} differs from the unbroken run's");
+    }
+    let lines = fs_err::read_to_string(resumed.join("metrics.jsonl")).expect("metrics");
+    let steps: Vec<u64> = lines
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"))
+        .map(|line| line["step"].as_u64().expect("a step"))
+        .collect();
+    assert_eq!(steps, [1, 2, 3, 4], "each optimizer step once");
+
+    // other settings or other data are no continuation
+    let mut other = args(text(&resumed));
+    other.extend(["--resume", "--seed", "7"]);
+    let said = mmx_error(&other);
+    assert!(said.contains("seed: was 1337, now 7"), "{said}");
+    let other_data = at("other.jsonl");
+    fs_err::write(&other_data, "{\"text\": \"another text\"}\n").expect("a file");
+    let mut other = pretrain(text(&other_data), text(&golden), text(&tokenizer), text(&resumed));
+    other.push("--resume");
+    let said = mmx_error(&other);
+    assert!(said.contains("other.jsonl: another content than before"), "{said}");
+    let said = mmx_error(&args(text(&resumed)));
+    assert!(said.contains("a checkpoint of an earlier run is here already"), "{said}");
+
+    // a flipped bit in the newest checkpoint: the one before it is used, and said so
+    let damaged = at("damaged");
+    for name in ["checkpoint-000002", "checkpoint-000003"] {
+        copy(&unbroken.join(name), &damaged.join(name));
+    }
+    let weights = damaged.join("checkpoint-000003/model.safetensors");
+    let mut bytes = fs_err::read(&weights).expect("weights");
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs_err::write(&weights, bytes).expect("weights");
+    let mut again = args(text(&damaged));
+    again.push("--resume");
+    let out = mmx(&again);
+    let stderr = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{stderr}");
+    assert!(stderr.contains("checkpoint-000003/model.safetensors: expected SHA-256"), "{stderr}");
+    assert!(stderr.contains("resumed after step 2 (micro-step 4"), "{stderr}");
+    let read = |run: &Path| fs_err::read(run.join("checkpoint-000004/model.safetensors"));
+    assert!(read(&unbroken).expect("a file") == read(&damaged).expect("a file"));
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs_err::create_dir_all(to).expect("a folder");
+    for entry in fs_err::read_dir(from).expect("a folder") {
+        let entry = entry.expect("an entry");
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs_err::copy(entry.path(), target).expect("a copy");
+        }
+    }
+}
+
+/// The golden SFT run exactly as the command line's documentation has it.
+#[test]
+fn the_golden_sft_command_writes_the_golden_trace_and_batches() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| dir.path().join(name);
+    let (from, tokenizer, data) =
+        (shared("golden/minimind2"), shared("golden"), shared("golden/sft.jsonl"));
+    let (trace, out, dump) = (at("t.json"), at("runs/x"), at("batches.safetensors"));
+    #[rustfmt::skip]
+    let end = mmx_json(&[
+        "train", "sft", "--from", text(&from), "--tokenizer", text(&tokenizer), "--data", text(&data),
+        "--recipe", "2025", "--pack", "off", "--shuffle", "off", "--batch-size", "4", "--accum", "1",
+        "--epochs", "1", "--lr", "5e-4", "--max-seq-len", "128", "--dtype", "f32", "--device", "cpu",
+        "--trace", text(&trace), "--out", text(&out), "--dump-batches", text(&dump),
+    ]);
+    let golden = json(&shared("golden/train/sft-minimind2.json"));
+    let found = json(&trace);
+    for key in ["stage", "kind", "optimizer", "accumulation_steps", "grad_clip"] {
+        assert_eq!(found[key], golden[key], "{key}");
+    }
+    trajectory::assert_trajectory_json("sft-minimind2", &found, &golden);
+    trajectory::assert_final_json("sft-minimind2", &found, &golden);
+
+    let batches = Recorded::open_at(&dump);
+    assert_eq!(batches.batches, Recorded::open("golden/train/sft-batches.safetensors").batches);
+
+    let checkpoint = out.join("checkpoint-000008");
+    assert_eq!(end["checkpoint"].as_str().map(Path::new), Some(checkpoint.as_path()));
+    assert_eq!(end["steps"], 8);
+    for field in ["loss", "tokens_per_s", "seconds"] {
+        assert!(end[field].as_f64().is_some_and(|x| x > 0.0), "{field}: {}", end[field]);
+    }
+    // what was saved is what was trained
+    let saved = mmx_converters::Model::open(&checkpoint).expect("a model folder");
+    let saved = Model::from_model(&saved, Device::Cpu, Kind::Float).expect("a model");
+    assert_final("checkpoint", &saved.to_host().expect("weights"), &golden);
+    assert!(checkpoint.join("tokenizer.json").exists());
+}
+
+/// The gradient of an unfinished accumulation is part of a checkpoint.
+#[test]
+fn a_run_stopped_within_an_accumulation_goes_on_bit_for_bit() {
+    let stage = stage::by_name("pretrain").expect("a stage");
+    let config = TrainConfig {
+        accumulation: 3,
+        epochs: 2,
+        ..TrainConfig::new(stage.as_ref(), Recipe::R2025)
+    };
+    for kind in ["minimind2", "minimind2-moe"] {
+        let data = || Recorded::open("golden/train/pretrain-batches.safetensors");
+        let whole = model(&format!("golden/{kind}"));
+        let mut batches = data();
+        let mut trainer =
+            Trainer::new(&whole, stage.as_ref(), &config, &mut batches).expect("a run");
+        let all = finish(&mut trainer);
+
+        // 7 micro-steps: two optimizer steps and one micro-step; the tail of epoch 1 follows
+        let dir = tempfile::tempdir().expect("a folder");
+        let first = model(&format!("golden/{kind}"));
+        let mut batches = data();
+        let mut trainer =
+            Trainer::new(&first, stage.as_ref(), &config, &mut batches).expect("a run");
+        for _ in 0..7 {
+            trainer.advance().expect("a micro-step");
+        }
+        let context = Context {
+            dir: dir.path(),
+            tokenizer: None,
+            generation: &Generation::default(),
+            sources: &[],
+            keep: 1,
+        };
+        let saved = checkpoint::save(&context, &trainer).expect("saved");
+        assert_eq!(saved, dir.path().join("checkpoint-000002.1"));
+
+        let (found, warnings) = checkpoint::newest(dir.path()).expect("readable");
+        let (path, state) = found.expect("a checkpoint");
+        assert!(warnings.is_empty(), "{warnings:?}");
+        let open = mmx_converters::Model::open(&path).expect("a model folder");
+        let second = Model::from_model(&open, Device::Cpu, Kind::Float).expect("a model");
+        let mut batches = data();
+        let mut trainer =
+            Trainer::new(&second, stage.as_ref(), &config, &mut batches).expect("a run");
+        checkpoint::restore(&path, &state, &mut trainer).expect("fits");
+        let rest = finish(&mut trainer);
+        assert_eq!(rest, all[7..], "{kind}");
+        assert!(bits(&second) == bits(&whole), "{kind}: weights differ from the unbroken run's");
+    }
+}
+
+fn finish(trainer: &mut Trainer<'_>) -> Vec<MicroStep> {
+    let mut steps = Vec::new();
+    while let Some(report) = trainer.advance().expect("a micro-step") {
+        steps.extend(report.micro_steps);
+    }
+    steps
+}
+
+fn bits(model: &Model) -> BTreeMap<String, Vec<u32>> {
+    let bits = |t: HostTensor| (t.name, t.values.iter().map(|v| v.to_bits()).collect());
+    model.to_host().expect("weights").into_iter().map(bits).collect()
+}
