@@ -194,6 +194,9 @@ impl Error {
             Self::Format { message, .. } if message.contains("Git LFS pointer") => {
                 Some("fetch the real file with `git lfs pull`".to_owned())
             }
+            Self::Format { message, .. } if message.contains("or a preset") => {
+                Some("`mmx import FILE --preset NAME --out DIR` says what it is".to_owned())
+            }
             Self::Tensors { report, .. } => report.hint(),
             _ => None,
         }

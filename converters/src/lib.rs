@@ -11,6 +11,7 @@ pub mod generation;
 pub mod gguf;
 pub mod model;
 pub mod modelfile;
+pub mod pth;
 pub mod safetensors;
 pub mod tensor;
 pub mod to_gguf;

@@ -1,4 +1,4 @@
-//! Anything with weights, open: a checkpoint or Transformers folder, or a GGUF. In: a path. Out: the
+//! Anything with weights, open: a checkpoint or Transformers folder, a GGUF, or a `.pth`. In: a path. Out: the
 //! configuration, and every weight of the family's table in MiniMind's own layout, taken from the memory map.
 
 use std::borrow::Cow;
@@ -9,6 +9,7 @@ use crate::arch::{self, Config, Layout, Place, Public, Weight, assemble, public_
 use crate::error::{Error, Result, TensorReport};
 use crate::generation::{self, Generation};
 use crate::gguf::{GgmlType, Gguf};
+use crate::pth::Pth;
 use crate::safetensors::SafeTensors;
 use crate::tensor::{self, Dtype};
 
@@ -43,13 +44,37 @@ pub struct Model {
 enum Source {
     SafeTensors(SafeTensors),
     Gguf(Box<Gguf>),
+    Pth(Pth),
 }
 
 /// A tensor of the source, in place.
 struct Stored<'a> {
     ty: GgmlType,
     shape: &'a [usize],
-    data: &'a [u8],
+    data: Cow<'a, [u8]>,
+}
+
+/// What lies beside the weights in a folder.
+struct Beside {
+    config: Config,
+    generation: Generation,
+    warnings: Vec<String>,
+}
+
+impl Beside {
+    /// `given` replaces config.json. Nothing without either.
+    fn read(dir: &Path, given: Option<Config>) -> Result<Option<Self>> {
+        let path = dir.join("config.json");
+        let (mut config, warnings) = match given {
+            Some(config) => (config, Vec::new()),
+            None if path.exists() => Config::read(&path)?,
+            None => return Ok(None),
+        };
+        let (generation, stops) = Generation::read(dir)?.unwrap_or_default();
+        let tokenizer = generation::tokenizer_eos(dir)?;
+        config.eos_token_id = generation::stop_set(tokenizer, &config.eos_token_id, &stops);
+        Ok(Some(Self { config, generation, warnings }))
+    }
 }
 
 impl Source {
@@ -57,38 +82,60 @@ impl Source {
         match self {
             Self::SafeTensors(file) => file.names().collect(),
             Self::Gguf(file) => file.tensors().iter().map(|t| t.name.as_str()).collect(),
+            Self::Pth(file) => file.tensors().iter().map(|t| t.name.as_str()).collect(),
         }
     }
 
-    /// Nothing for an absent tensor; the element type's name for one that no weight can have.
-    fn get(&self, name: &str) -> Option<Result<Stored<'_>, &'static str>> {
-        match self {
+    /// A tensor's type and shape. Nothing for an absent tensor; the type's name for one that no weight can
+    /// have.
+    fn info(&self, name: &str) -> Option<Result<(GgmlType, &[usize]), &'static str>> {
+        let float = |dtype: Dtype| match dtype {
+            Dtype::F32 | Dtype::F16 | Dtype::Bf16 | Dtype::F64 => {
+                GgmlType::from_dtype(dtype).ok_or(dtype.safetensors_name())
+            }
+            other => Err(other.safetensors_name()),
+        };
+        let (ty, shape) = match self {
             Self::SafeTensors(file) => {
                 let view = file.get(name)?;
-                Some(match view.dtype {
-                    Dtype::F32 | Dtype::F16 | Dtype::Bf16 | Dtype::F64 => {
-                        let ty = GgmlType::from_dtype(view.dtype).unwrap_or(GgmlType::F32);
-                        Ok(Stored { ty, shape: view.shape, data: view.data })
-                    }
-                    other => Err(other.safetensors_name()),
-                })
+                (float(view.dtype), view.shape)
+            }
+            Self::Pth(file) => {
+                let tensor = file.tensor(name)?;
+                (float(tensor.dtype), tensor.shape.as_slice())
             }
             Self::Gguf(file) => {
                 let tensor = file.tensor(name)?;
-                Some(match tensor.ty {
+                let ty = match tensor.ty {
                     GgmlType::I8 | GgmlType::I16 | GgmlType::I32 | GgmlType::I64 => {
                         Err(tensor.ty.name())
                     }
-                    ty => Ok(Stored { ty, shape: &tensor.shape, data: file.data(tensor) }),
-                })
+                    ty => Ok(ty),
+                };
+                (ty, tensor.shape.as_slice())
             }
-        }
+        };
+        Some(ty.map(|ty| (ty, shape)))
+    }
+
+    /// A tensor with its bytes: in place, but for strided tensors of a `.pth`.
+    fn get(&self, name: &str) -> Option<Result<Stored<'_>, &'static str>> {
+        let (ty, shape) = match self.info(name)? {
+            Ok(found) => found,
+            Err(dtype) => return Some(Err(dtype)),
+        };
+        let data = match self {
+            Self::SafeTensors(file) => Cow::Borrowed(file.get(name)?.data),
+            Self::Gguf(file) => Cow::Borrowed(file.data(file.tensor(name)?)),
+            Self::Pth(file) => file.data(file.tensor(name)?),
+        };
+        Some(Ok(Stored { ty, shape, data }))
     }
 }
 
 impl Model {
-    /// Opens a folder (config.json with model.safetensors or its shards) or a `.gguf`, told apart by what
-    /// they are, not by their names.
+    /// Opens a folder (config.json with model.safetensors or its shards), a `.gguf`, or a `.pth` with a
+    /// config.json beside it, told apart by what they are, not by their names.
     ///
     /// # Errors
     /// Whatever is wrong with the files; [`Error::Tensors`] with all missing, unexpected and mismatched
@@ -112,12 +159,16 @@ impl Model {
         let read = std::io::Read::read(&mut file, &mut magic).map_err(|e| Error::io(path, e))?;
         match &magic[..read] {
             b"GGUF" => Self::open_gguf(path),
+            b"PK\x03\x04" | [0x80, ..] => {
+                let dir = path.parent().filter(|p| !p.as_os_str().is_empty());
+                Self::open_pth(path, dir.unwrap_or(Path::new(".")), config)
+            }
             _ => {
                 // a Git LFS pointer says so itself
                 crate::file::Bytes::map(path)?;
                 Err(Error::format(
                     path,
-                    "expected a folder with config.json and model.safetensors, or a GGUF file",
+                    "expected a folder with config.json and model.safetensors, a GGUF file or a .pth",
                 ))
             }
         }
@@ -141,23 +192,38 @@ impl Model {
     }
 
     fn open_folder(dir: &Path, config: Option<Config>) -> Result<Self> {
-        let config_path = dir.join("config.json");
-        let (mut config, warnings) = match config {
-            Some(config) => (config, Vec::new()),
-            None if config_path.exists() => Config::read(&config_path)?,
-            None => {
-                return Err(Error::format(
-                    dir,
-                    "expected config.json and model.safetensors in the folder, found no config.json",
-                ));
-            }
+        let beside = Beside::read(dir, config)?.ok_or_else(|| {
+            Error::format(
+                dir,
+                "expected config.json and model.safetensors in the folder, found no config.json",
+            )
+        })?;
+        let has = |name: &str| dir.join(name).exists();
+        let old = dir.join("pytorch_model.bin");
+        let source = if old.exists()
+            && !has(crate::safetensors::FILE_NAME)
+            && !has(crate::safetensors::INDEX_NAME)
+        {
+            Source::Pth(Pth::open(old)?)
+        } else {
+            Source::SafeTensors(SafeTensors::open_folder(dir)?)
         };
-        let (generation, stops) = Generation::read(dir)?.unwrap_or_default();
-        let tokenizer = generation::tokenizer_eos(dir)?;
-        config.eos_token_id = generation::stop_set(tokenizer, &config.eos_token_id, &stops);
-        let source = Source::SafeTensors(SafeTensors::open_folder(dir)?);
+        Self::check_beside(dir, beside, source)
+    }
+
+    fn open_pth(path: &Path, dir: &Path, config: Option<Config>) -> Result<Self> {
+        let file = Pth::open(path)?;
+        let mut beside = Beside::read(dir, config)?.ok_or_else(|| {
+            Error::format(path, "expected its dimensions: a config.json beside it or a preset")
+        })?;
+        beside.warnings.extend(file.notes().iter().cloned());
+        Self::check_beside(path, beside, Source::Pth(file))
+    }
+
+    fn check_beside(path: &Path, beside: Beside, source: Source) -> Result<Self> {
+        let Beside { config, generation, warnings } = beside;
         let layouts = [Layout::Transformers, Layout::Reference, Layout::Transformers5];
-        Self::check(dir, config, generation, warnings, &layouts, source)
+        Self::check(path, config, generation, warnings, &layouts, source)
     }
 
     /// Finds the layout whose tensors are the file's; if there is none, reports against the nearest one.
@@ -248,7 +314,10 @@ impl Model {
 
     /// The type in which the source holds a weight.
     pub fn stored_type(&self, weight: &Weight) -> GgmlType {
-        self.stored(&weight.place(self.layout)).map_or(GgmlType::F32, |stored| stored.ty)
+        match self.source.info(&weight.place(self.layout).tensor) {
+            Some(Ok((ty, _))) => ty,
+            _ => GgmlType::F32, // a weight of another model
+        }
     }
 
     /// The element type of most of the source's values; float32 for block types and doubles.
@@ -267,7 +336,7 @@ impl Model {
     pub fn gguf(&self) -> Option<&Gguf> {
         match &self.source {
             Source::Gguf(file) => Some(file),
-            Source::SafeTensors(_) => None,
+            Source::SafeTensors(_) | Source::Pth(_) => None,
         }
     }
 
@@ -275,7 +344,15 @@ impl Model {
     pub fn safetensors(&self) -> Option<&SafeTensors> {
         match &self.source {
             Source::SafeTensors(file) => Some(file),
-            Source::Gguf(_) => None,
+            Source::Gguf(_) | Source::Pth(_) => None,
+        }
+    }
+
+    /// The PyTorch checkpoint behind the model, if it is one.
+    pub fn pth(&self) -> Option<&Pth> {
+        match &self.source {
+            Source::Pth(file) => Some(file),
+            Source::SafeTensors(_) | Source::Gguf(_) => None,
         }
     }
 
@@ -297,9 +374,12 @@ impl Model {
             ));
         };
         let size = dtype.size();
-        let bytes = match place.run() {
-            Some(run) => Cow::Borrowed(&stored.data[run.start * size..run.end * size]),
-            None => Cow::Owned(assemble::take(&place, size, stored.data)),
+        let bytes = match (place.run(), stored.data) {
+            (Some(run), Cow::Borrowed(data)) => {
+                Cow::Borrowed(&data[run.start * size..run.end * size])
+            }
+            (Some(_), owned) if place.is_whole() => owned,
+            (_, data) => Cow::Owned(assemble::take(&place, size, &data)),
         };
         Ok((dtype, self.reference_rows(weight, bytes)))
     }
@@ -328,7 +408,7 @@ impl Model {
             }
             _ => {
                 let elements = place.shape.iter().product();
-                let all = dequantize(stored.ty, stored.data, elements)?;
+                let all = dequantize(stored.ty, &stored.data, elements)?;
                 assemble::take(&place, 4, &tensor::encode_f32(&all, Dtype::F32))
             }
         };
@@ -379,7 +459,7 @@ impl Model {
 
 fn plain_f32(stored: &Stored<'_>) -> Option<Vec<f32>> {
     let dtype = stored.ty.dtype()?;
-    Some(tensor::TensorView { dtype, shape: stored.shape, data: stored.data }.to_f32())
+    Some(tensor::TensorView { dtype, shape: stored.shape, data: &stored.data }.to_f32())
 }
 
 /// Names of tables that old checkpoints carry and that follow from the configuration.
@@ -423,22 +503,22 @@ fn compare(publics: &[Public], source: &Source, config: &Config) -> (TensorRepor
         &shape[ones..]
     }
     for public in publics {
-        match source.get(&public.name) {
+        match source.info(&public.name) {
             None => report.missing.push(public.name.clone()),
             Some(Err(dtype)) => report.mismatched.push((
                 public.name.clone(),
                 "a float type".to_owned(),
                 dtype.to_owned(),
             )),
-            Some(Ok(stored)) => {
-                let same = stored.shape == public.shape
+            Some(Ok((_, shape))) => {
+                let same = shape == public.shape
                     || (matches!(source, Source::Gguf(_))
-                        && significant(stored.shape) == significant(&public.shape));
+                        && significant(shape) == significant(&public.shape));
                 if !same {
                     report.mismatched.push((
                         public.name.clone(),
                         format!("shape {:?}", public.shape),
-                        format!("{:?}", stored.shape),
+                        format!("{shape:?}"),
                     ));
                 }
             }

@@ -485,3 +485,70 @@ fn rejects_what_is_no_model() {
         assert_eq!(text.lines().count(), 1, "{text}");
     }
 }
+
+#[test]
+fn pth_files_open_as_models() {
+    for (folder, file) in [
+        ("pth-compile-prefix", "model.pth"),
+        ("pth-strides", "model.pth"),
+        ("pth-resume-file", "resume.pth"),
+    ] {
+        let model = Model::open(case(folder).join(file)).unwrap();
+        let expected = json(&case(folder).join("expect.json"));
+        let expected = expected["tensors"].as_object().unwrap();
+        assert_eq!(model.weights().len(), expected.len(), "{folder}");
+        for (name, digest) in digests(&model) {
+            assert_eq!(digest, expected[&name]["sha256"].as_str().unwrap(), "{folder} {name}");
+        }
+        assert_eq!(model.dtype(), Dtype::F16);
+    }
+    let resume = Model::open(case("pth-resume-file/resume.pth")).unwrap();
+    assert!(resume.warnings.iter().any(|w| w.contains("entry model")), "{:?}", resume.warnings);
+}
+
+#[test]
+fn one_storage_under_two_names_is_written_once() {
+    let model = Model::open(case("pth-tied-one-storage/model.pth")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let hf = dir.path().join("hf");
+    write_folder(&model, &hf, Layout::Transformers, Dtype::F16).unwrap();
+    let expected = json(&case("pth-tied-one-storage/expect.json"));
+    let wanted: Vec<&str> =
+        expected["tensors_written"].as_array().unwrap().iter().filter_map(|n| n.as_str()).collect();
+    let file = mmx_converters::safetensors::SafeTensors::open_folder(&hf).unwrap();
+    let mut names: Vec<&str> = file.names().collect();
+    names.sort_unstable();
+    assert_eq!(names, wanted);
+    let config = json(&hf.join("config.json"));
+    assert_eq!(config["tie_word_embeddings"], true);
+    for (key, id) in [("eos_token_id", 2), ("bos_token_id", 1), ("pad_token_id", 0)] {
+        assert_eq!(config[key], id, "{key}");
+    }
+    assert!(to_gguf(&model, GgmlType::F16).unwrap().0.tensor("output.weight").is_none());
+}
+
+#[test]
+fn a_pth_with_another_number_of_layers_is_refused() {
+    let file = case("pth-layer-count/model.pth");
+    let config = Config::read(&case("pth-layer-count/config.json")).unwrap().0;
+    assert_eq!(Model::open(&file).unwrap().config, config);
+    let one = Config { num_hidden_layers: 1, ..config };
+    let text = Model::open_with(&file, Some(one)).unwrap_err().to_string();
+    for words in ["expected 1 layers", "found 2", "model.layers.1.input_layernorm.weight"] {
+        assert!(text.contains(words), "{text}");
+    }
+    let text = Model::open_with(&file, presets::preset("minimind2-small")).unwrap_err().to_string();
+    assert!(text.contains("expected 8 layers") && text.contains("found 2"), "{text}");
+}
+
+#[test]
+fn rejects_a_hostile_pth_and_one_without_dimensions() {
+    let error = Model::open(case("pth-hostile-global/model.pth")).unwrap_err();
+    assert!(error.to_string().contains("posix.system"), "{error}");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("alone.pth");
+    fs_err::write(&path, fs_err::read(case("pth-strides/model.pth")).unwrap()).unwrap();
+    let error = Model::open(&path).unwrap_err();
+    assert!(error.to_string().contains("config.json"), "{error}");
+    assert!(error.hint().unwrap().contains("--preset"));
+}

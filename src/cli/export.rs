@@ -42,7 +42,7 @@ Examples:
   mmx export --gguf f16                          the newest checkpoint under runs/
   mmx export model.gguf --hf f32 --out back      a GGUF to a Transformers folder")]
 pub struct ExportArgs {
-    /// A checkpoint or Transformers folder, or a .gguf; the newest checkpoint under runs/ if absent
+    /// A checkpoint or Transformers folder, a .gguf or a .pth; the newest checkpoint under runs/ if absent
     model: Option<PathBuf>,
     /// Where the files go [default: MODEL/export]
     #[arg(long, value_name = "DIR")]

@@ -24,15 +24,15 @@ enum As {
     Keep,
 }
 
-/// Turn a Transformers folder or a GGUF into a checkpoint that can be trained on
+/// Turn a Transformers folder, a GGUF or a .pth into a checkpoint that can be trained on
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:
   mmx import minimind-26M.gguf --out runs/from-gguf
   mmx import ~/models/MiniMind2 --out runs/from-hf --dtype keep
-  mmx import weights/ --preset minimind2-small --tokenizer tok --out runs/old")]
+  mmx import full_sft_512.pth --preset minimind2-small --tokenizer tok --out runs/old")]
 pub struct ImportArgs {
-    /// A Transformers folder or a .gguf
+    /// A Transformers folder, a .gguf or a .pth
     source: PathBuf,
     /// The folder to write
     #[arg(long, value_name = "DIR")]

@@ -6,6 +6,7 @@ use mmx_converters::Model;
 use mmx_converters::arch::{Config, Layout};
 use mmx_converters::file::Bytes;
 use mmx_converters::gguf::{GgmlType, Gguf, Value};
+use mmx_converters::pth::{Pth, PthTensor};
 use mmx_converters::safetensors::SafeTensors;
 use mmx_converters::tensor::{Dtype, TensorView};
 use mmx_ggml::FileType;
@@ -26,7 +27,7 @@ Examples:
   mmx inspect minimind-26M-q4_0.gguf --tensors
   mmx inspect minimind-26M-q4_0.gguf --keys --json")]
 pub struct InspectArgs {
-    /// A checkpoint or Transformers folder, a .gguf or a .safetensors
+    /// A checkpoint or Transformers folder, a .gguf, a .safetensors or a .pth
     model: PathBuf,
     /// List the tensors, with digests of their values
     #[arg(long)]
@@ -65,7 +66,11 @@ pub(super) fn run(args: &InspectArgs, json: bool) -> Result<()> {
         folder(path, args)?
     } else {
         let bytes = Bytes::map(path)?;
-        if bytes.starts_with(b"GGUF") { gguf(path, args)? } else { safetensors(path, args)? }
+        match bytes.get(..4) {
+            Some(b"GGUF") => gguf(path, args)?,
+            Some(b"PK\x03\x04") => pth(path, args)?,
+            _ => safetensors(path, args)?,
+        }
     };
     let files = shown.files.iter().map(|file| Ok((file, size_and_digest(file)?)));
     let files: Vec<_> = files.collect::<Result<_>>()?;
@@ -199,6 +204,29 @@ fn safetensors(path: &Path, args: &InspectArgs) -> Result<Shown> {
         keys,
         tensors: safetensors_tensors(&file, args),
         notes: Vec::new(),
+    })
+}
+
+fn pth(path: &Path, args: &InspectArgs) -> Result<Shown> {
+    let file = Pth::open(path)?;
+    let of = |tensor: &PthTensor| {
+        let data = file.data(tensor);
+        Tensor {
+            name: tensor.name.clone(),
+            shape: tensor.shape.clone(),
+            ty: tensor.dtype.safetensors_name(),
+            bytes: data.len(),
+            digest: args.tensors.then(|| values_digest(tensor.dtype, &data)),
+        }
+    };
+    Ok(Shown {
+        format: "pth",
+        config: Model::open(path).ok().map(|model| model.config),
+        files: vec![path.to_owned()],
+        file_type: None,
+        keys: Vec::new(),
+        tensors: file.tensors().iter().map(of).collect(),
+        notes: file.notes().to_vec(),
     })
 }
 
