@@ -10,8 +10,10 @@ use std::time::Instant;
 use mmx_converters::Model;
 use mmx_converters::arch::{Layout, Weight, weights};
 use mmx_converters::carry::{self, Fallback};
+use mmx_converters::chat::{self, Template};
 use mmx_converters::folder::{self, Folder};
 use mmx_converters::gguf::{GgmlType, Value};
+use mmx_converters::modelfile::{self, Modelfile};
 use mmx_converters::tensor::Dtype;
 use mmx_converters::to_gguf::{ToGguf, size_label};
 use mmx_converters::tokenizer::Tokenizer;
@@ -19,7 +21,7 @@ use mmx_ggml::FileType;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
-use crate::quantizing;
+use crate::{quantizing, runs};
 
 /// What to export.
 #[derive(Clone, Debug, Default)]
@@ -37,12 +39,23 @@ pub struct Request {
     /// Nothing was asked for in particular: a Transformers folder in the model's own element type, and a
     /// GGUF of type q8_0.
     pub everything: bool,
+    /// A Modelfile for Ollama beside the GGUFs.
+    pub ollama: Option<Ollama>,
     /// A fallback is an error.
     pub strict: bool,
     /// The model's name; nothing for its folder's.
     pub name: Option<String>,
     /// An SPDX licence name.
     pub license: Option<String>,
+}
+
+/// What a Modelfile says beyond the GGUF.
+#[derive(Clone, Debug, Default)]
+pub struct Ollama {
+    /// A Go template, for versions of Ollama that do not render the GGUF's own.
+    pub template: bool,
+    /// The default system prompt.
+    pub system: Option<String>,
 }
 
 /// What was exported.
@@ -192,17 +205,21 @@ fn folder_of(model: &Path) -> &Path {
 /// nothing has been written. A file that the system refuses.
 pub fn export(request: &Request) -> Result<Report> {
     let mut request = request.clone();
-    let path = match &request.model {
+    let asked = match &request.model {
         Some(path) => path.clone(),
         None => newest_checkpoint(Path::new("runs"))?,
     };
+    let path = runs::resolve(&asked)?;
     let source = Source::open(&path, request.tokenizer.as_deref())?;
     if request.everything {
         request.hf.push(source.model.dtype());
         request.gguf.push(FileType::Q8_0);
     }
+    if request.ollama.is_some() && request.gguf.is_empty() {
+        request.gguf.push(FileType::Q8_0);
+    }
     let config = &source.model.config;
-    let out = request.out.clone().unwrap_or_else(|| folder_of(&path).join("export"));
+    let out = request.out.clone().unwrap_or_else(|| folder_of(&asked).join("export"));
     let name = request.name.clone().unwrap_or_else(|| model_name(&path));
     let mut warnings = source.model.warnings.clone();
 
@@ -239,6 +256,18 @@ pub fn export(request: &Request) -> Result<Report> {
     }
     let label = size_label(config, &table);
     let gguf_of = |file_type: FileType| out.join(format!("{name}-{label}-{file_type}.gguf"));
+    let mut modelfiles = Vec::new();
+    if let Some(ollama) = &request.ollama {
+        for (i, &file_type) in request.gguf.iter().enumerate() {
+            let gguf = gguf_of(file_type);
+            let written = modelfile(&source, ollama, &gguf, request.license.as_deref())?;
+            warnings.extend(written.warnings);
+            // the first one is what `ollama create` finds by itself
+            let name =
+                if i == 0 { "Modelfile".to_owned() } else { format!("Modelfile-{file_type}") };
+            modelfiles.push((out.join(name), file_type, written.text));
+        }
+    }
     let recipes: Vec<(FileType, TypeOf<'_>)> = request
         .gguf
         .iter()
@@ -306,7 +335,88 @@ pub fn export(request: &Request) -> Result<Report> {
             seconds: begin.elapsed().as_secs_f64(),
         });
     }
+    for (path, file_type, text) in modelfiles {
+        mmx_converters::file::write_bytes(&path, text.as_bytes())?;
+        files.push(Exported {
+            path,
+            format: "ollama",
+            ty: file_type.to_string(),
+            bytes: text.len() as u64,
+            seconds: 0.0,
+        });
+    }
     Ok(Report { model: path, files, fallbacks, warnings })
+}
+
+/// The Modelfile of a GGUF beside it.
+fn modelfile(
+    source: &Source,
+    ollama: &Ollama,
+    gguf: &Path,
+    license: Option<&str>,
+) -> Result<modelfile::Written> {
+    let template = source.tokenizer.as_ref().and_then(Tokenizer::template);
+    let Some(template) = template else {
+        return Err(Error::failed_with_hint(
+            "--ollama: expected a chat template, found none: Ollama would send bare text",
+            "--tokenizer DIR says where the tokenizer and its template are",
+        ));
+    };
+    let name = gguf.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+    let mut file = Modelfile::chat(name, source.model.config.max_position_embeddings);
+    let generation = &source.model.generation;
+    file.parameters.retain(|(name, _)| name != "temperature" && name != "top_p");
+    let settings = [
+        ("temperature", generation.temperature.map(|x| x.to_string())),
+        ("top_p", generation.top_p.map(|x| x.to_string())),
+        ("top_k", generation.top_k.map(|k| k.to_string())),
+        ("min_p", generation.min_p.map(|x| x.to_string())),
+        ("repeat_penalty", generation.repetition_penalty.map(|x| x.to_string())),
+    ];
+    let greedy = ("temperature".to_owned(), "0".to_owned());
+    if generation.do_sample {
+        let given = settings.into_iter().filter_map(|(name, x)| Some((name.to_owned(), x?)));
+        file.parameters.extend(given);
+    } else {
+        file.parameters.push(greedy);
+    }
+    if ollama.template {
+        if !is_minimind2_chat(template) {
+            return Err(Error::failed(
+                "--ollama-template: expected MiniMind2's chat template, found another one, which has no \
+                 Go form here; Ollama renders the GGUF's own",
+            ));
+        }
+        file.template = Some(modelfile::go_template::MINIMIND2.to_owned());
+    }
+    file.system.clone_from(&ollama.system);
+    file.licenses = license.into_iter().map(str::to_owned).collect();
+    Ok(file.write()?)
+}
+
+/// True for a template that renders what the Go template of MiniMind2 does, tried on two chats.
+fn is_minimind2_chat(template: &Template) -> bool {
+    let turn = chat::message;
+    let opened = |system: &str| {
+        format!(
+            "<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
+        )
+    };
+    let long = format!(
+        "{}b<|im_end|>\n<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n",
+        opened("s")
+    );
+    let chats = [
+        (vec![turn("user", "a")], opened("You are a helpful assistant")),
+        (
+            vec![turn("system", "s"), turn("user", "a"), turn("assistant", "b"), turn("user", "c")],
+            long,
+        ),
+    ];
+    let same = |(messages, expected): &(Vec<serde_json::Value>, String)| {
+        template.render(messages, &chat::Options::generation()).is_ok_and(|text| text == *expected)
+    };
+    chats.iter().all(same)
 }
 
 /// A recipe for one file type.
@@ -324,11 +434,15 @@ fn ids_only(config: &mmx_converters::arch::Config) -> Vec<(String, Value)> {
     ]
 }
 
-/// A model's name from its path, as a file name may hold it: `runs/first` is `first`.
+/// A model's name from its path, as a file name may hold it: `runs/first` and `runs/first/checkpoint-000100`
+/// are `first`.
 fn model_name(path: &Path) -> String {
     let full = fs_err::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let stem = if full.is_dir() { full.file_name() } else { full.file_stem() };
-    let text = stem.map_or_else(String::new, |s| s.to_string_lossy().into_owned());
+    // a run's checkpoint has the run's name
+    let checkpoint = stem.is_some_and(|s| s.as_encoded_bytes().starts_with(b"checkpoint-"));
+    let run = full.parent().and_then(Path::file_name).filter(|_| checkpoint);
+    let text = run.or(stem).map_or_else(String::new, |s| s.to_string_lossy().into_owned());
     let plain: String = text
         .chars()
         .map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' })
@@ -385,6 +499,10 @@ mod tests {
         assert_eq!(model_name(Path::new("runs/my model (1)")), "my-model--1");
         assert_eq!(model_name(Path::new("/")), "model");
         assert_eq!(model_name(Path::new("a/b/tiny")), "tiny");
+        let dir = tempfile::tempdir().unwrap();
+        let checkpoint = dir.path().join("first/checkpoint-000100");
+        fs_err::create_dir_all(&checkpoint).unwrap();
+        assert_eq!(model_name(&checkpoint), "first");
     }
 
     #[test]

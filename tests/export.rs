@@ -311,6 +311,42 @@ fn strict_makes_a_fallback_an_error() {
 }
 
 #[test]
+fn a_modelfile_names_the_gguf_and_reads_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, tokenizer) = (shared("golden/minimind2"), shared("golden"));
+    let system = "你叫 mmx。\nSay \"hello\".";
+    let base = ["export", text(&model), "--tokenizer", text(&tokenizer), "--name", "m", "--out"];
+    let out = dir.path().join("out");
+    let more =
+        ["--gguf", "q8_0", "--gguf", "f16", "--ollama", "--ollama-template", "--system", system];
+    json(&[&base[..], &[text(&out)], &more].concat());
+    let read = |name: &str| {
+        let written = fs_err::read_to_string(out.join(name)).unwrap();
+        mmx_converters::modelfile::Modelfile::read(&written).unwrap()
+    };
+    let file = read("Modelfile");
+    assert_eq!(file.from, "./m-131K-q8_0.gguf");
+    assert_eq!(read("Modelfile-f16").from, "./m-131K-f16.gguf");
+    assert_eq!(file.system.as_deref(), Some(system));
+    assert!(file.template.unwrap().contains("<|im_start|>"));
+    let has =
+        |name: &str, value: &str| file.parameters.contains(&(name.to_owned(), value.to_owned()));
+    for stop in ["<|im_end|>", "<|im_start|>", "<|endoftext|>"] {
+        assert!(has("stop", stop), "{:?}", file.parameters);
+    }
+    assert!(has("temperature", "0.85") && has("top_p", "0.85") && has("num_ctx", "512"));
+
+    // without a template Ollama would send bare text; MiniMind-3's has no Go form
+    let bare = dir.path().join("bare");
+    refused(&["export", text(&model), "--ollama", "--out", text(&bare)], &["chat template"]);
+    let (model, tokenizer) = (shared("golden-2026/minimind3"), shared("golden-2026"));
+    let args = ["export", text(&model), "--tokenizer", text(&tokenizer), "--ollama", "--out"];
+    refused(&[&args[..], &[text(&bare), "--ollama-template"]].concat(), &["--ollama-template"]);
+    assert!(!bare.exists());
+    json(&[&args[..], &[text(&bare)]].concat());
+}
+
+#[test]
 fn misuse_exits_with_2() {
     for args in [
         &["export", "--gguf", "q9_9"][..],
@@ -318,6 +354,7 @@ fn misuse_exits_with_2() {
         &["import", "x"],
         &["import", "x", "--out", "y", "--preset", "huge"],
         &["inspect"],
+        &["export", "--system", "x"],
     ] {
         let out = mmx(args);
         assert_eq!(out.status.code(), Some(2), "{args:?}");

@@ -34,11 +34,12 @@ impl From<FloatType> for Dtype {
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Files: OUT/hf-DTYPE/ (config.json, generation_config.json, model.safetensors, tokenizer files),
-OUT/NAME-SIZE-TYPE.gguf. OUT is MODEL/export unless --out says otherwise. The same model gives the
+OUT/NAME-SIZE-TYPE.gguf, OUT/Modelfile (for the first GGUF; Modelfile-TYPE for further ones). OUT is MODEL/export unless --out says otherwise. The same model gives the
 same bytes. Without --hf and --gguf: --hf in the model's own element type and --gguf q8_0.
 
 Examples:
   mmx export runs/first --hf bf16 --gguf q8_0 --gguf q4_0
+  mmx export runs/first --gguf q4_k_m --ollama && ollama create first -f runs/first/export/Modelfile
   mmx export --gguf f16                          the newest checkpoint under runs/
   mmx export model.gguf --hf f32 --out back      a GGUF to a Transformers folder")]
 pub struct ExportArgs {
@@ -56,6 +57,15 @@ pub struct ExportArgs {
     /// A GGUF of this type (f32, f16, bf16, q8_0, q4_0, q4_k_m, ...); may be repeated
     #[arg(long, value_name = "TYPE")]
     gguf: Vec<FileType>,
+    /// Write a Modelfile for Ollama beside the GGUFs (of type q8_0 if none is asked for)
+    #[arg(long)]
+    ollama: bool,
+    /// Put a Go template into it, for versions of Ollama that do not render the GGUF's own
+    #[arg(long, requires = "ollama")]
+    ollama_template: bool,
+    /// Put a default system prompt into it
+    #[arg(long, value_name = "TEXT", requires = "ollama")]
+    system: Option<String>,
     /// Make a tensor that cannot have the type asked for an error
     #[arg(long)]
     strict: bool,
@@ -87,13 +97,17 @@ pub(super) fn run(args: ExportArgs, json: bool) -> Result<()> {
         hf: args.hf.into_iter().map(Dtype::from).collect(),
         gguf: args.gguf,
         everything: false,
+        ollama: args
+            .ollama
+            .then_some(export::Ollama { template: args.ollama_template, system: args.system }),
         strict: args.strict,
         name: args.name,
         license: args.license,
     };
     unique(&mut request.hf);
     unique(&mut request.gguf);
-    request.everything = request.hf.is_empty() && request.gguf.is_empty();
+    request.everything =
+        request.hf.is_empty() && request.gguf.is_empty() && request.ollama.is_none();
     let report = export::export(&request)?;
     report.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
     if json {

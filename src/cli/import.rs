@@ -70,7 +70,7 @@ pub(super) fn run(args: &ImportArgs, json: bool) -> Result<()> {
         }
         (None, None) => None,
     };
-    let model = Model::open_with(&args.source, config)?;
+    let model = Model::open_with(crate::runs::resolve(&args.source)?, config)?;
     let source = Source::with_model(model, args.tokenizer.as_deref())?;
     warnings.extend(source.model.warnings.iter().cloned());
     let dtype = match args.dtype {

@@ -61,7 +61,7 @@ struct Tensor {
 /// # Errors
 /// A file that cannot be opened.
 pub(super) fn run(args: &InspectArgs, json: bool) -> Result<()> {
-    let path = &args.model;
+    let path = &crate::runs::resolve(&args.model)?;
     let shown = if path.is_dir() {
         folder(path, args)?
     } else {
