@@ -167,3 +167,48 @@ fn augmentations_have_the_rates_asked_for_and_depend_on_the_seed_alone() {
     let again = Dataset::load(&[path], &tokenizer, &options).unwrap();
     assert_eq!(data.samples, again.samples);
 }
+
+#[test]
+fn packed_rows_hold_every_sample_once_with_its_own_targets() {
+    for (folder, recipe, max_seq_len) in
+        [("golden", Recipe::R2025, 128), ("golden-2026", Recipe::R2026, 160)]
+    {
+        for (stage, kind) in [("pretrain", Kind::Text), ("sft", Kind::Chat)] {
+            let data = load(folder, stage, recipe, kind, max_seq_len);
+            let order = data.order(7, 3, true);
+            let rows = data.pack(&order);
+            assert_eq!(rows, data.pack(&order), "the same order packs the same");
+            let mut all: Vec<u32> = rows.concat();
+            all.sort_unstable();
+            assert_eq!(all, data.order(0, 0, false), "{folder}/{stage}: every sample once");
+            assert!(rows.len() < order.len(), "{folder}/{stage}: {} rows", rows.len());
+
+            let packed = data.packed_batch(&rows);
+            let seq = packed.batch.seq;
+            assert_eq!((packed.batch.batch, seq), (rows.len(), data.row_len()));
+            for list in [packed.segments.len(), packed.positions.len(), packed.batch.mask.len()] {
+                assert_eq!(list, rows.len() * seq);
+            }
+            for (row, indices) in rows.iter().enumerate() {
+                for (segment, &index) in (1i64..).zip(indices) {
+                    let at: Vec<usize> = (row * seq..(row + 1) * seq)
+                        .filter(|&i| packed.segments[i] == segment)
+                        .collect();
+                    let alone = data.batch(&[index], false);
+                    // the 2026 rows have a last position without a target
+                    let length = data.samples[index as usize].ids.len() - 1;
+                    assert_eq!(at.len(), length);
+                    for (i, &p) in at.iter().enumerate() {
+                        assert_eq!(packed.positions[p], i as i64);
+                        assert_eq!(packed.batch.x[p], alone.x[i]);
+                        assert_eq!(packed.batch.y[p], alone.y[i]);
+                        assert_eq!(packed.batch.mask[p], alone.mask[i]);
+                    }
+                }
+            }
+            let one_by_one: usize =
+                order.iter().map(|&i| data.batch(&[i], true).trained_tokens()).sum();
+            assert_eq!(packed.batch.trained_tokens(), one_by_one);
+        }
+    }
+}

@@ -3,6 +3,7 @@
 //! stdout is data, stderr is talk; `--json` puts exactly one JSON object on stdout.
 #![expect(clippy::print_stdout, reason = "stdout is where a command's data goes")]
 
+mod data;
 mod eval;
 mod export;
 mod format;
@@ -10,6 +11,7 @@ mod ids;
 mod import;
 mod inspect;
 mod logits;
+mod tokenizer;
 #[cfg(feature = "train")]
 mod train;
 mod verify;
@@ -34,11 +36,13 @@ pub struct Cli {
 #[derive(Subcommand, Debug)]
 #[expect(missing_docs, reason = "the documentation is that of the arguments")]
 pub enum Command {
+    Data(data::DataArgs),
     Eval(eval::EvalArgs),
     Export(export::ExportArgs),
     Import(import::ImportArgs),
     Inspect(inspect::InspectArgs),
     Logits(logits::LogitsArgs),
+    Tokenizer(tokenizer::TokenizerArgs),
     #[cfg(feature = "train")]
     Train(Box<train::TrainArgs>),
     Verify(verify::VerifyArgs),
@@ -52,11 +56,13 @@ pub enum Command {
 /// Whatever the command met; `main` prints it and picks the exit code.
 pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
+        Command::Data(args) => data::run(args, cli.json),
         Command::Eval(args) => eval::run(args, cli.json),
         Command::Export(args) => export::run(args, cli.json),
         Command::Import(args) => import::run(&args, cli.json),
         Command::Inspect(args) => inspect::run(&args, cli.json),
         Command::Logits(args) => logits::run(args, cli.json),
+        Command::Tokenizer(args) => tokenizer::run(args, cli.json),
         #[cfg(feature = "train")]
         Command::Train(args) => train::run(*args, cli.json),
         Command::Verify(args) => verify::run(args, cli.json),

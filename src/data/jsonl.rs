@@ -92,13 +92,12 @@ pub fn lines(file: &[u8]) -> impl Iterator<Item = Line<'_>> {
         .filter(|line| !line.bytes.iter().all(u8::is_ascii_whitespace))
 }
 
-/// Reads one line.
+/// The text of a line.
 ///
 /// # Errors
-/// A [`Fault`]: bad UTF-8, no JSON object, a missing key, or turns out of order.
-pub fn parse(line: &Line<'_>, kind: Kind) -> Result<Record, Fault> {
-    let fault = |message: String| Fault { line: line.number, message, hint: None };
-    let text = std::str::from_utf8(line.bytes).map_err(|e| {
+/// Bytes that are no UTF-8, with the offset of the first in the file.
+pub fn utf8<'a>(line: &Line<'a>) -> Result<&'a str, Fault> {
+    std::str::from_utf8(line.bytes).map_err(|e| {
         let at = e.valid_up_to();
         let byte = line.bytes.get(at).copied().unwrap_or_default();
         let hint = if looks_like_gbk(&line.bytes[at..]) {
@@ -114,12 +113,29 @@ pub fn parse(line: &Line<'_>, kind: Kind) -> Result<Record, Fault> {
             ),
             hint: Some(hint.to_owned()),
         }
-    })?;
-    let object = match serde_json::from_str(text) {
-        Ok(Value::Object(object)) => object,
-        Ok(_) => return Err(fault("expected a JSON object, found another JSON value".into())),
-        Err(e) => return Err(fault(format!("expected a JSON object: {}", without_line(&e)))),
-    };
+    })
+}
+
+/// The JSON object of a line.
+///
+/// # Errors
+/// Bad UTF-8, or anything else than one JSON object.
+pub fn object(line: &Line<'_>) -> Result<Map<String, Value>, Fault> {
+    let fault = |message: String| Fault { line: line.number, message, hint: None };
+    match serde_json::from_str(utf8(line)?) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(_) => Err(fault("expected a JSON object, found another JSON value".into())),
+        Err(e) => Err(fault(format!("expected a JSON object: {}", without_line(&e)))),
+    }
+}
+
+/// Reads one line.
+///
+/// # Errors
+/// A [`Fault`]: bad UTF-8, no JSON object, a missing key, or turns out of order.
+pub fn parse(line: &Line<'_>, kind: Kind) -> Result<Record, Fault> {
+    let fault = |message: String| Fault { line: line.number, message, hint: None };
+    let object = object(line)?;
     if kind == Kind::Chat
         && !object.contains_key("conversations")
         && object.contains_key("messages")

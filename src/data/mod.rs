@@ -6,11 +6,14 @@
 
 pub mod batch;
 pub mod jsonl;
+pub mod pack;
 pub mod random;
 pub mod sample;
+pub mod texts;
 
 pub use batch::Batch;
 pub use jsonl::{Fault, Kind, Record};
+pub use pack::Packed;
 pub use sample::{OnBad, Recipe, Sample, SampleOptions};
 
 use std::path::{Path, PathBuf};
@@ -55,20 +58,7 @@ impl Dataset {
     /// A file that cannot be read; a faulty line (unless faulty lines are skipped), naming file and
     /// line; a template that refuses a chat; no sample with a token to learn.
     pub fn load(paths: &[PathBuf], tokenizer: &Tokenizer, options: &SampleOptions) -> Result<Self> {
-        let encoder = sample::Encoder::new(tokenizer, options)?;
-        let mut data = Self {
-            samples: Vec::new(),
-            rejected: Vec::new(),
-            warnings: Vec::new(),
-            skipped: Vec::new(),
-            nothing_to_learn: Vec::new(),
-            options: options.clone(),
-            pad: tokenizer.pad_id().unwrap_or(0),
-        };
-        let mut faults = Vec::new();
-        for (file, path) in paths.iter().enumerate() {
-            data.read_file(path, file as u32, &encoder, &mut faults)?;
-        }
+        let (mut data, faults) = Self::examine(paths, tokenizer, options)?;
         if options.on_bad == OnBad::Skip {
             data.skipped = faults;
         } else if let Some((path, fault)) = faults.first() {
@@ -85,6 +75,32 @@ impl Dataset {
         }
         data.summarize(paths)?;
         Ok(data)
+    }
+
+    /// Reads and tokenizes files and reports every fault instead of stopping at the first.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or a tokenizer that lacks what the data needs.
+    pub fn examine(
+        paths: &[PathBuf],
+        tokenizer: &Tokenizer,
+        options: &SampleOptions,
+    ) -> Result<(Self, Vec<(PathBuf, Fault)>)> {
+        let encoder = sample::Encoder::new(tokenizer, options)?;
+        let mut data = Self {
+            samples: Vec::new(),
+            rejected: Vec::new(),
+            warnings: Vec::new(),
+            skipped: Vec::new(),
+            nothing_to_learn: Vec::new(),
+            options: options.clone(),
+            pad: tokenizer.pad_id().unwrap_or(0),
+        };
+        let mut faults = Vec::new();
+        for (file, path) in paths.iter().enumerate() {
+            data.read_file(path, file as u32, &encoder, &mut faults)?;
+        }
+        Ok((data, faults))
     }
 
     fn read_file(

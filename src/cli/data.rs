@@ -1,0 +1,360 @@
+//! `mmx data`: what is wrong with a data file, and what a model would learn from it.
+
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+use mmx_converters::file::Bytes;
+use mmx_converters::tokenizer::Tokenizer;
+use serde_json::{Value, json};
+
+use super::tokenizer;
+use crate::data::{Dataset, Fault, Kind, OnBad, Recipe, Sample, SampleOptions, jsonl};
+use crate::error::{Error, Result};
+
+/// Check training data, or show what is learned from it
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  mmx data check --stage sft chats.jsonl
+  mmx data check --stage pretrain --tokenizer tok --max-seq-len 512 text.jsonl
+  mmx data show --stage sft --tokenizer tok chats.jsonl")]
+pub struct DataArgs {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    Check(CheckArgs),
+    Show(ShowArgs),
+}
+
+/// List every fault with file and line; with a tokenizer also lengths, what is cut off, what packing gains
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  mmx data check --stage sft chats.jsonl
+  mmx data check --stage dpo --tokenizer tok --recipe 2025 --max-seq-len 1024 pairs.jsonl
+
+Exit code 1 when a line is faulty.")]
+struct CheckArgs {
+    #[command(flatten)]
+    common: Common,
+    /// A folder with tokenizer.json, a tokenizer.json, or a GGUF
+    #[arg(long, value_name = "MODEL")]
+    tokenizer: Option<PathBuf>,
+    /// JSON Lines
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+}
+
+/// Print samples as the model reads them, what is learned in colour
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  mmx data show --stage sft --tokenizer tok chats.jsonl
+  mmx data show --stage dpo --tokenizer tok --line 7 pairs.jsonl
+
+Without colours, what is learned stands between \u{27e6} and \u{27e7}.")]
+struct ShowArgs {
+    #[command(flatten)]
+    common: Common,
+    /// A folder with tokenizer.json, a tokenizer.json, or a GGUF
+    #[arg(long, value_name = "MODEL")]
+    tokenizer: PathBuf,
+    /// JSON Lines
+    file: PathBuf,
+    /// Samples to show
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 3)]
+    samples: usize,
+    /// Only the sample of this line
+    #[arg(long, value_name = "N")]
+    line: Option<u32>,
+    /// Colours
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    color: When,
+}
+
+#[derive(Args, Debug)]
+struct Common {
+    /// The stage the data is for
+    #[arg(long, value_name = "STAGE")]
+    stage: StageName,
+    /// The reference whose conventions hold
+    #[arg(long, value_name = "YEAR", default_value = "2026")]
+    recipe: RecipeName,
+    /// Tokens a sample is cut to; the stage's own default unless given
+    #[arg(long, value_name = "N")]
+    max_seq_len: Option<usize>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum StageName {
+    Pretrain,
+    Sft,
+    Lora,
+    Dpo,
+    Distill,
+    Reason,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum RecipeName {
+    #[value(name = "2025")]
+    R2025,
+    #[value(name = "2026")]
+    R2026,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum When {
+    Auto,
+    Always,
+    Never,
+}
+
+impl Common {
+    fn kind(&self) -> Kind {
+        match self.stage {
+            StageName::Pretrain => Kind::Text,
+            StageName::Dpo => Kind::Preference,
+            StageName::Sft | StageName::Lora | StageName::Distill | StageName::Reason => Kind::Chat,
+        }
+    }
+
+    fn options(&self) -> SampleOptions {
+        let recipe = match self.recipe {
+            RecipeName::R2025 => Recipe::R2025,
+            RecipeName::R2026 => Recipe::R2026,
+        };
+        // MODEL_AND_STAGES section 4
+        let default = match self.stage {
+            StageName::Dpo | StageName::Reason => 1024,
+            _ => 512,
+        };
+        let max_seq_len = self.max_seq_len.unwrap_or(default);
+        SampleOptions {
+            on_bad: OnBad::Skip,
+            ..SampleOptions::new(recipe, self.kind(), max_seq_len)
+        }
+    }
+}
+
+/// Runs it.
+///
+/// # Errors
+/// Unreadable files, a tokenizer that lacks what the stage needs; for `check` faulty lines.
+pub(super) fn run(args: DataArgs, as_json: bool) -> Result<()> {
+    match args.command {
+        Command::Check(args) => check(&args, as_json),
+        Command::Show(args) => show(&args, as_json),
+    }
+}
+
+fn check(args: &CheckArgs, as_json: bool) -> Result<()> {
+    let (faults, report, lines) = match &args.tokenizer {
+        Some(path) => {
+            let tokenizer = tokenizer::open(path)?;
+            let options = args.common.options();
+            let (data, faults) = Dataset::examine(&args.files, &tokenizer, &options)?;
+            for warning in &data.warnings {
+                eprintln!("warning: {warning}");
+            }
+            let (report, lines) = measure(&data);
+            (faults, report, lines)
+        }
+        None => {
+            let (records, faults) = without_tokenizer(args)?;
+            let lines = vec![
+                format!("{records} records"),
+                "with --tokenizer: lengths, what is cut off, what packing gains".to_owned(),
+            ];
+            (faults, json!({ "samples": records }), lines)
+        }
+    };
+    if as_json {
+        let mut report = report;
+        report["faults"] = faults
+            .iter()
+            .map(|(path, f)| {
+                json!({ "file": path, "line": f.line, "message": f.message, "hint": f.hint })
+            })
+            .collect();
+        println!("{report}");
+    } else {
+        for (path, fault) in &faults {
+            println!("{}:{}: {}", path.display(), fault.line, fault.message);
+            if let Some(hint) = &fault.hint {
+                println!("    {hint}");
+            }
+        }
+        for line in lines {
+            println!("{line}");
+        }
+    }
+    match faults.len() {
+        0 => Ok(()),
+        n => Err(Error::failed_with_hint(
+            format!("{n} faulty {}", if n == 1 { "line" } else { "lines" }),
+            "mend them, or train with `--on-bad skip`, which leaves them out",
+        )),
+    }
+}
+
+/// Records and faults, by the lines alone.
+fn without_tokenizer(args: &CheckArgs) -> Result<(usize, Vec<(PathBuf, Fault)>)> {
+    let (mut records, mut faults) = (0, Vec::new());
+    for path in &args.files {
+        let bytes = Bytes::map(path)?;
+        for line in jsonl::lines(&bytes) {
+            match jsonl::parse(&line, args.common.kind()) {
+                Ok(_) => records += 1,
+                Err(fault) => faults.push((path.clone(), fault)),
+            }
+        }
+    }
+    Ok((records, faults))
+}
+
+/// Lengths, cuts and packing, as JSON and in words.
+fn measure(data: &Dataset) -> (Value, Vec<String>) {
+    let all: Vec<&Sample> = data.samples.iter().chain(&data.rejected).collect();
+    let mut lengths: Vec<u32> = all.iter().map(|s| s.full_len).collect();
+    lengths.sort_unstable();
+    let at = |share: f64| {
+        let last = lengths.len().saturating_sub(1);
+        lengths.get((last as f64 * share).round() as usize).copied().unwrap_or(0)
+    };
+    let (shortest, median, p95, longest) = (at(0.0), at(0.5), at(0.95), at(1.0));
+    let tokens: usize = all.iter().map(|s| s.ids.len()).sum();
+    let learned: usize = all
+        .iter()
+        .flat_map(|s| &s.spans)
+        .map(|span| span.end.saturating_sub(span.start.max(1)) as usize)
+        .sum();
+    let limit = data.options().max_seq_len;
+    let cut = lengths.iter().filter(|&&n| n as usize > limit).count();
+    let percent = |part: usize, whole: usize| 100.0 * part as f64 / whole.max(1) as f64;
+    let rows = data.pack(&data.order(0, 0, false)).len();
+    let gain = data.len() as f64 / rows.max(1) as f64;
+    let pairs = if data.rejected.is_empty() { "samples" } else { "pairs" };
+    let report = json!({
+        "samples": data.len(), "tokens": tokens, "learned_tokens": learned, "max_seq_len": limit,
+        "lengths": { "min": shortest, "median": median, "p95": p95, "max": longest },
+        "cut": cut, "cut_share": cut as f64 / lengths.len().max(1) as f64,
+        "nothing_to_learn": data.nothing_to_learn.iter().map(|(_, line)| *line).collect::<Vec<_>>(),
+        "packed_rows": rows, "packing_gain": gain,
+    });
+    let mut lines = vec![
+        format!(
+            "{} {pairs}, {tokens} tokens, {learned} learned ({:.1} %)",
+            data.len(),
+            percent(learned, tokens)
+        ),
+        format!(
+            "lengths: shortest {shortest}, median {median}, 95 % up to {p95}, longest {longest}"
+        ),
+        format!(
+            "cut off at {limit}: {cut} of {} ({:.1} %)",
+            lengths.len(),
+            percent(cut, lengths.len())
+        ),
+        format!("packing: {} rows become {rows} ({gain:.2} times fewer)", data.len()),
+    ];
+    if !data.nothing_to_learn.is_empty() {
+        let shown: Vec<String> =
+            data.nothing_to_learn.iter().take(20).map(|(_, line)| line.to_string()).collect();
+        let count = data.nothing_to_learn.len();
+        let more = if count > shown.len() { ", ..." } else { "" };
+        lines.push(format!(
+            "nothing to learn: {count}, lines {}{more}: raise --max-seq-len or leave them out",
+            shown.join(", ")
+        ));
+    }
+    (report, lines)
+}
+
+fn show(args: &ShowArgs, as_json: bool) -> Result<()> {
+    let tokenizer = tokenizer::open(&args.tokenizer)?;
+    let options = args.common.options();
+    let files = std::slice::from_ref(&args.file);
+    let (data, faults) = Dataset::examine(files, &tokenizer, &options)?;
+    if let Some(line) = args.line {
+        if let Some((path, fault)) = faults.iter().find(|(_, f)| f.line == line as usize) {
+            return Err(Error::failed(format!(
+                "{}: line {line}: {}",
+                path.display(),
+                fault.message
+            )));
+        }
+        if !data.samples.iter().any(|s| s.line == line) {
+            return Err(Error::failed(format!(
+                "{}: line {line}: expected a sample, found none",
+                args.file.display()
+            )));
+        }
+    }
+    let chosen = (0..data.len())
+        .filter(|&i| args.line.is_none_or(|line| data.samples[i].line == line))
+        .take(args.samples);
+    let colour = match args.color {
+        When::Always => true,
+        When::Never => false,
+        When::Auto => std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
+    };
+    let mut all = Vec::new();
+    for index in chosen {
+        let sides =
+            [Some((&data.samples[index], "")), data.rejected.get(index).map(|r| (r, "rejected"))];
+        for (sample, side) in sides.into_iter().flatten() {
+            let side = if data.rejected.is_empty() || !side.is_empty() { side } else { "chosen" };
+            let mask: Vec<bool> =
+                (0..sample.ids.len()).map(|i| i > 0 && sample.is_learned(i)).collect();
+            if as_json {
+                let pieces: Vec<String> =
+                    sample.ids.iter().map(|&id| tokenizer::piece(&tokenizer, id)).collect();
+                all.push(json!({
+                    "line": sample.line, "side": side, "ids": sample.ids, "learned": mask,
+                    "pieces": pieces, "length": sample.full_len,
+                }));
+                continue;
+            }
+            let learned = mask.iter().filter(|&&m| m).count();
+            let name = if side.is_empty() { String::new() } else { format!(", {side}") };
+            println!(
+                "line {}{name}: {} tokens{}, {learned} learned",
+                sample.line,
+                sample.ids.len(),
+                if sample.full_len as usize > sample.ids.len() {
+                    format!(" (cut from {})", sample.full_len)
+                } else {
+                    String::new()
+                }
+            );
+            println!("{}\n", marked(&tokenizer, &sample.ids, &mask, colour));
+        }
+    }
+    if as_json {
+        println!("{}", json!({ "samples": all }));
+    }
+    Ok(())
+}
+
+/// The text with what is learned in green (or between brackets).
+fn marked(tokenizer: &Tokenizer, ids: &[u32], mask: &[bool], colour: bool) -> String {
+    let (open, close) = if colour { ("\x1b[32m", "\x1b[0m") } else { ("\u{27e6}", "\u{27e7}") };
+    let mut out = String::new();
+    let mut from = 0;
+    while from < ids.len() {
+        let learned = mask[from];
+        let length = mask[from..].iter().take_while(|&&m| m == learned).count();
+        let text = tokenizer.decode(&ids[from..from + length], false);
+        if learned {
+            out.push_str(open);
+            out.push_str(&text);
+            out.push_str(close);
+        } else {
+            out.push_str(&text);
+        }
+        from += length;
+    }
+    out
+}

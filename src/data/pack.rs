@@ -1,0 +1,100 @@
+//! Packing: several samples share a row, so that short ones waste no padding. No token attends across
+//! samples (their segments differ) and positions begin anew with each, so the loss is the same.
+
+use super::{Batch, Dataset, Sample};
+
+/// A batch whose rows hold several samples.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Packed {
+    /// Input, target and mask; its `lines` name every sample, row after row.
+    pub batch: Batch,
+    /// Which sample of its row a position belongs to, from 1; 0 is padding. `[batch, seq]`.
+    /// A position attends to earlier ones of the same number.
+    pub segments: Vec<i64>,
+    /// Position within the sample, from 0; 0 in padding. `[batch, seq]`.
+    pub positions: Vec<i64>,
+}
+
+/// Rows that are filled at the same time: more pack tighter, fewer keep the order closer.
+const OPEN_ROWS: usize = 32;
+
+impl Dataset {
+    /// Puts samples into rows: each into the first open row with room for it. Depends on the order
+    /// alone. Every sample is in one row; of preference pairs, each row is one pair.
+    pub fn pack(&self, order: &[u32]) -> Vec<Vec<u32>> {
+        if !self.rejected.is_empty() {
+            return order.iter().map(|&i| vec![i]).collect();
+        }
+        let room = self.row_len();
+        let mut done = Vec::new();
+        let mut open: Vec<(usize, Vec<u32>)> = Vec::new();
+        for &index in order {
+            let length = self.samples.get(index as usize).map_or(0, targets);
+            match open.iter_mut().find(|(used, _)| used + length <= room) {
+                Some((used, row)) => {
+                    *used += length;
+                    row.push(index);
+                }
+                None => {
+                    if open.len() == OPEN_ROWS {
+                        // the fullest is the least likely to take more
+                        let fullest = (0..open.len()).max_by_key(|&i| (open[i].0, usize::MAX - i));
+                        done.push(open.remove(fullest.unwrap_or(0)).1);
+                    }
+                    open.push((length, vec![index]));
+                }
+            }
+        }
+        done.extend(open.into_iter().map(|(_, row)| row));
+        done
+    }
+
+    /// Positions of a packed row: max_seq_len - 1, one per target.
+    pub fn row_len(&self) -> usize {
+        self.options.max_seq_len - 1
+    }
+
+    /// A batch of packed rows (of texts or chats).
+    ///
+    /// # Shapes
+    /// `[rows, max_seq_len - 1]`.
+    ///
+    /// # Panics
+    /// When an index is not below [`Dataset::len`] (a bug of the caller).
+    pub fn packed_batch(&self, rows: &[Vec<u32>]) -> Packed {
+        let seq = self.row_len();
+        let pad = i64::from(self.pad);
+        let mut packed = Packed::default();
+        packed.batch.batch = rows.len();
+        packed.batch.seq = seq;
+        for (row, indices) in rows.iter().enumerate() {
+            for (segment, &index) in (1i64..).zip(indices) {
+                let sample = &self.samples[index as usize];
+                let length = targets(sample);
+                let ids =
+                    |from: usize| sample.ids[from..from + length].iter().map(|&id| i64::from(id));
+                packed.batch.x.extend(ids(0));
+                packed.batch.y.extend(ids(1));
+                packed
+                    .batch
+                    .mask
+                    .extend((1..=length).map(|i| if sample.is_learned(i) { 1.0 } else { 0.0 }));
+                packed.segments.extend(std::iter::repeat_n(segment, length));
+                packed.positions.extend(0..length as i64);
+                packed.batch.lines.push((sample.file, sample.line));
+            }
+            let end = (row + 1) * seq;
+            packed.batch.x.resize(end, pad);
+            packed.batch.y.resize(end, pad);
+            packed.batch.mask.resize(end, 0.0);
+            packed.segments.resize(end, 0);
+            packed.positions.resize(end, 0);
+        }
+        packed
+    }
+}
+
+/// Positions a sample takes: one per target.
+fn targets(sample: &Sample) -> usize {
+    sample.ids.len().saturating_sub(1)
+}

@@ -1,0 +1,174 @@
+//! The texts of files, for training a tokenizer: streamed, so that memory does not grow with the file.
+//!
+//! JSON Lines of any kind mmx trains on (`text`; the contents and thoughts of chats), or plain text.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::jsonl::{self, Fault, Line};
+use crate::error::{Error, Result};
+
+/// Bytes of text handed over at once.
+const BATCH_BYTES: usize = 4 << 20;
+
+/// A line of plain text longer than this is handed over in parts.
+const LONGEST_BYTES: usize = 1 << 20;
+
+/// Calls `each` with batches of texts until the file ends.
+///
+/// # Errors
+/// A file that cannot be read, is not UTF-8, or (`.jsonl`, `.json`) holds a line without text, naming
+/// the line; whatever `each` returns.
+pub fn for_each_batch(path: &Path, mut each: impl FnMut(&[String]) -> Result<()>) -> Result<()> {
+    let json = path.extension().is_some_and(|e| e == "jsonl" || e == "json" || e == "ndjson");
+    let file = fs_err::File::open(path).map_err(|e| Error::io(path, e))?;
+    let mut file = BufReader::with_capacity(1 << 18, file);
+    let (mut number, mut offset, mut bytes) = (0, 0, Vec::new());
+    let (mut texts, mut size): (Vec<String>, usize) = (Vec::new(), 0);
+    loop {
+        bytes.clear();
+        let longest = if json { usize::MAX } else { LONGEST_BYTES };
+        let whole = read_line(&mut file, &mut bytes, longest).map_err(|e| Error::io(path, e))?;
+        if bytes.is_empty() {
+            break;
+        }
+        let line = Line { number: number + 1, offset, bytes: &bytes };
+        size += add_texts(&line, json, &mut texts).map_err(|fault| {
+            let message = format!("{}: line {}: {}", path.display(), fault.line, fault.message);
+            match fault.hint {
+                Some(hint) => Error::failed_with_hint(message, hint),
+                None => Error::failed(message),
+            }
+        })?;
+        offset += bytes.len();
+        number += usize::from(whole);
+        if size >= BATCH_BYTES {
+            each(&texts)?;
+            texts.clear();
+            size = 0;
+        }
+    }
+    if texts.is_empty() { Ok(()) } else { each(&texts) }
+}
+
+/// Reads up to and with the next line end, or about `longest` bytes; true when the line is whole.
+fn read_line(
+    file: &mut impl BufRead,
+    bytes: &mut Vec<u8>,
+    longest: usize,
+) -> std::io::Result<bool> {
+    loop {
+        let available = file.fill_buf()?;
+        if available.is_empty() {
+            return Ok(true);
+        }
+        let end = available.iter().position(|&b| b == b'\n').map(|at| at + 1);
+        let mut take = end.unwrap_or(available.len());
+        let mut cut = false;
+        if bytes.len() + take > longest {
+            // up to the beginning of a character, so that no character is torn
+            let from = longest.saturating_sub(bytes.len());
+            if let Some(at) = (from..take).find(|&i| available[i] & 0xc0 != 0x80) {
+                (take, cut) = (at, true);
+            }
+        }
+        bytes.extend_from_slice(&available[..take]);
+        file.consume(take);
+        if cut {
+            return Ok(false);
+        }
+        if end == Some(take) {
+            return Ok(true);
+        }
+    }
+}
+
+/// The texts of one line; returns their bytes.
+fn add_texts(line: &Line<'_>, json: bool, texts: &mut Vec<String>) -> Result<usize, Fault> {
+    let mut bytes = line.bytes;
+    if line.offset == 0 {
+        bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    }
+    let line = Line { bytes, offset: line.offset + (line.bytes.len() - bytes.len()), ..*line };
+    if !json {
+        let text = jsonl::utf8(&line)?;
+        texts.push(text.to_owned());
+        return Ok(text.len());
+    }
+    if bytes.iter().all(u8::is_ascii_whitespace) {
+        return Ok(0);
+    }
+    let object = jsonl::object(&line)?;
+    let before = texts.len();
+    collect(&object, texts);
+    if texts.len() == before {
+        let found: Vec<&str> = object.keys().map(String::as_str).collect();
+        return Err(Fault {
+            line: line.number,
+            message: format!(
+                "expected key text, conversations, or chosen and rejected, found {}",
+                if found.is_empty() { "none".to_owned() } else { found.join(", ") }
+            ),
+            hint: None,
+        });
+    }
+    Ok(texts[before..].iter().map(String::len).sum())
+}
+
+/// The strings a model would see as text.
+fn collect(object: &Map<String, Value>, texts: &mut Vec<String>) {
+    for (key, value) in object {
+        match (key.as_str(), value) {
+            ("text" | "content" | "value" | "reasoning_content", Value::String(text)) => {
+                texts.push(text.clone());
+            }
+            ("conversations" | "messages" | "chosen" | "rejected", Value::Array(turns)) => {
+                turns.iter().filter_map(Value::as_object).for_each(|turn| collect(turn, texts));
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(name: &str, content: &[u8]) -> Result<Vec<String>> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(name);
+        fs_err::write(&path, content).unwrap();
+        let mut all = Vec::new();
+        for_each_batch(&path, |batch| {
+            all.extend_from_slice(batch);
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    #[test]
+    fn all_kinds_of_records_give_their_texts() {
+        let content = "\u{feff}{\"text\": \"a\"}\r\n\n{\"conversations\": [{\"role\": \"user\", \
+            \"content\": \"b\"}, {\"from\": \"gpt\", \"value\": \"c\"}]}\n{\"chosen\": [{\"content\": \
+            \"d\", \"reasoning_content\": \"e\"}], \"rejected\": [{\"content\": \"f\"}]}";
+        assert_eq!(texts("x.jsonl", content.as_bytes()).unwrap(), ["a", "b", "c", "d", "e", "f"]);
+    }
+
+    #[test]
+    fn long_lines_of_plain_text_come_in_parts_and_lose_nothing() {
+        let content = format!("{}\nend", "好a".repeat(900_000));
+        let parts = texts("x.txt", content.as_bytes()).unwrap();
+        assert!(parts.len() > 3 && parts.iter().all(|p| p.len() <= LONGEST_BYTES + 3));
+        assert_eq!(parts.concat(), content);
+    }
+
+    #[test]
+    fn faults_name_file_and_line() {
+        let error = texts("x.jsonl", b"{\"text\": \"a\"}\n{\"other\": 1}").unwrap_err().to_string();
+        assert!(error.contains("line 2") && error.contains("found other"), "{error}");
+        let error = texts("x.txt", b"ok\nab\xff").unwrap_err().to_string();
+        assert!(error.contains("line 2") && error.contains("offset 5"), "{error}");
+    }
+}
