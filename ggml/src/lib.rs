@@ -9,6 +9,7 @@ pub mod llama;
 mod log;
 pub mod quantize;
 pub mod random;
+mod rng;
 pub mod run;
 pub mod tensor;
 

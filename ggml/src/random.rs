@@ -10,6 +10,7 @@ use mmx_converters::gguf::{Metadata, TensorSpec, Value, write};
 use crate::error::Result;
 use crate::file_type::{FileType, recipe};
 use crate::quantize::quantize_rows;
+use crate::rng::SplitMix64;
 
 /// Writes a GGUF of `config` with random weights and no tokenizer; the same seed gives the same file.
 ///
@@ -40,7 +41,7 @@ pub fn write_random_gguf(path: &Path, config: &Config, file: FileType, seed: u64
             specs.push(TensorSpec { name: place.tensor, shape: place.shape, ty });
         }
     }
-    let mut state = seed ^ 0x9E37_79B9_7F4A_7C15;
+    let mut rng = SplitMix64::new(seed);
     write(path, &metadata, &specs, |i| {
         let spec = &specs[i];
         let (middle, width) = match roles[&spec.name] {
@@ -48,7 +49,7 @@ pub fn write_random_gguf(path: &Path, config: &Config, file: FileType, seed: u64
             _ => (0.0, 0.02 * 12f32.sqrt()), // a uniform of this width has deviation 0.02
         };
         let values: Vec<f32> = (0..spec.shape.iter().product())
-            .map(|_| middle + width * (uniform(&mut state) - 0.5))
+            .map(|_| middle + width * (rng.next_f64() as f32 - 0.5))
             .collect();
         let row = spec.shape.last().copied().unwrap_or(1);
         quantize_rows(spec.ty, &values, row).map(Cow::Owned).map_err(|error| {
@@ -56,13 +57,4 @@ pub fn write_random_gguf(path: &Path, config: &Config, file: FileType, seed: u64
         })
     })?;
     Ok(())
-}
-
-/// The next number of splitmix64 (Steele et al. 2014), in [0, 1).
-fn uniform(state: &mut u64) -> f32 {
-    *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    let mut z = *state;
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 24) as f32
 }

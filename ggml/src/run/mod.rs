@@ -1,7 +1,7 @@
 //! The runner: our own ggml graphs for the four families, on the CPU.
 //!
 //! A GGUF becomes a [`Model`] (weights, shared), a [`Session`] of it keeps keys and values of one text and
-//! turns token ids into logits.
+//! turns token ids into logits. [`sampler`] turns logits into an id, [`mod@generate`] a prompt into text.
 //!
 //! ```no_run
 //! use mmx_ggml::run::{LoadOptions, Model, Session, SessionOptions};
@@ -14,10 +14,14 @@
 //! ```
 
 mod decoder;
+pub mod generate;
 mod kv_cache;
 mod model;
+pub mod sampler;
 mod session;
 mod weights;
 
+pub use generate::{Finish, Generated, Generation, StopFilter, generate};
 pub use model::{LoadOptions, Model};
+pub use sampler::{Sampler, Sampling};
 pub use session::{KvType, Session, SessionOptions};

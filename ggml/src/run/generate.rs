@@ -1,0 +1,250 @@
+//! A prompt to streamed text: prefill, decode, stop.
+//!
+//! Text goes out as soon as it is certain: whole characters only, and nothing that may be the beginning of
+//! a stop string.
+
+use std::time::{Duration, Instant};
+
+use super::sampler::{Sampler, Sampling};
+use super::session::Session;
+use crate::error::{Error, Result};
+
+/// What to generate.
+#[derive(Clone, Debug)]
+pub struct Generation {
+    /// Ids at most.
+    pub max_tokens: usize,
+    /// How ids are chosen.
+    pub sampling: Sampling,
+    /// Texts that end the generation; they are not part of it.
+    pub stop: Vec<String>,
+    /// Go on after an end token, which then is part of the text.
+    pub ignore_end: bool,
+}
+
+/// Why a generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// An end token or a stop string.
+    Stop,
+    /// As many tokens as were allowed.
+    Length,
+    /// The context is full.
+    Context,
+    /// The caller had enough.
+    Cancelled,
+}
+
+/// What was generated.
+#[derive(Clone, Debug)]
+pub struct Generated {
+    /// The text, without stop string and control tokens.
+    pub text: String,
+    /// The ids, without the end token.
+    pub ids: Vec<u32>,
+    /// Why it ended.
+    pub finish: Finish,
+    /// Tokens of the prompt that were read now.
+    pub prompt_tokens: usize,
+    /// Time for them.
+    pub prefill: Duration,
+    /// Ids computed one by one: all but the first, which the prompt gave.
+    pub decoded: usize,
+    /// Time for them.
+    pub decode: Duration,
+}
+
+impl Generated {
+    /// Tokens of the prompt per second.
+    pub fn prefill_tokens_per_s(&self) -> f64 {
+        rate(self.prompt_tokens, self.prefill)
+    }
+
+    /// Generated tokens per second, one by one.
+    pub fn decode_tokens_per_s(&self) -> f64 {
+        rate(self.decoded, self.decode)
+    }
+}
+
+/// Tokens per second, 0 where nothing was measured.
+fn rate(tokens: usize, time: Duration) -> f64 {
+    let seconds = time.as_secs_f64();
+    if tokens == 0 || seconds == 0.0 { 0.0 } else { tokens as f64 / seconds }
+}
+
+/// Reads `prompt` after what the session holds, then generates. `on_text` gets each piece of text that is
+/// certain, never empty, and says whether to go on.
+///
+/// # Errors
+/// An empty prompt, a prompt longer than the context, settings without sense, a model without a tokenizer.
+pub fn generate(
+    session: &mut Session,
+    prompt: &[u32],
+    request: &Generation,
+    mut on_text: impl FnMut(&str) -> bool,
+) -> Result<Generated> {
+    let model = session.model().clone();
+    let tokenizer = model.tokenizer()?;
+    let ends = tokenizer.stop_ids(&model.config().eos_token_id);
+    let mut sampler =
+        Sampler::new(request.sampling.clone(), model.config().vocab_size)?.restricted_to(tokenizer);
+    let mut filter = StopFilter::new(request.stop.clone())?;
+    let mut stream = tokenizer.decode_stream(true);
+    for &id in prompt {
+        sampler.accept(id);
+    }
+
+    let start = Instant::now();
+    let mut next = match session.prefill(prompt)? {
+        _ if request.max_tokens == 0 => None,
+        logits => Some(sampler.sample(logits)?),
+    };
+    let prefill = start.elapsed();
+    let start = Instant::now();
+    let mut ids = Vec::new();
+    let mut text = String::new();
+    let mut decoded = 0;
+    let finish = loop {
+        let Some(id) = next.take() else { break Finish::Length };
+        if ends.contains(&id) && !request.ignore_end {
+            break Finish::Stop;
+        }
+        ids.push(id);
+        sampler.accept(id);
+        let certain = filter.push(&stream.push(id));
+        text.push_str(&certain);
+        let wanted = certain.is_empty() || on_text(&certain);
+        if filter.stopped() {
+            break Finish::Stop;
+        }
+        if !wanted {
+            break Finish::Cancelled;
+        }
+        if ids.len() >= request.max_tokens {
+            break Finish::Length;
+        }
+        if session.n_past() >= session.n_ctx() {
+            break Finish::Context;
+        }
+        next = Some(sampler.sample(session.decode(id)?)?);
+        decoded += 1;
+    };
+    if !filter.stopped() {
+        let rest = filter.push(&stream.finish()) + &filter.finish();
+        if !rest.is_empty() {
+            text.push_str(&rest);
+            on_text(&rest);
+        }
+    }
+    Ok(Generated {
+        text,
+        ids,
+        finish,
+        prompt_tokens: prompt.len(),
+        prefill,
+        decoded,
+        decode: start.elapsed(),
+    })
+}
+
+/// Lets text through until a stop string is complete, and holds back what may be the beginning of one.
+#[derive(Clone, Debug)]
+pub struct StopFilter {
+    stop: Vec<String>,
+    held: String,
+    stopped: bool,
+}
+
+impl StopFilter {
+    /// Stops at the first of `stop` to appear.
+    ///
+    /// # Errors
+    /// An empty stop string.
+    pub fn new(stop: Vec<String>) -> Result<Self> {
+        if stop.iter().any(String::is_empty) {
+            return Err(Error::Request { message: "an empty stop string".to_owned() });
+        }
+        Ok(Self { stop, held: String::new(), stopped: false })
+    }
+
+    /// Adds text; gives what is certain now. Nothing after a stop.
+    pub fn push(&mut self, text: &str) -> String {
+        if self.stopped {
+            return String::new();
+        }
+        self.held.push_str(text);
+        if let Some(at) = self.stop.iter().filter_map(|s| self.held.find(s.as_str())).min() {
+            self.stopped = true;
+            self.held.truncate(at);
+            return std::mem::take(&mut self.held);
+        }
+        // the longest end of the text that a stop string begins with
+        let held = &self.held;
+        let waiting = held
+            .char_indices()
+            .map(|(at, _)| at)
+            .find(|&at| self.stop.iter().any(|s| s.starts_with(&held[at..])))
+            .unwrap_or(held.len());
+        let rest = self.held.split_off(waiting);
+        std::mem::replace(&mut self.held, rest)
+    }
+
+    /// True once a stop string was complete.
+    pub fn stopped(&self) -> bool {
+        self.stopped
+    }
+
+    /// At the end without a stop: what was held back is text after all.
+    pub fn finish(&mut self) -> String {
+        std::mem::take(&mut self.held)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The case `stop-split`: after each piece exactly the expected text has been added.
+    #[test]
+    fn stop_strings_over_several_pieces_are_held_back() {
+        let path =
+            concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/cases/files/stop-split/expect.json");
+        let cases: serde_json::Value =
+            serde_json::from_str(&fs_err::read_to_string(path).unwrap()).unwrap();
+        let strings = |value: &serde_json::Value| -> Vec<String> {
+            value.as_array().unwrap().iter().map(|v| v.as_str().unwrap().to_owned()).collect()
+        };
+        let cases = cases.as_array().unwrap();
+        assert!(cases.len() >= 5);
+        for case in cases {
+            let mut filter = StopFilter::new(strings(&case["stop"])).unwrap();
+            let mut text = String::new();
+            for (piece, delta) in strings(&case["pieces"]).iter().zip(strings(&case["deltas"])) {
+                let certain = filter.push(piece);
+                assert_eq!(certain, delta, "{case}");
+                text.push_str(&certain);
+            }
+            let ended = if filter.stopped() { "stop" } else { "end" };
+            assert_eq!(ended, case["ended_by"].as_str().unwrap(), "{case}");
+            let rest = if filter.stopped() { String::new() } else { filter.finish() };
+            assert_eq!(rest, case["flushed_at_end"].as_str().unwrap(), "{case}");
+            assert_eq!(text + &rest, case["text"].as_str().unwrap(), "{case}");
+        }
+    }
+
+    #[test]
+    fn what_was_held_back_comes_at_the_end() {
+        let mut filter = StopFilter::new(vec!["<|im_end|>".into(), "User:".into()]).unwrap();
+        assert_eq!(filter.push("a <|im"), "a ");
+        assert_eq!(filter.push("_x Us"), "<|im_x ");
+        assert_eq!(filter.finish(), "Us");
+        assert!(!filter.stopped());
+    }
+
+    #[test]
+    fn without_stop_strings_everything_passes() {
+        let mut filter = StopFilter::new(Vec::new()).unwrap();
+        assert_eq!(filter.push("好的"), "好的");
+        assert!(StopFilter::new(vec![String::new()]).is_err());
+    }
+}
