@@ -3,6 +3,7 @@
 //! stdout is data, stderr is talk; `--json` puts exactly one JSON object on stdout.
 #![expect(clippy::print_stdout, reason = "stdout is where a command's data goes")]
 
+mod bench;
 mod data;
 mod eval;
 mod export;
@@ -11,6 +12,7 @@ mod ids;
 mod import;
 mod inspect;
 mod logits;
+mod run;
 mod tokenizer;
 #[cfg(feature = "train")]
 mod train;
@@ -36,12 +38,14 @@ pub struct Cli {
 #[derive(Subcommand, Debug)]
 #[expect(missing_docs, reason = "the documentation is that of the arguments")]
 pub enum Command {
+    Bench(bench::BenchArgs),
     Data(data::DataArgs),
     Eval(eval::EvalArgs),
     Export(export::ExportArgs),
     Import(import::ImportArgs),
     Inspect(inspect::InspectArgs),
     Logits(logits::LogitsArgs),
+    Run(run::RunArgs),
     Tokenizer(tokenizer::TokenizerArgs),
     #[cfg(feature = "train")]
     Train(Box<train::TrainArgs>),
@@ -56,12 +60,14 @@ pub enum Command {
 /// Whatever the command met; `main` prints it and picks the exit code.
 pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
+        Command::Bench(args) => bench::run(args, cli.json),
         Command::Data(args) => data::run(args, cli.json),
         Command::Eval(args) => eval::run(args, cli.json),
         Command::Export(args) => export::run(args, cli.json),
         Command::Import(args) => import::run(&args, cli.json),
         Command::Inspect(args) => inspect::run(&args, cli.json),
         Command::Logits(args) => logits::run(args, cli.json),
+        Command::Run(args) => run::run(args, cli.json),
         Command::Tokenizer(args) => tokenizer::run(args, cli.json),
         #[cfg(feature = "train")]
         Command::Train(args) => train::run(*args, cli.json),

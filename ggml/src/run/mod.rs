@@ -13,6 +13,7 @@
 //! # Ok(()) }
 //! ```
 
+mod bench;
 mod decoder;
 pub mod generate;
 mod kv_cache;
@@ -21,6 +22,7 @@ pub mod sampler;
 mod session;
 mod weights;
 
+pub use bench::bench;
 pub use generate::{Finish, Generated, Generation, StopFilter, generate};
 pub use model::{LoadOptions, Model};
 pub use sampler::{Sampler, Sampling};

@@ -1,0 +1,48 @@
+//! The runner's speed, measured as llama-bench measures llama.cpp's.
+
+use std::time::Instant;
+
+use super::model::Model;
+use super::session::{KvType, Session, SessionOptions};
+use crate::error::Result;
+use crate::llama::Speed;
+
+/// Prefill of `n_prompt` made-up tokens, then, from an empty cache, `n_gen` tokens one by one without
+/// sampling; float16 cache, one warm-up before each. The same tokens as
+/// [`LlamaModel::bench`](crate::llama::LlamaModel::bench) takes.
+///
+/// # Errors
+/// See [`Session::new`] and [`Session::prefill`].
+pub fn bench(model: &Model, n_prompt: usize, n_gen: usize, threads: usize) -> Result<Speed> {
+    let options = SessionOptions {
+        n_ctx: Some(n_prompt.max(n_gen).max(1)),
+        kv: KvType::F16,
+        threads: Some(threads),
+    };
+    let mut session = Session::new(model, options)?;
+    let vocab = model.config().vocab_size.max(1);
+    let token = |i: usize| (i.wrapping_mul(2_654_435_761) >> 7) as u32 % vocab as u32;
+    let prompt: Vec<_> = (0..n_prompt).map(token).collect();
+
+    let mut prefill = 0.0;
+    if n_prompt > 0 {
+        for _warm_then_timed in 0..2 {
+            session.truncate(0);
+            let start = Instant::now();
+            session.prefill(&prompt)?;
+            prefill = n_prompt as f64 / start.elapsed().as_secs_f64();
+        }
+    }
+    let mut decode = 0.0;
+    if n_gen > 0 {
+        session.truncate(0);
+        session.decode(token(0))?;
+        session.truncate(0);
+        let start = Instant::now();
+        for i in 0..n_gen {
+            session.decode(token(i))?;
+        }
+        decode = n_gen as f64 / start.elapsed().as_secs_f64();
+    }
+    Ok(Speed { prefill, decode })
+}

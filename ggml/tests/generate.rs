@@ -1,0 +1,143 @@
+//! From a prompt to text, with real tokenizers.
+#![expect(clippy::unwrap_used, reason = "what cannot be unwrapped here is a failed test")]
+
+#[expect(dead_code, reason = "each test file uses its part")]
+mod common;
+
+use std::path::Path;
+
+use common::{gguf, shared};
+use mmx_converters::Model as Source;
+use mmx_converters::gguf::Gguf;
+use mmx_converters::to_gguf::ToGguf;
+use mmx_converters::tokenizer::Tokenizer;
+use mmx_ggml::FileType;
+use mmx_ggml::quantize::quantize_rows;
+use mmx_ggml::run::{
+    Finish, Generation, LoadOptions, Model, Sampling, Session, SessionOptions, generate,
+};
+
+/// A folder of weights with a tokenizer that lies elsewhere.
+fn model(weights: &str, tokenizer: &str) -> Model {
+    let source = Source::open(shared(weights)).unwrap();
+    let keys = Tokenizer::open(shared(tokenizer)).unwrap().to_gguf_keys(&source.config).unwrap();
+    let request = ToGguf {
+        config: &source.config,
+        name: "test",
+        license: None,
+        generation: &source.generation,
+        file_type: 0,
+        tokenizer: &keys,
+        recipe: &|name, shape| {
+            (mmx_ggml::recipe(FileType::F32, &source.config, name, shape, false).0, None)
+        },
+        quantize: &|ty, values, row| Ok(quantize_rows(ty, values, row).unwrap()),
+        strict: false,
+    };
+    let name = Path::new("test.gguf");
+    let bytes = request.to_bytes(name, &mut |weight| source.weight(weight)).unwrap().0;
+    Model::from_gguf(Gguf::from_bytes(bytes, name).unwrap(), LoadOptions::default()).unwrap()
+}
+
+fn session(model: &Model) -> Session {
+    let options =
+        SessionOptions { n_ctx: Some(400), threads: Some(1), ..SessionOptions::default() };
+    Session::new(model, options).unwrap()
+}
+
+fn request(sampling: Sampling, max_tokens: usize) -> Generation {
+    Generation { max_tokens, sampling, stop: Vec::new(), ignore_end: true }
+}
+
+fn wild(seed: u64) -> Sampling {
+    Sampling { temperature: 3.0, seed, ..Sampling::default() }
+}
+
+#[test]
+fn streamed_pieces_are_whole_characters_and_add_up() {
+    let model = model("golden/minimind2", "golden");
+    let prompt = model.tokenizer().unwrap().encode("好😀").unwrap();
+    for seed in 0..8 {
+        let mut pieces = Vec::new();
+        let out = generate(&mut session(&model), &prompt, &request(wild(seed), 120), |text| {
+            pieces.push(text.to_owned());
+            true
+        })
+        .unwrap();
+        assert_eq!(out.ids.len(), 120);
+        assert_eq!(out.finish, Finish::Length);
+        assert!(pieces.iter().all(|p| !p.is_empty()));
+        assert_eq!(pieces.concat(), out.text);
+        assert_eq!(out.text, model.tokenizer().unwrap().decode(&out.ids, true));
+    }
+}
+
+#[test]
+fn a_seed_repeats_and_greedy_needs_none() {
+    let model = model("golden/minimind3", "golden");
+    let prompt = [1, 5, 9];
+    let run = |sampling: Sampling| {
+        generate(&mut session(&model), &prompt, &request(sampling, 40), |_| true).unwrap().ids
+    };
+    assert_eq!(run(wild(3)), run(wild(3)));
+    assert_ne!(run(wild(3)), run(wild(4)));
+    assert_eq!(run(Sampling::default()), run(Sampling { seed: 9, ..Sampling::default() }));
+}
+
+/// The case `tok-vocab-padding`: rows 259..271 of the embedding have no token.
+#[test]
+fn ids_without_a_token_are_never_drawn() {
+    let folder = "cases/files/tok-vocab-padding";
+    let model = model(folder, folder);
+    assert_eq!(model.config().vocab_size, 272);
+    let mut session = session(&model);
+    for seed in 0..10 {
+        session.truncate(0);
+        let hot = Sampling { temperature: 50.0, seed, ..Sampling::default() };
+        let out = generate(&mut session, &[1, 2], &request(hot, 300), |_| true).unwrap();
+        assert_eq!(out.ids.len(), 300);
+        assert!(out.ids.iter().all(|&id| id < 259), "seed {seed}: {:?}", out.ids);
+    }
+}
+
+#[test]
+fn stops_at_an_end_token_a_text_a_full_context_or_the_callers_wish() {
+    let model = model("golden/minimind2", "golden");
+    let prompt = [1, 7, 9];
+    let whole = generate(&mut session(&model), &prompt, &request(wild(1), 60), |_| true).unwrap();
+
+    let ends = model.tokenizer().unwrap().stop_ids(&model.config().eos_token_id);
+    let obedient = Generation { ignore_end: false, ..request(wild(2), 390) };
+    let out = generate(&mut session(&model), &prompt, &obedient, |_| true).unwrap();
+    assert!(out.ids.iter().all(|id| !ends.contains(id)));
+
+    let word: String = whole.text.chars().skip(10).take(3).collect();
+    let stopping = Generation { stop: vec![word.clone()], ..request(wild(1), 60) };
+    let mut streamed = String::new();
+    let out = generate(&mut session(&model), &prompt, &stopping, |text| {
+        streamed.push_str(text);
+        true
+    })
+    .unwrap();
+    assert_eq!(out.finish, Finish::Stop);
+    assert_eq!(out.text, whole.text[..whole.text.find(&word).unwrap()]);
+    assert_eq!(streamed, out.text);
+
+    let full = generate(&mut session(&model), &prompt, &request(wild(1), 1000), |_| true).unwrap();
+    assert_eq!((full.finish, full.ids.len()), (Finish::Context, 398));
+
+    let cut = generate(&mut session(&model), &prompt, &request(wild(1), 60), |_| false).unwrap();
+    assert_eq!(cut.finish, Finish::Cancelled);
+    assert!(cut.ids.len() < 60);
+
+    let none = generate(&mut session(&model), &prompt, &request(wild(1), 0), |_| true).unwrap();
+    assert_eq!((none.finish, none.text.as_str()), (Finish::Length, ""));
+}
+
+#[test]
+fn a_model_without_a_tokenizer_says_so() {
+    let source = Source::open(shared("golden/minimind2")).unwrap();
+    let model = Model::from_gguf(gguf(&source, FileType::F32), LoadOptions::default()).unwrap();
+    let error = generate(&mut session(&model), &[1], &request(wild(1), 3), |_| true).unwrap_err();
+    assert!(error.to_string().contains("golden.gguf"), "{error}");
+}

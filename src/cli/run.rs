@@ -1,0 +1,189 @@
+//! `mmx run`: a prompt to streamed text, through mmx's own runner.
+
+use std::io::{Read, Write};
+use std::path::PathBuf;
+
+use mmx_converters::chat;
+use mmx_converters::generation::Generation as Defaults;
+use mmx_ggml::run::{
+    Finish, Generation, LoadOptions, Model, Sampling, Session, SessionOptions, generate,
+};
+use serde_json::json;
+
+use super::format;
+use crate::error::{Error, Result};
+use crate::form::Form;
+
+/// Generate text from a prompt
+#[derive(clap::Args, Debug)]
+#[command(after_help = "\
+Without --raw the prompt is a user's message in the model's own chat template. Sampling settings that
+are not given are the model's own (generation_config.json, general.sampling.* of a GGUF).
+
+Examples:
+  mmx run runs/sft/export/model-q4_0.gguf -p \"What is 7 + 5?\"
+  mmx run model.gguf -p \"Once upon a time\" --raw -n 100 --temperature 0.8 --seed 1
+  echo \"Tell a story\" | mmx run runs/sft -p - --greedy --json")]
+pub struct RunArgs {
+    /// A checkpoint, a Transformers folder or a GGUF
+    model: PathBuf,
+    /// The prompt; - reads it from stdin
+    #[arg(short, long, value_name = "TEXT")]
+    prompt: String,
+    /// Tokens to generate at most
+    #[arg(short, value_name = "N", default_value_t = 512)]
+    n: usize,
+    /// Complete the prompt as it is, without chat template
+    #[arg(long)]
+    raw: bool,
+    /// A system message before the prompt
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
+    system: Option<String>,
+    /// Print the generated ids too
+    #[arg(long)]
+    ids: bool,
+    /// Stop at this text, which is not printed; may be repeated
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    /// Threads; by default what suits the model's size
+    #[arg(short, long, value_name = "N")]
+    threads: Option<usize>,
+    /// Tokens the context holds; by default the model's own length, at most 4096
+    #[arg(long, value_name = "N")]
+    ctx: Option<usize>,
+}
+
+/// How ids are chosen.
+#[derive(clap::Args, Debug)]
+pub(super) struct SamplingArgs {
+    /// Always the most likely token
+    #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p", "min_p"])]
+    greedy: bool,
+    /// Divides the logits; 0 is --greedy
+    #[arg(long, value_name = "X")]
+    temperature: Option<f64>,
+    /// Only the N most likely tokens; 0: all
+    #[arg(long, value_name = "N")]
+    top_k: Option<usize>,
+    /// Only the likeliest tokens that reach this probability together; 1: all
+    #[arg(long, value_name = "X")]
+    top_p: Option<f64>,
+    /// Only tokens of at least this share of the likeliest one's probability; 0: all
+    #[arg(long, value_name = "X")]
+    min_p: Option<f64>,
+    /// Makes tokens that were there already less likely; 1: off
+    #[arg(long, value_name = "X")]
+    repeat_penalty: Option<f64>,
+    /// The same seed gives the same text; a new one each time unless given
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+}
+
+impl SamplingArgs {
+    /// The settings given, the model's own for the others.
+    pub(super) fn resolve(&self, defaults: &Defaults) -> Sampling {
+        let seed = self.seed.unwrap_or_else(random_seed);
+        let own = Sampling::from_defaults(defaults, seed);
+        let temperature = self.temperature.unwrap_or(own.temperature);
+        Sampling {
+            temperature: if self.greedy { 0.0 } else { temperature },
+            top_k: self.top_k.unwrap_or(own.top_k),
+            top_p: self.top_p.unwrap_or(own.top_p),
+            min_p: self.min_p.unwrap_or(own.min_p),
+            repeat_penalty: self.repeat_penalty.unwrap_or(own.repeat_penalty),
+            seed,
+        }
+    }
+}
+
+/// A seed from the operating system, by way of the standard library's hash maps.
+fn random_seed() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::hash::RandomState::new().build_hasher().finish()
+}
+
+/// Runs it.
+///
+/// # Errors
+/// A model that cannot be opened or lacks a tokenizer or template, settings without sense, a full context.
+pub(super) fn run(args: RunArgs, as_json: bool) -> Result<()> {
+    let form = Form::open(&args.model)?;
+    let model = Model::from_gguf(form.to_gguf()?, LoadOptions::default())?;
+    let tokenizer = model.tokenizer()?;
+    let mut prompt = args.prompt.clone();
+    if prompt == "-" {
+        prompt.clear();
+        std::io::stdin().read_to_string(&mut prompt).map_err(|e| Error::io("stdin", e))?;
+    }
+    let prompt_ids = if args.raw {
+        tokenizer.encode(&prompt)?
+    } else {
+        if tokenizer.template().is_none() {
+            return Err(Error::failed_with_hint(
+                format!("{}: the model has no chat template", args.model.display()),
+                "`--raw` completes the prompt as it is",
+            ));
+        }
+        let mut messages = Vec::new();
+        if let Some(system) = &args.system {
+            messages.push(chat::message("system", system));
+        }
+        messages.push(chat::message("user", &prompt));
+        tokenizer.encode_chat(&messages, &chat::Options::generation())?.ids
+    };
+    let defaults = Defaults::from_gguf_keys(model.gguf().metadata()).unwrap_or_default();
+    let request = Generation {
+        max_tokens: args.n,
+        sampling: args.sampling.resolve(&defaults),
+        stop: args.stop,
+        ignore_end: false,
+    };
+    let options =
+        SessionOptions { n_ctx: args.ctx, threads: args.threads, ..SessionOptions::default() };
+    let mut session = Session::new(&model, options)?;
+
+    let mut out = std::io::stdout().lock();
+    // a reader that has gone away ends the generation
+    let generated = generate(&mut session, &prompt_ids, &request, |text| {
+        as_json || out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
+    })?;
+    drop(out);
+    let (prefill, decode) = (generated.prefill_tokens_per_s(), generated.decode_tokens_per_s());
+    if as_json {
+        return format::print_json(&json!({
+            "text": generated.text,
+            "ids": generated.ids,
+            "finish": finish_name(generated.finish),
+            "prompt_tokens": generated.prompt_tokens,
+            "tokens": generated.ids.len(),
+            "prefill_tokens_per_s": prefill,
+            "decode_tokens_per_s": decode,
+            "seed": request.sampling.seed,
+        }));
+    }
+    format::print("\n")?;
+    if args.ids {
+        format::print(&format!("{:?}\n", generated.ids))?;
+    }
+    eprintln!(
+        "{} tokens read at {prefill:.0}/s, {} written at {decode:.0}/s, {} thread{}, ended by {}",
+        generated.prompt_tokens,
+        generated.ids.len(),
+        session.threads(),
+        if session.threads() == 1 { "" } else { "s" },
+        finish_name(generated.finish)
+    );
+    Ok(())
+}
+
+/// As JSON spells it.
+fn finish_name(finish: Finish) -> &'static str {
+    match finish {
+        Finish::Stop => "stop",
+        Finish::Length => "length",
+        Finish::Context => "context",
+        Finish::Cancelled => "cancelled",
+    }
+}
