@@ -121,7 +121,7 @@ impl Source {
     /// # Errors
     /// Whatever is wrong with either.
     pub fn open(path: &Path, tokenizer: Option<&Path>) -> Result<Self> {
-        Self::with_model(Model::open(path)?, tokenizer)
+        Self::with_model(Model::open(crate::runs::resolve(path)?)?, tokenizer)
     }
 
     /// The same for a model that is open.

@@ -25,7 +25,7 @@ impl Form {
     /// # Errors
     /// See [`Model::open`].
     pub fn open(path: &Path) -> Result<Self> {
-        Ok(Self { model: Model::open(path)? })
+        Ok(Self { model: Model::open(crate::runs::resolve(path)?)? })
     }
 
     /// Where it came from.

@@ -22,6 +22,8 @@ pub mod loss;
 #[cfg(feature = "train")]
 pub mod model;
 #[cfg(feature = "train")]
+pub mod omp;
+#[cfg(feature = "train")]
 pub mod optim;
 pub mod quantizing;
 pub mod runs;

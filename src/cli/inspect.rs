@@ -159,7 +159,7 @@ fn digest(ty: GgmlType, data: &[u8], elements: usize) -> Result<Option<String>> 
 }
 
 fn folder(path: &Path, args: &InspectArgs) -> Result<Shown> {
-    let model = Model::open(path)?;
+    let model = Model::open(crate::runs::resolve(path)?)?;
     let Some(file) = model.safetensors() else {
         return Err(Error::failed(format!("{}: expected safetensors", path.display())));
     };

@@ -194,6 +194,7 @@ knobs! {
 /// # Errors
 /// Anything from flags to a full disk; an interrupted run is one too, after its checkpoint is saved.
 pub(super) fn run(args: TrainArgs, as_json: bool) -> Result<()> {
+    crate::omp::restart_with_short_spins();
     let stage = stage::by_name(match args.stage {
         StageName::Pretrain => "pretrain",
         StageName::Sft => "sft",
@@ -206,6 +207,7 @@ pub(super) fn run(args: TrainArgs, as_json: bool) -> Result<()> {
         knobs = knobs.or(file);
     }
     let request = Request { stage, data: args.data, out: args.out, resume: args.resume, knobs };
+    crate::train::keep_memory();
     let outcome = request.train()?;
     if as_json {
         println!("{}", to_json(&outcome));

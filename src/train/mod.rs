@@ -6,7 +6,10 @@
 
 pub mod batches;
 pub mod log;
+mod memory;
 pub mod session;
+
+pub use memory::keep_memory;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
