@@ -39,6 +39,8 @@ pub struct Request {
     /// Nothing was asked for in particular: a Transformers folder in the model's own element type, and a
     /// GGUF of type q8_0.
     pub everything: bool,
+    /// A torch checkpoint under MiniMind's own names, in the model's own element type.
+    pub pth: bool,
     /// A Modelfile for Ollama beside the GGUFs.
     pub ollama: Option<Ollama>,
     /// A fallback is an error.
@@ -76,7 +78,7 @@ pub struct Report {
 pub struct Exported {
     /// The file.
     pub path: PathBuf,
-    /// `transformers`, `gguf` or `ollama`.
+    /// `transformers`, `gguf`, `pth`, `ollama` or `checkpoint`.
     pub format: &'static str,
     /// Element or file type, as on the command line.
     #[serde(rename = "type")]
@@ -318,8 +320,21 @@ pub fn export(request: &Request) -> Result<Report> {
         let of_file = |fallback| FileFallback { path: path.clone(), fallback };
         fallbacks.extend(written.fallbacks.into_iter().map(of_file));
     }
-    if !request.gguf.is_empty() {
+    if !request.gguf.is_empty() || request.pth {
         fs_err::create_dir_all(&out).map_err(|e| Error::io(&out, e))?;
+    }
+    if request.pth {
+        let begin = Instant::now();
+        let path = out.join(format!("{name}-{label}.pth"));
+        let dtype = source.model.dtype();
+        let bytes = mmx_converters::pth::write(&path, config, dtype, &mut |w| source.weight(w))?;
+        files.push(Exported {
+            path,
+            format: "pth",
+            ty: dtype_name(dtype).to_owned(),
+            bytes,
+            seconds: begin.elapsed().as_secs_f64(),
+        });
     }
     for (file_type, spec) in specs {
         let begin = Instant::now();

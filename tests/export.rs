@@ -160,32 +160,30 @@ fn every_family_is_exported_as_its_stock_class() {
 }
 
 #[test]
-fn import_brings_a_gguf_back_bit_for_bit() {
+fn import_brings_a_gguf_and_a_pth_back_bit_for_bit() {
     let dir = tempfile::tempdir().unwrap();
     let (model, tokenizer) = (shared("golden/minimind2-moe"), shared("golden"));
     let out = dir.path().join("out");
-    json(&[
-        "export",
-        text(&model),
-        "--tokenizer",
-        text(&tokenizer),
-        "--gguf",
-        "f32",
-        "--name",
-        "m",
-        "--out",
-        text(&out),
-    ]);
-    let entry = fs_err::read_dir(&out).unwrap().next().unwrap().unwrap();
-    let back = dir.path().join("back");
-    let report = json(&["import", text(&entry.path()), "--out", text(&back)]);
-    assert!(report["files"].as_array().unwrap().len() >= 5, "{report}");
-    let (before, after) = (Model::open(&model).unwrap(), Model::open(&back).unwrap());
-    for (a, b) in before.weights().iter().zip(after.weights()) {
-        assert_eq!(a.name, b.name);
-        assert!(before.weight(a).unwrap() == after.weight(b).unwrap(), "{}", a.name);
+    let base = ["export", text(&model), "--tokenizer", text(&tokenizer), "--name", "m", "--out"];
+    let report = json(&[&base[..], &[text(&out), "--gguf", "f32", "--pth"]].concat());
+    let before = Model::open(&model).unwrap();
+    let config = model.join("config.json");
+    for file in report["files"].as_array().unwrap() {
+        let (path, format) = (file["path"].as_str().unwrap(), file["format"].as_str().unwrap());
+        let back = dir.path().join(format);
+        let beside: &[&str] = match format {
+            "pth" => &["--config", text(&config), "--tokenizer", text(&tokenizer)],
+            _ => &[],
+        };
+        let report = json(&[&["import", path, "--out", text(&back)], beside].concat());
+        assert!(report["files"].as_array().unwrap().len() >= 5, "{report}");
+        let after = Model::open(&back).unwrap();
+        for (a, b) in before.weights().iter().zip(after.weights()) {
+            assert_eq!(a.name, b.name);
+            assert!(before.weight(a).unwrap() == after.weight(b).unwrap(), "{format} {}", a.name);
+        }
+        assert!(back.join("tokenizer.json").exists());
     }
-    assert!(back.join("tokenizer.json").exists());
 }
 
 #[test]

@@ -552,3 +552,26 @@ fn rejects_a_hostile_pth_and_one_without_dimensions() {
     assert!(error.to_string().contains("config.json"), "{error}");
     assert!(error.hint().unwrap().contains("--preset"));
 }
+
+#[test]
+fn checkpoint_to_pth_and_back_is_bit_for_bit() {
+    for name in GOLDEN {
+        let source = Model::open(shared(name)).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.pth");
+        let write = || {
+            let config = &source.config;
+            mmx_converters::pth::write(&path, config, Dtype::F32, &mut |w| source.weight(w))
+        };
+        let size = write().unwrap();
+        let bytes = fs_err::read(&path).unwrap();
+        assert_eq!(size, bytes.len() as u64);
+        write().unwrap();
+        assert!(bytes == fs_err::read(&path).unwrap(), "{name}: the same weights, the same bytes");
+        let back = Model::open_with(&path, Some(source.config.clone())).unwrap();
+        assert_eq!(digests(&back), digests(&source), "{name}");
+        // strict loading in the reference wants the tied head's name too
+        let file = back.pth().unwrap();
+        assert!(file.tensor("lm_head.weight").is_some());
+    }
+}

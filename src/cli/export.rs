@@ -34,8 +34,8 @@ impl From<FloatType> for Dtype {
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Files: OUT/hf-DTYPE/ (config.json, generation_config.json, model.safetensors, tokenizer files),
-OUT/NAME-SIZE-TYPE.gguf, OUT/Modelfile (for the first GGUF; Modelfile-TYPE for further ones). OUT is MODEL/export unless --out says otherwise. The same model gives the
-same bytes. Without --hf and --gguf: --hf in the model's own element type and --gguf q8_0.
+OUT/NAME-SIZE-TYPE.gguf, OUT/NAME-SIZE.pth, OUT/Modelfile (for the first GGUF; Modelfile-TYPE for further ones). OUT is MODEL/export unless --out says otherwise. The same model gives the
+same bytes. Without any target: --hf in the model's own element type and --gguf q8_0.
 
 Examples:
   mmx export runs/first --hf bf16 --gguf q8_0 --gguf q4_0
@@ -57,6 +57,9 @@ pub struct ExportArgs {
     /// A GGUF of this type (f32, f16, bf16, q8_0, q4_0, q4_k_m, ...); may be repeated
     #[arg(long, value_name = "TYPE")]
     gguf: Vec<FileType>,
+    /// Write a torch checkpoint under MiniMind's own names, in the model's own element type
+    #[arg(long)]
+    pth: bool,
     /// Write a Modelfile for Ollama beside the GGUFs (of type q8_0 if none is asked for)
     #[arg(long)]
     ollama: bool,
@@ -97,6 +100,7 @@ pub(super) fn run(args: ExportArgs, json: bool) -> Result<()> {
         hf: args.hf.into_iter().map(Dtype::from).collect(),
         gguf: args.gguf,
         everything: false,
+        pth: args.pth,
         ollama: args
             .ollama
             .then_some(export::Ollama { template: args.ollama_template, system: args.system }),
@@ -106,8 +110,10 @@ pub(super) fn run(args: ExportArgs, json: bool) -> Result<()> {
     };
     unique(&mut request.hf);
     unique(&mut request.gguf);
-    request.everything =
-        request.hf.is_empty() && request.gguf.is_empty() && request.ollama.is_none();
+    request.everything = !request.pth
+        && request.hf.is_empty()
+        && request.gguf.is_empty()
+        && request.ollama.is_none();
     let report = export::export(&request)?;
     report.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
     if json {

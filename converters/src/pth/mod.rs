@@ -4,14 +4,13 @@
 //! understands tensors and plain data and nothing else ([`pickle`]); nothing is ever run.
 //! Source: torch.serialization's zip format (torch 1.6 and later), the pickle protocol's documentation.
 
-#![warn(
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
-    clippy::cast_possible_truncation
-)]
+#![warn(clippy::indexing_slicing, clippy::cast_possible_truncation)]
 
 mod pickle;
+mod write;
 mod zip;
+
+pub use write::write;
 
 use std::borrow::Cow;
 use std::collections::HashMap;

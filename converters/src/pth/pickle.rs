@@ -4,6 +4,8 @@
 //! Every value lies in an arena and is named by its index, so shared and nested values cost nothing extra, and
 //! dropping them does not recurse.
 
+#![warn(clippy::arithmetic_side_effects)]
+
 use std::collections::HashMap;
 
 use crate::tensor::Dtype;

@@ -1,6 +1,8 @@
 //! The directory of a zip whose entries are stored uncompressed, as torch writes them (so that they can be
 //! mapped): names to byte ranges. Source: PKWARE's APPNOTE, sections 4.3 and 4.5.3 (zip64).
 
+#![warn(clippy::arithmetic_side_effects)]
+
 use std::collections::HashMap;
 use std::ops::Range;
 
