@@ -154,7 +154,12 @@ fn appear(staging: tempfile::TempDir, dir: &Path) -> Result<Vec<(PathBuf, u64)>>
             fs_err::rename(staging.path().join(name), dir.join(name)).map_err(io)?;
         }
     } else {
-        fs_err::rename(staging.keep(), dir).map_err(io)?;
+        let finished = staging.keep();
+        if let Err(refused) = fs_err::rename(&finished, dir) {
+            // the reason is what the user needs; what was staged is not left behind
+            let _ = fs_err::remove_dir_all(&finished);
+            return Err(io(refused));
+        }
     }
     Ok(files.into_iter().map(|(name, bytes)| (dir.join(name), bytes)).collect())
 }
