@@ -69,7 +69,7 @@ impl TrainConfig {
             warmup: 0,
             seed: 1337,
             shuffle: true,
-            pack: false,
+            pack: true,
             dtype: "f32".into(),
             system_ratio: 0.2,
             empty_think_ratio: 0.2,

@@ -193,3 +193,46 @@ fn a_run_without_an_optimizer_step_is_refused() {
     let said = refused.expect("8 micro-steps, accumulation 9").to_string();
     assert!(said.contains("expected at least one optimizer step, found none"), "{said}");
 }
+
+/// Samples that share rows: the same loss and gradient as with a row each, to 1e-5 (float32 sums in
+/// another order).
+#[test]
+fn packed_rows_have_the_loss_and_gradient_of_separate_ones() {
+    use mmx::data::{Batch, Dataset, SampleOptions};
+    use mmx::model::host_gradients;
+    use mmx::train::batches::{Batches, Ordered, Packed};
+    use mmx_converters::tokenizer::Tokenizer;
+
+    for (folder, kind, recipe) in
+        [("golden", "minimind2", Recipe::R2025), ("golden-2026", "minimind3", Recipe::R2026)]
+    {
+        let tokenizer = Tokenizer::open(shared(folder)).expect("a tokenizer");
+        let files = [shared(&format!("{folder}/sft.jsonl"))];
+        let stage = stage::by_name("sft").expect("a stage");
+        // long enough that several of the samples fit into one row
+        let options = SampleOptions::new(recipe, stage.kind(), 512);
+        let data = Dataset::load(&files, &tokenizer, &options).expect("golden data");
+        let all: Batch = Ordered::new(&data, &files, 1, false, data.len(), false).batch(0, 0);
+        let mut packed = Packed::new(&data, &files, 1, false, data.len());
+        assert_eq!(packed.micro_steps(0), 1);
+        let shared_rows = packed.batch(0, 0);
+        assert!(shared_rows.batch * 2 < all.batch, "{} rows of {}", shared_rows.batch, all.batch);
+        assert!(shared_rows.packed.iter().any(|row| row.len() > 2), "rows hold several samples");
+        assert_eq!(shared_rows.lines.len(), data.len(), "each sample once");
+        assert_eq!(shared_rows.trained_tokens(), all.trained_tokens());
+
+        let run = |batch: &Batch| {
+            let model = model(&format!("{folder}/{kind}"));
+            let loss = stage.loss(&model, batch).expect("a loss").total.expect("learned tokens");
+            (loss.double_value(&[]), host_gradients(&model, &loss).expect("gradients"))
+        };
+        let ((separate, gradients), (together, packed_gradients)) = (run(&all), run(&shared_rows));
+        assert!((together / separate - 1.0).abs() < 1e-5, "{folder}: {separate} {together}");
+        for (a, b) in gradients.iter().zip(&packed_gradients) {
+            let size = a.values.iter().map(|v| v * v).sum::<f32>().sqrt();
+            let off =
+                a.values.iter().zip(&b.values).map(|(x, y)| (x - y).powi(2)).sum::<f32>().sqrt();
+            assert!(off <= 1e-5 * size, "{folder}: {}: {off:e} of {size:e}", a.name);
+        }
+    }
+}

@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::model::{Model, device};
 use crate::runs;
 use crate::stage::{self, Stage};
-use crate::train::batches::{Batches, Ordered};
+use crate::train::batches::{Batches, Ordered, Packed};
 use crate::train::session::{self, Outcome, Session};
 use crate::train::{Position, Trainer};
 
@@ -148,7 +148,7 @@ knobs! {
     /// A new order each epoch; off: file order [default: on]
     #[arg(long, value_name = "on|off")]
     shuffle: Switch,
-    /// Samples share rows; off: one padded row each, as the reference [default: off]
+    /// Samples share rows; off: one padded row each, as the reference [default: on]
     #[arg(long, value_name = "on|off")]
     pack: Switch,
     /// 2026: share of chats without a system turn that get one [default: 0.2]
@@ -275,30 +275,21 @@ impl Request {
         let dataset = Dataset::load(&self.data, &tokenizer, &options)?;
         dataset.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
         let padded = self.stage.counts_padding(&model);
-        let ordered = |dataset, files: &[PathBuf], shuffle| {
-            Ordered::new(dataset, files, config.seed, shuffle, config.batch_size, padded)
-        };
-        let mut batches = ordered(&dataset, &self.data, config.shuffle);
+        let mut batches = batches_of(&config, &dataset, &self.data, config.shuffle, padded);
         let held_out = self.knobs.val.iter().cloned().collect::<Vec<_>>();
         let held_out_set = match held_out.is_empty() {
             true => None,
             false => Some(Dataset::load(&held_out, &tokenizer, &options)?),
         };
-        let mut held_out_batches = held_out_set.as_ref().map(|set| ordered(set, &held_out, false));
+        let mut held_out_batches =
+            held_out_set.as_ref().map(|set| batches_of(&config, set, &held_out, false, padded));
 
         if let Some(path) = &self.knobs.dump_batches {
-            // as the reference builds them: padded rows
-            let mut all = Ordered::new(
-                &dataset,
-                &self.data,
-                config.seed,
-                config.shuffle,
-                config.batch_size,
-                true,
-            );
-            session::dump_batches(path, &mut all, config.epochs)?;
+            // padded as the reference builds them, also where the model is spared the padding
+            let mut dumped = batches_of(&config, &dataset, &self.data, config.shuffle, true);
+            session::dump_batches(path, dumped.as_mut(), config.epochs)?;
         }
-        let mut trainer = Trainer::new(&model, self.stage.as_ref(), &config, &mut batches)?;
+        let mut trainer = Trainer::new(&model, self.stage.as_ref(), &config, batches.as_mut())?;
         if let Some((path, state)) = &resumed {
             checkpoint::restore(path, state, &mut trainer)?;
         }
@@ -314,7 +305,10 @@ impl Request {
             },
             save_every: self.knobs.save_every,
             trace: self.knobs.trace.as_deref(),
-            validation: held_out_batches.as_mut().map(|batches| batches as &mut dyn Batches),
+            validation: match &mut held_out_batches {
+                Some(batches) => Some(batches.as_mut()),
+                None => None,
+            },
         };
         session::run(&mut trainer, self.stage.as_ref(), &mut session, stop_flag()?)
     }
@@ -349,9 +343,7 @@ impl Request {
         set(&mut config.system_ratio, &knobs.system_ratio);
         set(&mut config.empty_think_ratio, &knobs.empty_think_ratio);
         config.max_steps = knobs.max_steps;
-        if knobs.pack == Some(Switch::On) {
-            return Err(Error::usage("--pack: expected off, found on (not yet there)"));
-        }
+        config.pack = knobs.pack != Some(Switch::Off);
         config.shuffle = knobs.shuffle != Some(Switch::Off);
         if let Some(tail) = knobs.accum_tail {
             config.step_at_epoch_end = tail == Switch::On;
@@ -478,6 +470,21 @@ impl Request {
             }
         };
         Ok((Model::random(&config, train.seed, device, compute)?, Generation::default()))
+    }
+}
+
+/// The batches of a data set; `padded` is for samples with rows of their own.
+fn batches_of<'d>(
+    config: &TrainConfig,
+    dataset: &'d Dataset,
+    files: &[PathBuf],
+    shuffle: bool,
+    padded: bool,
+) -> Box<dyn Batches + 'd> {
+    let (seed, size) = (config.seed, config.batch_size);
+    match config.pack {
+        true => Box::new(Packed::new(dataset, files, seed, shuffle, size)),
+        false => Box::new(Ordered::new(dataset, files, seed, shuffle, size, padded)),
     }
 }
 

@@ -15,8 +15,11 @@ pub struct Batch {
     pub batch: usize,
     /// Positions of a row.
     pub seq: usize,
-    /// Where each row comes from: (file's index, line).
+    /// Where each sample comes from: (file's index, line).
     pub lines: Vec<(u32, u32)>,
+    /// Of packed batches, per row the positions of each sample in it, in order; what they leave of a row
+    /// is padding. Empty: one sample per row.
+    pub packed: Vec<Vec<usize>>,
 }
 
 impl Batch {

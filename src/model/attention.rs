@@ -42,8 +42,14 @@ impl Attention {
         })
     }
 
-    /// `[batch, seq, hidden]` to the same.
-    pub(super) fn forward(&self, x: &Tensor, rope: &Tables) -> Torch<Tensor> {
+    /// `[batch, seq, hidden]` to the same. `parts` are the lengths of the samples that share rows, and of
+    /// the padding after them, over all `batch * seq` positions; none where each row is one sample.
+    pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        rope: &Tables,
+        parts: Option<&[i64]>,
+    ) -> Torch<Tensor> {
         let (batch, seq, _) = x.size3()?;
         let compute = x.kind();
         // [batch, seq, hidden] -> [batch, seq, heads, head_dim]
@@ -54,38 +60,58 @@ impl Attention {
             query = query_norm.forward(&query, compute)?;
             key = key_norm.forward(&key, compute)?;
         }
-        // [batch, seq, heads, head_dim] -> [batch, heads, seq, head_dim]
-        let query = rope.rotate(&query)?.f_transpose(1, 2)?;
+        let query = rope.rotate(&query)?;
         let key = self.repeated(&rope.rotate(&key)?)?;
         let value = self.repeated(&value)?;
-        let mixed = Tensor::f_scaled_dot_product_attention(
-            &query,
-            &key,
-            &value,
-            None::<Tensor>,
-            0.0,
-            true, // causal
-            None, // scale 1 / sqrt(head_dim)
-            false,
-        )?;
-        // [batch, heads, seq, head_dim] -> [batch, seq, heads * head_dim]
-        let mixed = mixed.f_transpose(1, 2)?.f_reshape([batch, seq, self.heads * self.head_dim])?;
-        self.output.forward(&mixed)
+        let mixed = match parts {
+            None => causal(&query, &key, &value)?,
+            Some(parts) => {
+                // each sample by itself: no position sees another sample, and no work is done for it.
+                // One split each way: the gradient of a slice would be as large as the whole.
+                let split = |t: &Tensor| {
+                    t.f_view([batch * seq, self.heads, self.head_dim])?.f_split_with_sizes(parts, 0)
+                };
+                let (query, key, value) = (split(&query)?, split(&key)?, split(&value)?);
+                let samples = query.iter().zip(&key).zip(&value).map(|((query, key), value)| {
+                    let one = |t: &Tensor| t.f_unsqueeze(0);
+                    causal(&one(query)?, &one(key)?, &one(value)?)?.f_squeeze_dim(0)
+                });
+                Tensor::f_cat(&samples.collect::<Torch<Vec<_>>>()?, 0)?
+            }
+        };
+        // [.., heads, head_dim] -> [batch, seq, heads * head_dim]
+        self.output.forward(&mixed.f_reshape([batch, seq, self.heads * self.head_dim])?)
     }
 
     /// Each key or value head for the query heads that share it:
-    /// `[batch, seq, kv_heads, head_dim]` to `[batch, heads, seq, head_dim]`.
+    /// `[batch, seq, kv_heads, head_dim]` to `[batch, seq, heads, head_dim]`.
     ///
     /// libtorch's own grouped attention on CPU falls back to its slow path when gradients are wanted.
     fn repeated(&self, x: &Tensor) -> Torch<Tensor> {
         let (batch, seq, kv_heads, head_dim) = x.size4()?;
         let group = self.heads / kv_heads;
         if group == 1 {
-            return x.f_transpose(1, 2);
+            return Ok(x.shallow_clone());
         }
         x.f_unsqueeze(3)?
             .f_expand([batch, seq, kv_heads, group, head_dim], false)?
-            .f_reshape([batch, seq, self.heads, head_dim])?
-            .f_transpose(1, 2)
+            .f_reshape([batch, seq, self.heads, head_dim])
     }
+}
+
+/// Causal attention: `[batch, seq, heads, head_dim]` thrice to the same.
+fn causal(query: &Tensor, key: &Tensor, value: &Tensor) -> Torch<Tensor> {
+    // [batch, seq, heads, head_dim] -> [batch, heads, seq, head_dim]
+    let turned = |t: &Tensor| t.f_transpose(1, 2);
+    Tensor::f_scaled_dot_product_attention(
+        &turned(query)?,
+        &turned(key)?,
+        &turned(value)?,
+        None::<Tensor>,
+        0.0,
+        true, // causal
+        None, // scale 1 / sqrt(head_dim)
+        false,
+    )?
+    .f_transpose(1, 2)
 }

@@ -322,18 +322,40 @@ impl Model {
     /// # Errors
     /// libtorch's: an id beyond the vocabulary, memory.
     pub fn hidden(&self, ids: &Tensor, train: bool) -> Result<Hidden> {
-        self.forward_hidden(ids, train).map_err(|e| Error::torch("forward pass", &e))
+        self.forward_hidden(ids, &[], train).map_err(|e| Error::torch("forward pass", &e))
     }
 
-    fn forward_hidden(&self, ids: &Tensor, train: bool) -> Torch<Hidden> {
+    /// The same where samples share rows: `packed[row]` are the positions of each sample in it, in order;
+    /// what they leave of a row is padding. No position sees another sample, and each sample's rotary
+    /// positions begin at 0. Of the balancing losses, the one per sequence is per row then.
+    ///
+    /// # Errors
+    /// libtorch's, as [`Model::hidden`]; samples that do not fit their row.
+    pub fn hidden_packed(
+        &self,
+        ids: &Tensor,
+        packed: &[Vec<usize>],
+        train: bool,
+    ) -> Result<Hidden> {
+        self.forward_hidden(ids, packed, train).map_err(|e| Error::torch("forward pass", &e))
+    }
+
+    fn forward_hidden(&self, ids: &Tensor, packed: &[Vec<usize>], train: bool) -> Torch<Hidden> {
         let (batch, seq) = ids.size2()?;
-        let rope = self.rope.tables(seq)?;
+        let (rope, parts) = if packed.is_empty() {
+            (self.rope.tables(seq)?, None)
+        } else {
+            let parts = parts(packed, seq as usize);
+            let positions: Vec<i64> = parts.iter().flat_map(|&length| 0..length).collect();
+            let positions = Tensor::f_from_slice(&positions)?.f_view([batch, seq])?;
+            (self.rope.tables_at(&positions.f_to_device(self.device)?, seq)?, Some(parts))
+        };
         // [batch, seq] -> [batch, seq, hidden], float32: the residual stream
         let mut x = Tensor::f_embedding(&self.embedding, ids, -1, false, false)?;
         let mut aux: Option<Tensor> = None;
         for layer in &self.layers {
             let normed = layer.input_norm.forward(&x, self.compute)?;
-            x = x.f_add(&layer.attention.forward(&normed, &rope)?)?;
+            x = x.f_add(&layer.attention.forward(&normed, &rope, parts.as_deref())?)?;
             let normed = layer.post_attention_norm.forward(&x, self.compute)?;
             let (out, layer_aux) = layer.feed_forward.forward(&normed, train)?;
             x = x.f_add(&out)?;
@@ -413,6 +435,17 @@ impl Model {
     }
 }
 
+/// Lengths of samples and of the padding after them, row after row.
+fn parts(packed: &[Vec<usize>], seq: usize) -> Vec<i64> {
+    let mut parts = Vec::new();
+    for row in packed {
+        parts.extend(row.iter().filter(|&&n| n > 0).map(|&n| n as i64));
+        let rest = seq.saturating_sub(row.iter().sum());
+        parts.extend((rest > 0).then_some(rest as i64));
+    }
+    parts
+}
+
 /// A float32 leaf on `device` from little-endian bytes of `dtype` in the row's shape.
 fn variable(row: &Weight, dtype: Dtype, data: &[u8], device: Device) -> Result<Variable> {
     let kind = match dtype {
@@ -429,6 +462,28 @@ fn variable(row: &Weight, dtype: Dtype, data: &[u8], device: Device) -> Result<V
     };
     let tensor = build().map_err(|e| Error::torch(format!("loading {}", row.name), &e))?;
     Ok(Variable { name: row.name.clone(), tensor })
+}
+
+/// The gradient of a scalar with respect to every weight, on the host, in the table's order; zeros where
+/// the loss does not depend on the weight. For tests and diagnoses: training keeps gradients on the device.
+///
+/// # Errors
+/// libtorch's.
+pub fn host_gradients(model: &Model, loss: &Tensor) -> Result<Vec<HostTensor>> {
+    let leaves: Vec<&Tensor> = model.variables.iter().map(|v| &v.tensor).collect();
+    let read = || -> Torch<Vec<HostTensor>> {
+        let gradients = Tensor::f_run_backward(&[loss], &leaves, true, false)?;
+        let host = model.variables.iter().zip(gradients).map(|(variable, gradient)| {
+            let shape = variable.tensor.size().iter().map(|&n| n as usize).collect();
+            let values = match gradient.defined() {
+                true => host_f32(&gradient)?,
+                false => vec![0.0; variable.tensor.numel()],
+            };
+            Ok(HostTensor { name: variable.name.clone(), shape, values })
+        });
+        host.collect()
+    };
+    read().map_err(|e| Error::torch("gradients", &e))
 }
 
 /// A tensor's elements as float32 on the host, row-major.

@@ -17,7 +17,8 @@ pub(super) struct Rope {
     cached: RefCell<Option<(Tensor, Tensor)>>,
 }
 
-/// Cosine and sine of each position of a batch, float32 `[seq, 1, head_dim / 2]`.
+/// Cosine and sine of each position of a batch, float32 `[seq, 1, head_dim / 2]`, or
+/// `[batch, seq, 1, head_dim / 2]` where rows have positions of their own.
 pub(super) struct Tables {
     cos: Tensor,
     sin: Tensor,
@@ -50,6 +51,17 @@ impl Rope {
         })
     }
 
+    /// Tables for `positions [batch, seq]`, int64, all below `length`.
+    pub(super) fn tables_at(&self, positions: &Tensor, length: i64) -> Torch<Tables> {
+        let all = self.tables(length)?;
+        let (batch, seq) = positions.size2()?;
+        let flat = positions.f_reshape([-1])?;
+        let at = |table: &Tensor| {
+            table.f_index_select(0, &flat)?.f_view([batch, seq, 1, table.size()[2]])
+        };
+        Ok(Tables { cos: at(&all.cos)?, sin: at(&all.sin)? })
+    }
+
     /// Angles in float64: a float32 product is off by 1e-4 at position 2000 already.
     fn compute(&self, positions: i64) -> Torch<(Tensor, Tensor)> {
         let half = self.inverse_frequencies.len() as i64;
@@ -71,7 +83,7 @@ impl Tables {
     /// Rotates `[batch, seq, heads, head_dim]`: the first half of a head is paired with the second.
     /// Computed in float32, given back in the type that came.
     pub(super) fn rotate(&self, x: &Tensor) -> Torch<Tensor> {
-        let half = self.cos.size()[2];
+        let half = self.cos.size().last().copied().unwrap_or_default();
         let first = x.f_narrow(-1, 0, half)?;
         let second = x.f_narrow(-1, half, half)?;
         let rotated = Tensor::f_cat(

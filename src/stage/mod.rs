@@ -140,7 +140,7 @@ fn language_model_loss(model: &Model, batch: &Batch) -> Result<Loss> {
     let Some(targets) = Targets::new(batch, model.device(), None)? else {
         return Ok(Loss::nothing());
     };
-    let hidden = model.hidden(&inputs(model, batch)?, true)?;
+    let hidden = model.hidden_packed(&inputs(model, batch)?, &batch.packed, true)?;
     let ce = loss::cross_entropy(model, &hidden.hidden, &targets)?;
     let (total, aux) = match hidden.aux {
         Some(aux) => {

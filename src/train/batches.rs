@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::data::{Batch, Dataset};
+use crate::data::{self, Batch, Dataset};
 
 /// A source of batches.
 pub trait Batches {
@@ -14,6 +14,74 @@ pub trait Batches {
 
     /// The name of a file that [`Batch::lines`] speaks of.
     fn file(&self, index: u32) -> String;
+}
+
+/// A data set whose samples share rows, `batch_size` rows at a time.
+#[derive(Debug)]
+pub struct Packed<'a> {
+    ordered: Ordered<'a>,
+    /// The rows of the epoch last asked for.
+    rows: Option<(usize, Vec<Vec<u32>>)>,
+}
+
+impl<'a> Packed<'a> {
+    /// See [`Ordered::new`]; rows are as long as the batch's longest.
+    pub fn new(
+        dataset: &'a Dataset,
+        files: &[PathBuf],
+        seed: u64,
+        shuffle: bool,
+        batch_size: usize,
+    ) -> Self {
+        Self { ordered: Ordered::new(dataset, files, seed, shuffle, batch_size, false), rows: None }
+    }
+
+    fn rows(&mut self, epoch: usize) -> &[Vec<u32>] {
+        let Ordered { dataset, seed, shuffle, .. } = self.ordered;
+        if self.rows.as_ref().is_none_or(|(cached, _)| *cached != epoch) {
+            self.rows = None;
+        }
+        let rows = || dataset.pack(&dataset.order(seed, epoch as u64, shuffle));
+        &self.rows.get_or_insert_with(|| (epoch, rows())).1
+    }
+}
+
+impl Batches for Packed<'_> {
+    fn micro_steps(&mut self, epoch: usize) -> usize {
+        let batch_size = self.ordered.batch_size;
+        self.rows(epoch).len().div_ceil(batch_size)
+    }
+
+    fn batch(&mut self, epoch: usize, index: usize) -> Batch {
+        let (dataset, batch_size) = (self.ordered.dataset, self.ordered.batch_size);
+        let rows = self.rows(epoch);
+        let start = (index * batch_size).min(rows.len());
+        let end = (start + batch_size).min(rows.len());
+        shared_rows(dataset.packed_batch(&rows[start..end]))
+    }
+
+    fn file(&self, index: u32) -> String {
+        self.ordered.file(index)
+    }
+}
+
+/// The batch of packed rows with the lengths of the samples in each, cut to the longest row.
+fn shared_rows(packed: data::Packed) -> Batch {
+    let data::Packed { mut batch, segments, .. } = packed;
+    let old = batch.seq;
+    let lengths = |row: &[i64]| -> Vec<usize> {
+        let samples = row.chunk_by(|a, b| a == b).filter(|sample| sample.first() != Some(&0));
+        samples.map(<[i64]>::len).collect()
+    };
+    batch.packed = segments.chunks(old.max(1)).map(lengths).collect();
+    batch.seq = batch.packed.iter().map(|row| row.iter().sum()).max().unwrap_or(old);
+    fn cut<T: Copy>(values: &[T], old: usize, new: usize) -> Vec<T> {
+        values.chunks(old.max(1)).flat_map(|row| &row[..new.min(row.len())]).copied().collect()
+    }
+    batch.x = cut(&batch.x, old, batch.seq);
+    batch.y = cut(&batch.y, old, batch.seq);
+    batch.mask = cut(&batch.mask, old, batch.seq);
+    batch
 }
 
 /// A data set in the order of each epoch, `batch_size` samples at a time; the last batch of an epoch

@@ -8,7 +8,7 @@ pub fn keep_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: mallopt sets two integers of the allocator under its own lock; any value is allowed.
     unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 30);
+        libc::mallopt(libc::M_MMAP_MAX, 0); // the threshold for mmap cannot be above 32 MiB
         libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
     }
 }

@@ -66,7 +66,15 @@ impl Recorded {
                 break;
             };
             let lines = (0..shape[0]).map(|row| (0, (i * shape[0] + row + 1) as u32)).collect();
-            batches.push(Batch { x, y, mask, batch: shape[0], seq: shape[1], lines });
+            batches.push(Batch {
+                x,
+                y,
+                mask,
+                batch: shape[0],
+                seq: shape[1],
+                lines,
+                ..Batch::default()
+            });
         }
         assert!(!batches.is_empty(), "{}: no batches", path.display());
         Self { batches }
