@@ -18,6 +18,7 @@ mod decoder;
 pub mod generate;
 mod kv_cache;
 mod model;
+mod pace;
 pub mod sampler;
 mod session;
 mod weights;

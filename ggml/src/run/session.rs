@@ -1,11 +1,14 @@
 //! One text being read and written: keys and values of its past, graphs, threads.
 
+use std::time::Instant;
+
 use half::f16;
 use mmx_converters::gguf::GgmlType;
 
 use super::decoder::{Batch, Graph};
 use super::kv_cache::{CELLS, KvCache};
 use super::model::Model;
+use super::pace::{Pace, free_threads};
 use crate::backend::Pool;
 use crate::error::{Error, Result};
 
@@ -51,7 +54,9 @@ pub struct Session {
     // graphs refer to cache and weights: dropped before them
     decode: Option<Graph>,
     prefill: Option<Graph>,
-    pool: Pool,
+    one: Pool,
+    /// More threads than one, and when to use them; nothing where one is all there may be.
+    many: Option<(Pool, Pace)>,
     cache: KvCache,
     model: Model,
     n_ctx: usize,
@@ -83,10 +88,15 @@ impl Session {
             KvType::F32 => GgmlType::F32,
             KvType::F16 => GgmlType::F16,
         };
+        let many = match threads {
+            1 => None,
+            _ => Some((Pool::new(threads)?, Pace::new())),
+        };
         Ok(Self {
             decode: None,
             prefill: None,
-            pool: Pool::new(threads)?,
+            one: Pool::new(1)?,
+            many,
             cache: KvCache::new(config, n_ctx, ty)?,
             model: model.clone(),
             n_ctx,
@@ -110,9 +120,9 @@ impl Session {
         self.n_ctx
     }
 
-    /// Threads that compute.
+    /// Threads that compute at most; fewer do while other processes keep the cores busy.
     pub fn threads(&self) -> usize {
-        self.pool.threads()
+        self.many.as_ref().map_or(1, |(pool, _)| pool.threads())
     }
 
     /// Forgets everything from position `length` on; what is before stays computed.
@@ -208,7 +218,19 @@ impl Session {
             seen.fill(f16::ZERO);
             hidden.fill(f16::NEG_INFINITY);
         }
-        plan.compute(&mut self.pool)?;
+        match &mut self.many {
+            None => plan.compute(&mut self.one)?,
+            Some((pool, pace)) if ids.len() == 1 => {
+                let start = Instant::now();
+                plan.compute(if pace.all_threads() { pool } else { &mut self.one })?;
+                pace.record(start.elapsed().as_secs_f64());
+            }
+            Some((pool, _)) => {
+                // a long step: it is worth a look at how busy the cores are
+                let free = free_threads(pool.threads()) == pool.threads();
+                plan.compute(if free { pool } else { &mut self.one })?;
+            }
+        }
         self.logits.clear();
         self.logits.extend_from_slice(plan.data_mut::<f32>(graph.logits));
         self.n_past += ids.len();

@@ -1,0 +1,149 @@
+//! How many threads compute the next step: all of them, or one where the cores are busy with other work.
+//!
+//! ggml's threads wait for each other at every operation of a graph. Where another process holds a core,
+//! a thread that lost it keeps all others spinning until it gets it back, and a step of under a
+//! millisecond takes several (measured with llama.cpp: two threads fell from 2300 to 86 tokens/s, where
+//! one thread does 1481). So single-thread steps are the measure: steps with all threads that take
+//! longer send the session back to one thread, for longer each time it happens.
+
+/// Steps on one thread before all threads are tried for the first time: enough for a measure.
+const FIRST: u32 = 2;
+/// Steps on one thread after a bad try: one lost time slice of some milliseconds must cost little
+/// against them.
+const HOLD: u32 = 32;
+/// The longest stay on one thread, steps.
+const LONGEST: u32 = 2048;
+/// Good steps in a row that make earlier bad tries forgotten.
+const FORGET: u32 = 256;
+/// Weight of the newest step in the running means.
+const NEWEST: f64 = 0.25;
+/// A step this many times longer than one thread's ends the use of all threads at once.
+const STALL: f64 = 4.0;
+
+/// Decides for steps of one kind (one token each).
+#[derive(Clone, Debug)]
+pub(super) struct Pace {
+    /// Running mean of a step on one thread, seconds.
+    alone: Option<f64>,
+    /// Running mean of a step on all threads since they are in use.
+    together: Option<f64>,
+    /// Steps on one thread that are left.
+    left: u32,
+    /// The next stay on one thread.
+    hold: u32,
+    /// Good steps on all threads in a row.
+    good: u32,
+}
+
+impl Pace {
+    pub(super) fn new() -> Self {
+        Self { alone: None, together: None, left: FIRST, hold: HOLD, good: 0 }
+    }
+
+    /// Whether the next step is to use all threads.
+    pub(super) fn all_threads(&self) -> bool {
+        self.left == 0
+    }
+
+    /// What a step took that was computed as [`Pace::all_threads`] said.
+    pub(super) fn record(&mut self, seconds: f64) {
+        let mean = |old: Option<f64>| {
+            Some(old.map_or(seconds, |old| old * (1.0 - NEWEST) + seconds * NEWEST))
+        };
+        if self.left > 0 {
+            // the first step warms caches up: the faster of the two is nearer to the truth
+            self.alone = match (self.left, self.alone) {
+                (1, Some(first)) if self.hold == HOLD => Some(first.min(seconds)),
+                (_, old) => mean(old),
+            };
+            self.left -= 1;
+            return;
+        }
+        self.together = mean(self.together);
+        let (Some(alone), Some(together)) = (self.alone, self.together) else { return };
+        if together > alone || seconds > STALL * alone {
+            self.left = self.hold;
+            self.hold = (self.hold * 2).min(LONGEST);
+            (self.together, self.good) = (None, 0);
+        } else {
+            self.good += 1;
+            if self.good >= FORGET {
+                self.hold = HOLD;
+            }
+        }
+    }
+}
+
+/// Threads of at most `threads` that find a core free at this moment, at least one. Where the system does
+/// not tell (it does on Linux), all.
+pub(super) fn free_threads(threads: usize) -> usize {
+    let cores = std::thread::available_parallelism().map_or(threads, usize::from);
+    let others = fs_err::read_to_string("/proc/loadavg").ok().and_then(|text| running(&text));
+    match others {
+        Some(others) => cores.saturating_sub(others).clamp(1, threads),
+        None => threads,
+    }
+}
+
+/// Threads other than this one that run or want to: the fourth field of /proc/loadavg is `running/all`.
+fn running(loadavg: &str) -> Option<usize> {
+    let counts = loadavg.split_whitespace().nth(3)?;
+    Some(counts.split('/').next()?.parse::<usize>().ok()?.saturating_sub(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Time of `steps` steps, and how many used all threads, when one thread takes 1 and all take `all(i)`.
+    fn simulate(pace: &mut Pace, steps: usize, all: impl Fn(usize) -> f64) -> (f64, usize) {
+        let (mut time, mut together) = (0.0, 0);
+        for step in 0..steps {
+            let seconds = if pace.all_threads() { all(step) } else { 1.0 };
+            together += usize::from(pace.all_threads());
+            pace.record(seconds);
+            time += seconds;
+        }
+        (time, together)
+    }
+
+    #[test]
+    fn free_cores_are_used() {
+        let (time, together) = simulate(&mut Pace::new(), 128, |_| 0.6);
+        assert_eq!(together, 126);
+        assert!(time < 128.0 * 0.62);
+    }
+
+    #[test]
+    fn busy_cores_cost_less_than_half() {
+        // a step that loses its core waits for a time slice, ten single-thread steps long
+        for steps in [128, 1024] {
+            let (time, together) = simulate(&mut Pace::new(), steps, |_| 10.0);
+            assert!(time < 1.5 * steps as f64, "{steps} steps took {time}");
+            assert!(together <= 8);
+        }
+    }
+
+    #[test]
+    fn threads_come_back_when_the_cores_are_free_again() {
+        let mut pace = Pace::new();
+        simulate(&mut pace, 300, |_| 10.0);
+        let (_, together) = simulate(&mut pace, 2000, |_| 0.6);
+        assert!(together > 1500, "{together}");
+    }
+
+    #[test]
+    fn a_slow_second_thread_is_not_used() {
+        // no stall, but no gain either
+        let (time, _) = simulate(&mut Pace::new(), 512, |_| 1.3);
+        assert!(time < 512.0 * 1.02, "{time}");
+    }
+
+    #[test]
+    fn reads_how_many_threads_run() {
+        assert_eq!(running("8.44 8.19 6.35 3/412 9123\n"), Some(2));
+        assert_eq!(running("0.00 0.00 0.00 1/80 5"), Some(0));
+        assert_eq!(running("nonsense"), None);
+        assert!((1..=4).contains(&free_threads(4)));
+    }
+}
