@@ -1,5 +1,6 @@
 //! A safe wrapper of ggml, llama.cpp as a judge, and the runner of mmx on top of it.
 
+mod attention;
 mod backend;
 pub mod context;
 pub mod error;
@@ -7,6 +8,7 @@ pub mod file_type;
 pub mod graph;
 pub mod llama;
 mod log;
+mod packed;
 pub mod quantize;
 pub mod random;
 mod rng;

@@ -5,9 +5,10 @@ mod common;
 
 use common::{GOLDEN, argmax, assert_close, forward, gguf, gguf_bytes, shared, yarn};
 use mmx_converters::Model as Source;
-use mmx_converters::arch::RopeScaling;
+use mmx_converters::arch::{RopeScaling, presets};
 use mmx_ggml::FileType;
 use mmx_ggml::llama::LlamaModel;
+use mmx_ggml::random::write_random_gguf;
 use mmx_ggml::run::{KvType, LoadOptions, Model, Session, SessionOptions};
 
 /// float32 sums in another order: EXPORT_FACTS measured up to 1.3e-5 for llama.cpp.
@@ -186,4 +187,41 @@ fn lists_every_tensor_that_does_not_fit() {
     assert!(message.starts_with("patched.gguf"), "{message}");
     assert!(message.contains("9 missing: blk.2.attn_norm.weight"), "{message}");
     assert!(message.contains("expected shape [96, 64], found [192, 64]"), "{message}");
+}
+
+/// A head width that our own attention is not compiled for, rows that our own kernel cannot take, and
+/// several threads: ggml's operations, against llama.cpp.
+#[test]
+fn odd_widths_and_threads_agree_with_llama_cpp() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("odd.gguf");
+    for (preset, head_dim, file) in [
+        ("minimind2", 24, FileType::F32),
+        ("minimind3", 24, FileType::F16),
+        ("minimind2-moe", 40, FileType::F32),
+        ("minimind3-moe", 32, FileType::F32),
+    ] {
+        let mut config = presets::preset(preset).unwrap();
+        (config.vocab_size, config.num_hidden_layers, config.head_dim) = (100, 3, head_dim);
+        config.hidden_size = head_dim * config.num_attention_heads;
+        config.intermediate_size = 96;
+        if let Some(moe) = &mut config.moe {
+            moe.intermediate_size = 96;
+        }
+        write_random_gguf(&path, &config, file, 3).unwrap();
+        let ids: Vec<u32> = (0..70).map(|i| i * 37 % 100).collect();
+        let judge = LlamaModel::open(&path).unwrap().logits(&ids, 1).unwrap();
+        let model = Model::load(&path, LoadOptions::default()).unwrap();
+        for threads in [1, 3] {
+            let options = SessionOptions { threads: Some(threads), ..exact() };
+            let mut session = Session::new(&model, options).unwrap();
+            let mut logits = session.logits_all(&ids[..20]).unwrap();
+            for &id in &ids[20..] {
+                logits.extend_from_slice(session.decode(id).unwrap());
+            }
+            // float16 weights: ggml rounds activations to float16 too, in both engines
+            let limit = if file == FileType::F32 { LIMIT } else { 1e-3 };
+            assert_close(&logits, &judge, 100, limit, &format!("{preset}, {threads} threads"));
+        }
+    }
 }

@@ -7,7 +7,8 @@ use mmx_converters::arch::{Config, Moe, rope};
 use mmx_converters::gguf::GgmlType;
 
 use super::kv_cache::KvCache;
-use super::weights::{Ffn, Fused, Layer, Weights};
+use super::weights::{Ffn, Fused, Layer, Matrix, Weights};
+use crate::attention;
 use crate::backend::{Nodes, Plan, Slot};
 use crate::context::Context;
 use crate::error::Result;
@@ -19,10 +20,19 @@ use crate::tensor::Tensor;
 pub(super) struct Batch {
     /// Tokens.
     pub(super) tokens: usize,
-    /// Cells of the cache that may be looked at, those of the batch included.
+    /// Cells of the cache that may be looked at, those of the batch included; 0 where the graph does not
+    /// depend on them (see [`Batch::new`]).
     pub(super) past: usize,
     /// Logits of every token instead of the last one's.
     pub(super) all_logits: bool,
+}
+
+impl Batch {
+    /// `tokens` tokens after which `past` cells are in use.
+    pub(super) fn new(config: &Config, tokens: usize, past: usize, all_logits: bool) -> Self {
+        let past = if attention::is_available(config.head_dim) { 0 } else { past };
+        Self { tokens, past, all_logits: all_logits && tokens > 1 }
+    }
 }
 
 /// A graph with its inputs and its output.
@@ -36,8 +46,8 @@ pub(super) struct Graph {
     pub(super) positions: Slot,
     /// i64 `[n]`: cells to write
     pub(super) cells: Slot,
-    /// float16 `[n, past]`: 0 where a token may look, else minus infinity
-    pub(super) mask: Slot,
+    /// float16 `[n, past]`: 0 where a token may look, else minus infinity; nothing where it is not needed
+    pub(super) mask: Option<Slot>,
     /// float32 `[n or 1, vocab]`
     pub(super) logits: Slot,
 }
@@ -58,9 +68,12 @@ impl Graph {
         let ids = nodes.input(GgmlType::I32, &[n])?;
         let positions = nodes.input(GgmlType::I32, &[n])?;
         let cells = nodes.input(GgmlType::I64, &[n])?;
-        let mask = nodes.input(GgmlType::F16, &[n, batch.past])?;
-        let [ids_slot, positions_slot, cells_slot, mask_slot] =
-            [ids, positions, cells, mask].map(Slot::of);
+        let mask = match batch.past {
+            0 => None,
+            past => Some(nodes.input(GgmlType::F16, &[n, past])?),
+        };
+        let [ids_slot, positions_slot, cells_slot] = [ids, positions, cells].map(Slot::of);
+        let mask_slot = mask.map(Slot::of);
         let context = nodes.context;
         let rope = rope_of(config);
         let decoder =
@@ -113,7 +126,8 @@ struct Decoder<'c> {
     nodes: Nodes<'c>,
     positions: Tensor<'c>,
     cells: Tensor<'c>,
-    mask: Tensor<'c>,
+    /// Nothing where our own attention is used, which needs none.
+    mask: Option<Tensor<'c>>,
     rope: Rope,
 }
 
@@ -133,16 +147,16 @@ impl<'c> Decoder<'c> {
                 attended = c.rows(attended, last, 1)?;
                 x = c.rows(x, last, 1)?;
             }
-            x = c.add(c.mul_mat(w.get(layer.attn_output)?, attended)?, x)?;
+            x = c.add(self.product(&layer.attn_output, attended)?, x)?;
             let normed = c.rms_norm(x, w.get(layer.ffn_norm)?, self.eps())?;
             x = c.add(self.feed_forward(normed, layer)?, x)?;
         }
         let normed = c.rms_norm(x, w.get(w.output_norm)?, self.eps())?;
-        c.mul_mat(w.get(w.output)?, normed) // [n, hidden] -> [n, vocab]
+        self.product(&w.output, normed) // [n, hidden] -> [n, vocab]
     }
 
     /// Attention without its output projection: `[n, hidden] -> [n, heads * head_dim]`.
-    fn attention(&self, x: Tensor<'c>, index: usize, layer: &Layer) -> Result<Tensor<'c>> {
+    fn attention(&self, x: Tensor<'c>, index: usize, layer: &'c Layer) -> Result<Tensor<'c>> {
         let (c, w, config) = (self.context, self.weights, self.config);
         let (n, head_dim) = (self.batch.tokens, config.head_dim);
         let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
@@ -169,8 +183,12 @@ impl<'c> Decoder<'c> {
         let (product, first, rows) = layer.qkv.outputs[2];
         let v = c.columns(products[product], first, 1, rows)?; // [n, 1, kv_heads * head_dim]
         let v = c.middle(v, 0)?; // [n, kv_heads * head_dim]
-        self.nodes.compute(c.set_rows(keys, k, self.cells)?);
-        self.nodes.compute(c.set_rows(values, v, self.cells)?);
+        let written = (c.set_rows(keys, k, self.cells)?, c.set_rows(values, v, self.cells)?);
+        self.nodes.compute(written.0);
+        self.nodes.compute(written.1);
+        let Some(mask) = self.mask else {
+            return c.cached_attention(q, written.0, written.1, self.positions);
+        };
 
         // [past, kv_heads * head_dim] -> [kv_heads, past, head_dim]
         let seen = |cache: Tensor<'c>| {
@@ -179,15 +197,15 @@ impl<'c> Decoder<'c> {
         };
         let q = c.swap_outer(q)?; // [n, heads, head_dim] -> [heads, n, head_dim]
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let attended = c.attention(q, seen(keys)?, seen(values)?, self.mask, scale)?;
+        let attended = c.attention(q, seen(keys)?, seen(values)?, mask, scale)?;
         c.reshape(attended, &[n, heads * head_dim])
     }
 
-    fn feed_forward(&self, x: Tensor<'c>, layer: &Layer) -> Result<Tensor<'c>> {
-        let (Some(moe), Some(router)) = (&self.config.moe, layer.router) else {
+    fn feed_forward(&self, x: Tensor<'c>, layer: &'c Layer) -> Result<Tensor<'c>> {
+        let (Some(moe), Some(router)) = (&self.config.moe, &layer.router) else {
             return self.dense(x, &layer.ffn);
         };
-        let routed = self.routed(x, self.weights.get(router)?, moe, &layer.ffn)?;
+        let routed = self.routed(x, router, moe, &layer.ffn)?;
         match &layer.shared {
             None => Ok(routed),
             Some(shared) => self.context.add(routed, self.dense(x, shared)?),
@@ -195,29 +213,29 @@ impl<'c> Decoder<'c> {
     }
 
     /// `down(silu(gate(x)) * up(x))`: `[n, hidden] -> [n, hidden]`.
-    fn dense(&self, x: Tensor<'c>, ffn: &Ffn) -> Result<Tensor<'c>> {
-        let (c, w) = (self.context, self.weights);
+    fn dense(&self, x: Tensor<'c>, ffn: &'c Ffn) -> Result<Tensor<'c>> {
+        let c = self.context;
         let products = self.products(x, &ffn.gate_up)?; // [n, hidden] -> [n, 2 * ffn] or twice [n, ffn]
         let gated = match products.as_slice() {
             [both] => c.swiglu(*both)?,
             [gate, up] => c.swiglu_split(*gate, *up)?,
             _ => return Err(unexpected_products(products.len())),
         };
-        c.mul_mat(w.get(ffn.down)?, gated)
+        self.product(&ffn.down, gated)
     }
 
     /// The chosen experts' outputs, weighted and added: `[n, hidden] -> [n, hidden]`.
     fn routed(
         &self,
         x: Tensor<'c>,
-        router: Tensor<'c>,
+        router: &'c Matrix,
         moe: &Moe,
-        ffn: &Ffn,
+        ffn: &'c Ffn,
     ) -> Result<Tensor<'c>> {
-        let (c, w) = (self.context, self.weights);
+        let c = self.context;
         let [hidden, n, ..] = x.ne();
         let (experts, k) = (moe.num_experts, moe.num_experts_per_tok);
-        let scores = c.soft_max(c.mul_mat(router, x)?)?; // [n, hidden] -> [n, experts]
+        let scores = c.soft_max(self.product(router, x)?)?; // [n, hidden] -> [n, experts]
         let chosen = c.top_k(scores, k)?; // [n, k]
         let mut share = c.get_rows(c.reshape(scores, &[n, experts, 1])?, chosen)?; // [n, k, 1]
         if moe.norm_topk_prob {
@@ -231,14 +249,14 @@ impl<'c> Decoder<'c> {
             .gate_up
             .products
             .iter()
-            .map(|&product| c.mul_mat_id(w.get(product)?, x, chosen))
+            .map(|product| c.mul_mat_id(self.stack(product)?, x, chosen))
             .collect::<Result<_>>()?; // [n, 1, hidden] -> [n, k, 2 * ffn] or twice [n, k, ffn]
         let gated = match products.as_slice() {
             [both] => c.swiglu(*both)?,
             [gate, up] => c.swiglu_split(*gate, *up)?,
             _ => return Err(unexpected_products(products.len())),
         };
-        let out = c.mul_mat_id(w.get(ffn.down)?, gated, chosen)?; // [n, k, ffn] -> [n, k, hidden]
+        let out = c.mul_mat_id(self.stack(&ffn.down)?, gated, chosen)?; // [n, k, ffn] -> [n, k, hidden]
         let out = c.mul(out, share)?;
         let mut sum = c.middle(out, 0)?;
         for index in 1..k {
@@ -247,12 +265,26 @@ impl<'c> Decoder<'c> {
         Ok(sum) // [n, k, hidden] -> [n, hidden]
     }
 
-    fn products(&self, x: Tensor<'c>, fused: &Fused) -> Result<Vec<Tensor<'c>>> {
-        fused
-            .products
-            .iter()
-            .map(|&product| self.context.mul_mat(self.weights.get(product)?, x))
-            .collect()
+    fn products(&self, x: Tensor<'c>, fused: &'c Fused) -> Result<Vec<Tensor<'c>>> {
+        fused.products.iter().map(|product| self.product(product, x)).collect()
+    }
+
+    /// `[n, in] -> [n, out]`
+    fn product(&self, matrix: &'c Matrix, x: Tensor<'c>) -> Result<Tensor<'c>> {
+        match matrix {
+            Matrix::Plain(weight) => self.context.mul_mat(self.weights.get(*weight)?, x),
+            Matrix::Packed(packed) => self.context.packed_product(packed, x),
+        }
+    }
+
+    /// The tensor of stacked experts.
+    fn stack(&self, matrix: &Matrix) -> Result<Tensor<'c>> {
+        match matrix {
+            Matrix::Plain(weight) => self.weights.get(*weight),
+            Matrix::Packed(_) => {
+                Err(crate::Error::Request { message: "experts cannot be packed".to_owned() })
+            }
+        }
     }
 }
 

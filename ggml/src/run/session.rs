@@ -187,11 +187,8 @@ impl Session {
 
     /// Computes one batch; its logits are in `self.logits`.
     fn step(&mut self, ids: &[u32], all_logits: bool) -> Result<()> {
-        let batch = Batch {
-            tokens: ids.len(),
-            past: cells_for(self.n_past + ids.len()),
-            all_logits: all_logits && ids.len() > 1,
-        };
+        let past = cells_for(self.n_past + ids.len());
+        let batch = Batch::new(self.model.config(), ids.len(), past, all_logits);
         let place = if batch.tokens == 1 { &mut self.decode } else { &mut self.prefill };
         let graph = match place {
             Some(graph) if graph.batch == batch => graph,
@@ -212,11 +209,13 @@ impl Session {
         for (to, at) in plan.data_mut::<i64>(graph.cells).iter_mut().zip(positions.clone()) {
             *to = at as i64;
         }
-        let mask = plan.data_mut::<f16>(graph.mask);
-        for (row, at) in mask.chunks_exact_mut(batch.past).zip(positions) {
-            let (seen, hidden) = row.split_at_mut(at + 1);
-            seen.fill(f16::ZERO);
-            hidden.fill(f16::NEG_INFINITY);
+        if let Some(mask) = graph.mask {
+            let mask = plan.data_mut::<f16>(mask);
+            for (row, at) in mask.chunks_exact_mut(batch.past).zip(positions) {
+                let (seen, hidden) = row.split_at_mut(at + 1);
+                seen.fill(f16::ZERO);
+                hidden.fill(f16::NEG_INFINITY);
+            }
         }
         match &mut self.many {
             None => plan.compute(&mut self.one)?,

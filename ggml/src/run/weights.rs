@@ -7,6 +7,7 @@
 #![expect(unsafe_code, reason = "weights are tensors of contexts kept beside them")]
 
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use llama_cpp_sys_2 as sys;
 use mmx_converters::arch::{Config, Layout, public_tensors, weights};
@@ -17,6 +18,7 @@ use super::model::LoadOptions;
 use crate::backend::{ALIGNMENT, Buffer, BufferType, fill};
 use crate::context::Context;
 use crate::error::Result;
+use crate::packed::{self, PackedQ4};
 use crate::quantize::dequantize_rows;
 use crate::tensor::Tensor;
 
@@ -24,11 +26,20 @@ use crate::tensor::Tensor;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Weight(NonNull<sys::ggml_tensor>);
 
+/// A matrix that inputs are multiplied with.
+#[derive(Clone, Debug)]
+pub(super) enum Matrix {
+    /// For ggml's own operations.
+    Plain(Weight),
+    /// For our own kernel.
+    Packed(Arc<PackedQ4>),
+}
+
 /// Matrices over the same input: where each one's rows lie among the products that are computed.
 #[derive(Clone, Debug)]
 pub(super) struct Fused {
     /// The products, each of one or more matrices.
-    pub(super) products: Vec<Weight>,
+    pub(super) products: Vec<Matrix>,
     /// Per matrix: which product, its first row there, its rows.
     pub(super) outputs: Vec<(usize, usize, usize)>,
 }
@@ -39,7 +50,7 @@ pub(super) struct Ffn {
     /// `[ffn, hidden]` twice, or `[experts, ffn, hidden]` twice.
     pub(super) gate_up: Fused,
     /// `[hidden, ffn]`, or `[experts, hidden, ffn]`.
-    pub(super) down: Weight,
+    pub(super) down: Matrix,
 }
 
 /// One layer.
@@ -48,12 +59,12 @@ pub(super) struct Layer {
     pub(super) attn_norm: Weight,
     /// q, k, v over `[hidden]`.
     pub(super) qkv: Fused,
-    pub(super) attn_output: Weight,
+    pub(super) attn_output: Matrix,
     pub(super) q_norm: Option<Weight>,
     pub(super) k_norm: Option<Weight>,
     pub(super) ffn_norm: Weight,
     /// `[experts, hidden]`.
-    pub(super) router: Option<Weight>,
+    pub(super) router: Option<Matrix>,
     /// The one network, or all experts' networks.
     pub(super) ffn: Ffn,
     /// The shared experts as one network.
@@ -66,7 +77,7 @@ pub(super) struct Weights {
     pub(super) embedding: Weight,
     pub(super) layers: Vec<Layer>,
     pub(super) output_norm: Weight,
-    pub(super) output: Weight,
+    pub(super) output: Matrix,
     bytes_per_token: usize,
     // dropped in this order: memory, then descriptions, then the file the memory may be
     _buffers: Vec<Buffer>,
@@ -96,6 +107,7 @@ impl Weights {
             mapped: Context::new(count, 0)?,
             plain: Context::new(2 * count, 0)?,
             kinds,
+            pack: options.repack && packed::is_available(),
             copies: Vec::new(),
         };
         let embedding = loader.table("token_embd.weight")?;
@@ -233,6 +245,8 @@ struct Loader<'g> {
     mapped: Context,
     plain: Context,
     kinds: Vec<(BufferType, Context)>,
+    /// Our own kernel is preferred where it applies.
+    pack: bool,
     copies: Vec<(Weight, Source)>,
 }
 
@@ -302,28 +316,33 @@ impl Loader<'_> {
     }
 
     /// A matrix, or several of one type joined along their rows.
-    fn matrix(&mut self, names: &[&str]) -> Result<Weight> {
+    fn matrix(&mut self, names: &[&str]) -> Result<Matrix> {
         let tensors: Vec<_> = names.iter().map(|name| self.info(name)).collect::<Result<_>>()?;
         let ty = tensors[0].ty;
         let mut shape = tensors[0].shape.clone();
         let rows_at = shape.len() - 2;
         shape[rows_at] = tensors.iter().map(|t| t.shape[rows_at]).sum();
         let experts = if shape.len() == 3 { shape[0] } else { 1 };
+        if self.pack && packed::fits(ty, &shape) {
+            let data = Source::Joined { tensors, experts };
+            let packed = PackedQ4::new(&data.bytes(self.gguf)?, shape[0], shape[1])?;
+            return Ok(Matrix::Packed(Arc::new(packed)));
+        }
         for (kind, context) in &self.kinds {
             if is_supported(*kind, ty, &shape)? {
                 let weight = weight_of(context.tensor(ty, &shape)?);
                 self.copies.push((weight, Source::Joined { tensors, experts }));
-                return Ok(weight);
+                return Ok(Matrix::Plain(weight));
             }
         }
         let neighbours = tensors.windows(2).all(|pair| pair[0].range().end == pair[1].offset);
         let joins = tensors.len() == 1 || (neighbours && experts == 1);
         if joins && let Some(weight) = self.in_place(&tensors[0], &shape)? {
-            return Ok(weight);
+            return Ok(Matrix::Plain(weight));
         }
         let weight = weight_of(self.plain.tensor(ty, &shape)?);
         self.copies.push((weight, Source::Joined { tensors, experts }));
-        Ok(weight)
+        Ok(Matrix::Plain(weight))
     }
 
     /// A table of rows that are looked up: in the file's order.

@@ -1,0 +1,348 @@
+//! Attention over the cache as one ggml operation, for CPUs with AVX-512.
+//!
+//! Each token looks at the cells up to its own position: no mask, no cells that do not count, so a graph
+//! does not depend on the length of the past. Sums and softmax are float32, also over a float16 cache.
+#![expect(unsafe_code, reason = "vector instructions, and a callback from C")]
+
+use std::ffi::{c_int, c_void};
+
+use llama_cpp_sys_2 as sys;
+use mmx_converters::gguf::GgmlType;
+
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::tensor::Tensor;
+
+/// Values of a register.
+const LANES: usize = 16;
+/// The widest head this is compiled for, registers.
+const WIDEST: usize = 8;
+
+/// True when heads of this width can be computed here on this CPU.
+pub(crate) fn is_available(head_dim: usize) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    let has = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl");
+    #[cfg(not(target_arch = "x86_64"))]
+    let has = false;
+    has && head_dim.is_multiple_of(LANES) && (1..=WIDEST).contains(&(head_dim / LANES))
+}
+
+impl Context {
+    /// Attention of `q` `[n, heads, head_dim]` over the cells `keys`, `values` `[cells, kv_heads * head_dim]`
+    /// (float32 or float16): token i over the cells 0 to `positions[i]`. Gives `[n, heads * head_dim]`.
+    ///
+    /// # Errors
+    /// Shapes or types that do not fit, a head width that is not available, or no room.
+    pub(crate) fn cached_attention<'c>(
+        &'c self,
+        q: Tensor<'c>,
+        keys: Tensor<'c>,
+        values: Tensor<'c>,
+        positions: Tensor<'c>,
+    ) -> Result<Tensor<'c>> {
+        let [head_dim, heads, n, _] = q.ne();
+        let row = keys.ne()[0];
+        let fits = is_available(head_dim)
+            && q.ty() == Some(GgmlType::F32)
+            && q.nb()[0] == size_of::<f32>()
+            && row.is_multiple_of(head_dim)
+            && row > 0
+            && heads.is_multiple_of(row / head_dim)
+            && keys.ne() == values.ne()
+            && keys.nb() == values.nb()
+            && keys.ty() == values.ty()
+            && matches!(keys.ty(), Some(GgmlType::F32 | GgmlType::F16))
+            && positions.ne() == [n, 1, 1, 1]
+            && positions.ty() == Some(GgmlType::I32);
+        if !fits {
+            return Err(Error::Request {
+                message: format!(
+                    "attention: shapes {:?}, {:?} and {:?} do not fit",
+                    q.shape(),
+                    keys.shape(),
+                    values.shape()
+                ),
+            });
+        }
+        self.require_room("attention")?;
+        let mut arguments = [q.raw(), keys.raw(), values.raw(), positions.raw()];
+        // SAFETY: the arguments live as long as this context; -1 tasks means as many as there are threads.
+        unsafe {
+            let node = sys::ggml_custom_4d(
+                self.raw(),
+                sys::GGML_TYPE_F32,
+                (heads * head_dim) as i64,
+                n as i64,
+                1,
+                1,
+                arguments.as_mut_ptr(),
+                4,
+                Some(compute),
+                -1,
+                std::ptr::null_mut(),
+            );
+            Tensor::from_raw(node, "attention")
+        }
+    }
+}
+
+/// One thread's share: every `threads`-th pair of token and head, so that long and short pasts mix.
+unsafe extern "C" fn compute(
+    target: *mut sys::ggml_tensor,
+    index: c_int,
+    threads: c_int,
+    _user: *mut c_void,
+) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: ggml calls this for nodes made by cached_attention only, whose operands are computed and of
+    // the shapes and types checked there.
+    unsafe {
+        macro_rules! widths {
+            ($($d:literal)*) => {
+                match (*(*target).src[0]).ne[0] as usize / LANES {
+                    $($d => avx512::share::<$d>(target, index as usize, threads as usize),)*
+                    _ => {}
+                }
+            };
+        }
+        widths!(1 2 3 4 5 6 7 8);
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (target, index, threads);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[expect(clippy::needless_range_loop, reason = "indices name registers of several arrays")]
+mod avx512 {
+    use std::arch::x86_64::*;
+    use std::cell::RefCell;
+
+    use llama_cpp_sys_2 as sys;
+
+    use super::LANES;
+
+    thread_local! {
+        /// Scores of one token and head.
+        static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    }
+
+    /// e^x for x <= 0: 2^n times a polynomial in the rest, off by at most 2e-7 of the value.
+    #[target_feature(enable = "avx512f")]
+    fn exp(x: __m512) -> __m512 {
+        let x = _mm512_max_ps(x, _mm512_set1_ps(-87.0));
+        let n =
+            _mm512_roundscale_ps::<0>(_mm512_mul_ps(x, _mm512_set1_ps(std::f32::consts::LOG2_E)));
+        // ln 2 in two parts, the first one exact in few bits
+        let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693_359_4), x);
+        let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.121_944_4e-4), r);
+        let mut p = _mm512_set1_ps(1.0 / 720.0);
+        for c in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+            p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
+        }
+        _mm512_scalef_ps(p, n)
+    }
+
+    /// Values `at..at + 16` of a row of the cache.
+    #[target_feature(enable = "avx512f,avx512vl")]
+    unsafe fn load<const HALF: bool>(row: *const u8, at: usize) -> __m512 {
+        // SAFETY: the caller says that the row has these values.
+        unsafe {
+            if HALF {
+                _mm512_cvtph_ps(_mm256_loadu_si256(row.add(2 * at).cast()))
+            } else {
+                _mm512_loadu_ps(row.add(4 * at).cast())
+            }
+        }
+    }
+
+    /// # Safety
+    /// `target` is a node of `cached_attention` with computed operands and heads of 16 * `D` values.
+    #[target_feature(enable = "avx512f,avx512vl")]
+    pub(super) unsafe fn share<const D: usize>(
+        target: *mut sys::ggml_tensor,
+        index: usize,
+        threads: usize,
+    ) {
+        // SAFETY: as the caller says; rows and heads are addressed by the strides of the tensors.
+        unsafe {
+            let [q, keys, values, positions] = [0, 1, 2, 3].map(|i: usize| &*(*target).src[i]);
+            let half = keys.type_ == sys::GGML_TYPE_F16;
+            let head_dim = D * LANES;
+            let heads = q.ne[1] as usize;
+            let group = heads / (keys.ne[0] as usize / head_dim);
+            let cells = keys.ne[1] as usize;
+            SCORES.with(|scores| {
+                let mut scores = scores.borrow_mut();
+                let mut item = index;
+                while item < heads * q.ne[2] as usize {
+                    let (token, head) = (item / heads, item % heads);
+                    let position = *positions.data.cast::<i32>().add(token) as usize;
+                    let seen = (position + 1).min(cells);
+                    let query = q.data.cast::<u8>().add(token * q.nb[2] + head * q.nb[1]);
+                    let first = head / group * head_dim * keys.nb[0];
+                    let of = |tensor: &sys::ggml_tensor| {
+                        tensor.data.cast::<u8>().add(first).cast_const()
+                    };
+                    let out = (*target).data.cast::<f32>().add((token * heads + head) * head_dim);
+                    let (k, v, stride) = (of(keys), of(values), keys.nb[1]);
+                    if half {
+                        one::<D, true>(query.cast(), k, v, stride, seen, out, &mut scores);
+                    } else {
+                        one::<D, false>(query.cast(), k, v, stride, seen, out, &mut scores);
+                    }
+                    item += threads;
+                }
+            });
+        }
+    }
+
+    /// One token and head: `q` `[head_dim]` over `seen` cells, `stride` bytes apart.
+    #[target_feature(enable = "avx512f,avx512vl")]
+    unsafe fn one<const D: usize, const HALF: bool>(
+        q: *const f32,
+        keys: *const u8,
+        values: *const u8,
+        stride: usize,
+        seen: usize,
+        out: *mut f32,
+        scores: &mut Vec<f32>,
+    ) {
+        // SAFETY: the caller says that q and out have D * 16 values and the cache `seen` rows of them.
+        unsafe {
+            let scale = _mm512_set1_ps(1.0 / ((D * LANES) as f32).sqrt());
+            let query: [__m512; D] =
+                std::array::from_fn(|d| _mm512_mul_ps(_mm512_loadu_ps(q.add(d * LANES)), scale));
+            let padded = seen.next_multiple_of(LANES);
+            scores.clear();
+            scores.resize(padded, f32::NEG_INFINITY);
+            for (cell, score) in scores[..seen].iter_mut().enumerate() {
+                let row = keys.add(cell * stride);
+                let mut sum = _mm512_mul_ps(query[0], load::<HALF>(row, 0));
+                for d in 1..D {
+                    sum = _mm512_fmadd_ps(query[d], load::<HALF>(row, d * LANES), sum);
+                }
+                *score = _mm512_reduce_add_ps(sum);
+            }
+            let mut largest = _mm512_set1_ps(f32::NEG_INFINITY);
+            for chunk in scores.chunks_exact(LANES) {
+                largest = _mm512_max_ps(largest, _mm512_loadu_ps(chunk.as_ptr()));
+            }
+            let largest = _mm512_set1_ps(_mm512_reduce_max_ps(largest));
+            let mut total = _mm512_setzero_ps();
+            for (i, chunk) in scores.chunks_exact_mut(LANES).enumerate() {
+                let score = _mm512_loadu_ps(chunk.as_ptr());
+                let left = seen - i * LANES;
+                let real = if left >= LANES { 0xffff } else { (1u16 << left) - 1 };
+                let weight = _mm512_maskz_mov_ps(real, exp(_mm512_sub_ps(score, largest)));
+                _mm512_storeu_ps(chunk.as_mut_ptr(), weight);
+                total = _mm512_add_ps(total, weight);
+            }
+            // even and odd cells apart: twice as many sums that do not wait for each other
+            let mut sums = [[_mm512_setzero_ps(); D]; 2];
+            for (cell, &weight) in scores[..seen].iter().enumerate() {
+                let row = values.add(cell * stride);
+                let weight = _mm512_set1_ps(weight);
+                for d in 0..D {
+                    let sum = &mut sums[cell % 2][d];
+                    *sum = _mm512_fmadd_ps(weight, load::<HALF>(row, d * LANES), *sum);
+                }
+            }
+            let norm = _mm512_set1_ps(1.0 / _mm512_reduce_add_ps(total));
+            for d in 0..D {
+                let sum = _mm512_add_ps(sums[0][d], sums[1][d]);
+                _mm512_storeu_ps(out.add(d * LANES), _mm512_mul_ps(sum, norm));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::f16;
+
+    use super::*;
+    use crate::backend::{Plan, Pool, Slot};
+    use crate::rng::SplitMix64;
+
+    /// Attention as one would write it down.
+    fn naive(
+        q: &[f32],
+        k: &[f32],
+        v: &[f32],
+        heads: usize,
+        kv_heads: usize,
+        d: usize,
+        at: &[i32],
+    ) -> Vec<f32> {
+        let mut out = Vec::new();
+        for (token, &position) in at.iter().enumerate() {
+            for head in 0..heads {
+                let q = &q[(token * heads + head) * d..][..d];
+                let row = |all: &[f32], cell: usize| {
+                    all[(cell * kv_heads + head / (heads / kv_heads)) * d..][..d].to_vec()
+                };
+                let dot = |cell| q.iter().zip(row(k, cell)).map(|(a, b)| a * b).sum::<f32>();
+                let weights: Vec<f32> = (0..=position as usize)
+                    .map(|cell| (dot(cell) / (d as f32).sqrt()).exp())
+                    .collect();
+                let total: f32 = weights.iter().sum();
+                out.extend((0..d).map(|i| {
+                    weights.iter().enumerate().map(|(c, w)| w / total * row(v, c)[i]).sum::<f32>()
+                }));
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn equals_the_naive_twin() {
+        let mut rng = SplitMix64::new(4);
+        for (heads, kv_heads, d) in [(4, 2, 16), (8, 2, 64), (2, 2, 48), (3, 1, 128)] {
+            if !is_available(d) {
+                continue; // nothing asks for it on such a CPU
+            }
+            for at in [vec![0], vec![77], vec![0, 1, 2, 3, 4], vec![30, 31, 32, 33]] {
+                let (n, cells) = (at.len(), 96);
+                let mut random = |n: usize| -> Vec<f32> {
+                    let half = |x: f64| f16::from_f64(x * 4.0 - 2.0).to_f32();
+                    (0..n).map(|_| half(rng.next_f64())).collect()
+                };
+                let q = random(n * heads * d);
+                let (k, v) = (random(cells * kv_heads * d), random(cells * kv_heads * d));
+                let expected = naive(&q, &k, &v, heads, kv_heads, d, &at);
+                for ty in [GgmlType::F32, GgmlType::F16] {
+                    let plan = Plan::new(16).unwrap();
+                    let nodes = plan.nodes();
+                    let shape = [cells, kv_heads * d];
+                    let inputs = [
+                        nodes.input(GgmlType::F32, &[n, heads, d]).unwrap(),
+                        nodes.input(ty, &shape).unwrap(),
+                        nodes.input(ty, &shape).unwrap(),
+                        nodes.input(GgmlType::I32, &[n]).unwrap(),
+                    ];
+                    let [a, b, c, e] = inputs;
+                    let out = nodes.context.cached_attention(a, b, c, e).unwrap();
+                    let (out, slots) = (nodes.output(out), inputs.map(Slot::of));
+                    let mut plan = plan.finish().unwrap();
+                    plan.data_mut::<f32>(slots[0]).copy_from_slice(&q);
+                    for (slot, values) in [(slots[1], &k), (slots[2], &v)] {
+                        if ty == GgmlType::F32 {
+                            plan.data_mut::<f32>(slot).copy_from_slice(values);
+                        } else {
+                            let halves: Vec<_> = values.iter().map(|&x| f16::from_f32(x)).collect();
+                            plan.data_mut::<f16>(slot).copy_from_slice(&halves);
+                        }
+                    }
+                    plan.data_mut::<i32>(slots[3]).copy_from_slice(&at);
+                    plan.compute(&mut Pool::new(3).unwrap()).unwrap();
+                    for (found, expected) in plan.data_mut::<f32>(out).iter().zip(&expected) {
+                        assert!(
+                            (found - expected).abs() < 5e-6,
+                            "{found} for {expected}, {d}, {at:?}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
