@@ -13,6 +13,8 @@ const FIRST: u32 = 2;
 const HOLD: u32 = 32;
 /// The longest stay on one thread, steps.
 const LONGEST: u32 = 2048;
+/// Steps on all threads between two looks at the cores (a look takes some 10 microseconds).
+const LOOK: u32 = 16;
 /// Good steps in a row that make earlier bad tries forgotten.
 const FORGET: u32 = 256;
 /// Weight of the newest step in the running means.
@@ -40,12 +42,18 @@ impl Pace {
         Self { alone: None, together: None, left: FIRST, hold: HOLD, good: 0 }
     }
 
-    /// Whether the next step is to use all threads.
-    pub(super) fn all_threads(&self) -> bool {
+    /// Whether the next step is to use all threads; `free` looks whether the cores are free, and is asked
+    /// before a try and then every [`LOOK`] steps. A step that meets a busy core waits at each of its
+    /// operations (measured: up to half a second), so a look is cheaper than a try.
+    pub(super) fn all_threads(&mut self, free: impl FnOnce() -> bool) -> bool {
+        if self.left == 0 && self.good.is_multiple_of(LOOK) && !free() {
+            self.left = HOLD;
+            (self.together, self.good) = (None, 0);
+        }
         self.left == 0
     }
 
-    /// What a step took that was computed as [`Pace::all_threads`] said.
+    /// What a step took that was computed as [`Pace::all_threads`] said last.
     pub(super) fn record(&mut self, seconds: f64) {
         let mean = |old: Option<f64>| {
             Some(old.map_or(seconds, |old| old * (1.0 - NEWEST) + seconds * NEWEST))
@@ -99,8 +107,9 @@ mod tests {
     fn simulate(pace: &mut Pace, steps: usize, all: impl Fn(usize) -> f64) -> (f64, usize) {
         let (mut time, mut together) = (0.0, 0);
         for step in 0..steps {
-            let seconds = if pace.all_threads() { all(step) } else { 1.0 };
-            together += usize::from(pace.all_threads());
+            let many = pace.all_threads(|| true);
+            let seconds = if many { all(step) } else { 1.0 };
+            together += usize::from(many);
             pace.record(seconds);
             time += seconds;
         }
@@ -122,6 +131,22 @@ mod tests {
             assert!(time < 1.5 * steps as f64, "{steps} steps took {time}");
             assert!(together <= 8);
         }
+    }
+
+    #[test]
+    fn cores_seen_busy_are_not_tried() {
+        let mut pace = Pace::new();
+        for _ in 0..1000 {
+            assert!(!pace.all_threads(|| false));
+            pace.record(1.0);
+        }
+        let mut together = 0;
+        for _ in 0..100 {
+            let many = pace.all_threads(|| true);
+            together += usize::from(many);
+            pace.record(if many { 0.6 } else { 1.0 });
+        }
+        assert!(together > 60, "{together}");
     }
 
     #[test]

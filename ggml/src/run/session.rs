@@ -220,8 +220,10 @@ impl Session {
         match &mut self.many {
             None => plan.compute(&mut self.one)?,
             Some((pool, pace)) if ids.len() == 1 => {
+                let threads = pool.threads();
+                let all = pace.all_threads(|| free_threads(threads) == threads);
                 let start = Instant::now();
-                plan.compute(if pace.all_threads() { pool } else { &mut self.one })?;
+                plan.compute(if all { pool } else { &mut self.one })?;
                 pace.record(start.elapsed().as_secs_f64());
             }
             Some((pool, _)) => {
