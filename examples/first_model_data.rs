@@ -87,10 +87,10 @@ fn numbers(test: bool) -> io::Result<()> {
     let mut out = io::stdout().lock();
     for n in chosen {
         for (question, answer) in [
-            (format!("Write {n} in English words."), english(n)),
-            (format!("用中文写出 {n}。"), chinese(n)),
-            (format!("Write {} in digits.", english(n)), n.to_string()),
-            (format!("用数字写出{}。", chinese(n)), n.to_string()),
+            (format!("{n} in English?"), english(n)),
+            (format!("{n}用中文？"), chinese(n)),
+            (format!("{} in digits?", english(n)), n.to_string()),
+            (format!("{}用数字？", chinese(n)), n.to_string()),
         ] {
             let chat = json!({"conversations": [
                 {"role": "user", "content": question},
