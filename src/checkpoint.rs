@@ -7,6 +7,7 @@
 //!     config.json model.safetensors tokenizer.json ...
 //!     training/optimizer.safetensors   first.NAME, second.NAME (and gradient.NAME), float32
 //!     training/state.json              written last: without it the folder is no checkpoint
+//!     (stage lora: adapter_config.json adapter_model.safetensors instead of config.json model.safetensors)
 //! DIR/checkpoint-000123.2/          the same, 2 micro-steps into the accumulation after step 123
 //! ```
 //! A checkpoint is written beside its place, flushed, and renamed: it is there whole or not at all. The
@@ -122,8 +123,17 @@ pub fn save(context: &Context<'_>, trainer: &Trainer<'_>) -> Result<PathBuf> {
     Ok(place)
 }
 
+/// The model's folder; with adapters attached, theirs: what is fixed lies where they say.
 fn write_model(context: &Context<'_>, trainer: &Trainer<'_>, dir: &Path) -> Result<()> {
     let model = trainer.model();
+    if let Some(lora) = model.lora() {
+        fs_err::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
+        lora.to_host()?.write(dir)?;
+        if let Some(save) = context.tokenizer {
+            save(dir)?;
+        }
+        return Ok(());
+    }
     let host: BTreeMap<String, HostTensor> =
         model.to_host()?.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect();
     let layout = folder::carrying_layout(model.config());

@@ -49,6 +49,32 @@ pub struct TrainConfig {
     pub step_at_epoch_end: bool,
     /// A batch with a non-finite loss or gradient is left out instead of ending the run.
     pub skip_non_finite: bool,
+    /// Of stage lora.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraOptions>,
+}
+
+/// What stage lora trains.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoraOptions {
+    /// Inner dimension of the adapters.
+    pub rank: usize,
+    /// Their product counts alpha / rank times.
+    pub alpha: f64,
+    /// `square`, `all`, or names of linear layers with commas between them.
+    pub target: String,
+}
+
+impl LoraOptions {
+    /// The reference's: rank 8 (2026: 16), scale 1, every square projection.
+    pub fn new(recipe: Recipe) -> Self {
+        let rank = match recipe {
+            Recipe::R2025 => 8,
+            Recipe::R2026 => 16,
+        };
+        Self { rank, alpha: rank as f64, target: "square".into() }
+    }
 }
 
 impl TrainConfig {
@@ -75,6 +101,7 @@ impl TrainConfig {
             empty_think_ratio: 0.2,
             step_at_epoch_end: recipe == Recipe::R2026,
             skip_non_finite: false,
+            lora: (stage.name() == "lora").then(|| LoraOptions::new(recipe)),
         }
     }
 
@@ -118,6 +145,13 @@ impl TrainConfig {
             [("--system-ratio", self.system_ratio), ("--empty-think-ratio", self.empty_think_ratio)]
         {
             number(option, share, (0.0..=1.0).contains(&share), "a share from 0 to 1")?;
+        }
+        if let Some(lora) = &self.lora {
+            if lora.rank == 0 {
+                return Err(Error::usage("--lora-rank: expected at least 1, found 0"));
+            }
+            let alpha = lora.alpha;
+            number("--lora-alpha", alpha, alpha > 0.0 && alpha.is_finite(), "a number above 0")?;
         }
         match self.dtype.as_str() {
             "f32" | "bf16" => Ok(()),

@@ -18,36 +18,61 @@ pub struct Targets {
     ids: Tensor,
     /// What each weighs, float32 `[n]`; none when all weigh 1.
     weights: Option<Tensor>,
-    /// n: what the weighted sum is divided by.
+    /// How many are learned: what the weighted sum is divided by.
     count: usize,
 }
 
 impl Targets {
-    /// The learned targets, or nothing when there are none. `weight` says what a target id weighs.
+    /// The learned targets, or nothing when there are none.
     ///
     /// # Errors
     /// libtorch's.
-    pub fn new(
+    pub fn new(batch: &Batch, device: Device) -> Result<Option<Self>> {
+        Self::build(batch, device, None)
+    }
+
+    /// The same with a weight for every position, from whether it is learned and its target: those that
+    /// are not learned count too where their weight is not 0. Sums are divided by the number of the
+    /// learned ones all the same.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn weighted(
         batch: &Batch,
         device: Device,
-        weight: Option<&dyn Fn(i64) -> f32>,
+        weight: &dyn Fn(bool, i64) -> f32,
     ) -> Result<Option<Self>> {
-        let learned = |i: &usize| batch.mask[*i] != 0.0;
-        let rows: Vec<i64> = (0..batch.mask.len()).filter(learned).map(|i| i as i64).collect();
-        if rows.is_empty() {
+        Self::build(batch, device, Some(weight))
+    }
+
+    fn build(
+        batch: &Batch,
+        device: Device,
+        weight: Option<&dyn Fn(bool, i64) -> f32>,
+    ) -> Result<Option<Self>> {
+        let learned = |i: usize| batch.mask[i] != 0.0;
+        let of = |i: usize| match weight {
+            Some(weight) => weight(learned(i), batch.y[i]),
+            None => f32::from(u8::from(learned(i))),
+        };
+        let positions = 0..batch.mask.len();
+        let count = batch.trained_tokens();
+        if count == 0 {
             return Ok(None);
         }
-        let ids: Vec<i64> = rows.iter().map(|&i| batch.y[i as usize]).collect();
-        let count = rows.len();
+        let rows: Vec<usize> = positions.filter(|&i| learned(i) || of(i) != 0.0).collect();
+        let ids: Vec<i64> = rows.iter().map(|&i| batch.y[i]).collect();
         let build = || -> Result<Self, TchError> {
             let weights = match weight {
-                Some(weight) => {
-                    let weights: Vec<f32> = ids.iter().map(|&id| weight(id)).collect();
+                Some(_) => {
+                    let weights: Vec<f32> = rows.iter().map(|&i| of(i)).collect();
                     Some(Tensor::f_from_slice(&weights)?.f_to_device(device)?)
                 }
                 None => None,
             };
-            let rows = match count == batch.mask.len() {
+            let all = rows.len() == batch.mask.len();
+            let rows: Vec<i64> = rows.iter().map(|&i| i as i64).collect();
+            let rows = match all {
                 true => None,
                 false => Some(Tensor::f_from_slice(&rows)?.f_to_device(device)?),
             };
@@ -57,7 +82,7 @@ impl Targets {
         build().map(Some).map_err(|e| Error::torch("targets to the device", &e))
     }
 
-    /// How many there are.
+    /// How many are learned.
     pub fn count(&self) -> usize {
         self.count
     }
@@ -87,84 +112,255 @@ const CHUNK: i64 = 512;
 /// Cross-entropy of the targets, a float32 scalar: the weighted sum divided by their number. With
 /// weights 1 that is the mean over the loss mask of both references.
 ///
-/// Forward and backward of the head are done here, a chunk of rows at a time, so the logits are never
-/// all there: softmax minus one-hot, times the weight, is the gradient of the logits, and two products
-/// give those of hidden states and head. Autograd gets them through a scalar that is zero and has them
-/// as its gradient.
-///
 /// # Errors
 /// libtorch's.
 pub fn cross_entropy(model: &Model, hidden: &Tensor, targets: &Targets) -> Result<Tensor> {
     let rows = targets.select(hidden)?; // [n, hidden]
+    let scale = 1.0 / targets.count as f64;
     let loss = || -> Result<Tensor, TchError> {
-        let head = model.head_weight();
-        let parts = tch::no_grad(|| head_and_loss(&rows.detach(), &head.detach(), targets))?;
-        if !rows.requires_grad() && !head.requires_grad() {
-            return Ok(parts.loss);
-        }
-        let mut through = rows.f_mul(&parts.of_rows)?.f_sum(Kind::Float)?;
-        if head.requires_grad() {
-            through = through.f_add(&head.f_mul(&parts.of_head)?.f_sum(Kind::Float)?)?;
-        }
-        through.f_sub(&through.detach())?.f_add(&parts.loss)
+        let mut sums = Vec::new();
+        let weights = targets.weights.as_ref();
+        let gradients = through_head(model.head_weight(), &rows, &mut |at, logits| {
+            let token = Token::new(logits, &targets.ids, weights, at)?;
+            sums.push(token.entropy()?.f_sum(Kind::Float)?);
+            token.gradient(scale)
+        })?;
+        let value = Tensor::f_stack(&sums, 0)?.f_sum(Kind::Float)?.f_mul_scalar(scale)?;
+        gradients.attach(&value)
     };
     loss().map_err(|e| Error::torch("cross-entropy", &e))
 }
 
-/// The loss and its gradients.
-struct HeadAndLoss {
-    /// float32 scalar.
-    loss: Tensor,
-    /// `[n, hidden]`, in the compute type.
-    of_rows: Tensor,
-    /// `[vocab, hidden]`, float32.
-    of_head: Tensor,
+/// What distillation goes down, and its parts; float32 scalars.
+#[derive(Debug)]
+pub struct Distillation {
+    /// alpha * ce + (1 - alpha) * kl; the only one with a gradient.
+    pub mixed: Tensor,
+    /// Cross-entropy with the targets, weighted and divided by the number of learned ones.
+    pub ce: Tensor,
+    /// T^2 * KL(teacher at temperature T, student at T), per position.
+    pub kl: Tensor,
 }
 
-/// `rows [n, hidden]` in the compute type and `head [vocab, hidden]` in float32, both without gradients.
-fn head_and_loss(rows: &Tensor, head: &Tensor, targets: &Targets) -> Result<HeadAndLoss, TchError> {
-    let compute = rows.kind();
-    let head_in_compute = head.f_to_kind(compute)?;
-    let (count, scale) = (rows.size()[0], 1.0 / targets.count as f64);
-    let mut of_head = head.f_zeros_like()?;
-    let (mut losses, mut of_rows) = (Vec::new(), Vec::new());
-    let mut start = 0;
-    while start < count {
-        let length = CHUNK.min(count - start);
-        let chunk = rows.f_narrow(0, start, length)?;
-        let ids = targets.ids.f_narrow(0, start, length)?.f_unsqueeze(1)?; // [length, 1]
-        let weights = match &targets.weights {
-            Some(weights) => Some(weights.f_narrow(0, start, length)?.f_unsqueeze(1)?),
-            None => None,
+/// Cross-entropy mixed with the divergence from a teacher, whose logits are cut to the student's
+/// vocabulary. `hidden` and `teacher_hidden` are those of the same ids.
+///
+/// # Errors
+/// libtorch's.
+pub fn distillation(
+    model: &Model,
+    hidden: &Tensor,
+    teacher: &Model,
+    teacher_hidden: &Tensor,
+    targets: &Targets,
+    (alpha, temperature): (f64, f64),
+) -> Result<Distillation> {
+    let (rows, teacher_rows) = (targets.select(hidden)?, targets.select(teacher_hidden)?);
+    let vocab = model.config().vocab_size as i64;
+    let scale = 1.0 / targets.count as f64;
+    let loss = || -> Result<Distillation, TchError> {
+        let (mut entropies, mut divergences) = (Vec::new(), Vec::new());
+        let weights = targets.weights.as_ref();
+        let teacher_head = teacher.head_weight().detach().f_to_kind(teacher_rows.kind())?;
+        let gradients = through_head(model.head_weight(), &rows, &mut |at, logits| {
+            let softer = logits.f_div_scalar(temperature)?.f_log_softmax(-1, Kind::Float)?;
+            let of_teacher = teacher_rows
+                .f_narrow(0, at.start, at.length)?
+                .f_mm(&teacher_head.f_transpose(0, 1)?)?
+                .f_narrow(1, 0, vocab)?
+                .f_to_kind(Kind::Float)?
+                .f_div_scalar(temperature)?
+                .f_log_softmax(-1, Kind::Float)?; // [length, vocab]
+            let wanted = of_teacher.f_exp()?;
+            let divergence = of_teacher.f_sub(&softer)?.f_mul(&wanted)?;
+            divergences.push(divergence.f_sum(Kind::Float)?);
+            let token = Token::new(logits, &targets.ids, weights, at)?;
+            entropies.push(token.entropy()?.f_sum(Kind::Float)?);
+            // d(T^2 KL)/d(logits) = T * (student - teacher), both at temperature T
+            let soft = softer.f_exp()?.f_sub(&wanted)?;
+            let soft = soft.f_mul_scalar((1.0 - alpha) * temperature * scale)?;
+            token.gradient(alpha * scale)?.f_add(&soft)
+        })?;
+        let total = |parts: &[Tensor], scale| {
+            Tensor::f_stack(parts, 0)?.f_sum(Kind::Float)?.f_mul_scalar(scale)
         };
-        // [length, hidden] -> [length, vocab], float32
-        let mut logits = chunk.f_mm(&head_in_compute.f_transpose(0, 1)?)?.f_to_kind(Kind::Float)?;
-        let normalizer = logits.f_logsumexp([1i64].as_slice(), true)?; // [length, 1]
-        let mut entropy = normalizer.f_sub(&logits.f_gather(1, &ids, false)?)?;
-        if let Some(weights) = &weights {
-            entropy = entropy.f_mul(weights)?;
+        let ce = total(&entropies, scale)?;
+        let kl = total(&divergences, temperature * temperature * scale)?;
+        let mixed = ce.f_mul_scalar(alpha)?.f_add(&kl.f_mul_scalar(1.0 - alpha)?)?;
+        Ok(Distillation { mixed: gradients.attach(&mixed)?, ce, kl })
+    };
+    loss().map_err(|e| Error::torch("distillation", &e))
+}
+
+/// Log-probabilities of the targets, float32 `[n]`, without a gradient.
+///
+/// # Errors
+/// libtorch's.
+pub fn log_probabilities(model: &Model, hidden: &Tensor, targets: &Targets) -> Result<Tensor> {
+    let rows = targets.select(hidden)?.detach(); // [n, hidden]
+    let read = || -> Result<Tensor, TchError> {
+        let mut entropies = Vec::new();
+        through_head(model.head_weight(), &rows, &mut |at, logits| {
+            entropies.push(Token::new(logits.shallow_clone(), &targets.ids, None, at)?.entropy()?);
+            Ok(logits) // nobody takes this gradient: the rows have none
+        })?;
+        Tensor::f_cat(&entropies, 0)?.f_squeeze_dim(1)?.f_neg()
+    };
+    read().map_err(|e| Error::torch("log-probabilities", &e))
+}
+
+/// A scalar function of the targets' log-probabilities, with its gradient through the model: `function`
+/// says what they give, and the head's products are done a second time with its derivative.
+///
+/// # Errors
+/// libtorch's, and the function's.
+pub fn of_log_probabilities(
+    model: &Model,
+    hidden: &Tensor,
+    targets: &Targets,
+    function: &dyn Fn(&Tensor) -> Result<Tensor, TchError>,
+) -> Result<Tensor> {
+    let logps = log_probabilities(model, hidden, targets)?.set_requires_grad(true); // [n]
+    let rows = targets.select(hidden)?;
+    let loss = || -> Result<Tensor, TchError> {
+        let value = function(&logps)?;
+        if !rows.requires_grad() {
+            return Ok(value.detach());
         }
-        losses.push(entropy.f_sum(Kind::Float)?);
-        // in place: the logits become their own gradient
-        let mut gradient = logits.f_sub_(&normalizer)?.f_exp_()?;
-        let minus_one = Tensor::f_full([length, 1], -1.0, (Kind::Float, rows.device()))?;
-        gradient = gradient.f_scatter_add_(1, &ids, &minus_one)?;
-        gradient = match &weights {
-            Some(weights) => gradient.f_mul_(&weights.f_mul_scalar(scale)?)?,
-            None => gradient.f_mul_scalar_(scale)?,
+        let derivative = Tensor::f_run_backward(&[&value], &[&logps], false, false)?;
+        let entropy_weights = match derivative.first() {
+            Some(derivative) => derivative.f_neg()?,
+            None => logps.f_zeros_like()?,
         };
-        let gradient = gradient.f_to_kind(compute)?;
-        of_rows.push(gradient.f_mm(&head_in_compute)?);
-        let of_chunk = gradient.f_transpose(0, 1)?;
-        if compute == Kind::Float {
-            let _ = of_head.f_addmm_(&of_chunk, &chunk)?;
-        } else {
-            let _ = of_head.f_add_(&of_chunk.f_mm(&chunk)?)?;
-        }
-        start += length;
+        let gradients = through_head(model.head_weight(), &rows, &mut |at, logits| {
+            Token::new(logits, &targets.ids, Some(&entropy_weights), at)?.gradient(1.0)
+        })?;
+        gradients.attach(&value.detach())
+    };
+    loss().map_err(|e| Error::torch("loss of log-probabilities", &e))
+}
+
+/// Rows that are in work.
+#[derive(Clone, Copy, Debug)]
+struct Chunk {
+    start: i64,
+    length: i64,
+}
+
+/// A chunk's logits with its targets.
+struct Token {
+    /// `[length, vocab]`, float32.
+    logits: Tensor,
+    /// Their logsumexp, `[length, 1]`.
+    normalizer: Tensor,
+    /// `[length, 1]`.
+    ids: Tensor,
+    /// `[length, 1]`.
+    weights: Option<Tensor>,
+}
+
+impl Token {
+    fn new(
+        logits: Tensor,
+        ids: &Tensor,
+        weights: Option<&Tensor>,
+        at: Chunk,
+    ) -> Result<Self, TchError> {
+        let cut = |t: &Tensor| t.f_narrow(0, at.start, at.length)?.f_unsqueeze(1);
+        let normalizer = logits.f_logsumexp([1i64].as_slice(), true)?;
+        Ok(Self { logits, normalizer, ids: cut(ids)?, weights: weights.map(cut).transpose()? })
     }
-    let loss = Tensor::f_stack(&losses, 0)?.f_sum(Kind::Float)?.f_mul_scalar(scale)?;
-    Ok(HeadAndLoss { loss, of_rows: Tensor::f_cat(&of_rows, 0)?, of_head })
+
+    /// Weighted cross-entropy, `[length, 1]`.
+    fn entropy(&self) -> Result<Tensor, TchError> {
+        let entropy = self.normalizer.f_sub(&self.logits.f_gather(1, &self.ids, false)?)?;
+        match &self.weights {
+            Some(weights) => entropy.f_mul(weights),
+            None => Ok(entropy),
+        }
+    }
+
+    /// The gradient of the logits: softmax minus one-hot, times weight and `scale`. In place: the
+    /// logits become it.
+    fn gradient(mut self, scale: f64) -> Result<Tensor, TchError> {
+        let mut gradient = self.logits.f_sub_(&self.normalizer)?.f_exp_()?;
+        let minus_one = Tensor::f_full(self.ids.size(), -1.0, (Kind::Float, gradient.device()))?;
+        gradient = gradient.f_scatter_add_(1, &self.ids, &minus_one)?;
+        match &self.weights {
+            Some(weights) => gradient.f_mul_(&weights.f_mul_scalar(scale)?),
+            None => gradient.f_mul_scalar_(scale),
+        }
+    }
+}
+
+/// Gradients of rows and head.
+struct Gradients<'a> {
+    rows: &'a Tensor,
+    head: &'a Tensor,
+    /// `[n, hidden]`, in the compute type; none where the rows have no gradient.
+    of_rows: Option<Tensor>,
+    /// `[vocab, hidden]`, float32; none where the head is not trained.
+    of_head: Option<Tensor>,
+}
+
+impl Gradients<'_> {
+    /// The value with these as its gradient: autograd gets them through a scalar that is zero.
+    fn attach(&self, value: &Tensor) -> Result<Tensor, TchError> {
+        let Some(of_rows) = &self.of_rows else { return Ok(value.shallow_clone()) };
+        let mut through = self.rows.f_mul(of_rows)?.f_sum(Kind::Float)?;
+        if let Some(of_head) = &self.of_head {
+            through = through.f_add(&self.head.f_mul(of_head)?.f_sum(Kind::Float)?)?;
+        }
+        through.f_sub(&through.detach())?.f_add(value)
+    }
+}
+
+/// Forward and backward of the head, a chunk of rows at a time, so the logits are never all there: `loss`
+/// takes a chunk's logits `[length, vocab]` and gives their gradient, from which two products make those
+/// of `rows [n, hidden]` (in the compute type) and of `head [vocab, hidden]` (float32). Rows without a
+/// gradient (outside training) cost the forward product only.
+fn through_head<'a>(
+    head: &'a Tensor,
+    rows: &'a Tensor,
+    loss: &mut dyn FnMut(Chunk, Tensor) -> Result<Tensor, TchError>,
+) -> Result<Gradients<'a>, TchError> {
+    tch::no_grad(|| {
+        let (compute, count) = (rows.kind(), rows.size()[0]);
+        let (plain_rows, plain_head) = (rows.detach(), head.detach());
+        let head_in_compute = plain_head.f_to_kind(compute)?;
+        let wanted = rows.requires_grad();
+        let mut of_head = match wanted && head.requires_grad() {
+            true => Some(plain_head.f_zeros_like()?),
+            false => None,
+        };
+        let mut of_rows = Vec::new();
+        let mut start = 0;
+        while start < count {
+            let length = CHUNK.min(count - start);
+            let chunk = plain_rows.f_narrow(0, start, length)?;
+            // [length, hidden] -> [length, vocab], float32
+            let logits = chunk.f_mm(&head_in_compute.f_transpose(0, 1)?)?.f_to_kind(Kind::Float)?;
+            let gradient = loss(Chunk { start, length }, logits)?;
+            if wanted {
+                let gradient = gradient.f_to_kind(compute)?;
+                of_rows.push(gradient.f_mm(&head_in_compute)?);
+                let of_chunk = gradient.f_transpose(0, 1)?;
+                if let Some(of_head) = &mut of_head {
+                    if compute == Kind::Float {
+                        let _ = of_head.f_addmm_(&of_chunk, &chunk)?;
+                    } else {
+                        let _ = of_head.f_add_(&of_chunk.f_mm(&chunk)?)?;
+                    }
+                }
+            }
+            start += length;
+        }
+        let of_rows = match wanted {
+            true => Some(Tensor::f_cat(&of_rows, 0)?),
+            false => None,
+        };
+        Ok(Gradients { rows, head, of_rows, of_head })
+    })
 }
 
 #[cfg(test)]
@@ -198,10 +394,15 @@ mod tests {
         let mask = (0..batch * seq).map(|i| if i % 8 == 0 { 0.0 } else { 1.0 }).collect();
         let batch = Batch { x, y, mask, batch, seq, ..Batch::default() };
         let ids = Tensor::from_slice(&batch.x).view([8, 100]);
-        let weigh = |id: i64| if id % 3 == 0 { 10.0f32 } else { 1.0 };
-        for weight in [None, Some(&weigh as &dyn Fn(i64) -> f32)] {
-            let targets = Targets::new(&batch, Device::Cpu, weight).expect("targets");
-            let targets = targets.expect("some are learned");
+        // a third weighs more, learned or not
+        let weigh = |learned: bool, id: i64| match (id % 3, learned) {
+            (0, _) => 10.0f32,
+            (_, learned) => f32::from(u8::from(learned)),
+        };
+        for targets in
+            [Targets::new(&batch, Device::Cpu), Targets::weighted(&batch, Device::Cpu, &weigh)]
+        {
+            let targets = targets.expect("targets").expect("some are learned");
             assert_eq!(targets.count(), 700);
             let hidden = model.hidden(&ids, true).expect("hidden").hidden;
             let ours = cross_entropy(&model, &hidden, &targets).expect("a loss");

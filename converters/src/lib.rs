@@ -1,6 +1,7 @@
 //! What all crates of mmx agree on, in pure Rust: model families as tables ([`arch`]), tensors, and the
 //! formats they are kept in.
 
+pub mod adapter;
 pub mod arch;
 pub mod carry;
 pub mod chat;

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
+use crate::adapter::{self, Adapters};
 use crate::arch::{self, Config, Layout, Place, Public, Weight, assemble, public_tensors};
 use crate::error::{Error, Result, TensorReport};
 use crate::generation::{self, Generation};
@@ -38,6 +39,8 @@ pub struct Model {
     pub layout: Layout,
     weights: Vec<Weight>,
     source: Source,
+    /// Merged into the weights they belong to when those are read.
+    adapters: Option<Adapters>,
 }
 
 #[derive(Debug)]
@@ -135,7 +138,8 @@ impl Source {
 
 impl Model {
     /// Opens a folder (config.json with model.safetensors or its shards), a `.gguf`, or a `.pth` with a
-    /// config.json beside it, told apart by what they are, not by their names.
+    /// config.json beside it, told apart by what they are, not by their names. A folder of adapters (PEFT's
+    /// form) is the model it names with the adapters merged.
     ///
     /// # Errors
     /// Whatever is wrong with the files; [`Error::Tensors`] with all missing, unexpected and mismatched
@@ -152,6 +156,9 @@ impl Model {
     pub fn open_with(path: impl AsRef<Path>, config: Option<Config>) -> Result<Self> {
         let path = path.as_ref();
         if path.is_dir() {
+            if adapter::is_adapter_folder(path) {
+                return Self::open_adapted(path, config);
+            }
             return Self::open_folder(path, config);
         }
         let mut magic = [0; 4];
@@ -172,6 +179,23 @@ impl Model {
                 ))
             }
         }
+    }
+
+    fn open_adapted(dir: &Path, config: Option<Config>) -> Result<Self> {
+        let adapters = Adapters::open(dir)?;
+        let base = adapters.base_path(dir)?;
+        if adapter::is_adapter_folder(&base) {
+            return Err(Error::key(
+                dir.join(adapter::CONFIG_NAME),
+                "base_model_name_or_path",
+                format!("expected a whole model, found adapters: {}", base.display()),
+            ));
+        }
+        let mut model = Self::open_with(base, config)?;
+        adapters.check(dir, &model.weights)?;
+        model.path = dir.to_owned();
+        model.adapters = Some(adapters);
+        Ok(model)
     }
 
     fn open_gguf(path: &Path) -> Result<Self> {
@@ -277,7 +301,8 @@ impl Model {
             ));
         }
         let path = path.to_owned();
-        let model = Self { path, config, generation, warnings, layout, weights, source };
+        let adapters = None;
+        let model = Self { path, config, generation, warnings, layout, weights, source, adapters };
         model.check_tied_head()?;
         Ok(model)
     }
@@ -332,11 +357,16 @@ impl Model {
         counts.iter().rev().max_by_key(|(_, n)| *n).map_or(Dtype::F32, |(dtype, _)| *dtype)
     }
 
-    /// The GGUF behind the model, if it is one.
+    /// The adapters that are merged into the weights, if the model was opened with some.
+    pub fn adapters(&self) -> Option<&Adapters> {
+        self.adapters.as_ref()
+    }
+
+    /// The GGUF behind the model, if it is one (and not the base of adapters).
     pub fn gguf(&self) -> Option<&Gguf> {
         match &self.source {
-            Source::Gguf(file) => Some(file),
-            Source::SafeTensors(_) | Source::Pth(_) => None,
+            Source::Gguf(file) if self.adapters.is_none() => Some(file),
+            Source::Gguf(_) | Source::SafeTensors(_) | Source::Pth(_) => None,
         }
     }
 
@@ -362,6 +392,25 @@ impl Model {
     /// # Errors
     /// The source holds it in a block type: see [`Model::weight_with`].
     pub fn weight(&self, weight: &Weight) -> Result<(Dtype, Cow<'_, [u8]>)> {
+        let found = self.base_weight(weight)?;
+        Ok(self.adapted(weight, found))
+    }
+
+    /// With the adapter merged where the weight has one: float32 then, whatever the base is stored in.
+    fn adapted<'a>(
+        &self,
+        weight: &Weight,
+        (dtype, data): (Dtype, Cow<'a, [u8]>),
+    ) -> (Dtype, Cow<'a, [u8]>) {
+        let Some(adapters) = &self.adapters else { return (dtype, data) };
+        let Some(adapter) = adapters.of(weight) else { return (dtype, data) };
+        let shape = [weight.elements()];
+        let base = tensor::TensorView { dtype, shape: &shape, data: &data }.to_f32();
+        let merged = adapter.merged(&base, adapters.rank, adapters.scale());
+        (Dtype::F32, Cow::Owned(tensor::encode_f32(&merged, Dtype::F32)))
+    }
+
+    fn base_weight(&self, weight: &Weight) -> Result<(Dtype, Cow<'_, [u8]>)> {
         let place = weight.place(self.layout);
         let stored = self.stored(&place)?;
         let Some(dtype) = stored.ty.dtype() else {
@@ -423,7 +472,8 @@ impl Model {
                 ),
             ));
         }
-        Ok((Dtype::F32, self.reference_rows(weight, Cow::Owned(values))))
+        let rows = self.reference_rows(weight, Cow::Owned(values));
+        Ok(self.adapted(weight, (Dtype::F32, rows)))
     }
 
     /// A weight's values as float32, in MiniMind's layout and row order.

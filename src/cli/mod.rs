@@ -16,6 +16,8 @@ mod run;
 mod tokenizer;
 #[cfg(feature = "train")]
 mod train;
+#[cfg(feature = "train")]
+mod train_models;
 mod verify;
 
 use clap::{Parser, Subcommand};

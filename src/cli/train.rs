@@ -4,20 +4,20 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::{Args, ValueEnum};
-use mmx_converters::arch::{Config, presets};
-use mmx_converters::generation::Generation;
+use mmx_converters::adapter::Adapters;
 use mmx_converters::tokenizer::Tokenizer;
 use serde::Deserialize;
 use serde_json::json;
 use tch::{Device, Kind};
 
+use super::train_models::{Models, Start};
 use crate::checkpoint::{self, Context, State};
 use crate::config::TrainConfig;
 use crate::data::{Dataset, Recipe, SampleOptions};
 use crate::error::{Error, Result};
-use crate::model::{Model, device};
+use crate::model::device;
 use crate::runs;
-use crate::stage::{self, Stage};
+use crate::stage::{self, Setup, Stage};
 use crate::train::batches::{Batches, Ordered, Packed};
 use crate::train::session::{self, Outcome, Session};
 use crate::train::{Position, Trainer};
@@ -28,8 +28,10 @@ use crate::train::{Position, Trainer};
   mmx train pretrain --preset minimind2-small --tokenizer tok --data text.jsonl --out runs/pretrain
   mmx train sft --from runs/pretrain --data chats.jsonl --epochs 3 --lr 1e-4 --out runs/sft
   mmx train sft --from runs/pretrain --data chats.jsonl --out runs/sft --resume
+  mmx train lora --from runs/sft --data medical.jsonl --lora-rank 8 --out runs/lora
 
 Checkpoints are DIR/checkpoint-STEP: folders that Transformers opens, with training/ beside the weights.
+Those of lora are PEFT folders of the adapters alone; mmx opens one as the model it names with them merged.
 Ctrl-C saves one and ends; --resume goes on exactly where the newest one was.")]
 pub struct TrainArgs {
     /// What to learn
@@ -57,6 +59,8 @@ enum StageName {
     Pretrain,
     /// The assistant's turns of chats
     Sft,
+    /// The same with low-rank adapters beside fixed weights
+    Lora,
 }
 
 /// on or off.
@@ -157,6 +161,18 @@ knobs! {
     /// 2026: share of chats whose empty think blocks are kept [default: 0.2]
     #[arg(long, value_name = "X")]
     empty_think_ratio: f64,
+    /// lora: inner dimension of the adapters [default: 16; 2025: 8]
+    #[arg(long, value_name = "N")]
+    lora_rank: usize,
+    /// lora: their product counts alpha / rank times [default: the rank]
+    #[arg(long, value_name = "X")]
+    lora_alpha: f64,
+    /// lora: square, all, or names of linear layers (q_proj,v_proj) [default: square]
+    #[arg(long, value_name = "LAYERS")]
+    lora_target: String,
+    /// lora: adapters to begin with: a run, a PEFT folder, or their weights (safetensors, .pth)
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["lora_rank", "lora_alpha", "lora_target"])]
+    adapter: PathBuf,
     /// What to compute in: auto, f32 or bf16; master weights are float32 [default: auto]
     #[arg(long, value_name = "TYPE")]
     dtype: String,
@@ -198,6 +214,7 @@ pub(super) fn run(args: TrainArgs, as_json: bool) -> Result<()> {
     let stage = stage::by_name(match args.stage {
         StageName::Pretrain => "pretrain",
         StageName::Sft => "sft",
+        StageName::Lora => "lora",
     })?;
     let mut knobs = args.knobs;
     if let Some(path) = &args.recipe_file {
@@ -263,13 +280,24 @@ impl Request {
         let resumed = self.checkpoint()?;
 
         let tokenizer = Tokenizer::open(self.tokenizer_folder(resumed.as_ref())?)?;
-        let sources = self.sources(&tokenizer)?;
+        let start = Start {
+            preset: self.knobs.preset.as_deref(),
+            config: self.knobs.config.as_deref(),
+            from: self.knobs.from.as_deref(),
+            adapter: self.knobs.adapter.as_deref(),
+            resumed: resumed.as_ref().map(|(path, _)| path.as_path()),
+            tokenizer: &tokenizer,
+            train: &config,
+            device,
+            compute,
+        };
+        let Models { mut model, generation, adapters, base, sources: frozen } = start.open()?;
+        let mut sources = self.sources(&tokenizer)?;
+        sources.extend(frozen);
         if let Some((path, state)) = &resumed {
             refuse_changes(path, state, &config, &sources)?;
         }
-        let (mut model, generation) =
-            self.model(resumed.as_ref(), &tokenizer, &config, device, compute)?;
-        self.stage.prepare(&mut model)?;
+        self.stage.prepare(&mut model, Setup { adapters, base, ..Setup::new(&config) })?;
 
         let options = self.sample_options(&config)?;
         let dataset = Dataset::load(&self.data, &tokenizer, &options)?;
@@ -349,6 +377,17 @@ impl Request {
             config.step_at_epoch_end = tail == Switch::On;
         }
         config.skip_non_finite = knobs.non_finite == Some(OnFault::Skip);
+        self.refuse_options_of_other_stages()?;
+        if let Some(lora) = &mut config.lora {
+            set(&mut lora.rank, &knobs.lora_rank);
+            lora.alpha = knobs.lora_alpha.unwrap_or(lora.rank as f64);
+            set(&mut lora.target, &knobs.lora_target);
+            if let Some(path) = &knobs.adapter {
+                let adapters = Adapters::open(&runs::resolve(path)?)?;
+                (lora.rank, lora.alpha) = (adapters.rank, adapters.alpha);
+                lora.target = adapters.targets().join(",");
+            }
+        }
         config.dtype = match knobs.dtype.as_deref() {
             None | Some("auto") if device.is_cuda() => "bf16".into(),
             None | Some("auto") => "f32".into(),
@@ -359,6 +398,24 @@ impl Request {
         }
         config.check()?;
         Ok(config)
+    }
+
+    /// An option that the stage would not look at is a mistake.
+    fn refuse_options_of_other_stages(&self) -> Result<()> {
+        let knobs = &self.knobs;
+        let options = [
+            ("lora", "--lora-rank", knobs.lora_rank.is_some()),
+            ("lora", "--lora-alpha", knobs.lora_alpha.is_some()),
+            ("lora", "--lora-target", knobs.lora_target.is_some()),
+            ("lora", "--adapter", knobs.adapter.is_some()),
+        ];
+        let stage = self.stage.name();
+        match options.iter().find(|(of, _, given)| *given && *of != stage) {
+            Some((of, option, _)) => Err(Error::usage(format!(
+                "{option}: expected with stage {of} only, found with {stage}"
+            ))),
+            None => Ok(()),
+        }
     }
 
     fn sample_options(&self, config: &TrainConfig) -> Result<SampleOptions> {
@@ -419,58 +476,6 @@ impl Request {
         sources.push(("tokenizer".to_owned(), checkpoint::digest(tokenizer.json())));
         Ok(sources)
     }
-
-    /// The model to begin with: the checkpoint's, --from, or a new one of --preset or --config.
-    fn model(
-        &self,
-        resumed: Option<&(PathBuf, State)>,
-        tokenizer: &Tokenizer,
-        train: &TrainConfig,
-        device: Device,
-        compute: Kind,
-    ) -> Result<(Model, Generation)> {
-        let knobs = &self.knobs;
-        let open = match (resumed, &knobs.from) {
-            (Some((checkpoint, _)), _) => Some(checkpoint.clone()),
-            (None, Some(from)) => Some(runs::resolve(from)?),
-            (None, None) => None,
-        };
-        if let Some(path) = open {
-            let open = mmx_converters::Model::open(&path)?;
-            open.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
-            check_vocabulary(&open.config, tokenizer, &path)?;
-            return Ok((Model::from_model(&open, device, compute)?, open.generation.clone()));
-        }
-        let config = match (&knobs.preset, &knobs.config) {
-            (Some(name), _) => {
-                let mut config = presets::preset(name).ok_or_else(|| {
-                    let known = presets::NAMES.join(", ");
-                    Error::usage(format!("--preset: expected one of {known}, found {name}"))
-                })?;
-                config.vocab_size = tokenizer.vocab_size();
-                let id = |id: Option<u32>, default| id.unwrap_or(default);
-                config.bos_token_id = id(tokenizer.bos_id(), config.bos_token_id);
-                config.pad_token_id = id(tokenizer.pad_id(), config.pad_token_id);
-                if !tokenizer.eos_ids().is_empty() {
-                    config.eos_token_id = tokenizer.eos_ids().to_vec();
-                }
-                config
-            }
-            (None, Some(path)) => {
-                let (config, warnings) = Config::read(path)?;
-                warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
-                check_vocabulary(&config, tokenizer, path)?;
-                config
-            }
-            (None, None) => {
-                return Err(Error::usage(format!(
-                    "{}: expected --from MODEL to start from, or --preset or --config for a new model",
-                    train.stage
-                )));
-            }
-        };
-        Ok((Model::random(&config, train.seed, device, compute)?, Generation::default()))
-    }
 }
 
 /// The batches of a data set; `padded` is for samples with rows of their own.
@@ -486,19 +491,6 @@ fn batches_of<'d>(
         true => Box::new(Packed::new(dataset, files, seed, shuffle, size)),
         false => Box::new(Ordered::new(dataset, files, seed, shuffle, size, padded)),
     }
-}
-
-/// Every id of the tokenizer must have a row in the embedding.
-fn check_vocabulary(config: &Config, tokenizer: &Tokenizer, path: &Path) -> Result<()> {
-    if tokenizer.vocab_size() <= config.vocab_size {
-        return Ok(());
-    }
-    Err(Error::failed(format!(
-        "{}: key vocab_size: expected at least {}, the tokenizer's ids, found {}",
-        path.display(),
-        tokenizer.vocab_size(),
-        config.vocab_size
-    )))
 }
 
 /// A run goes on exactly or not at all.

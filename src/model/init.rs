@@ -26,6 +26,15 @@ pub(super) fn initial_values(rows: &[Weight], seed: u64) -> Vec<Vec<f32>> {
         .collect()
 }
 
+/// `count` values of normal(0, 0.02) for an adapter: its stream is none of the rows'.
+pub(super) fn adapter_values(seed: u64, index: usize, count: usize) -> Vec<f32> {
+    /// Beyond the number of rows any model has.
+    const FIRST_STREAM: u64 = 1 << 32;
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(FIRST_STREAM + index as u64);
+    normal(&mut rng, count)
+}
+
 fn normal(rng: &mut ChaCha8Rng, count: usize) -> Vec<f32> {
     // (0, 1]: its logarithm is finite
     let mut uniform = || ((rng.next_u64() >> 11) + 1) as f64 / (1u64 << 53) as f64;

@@ -11,6 +11,7 @@ mod attention;
 pub mod device;
 mod ffn;
 mod init;
+mod lora;
 mod moe;
 mod rope;
 
@@ -24,6 +25,8 @@ use self::ffn::{Dense, FeedForward};
 use self::moe::Mixture;
 use self::rope::Rope;
 use crate::error::{Error, Result};
+
+pub use self::lora::{Lora, Target};
 
 /// What libtorch answers inside the forward pass; the public functions say what they were doing.
 type Torch<T> = std::result::Result<T, TchError>;
@@ -40,6 +43,8 @@ pub struct Model {
     norm: Norm,
     head: Tensor,
     rope: Rope,
+    /// Attached adapters: the layers' linears hold their tensors.
+    lora: Option<Lora>,
 }
 
 /// One named trainable tensor.
@@ -110,21 +115,26 @@ impl Norm {
     }
 }
 
-/// A bias-free linear layer `[out, in]`.
+/// A bias-free linear layer `[out, in]`, maybe with an adapter beside it.
 #[derive(Debug)]
 struct Linear {
     weight: Tensor,
+    adapter: Option<lora::Factors>,
 }
 
 impl Linear {
     /// `[.., in]` to `[.., out]`, in the type of `x`.
     fn forward(&self, x: &Tensor) -> Torch<Tensor> {
-        x.f_linear(&self.weight.f_to_kind(x.kind())?, None::<Tensor>)
+        let y = x.f_linear(&self.weight.f_to_kind(x.kind())?, None::<Tensor>)?;
+        match &self.adapter {
+            Some(adapter) => y.f_add(&adapter.forward(x)?),
+            None => Ok(y),
+        }
     }
 }
 
-/// The variables by name while a model is put together.
-struct Parts<'a>(&'a [Variable]);
+/// The variables by name while a model is put together, and the adapters that go beside them.
+struct Parts<'a>(&'a [Variable], Option<&'a Lora>);
 
 impl Parts<'_> {
     fn tensor(&self, name: &str) -> Result<Tensor> {
@@ -138,7 +148,8 @@ impl Parts<'_> {
     }
 
     fn linear(&self, name: &str) -> Result<Linear> {
-        Ok(Linear { weight: self.tensor(name)? })
+        let adapter = self.1.and_then(|lora| lora.factors(name));
+        Ok(Linear { weight: self.tensor(name)?, adapter })
     }
 
     fn norm(&self, name: &str, eps: f64) -> Result<Norm> {
@@ -246,25 +257,9 @@ impl Model {
         device: Device,
         compute: Kind,
     ) -> Result<Self> {
-        let parts = Parts(&variables);
+        let parts = Parts(&variables, None);
         let eps = config.rms_norm_eps;
-        let mut layers = Vec::with_capacity(config.num_hidden_layers);
-        for layer in 0..config.num_hidden_layers {
-            let base = format!("model.layers.{layer}");
-            let ffn = format!("{base}.mlp");
-            layers.push(Layer {
-                input_norm: parts.norm(&format!("{base}.input_layernorm"), eps)?,
-                attention: Attention::new(&config, &parts, &format!("{base}.self_attn"))?,
-                post_attention_norm: parts
-                    .norm(&format!("{base}.post_attention_layernorm"), eps)?,
-                feed_forward: match &config.moe {
-                    Some(moe) => {
-                        FeedForward::Mixture(Mixture::new(config.family, moe, &parts, &ffn)?)
-                    }
-                    None => FeedForward::Dense(Dense::new(&parts, &ffn)?),
-                },
-            });
-        }
+        let layers = layers(&config, &parts)?;
         let embedding = parts.tensor("model.embed_tokens")?;
         let head = if config.tie_word_embeddings {
             embedding.shallow_clone()
@@ -273,7 +268,26 @@ impl Model {
         };
         let norm = parts.norm("model.norm", eps)?;
         let rope = Rope::new(&config, device);
-        Ok(Self { config, device, compute, variables, embedding, layers, norm, head, rope })
+        let lora = None;
+        Ok(Self { config, device, compute, variables, embedding, layers, norm, head, rope, lora })
+    }
+
+    /// Puts adapters beside the linear layers they are for; the weights themselves are then fixed.
+    ///
+    /// # Errors
+    /// libtorch's. [`Lora`] has compared names and shapes with the configuration.
+    pub fn attach(&mut self, lora: Lora) -> Result<()> {
+        for variable in &self.variables {
+            let _ = variable.tensor.set_requires_grad(false);
+        }
+        self.layers = layers(&self.config, &Parts(&self.variables, Some(&lora)))?;
+        self.lora = Some(lora);
+        Ok(())
+    }
+
+    /// The attached adapters.
+    pub fn lora(&self) -> Option<&Lora> {
+        self.lora.as_ref()
     }
 
     /// The model's dimensions.
@@ -301,7 +315,7 @@ impl Model {
         &self.head
     }
 
-    /// Every weight as float32 on the host, in the table's order.
+    /// Every weight as float32 on the host, in the table's order; attached adapters after them.
     ///
     /// # Errors
     /// libtorch's.
@@ -310,8 +324,10 @@ impl Model {
             let shape = v.tensor.size().iter().map(|&n| n as usize).collect();
             Ok(HostTensor { name: v.name.clone(), shape, values: host_f32(&v.tensor)? })
         };
+        let adapters = self.lora.iter().flat_map(Lora::variables);
         self.variables
             .iter()
+            .chain(adapters)
             .map(|v| read(v).map_err(|e| Error::torch(format!("reading {}", v.name), &e)))
             .collect()
     }
@@ -433,6 +449,25 @@ impl Model {
         }
         Ok(ids)
     }
+}
+
+/// The layers over variables and adapters.
+fn layers(config: &Config, parts: &Parts<'_>) -> Result<Vec<Layer>> {
+    let eps = config.rms_norm_eps;
+    let layer = |layer: usize| {
+        let base = format!("model.layers.{layer}");
+        let ffn = format!("{base}.mlp");
+        Ok(Layer {
+            input_norm: parts.norm(&format!("{base}.input_layernorm"), eps)?,
+            attention: Attention::new(config, parts, &format!("{base}.self_attn"))?,
+            post_attention_norm: parts.norm(&format!("{base}.post_attention_layernorm"), eps)?,
+            feed_forward: match &config.moe {
+                Some(moe) => FeedForward::Mixture(Mixture::new(config.family, moe, parts, &ffn)?),
+                None => FeedForward::Dense(Dense::new(parts, &ffn)?),
+            },
+        })
+    };
+    (0..config.num_hidden_layers).map(layer).collect()
 }
 
 /// Lengths of samples and of the padding after them, row after row.

@@ -3,14 +3,20 @@
 //!
 //! In: a [`Batch`]. Out: a [`Loss`]: the scalar to go down, and its parts by name.
 
+mod lora;
 mod pretrain;
 mod sft;
 
+pub use lora::Lora;
 pub use pretrain::Pretrain;
 pub use sft::Sft;
 
+use std::path::PathBuf;
+
+use mmx_converters::adapter::Adapters;
 use tch::{TchError, Tensor};
 
+use crate::config::TrainConfig;
 use crate::data::{Batch, Kind, Recipe};
 use crate::error::{Error, Result};
 use crate::loss::{self, Targets};
@@ -31,7 +37,7 @@ pub trait Stage {
     ///
     /// # Errors
     /// What the stage needs is not there or does not fit.
-    fn prepare(&mut self, _model: &mut Model) -> Result<()> {
+    fn prepare(&mut self, _model: &mut Model, _setup: Setup<'_>) -> Result<()> {
         Ok(())
     }
 
@@ -51,6 +57,23 @@ pub trait Stage {
     /// # Errors
     /// libtorch's.
     fn loss(&self, model: &Model, batch: &Batch) -> Result<Loss>;
+}
+
+/// What a stage is made ready with, besides the model it trains.
+pub struct Setup<'a> {
+    /// The resolved configuration.
+    pub config: &'a TrainConfig,
+    /// LoRA: adapters to go on with, and the file they are from.
+    pub adapters: Option<(PathBuf, Adapters)>,
+    /// LoRA: what the adapters' files call the model they are for.
+    pub base: Option<String>,
+}
+
+impl<'a> Setup<'a> {
+    /// With the configuration alone.
+    pub fn new(config: &'a TrainConfig) -> Self {
+        Self { config, adapters: None, base: None }
+    }
 }
 
 /// A stage's hyper-parameters where the command line gives none (MODEL_AND_STAGES section 4).
@@ -119,9 +142,10 @@ impl Loss {
 /// An unknown name.
 pub fn by_name(name: &str) -> Result<Box<dyn Stage>> {
     match name {
+        "lora" => Ok(Box::new(Lora)),
         "pretrain" => Ok(Box::new(Pretrain)),
         "sft" => Ok(Box::new(Sft)),
-        other => Err(Error::usage(format!("stage: expected pretrain or sft, found {other}"))),
+        other => Err(Error::usage(format!("stage: expected pretrain, sft or lora, found {other}"))),
     }
 }
 
@@ -137,7 +161,7 @@ fn inputs(model: &Model, batch: &Batch) -> Result<Tensor> {
 
 /// Masked mean cross-entropy plus the balancing loss: what pretraining and SFT share.
 fn language_model_loss(model: &Model, batch: &Batch) -> Result<Loss> {
-    let Some(targets) = Targets::new(batch, model.device(), None)? else {
+    let Some(targets) = Targets::new(batch, model.device())? else {
         return Ok(Loss::nothing());
     };
     let hidden = model.hidden_packed(&inputs(model, batch)?, &batch.packed, true)?;

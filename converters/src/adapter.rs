@@ -1,0 +1,415 @@
+//! Low-rank adapters: y = Wx + scale * B(Ax), apart from the model they change. In and out: PEFT's folder
+//! (`adapter_config.json`, which names the base model, and `adapter_model.safetensors`); in also a file of
+//! weights alone, under PEFT's names or MiniMind's.
+//!
+//! Source: PEFT's documentation of the LoRA checkpoint format; MiniMind's `save_lora`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+use serde_json::{Value, json};
+
+use crate::arch::Weight;
+use crate::error::{Error, Result, TensorReport};
+use crate::file;
+use crate::pth::Pth;
+use crate::safetensors::{self, SafeTensors, TensorSpec};
+use crate::tensor::{Dtype, TensorView};
+
+/// The file that makes a folder one of adapters.
+pub const CONFIG_NAME: &str = "adapter_config.json";
+/// The adapters' weights.
+pub const WEIGHTS_NAME: &str = "adapter_model.safetensors";
+/// What PEFT puts before a module's name.
+const PREFIX: &str = "base_model.model.";
+
+/// The two factors beside one weight.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Adapter {
+    /// `[rank, in]`, row-major.
+    pub a: Vec<f32>,
+    /// `[out, rank]`, row-major.
+    pub b: Vec<f32>,
+    /// Columns of the weight.
+    pub inputs: usize,
+    /// Rows of the weight.
+    pub outputs: usize,
+}
+
+/// A tensor's shape and values.
+type Read = (Vec<usize>, Vec<f32>);
+
+/// A matrix as it was read: rows, columns, values.
+type Matrix = (usize, usize, Vec<f32>);
+
+/// The adapters of one model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Adapters {
+    /// Inner dimension of all of them.
+    pub rank: usize,
+    /// The product B A counts alpha / rank times.
+    pub alpha: f64,
+    /// The model they belong to, as the folder names it.
+    pub base: Option<String>,
+    /// By module: `model.layers.0.self_attn.q_proj`.
+    pub modules: BTreeMap<String, Adapter>,
+}
+
+/// True for a folder that holds adapters and no model of its own.
+pub fn is_adapter_folder(dir: &Path) -> bool {
+    dir.join(CONFIG_NAME).is_file() && !dir.join("config.json").exists()
+}
+
+impl Adapters {
+    /// Opens a folder with [`CONFIG_NAME`], or a safetensors or `.pth` file of the weights alone, whose
+    /// alpha is then taken to be the rank (as MiniMind's are).
+    ///
+    /// # Errors
+    /// Files that cannot be read or break their format; other names than those of adapters; an A without
+    /// its B; ranks that differ; a kind of adapter other than plain LoRA.
+    pub fn open(path: &Path) -> Result<Self> {
+        if !path.is_dir() {
+            return Self::open_weights(path);
+        }
+        let config_path = path.join(CONFIG_NAME);
+        let text = fs_err::read_to_string(&config_path).map_err(|e| Error::io(&config_path, e))?;
+        let config: Value = serde_json::from_str(&text)
+            .map_err(|e| Error::format(&config_path, format!("expected JSON: {e}")))?;
+        refuse_other_kinds(&config, &config_path)?;
+        let mut adapters = Self::open_weights(&path.join(WEIGHTS_NAME))?;
+        let number = |key: &str| {
+            let found = config[key].as_f64().filter(|n| n.is_finite());
+            found.ok_or_else(|| {
+                let found = &config[key];
+                Error::key(&config_path, key, format!("expected a number, found {found}"))
+            })
+        };
+        let rank = number("r")?;
+        if rank != adapters.rank as f64 {
+            let expected = adapters.rank;
+            let message = format!("expected {expected}, the rank of the weights, found {rank}");
+            return Err(Error::key(&config_path, "r", message));
+        }
+        adapters.alpha = number("lora_alpha")?;
+        adapters.base = config["base_model_name_or_path"].as_str().map(str::to_owned);
+        Ok(adapters)
+    }
+
+    fn open_weights(path: &Path) -> Result<Self> {
+        let is_pth = path.extension().is_some_and(|e| e == "pth" || e == "bin");
+        if is_pth {
+            let file = Pth::open(path)?;
+            let names: Vec<&str> = file.tensors().iter().map(|t| t.name.as_str()).collect();
+            return Self::from_tensors(path, &names, &|name| {
+                let tensor = file.tensor(name)?;
+                let data = file.data(tensor);
+                let view = TensorView { dtype: tensor.dtype, shape: &tensor.shape, data: &data };
+                Some((tensor.shape.clone(), values(&view)?))
+            });
+        }
+        let file = SafeTensors::open(path)?;
+        let names: Vec<&str> = file.names().collect();
+        Self::from_tensors(path, &names, &|name| {
+            let view = file.get(name)?;
+            Some((view.shape.to_vec(), values(&view)?))
+        })
+    }
+
+    /// `get` gives a tensor's shape and values, and nothing for one that is not of a float type.
+    fn from_tensors(
+        path: &Path,
+        names: &[&str],
+        get: &dyn Fn(&str) -> Option<Read>,
+    ) -> Result<Self> {
+        let mut halves: BTreeMap<String, [Option<Matrix>; 2]> = BTreeMap::new();
+        for &name in names {
+            let wrong = |what: String| Error::format(path, format!("tensor {name}: {what}"));
+            let Some((module, half)) = split_name(name) else {
+                return Err(wrong(
+                    "expected an adapter's name (MODULE.lora_A.weight or MODULE.lora.A.weight), \
+                     found another"
+                        .into(),
+                ));
+            };
+            let Some((shape, values)) = get(name) else {
+                return Err(wrong("expected a float type, found another".into()));
+            };
+            let &[rows, columns] = shape.as_slice() else {
+                return Err(wrong(format!("expected two dimensions, found shape {shape:?}")));
+            };
+            let slot = &mut halves.entry(module.to_owned()).or_default()[half];
+            if slot.replace((rows, columns, values)).is_some() {
+                return Err(wrong("expected once, found under two names".into()));
+            }
+        }
+        let mut rank = None;
+        let mut modules = BTreeMap::new();
+        for (module, halves) in halves {
+            let wrong = |what: String| Error::format(path, format!("adapter {module}: {what}"));
+            let [Some((a_rows, inputs, a)), Some((outputs, b_columns, b))] = halves else {
+                return Err(wrong("expected both A and B, found one of them".into()));
+            };
+            let expected = *rank.get_or_insert(a_rows);
+            if a_rows != expected || b_columns != expected || expected == 0 {
+                let found = format!("found A [{a_rows}, {inputs}] and B [{outputs}, {b_columns}]");
+                return Err(wrong(format!("expected rank {expected}, at least 1, {found}")));
+            }
+            modules.insert(module, Adapter { a, b, inputs, outputs });
+        }
+        let Some(rank) = rank else {
+            return Err(Error::format(path, "expected at least one adapter, found none"));
+        };
+        Ok(Self { rank, alpha: rank as f64, base: None, modules })
+    }
+
+    /// What the product B A is multiplied by.
+    pub fn scale(&self) -> f64 {
+        self.alpha / self.rank as f64
+    }
+
+    /// The last parts of the modules' names, each once: `o_proj`, `q_proj`.
+    pub fn targets(&self) -> Vec<String> {
+        let last = |name: &String| name.rsplit('.').next().unwrap_or(name).to_owned();
+        let mut names: Vec<String> = self.modules.keys().map(last).collect();
+        names.sort();
+        names.dedup();
+        names
+    }
+
+    /// The adapter beside a weight.
+    pub fn of(&self, weight: &Weight) -> Option<&Adapter> {
+        self.modules.get(weight.name.strip_suffix(".weight")?)
+    }
+
+    /// Compares with a model's table.
+    ///
+    /// # Errors
+    /// All adapters of modules that the model does not have, or of other shapes.
+    pub fn check(&self, path: &Path, weights: &[Weight]) -> Result<()> {
+        let mut report = TensorReport::default();
+        let shapes: BTreeMap<&str, &[usize]> = weights
+            .iter()
+            .filter_map(|w| Some((w.name.strip_suffix(".weight")?, w.shape.as_slice())))
+            .collect();
+        for (module, adapter) in &self.modules {
+            let found = [adapter.outputs, adapter.inputs];
+            match shapes.get(module.as_str()) {
+                None => report.unexpected.push(module.clone()),
+                Some(shape) if **shape != found => report.mismatched.push((
+                    module.clone(),
+                    format!("shape {shape:?}"),
+                    format!("{found:?}"),
+                )),
+                Some(_) => (),
+            }
+        }
+        match report.is_empty() {
+            true => Ok(()),
+            false => Err(Error::Tensors { path: path.to_owned(), report }),
+        }
+    }
+
+    /// Writes PEFT's two files into `dir`, which exists.
+    ///
+    /// # Errors
+    /// The system's refusal.
+    pub fn write(&self, dir: &Path) -> Result<()> {
+        let path = dir.join(CONFIG_NAME);
+        let alpha = match self.alpha.fract() == 0.0 && self.alpha.abs() < 1e9 {
+            true => json!(self.alpha as i64), // PEFT writes a whole number
+            false => json!(self.alpha),
+        };
+        let config = json!({
+            "base_model_name_or_path": self.base,
+            "bias": "none",
+            "fan_in_fan_out": false,
+            "inference_mode": true,
+            "lora_alpha": alpha,
+            "lora_dropout": 0.0,
+            "peft_type": "LORA",
+            "r": self.rank,
+            "target_modules": self.targets(),
+            "task_type": "CAUSAL_LM",
+        });
+        let mut text = serde_json::to_string_pretty(&config)
+            .map_err(|e| Error::format(&path, e.to_string()))?;
+        text.push('\n');
+        file::write_bytes(&path, text.as_bytes())?;
+        let mut tensors: Vec<(TensorSpec, &[f32])> = Vec::new();
+        for (module, adapter) in &self.modules {
+            let (a, b) = ([self.rank, adapter.inputs], [adapter.outputs, self.rank]);
+            for (half, shape, values) in [("A", a, &adapter.a), ("B", b, &adapter.b)] {
+                let name = format!("{PREFIX}{module}.lora_{half}.weight");
+                let shape = shape.to_vec();
+                tensors.push((TensorSpec { name, dtype: Dtype::F32, shape }, values));
+            }
+        }
+        let specs: Vec<TensorSpec> = tensors.iter().map(|(spec, _)| spec.clone()).collect();
+        let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+        safetensors::write(&dir.join(WEIGHTS_NAME), &specs, &metadata, |i| {
+            Ok(bytemuck::cast_slice(tensors[i].1).into())
+        })?;
+        Ok(())
+    }
+
+    /// Where the base model is: as the folder names it, or beside the folder.
+    ///
+    /// # Errors
+    /// It names none, or one that is not there.
+    pub fn base_path(&self, dir: &Path) -> Result<PathBuf> {
+        let config = dir.join(CONFIG_NAME);
+        let key = "base_model_name_or_path";
+        let Some(base) = self.base.as_deref().filter(|base| !base.is_empty()) else {
+            return Err(Error::key(config, key, "expected the base model's path, found none"));
+        };
+        let places = [PathBuf::from(base), dir.join(base)];
+        match places.into_iter().find(|path| path.exists()) {
+            Some(path) => Ok(path),
+            None => Err(Error::key(
+                config,
+                key,
+                format!("expected the base model's path, found {base}, which is not there"),
+            )),
+        }
+    }
+}
+
+impl Adapter {
+    /// W + scale * B A, in float32, `[out, in]`: rounded once more where it is stored in fewer bits.
+    pub fn merged(&self, weight: &[f32], rank: usize, scale: f64) -> Vec<f32> {
+        let mut out = weight.to_vec();
+        out.par_chunks_mut(self.inputs.max(1)).enumerate().for_each(|(row, out)| {
+            let mut product = vec![0f64; out.len()];
+            for r in 0..rank {
+                let factor = scale * f64::from(self.b[row * rank + r]);
+                let a = &self.a[r * self.inputs..(r + 1) * self.inputs];
+                product.iter_mut().zip(a).for_each(|(p, a)| *p += factor * f64::from(*a));
+            }
+            out.iter_mut().zip(product).for_each(|(w, p)| *w = (f64::from(*w) + p) as f32);
+        });
+        out
+    }
+}
+
+/// The values of a float tensor.
+fn values(view: &TensorView<'_>) -> Option<Vec<f32>> {
+    let float = matches!(view.dtype, Dtype::F32 | Dtype::F16 | Dtype::Bf16 | Dtype::F64);
+    float.then(|| view.to_f32())
+}
+
+/// Module and half (0: A, 1: B) of a tensor's name.
+fn split_name(name: &str) -> Option<(&str, usize)> {
+    let name = name.strip_prefix("_orig_mod.").unwrap_or(name); // torch.compile's prefix
+    let name = name.strip_prefix(PREFIX).unwrap_or(name);
+    let ends = [
+        (".lora_A.weight", 0),
+        (".lora_B.weight", 1),
+        (".lora_A.default.weight", 0),
+        (".lora_B.default.weight", 1),
+        (".lora.A.weight", 0),
+        (".lora.B.weight", 1),
+    ];
+    ends.into_iter().find_map(|(end, half)| Some((name.strip_suffix(end)?, half)))
+}
+
+/// What changes the arithmetic is refused, not ignored.
+fn refuse_other_kinds(config: &Value, path: &Path) -> Result<()> {
+    let kind = config["peft_type"].as_str();
+    if kind != Some("LORA") {
+        let found = &config["peft_type"];
+        return Err(Error::key(path, "peft_type", format!("expected LORA, found {found}")));
+    }
+    if !matches!(config["bias"].as_str(), None | Some("none")) {
+        let found = &config["bias"];
+        return Err(Error::key(path, "bias", format!("expected none, found {found}")));
+    }
+    for key in ["use_dora", "use_rslora", "fan_in_fan_out"] {
+        if config[key].as_bool() == Some(true) {
+            return Err(Error::key(path, key, "expected false, found true"));
+        }
+    }
+    for key in ["rank_pattern", "alpha_pattern", "modules_to_save"] {
+        let empty = match &config[key] {
+            Value::Null => true,
+            Value::Object(map) => map.is_empty(),
+            Value::Array(list) => list.is_empty(),
+            _ => false,
+        };
+        if !empty {
+            let found = &config[key];
+            return Err(Error::key(path, key, format!("expected none, found {found}")));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn small() -> Adapters {
+        let adapter = Adapter {
+            a: vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+            b: vec![0.5, -1.0, 0.0, 2.0],
+            inputs: 3,
+            outputs: 2,
+        };
+        let modules = BTreeMap::from([("model.layers.0.self_attn.q_proj".to_owned(), adapter)]);
+        Adapters { rank: 2, alpha: 3.0, base: Some("base".into()), modules }
+    }
+
+    #[test]
+    fn a_folder_reads_back_as_it_was_written() {
+        let dir = tempfile::tempdir().expect("a folder");
+        small().write(dir.path()).expect("written");
+        assert!(is_adapter_folder(dir.path()));
+        assert_eq!(Adapters::open(dir.path()).expect("readable"), small());
+        // the weights alone carry no alpha
+        let alone = Adapters::open(&dir.path().join(WEIGHTS_NAME)).expect("readable");
+        assert_eq!((alone.rank, alone.alpha, alone.base), (2, 2.0, None));
+    }
+
+    #[test]
+    fn merging_adds_the_scaled_product() {
+        let adapter = &small().modules["model.layers.0.self_attn.q_proj"];
+        let merged = adapter.merged(&[10.0; 6], 2, 1.5);
+        // B A = [[-3.5, -4, -4.5], [8, 10, 12]]
+        assert_eq!(merged, [4.75, 4.0, 3.25, 22.0, 25.0, 28.0]);
+    }
+
+    #[test]
+    fn rejects_what_would_change_the_arithmetic_unseen() {
+        let dir = tempfile::tempdir().expect("a folder");
+        small().write(dir.path()).expect("written");
+        let path = dir.path().join(CONFIG_NAME);
+        let good: Value =
+            serde_json::from_slice(&fs_err::read(&path).expect("a file")).expect("JSON");
+        for (key, value) in [
+            ("peft_type", json!("IA3")),
+            ("use_rslora", json!(true)),
+            ("bias", json!("all")),
+            ("alpha_pattern", json!({"q_proj": 4})),
+            ("r", json!(4)),
+            ("lora_alpha", json!("three")),
+        ] {
+            let mut bad = good.clone();
+            bad[key] = value;
+            fs_err::write(&path, bad.to_string()).expect("a file");
+            let said = Adapters::open(dir.path()).expect_err(key).to_string();
+            assert!(said.contains(key), "{said}");
+        }
+    }
+
+    #[test]
+    fn rejects_an_adapter_without_its_other_half() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("half.safetensors");
+        let name = "model.layers.0.self_attn.q_proj.lora.A.weight".to_owned();
+        let spec = TensorSpec { name, dtype: Dtype::F32, shape: vec![1, 2] };
+        safetensors::write(&path, &[spec], &BTreeMap::new(), |_| Ok(vec![0; 8].into()))
+            .expect("written");
+        let said = Adapters::open(&path).expect_err("no B").to_string();
+        assert!(said.contains("q_proj: expected both A and B"), "{said}");
+    }
+}

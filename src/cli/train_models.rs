@@ -1,0 +1,162 @@
+//! The models a training run begins with. In: flags, and the checkpoint to go on from. Out: the model to
+//! train, the ones beside it that stay as they are, and the digests by which a resumed run knows them again.
+
+use std::path::{Path, PathBuf};
+
+use mmx_converters::adapter::{self, Adapters};
+use mmx_converters::arch::{Config, presets};
+use mmx_converters::generation::Generation;
+use mmx_converters::tokenizer::Tokenizer;
+use sha2::{Digest, Sha256};
+use tch::{Device, Kind};
+
+use crate::config::TrainConfig;
+use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::runs;
+
+/// What the command line says about models.
+pub(super) struct Start<'a> {
+    pub(super) preset: Option<&'a str>,
+    pub(super) config: Option<&'a Path>,
+    pub(super) from: Option<&'a Path>,
+    /// Adapters to begin with.
+    pub(super) adapter: Option<&'a Path>,
+    /// The checkpoint to go on from.
+    pub(super) resumed: Option<&'a Path>,
+    pub(super) tokenizer: &'a Tokenizer,
+    pub(super) train: &'a TrainConfig,
+    pub(super) device: Device,
+    pub(super) compute: Kind,
+}
+
+/// The models, open.
+pub(super) struct Models {
+    pub(super) model: Model,
+    pub(super) generation: Generation,
+    /// Adapters to go on with, and where they are from.
+    pub(super) adapters: Option<(PathBuf, Adapters)>,
+    /// What adapters' files call the model they are for.
+    pub(super) base: Option<String>,
+    /// Models that are not in the checkpoint, as name and SHA-256.
+    pub(super) sources: Vec<(String, String)>,
+}
+
+impl Start<'_> {
+    pub(super) fn open(&self) -> Result<Models> {
+        if self.train.lora.is_some() {
+            return self.open_base();
+        }
+        let path = match (self.resumed, self.from) {
+            (Some(checkpoint), _) => Some(checkpoint.to_owned()),
+            (None, Some(from)) => Some(runs::resolve(from)?),
+            (None, None) => None,
+        };
+        let (model, generation) = match path {
+            Some(path) => self.open_model(&path)?,
+            None => (self.new_model()?, Generation::default()),
+        };
+        Ok(Models { model, generation, adapters: None, base: None, sources: Vec::new() })
+    }
+
+    /// The model that adapters are for: --from, or the one a checkpoint of adapters names.
+    fn open_base(&self) -> Result<Models> {
+        let resumed = match self.resumed {
+            Some(checkpoint) => Some((checkpoint.to_owned(), Adapters::open(checkpoint)?)),
+            None => None,
+        };
+        let path = match (self.from, &resumed) {
+            (Some(from), _) => runs::resolve(from)?,
+            (None, Some((checkpoint, adapters))) => adapters.base_path(checkpoint)?,
+            (None, None) => {
+                return Err(Error::usage(
+                    "lora: expected --from MODEL, the model to adapt, found none",
+                ));
+            }
+        };
+        if adapter::is_adapter_folder(&path) {
+            return Err(Error::failed_with_hint(
+                format!("{}: expected a whole model, found adapters", path.display()),
+                "--adapter goes on with them; `mmx import` writes the model with them merged",
+            ));
+        }
+        let (model, generation) = self.open_model(&path)?;
+        let adapters = match (resumed, self.adapter) {
+            (Some(found), _) => Some(found),
+            (None, Some(path)) => {
+                let path = runs::resolve(path)?;
+                let adapters = Adapters::open(&path)?;
+                Some((path, adapters))
+            }
+            (None, None) => None,
+        };
+        let whole = fs_err::canonicalize(&path).map_err(|e| Error::io(&path, e))?;
+        let sources = vec![("--from".to_owned(), digest(&model)?)];
+        let base = Some(whole.display().to_string());
+        Ok(Models { model, generation, adapters, base, sources })
+    }
+
+    fn open_model(&self, path: &Path) -> Result<(Model, Generation)> {
+        let open = mmx_converters::Model::open(path)?;
+        open.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+        check_vocabulary(&open.config, self.tokenizer, path)?;
+        Ok((Model::from_model(&open, self.device, self.compute)?, open.generation.clone()))
+    }
+
+    /// A model with initial values, of --preset or --config.
+    fn new_model(&self) -> Result<Model> {
+        let tokenizer = self.tokenizer;
+        let config = match (self.preset, self.config) {
+            (Some(name), _) => {
+                let mut config = presets::preset(name).ok_or_else(|| {
+                    let known = presets::NAMES.join(", ");
+                    Error::usage(format!("--preset: expected one of {known}, found {name}"))
+                })?;
+                config.vocab_size = tokenizer.vocab_size();
+                let id = |id: Option<u32>, default| id.unwrap_or(default);
+                config.bos_token_id = id(tokenizer.bos_id(), config.bos_token_id);
+                config.pad_token_id = id(tokenizer.pad_id(), config.pad_token_id);
+                if !tokenizer.eos_ids().is_empty() {
+                    config.eos_token_id = tokenizer.eos_ids().to_vec();
+                }
+                config
+            }
+            (None, Some(path)) => {
+                let (config, warnings) = Config::read(path)?;
+                warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+                check_vocabulary(&config, tokenizer, path)?;
+                config
+            }
+            (None, None) => {
+                return Err(Error::usage(format!(
+                    "{}: expected --from MODEL to start from, or --preset or --config for a new model",
+                    self.train.stage
+                )));
+            }
+        };
+        Model::random(&config, self.train.seed, self.device, self.compute)
+    }
+}
+
+/// Every id of the tokenizer must have a row in the embedding.
+fn check_vocabulary(config: &Config, tokenizer: &Tokenizer, path: &Path) -> Result<()> {
+    if tokenizer.vocab_size() <= config.vocab_size {
+        return Ok(());
+    }
+    Err(Error::failed(format!(
+        "{}: key vocab_size: expected at least {}, the tokenizer's ids, found {}",
+        path.display(),
+        tokenizer.vocab_size(),
+        config.vocab_size
+    )))
+}
+
+/// A model's weights by their values, whatever file they came from.
+fn digest(model: &Model) -> Result<String> {
+    let mut hash = Sha256::new();
+    for tensor in model.to_host()? {
+        hash.update(tensor.name.as_bytes());
+        hash.update(bytemuck::cast_slice::<f32, u8>(&tensor.values));
+    }
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}

@@ -1,0 +1,52 @@
+//! LoRA: fine-tuning of low-rank adapters beside fixed weights, from a fine-tuned model.
+//!
+//! The checkpoint is a PEFT folder: the adapters alone, and `adapter_config.json`, which names the model
+//! they are for. mmx opens such a folder as that model with the adapters merged.
+
+use super::{Defaults, Loss, Setup, Stage, language_model_loss};
+use crate::data::{Batch, Kind, Recipe};
+use crate::error::{Error, Result};
+use crate::model::{Lora as Adapters, Model, Target, Variable};
+
+/// The loss of SFT, of which only A and B are trained.
+#[derive(Debug)]
+pub struct Lora;
+
+impl Stage for Lora {
+    fn name(&self) -> &'static str {
+        "lora"
+    }
+
+    fn kind(&self) -> Kind {
+        Kind::Chat
+    }
+
+    fn defaults(&self, _recipe: Recipe) -> Defaults {
+        Defaults { epochs: 10, batch_size: 32, lr: 1e-4, accumulation: 1, max_seq_len: 512 }
+    }
+
+    fn prepare(&mut self, model: &mut Model, setup: Setup<'_>) -> Result<()> {
+        let Some(options) = &setup.config.lora else {
+            return Err(Error::failed("lora: expected rank, alpha and target, found none"));
+        };
+        let (config, device) = (model.config(), model.device());
+        let mut adapters = match &setup.adapters {
+            Some((path, adapters)) => Adapters::load(config, adapters, path, device)?,
+            None => {
+                let size = (options.rank, options.alpha);
+                let target = Target::parse(&options.target);
+                Adapters::random(config, &target, size, setup.config.seed, device)?
+            }
+        };
+        adapters.set_base(setup.base);
+        model.attach(adapters)
+    }
+
+    fn trainable(&self, model: &Model) -> Vec<Variable> {
+        model.lora().iter().flat_map(|lora| lora.variables()).map(Variable::share).collect()
+    }
+
+    fn loss(&self, model: &Model, batch: &Batch) -> Result<Loss> {
+        language_model_loss(model, batch)
+    }
+}
