@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::data::Recipe;
+use crate::data::{Kind, Recipe};
 use crate::error::{Error, Result};
 use crate::stage::Stage;
 
@@ -52,6 +52,62 @@ pub struct TrainConfig {
     /// Of stage lora.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora: Option<LoraOptions>,
+    /// Of stage dpo.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dpo: Option<DpoOptions>,
+    /// Of stage distill.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distill: Option<DistillOptions>,
+}
+
+/// An answer's log-probability from those of its tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Logps {
+    /// Their mean.
+    Mean,
+    /// Their sum, as the paper.
+    Sum,
+}
+
+/// What stage dpo goes down.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DpoOptions {
+    /// How hard the policy is held to the reference: larger is harder.
+    pub beta: f64,
+    /// Mean or sum over an answer's tokens.
+    pub logps: Logps,
+}
+
+impl DpoOptions {
+    /// The reference's.
+    pub fn new(recipe: Recipe) -> Self {
+        match recipe {
+            Recipe::R2025 => Self { beta: 0.1, logps: Logps::Mean },
+            Recipe::R2026 => Self { beta: 0.15, logps: Logps::Sum },
+        }
+    }
+}
+
+/// What stage distill goes down.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DistillOptions {
+    /// The cross-entropy's share; the rest is the divergence from the teacher.
+    pub alpha: f64,
+    /// Both distributions are softened by it.
+    pub temperature: f64,
+}
+
+impl DistillOptions {
+    /// The reference's.
+    pub fn new(recipe: Recipe) -> Self {
+        match recipe {
+            Recipe::R2025 => Self { alpha: 0.0, temperature: 1.0 },
+            Recipe::R2026 => Self { alpha: 0.5, temperature: 1.5 },
+        }
+    }
 }
 
 /// What stage lora trains.
@@ -95,13 +151,15 @@ impl TrainConfig {
             warmup: 0,
             seed: 1337,
             shuffle: true,
-            pack: true,
+            pack: stage.kind() != Kind::Preference, // pairs have rows of their own
             dtype: "f32".into(),
             system_ratio: 0.2,
             empty_think_ratio: 0.2,
             step_at_epoch_end: recipe == Recipe::R2026,
             skip_non_finite: false,
             lora: (stage.name() == "lora").then(|| LoraOptions::new(recipe)),
+            dpo: (stage.name() == "dpo").then(|| DpoOptions::new(recipe)),
+            distill: (stage.name() == "distill").then(|| DistillOptions::new(recipe)),
         }
     }
 
@@ -152,6 +210,18 @@ impl TrainConfig {
             }
             let alpha = lora.alpha;
             number("--lora-alpha", alpha, alpha > 0.0 && alpha.is_finite(), "a number above 0")?;
+        }
+        if let Some(dpo) = &self.dpo {
+            let beta = dpo.beta;
+            number("--beta", beta, beta > 0.0 && beta.is_finite(), "a number above 0")?;
+            if self.pack {
+                return Err(Error::usage("--pack: expected off with dpo, found on"));
+            }
+        }
+        if let Some(DistillOptions { alpha, temperature }) = self.distill {
+            number("--alpha", alpha, (0.0..=1.0).contains(&alpha), "a share from 0 to 1")?;
+            let fits = temperature > 0.0 && temperature.is_finite();
+            number("--temperature", temperature, fits, "a number above 0")?;
         }
         match self.dtype.as_str() {
             "f32" | "bf16" => Ok(()),

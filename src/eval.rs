@@ -131,10 +131,10 @@ mod tests {
         let file = tempfile::NamedTempFile::new().expect("a file");
         let good = r#"{"conversations": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}"#;
         let bad = r#"{"conversations": [{"role": "user", "content": "a"}]}"#;
-        std::fs::write(file.path(), format!("{good}\n\n{bad}\n")).expect("written");
+        fs_err::write(file.path(), format!("{good}\n\n{bad}\n")).expect("written");
         let error = read_questions(file.path()).expect_err("no answer").to_string();
         assert!(error.contains(":3:"), "{error}");
-        std::fs::write(file.path(), good).expect("written");
+        fs_err::write(file.path(), good).expect("written");
         let questions = read_questions(file.path()).expect("one chat");
         assert_eq!((questions.len(), questions[0].answer.as_str()), (1, "b"));
     }

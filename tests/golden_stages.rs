@@ -5,14 +5,19 @@
 mod common;
 mod trajectory;
 
-use common::{mmx_error, mmx_json, mmx_ok, shared, text};
-use mmx::config::{LoraOptions, TrainConfig};
-use mmx::data::Recipe;
+use std::path::Path;
+
+use common::{mmx, mmx_error, mmx_json, mmx_ok, shared, text};
+use mmx::config::{DpoOptions, Logps, LoraOptions, TrainConfig};
+use mmx::data::{Batch, Dataset, Recipe, SampleOptions};
 use mmx::model::Model;
-use mmx::stage::{self, Setup, Stage};
+use mmx::stage::{self, Part, Setup, Stage};
 use mmx::train::{MicroStep, Trainer};
 use mmx_converters::adapter::Adapters;
+use mmx_converters::safetensors::SafeTensors;
+use mmx_converters::tokenizer::Tokenizer;
 use serde_json::Value;
+use tch::{Device, Kind, Tensor};
 use trajectory::{Recorded, assert_final, assert_trajectory, json, model};
 
 /// The golden run's configuration: what its JSON says, else the reference's defaults.
@@ -141,7 +146,7 @@ fn a_checkpoint_of_adapters_is_small_resumes_exactly_and_opens_merged() {
     let steps = end["steps"].as_u64().expect("steps");
     assert!(steps >= 2, "{steps} steps");
     let last = format!("checkpoint-{steps:06}");
-    let names = |dir: &std::path::Path| -> Vec<String> {
+    let names = |dir: &Path| -> Vec<String> {
         let entries = fs_err::read_dir(dir).expect("a folder");
         let mut names: Vec<String> = entries
             .map(|e| e.expect("an entry").file_name().into_string().expect("UTF-8"))
@@ -158,7 +163,7 @@ fn a_checkpoint_of_adapters_is_small_resumes_exactly_and_opens_merged() {
     let mut again = args(text(&resumed));
     again.push("--resume");
     assert_eq!(mmx_json(&again)["steps"], steps);
-    let read = |run: &std::path::Path| {
+    let read = |run: &Path| {
         fs_err::read(run.join(&last).join("adapter_model.safetensors")).expect("a file")
     };
     assert!(read(&unbroken) == read(&resumed), "the resumed run ends elsewhere");
@@ -169,6 +174,10 @@ fn a_checkpoint_of_adapters_is_small_resumes_exactly_and_opens_merged() {
     elsewhere.push("--resume");
     let said = mmx_error(&elsewhere);
     assert!(said.contains("--from: another content than before"), "{said}");
+
+    let shown = mmx_json(&["inspect", text(&unbroken), "--tensors"]);
+    assert_eq!(shown["format"], "peft");
+    assert!(shown.to_string().contains("base_model.model.model.layers.1.self_attn.o_proj.lora_B"));
 
     // opened: the base with the adapters merged; exported: the same weights
     let export = at("export");
@@ -198,7 +207,7 @@ fn a_checkpoint_of_adapters_is_small_resumes_exactly_and_opens_merged() {
     assert!(said.contains("expected a whole model, found adapters"), "{said}");
 }
 
-fn copy(from: &std::path::Path, to: &std::path::Path) {
+fn copy(from: &Path, to: &Path) {
     fs_err::create_dir_all(to).expect("a folder");
     for entry in fs_err::read_dir(from).expect("a folder") {
         let entry = entry.expect("an entry");
@@ -216,7 +225,6 @@ fn copy(from: &std::path::Path, to: &std::path::Path) {
 fn merged_weights_are_rounded_once() {
     use half::f16;
     use sha2::{Digest, Sha256};
-    use tch::{Device, Kind, Tensor};
 
     let dir = tempfile::tempdir().expect("a folder");
     let final_adapters = shared("golden/train/lora-final.safetensors");
@@ -256,4 +264,237 @@ fn merged_weights_are_rounded_once() {
     let (a, b) = (beside.logits(&ids).expect("logits"), merged.logits(&ids).expect("logits"));
     let off = (a - b).abs().max().double_value(&[]);
     assert!(off < 1e-3, "merged and beside differ by {off:e}");
+}
+
+/// A stage made ready, then its golden trajectory: `name` is the trajectory's, `batches` the batches'.
+fn assert_golden(
+    folder: &str,
+    recipe: Recipe,
+    (stage_name, name, batches): (&str, &str, &str),
+    kind: &str,
+    change: &dyn Fn(&mut TrainConfig),
+    frozen: Option<Model>,
+) {
+    let golden = json(&shared(&format!("{folder}/train/{name}-{kind}.json")));
+    let mut stage = stage::by_name(stage_name).expect("a stage");
+    let mut config = config(stage.as_ref(), recipe, &golden);
+    change(&mut config);
+    let mut model = model(&format!("{folder}/{kind}"));
+    let tokenizer = Tokenizer::open(shared(folder)).expect("a tokenizer");
+    let setup = Setup { frozen, tokenizer: Some(&tokenizer), ..Setup::new(&config) };
+    stage.prepare(&mut model, setup).expect("made ready");
+    let mut data = Recorded::open(&format!("{folder}/train/{batches}-batches.safetensors"));
+    let what = format!("{folder}: {name}-{kind}");
+    assert_trajectory(&what, &train(&model, stage.as_ref(), &config, &mut data), &golden);
+    assert_final(&what, &model.to_host().expect("weights"), &golden);
+}
+
+#[test]
+fn dpo_follows_both_references_with_the_mean_and_with_the_sum() {
+    for (name, logps) in [("dpo-mean", Logps::Mean), ("dpo-sum", Logps::Sum)] {
+        let change = |config: &mut TrainConfig| {
+            let options = config.dpo.as_mut().expect("options");
+            assert_eq!((options.beta, options.logps), (0.1, Logps::Mean), "the defaults of 2025");
+            options.logps = logps;
+        };
+        let reference = Some(model("golden/minimind2"));
+        let names = ("dpo", name, "dpo");
+        assert_golden("golden", Recipe::R2025, names, "minimind2", &change, reference);
+    }
+    for kind in ["minimind3", "minimind3-moe"] {
+        let reference = Some(model(&format!("golden-2026/{kind}")));
+        let names = ("dpo", "dpo", "dpo");
+        assert_golden("golden-2026", Recipe::R2026, names, kind, &|_| (), reference);
+    }
+}
+
+/// A teacher's weights, in the configuration of another golden model.
+fn teacher(weights: &str, kind: &str) -> Model {
+    let open = mmx_converters::Model::open(shared(kind)).expect("a golden model");
+    let file = SafeTensors::open(shared(weights)).expect("a teacher");
+    let names: Vec<&str> = file.names().collect();
+    let path = Path::new(weights);
+    Model::load(&open.config, path, names, |name| file.get(name), Device::Cpu, Kind::Float)
+        .expect("a teacher")
+}
+
+#[test]
+fn distillation_follows_both_references_from_teachers_of_other_families() {
+    let old_teacher =
+        || teacher("golden/train/distill-teacher.safetensors", "golden/minimind2-moe");
+    for (name, alpha, temperature) in
+        [("distill-a0.0-t1.0", 0.0, 1.0), ("distill-a0.5-t1.5", 0.5, 1.5)]
+    {
+        let change = |config: &mut TrainConfig| {
+            let options = config.distill.as_mut().expect("options");
+            assert_eq!((options.alpha, options.temperature), (0.0, 1.0), "the defaults of 2025");
+            (options.alpha, options.temperature) = (alpha, temperature);
+        };
+        let names = ("distill", name, "sft");
+        let teacher = Some(old_teacher());
+        assert_golden("golden", Recipe::R2025, names, "minimind2", &change, teacher);
+    }
+    let names = ("distill", "distill", "sft");
+    let dense = teacher("golden-2026/train/distill-teacher.safetensors", "golden-2026/minimind3");
+    assert_golden("golden-2026", Recipe::R2026, names, "minimind3-moe", &|_| (), Some(dense));
+}
+
+#[test]
+fn reasoning_follows_the_reference() {
+    let names = ("reason", "reason", "reason");
+    assert_golden("golden", Recipe::R2025, names, "minimind2", &|_| (), None);
+}
+
+#[test]
+fn a_larger_vocabulary_of_the_teacher_is_cut_and_a_smaller_one_refused() {
+    let mut stage = stage::by_name("distill").expect("a stage");
+    let config = TrainConfig::new(stage.as_ref(), Recipe::R2026);
+    let (mut small, mut large) = (model("golden/minimind2"), model("golden-2026/minimind3"));
+    assert!(small.config().vocab_size < large.config().vocab_size);
+    let with = |teacher: &str| Setup { frozen: Some(model(teacher)), ..Setup::new(&config) };
+    let said = stage.prepare(&mut large, with("golden/minimind2")).expect_err("too small");
+    assert!(said.to_string().contains("expected at least 640, the student's, found 512"), "{said}");
+
+    stage.prepare(&mut small, with("golden-2026/minimind3")).expect("cut");
+    let data = Recorded::open("golden/train/sft-batches.safetensors");
+    let batch = &data.batches[0];
+    let loss = stage.loss(&small, batch).expect("a loss");
+    // by libtorch, on all logits
+    let ids = Tensor::from_slice(&batch.x).view([batch.batch as i64, batch.seq as i64]);
+    let learned: Vec<i64> =
+        (0..batch.mask.len() as i64).filter(|&i| batch.mask[i as usize] != 0.0).collect();
+    let softened = |model: &Model| {
+        let logits =
+            model.logits(&ids).expect("logits").view([-1, model.config().vocab_size as i64]);
+        let rows = logits.index_select(0, &Tensor::from_slice(&learned)).narrow(1, 0, 512);
+        (rows / 1.5).log_softmax(-1, Kind::Float)
+    };
+    let (student, wanted) = (softened(&small), softened(&model("golden-2026/minimind3")));
+    let sum: Tensor = (wanted.exp() * (&wanted - student)).sum(Kind::Double);
+    let expected = sum.double_value(&[]) * 1.5 * 1.5 / learned.len() as f64;
+    let found = loss.parts.iter().find_map(|(name, part)| match part {
+        Part::Scalar(value) if *name == "kl" => Some(value.double_value(&[])),
+        _ => None,
+    });
+    let found = found.expect("a part kl");
+    assert!((found / expected - 1.0).abs() < 1e-5, "expected {expected}, found {found}");
+}
+
+/// Every target that is a tag weighs ten, learned or not; the divisor is the mask's sum.
+#[test]
+fn tags_outside_the_answers_weigh_too() {
+    let tokenizer = Tokenizer::open(shared("golden")).expect("a tokenizer");
+    let tag = i64::from(mmx::data::reason_tag_ids(&tokenizer).expect("ids")[0]);
+    let mut stage = stage::by_name("reason").expect("a stage");
+    let config = TrainConfig::new(stage.as_ref(), Recipe::R2025);
+    let mut model = model("golden/minimind2");
+    let setup = Setup { tokenizer: Some(&tokenizer), ..Setup::new(&config) };
+    stage.prepare(&mut model, setup).expect("made ready");
+    let batch = Batch {
+        x: vec![5, 6, 7, 8],
+        y: vec![tag, 301, tag, 302],
+        mask: vec![0.0, 1.0, 1.0, 0.0],
+        batch: 1,
+        seq: 4,
+        ..Batch::default()
+    };
+    let loss = stage.loss(&model, &batch).expect("a loss");
+    let ids = Tensor::from_slice(&batch.x).view([1, 4]);
+    let logps = model.logits(&ids).expect("logits").log_softmax(-1, Kind::Float);
+    let of = |at: i64, id: i64| -logps.double_value(&[0, at, id]);
+    let expected = (10.0 * of(0, tag) + of(1, 301) + 10.0 * of(2, tag)) / 2.0;
+    let found = loss.total.expect("learned tokens").double_value(&[]);
+    assert!((found / expected - 1.0).abs() < 1e-5, "expected {expected}, found {found}");
+}
+
+/// Case dpo-truncated: a pair without a token of an answer left is out, in both forms.
+#[test]
+fn a_truncated_pair_is_left_out_and_counted() {
+    let expect = json(&shared("cases/files/dpo-truncated/expect.json"));
+    let tokenizer = Tokenizer::open(shared("golden")).expect("a tokenizer");
+    let file = shared("cases/files/dpo-truncated/data.jsonl");
+    for (name, logps) in [("mean", Logps::Mean), ("sum", Logps::Sum)] {
+        let mut stage = stage::by_name("dpo").expect("a stage");
+        let mut config = TrainConfig::new(stage.as_ref(), Recipe::R2025);
+        config.dpo = Some(DpoOptions { beta: 0.1, logps });
+        let options = SampleOptions::new(Recipe::R2025, stage.kind(), 64);
+        let data = Dataset::load(&[&file].map(Into::into), &tokenizer, &options).expect("data");
+        let lines: Vec<usize> = data.nothing_to_learn.iter().map(|(_, line)| *line).collect();
+        assert_eq!(serde_json::json!(lines), expect["left_out_lines"]);
+        assert!(data.warnings.iter().any(|w| w.contains("lines 1")), "{:?}", data.warnings);
+        let batch = data.batch(&data.order(0, 0, false), true);
+        let ones = |row: usize| {
+            batch.mask[row * batch.seq..(row + 1) * batch.seq].iter().sum::<f32>() as u64
+        };
+        assert_eq!(batch.batch, 2, "one pair");
+        assert_eq!(serde_json::json!(ones(0)), expect["mask_ones"]["chosen"]);
+        assert_eq!(serde_json::json!(ones(1)), expect["mask_ones"]["rejected"]);
+
+        let mut policy = model("golden/minimind2");
+        let norm = policy.variables().last().expect("variables");
+        assert_eq!(norm.name, "model.norm.weight");
+        let mut norm = norm.tensor.shallow_clone();
+        let _ = tch::no_grad(|| norm.multiply_scalar_(1.5));
+        let frozen = Some(model("golden/minimind2"));
+        stage.prepare(&mut policy, Setup { frozen, ..Setup::new(&config) }).expect("ready");
+        let loss = stage.loss(&policy, &batch).expect("a loss").total.expect("learned tokens");
+        let (found, expected) =
+            (loss.double_value(&[]), expect["loss"][name].as_f64().expect("f64"));
+        // six digits are given
+        assert!((found - expected).abs() < 2e-6, "{name}: expected {expected}, found {found}");
+    }
+    // with only such pairs: an error
+    let dir = tempfile::tempdir().expect("a folder");
+    let only = dir.path().join("only.jsonl");
+    let all = fs_err::read_to_string(&file).expect("a fixture");
+    fs_err::write(&only, all.lines().next().expect("a line")).expect("a file");
+    let options = SampleOptions::new(Recipe::R2025, mmx::data::Kind::Preference, 64);
+    let said = Dataset::load(&[only], &tokenizer, &options).expect_err("nothing to learn");
+    assert!(said.to_string().contains("expected at least one sample to learn from"), "{said}");
+}
+
+/// Each stage through the binary, in processes of their own.
+#[test]
+fn resumed_runs_of_the_stages_end_as_unbroken_ones_with_the_model_they_do_not_change() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (model, tokenizer) = (shared("golden/minimind2"), shared("golden"));
+    let teacher = shared("golden/minimind2-moe");
+    let cases = [
+        ("dpo", shared("golden/dpo.jsonl"), vec!["--logps", "sum"]),
+        ("distill", shared("golden/sft.jsonl"), vec!["--teacher", text(&teacher)]),
+        ("reason", shared("golden/reason.jsonl"), vec![]),
+    ];
+    for (stage, data, options) in cases {
+        let args = |out: &str, more: &[&str]| {
+            let mut args = vec!["train", stage, "--data", text(&data), "--out", out];
+            args.extend(["--tokenizer", text(&tokenizer), "--recipe", "2025", "--epochs", "1"]);
+            args.extend(["--batch-size", "4", "--lr", "1e-4", "--max-seq-len", "128"]);
+            args.extend(["--device", "cpu", "--from", text(&model)]);
+            args.extend(&options);
+            args.extend(more);
+            args.into_iter().map(str::to_owned).collect::<Vec<_>>()
+        };
+        let run = |args: &[String]| {
+            let args: Vec<&str> = args.iter().map(String::as_str).collect();
+            mmx_json(&args)
+        };
+        let (whole, part) = (dir.path().join(stage), dir.path().join(format!("{stage}-part")));
+        let end = run(&args(text(&whole), &["--save-every", "1", "--keep", "9"]));
+        let steps = end["steps"].as_u64().expect("steps");
+        assert!(steps >= 2, "{stage}: {steps} steps");
+        copy(&whole.join("checkpoint-000001"), &part.join("checkpoint-000001"));
+        assert_eq!(run(&args(text(&part), &["--resume"]))["steps"], steps, "{stage}");
+        let read = |run: &Path| {
+            let last = run.join(format!("checkpoint-{steps:06}"));
+            fs_err::read(last.join("model.safetensors")).expect("weights")
+        };
+        assert!(read(&whole) == read(&part), "{stage}: the resumed run ends elsewhere");
+    }
+    // options of another stage are a mistake
+    let out = dir.path().join("none");
+    let sft = ["train", "sft", "--data", "x", "--out", text(&out), "--from", "y", "--beta", "1"];
+    let said = mmx(&sft);
+    assert_eq!(said.status.code(), Some(2));
+    let said = String::from_utf8(said.stderr).expect("UTF-8");
+    assert!(said.contains("--beta: expected with stage dpo only, found with sft"), "{said}");
 }

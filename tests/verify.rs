@@ -38,7 +38,7 @@ fn logits_of_a_two_dimensional_list_equal_the_reference() {
 fn ids_beyond_the_vocabulary_are_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     let ids = folder.path().join("ids.json");
-    std::fs::write(&ids, "[1, 2, 512]").expect("a file");
+    fs_err::write(&ids, "[1, 2, 512]").expect("a file");
     let line = common::mmx_error(&[
         "verify",
         text(&shared("golden/minimind2")),

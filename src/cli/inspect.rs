@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use mmx_converters::Model;
+use mmx_converters::adapter;
 use mmx_converters::arch::{Config, Layout};
 use mmx_converters::file::Bytes;
 use mmx_converters::gguf::{GgmlType, Gguf, Value};
@@ -159,11 +160,20 @@ fn digest(ty: GgmlType, data: &[u8], elements: usize) -> Result<Option<String>> 
 }
 
 fn folder(path: &Path, args: &InspectArgs) -> Result<Shown> {
-    let model = Model::open(crate::runs::resolve(path)?)?;
-    let Some(file) = model.safetensors() else {
+    let path = &crate::runs::resolve(path)?;
+    let model = Model::open(path)?;
+    // of adapters what the folder itself holds, not the model they are for
+    let adapters = match model.adapters() {
+        Some(_) => Some(SafeTensors::open(path.join(adapter::WEIGHTS_NAME))?),
+        None => None,
+    };
+    let Some(file) = adapters.as_ref().or(model.safetensors()) else {
         return Err(Error::failed(format!("{}: expected safetensors", path.display())));
     };
-    let config_path = path.join("config.json");
+    let config_path = path.join(match adapters {
+        Some(_) => adapter::CONFIG_NAME,
+        None => "config.json",
+    });
     let text = fs_err::read_to_string(&config_path).map_err(|e| Error::io(&config_path, e))?;
     let object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text)
         .map_err(|e| Error::failed(format!("{}: {e}", config_path.display())))?;
@@ -178,10 +188,16 @@ fn folder(path: &Path, args: &InspectArgs) -> Result<Shown> {
             (key, value, text)
         })
         .collect();
+    let format = match (&adapters, own || model.layout == Layout::Reference) {
+        (Some(_), _) => "peft",
+        (None, true) => "minimind",
+        (None, false) => "transformers",
+    };
+    let dtype = crate::export::dtype_name(model.dtype()).to_owned();
     Ok(Shown {
-        format: if own || model.layout == Layout::Reference { "minimind" } else { "transformers" },
+        format,
         files: file.files().map(Path::to_owned).collect(),
-        file_type: Some(crate::export::dtype_name(model.dtype()).to_owned()),
+        file_type: adapters.is_none().then_some(dtype),
         keys,
         tensors: safetensors_tensors(file, args),
         notes: model.warnings.clone(),

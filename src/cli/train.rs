@@ -12,7 +12,7 @@ use tch::{Device, Kind};
 
 use super::train_models::{Models, Start};
 use crate::checkpoint::{self, Context, State};
-use crate::config::TrainConfig;
+use crate::config::{Logps, TrainConfig};
 use crate::data::{Dataset, Recipe, SampleOptions};
 use crate::error::{Error, Result};
 use crate::model::device;
@@ -29,6 +29,8 @@ use crate::train::{Position, Trainer};
   mmx train sft --from runs/pretrain --data chats.jsonl --epochs 3 --lr 1e-4 --out runs/sft
   mmx train sft --from runs/pretrain --data chats.jsonl --out runs/sft --resume
   mmx train lora --from runs/sft --data medical.jsonl --lora-rank 8 --out runs/lora
+  mmx train dpo --from runs/sft --data pairs.jsonl --out runs/dpo
+  mmx train distill --from runs/small --teacher runs/large --data chats.jsonl --out runs/distilled
 
 Checkpoints are DIR/checkpoint-STEP: folders that Transformers opens, with training/ beside the weights.
 Those of lora are PEFT folders of the adapters alone; mmx opens one as the model it names with them merged.
@@ -61,6 +63,12 @@ enum StageName {
     Sft,
     /// The same with low-rank adapters beside fixed weights
     Lora,
+    /// Chosen answers against rejected ones
+    Dpo,
+    /// A teacher's distribution as well as the answers
+    Distill,
+    /// Answers that think first, their tags weighing tenfold
+    Reason,
 }
 
 /// on or off.
@@ -173,6 +181,21 @@ knobs! {
     /// lora: adapters to begin with: a run, a PEFT folder, or their weights (safetensors, .pth)
     #[arg(long, value_name = "FILE", conflicts_with_all = ["lora_rank", "lora_alpha", "lora_target"])]
     adapter: PathBuf,
+    /// dpo: how hard the policy is held to the reference [default: 0.15; 2025: 0.1]
+    #[arg(long, value_name = "X")]
+    beta: f64,
+    /// dpo: an answer's log-probability is the mean or sum of its tokens' [default: sum; 2025: mean]
+    #[arg(long, value_name = "mean|sum")]
+    logps: Logps,
+    /// distill: the model to learn from, of any family whose vocabulary is at least as large
+    #[arg(long, value_name = "MODEL")]
+    teacher: PathBuf,
+    /// distill: the cross-entropy's share, the rest is the teacher's [default: 0.5; 2025: 0]
+    #[arg(long, value_name = "X")]
+    alpha: f64,
+    /// distill: softens both distributions [default: 1.5; 2025: 1]
+    #[arg(long, value_name = "X")]
+    temperature: f64,
     /// What to compute in: auto, f32 or bf16; master weights are float32 [default: auto]
     #[arg(long, value_name = "TYPE")]
     dtype: String,
@@ -215,6 +238,9 @@ pub(super) fn run(args: TrainArgs, as_json: bool) -> Result<()> {
         StageName::Pretrain => "pretrain",
         StageName::Sft => "sft",
         StageName::Lora => "lora",
+        StageName::Dpo => "dpo",
+        StageName::Distill => "distill",
+        StageName::Reason => "reason",
     })?;
     let mut knobs = args.knobs;
     if let Some(path) = &args.recipe_file {
@@ -285,19 +311,23 @@ impl Request {
             config: self.knobs.config.as_deref(),
             from: self.knobs.from.as_deref(),
             adapter: self.knobs.adapter.as_deref(),
+            teacher: self.knobs.teacher.as_deref(),
             resumed: resumed.as_ref().map(|(path, _)| path.as_path()),
             tokenizer: &tokenizer,
             train: &config,
             device,
             compute,
         };
-        let Models { mut model, generation, adapters, base, sources: frozen } = start.open()?;
+        let models = start.open()?;
+        let Models { mut model, generation, adapters, base, frozen, .. } = models;
         let mut sources = self.sources(&tokenizer)?;
-        sources.extend(frozen);
+        sources.extend(models.sources);
         if let Some((path, state)) = &resumed {
             refuse_changes(path, state, &config, &sources)?;
         }
-        self.stage.prepare(&mut model, Setup { adapters, base, ..Setup::new(&config) })?;
+        let tags = Some(&tokenizer);
+        let setup = Setup { config: &config, adapters, base, frozen, tokenizer: tags };
+        self.stage.prepare(&mut model, setup)?;
 
         let options = self.sample_options(&config)?;
         let dataset = Dataset::load(&self.data, &tokenizer, &options)?;
@@ -371,13 +401,23 @@ impl Request {
         set(&mut config.system_ratio, &knobs.system_ratio);
         set(&mut config.empty_think_ratio, &knobs.empty_think_ratio);
         config.max_steps = knobs.max_steps;
-        config.pack = knobs.pack != Some(Switch::Off);
+        if let Some(pack) = knobs.pack {
+            config.pack = pack == Switch::On;
+        }
         config.shuffle = knobs.shuffle != Some(Switch::Off);
         if let Some(tail) = knobs.accum_tail {
             config.step_at_epoch_end = tail == Switch::On;
         }
         config.skip_non_finite = knobs.non_finite == Some(OnFault::Skip);
         self.refuse_options_of_other_stages()?;
+        if let Some(dpo) = &mut config.dpo {
+            set(&mut dpo.beta, &knobs.beta);
+            set(&mut dpo.logps, &knobs.logps);
+        }
+        if let Some(distill) = &mut config.distill {
+            set(&mut distill.alpha, &knobs.alpha);
+            set(&mut distill.temperature, &knobs.temperature);
+        }
         if let Some(lora) = &mut config.lora {
             set(&mut lora.rank, &knobs.lora_rank);
             lora.alpha = knobs.lora_alpha.unwrap_or(lora.rank as f64);
@@ -408,6 +448,11 @@ impl Request {
             ("lora", "--lora-alpha", knobs.lora_alpha.is_some()),
             ("lora", "--lora-target", knobs.lora_target.is_some()),
             ("lora", "--adapter", knobs.adapter.is_some()),
+            ("dpo", "--beta", knobs.beta.is_some()),
+            ("dpo", "--logps", knobs.logps.is_some()),
+            ("distill", "--teacher", knobs.teacher.is_some()),
+            ("distill", "--alpha", knobs.alpha.is_some()),
+            ("distill", "--temperature", knobs.temperature.is_some()),
         ];
         let stage = self.stage.name();
         match options.iter().find(|(of, _, given)| *given && *of != stage) {

@@ -22,6 +22,8 @@ pub(super) struct Start<'a> {
     pub(super) from: Option<&'a Path>,
     /// Adapters to begin with.
     pub(super) adapter: Option<&'a Path>,
+    /// What distillation learns from.
+    pub(super) teacher: Option<&'a Path>,
     /// The checkpoint to go on from.
     pub(super) resumed: Option<&'a Path>,
     pub(super) tokenizer: &'a Tokenizer,
@@ -38,6 +40,8 @@ pub(super) struct Models {
     pub(super) adapters: Option<(PathBuf, Adapters)>,
     /// What adapters' files call the model they are for.
     pub(super) base: Option<String>,
+    /// DPO's reference or distillation's teacher.
+    pub(super) frozen: Option<Model>,
     /// Models that are not in the checkpoint, as name and SHA-256.
     pub(super) sources: Vec<(String, String)>,
 }
@@ -56,7 +60,32 @@ impl Start<'_> {
             Some(path) => self.open_model(&path)?,
             None => (self.new_model()?, Generation::default()),
         };
-        Ok(Models { model, generation, adapters: None, base: None, sources: Vec::new() })
+        let frozen = self.open_frozen()?;
+        let mut sources = Vec::new();
+        if let Some((option, frozen)) = &frozen {
+            sources.push(((*option).to_owned(), digest(frozen)?));
+        }
+        let frozen = frozen.map(|(_, frozen)| frozen);
+        Ok(Models { model, generation, adapters: None, base: None, frozen, sources })
+    }
+
+    /// The model that stays as it is, and the option that names it. A checkpoint does not hold it: a run
+    /// that is resumed needs the option again.
+    fn open_frozen(&self) -> Result<Option<(&'static str, Model)>> {
+        let (option, path) = match (self.train.dpo.is_some(), self.train.distill.is_some()) {
+            (true, _) => ("--from", self.from),
+            (_, true) => ("--teacher", self.teacher),
+            _ => return Ok(None),
+        };
+        let Some(path) = path else {
+            let what = if option == "--from" { "the reference" } else { "to learn from" };
+            return Err(Error::usage(format!(
+                "{}: expected {option} MODEL, {what}, found none",
+                self.train.stage
+            )));
+        };
+        let (model, _) = self.open_model(&runs::resolve(path)?)?;
+        Ok(Some((option, model)))
     }
 
     /// The model that adapters are for: --from, or the one a checkpoint of adapters names.
@@ -93,7 +122,7 @@ impl Start<'_> {
         let whole = fs_err::canonicalize(&path).map_err(|e| Error::io(&path, e))?;
         let sources = vec![("--from".to_owned(), digest(&model)?)];
         let base = Some(whole.display().to_string());
-        Ok(Models { model, generation, adapters, base, sources })
+        Ok(Models { model, generation, adapters, base, frozen: None, sources })
     }
 
     fn open_model(&self, path: &Path) -> Result<(Model, Generation)> {

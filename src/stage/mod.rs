@@ -3,17 +3,24 @@
 //!
 //! In: a [`Batch`]. Out: a [`Loss`]: the scalar to go down, and its parts by name.
 
+mod distill;
+mod dpo;
 mod lora;
 mod pretrain;
+mod reason;
 mod sft;
 
+pub use distill::Distill;
+pub use dpo::Dpo;
 pub use lora::Lora;
 pub use pretrain::Pretrain;
+pub use reason::Reason;
 pub use sft::Sft;
 
 use std::path::PathBuf;
 
 use mmx_converters::adapter::Adapters;
+use mmx_converters::tokenizer::Tokenizer;
 use tch::{TchError, Tensor};
 
 use crate::config::TrainConfig;
@@ -67,12 +74,16 @@ pub struct Setup<'a> {
     pub adapters: Option<(PathBuf, Adapters)>,
     /// LoRA: what the adapters' files call the model they are for.
     pub base: Option<String>,
+    /// A model that stays as it is: DPO's reference, distillation's teacher.
+    pub frozen: Option<Model>,
+    /// Reasoning: has the ids of the tags.
+    pub tokenizer: Option<&'a Tokenizer>,
 }
 
 impl<'a> Setup<'a> {
     /// With the configuration alone.
     pub fn new(config: &'a TrainConfig) -> Self {
-        Self { config, adapters: None, base: None }
+        Self { config, adapters: None, base: None, frozen: None, tokenizer: None }
     }
 }
 
@@ -142,10 +153,15 @@ impl Loss {
 /// An unknown name.
 pub fn by_name(name: &str) -> Result<Box<dyn Stage>> {
     match name {
+        "distill" => Ok(Box::new(Distill::default())),
+        "dpo" => Ok(Box::new(Dpo::default())),
         "lora" => Ok(Box::new(Lora)),
         "pretrain" => Ok(Box::new(Pretrain)),
+        "reason" => Ok(Box::new(Reason::default())),
         "sft" => Ok(Box::new(Sft)),
-        other => Err(Error::usage(format!("stage: expected pretrain, sft or lora, found {other}"))),
+        other => Err(Error::usage(format!(
+            "stage: expected pretrain, sft, lora, dpo, distill or reason, found {other}"
+        ))),
     }
 }
 

@@ -149,8 +149,8 @@ fn validate(
     Ok(Some(loss))
 }
 
-/// Mean cross-entropy per learned token of all batches (the total loss, where the stage has no part
-/// `ce`), without gradients.
+/// Mean cross-entropy per learned token of all batches, without gradients; where the stage has no part
+/// `ce`, the mean of its loss over rows.
 ///
 /// # Errors
 /// libtorch's.
@@ -170,8 +170,9 @@ pub fn held_out_loss(
         if let Some(tensor) = entropy.or(loss.total.as_ref()) {
             let value =
                 tensor.f_double_value(&[]).map_err(|e| Error::torch("held-out loss", &e))?;
-            sum += value * loss.trained_tokens as f64;
-            count += loss.trained_tokens;
+            let weight = if entropy.is_some() { loss.trained_tokens } else { batch.batch };
+            sum += value * weight as f64;
+            count += weight;
         }
     }
     Ok((count > 0).then(|| sum / count as f64))

@@ -1,0 +1,138 @@
+//! Direct preference optimization: a chosen answer against a rejected one, measured from a frozen
+//! reference, the model that training began with.
+//!
+//! Source: Rafailov et al. 2023, eq. 7; log-probabilities summed over the answer as there (2026) or
+//! averaged over its tokens (2025 reference).
+
+use tch::{Kind as Type, TchError, Tensor};
+
+use super::{Defaults, Loss, Part, Setup, Stage, inputs};
+use crate::config::{DpoOptions, Logps};
+use crate::data::{Batch, Kind, Recipe};
+use crate::error::{Error, Result};
+use crate::loss::{self, Targets};
+use crate::model::Model;
+
+/// -log sigmoid(beta * ((pc - pr) - (rc - rr))), the mean over pairs; in 2026 plus the balancing loss.
+#[derive(Debug, Default)]
+pub struct Dpo {
+    ready: Option<Ready>,
+}
+
+#[derive(Debug)]
+struct Ready {
+    reference: Model,
+    options: DpoOptions,
+    /// The 2025 reference leaves the policy's balancing loss out.
+    with_aux: bool,
+}
+
+impl Stage for Dpo {
+    fn name(&self) -> &'static str {
+        "dpo"
+    }
+
+    fn kind(&self) -> Kind {
+        Kind::Preference
+    }
+
+    fn defaults(&self, recipe: Recipe) -> Defaults {
+        let lr = match recipe {
+            Recipe::R2025 => 1e-8,
+            Recipe::R2026 => 4e-8,
+        };
+        Defaults { epochs: 2, batch_size: 4, lr, accumulation: 1, max_seq_len: 1024 }
+    }
+
+    fn prepare(&mut self, _model: &mut Model, setup: Setup<'_>) -> Result<()> {
+        let (Some(reference), Some(options)) = (setup.frozen, setup.config.dpo.clone()) else {
+            return Err(Error::failed("dpo: expected a reference model and beta, found none"));
+        };
+        let with_aux = setup.config.recipe()? == Recipe::R2026;
+        self.ready = Some(Ready { reference, options, with_aux });
+        Ok(())
+    }
+
+    fn loss(&self, model: &Model, batch: &Batch) -> Result<Loss> {
+        let Some(ready) = &self.ready else {
+            return Err(Error::failed("dpo: expected to be made ready before its first batch"));
+        };
+        let Some(targets) = Targets::new(batch, model.device())? else {
+            return Ok(Loss::nothing());
+        };
+        let answers = Answers::new(batch, ready.options.logps, model)?;
+        let ids = inputs(model, batch)?; // [2 * pairs, seq]: all chosen, then all rejected
+        let of_reference = tch::no_grad(|| {
+            let hidden = ready.reference.hidden(&ids, false)?.hidden;
+            let logps = loss::log_probabilities(&ready.reference, &hidden, &targets)?;
+            answers.gather(&logps).map_err(|e| Error::torch("reference log-probabilities", &e))
+        })?; // [2 * pairs]
+        let policy = model.hidden(&ids, ready.with_aux)?;
+        let margins = |logps: &Tensor| -> Result<Tensor, TchError> {
+            let difference = answers.gather(logps)?.f_sub(&of_reference)?; // [2 * pairs]
+            let halves = difference.f_chunk(2, 0)?;
+            halves[0].f_sub(&halves[1]) // [pairs]
+        };
+        let margin = std::cell::RefCell::new(None);
+        let dpo = loss::of_log_probabilities(model, &policy.hidden, &targets, &|logps| {
+            let margins = margins(logps)?;
+            margin.replace(Some(margins.detach().f_mean(Type::Float)?));
+            margins.f_mul_scalar(ready.options.beta)?.f_log_sigmoid()?.f_mean(Type::Float)?.f_neg()
+        })?;
+        let mut parts = vec![("dpo", Part::Scalar(dpo.shallow_clone()))];
+        let total = match policy.aux {
+            Some(aux) => {
+                let total = dpo.f_add(&aux).map_err(|e| Error::torch("loss", &e))?;
+                parts.push(("aux", Part::Scalar(aux)));
+                total
+            }
+            None => {
+                parts.push(("aux", Part::Zero));
+                dpo
+            }
+        };
+        parts.extend(margin.into_inner().map(|margin| ("margin", Part::Scalar(margin))));
+        parts.push(("ref_logps", Part::PerSample(of_reference)));
+        Ok(Loss { total: Some(total), parts, trained_tokens: targets.count() })
+    }
+}
+
+/// Which answer each learned target belongs to.
+struct Answers {
+    /// `[n]`, ascending.
+    of_target: Tensor,
+    /// Learned targets per row, at least 1, `[2 * pairs]`; none where log-probabilities are summed.
+    lengths: Option<Tensor>,
+    rows: i64,
+}
+
+impl Answers {
+    fn new(batch: &Batch, logps: Logps, model: &Model) -> Result<Self> {
+        let learned = (0..batch.mask.len()).filter(|&i| batch.mask[i] != 0.0);
+        let of_target: Vec<i64> = learned.map(|i| (i / batch.seq.max(1)) as i64).collect();
+        let build = || -> Result<Self, TchError> {
+            let lengths = match logps {
+                Logps::Sum => None,
+                Logps::Mean => {
+                    let rows = batch.mask.chunks(batch.seq.max(1));
+                    let lengths: Vec<f32> =
+                        rows.map(|row| row.iter().sum::<f32>().max(1.0)).collect();
+                    Some(Tensor::f_from_slice(&lengths)?.f_to_device(model.device())?)
+                }
+            };
+            let of_target = Tensor::f_from_slice(&of_target)?.f_to_device(model.device())?;
+            Ok(Self { of_target, lengths, rows: batch.batch as i64 })
+        };
+        build().map_err(|e| Error::torch("answers to the device", &e))
+    }
+
+    /// Log-probabilities of targets `[n]` to those of answers `[2 * pairs]`.
+    fn gather(&self, logps: &Tensor) -> Result<Tensor, TchError> {
+        let zeros = Tensor::f_zeros([self.rows], (Type::Float, logps.device()))?;
+        let sums = zeros.f_index_add(0, &self.of_target, logps)?;
+        match &self.lengths {
+            Some(lengths) => sums.f_div(lengths),
+            None => Ok(sums),
+        }
+    }
+}
