@@ -69,8 +69,14 @@ impl Form {
         match self.model.gguf() {
             Some(file) if file.metadata().get("tokenizer.ggml.model").is_none() => Ok(None),
             Some(file) => Ok(Some(Tokenizer::from_gguf(file.metadata(), path)?)),
-            None if !path.join("tokenizer.json").is_file() => Ok(None),
-            None => Ok(Some(Tokenizer::open(path)?)),
+            None => {
+                // a .pth is a file, its tokenizer lies beside it
+                let folder = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
+                match folder.join("tokenizer.json").is_file() {
+                    true => Ok(Some(Tokenizer::open(folder)?)),
+                    false => Ok(None),
+                }
+            }
         }
     }
 

@@ -13,7 +13,6 @@ fn values(path: &std::path::Path, name: &str) -> (Vec<usize>, Vec<f32>) {
 
 /// 2e-5: float32 sums in another order than the reference's.
 #[test]
-#[cfg(feature = "train")]
 fn logits_of_a_two_dimensional_list_equal_the_reference() {
     let folder = tempfile::tempdir().expect("a folder");
     let out = folder.path().join("logits.safetensors");

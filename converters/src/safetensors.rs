@@ -268,6 +268,9 @@ fn read_header(bytes: &[u8], file: usize) -> Result<Checked, String> {
             bytes.len()
         ));
     };
+    if rest.is_empty() {
+        return Err("expected a header after its length, found a file of 8 bytes".into());
+    }
     let declared = u64::from_le_bytes(*length);
     let length = usize::try_from(declared).ok().filter(|&n| n > 0 && n <= rest.len());
     let Some((header, data)) =

@@ -170,6 +170,7 @@ fn check(args: &CheckArgs, as_json: bool) -> Result<()> {
             (faults, json!({ "samples": records }), lines)
         }
     };
+    let report_is_empty = report["samples"] == 0;
     if as_json {
         let mut report = report;
         report["faults"] = faults
@@ -191,12 +192,19 @@ fn check(args: &CheckArgs, as_json: bool) -> Result<()> {
         }
     }
     match faults.len() {
+        0 if report_is_empty => Err(nothing(&args.files)),
         0 => Ok(()),
         n => Err(Error::failed_with_hint(
             format!("{n} faulty {}", if n == 1 { "line" } else { "lines" }),
             "mend them, or train with `--on-bad skip`, which leaves them out",
         )),
     }
+}
+
+/// Files without a single record are a fault too: an empty download, the wrong file.
+fn nothing(files: &[PathBuf]) -> Error {
+    let files: Vec<String> = files.iter().map(|path| path.display().to_string()).collect();
+    Error::failed(format!("{}: expected at least one record, found none", files.join(", ")))
 }
 
 /// Records and faults, by the lines alone.
@@ -291,6 +299,15 @@ fn show(args: &ShowArgs, as_json: bool) -> Result<()> {
                 args.file.display()
             )));
         }
+    }
+    if data.is_empty() {
+        return Err(match faults.first() {
+            Some((path, fault)) => Error::failed_with_hint(
+                format!("{}: line {}: {}", path.display(), fault.line, fault.message),
+                "`mmx data check` lists every fault",
+            ),
+            None => nothing(files),
+        });
     }
     let chosen = (0..data.len())
         .filter(|&i| args.line.is_none_or(|line| data.samples[i].line == line))

@@ -52,6 +52,14 @@ pub(super) fn run(args: LogitsArgs, as_json: bool) -> Result<()> {
     let form = Form::open(&args.model)?;
     let kind = args.engine.unwrap_or(form.engines()[0]);
     let mut engine = engine::open(kind, &form, args.threads)?;
+    if let Some(id) = ids.rows.iter().flatten().find(|&&id| id as usize >= engine.vocab()) {
+        return Err(Error::failed(format!(
+            "{}: expected ids below {} (the vocabulary of {}), found {id}",
+            args.ids.display(),
+            engine.vocab(),
+            args.model.display()
+        )));
+    }
     let mut logits = Vec::new();
     for row in &ids.rows {
         logits.extend(engine.logits(row)?);

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use mmx_converters::chat;
 use mmx_converters::generation::Generation as Defaults;
 use mmx_ggml::run::{
-    Finish, Generation, LoadOptions, Model, Sampling, Session, SessionOptions, generate,
+    Finish, Generation, KvType, LoadOptions, Model, Sampling, Session, SessionOptions, generate,
 };
 use serde_json::json;
 
@@ -53,6 +53,16 @@ pub struct RunArgs {
     /// Tokens the context holds; by default the model's own length, at most 4096
     #[arg(long, value_name = "N")]
     ctx: Option<usize>,
+    /// Element type of the keys and values that are kept; f32 rounds nothing, f16 is quicker
+    #[arg(long, value_name = "TYPE", value_enum, default_value = "f16")]
+    kv: Kv,
+}
+
+/// Types of the cache on the command line.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Kv {
+    F32,
+    F16,
 }
 
 /// How ids are chosen.
@@ -111,6 +121,9 @@ fn random_seed() -> u64 {
 pub(super) fn run(args: RunArgs, as_json: bool) -> Result<()> {
     let form = Form::open(&args.model)?;
     let model = Model::from_gguf(form.to_gguf()?, LoadOptions::default())?;
+    if model.gguf().metadata().get("tokenizer.ggml.model").is_none() {
+        form.expect_tokenizer()?;
+    }
     let tokenizer = model.tokenizer()?;
     let mut prompt = args.prompt.clone();
     if prompt == "-" {
@@ -140,8 +153,11 @@ pub(super) fn run(args: RunArgs, as_json: bool) -> Result<()> {
         stop: args.stop,
         ignore_end: false,
     };
-    let options =
-        SessionOptions { n_ctx: args.ctx, threads: args.threads, ..SessionOptions::default() };
+    let kv = match args.kv {
+        Kv::F32 => KvType::F32,
+        Kv::F16 => KvType::F16,
+    };
+    let options = SessionOptions { n_ctx: args.ctx, threads: args.threads, kv };
     let mut session = Session::new(&model, options)?;
 
     let mut out = std::io::stdout().lock();

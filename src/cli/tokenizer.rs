@@ -142,6 +142,13 @@ fn run_train(args: &TrainArgs, as_json: bool) -> Result<()> {
             Ok(())
         })?;
     }
+    if counts.is_empty() {
+        let files: Vec<String> = args.data.iter().map(|p| p.display().to_string()).collect();
+        return Err(Error::failed(format!(
+            "{}: expected text to train on, found none",
+            files.join(", ")
+        )));
+    }
     let (words, sampled) = (counts.len(), counts.is_sampled());
     let tokenizer = train(counts, args.vocab_size, specials)?;
     for warning in &tokenizer.warnings {

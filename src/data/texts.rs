@@ -91,16 +91,17 @@ fn add_texts(line: &Line<'_>, json: bool, texts: &mut Vec<String>) -> Result<usi
     if line.offset == 0 {
         bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     }
-    let line = Line { bytes, offset: line.offset + (line.bytes.len() - bytes.len()), ..*line };
+    let offset = line.offset + (line.bytes.len() - bytes.len());
     if !json {
-        let text = jsonl::utf8(&line)?;
+        let text = jsonl::utf8(&Line { bytes, offset, ..*line })?;
         texts.push(text.to_owned());
         return Ok(text.len());
     }
-    if bytes.iter().all(u8::is_ascii_whitespace) {
+    let bytes = bytes.trim_ascii_end();
+    if bytes.is_empty() {
         return Ok(0);
     }
-    let object = jsonl::object(&line)?;
+    let object = jsonl::object(&Line { bytes, offset, ..*line })?;
     let before = texts.len();
     collect(&object, texts);
     if texts.len() == before {
