@@ -268,10 +268,10 @@ fn read_header(bytes: &[u8], file: usize) -> Result<Checked, String> {
             bytes.len()
         ));
     };
-    if rest.is_empty() {
-        return Err("expected a header after its length, found a file of 8 bytes".into());
-    }
     let declared = u64::from_le_bytes(*length);
+    if rest.is_empty() {
+        return Err(format!("expected a header, found only a declared length of {declared}"));
+    }
     let length = usize::try_from(declared).ok().filter(|&n| n > 0 && n <= rest.len());
     let Some((header, data)) =
         length.filter(|_| declared <= MAX_HEADER).and_then(|n| rest.split_at_checked(n))
