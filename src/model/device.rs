@@ -1,5 +1,8 @@
 //! Where to compute: by name, or the best device present.
-#![expect(unsafe_code, reason = "libtorch's CUDA part is loaded when it is asked for, through dlopen")]
+#![expect(
+    unsafe_code,
+    reason = "libtorch's CUDA part is loaded when it is asked for, through dlopen"
+)]
 
 use std::sync::Once;
 
