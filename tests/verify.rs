@@ -2,11 +2,8 @@
 
 mod common;
 
-#[cfg(feature = "train")]
-use common::mmx_json;
-use common::{mmx, shared, text};
+use common::{mmx, mmx_json, shared, text};
 
-#[cfg(feature = "train")]
 fn values(path: &std::path::Path, name: &str) -> (Vec<usize>, Vec<f32>) {
     let file = mmx_converters::safetensors::SafeTensors::open(path).expect("a safetensors file");
     let view = file.get(name).unwrap_or_else(|| panic!("{}: no tensor {name}", path.display()));
