@@ -4,6 +4,55 @@
 //! `jsonl -> sample -> batch -> model -> loss -> train -> checkpoint -> export -> run -> verify`.
 //! Families, tokenizer and file formats live in [`mmx_converters`], the runner in [`mmx_ggml`].
 //! Everything that needs libtorch is behind the feature `train`.
+//!
+//! Two steps of training, from a file of texts to the loss:
+//!
+//! ```
+//! # #[cfg(feature = "train")]
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use mmx::config::TrainConfig;
+//! use mmx::data::{Dataset, Kind, Recipe, SampleOptions};
+//! use mmx::model::Model;
+//! use mmx::stage::Pretrain;
+//! use mmx::train::{Trainer, batches::Packed};
+//! use mmx_converters::arch::presets;
+//! use mmx_converters::tokenizer::{SpecialSet, train::{WordCounts, train}};
+//!
+//! # let folder = tempfile::tempdir()?;
+//! let files = [folder.path().join("text.jsonl")];
+//! let texts = ["one two three four", "four three two one"];
+//! fs_err::write(&files[0], texts.map(|text| format!("{{\"text\": \"{text}\"}}\n")).concat())?;
+//!
+//! let mut words = WordCounts::new(WordCounts::LIMIT_BYTES);
+//! words.add(&texts)?;
+//! let tokenizer = train(words, 300, SpecialSet::MiniMind3)?;
+//! let options = SampleOptions::new(Recipe::R2026, Kind::Text, 32);
+//! let data = Dataset::load(&files, &tokenizer, &options)?;
+//!
+//! let mut dimensions = presets::preset("tiny").ok_or("no such preset")?;
+//! dimensions.vocab_size = 300;
+//! let model = Model::random(&dimensions, 1, tch::Device::Cpu, tch::Kind::Float)?;
+//! let config = TrainConfig {
+//!     epochs: 2,
+//!     accumulation: 1,
+//!     lr: 1e-3,
+//!     ..TrainConfig::new(&Pretrain, Recipe::R2026)
+//! };
+//! let mut batches = Packed::new(&data, &files, config.seed, config.shuffle, 1);
+//! let mut trainer = Trainer::new(&model, &Pretrain, &config, &mut batches)?;
+//! assert_eq!(trainer.plan().steps, 2); // both texts share one row, seen twice
+//!
+//! let mut losses = Vec::new();
+//! while let Some(report) = trainer.advance()? {
+//!     losses.extend(report.micro_steps.iter().filter_map(|step| step.loss));
+//! }
+//! assert!(losses[1] < losses[0]); // about ln 300 at first
+//! assert!((losses[0] - 300f64.ln()).abs() < 0.5);
+//! # Ok(())
+//! # }
+//! # #[cfg(not(feature = "train"))]
+//! # fn main() {}
+//! ```
 
 #[cfg(feature = "train")]
 pub mod checkpoint;
