@@ -469,7 +469,7 @@ fn resumed_runs_of_the_stages_end_as_unbroken_ones_with_the_model_they_do_not_ch
             let mut args = vec!["train", stage, "--data", text(&data), "--out", out];
             args.extend(["--tokenizer", text(&tokenizer), "--recipe", "2025", "--epochs", "1"]);
             args.extend(["--batch-size", "4", "--lr", "1e-4", "--max-seq-len", "128"]);
-            args.extend(["--device", "cpu", "--from", text(&model)]);
+            args.extend(["--device", "cpu", "--threads", "1", "--from", text(&model)]);
             args.extend(&options);
             args.extend(more);
             args.into_iter().map(str::to_owned).collect::<Vec<_>>()

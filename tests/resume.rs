@@ -162,7 +162,7 @@ fn the_golden_sft_command_writes_the_golden_trace_and_batches() {
     let end = mmx_json(&[
         "train", "sft", "--from", text(&from), "--tokenizer", text(&tokenizer), "--data", text(&data),
         "--recipe", "2025", "--pack", "off", "--shuffle", "off", "--batch-size", "4", "--accum", "1",
-        "--epochs", "1", "--lr", "5e-4", "--max-seq-len", "128", "--dtype", "f32", "--device", "cpu",
+        "--epochs", "1", "--lr", "5e-4", "--max-seq-len", "128", "--dtype", "f32", "--device", "cpu", "--threads", "1",
         "--trace", text(&trace), "--out", text(&out), "--dump-batches", text(&dump),
     ]);
     let golden = json(&shared("golden/train/sft-minimind2.json"));

@@ -300,6 +300,7 @@ impl Request {
             })?;
             tch::set_num_threads(count);
         }
+        crate::omp::choose_kernels()?;
         let device = device::pick(self.knobs.device.as_deref())?;
         let config = self.resolve(device)?;
         let compute = if config.dtype == "bf16" { Kind::BFloat16 } else { Kind::Float };
