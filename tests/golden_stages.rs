@@ -11,40 +11,12 @@ use common::{mmx, mmx_error, mmx_json, mmx_ok, shared, text};
 use mmx::config::{DpoOptions, Logps, LoraOptions, TrainConfig};
 use mmx::data::{Batch, Dataset, Recipe, SampleOptions};
 use mmx::model::Model;
-use mmx::stage::{self, Part, Setup, Stage};
-use mmx::train::{MicroStep, Trainer};
+use mmx::stage::{self, Part, Setup};
 use mmx_converters::adapter::Adapters;
 use mmx_converters::safetensors::SafeTensors;
 use mmx_converters::tokenizer::Tokenizer;
-use serde_json::Value;
 use tch::{Device, Kind, Tensor};
-use trajectory::{Recorded, assert_final, assert_trajectory, json, model};
-
-/// The golden run's configuration: what its JSON says, else the reference's defaults.
-fn config(stage: &dyn Stage, recipe: Recipe, golden: &Value) -> TrainConfig {
-    TrainConfig {
-        lr: golden["optimizer"]["lr"].as_f64().expect("lr"),
-        weight_decay: golden["optimizer"]["weight_decay"].as_f64().expect("weight decay"),
-        accumulation: golden["accumulation_steps"].as_u64().expect("accumulation") as usize,
-        grad_clip: golden["grad_clip"].as_f64().expect("clip"),
-        epochs: 1,
-        ..TrainConfig::new(stage, recipe)
-    }
-}
-
-fn train(
-    model: &Model,
-    stage: &dyn Stage,
-    config: &TrainConfig,
-    data: &mut Recorded,
-) -> Vec<MicroStep> {
-    let mut trainer = Trainer::new(model, stage, config, data).expect("a run");
-    let mut steps = Vec::new();
-    while let Some(report) = trainer.advance().expect("a micro-step") {
-        steps.extend(report.micro_steps);
-    }
-    steps
-}
+use trajectory::{Recorded, assert_final, assert_trajectory, config, json, model, train};
 
 /// From the golden start: the trajectory, the final sums, and each final adapter's values.
 fn assert_lora(folder: &str, recipe: Recipe, kind: &str) {

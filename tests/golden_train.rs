@@ -8,37 +8,9 @@ mod trajectory;
 use common::shared;
 use mmx::config::TrainConfig;
 use mmx::data::Recipe;
-use mmx::model::Model;
-use mmx::stage::{self, Stage};
-use mmx::train::{MicroStep, Trainer};
-use serde_json::Value;
-use trajectory::{Recorded, assert_final, assert_trajectory, json, model};
-
-/// The golden run's configuration: what its JSON says, else the reference's defaults.
-fn config(stage: &dyn Stage, recipe: Recipe, golden: &Value) -> TrainConfig {
-    TrainConfig {
-        lr: golden["optimizer"]["lr"].as_f64().expect("lr"),
-        weight_decay: golden["optimizer"]["weight_decay"].as_f64().expect("weight decay"),
-        accumulation: golden["accumulation_steps"].as_u64().expect("accumulation") as usize,
-        grad_clip: golden["grad_clip"].as_f64().expect("clip"),
-        epochs: 1,
-        ..TrainConfig::new(stage, recipe)
-    }
-}
-
-fn train(
-    model: &Model,
-    stage: &dyn Stage,
-    config: &TrainConfig,
-    data: &mut Recorded,
-) -> Vec<MicroStep> {
-    let mut trainer = Trainer::new(model, stage, config, data).expect("a run");
-    let mut steps = Vec::new();
-    while let Some(report) = trainer.advance().expect("a micro-step") {
-        steps.extend(report.micro_steps);
-    }
-    steps
-}
+use mmx::stage;
+use mmx::train::Trainer;
+use trajectory::{Recorded, assert_final, assert_trajectory, config, json, model, train};
 
 fn assert_golden(folder: &str, recipe: Recipe, stage_name: &str, kind: &str) {
     let golden = json(&shared(&format!("{folder}/train/{stage_name}-{kind}.json")));

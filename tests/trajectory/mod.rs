@@ -3,10 +3,12 @@
 
 use std::path::Path;
 
-use mmx::data::Batch;
+use mmx::config::TrainConfig;
+use mmx::data::{Batch, Recipe};
 use mmx::model::{HostTensor, Model};
-use mmx::train::MicroStep;
+use mmx::stage::Stage;
 use mmx::train::batches::Batches;
+use mmx::train::{MicroStep, Trainer};
 use mmx_converters::safetensors::SafeTensors;
 use serde_json::Value;
 use tch::{Device, Kind};
@@ -161,4 +163,31 @@ pub(crate) fn assert_final_json(what: &str, found: &Value, golden: &Value) {
             );
         }
     }
+}
+
+/// The golden run's configuration: what its JSON says, else the reference's defaults.
+pub(crate) fn config(stage: &dyn Stage, recipe: Recipe, golden: &Value) -> TrainConfig {
+    TrainConfig {
+        lr: golden["optimizer"]["lr"].as_f64().expect("lr"),
+        weight_decay: golden["optimizer"]["weight_decay"].as_f64().expect("weight decay"),
+        accumulation: golden["accumulation_steps"].as_u64().expect("accumulation") as usize,
+        grad_clip: golden["grad_clip"].as_f64().expect("clip"),
+        epochs: 1,
+        ..TrainConfig::new(stage, recipe)
+    }
+}
+
+/// All micro-steps of a run.
+pub(crate) fn train(
+    model: &Model,
+    stage: &dyn Stage,
+    config: &TrainConfig,
+    data: &mut Recorded,
+) -> Vec<MicroStep> {
+    let mut trainer = Trainer::new(model, stage, config, data).expect("a run");
+    let mut steps = Vec::new();
+    while let Some(report) = trainer.advance().expect("a micro-step") {
+        steps.extend(report.micro_steps);
+    }
+    steps
 }
