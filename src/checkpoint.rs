@@ -145,6 +145,7 @@ fn write_model(context: &Context<'_>, trainer: &Trainer<'_>, dir: &Path) -> Resu
         tokenizer: context.tokenizer,
         metadata: &BTreeMap::new(),
         strict: true,
+        shard_bytes: None,
     };
     folder::write(dir, &folder, &mut |weight| match host.get(&weight.name) {
         Some(tensor) => Ok((Dtype::F32, bytemuck::cast_slice(&tensor.values).into())),

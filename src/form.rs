@@ -124,6 +124,7 @@ impl Form {
             tokenizer: &tokenizer,
             recipe: &|name, shape| crate::quantizing::recipe(file_type, config, name, shape),
             quantize: &crate::quantizing::quantize,
+            extra: &[],
             strict: false,
         };
         let (bytes, _) = request.to_bytes(&path, &mut |weight| self.model.weight(weight))?;

@@ -48,7 +48,7 @@ pub fn refuse_fallbacks(what: &str, fallbacks: &[Fallback]) -> Result<()> {
 }
 
 /// True when rounding a finite `value` to `ty` gives an infinity, in the value or in its block's scale.
-fn overflows(value: f32, ty: GgmlType) -> bool {
+pub fn overflows(value: f32, ty: GgmlType) -> bool {
     let f16_max = f16::MAX.to_f32();
     match ty {
         GgmlType::F32 | GgmlType::F64 => false,

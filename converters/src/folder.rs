@@ -10,7 +10,8 @@ use crate::carry::{Fallback, Weights, float_fallbacks, refuse_fallbacks};
 use crate::error::{Error, Result};
 use crate::file;
 use crate::generation::{self, Generation};
-use crate::safetensors::{self, TensorSpec};
+use crate::safetensors::TensorSpec;
+use crate::shards;
 use crate::tensor::{self, Dtype};
 
 /// Writes a tokenizer's files into a folder.
@@ -33,6 +34,8 @@ pub struct Folder<'a> {
     pub metadata: &'a BTreeMap<String, String>,
     /// A tensor that the element type cannot hold is an error, not a fallback.
     pub strict: bool,
+    /// Several files of at most so many bytes of tensors, and their index; nothing for one file.
+    pub shard_bytes: Option<u64>,
 }
 
 /// What was written.
@@ -109,7 +112,7 @@ pub fn write(dir: &Path, folder: &Folder<'_>, source: &mut Weights<'_, '_>) -> R
     if let Some(save) = folder.tokenizer {
         save(staging.path())?;
     }
-    safetensors::write(&at(safetensors::FILE_NAME), &specs, folder.metadata, |i| {
+    shards::write(staging.path(), &specs, folder.metadata, folder.shard_bytes, |i| {
         let dtype = specs[i].dtype;
         gather(&publics[i], &weights, folder.layout, dtype.size(), |weight| {
             let (from, bytes) = source(weight)?;
@@ -140,6 +143,19 @@ fn staging_folder(parent: &Path) -> Result<tempfile::TempDir> {
     builder.tempdir_in(parent).map_err(|e| Error::io(parent, e))
 }
 
+/// Weights of a model that was there before, in one file or in shards: readers would take them for this one's.
+fn remove_other_weights(dir: &Path, written: &[(std::ffi::OsString, u64)]) -> Result<()> {
+    let io = |e| Error::io(dir, e);
+    for entry in fs_err::read_dir(dir).map_err(io)? {
+        let name = entry.map_err(io)?.file_name();
+        let weights = name.to_str().is_some_and(shards::is_weights);
+        if weights && !written.iter().any(|(new, _)| *new == name) {
+            fs_err::remove_file(dir.join(&name)).map_err(io)?;
+        }
+    }
+    Ok(())
+}
+
 /// Moves the finished files to their place. Returns them with their sizes, by name.
 fn appear(staging: tempfile::TempDir, dir: &Path) -> Result<Vec<(PathBuf, u64)>> {
     let io = |e| Error::io(dir, e);
@@ -153,6 +169,7 @@ fn appear(staging: tempfile::TempDir, dir: &Path) -> Result<Vec<(PathBuf, u64)>>
         for (name, _) in &files {
             fs_err::rename(staging.path().join(name), dir.join(name)).map_err(io)?;
         }
+        remove_other_weights(dir, &files)?;
     } else {
         let finished = staging.keep();
         if let Err(refused) = fs_err::rename(&finished, dir) {

@@ -198,6 +198,23 @@ impl Model {
         Ok(model)
     }
 
+    /// The base model with adapters merged: PEFT's folder, a GGUF adapter, or a safetensors or `.pth` file of
+    /// the weights alone.
+    ///
+    /// # Errors
+    /// As [`Model::open`]; a base that is no whole model; adapters that do not fit it.
+    pub fn open_adapters(path: &Path, base: &Path, config: Option<Config>) -> Result<Self> {
+        let mut model = Self::open_with(base, config)?;
+        if model.adapters.is_some() {
+            return Err(Error::format(base, "expected a whole model as the base, found adapters"));
+        }
+        let mut adapters = Adapters::open_for(path, &model.config, &model.weights)?;
+        adapters.base = Some(base.to_string_lossy().into_owned());
+        model.path = path.to_owned();
+        model.adapters = Some(adapters);
+        Ok(model)
+    }
+
     fn open_gguf(path: &Path) -> Result<Self> {
         let file = Gguf::open(path)?;
         if let Some(kind) = file.metadata().string("general.type").filter(|kind| *kind != "model") {

@@ -260,7 +260,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rounds_to_nearest_even_as_the_case_says() {
+    fn bf16_rounding() {
         let path = concat!(
             env!("CARGO_MANIFEST_DIR"),
             "/../../shared/cases/files/bf16-rounding/bits.json"

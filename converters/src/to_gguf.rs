@@ -13,8 +13,9 @@ use crate::tensor::{self, Dtype};
 
 /// The type a tensor (GGUF name, shape outermost first) gets, and why if it is not the one asked for.
 pub type Recipe<'a> = &'a dyn Fn(&str, &[usize]) -> (GgmlType, Option<Fallback>);
-/// Float32 rows (values, row length) as blocks of a type: ggml's own quantizers, in crate mmx-ggml.
-pub type Quantize<'a> = &'a dyn Fn(GgmlType, &[f32], usize) -> Result<Vec<u8>>;
+/// Float32 rows of a tensor (GGUF name, type, values, row length) as blocks of a type: ggml's own quantizers,
+/// in crate mmx-ggml.
+pub type Quantize<'a> = &'a dyn Fn(&str, GgmlType, &[f32], usize) -> Result<Vec<u8>>;
 
 /// What a GGUF is written from, besides the weights.
 #[derive(Clone, Copy)]
@@ -35,6 +36,8 @@ pub struct ToGguf<'a> {
     pub recipe: Recipe<'a>,
     /// Makes blocks.
     pub quantize: Quantize<'a>,
+    /// Further keys, at the end of the others.
+    pub extra: &'a [(String, Value)],
     /// A fallback is an error.
     pub strict: bool,
 }
@@ -137,6 +140,9 @@ impl ToGguf<'_> {
         for (key, value) in self.tokenizer {
             metadata.set(key.as_str(), value.clone());
         }
+        for (key, value) in self.extra {
+            metadata.set(key.as_str(), value.clone());
+        }
         Ok(metadata)
     }
 
@@ -157,12 +163,12 @@ impl ToGguf<'_> {
         }
         let row = public.shape.last().copied().unwrap_or(1);
         let blocks = match bytemuck::try_cast_slice(&bytes) {
-            Ok(values) => (self.quantize)(ty, values, row),
+            Ok(values) => (self.quantize)(&public.name, ty, values, row),
             // a memory map that is not aligned to four bytes
             Err(_) => {
                 let view =
                     tensor::TensorView { dtype: Dtype::F32, shape: &public.shape, data: &bytes };
-                (self.quantize)(ty, &view.to_f32(), row)
+                (self.quantize)(&public.name, ty, &view.to_f32(), row)
             }
         };
         let blocks = blocks.map_err(|e| {

@@ -55,6 +55,7 @@ fn write_folder(model: &Model, dir: &Path, layout: Layout, dtype: Dtype) -> Resu
         tokenizer: None,
         metadata: &metadata,
         strict: false,
+        shard_bytes: None,
     };
     folder::write(dir, &folder, &mut |w| model.weight(w))
 }
@@ -76,7 +77,8 @@ fn to_gguf(model: &Model, ty: GgmlType) -> Result<(Gguf, Vec<Fallback>)> {
         file_type: float_file_type(ty),
         tokenizer: &[("tokenizer.ggml.eos_token_id".to_owned(), Value::U32(2))],
         recipe: &|_, _| (ty, None),
-        quantize: &|_, _, _| Err(Error::unsupported("test", "no quantizer")),
+        quantize: &|_, _, _, _| Err(Error::unsupported("test", "no quantizer")),
+        extra: &[],
         strict: false,
     };
     let name = Path::new("golden.gguf");
@@ -217,6 +219,7 @@ fn untied(dir: &Path) -> Model {
         tokenizer: None,
         metadata: &metadata,
         strict: true,
+        shard_bytes: None,
     };
     let path = dir.join("untied");
     folder::write(&path, &folder, &mut |w| match w.role {
@@ -360,6 +363,7 @@ fn values_beyond_f16_are_kept_as_f32_and_named() {
         tokenizer: None,
         metadata: &BTreeMap::new(),
         strict: true,
+        shard_bytes: None,
     };
     let strict = dir.path().join("strict");
     let error = folder::write(&strict, &folder, &mut |w| model.weight(w)).unwrap_err().to_string();

@@ -279,7 +279,7 @@ mod tests {
 
     /// The case `quant-columns`: per preset and type, what rows of its lengths become.
     #[test]
-    fn rows_that_do_not_divide_fall_back_as_in_the_table() {
+    fn quant_columns() {
         let path = concat!(
             env!("CARGO_MANIFEST_DIR"),
             "/../../shared/cases/files/quant-columns/table.json"

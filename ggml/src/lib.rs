@@ -6,6 +6,7 @@ pub mod context;
 pub mod error;
 pub mod file_type;
 pub mod graph;
+mod importance;
 pub mod llama;
 mod log;
 mod packed;

@@ -5,7 +5,7 @@
 //! to another engine is the engine's; speed is measured with float16 keys and values, as llama-bench does.
 #![expect(unsafe_code, reason = "llama.cpp's interface is C")]
 
-use std::ffi::CString;
+use std::ffi::{CString, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
@@ -13,6 +13,7 @@ use std::sync::Once;
 use std::time::Instant;
 
 use llama_cpp_sys_2 as sys;
+use mmx_converters::imatrix::Imatrix;
 
 use crate::error::{Error, Result};
 use crate::file_type::FileType;
@@ -28,19 +29,50 @@ fn c_path(path: &Path) -> Result<CString> {
     })
 }
 
-/// llama-quantize: `input` (f32, f16 or bf16) to `output` of the type `file`, on `threads` threads.
+/// llama-quantize: `input` (f32, f16 or bf16) to `output` of the type `file`, on `threads` threads; with the
+/// columns' importance where there is some.
 ///
 /// # Errors
 /// What llama.cpp says.
-pub fn quantize_file(input: &Path, output: &Path, file: FileType, threads: usize) -> Result<()> {
+pub fn quantize_file(
+    input: &Path,
+    output: &Path,
+    file: FileType,
+    threads: usize,
+    imatrix: Option<&Imatrix>,
+) -> Result<()> {
     let (c_input, c_output) = (c_path(input)?, c_path(output)?);
+    let mut weights: Vec<(CString, Vec<f32>)> = Vec::new();
+    for (name, entry) in imatrix.iter().flat_map(|imatrix| &imatrix.entries) {
+        let c = CString::new(name.as_str()).map_err(|_| Error::Request {
+            message: format!("{name:?}: a name with a zero byte"),
+        })?;
+        weights.push((c, entry.weights()));
+    }
+    let mut list: Vec<sys::llama_model_imatrix_data> = weights
+        .iter()
+        .map(|(name, values)| sys::llama_model_imatrix_data {
+            name: name.as_ptr(),
+            data: values.as_ptr(),
+            size: values.len(),
+        })
+        .collect();
+    // a null name ends the list
+    list.push(sys::llama_model_imatrix_data {
+        name: std::ptr::null(),
+        data: std::ptr::null(),
+        size: 0,
+    });
     let (code, said) = log::capture(|| {
-        // SAFETY: both strings live during the call; the parameters are the library's defaults with
-        // two numbers changed, so every pointer in them is null.
+        // SAFETY: strings and lists live during the call; the parameters are the library's defaults but for
+        // two numbers and the list, so every other pointer in them is null.
         unsafe {
             let mut params = sys::llama_model_quantize_default_params();
             params.ftype = file.id() as sys::llama_ftype;
             params.nthread = threads as i32;
+            if imatrix.is_some() {
+                params.imatrix = list.as_ptr();
+            }
             sys::llama_model_quantize(c_input.as_ptr(), c_output.as_ptr(), &params)
         }
     });
@@ -140,8 +172,18 @@ impl LlamaModel {
     }
 
     fn context(&self, settings: &Settings) -> Result<Context<'_>> {
+        self.context_with(settings, (None, std::ptr::null_mut()))
+    }
+
+    /// A context whose nodes are shown to `callback` (with the pointer beside it) as they are computed.
+    fn context_with(
+        &self,
+        settings: &Settings,
+        callback: (sys::ggml_backend_sched_eval_callback, *mut c_void),
+    ) -> Result<Context<'_>> {
         let (context, said) = log::capture(|| {
-            // SAFETY: the model is alive; every pointer in the default parameters is null.
+            // SAFETY: the model is alive; every pointer in the default parameters is null, and that of the
+            // callback outlives the context (`observe`).
             unsafe {
                 let mut params = sys::llama_context_default_params();
                 params.n_ctx = settings.n_ctx as u32;
@@ -157,6 +199,7 @@ impl LlamaModel {
                 } else {
                     sys::LLAMA_FLASH_ATTN_TYPE_DISABLED
                 };
+                (params.cb_eval, params.cb_eval_user_data) = callback;
                 sys::llama_init_from_model(self.model.as_ptr(), params)
             }
         });
@@ -179,7 +222,51 @@ impl LlamaModel {
     /// # Errors
     /// An id outside the vocabulary, or what llama.cpp says.
     pub fn logits(&self, ids: &[u32], threads: usize) -> Result<Vec<f32>> {
-        let mut context = self.context(&Self::exact(ids.len(), threads))?;
+        self.all_logits(self.context(&Self::exact(ids.len(), threads))?, ids)
+    }
+
+    /// The same with a GGUF adapter applied at full scale while it computes (llama.cpp's `--lora`).
+    ///
+    /// # Errors
+    /// An adapter that llama.cpp refuses; else as [`LlamaModel::logits`].
+    pub fn logits_adapted(
+        &mut self,
+        adapter: &Path,
+        ids: &[u32],
+        threads: usize,
+    ) -> Result<Vec<f32>> {
+        let c = c_path(adapter)?;
+        let model = self.model.as_ptr();
+        // SAFETY: the model is alive and held exclusively; the string lives during the call.
+        let (lora, said) =
+            log::capture(|| unsafe { sys::llama_adapter_lora_init(model, c.as_ptr()) });
+        let Some(lora) = NonNull::new(lora) else {
+            let doing = format!("{}: llama.cpp cannot load the adapter", adapter.display());
+            return Err(log::library_error(doing, said));
+        };
+        let logits = self.context(&Self::exact(ids.len(), threads)).and_then(|context| {
+            let (mut list, mut scale) = ([lora.as_ptr()], [1f32]);
+            // SAFETY: a live context of the adapter's own model; two arrays of one element.
+            let code = unsafe {
+                sys::llama_set_adapters_lora(
+                    context.context.as_ptr(),
+                    list.as_mut_ptr(),
+                    1,
+                    scale.as_mut_ptr(),
+                )
+            };
+            if code != 0 {
+                let doing = format!("{}: llama.cpp cannot apply the adapter", adapter.display());
+                return Err(log::library_error(doing, String::new()));
+            }
+            self.all_logits(context, ids)
+        });
+        // SAFETY: the context that used it is gone; it is freed once, before its model.
+        unsafe { sys::llama_adapter_lora_free(lora.as_ptr()) }
+        logits
+    }
+
+    fn all_logits(&self, mut context: Context<'_>, ids: &[u32]) -> Result<Vec<f32>> {
         let mut logits = Vec::with_capacity(ids.len() * self.vocab_size());
         for chunk in ids.chunks(BATCH) {
             context.evaluate(chunk, true)?;
@@ -188,6 +275,32 @@ impl LlamaModel {
             }
         }
         Ok(logits)
+    }
+
+    /// Reads pieces of text, each from its beginning, and shows every node to `callback`, which must be safe to
+    /// call with the pointer beside it until this returns. `all_experts`: every expert computes for every token.
+    pub(crate) fn observe(
+        &self,
+        pieces: &[&[u32]],
+        threads: usize,
+        all_experts: bool,
+        callback: (sys::ggml_backend_sched_eval_callback, *mut c_void),
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<()> {
+        let longest = pieces.iter().map(|piece| piece.len()).max().unwrap_or(0);
+        let mut context = self.context_with(&Self::exact(longest.max(1), threads), callback)?;
+        // SAFETY: the context is alive.
+        unsafe { sys::llama_set_warmup(context.context.as_ptr(), all_experts) }
+        for (i, piece) in pieces.iter().enumerate() {
+            context.clear();
+            for chunk in piece.chunks(BATCH) {
+                // all logits: else the last layer computes the last token alone
+                context.evaluate(chunk, true)?;
+            }
+            context.synchronize();
+            progress(i + 1, pieces.len());
+        }
+        Ok(())
     }
 
     /// `n` ids, each the most likely one (the lowest of equals), after the prompt `ids`. Never stops early.

@@ -31,7 +31,8 @@ fn model(weights: &str, tokenizer: &str) -> Model {
         recipe: &|name, shape| {
             (mmx_ggml::recipe(FileType::F32, &source.config, name, shape, false).0, None)
         },
-        quantize: &|ty, values, row| Ok(quantize_rows(ty, values, row).unwrap()),
+        quantize: &|_, ty, values, row| Ok(quantize_rows(ty, values, row).unwrap()),
+        extra: &[],
         strict: false,
     };
     let name = Path::new("test.gguf");

@@ -5,8 +5,9 @@ use std::path::Path;
 
 use mmx_converters::arch::{Config, presets};
 use mmx_converters::gguf::Gguf;
+use mmx_converters::imatrix::{Entry, Imatrix};
 use mmx_ggml::llama::quantize_file;
-use mmx_ggml::quantize::{dequantize_rows, quantize_rows};
+use mmx_ggml::quantize::{dequantize_rows, quantize_rows, quantize_rows_weighted};
 use mmx_ggml::random::write_random_gguf;
 use mmx_ggml::{FileType, recipe};
 
@@ -33,21 +34,39 @@ fn compare(config: &Config, files: &[FileType]) {
     let original = Gguf::open(&source).unwrap();
     for &file in files {
         let theirs = folder.path().join(format!("{file}.gguf"));
-        quantize_file(&source, &theirs, file, 2).unwrap();
-        compare_file(config, file, &original, &theirs);
+        quantize_file(&source, &theirs, file, 2, None).unwrap();
+        compare_file(config, file, &original, &theirs, None);
     }
 }
 
-fn compare_file(config: &Config, file: FileType, original: &Gguf, theirs: &Path) {
+fn compare_file(
+    config: &Config,
+    file: FileType,
+    original: &Gguf,
+    theirs: &Path,
+    imatrix: Option<&Imatrix>,
+) {
     let theirs = Gguf::open(theirs).unwrap();
     assert_eq!(theirs.tensors().len(), original.tensors().len());
     for tensor in original.tensors() {
-        let (ty, _) = recipe(file, config, &tensor.name, &tensor.shape, false);
+        let (ty, _) = recipe(file, config, &tensor.name, &tensor.shape, imatrix.is_some());
         let found = theirs.tensor(&tensor.name).unwrap();
         assert_eq!(ty, found.ty, "{file} of {}: {}", config.family.name(), tensor.name);
         let row = *tensor.shape.last().unwrap();
         let values = dequantize_rows(tensor.ty, original.data(tensor), row).unwrap();
-        let ours = quantize_rows(ty, &values, row).unwrap();
+        let ours = match imatrix.and_then(|imatrix| imatrix.entries.get(&tensor.name)) {
+            None => quantize_rows(ty, &values, row).unwrap(),
+            Some(entry) => {
+                let experts = values.chunks(values.len() / entry.counts.len());
+                let weights = entry.weights();
+                let parts = experts.zip(weights.chunks(row));
+                parts
+                    .flat_map(|(values, weights)| {
+                        quantize_rows_weighted(ty, values, row, Some(weights)).unwrap()
+                    })
+                    .collect()
+            }
+        };
         assert!(ours == theirs.data(found), "{file}: bytes of {} differ", tensor.name);
     }
 }
@@ -98,10 +117,43 @@ fn qwen3_moe_is_byte_equal() {
     compare(&config, MIXTURES);
 }
 
+/// With an importance matrix: other types for a few tensors, other bytes for all, expert by expert; an idle expert
+/// among them.
+#[test]
+fn weighted_by_importance_is_byte_equal() {
+    for config in
+        [small("minimind2-small", 256, 352, 8, true), small("minimind3-moe", 256, 256, 4, true)]
+    {
+        let folder = tempfile::tempdir().unwrap();
+        let source = folder.path().join("source.gguf");
+        write_random_gguf(&source, &config, FileType::F32, 7).unwrap();
+        let original = Gguf::open(&source).unwrap();
+        let mut imatrix = Imatrix::default();
+        for tensor in original.tensors().iter().filter(|t| t.name.starts_with("blk.")) {
+            if tensor.shape.len() < 2 || tensor.name.contains("ffn_gate_inp") {
+                continue;
+            }
+            let columns = *tensor.shape.last().unwrap();
+            let experts = if tensor.shape.len() == 3 { tensor.shape[0] } else { 1 };
+            let sums = (0..experts * columns).map(|i| (i * 7919 % 1009) as f32 + 0.5).collect();
+            let counts =
+                (0..experts).map(|e| if experts > 1 && e == 1 { 0.0 } else { 3.0 }).collect();
+            imatrix.entries.insert(tensor.name.clone(), Entry { columns, sums, counts });
+        }
+        for &file in
+            &[FileType::Q4_0, FileType::Q5_0, FileType::Q4_K_M, FileType::IQ4_NL, FileType::IQ4_XS]
+        {
+            let theirs = folder.path().join(format!("{file}.gguf"));
+            quantize_file(&source, &theirs, file, 2, Some(&imatrix)).unwrap();
+            compare_file(&config, file, &original, &theirs, Some(&imatrix));
+        }
+    }
+}
+
 #[test]
 fn a_missing_file_is_named_with_the_reason() {
     let missing = Path::new("nowhere/model.gguf");
-    let error = quantize_file(missing, Path::new("nowhere/out.gguf"), FileType::Q4_0, 1);
+    let error = quantize_file(missing, Path::new("nowhere/out.gguf"), FileType::Q4_0, 1, None);
     let message = error.unwrap_err().to_string();
     assert!(message.starts_with("nowhere/model.gguf"), "{message}");
     assert!(message.contains("No such file"), "{message}");

@@ -59,7 +59,19 @@ impl Pth {
     /// anything but tensors and plain data (with the name), or a tensor reaches beyond its storage.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let bytes = Bytes::map(path)?;
+        Self::parse(Bytes::map(path)?, path)
+    }
+
+    /// The same of bytes in memory; `name` is what messages call them.
+    ///
+    /// # Errors
+    /// As [`Pth::open`].
+    pub fn from_bytes(bytes: Vec<u8>, name: impl AsRef<Path>) -> Result<Self> {
+        let name = name.as_ref();
+        Self::parse(Bytes::owned(bytes, name)?, name)
+    }
+
+    fn parse(bytes: Bytes, path: &Path) -> Result<Self> {
         let (tensors, notes) =
             read(&bytes, path).map_err(|message| Error::format(path, message))?;
         let index = tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();

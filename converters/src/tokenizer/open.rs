@@ -68,6 +68,14 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
+    /// A tokenizer from the text of a tokenizer.json alone; `name` is what messages call it.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::open`].
+    pub fn from_json(json: Vec<u8>, name: impl AsRef<Path>) -> Result<Self> {
+        Self::assemble(name.as_ref(), json, Map::new(), None)
+    }
+
     /// A tokenizer from the text of tokenizer.json, tokenizer_config.json (without the template) and
     /// the template. `path` is for messages.
     pub(super) fn assemble(

@@ -36,7 +36,8 @@ pub(crate) fn gguf_bytes(model: &Model, file: FileType) -> Vec<u8> {
         file_type: file.id(),
         tokenizer: &no_tokenizer,
         recipe: &|name, shape| (recipe(file, &model.config, name, shape, false).0, None),
-        quantize: &|ty, values, row| Ok(quantize::quantize_rows(ty, values, row).unwrap()),
+        quantize: &|_, ty, values, row| Ok(quantize::quantize_rows(ty, values, row).unwrap()),
+        extra: &[],
         strict: false,
     };
     request.to_bytes(Path::new("golden.gguf"), &mut |weight| model.weight(weight)).unwrap().0

@@ -4,13 +4,15 @@
 //!
 //! Source: PEFT's documentation of the LoRA checkpoint format; MiniMind's `save_lora`.
 
+mod gguf;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
-use crate::arch::Weight;
+use crate::arch::{Config, Weight};
 use crate::error::{Error, Result, TensorReport};
 use crate::file;
 use crate::pth::Pth;
@@ -93,6 +95,19 @@ impl Adapters {
         }
         adapters.alpha = number("lora_alpha")?;
         adapters.base = config["base_model_name_or_path"].as_str().map(str::to_owned);
+        Ok(adapters)
+    }
+
+    /// The same, and also a GGUF adapter, for the model of `config`, whose table is `weights`; they fit it.
+    ///
+    /// # Errors
+    /// As [`Adapters::open`] and [`Adapters::check`].
+    pub fn open_for(path: &Path, config: &Config, weights: &[Weight]) -> Result<Self> {
+        if path.is_file() && file::Bytes::map(path)?.starts_with(b"GGUF") {
+            return Self::open_gguf(path, config, weights);
+        }
+        let adapters = Self::open(path)?;
+        adapters.check(path, weights)?;
         Ok(adapters)
     }
 
@@ -207,6 +222,25 @@ impl Adapters {
         match report.is_empty() {
             true => Ok(()),
             false => Err(Error::Tensors { path: path.to_owned(), report }),
+        }
+    }
+
+    /// Refuses adapters that PEFT could not put beside the stock class's own modules.
+    ///
+    /// # Errors
+    /// An adapter beside a router or an expert: the class holds those of a layer in one tensor.
+    pub fn check_peft(&self, config: &Config) -> Result<()> {
+        let inside = |module: &&String| config.family.is_moe() && module.contains(".mlp.");
+        match self.modules.keys().find(inside) {
+            None => Ok(()),
+            Some(module) => Err(Error::unsupported(
+                format!("adapter {module} in PEFT's form"),
+                format!(
+                    "{} holds a layer's router and experts as tensors, not as modules of their own; \
+                     the merged folder and the GGUF adapter carry it",
+                    config.family.transformers_class()
+                ),
+            )),
         }
     }
 
