@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The real consumers on what mmx exports: Transformers (no remote code) and llama.cpp, asked by the programs of
-# ../shared/judge. Installs what these need once, into $MMX_CACHE/peers. Called by scripts/test --peers.
+# The real consumers on what mmx exports: Transformers (no remote code), PEFT, torch, the hub's official client, vLLM,
+# Ollama, llama.cpp and its tools; asked by the programs of ../shared/judge and of scripts/peers. Installs what these
+# need once, into $MMX_CACHE. Called by scripts/test --peers.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 set -e; . scripts/env.sh; set +e
@@ -9,7 +10,7 @@ for needed in "$shared/judge/judge_hf.py" "$shared/golden/minimind2/forward.safe
   [ -e "$needed" ] || { say "error: $needed is missing: the golden models and judges belong beside the checkout"; exit 1; }
 done
 
-TRANSFORMERS=5.24.0
+TRANSFORMERS=5.24.0 PEFT=0.21.2
 python=$MMX_CACHE/peers-$TRANSFORMERS/bin/python
 if ! "$python" -c 'import transformers, torch, jinja2, gguf' 2>/dev/null; then
   say "installing transformers $TRANSFORMERS (once)"
@@ -21,6 +22,11 @@ if ! "$python" -c 'import transformers, torch, jinja2, gguf' 2>/dev/null; then
   "$python" -c 'import torch' 2>/dev/null || "$python" -m pip install --quiet "torch==$TORCH_VERSION" >&2
   "$python" -m pip install --quiet --disable-pip-version-check "transformers==$TRANSFORMERS" jinja2 gguf numpy safetensors >&2 ||
     missing "transformers $TRANSFORMERS" "$python -m pip install transformers==$TRANSFORMERS jinja2 gguf"
+fi
+
+if ! "$python" -c 'import peft' 2>/dev/null; then
+  say "installing peft $PEFT (once)"
+  "$python" -m pip install --quiet --disable-pip-version-check "peft==$PEFT" >&2 || missing "peft $PEFT" "$python -m pip install peft==$PEFT"
 fi
 
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
@@ -65,5 +71,32 @@ for set in golden golden-2026; do
     done
   done
 done
+
+# programs that print a line for each check of theirs: "ok    NAME: FACTS" or "FAIL  NAME" and why
+several() { # several COMMAND..
+  local out
+  out=$(timeout 1200 "$@" 2>"$work/stderr")
+  printf '%s\n' "$out"
+  passed=$((passed + $(grep -c '^ok ' <<<"$out"))); failed=$((failed + $(grep -c '^FAIL ' <<<"$out")))
+  grep -qE '^(ok|FAIL) ' <<<"$out" || { failed=$((failed + 1)); printf 'FAIL  %s\n' "$*"; tail -30 "$work/stderr"; }
+}
+several "$python" scripts/peers/export.py "$mmx" "$shared" "$work" "$judge"
+check "build test_hub" cargo build --quiet --release --example test_hub
+several "$python" scripts/peers/hub.py "$mmx" "$shared" "$work" target/release/examples/test_hub
+if ollama=$(bash scripts/peers/ollama.sh); then
+  several "$python" scripts/peers/ollama.py "$mmx" "$shared" "$work" "$ollama"
+else
+  failed=$((failed + 1)); echo "FAIL  installing Ollama"
+fi
+if vllm=$(bash scripts/peers/vllm.sh); then
+  if models=$("$python" scripts/peers/vllm_models.py "$mmx" "$shared" "$work" 2>"$work/stderr"); then
+    # shellcheck disable=SC2086 # one argument a line, without blanks
+    several "$vllm" scripts/peers/vllm_greedy.py $models
+  else
+    failed=$((failed + 1)); echo "FAIL  models for vLLM"; tail -20 "$work/stderr"
+  fi
+else
+  failed=$((failed + 1)); echo "FAIL  installing vLLM"
+fi
 printf 'peers: %d passed, %d failed\n' "$passed" "$failed"
 [ "$failed" = 0 ]

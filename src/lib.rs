@@ -55,21 +55,19 @@
 //! ```
 
 #[cfg(feature = "train")]
-pub mod autograd;
-#[cfg(feature = "train")]
 pub mod checkpoint;
 pub mod cli;
 pub mod compare;
 #[cfg(feature = "train")]
 pub mod config;
 pub mod data;
+pub mod doctor;
 pub mod engine;
 pub mod error;
 pub mod eval;
 pub mod export;
 pub mod form;
-#[cfg(feature = "train")]
-mod kernel;
+pub mod imatrix;
 #[cfg(feature = "train")]
 pub mod loss;
 #[cfg(feature = "train")]
@@ -78,6 +76,8 @@ pub mod model;
 pub mod omp;
 #[cfg(feature = "train")]
 pub mod optim;
+pub mod publish;
+pub mod quantize;
 pub mod quantizing;
 pub mod runs;
 mod sample_text;

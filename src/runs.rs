@@ -40,12 +40,15 @@ pub fn checkpoints(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(found.into_iter().map(|(_, path)| path).collect())
 }
 
-/// What a path stands for where a model is wanted: a run's folder for its newest checkpoint, everything
-/// else for itself.
+/// What a path stands for where a model is wanted: a run's folder for its newest checkpoint, `hf:owner/name` (or
+/// `hf:owner/name@revision`) for a folder of private copies from the hub, everything else for itself.
 ///
 /// # Errors
-/// The folder cannot be read.
+/// The folder cannot be read; the hub refuses.
 pub fn resolve(path: &Path) -> Result<PathBuf> {
+    if let Some(repo) = path.to_str().and_then(|text| text.strip_prefix("hf:")) {
+        return crate::publish::download::cached(repo);
+    }
     if !path.is_dir() || path.join("config.json").exists() {
         return Ok(path.to_owned());
     }

@@ -131,12 +131,23 @@ impl Report {
 /// # Errors
 /// A form that no engine can open, ids beyond a vocabulary, a library's own failure. Differences are no errors.
 pub fn verify(request: &Request, progress: &mut dyn FnMut(&Path, Kind)) -> Result<Report> {
+    verify_form(&Form::open(&request.reference)?, request, progress)
+}
+
+/// The same with a reference that is open (adapters on a base that they do not name, say).
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_form(
+    reference: &Form,
+    request: &Request,
+    progress: &mut dyn FnMut(&Path, Kind),
+) -> Result<Report> {
     let allowed = |kind: &Kind| request.engines.is_empty() || request.engines.contains(kind);
-    let reference = Form::open(&request.reference)?;
     // the reference is computed by its most faithful engine, whatever --engine says of the others
     let kind = reference.engines()[0];
     progress(&request.reference, kind);
-    let mut truth = engine::open(kind, &reference, request.threads)?;
+    let mut truth = engine::open(kind, reference, request.threads)?;
     let vocab = truth.vocab();
     let (ids, text) = input(request, truth.as_mut())?;
     for &id in ids.iter().flatten() {
@@ -155,7 +166,14 @@ pub fn verify(request: &Request, progress: &mut dyn FnMut(&Path, Kind)) -> Resul
     // the reference itself in its other engines, then every other form
     let skip_first = std::iter::once((&request.reference, Some(kind)));
     for (path, skip) in skip_first.chain(request.others.iter().map(|p| (p, None))) {
-        let form = Form::open(path)?;
+        let opened;
+        let form = match skip {
+            Some(_) => reference,
+            None => {
+                opened = Form::open(path)?;
+                &opened
+            }
+        };
         let kinds: Vec<Kind> =
             form.engines().into_iter().filter(|k| allowed(k) && Some(*k) != skip).collect();
         if kinds.is_empty() && skip.is_none() {
@@ -166,10 +184,10 @@ pub fn verify(request: &Request, progress: &mut dyn FnMut(&Path, Kind)) -> Resul
         }
         for kind in kinds {
             progress(path, kind);
-            let mut engine = engine::open(kind, &form, request.threads)?;
+            let mut engine = engine::open(kind, form, request.threads)?;
             rows.push(row(
                 request,
-                &form,
+                form,
                 kind,
                 engine.as_mut(),
                 &Truth { ids: &ids, text: text.as_deref(), logits: &expected, vocab, largest },
@@ -274,7 +292,7 @@ fn input(request: &Request, engine: &mut dyn Engine) -> Result<(Vec<Vec<u32>>, O
 }
 
 /// Ids spread over the vocabulary by a fixed multiplicative step (Weyl sequence).
-fn made_up_ids(n: usize, vocab: usize) -> Vec<u32> {
+pub(crate) fn made_up_ids(n: usize, vocab: usize) -> Vec<u32> {
     (1..=n as u64).map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) % vocab as u64) as u32).collect()
 }
 

@@ -194,7 +194,7 @@ fn copy(from: &Path, to: &Path) {
 
 /// Case lora-merge-rounding: W + BA in float32 or more, rounded once to float16.
 #[test]
-fn merged_weights_are_rounded_once() {
+fn lora_merge_rounding() {
     use half::f16;
     use sha2::{Digest, Sha256};
 

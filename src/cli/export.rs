@@ -6,8 +6,8 @@ use mmx_converters::tensor::Dtype;
 use mmx_ggml::FileType;
 
 use super::format::{self, line};
-use crate::error::Result;
-use crate::export::{self, Report, Request};
+use crate::error::{Error, Result};
+use crate::export::{self, AdapterForm, Report, Request, auto, card};
 
 /// Element types on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -30,17 +30,63 @@ impl From<FloatType> for Dtype {
     }
 }
 
+/// A type of a GGUF on the command line.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum GgufType {
+    Type(FileType),
+    /// Chosen tensor by tensor.
+    Auto,
+}
+
+impl std::str::FromStr for GgufType {
+    type Err = mmx_ggml::Error;
+
+    fn from_str(text: &str) -> std::result::Result<Self, Self::Err> {
+        if text.eq_ignore_ascii_case("auto") {
+            return Ok(Self::Auto);
+        }
+        text.parse().map(Self::Type)
+    }
+}
+
+/// A size: `500000`, `200MB`, `1.5GB`, `64MiB`.
+pub(super) fn size(text: &str) -> std::result::Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic() || c == ' ');
+    let unit = match text[digits.len()..].trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "kb" => 1e3,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        "kib" => 1024.0,
+        "mib" => 1024.0 * 1024.0,
+        "gib" => 1024.0 * 1024.0 * 1024.0,
+        _ => f64::NAN,
+    };
+    let bytes = digits.trim().parse::<f64>().unwrap_or(f64::NAN) * unit;
+    match bytes.is_finite() && (1.0..1e18).contains(&bytes) {
+        true => Ok(bytes as u64),
+        false => Err(format!("expected a size like 200MB or 1GiB, found {text}")),
+    }
+}
+
 /// Write a model as Transformers folders, GGUFs and for Ollama
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
-Files: OUT/hf-DTYPE/ (config.json, generation_config.json, model.safetensors, tokenizer files),
-OUT/NAME-SIZE-TYPE.gguf, OUT/NAME-SIZE.pth, OUT/Modelfile (for the first GGUF; Modelfile-TYPE for further ones). OUT is MODEL/export unless --out says otherwise. The same model gives the
-same bytes. Without any target: --hf in the model's own element type and --gguf q8_0.
+Files: OUT/hf-DTYPE/ (config.json, generation_config.json, model.safetensors, tokenizer files), OUT/NAME-SIZE-TYPE.gguf,
+OUT/NAME-SIZE.pth, OUT/Modelfile (for the first GGUF; Modelfile-TYPE for further ones), OUT/adapter-peft/,
+OUT/NAME-lora.gguf; a model card (README.md) in each Transformers folder and beside the GGUFs. OUT is MODEL/export
+unless --out says otherwise. The same model gives the same bytes. Without any target: --hf in the model's own element
+type and --gguf q8_0.
+
+--gguf auto measures how far the logits move when each matrix is rounded, and writes the smallest file within --max-kl
+(or the best within --target-size); the files tried are printed and drawn in OUT/NAME-frontier.svg.
 
 Examples:
   mmx export runs/first --hf bf16 --gguf q8_0 --gguf q4_0
   mmx export runs/first --gguf q4_k_m --ollama && ollama create first -f runs/first/export/Modelfile
   mmx export --gguf f16                          the newest checkpoint under runs/
+  mmx export runs/first --gguf auto --max-kl 0.01 --text poems.txt
+  mmx export runs/lora --adapter peft --adapter gguf --hf bf16     the adapters alone, and merged
   mmx export model.gguf --hf f32 --out back      a GGUF to a Transformers folder")]
 pub struct ExportArgs {
     /// A checkpoint or Transformers folder, a .gguf or a .pth; the newest checkpoint under runs/ if absent
@@ -56,7 +102,34 @@ pub struct ExportArgs {
     hf: Vec<FloatType>,
     /// A GGUF of this type (f32, f16, bf16, q8_0, q4_0, q4_k_m, ...); may be repeated
     #[arg(long, value_name = "TYPE")]
-    gguf: Vec<FileType>,
+    gguf: Vec<GgufType>,
+    /// With --gguf auto: the largest mean KL divergence from the model, nats
+    #[arg(long, value_name = "X", conflicts_with = "target_size")]
+    max_kl: Option<f64>,
+    /// With --gguf auto: the largest file (bytes, or with MB, GB, MiB, GiB)
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    target_size: Option<u64>,
+    /// With --gguf auto: the text to measure on [default: a built-in one]
+    #[arg(long, value_name = "FILE")]
+    text: Option<PathBuf>,
+    /// With --gguf auto: tokens of the text to measure on
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    tokens: usize,
+    /// An importance matrix for the quantized GGUFs (of `mmx imatrix` or llama-imatrix)
+    #[arg(long, value_name = "FILE")]
+    imatrix: Option<PathBuf>,
+    /// Write the Transformers folder's weights in several files of at most this size
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    shard_size: Option<u64>,
+    /// Write the adapters alone, where MODEL is a folder of adapters (or with --base); may be repeated
+    #[arg(long, value_name = "FORM", value_enum)]
+    adapter: Vec<AdapterForm>,
+    /// MODEL holds adapters for this model (a PEFT folder, a GGUF adapter, a file of MiniMind's)
+    #[arg(long, value_name = "MODEL", requires = "model")]
+    base: Option<PathBuf>,
+    /// Compare every file with the model in every engine, print it and put it into the model cards
+    #[arg(long)]
+    verify: bool,
     /// Write a torch checkpoint under MiniMind's own names, in the model's own element type
     #[arg(long)]
     pth: bool,
@@ -78,6 +151,43 @@ pub struct ExportArgs {
     /// The weights' licence, by its SPDX name (apache-2.0, mit, ...)
     #[arg(long, value_name = "SPDX")]
     license: Option<String>,
+    /// For the model card: a language, by its code (zh, en, ...); may be repeated
+    #[arg(long, value_name = "CODE")]
+    language: Vec<String>,
+    /// For the model card and PEFT: the base model's name on the hub
+    #[arg(long, value_name = "REPO")]
+    base_model: Option<String>,
+    /// For the model card: a data set's name on the hub; may be repeated
+    #[arg(long, value_name = "REPO")]
+    dataset: Vec<String>,
+}
+
+impl ExportArgs {
+    /// What `--gguf auto` and its options ask for.
+    fn goal(&self) -> Result<Option<auto::Goal>> {
+        let asked = self.gguf.contains(&GgufType::Auto);
+        let limit = match (self.max_kl, self.target_size) {
+            (Some(kl), _) if kl.is_finite() && kl > 0.0 => auto::Limit::MaxKl(kl),
+            (Some(kl), _) => {
+                return Err(Error::usage(format!(
+                    "--max-kl: expected a number above 0, found {kl}"
+                )));
+            }
+            (None, Some(bytes)) => auto::Limit::TargetSize(bytes),
+            (None, None) if asked => {
+                return Err(Error::usage(
+                    "--gguf auto: expected --max-kl or --target-size beside it",
+                ));
+            }
+            (None, None) => return Ok(None),
+        };
+        if !asked {
+            return Err(Error::usage(
+                "--max-kl and --target-size: expected --gguf auto beside them",
+            ));
+        }
+        Ok(Some(auto::Goal { limit, text: self.text.clone(), tokens: self.tokens }))
+    }
 }
 
 /// Runs the command.
@@ -85,6 +195,7 @@ pub struct ExportArgs {
 /// # Errors
 /// See [`export::export`].
 pub(super) fn run(args: ExportArgs, json: bool) -> Result<()> {
+    let auto = args.goal()?;
     let model = match args.model {
         Some(path) => path,
         None => {
@@ -93,12 +204,28 @@ pub(super) fn run(args: ExportArgs, json: bool) -> Result<()> {
             path
         }
     };
+    let types = args.gguf.iter().filter_map(|ty| match ty {
+        GgufType::Type(ty) => Some(*ty),
+        GgufType::Auto => None,
+    });
     let mut request = Request {
+        gguf: types.collect(),
+        auto,
+        imatrix: args.imatrix,
+        shard_bytes: args.shard_size,
+        adapter: args.adapter,
+        base: args.base,
+        verify: args.verify,
+        card: card::Words {
+            languages: args.language,
+            base_model: args.base_model,
+            datasets: args.dataset,
+        },
+        progress: Some(|step| eprintln!("{step}")),
         model: Some(model),
         out: args.out,
         tokenizer: args.tokenizer,
         hf: args.hf.into_iter().map(Dtype::from).collect(),
-        gguf: args.gguf,
         everything: false,
         pth: args.pth,
         ollama: args
@@ -110,16 +237,33 @@ pub(super) fn run(args: ExportArgs, json: bool) -> Result<()> {
     };
     unique(&mut request.hf);
     unique(&mut request.gguf);
+    unique(&mut request.adapter);
     request.everything = !request.pth
         && request.hf.is_empty()
         && request.gguf.is_empty()
+        && request.adapter.is_empty()
+        && request.auto.is_none()
         && request.ollama.is_none();
     let report = export::export(&request)?;
     report.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
     if json {
-        return format::print_json(&report);
+        let mut value = serde_json::to_value(&report)
+            .map_err(|e| Error::failed(format!("the result as JSON: {e}")))?;
+        if let Some(verified) = &report.verified {
+            value["verify"] = super::verify::to_json(verified);
+        }
+        format::print_json(&value)?;
+    } else {
+        format::print(&text(&report))?;
+        if let Some(verified) = &report.verified {
+            println!();
+            super::verify::print_table(verified);
+        }
     }
-    format::print(&text(&report))
+    match &report.verified {
+        Some(verified) => super::verify::refuse_bad(verified),
+        None => Ok(()),
+    }
 }
 
 /// Drops repetitions, keeps the order.
@@ -154,5 +298,36 @@ fn text(report: &Report) -> String {
         line!(text, "fallbacks: {} {tensors} of {}", here.len(), file.path.display());
         here.iter().for_each(|found| line!(text, "  {}", found.fallback));
     }
+    if !report.frontier.is_empty() {
+        line!(text, "\n{:8} {:>10}  {:>9}  {:>9}  types", "file", "size", "mean KL", "ppl");
+    }
+    for point in &report.frontier {
+        let types: Vec<String> = point.types.iter().map(|(ty, n)| format!("{n} {ty}")).collect();
+        line!(
+            text,
+            "{:8} {:>10}  {:>9.2e}  {:>9}  {}{}",
+            point.name,
+            format::bytes(point.bytes),
+            point.mean_kl,
+            point.ppl.map_or("-".to_owned(), |ppl| format!("{ppl:.3}")),
+            types.join(", "),
+            if point.chosen { "   <- written" } else { "" }
+        );
+    }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_with_their_units() {
+        assert_eq!(size("1234"), Ok(1234));
+        assert_eq!(size("1.5 GB"), Ok(1_500_000_000));
+        assert_eq!(size("64MiB"), Ok(64 << 20));
+        for bad in ["", "GB", "-1", "5 parsecs", "1e400"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+    }
 }

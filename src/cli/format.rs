@@ -23,6 +23,14 @@ fn scaled(n: f64, units: &[(f64, &str)], rest: &str) -> String {
     }
 }
 
+/// A bar for bytes on their way; drawn on a terminal only.
+pub(super) fn bytes_bar() -> indicatif::ProgressBar {
+    let template = "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+    let style = indicatif::ProgressStyle::with_template(template);
+    let style = style.unwrap_or_else(|_| indicatif::ProgressStyle::default_bar());
+    indicatif::ProgressBar::new(0).with_style(style)
+}
+
 /// Writes text to stdout. A reader that has gone (`mmx inspect .. | head`) is no error.
 pub(super) fn print(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();

@@ -1,11 +1,11 @@
 //! `mmx import`: someone's model as a folder that mmx trains on.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use mmx_converters::Model;
-use mmx_converters::arch::presets;
+use mmx_converters::arch::{Config, presets};
 use mmx_converters::folder::carrying_layout;
 use mmx_converters::tensor::Dtype;
+use mmx_converters::{Model, adapter};
 
 use super::format::{self, line};
 use crate::error::{Error, Result};
@@ -30,7 +30,8 @@ enum As {
 Examples:
   mmx import minimind-26M.gguf --out runs/from-gguf
   mmx import ~/models/MiniMind2 --out runs/from-hf --dtype keep
-  mmx import full_sft_512.pth --preset minimind2-small --tokenizer tok --out runs/old")]
+  mmx import full_sft_512.pth --preset minimind2-small --tokenizer tok --out runs/old
+  mmx import lora_medical_512.pth --base runs/old --out runs/medical")]
 pub struct ImportArgs {
     /// A Transformers folder, a .gguf or a .pth
     source: PathBuf,
@@ -46,6 +47,10 @@ pub struct ImportArgs {
     /// The model's dimensions, for weights that come without a config.json
     #[arg(long, value_name = "NAME", conflicts_with = "config")]
     preset: Option<String>,
+    /// SOURCE holds adapters for this model (a PEFT folder, a GGUF adapter, a .safetensors or .pth of weights alone):
+    /// the folder written is one of adapters, as `mmx train lora` writes it
+    #[arg(long, value_name = "MODEL")]
+    base: Option<PathBuf>,
     /// The same from a config.json elsewhere
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -64,12 +69,15 @@ pub(super) fn run(args: &ImportArgs, json: bool) -> Result<()> {
             Error::usage(format!("--preset: expected one of {known}, found {name}"))
         })?),
         (None, Some(path)) => {
-            let (config, found) = mmx_converters::arch::Config::read(path)?;
+            let (config, found) = Config::read(path)?;
             warnings = found;
             Some(config)
         }
         (None, None) => None,
     };
+    if let Some(base) = &args.base {
+        return adapters(args, base, config, json, begin);
+    }
     let model = Model::open_with(crate::runs::resolve(&args.source)?, config)?;
     let source = Source::with_model(model, args.tokenizer.as_deref())?;
     warnings.extend(source.model.warnings.iter().cloned());
@@ -80,7 +88,7 @@ pub(super) fn run(args: &ImportArgs, json: bool) -> Result<()> {
         As::Keep => source.model.dtype(),
     };
     let layout = carrying_layout(&source.model.config);
-    let written = source.write_folder(&args.out, layout, dtype, false)?;
+    let written = source.write_folder(&args.out, layout, dtype, false, None)?;
     let seconds = begin.elapsed().as_secs_f64();
     let of_file = |(path, bytes): (PathBuf, u64)| Exported {
         seconds: if path.extension().is_some_and(|e| e == "safetensors") { seconds } else { 0.0 },
@@ -95,6 +103,8 @@ pub(super) fn run(args: &ImportArgs, json: bool) -> Result<()> {
         model: args.source.clone(),
         fallbacks: written.fallbacks.iter().cloned().map(fallback).collect(),
         files: written.files.into_iter().map(of_file).collect(),
+        frontier: Vec::new(),
+        verified: None,
         warnings,
     };
     report.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
@@ -115,5 +125,52 @@ pub(super) fn run(args: &ImportArgs, json: bool) -> Result<()> {
         line!(text, "{:>10}  {}", format::bytes(file.bytes), file.path.display());
     }
     report.fallbacks.iter().for_each(|f| line!(text, "{}", f.fallback));
+    format::print(&text)
+}
+
+/// Adapters to PEFT's folder, which every command opens as the base with them merged.
+fn adapters(
+    args: &ImportArgs,
+    base: &Path,
+    config: Option<Config>,
+    json: bool,
+    begin: std::time::Instant,
+) -> Result<()> {
+    let base = crate::runs::resolve(base)?;
+    let full = fs_err::canonicalize(&base).map_err(|e| Error::io(&base, e))?;
+    let model = Model::open_adapters(&crate::runs::resolve(&args.source)?, &full, config)?;
+    let source = Source::with_model(model, args.tokenizer.as_deref())?;
+    let Some(adapters) = source.model.adapters() else {
+        return Err(Error::failed(format!("{}: expected adapters", args.source.display())));
+    };
+    fs_err::create_dir_all(&args.out).map_err(|e| Error::io(&args.out, e))?;
+    adapters.write(&args.out)?;
+    if let Some(tokenizer) = &source.tokenizer {
+        tokenizer.save(&args.out)?;
+    }
+    let mut files = Vec::new();
+    for name in [adapter::CONFIG_NAME, adapter::WEIGHTS_NAME] {
+        let path = args.out.join(name);
+        let bytes = fs_err::metadata(&path).map_err(|e| Error::io(&path, e))?.len();
+        let seconds = if files.is_empty() { begin.elapsed().as_secs_f64() } else { 0.0 };
+        files.push(Exported { path, format: "peft", ty: "f32".to_owned(), bytes, seconds });
+    }
+    let warnings = source.model.warnings.clone();
+    warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+    if json {
+        return format::print_json(&serde_json::json!({
+            "model": args.source, "files": files, "fallbacks": [], "warnings": warnings,
+        }));
+    }
+    let mut text = String::new();
+    line!(
+        text,
+        "{}: {} adapters of rank {} for {}",
+        args.out.display(),
+        adapters.modules.len(),
+        adapters.rank,
+        full.display()
+    );
+    files.iter().for_each(|f| line!(text, "{:>10}  {}", format::bytes(f.bytes), f.path.display()));
     format::print(&text)
 }

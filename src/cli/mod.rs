@@ -5,13 +5,19 @@
 
 mod bench;
 mod data;
+mod doctor;
 mod eval;
 mod export;
 mod format;
 mod ids;
+mod imatrix;
 mod import;
 mod inspect;
 mod logits;
+mod ollama;
+mod pull;
+mod push;
+mod quantize;
 mod run;
 mod tokenizer;
 #[cfg(feature = "train")]
@@ -42,11 +48,17 @@ pub struct Cli {
 pub enum Command {
     Bench(bench::BenchArgs),
     Data(data::DataArgs),
+    Doctor(doctor::DoctorArgs),
     Eval(eval::EvalArgs),
-    Export(export::ExportArgs),
+    Export(Box<export::ExportArgs>),
+    Imatrix(imatrix::ImatrixArgs),
     Import(import::ImportArgs),
     Inspect(inspect::InspectArgs),
     Logits(logits::LogitsArgs),
+    Ollama(ollama::OllamaArgs),
+    Pull(pull::PullArgs),
+    Push(push::PushArgs),
+    Quantize(quantize::QuantizeArgs),
     Run(run::RunArgs),
     Tokenizer(tokenizer::TokenizerArgs),
     #[cfg(feature = "train")]
@@ -64,11 +76,17 @@ pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Bench(args) => bench::run(args, cli.json),
         Command::Data(args) => data::run(args, cli.json),
+        Command::Doctor(args) => doctor::run(&args, cli.json),
         Command::Eval(args) => eval::run(args, cli.json),
-        Command::Export(args) => export::run(args, cli.json),
+        Command::Export(args) => export::run(*args, cli.json),
+        Command::Imatrix(args) => imatrix::run(&args, cli.json),
         Command::Import(args) => import::run(&args, cli.json),
         Command::Inspect(args) => inspect::run(&args, cli.json),
         Command::Logits(args) => logits::run(args, cli.json),
+        Command::Ollama(args) => ollama::run(args, cli.json),
+        Command::Pull(args) => pull::run(args, cli.json),
+        Command::Push(args) => push::run(args, cli.json),
+        Command::Quantize(args) => quantize::run(&args, cli.json),
         Command::Run(args) => run::run(args, cli.json),
         Command::Tokenizer(args) => tokenizer::run(args, cli.json),
         #[cfg(feature = "train")]

@@ -72,6 +72,11 @@ pub(super) fn run(args: VerifyArgs, as_json: bool) -> Result<()> {
     } else {
         print_table(&report);
     }
+    refuse_bad(&report)
+}
+
+/// An error when a row is not ok.
+pub(super) fn refuse_bad(report: &Report) -> Result<()> {
     let bad = report.rows.iter().filter(|row| !row.ok).count();
     if bad > 0 {
         return Err(Error::failed(format!(
@@ -82,7 +87,7 @@ pub(super) fn run(args: VerifyArgs, as_json: bool) -> Result<()> {
     Ok(())
 }
 
-fn to_json(report: &Report) -> serde_json::Value {
+pub(super) fn to_json(report: &Report) -> serde_json::Value {
     let rows: Vec<_> = report
         .rows
         .iter()
@@ -112,7 +117,7 @@ fn to_json(report: &Report) -> serde_json::Value {
     })
 }
 
-fn print_table(report: &Report) {
+pub(super) fn print_table(report: &Report) {
     let (path, kind) = &report.reference;
     let ppl = |ppl: Option<f64>| ppl.map_or("-".to_owned(), |x| format!("{x:.3}"));
     println!(

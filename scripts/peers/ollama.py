@@ -1,0 +1,112 @@
+#!/usr/bin/env python3
+"""ollama.py MMX SHARED WORK OLLAMA_HOME
+A real Ollama: a model made by `mmx ollama create` answers a chat with the runner's greedy text; and llama.cpp's own
+llama-imatrix and llama-quantize on our files."""
+import json, os, socket, subprocess, sys, time, urllib.request
+
+sys.path.insert(0, os.path.dirname(__file__))
+from check import MMX, SHARED, WORK, check, export, finish, gguf_of, mmx
+
+HOME = os.path.abspath(sys.argv[4])
+TOOLS = os.path.join(HOME, "lib", "ollama")
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+host = f"127.0.0.1:{free_port()}"
+env = {**os.environ, "OLLAMA_HOST": host, "HOME": os.path.join(WORK, "ollama-home"), "OLLAMA_MODELS": os.path.join(WORK, "ollama-models"), "OLLAMA_NO_CLOUD": "1"}
+os.makedirs(env["HOME"], exist_ok=True)
+log = open(os.path.join(WORK, "ollama.log"), "w")
+server = subprocess.Popen([os.path.join(HOME, "bin", "ollama"), "serve"], env=env, stdout=log, stderr=log)
+
+
+def api(path, body=None):
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(f"http://{host}{path}", data, {"Content-Type": "application/json"})
+    return json.load(urllib.request.urlopen(request, timeout=120))
+
+
+for _ in range(100):
+    try:
+        VERSION = api("/api/version")["version"]
+        break
+    except OSError:
+        time.sleep(0.1)
+else:
+    sys.exit("FAIL  Ollama does not start: " + open(log.name).read()[-2000:])
+
+PROMPT = "你好, what is 12 + 30?"
+N = 32
+
+
+def greedy(model):
+    """The runner's text and how many tokens."""
+    out = mmx("run", model, "-p", PROMPT, "-n", N, "--temperature", 0)
+    return out["text"]
+
+
+for name, tokenizer, types in (
+    ("golden/minimind2", "golden", ("f32", "q8_0")),
+    ("golden/minimind2-moe", "golden", ("f32",)),
+    ("golden-2026/minimind3", "golden-2026", ("f32",)),
+    ("golden-2026/minimind3-moe", "golden-2026", ("f32",)),
+):
+    for kind in types:
+
+        @check(f"Ollama {VERSION}: {name} {kind}, created by mmx, answers with the runner's greedy text")
+        def _(name=name, tokenizer=tokenizer, kind=kind):
+            out = os.path.join(WORK, "ollama", name, kind)
+            paths = export(os.path.join(SHARED, name), "--tokenizer", os.path.join(SHARED, tokenizer), "--gguf", kind, "--ollama", out=out)
+            model = name.replace("/", "-") + "-" + kind
+            created = mmx("ollama", "create", model, out, env=env)
+            assert created["sent"], created
+            shown = api("/api/show", {"model": model})
+            assert "<|im_end|>" in shown["parameters"], shown["parameters"]
+            options = {"temperature": 0, "num_predict": N, "seed": 1, "repeat_penalty": 1.0, "num_ctx": 512, "num_thread": 1}
+            answer = api("/api/chat", {"model": model, "messages": [{"role": "user", "content": PROMPT}], "stream": False, "options": options, "think": False})
+            found, expected = answer["message"]["content"], greedy(gguf_of(paths, kind))
+            again = mmx("ollama", "create", model, out, env=env)
+            assert not again["sent"], "the server has the file"
+            assert found.strip() == expected.strip() or expected.startswith(found), f"expected {expected!r}, found {found!r}"
+            return f"{answer['eval_count']} tokens, {found[:24]!r}"
+
+
+@check("llama-imatrix and llama-quantize: the same importance, and ours is taken")
+def _():
+    import numpy as np
+    from gguf import GGUFReader
+
+    out = os.path.join(WORK, "imatrix")
+    paths = export(os.path.join(SHARED, "golden/minimind2"), "--tokenizer", os.path.join(SHARED, "golden"), "--gguf", "f32", out=out)
+    full = gguf_of(paths)
+    text = os.path.join(WORK, "text.txt")
+    with open(text, "w") as f:
+        for line in open(os.path.join(SHARED, "golden/pretrain.jsonl")):
+            f.write(json.loads(line)["text"] + "\n")
+    ours, theirs = os.path.join(out, "ours.gguf"), os.path.join(out, "theirs.gguf")
+    mmx("imatrix", full, "--data", text, "--out", ours, "--chunk", 128, "--chunks", 4)
+    run = [os.path.join(TOOLS, "llama-imatrix"), "-m", full, "-f", text, "-o", theirs, "-c", "128", "--chunks", "4", "-ngl", "0", "-t", "1", "--no-ppl", "--parse-special"]
+    result = subprocess.run(run, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    read = lambda path: {t.name: np.array(t.data, np.float64) for t in GGUFReader(path).tensors}
+    a, b = read(ours), read(theirs)
+    assert set(a) == set(b), set(a) ^ set(b)
+    worst = max((np.abs(a[k] - b[k]) / np.maximum(np.abs(b[k]), 1e-6 * np.abs(b[k]).max() + 1e-12)).max() for k in a)
+    assert worst < 2e-2, f"largest relative difference {worst}"
+    quantized = os.path.join(out, "theirs-q4_0.gguf")
+    run = [os.path.join(TOOLS, "llama-quantize"), "--imatrix", ours, full, quantized, "q4_0"]
+    result = subprocess.run(run, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    mine = os.path.join(out, "mine-q4_0.gguf")
+    mmx("quantize", full, mine, "q4_0", "--imatrix", ours)
+    one, two = ({t.name: (t.tensor_type, t.data.tobytes()) for t in GGUFReader(p).tensors} for p in (quantized, mine))
+    assert one == two, [k for k in one if one[k] != two.get(k)]
+    return f"{len(a) // 2} matrices, largest relative difference {worst:.1e}; {len(one)} tensors byte-equal"
+
+
+server.terminate()
+finish()

@@ -1,0 +1,325 @@
+//! What is here to work with, and what each runtime will make of a model.
+//!
+//! In: this machine, and perhaps a model's configuration. Out: findings with the command that fixes what is
+//! missing; per runtime whether it carries the model, per file type what the file will really hold.
+
+use std::collections::BTreeMap;
+
+use mmx_converters::arch::{Config, Family, Layout, Role, public_tensors, weights};
+use mmx_ggml::FileType;
+use serde::Serialize;
+
+use crate::quantizing;
+
+/// Something mmx can use, found or not.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Finding {
+    /// What.
+    pub what: &'static str,
+    /// It is there.
+    pub ok: bool,
+    /// What was found.
+    pub found: String,
+    /// The command that brings what is missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fix: Option<String>,
+}
+
+/// A runtime and a model.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Target {
+    /// The program.
+    pub runtime: &'static str,
+    /// Class or architecture under which it runs the model.
+    pub form: String,
+    /// It computes the same.
+    pub ok: bool,
+    /// Why not, or what to know.
+    pub note: String,
+}
+
+/// What a GGUF of a type will hold.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TypeReport {
+    /// The type on the command line.
+    #[serde(rename = "type")]
+    pub ty: String,
+    /// Bytes of all tensors.
+    pub bytes: u64,
+    /// Bits for each parameter, everything counted.
+    pub bits_per_weight: f64,
+    /// Matrices that do not get the type meant for them.
+    pub fallbacks: usize,
+    /// Bytes of those.
+    pub fallback_bytes: u64,
+    /// Matrices by the type they get.
+    pub types: BTreeMap<String, usize>,
+}
+
+/// Rows of a length.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Rows {
+    /// Values of a row.
+    pub length: usize,
+    /// Matrices with such rows.
+    pub matrices: usize,
+    /// K types and IQ4_XS fit.
+    pub fits_256: bool,
+    /// Every other block type fits.
+    pub fits_32: bool,
+}
+
+/// What runtimes will make of a model.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ModelReport {
+    /// The family.
+    pub family: &'static str,
+    /// Parameters in all, and those a token uses.
+    pub parameters: (usize, usize),
+    /// The embedding table's share of the parameters.
+    pub embedding_share: f64,
+    /// The table is the output head too.
+    pub tied: bool,
+    /// By runtime.
+    pub targets: Vec<Target>,
+    /// By length.
+    pub rows: Vec<Rows>,
+    /// By type.
+    pub types: Vec<TypeReport>,
+}
+
+/// Head sizes of vLLM's attention on CPUs. Source: EXPORT_FACTS section 1, vLLM 0.32.
+const VLLM_CPU_HEADS: [usize; 11] = [32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512];
+
+/// Looks at the machine.
+pub fn machine() -> Vec<Finding> {
+    let mut findings = Vec::new();
+    findings.extend(torch());
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let features = cpu_features();
+    findings.push(Finding {
+        what: "CPU",
+        ok: true,
+        found: match features.is_empty() {
+            true => format!("{cores} cores"),
+            false => format!("{cores} cores, {}", features.join(", ")),
+        },
+        fix: None,
+    });
+    for (what, program, fix) in [
+        ("Ollama", "ollama", "https://ollama.com/download, for `mmx ollama create`"),
+        ("Python", "python3", "apt-get install python3, for the peer tests only"),
+    ] {
+        let found = in_path(program);
+        findings.push(Finding {
+            what,
+            ok: found.is_some(),
+            fix: found.is_none().then(|| fix.to_owned()),
+            found: found.unwrap_or_else(|| format!("no {program} in PATH")),
+        });
+    }
+    let token = std::env::var_os("HF_TOKEN").is_some_and(|token| !token.is_empty());
+    findings.push(Finding {
+        what: "hub token",
+        ok: token,
+        found: if token { "HF_TOKEN is set" } else { "HF_TOKEN is not set" }.to_owned(),
+        fix: (!token).then(|| "export HF_TOKEN=..., for `mmx push` and private models".to_owned()),
+    });
+    findings
+}
+
+#[cfg(feature = "train")]
+fn torch() -> Vec<Finding> {
+    // by now the library is loaded; where from, the system knows
+    let maps = fs_err::read_to_string("/proc/self/maps").unwrap_or_default();
+    let line = maps.lines().find(|line| line.contains("libtorch_cpu."));
+    let file = line.and_then(|line| Some(line[line.find('/')?..].to_owned()));
+    let folder = file
+        .as_deref()
+        .and_then(|file| Some(std::path::Path::new(file).parent()?.parent()?.to_owned()));
+    let version = folder
+        .as_ref()
+        .and_then(|folder| {
+            let file = folder.join("build-version");
+            fs_err::read_to_string(file).ok()
+        })
+        .map_or_else(|| "2.11".to_owned(), |text| text.trim().to_owned());
+    let place = folder.map_or_else(String::new, |folder| format!(" in {}", folder.display()));
+    vec![
+        Finding { what: "libtorch", ok: true, found: format!("{version}{place}"), fix: None },
+        match crate::model::device::pick(None) {
+            Ok(device) => Finding {
+                what: "device",
+                ok: true,
+                found: crate::model::device::describe(device),
+                fix: None,
+            },
+            Err(error) => {
+                Finding { what: "device", ok: false, found: error.to_string(), fix: error.hint() }
+            }
+        },
+    ]
+}
+
+#[cfg(not(feature = "train"))]
+fn torch() -> Vec<Finding> {
+    vec![Finding {
+        what: "libtorch",
+        ok: false,
+        found: "this build has no training".to_owned(),
+        fix: Some(". scripts/env.sh && cargo build --release, for `mmx train`".to_owned()),
+    }]
+}
+
+fn cpu_features() -> Vec<&'static str> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let all = [
+            ("AVX2", std::is_x86_feature_detected!("avx2")),
+            ("FMA", std::is_x86_feature_detected!("fma")),
+            ("AVX-512", std::is_x86_feature_detected!("avx512f")),
+            ("AVX-512 VNNI", std::is_x86_feature_detected!("avx512vnni")),
+            ("AVX-512 BF16", std::is_x86_feature_detected!("avx512bf16")),
+        ];
+        all.into_iter().filter(|(_, here)| *here).map(|(name, _)| name).collect()
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    Vec::new()
+}
+
+/// Where a program lies.
+fn in_path(program: &str) -> Option<String> {
+    let paths = std::env::var_os("PATH")?;
+    let found = std::env::split_paths(&paths).map(|dir| dir.join(program)).find(|p| p.is_file());
+    found.map(|path| path.display().to_string())
+}
+
+/// Looks at a model.
+pub fn model(config: &Config) -> ModelReport {
+    let table = weights(config);
+    let (total, active) = config.parameters();
+    let embedding: usize =
+        table.iter().filter(|w| w.role == Role::Embedding).map(|w| w.elements()).sum();
+    let publics = public_tensors(&table, Layout::Gguf);
+    let matrix = |shape: &[usize], parts: &[usize]| {
+        shape.len() > 1 && parts.iter().all(|&i| table[i].quantize())
+    };
+    let mut lengths: BTreeMap<usize, usize> = BTreeMap::new();
+    for public in publics.iter().filter(|p| matrix(&p.shape, &p.weights)) {
+        *lengths.entry(public.shape.last().copied().unwrap_or(0)).or_default() += 1;
+    }
+    let types = FileType::ALL.iter().map(|&file| {
+        let mut report = TypeReport {
+            ty: file.to_string(),
+            bytes: 0,
+            bits_per_weight: 0.0,
+            fallbacks: 0,
+            fallback_bytes: 0,
+            types: BTreeMap::new(),
+        };
+        for public in &publics {
+            let (ty, fallback) = quantizing::recipe(file, config, &public.name, &public.shape);
+            let row = public.shape.last().copied().unwrap_or(1);
+            let rows = public.shape.iter().product::<usize>() / row.max(1);
+            let bytes = (ty.row_bytes(row).unwrap_or(0) * rows) as u64;
+            report.bytes += bytes;
+            if matrix(&public.shape, &public.weights) {
+                *report.types.entry(ty.name().to_owned()).or_default() += 1;
+            }
+            if fallback.is_some() {
+                report.fallbacks += 1;
+                report.fallback_bytes += bytes;
+            }
+        }
+        report.bits_per_weight = 8.0 * report.bytes as f64 / total.max(1) as f64;
+        report
+    });
+    ModelReport {
+        family: config.family.name(),
+        parameters: (total, active),
+        embedding_share: embedding as f64 / total.max(1) as f64,
+        tied: config.tie_word_embeddings,
+        targets: targets(config),
+        rows: lengths
+            .into_iter()
+            .map(|(length, matrices)| Rows {
+                length,
+                matrices,
+                fits_256: length.is_multiple_of(256),
+                fits_32: length.is_multiple_of(32),
+            })
+            .collect(),
+        types: types.collect(),
+    }
+}
+
+fn targets(config: &Config) -> Vec<Target> {
+    let family = config.family;
+    let carried = |layout| config.check_carried_by(layout).map_err(|error| error.to_string());
+    let (folder, gguf) = (carried(Layout::Transformers), carried(Layout::Gguf));
+    let class = family.transformers_class().to_owned();
+    let arch = family.gguf_arch().to_owned();
+    let target = |runtime, form: &str, carried: &Result<(), String>, note: String| Target {
+        runtime,
+        form: form.to_owned(),
+        ok: carried.is_ok(),
+        note: carried.as_ref().err().cloned().unwrap_or(note),
+    };
+    let plain = String::new;
+    let mut all = vec![
+        target("Transformers", &class, &folder, plain()),
+        target("vLLM", &class, &folder, plain()),
+        target("llama.cpp", &arch, &gguf, plain()),
+        target("Ollama", &arch, &gguf, "through the GGUF; `mmx ollama create`".to_owned()),
+        target("mmx", &arch, &gguf, plain()),
+    ];
+    let head = config.head_dim;
+    if folder.is_ok() && !VLLM_CPU_HEADS.contains(&head) {
+        all[1].note = format!("GPUs only: its attention on CPUs has no head size of {head}");
+    }
+    // read in their sources: GGUF_FACTS section 8
+    let candle = match family {
+        Family::MiniMind2Moe => Err(format!("it has no {arch}")),
+        _ => gguf.clone(),
+    };
+    all.push(target("candle", &arch, &candle, "its tokenizer adds a space before the text".into()));
+    all.push(target("mistral.rs", &arch, &gguf, "no IQ types; no adapters on llama".to_owned()));
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use mmx_converters::arch::presets;
+
+    use super::*;
+
+    #[test]
+    fn sizes_are_those_llama_quantize_gives() {
+        // EXPORT_FACTS section 6: minimind2-small, MB of all tensors
+        let report = model(&presets::preset("minimind2-small").unwrap());
+        for (ty, mb, fallbacks) in [("q4_0", 15.4, 0), ("q4_k_m", 17.3, 8), ("q8_0", 27.5, 0)] {
+            let found = report.types.iter().find(|t| t.ty == ty).unwrap();
+            assert!((found.bytes as f64 / 1e6 - mb).abs() < 0.1, "{ty}: {}", found.bytes);
+            assert_eq!(found.fallbacks, fallbacks, "{ty}");
+        }
+        let lengths: Vec<(usize, bool)> =
+            report.rows.iter().map(|rows| (rows.length, rows.fits_256)).collect();
+        assert_eq!(lengths, [(512, true), (1408, false)]);
+        assert!(report.tied && (report.embedding_share - 0.127).abs() < 0.005);
+        assert!(report.targets.iter().all(|target| target.ok));
+    }
+
+    #[test]
+    fn a_runtime_that_cannot_carry_the_model_says_why() {
+        let mut config = presets::preset("minimind2-moe").unwrap();
+        config.moe.as_mut().unwrap().num_experts_per_tok = 1;
+        let report = model(&config);
+        for target in report.targets {
+            assert!(!target.ok, "{}", target.runtime);
+            assert!(!target.note.is_empty());
+        }
+        let v1 = model(&presets::preset("minimind-v1").unwrap());
+        let vllm = v1.targets.iter().find(|t| t.runtime == "vLLM").unwrap();
+        assert!(vllm.ok && vllm.note.contains("48"), "{}", vllm.note);
+    }
+}

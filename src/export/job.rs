@@ -1,0 +1,363 @@
+//! An export under way: what may be refused is refused first, then file after file is written.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use mmx_converters::adapter::Adapters;
+use mmx_converters::arch::{Layout, Weight};
+use mmx_converters::carry::{self, Fallback};
+use mmx_converters::gguf::{GgmlType, Value};
+use mmx_converters::imatrix::Imatrix;
+use mmx_converters::tensor::Dtype;
+use mmx_converters::to_gguf::ToGguf;
+use mmx_ggml::FileType;
+
+use super::frontier::Chosen;
+use super::source::folder_of;
+use super::{AdapterForm, Exported, FileFallback, Report, Request, Source};
+use super::{card, dtype_name, modelfile};
+use crate::error::{Error, Result};
+use crate::form::Form;
+use crate::{quantizing, verify};
+
+/// The types of a GGUF.
+pub(super) enum Target<'a> {
+    /// As llama-quantize mixes them for a file type.
+    Type(FileType),
+    /// Tensor by tensor.
+    Chosen(&'a Chosen),
+}
+
+impl Target<'_> {
+    fn name(&self) -> String {
+        match self {
+            Self::Type(file_type) => file_type.to_string(),
+            Self::Chosen(_) => "auto".to_owned(),
+        }
+    }
+}
+
+/// An export under way.
+pub(super) struct Job<'a> {
+    pub(super) request: &'a Request,
+    pub(super) source: &'a Source,
+    pub(super) out: PathBuf,
+    pub(super) name: String,
+    /// `26M`.
+    pub(super) label: String,
+    pub(super) table: Vec<Weight>,
+    pub(super) tokenizer_keys: Vec<(String, Value)>,
+    pub(super) imatrix: Option<Imatrix>,
+    pub(super) imatrix_keys: Vec<(String, Value)>,
+    pub(super) report: Report,
+}
+
+impl Job<'_> {
+    /// What may be refused, before anything is written.
+    pub(super) fn check(&mut self) -> Result<()> {
+        let (config, request) = (&self.source.model.config, self.request);
+        let gguf = !request.gguf.is_empty() || request.auto.is_some();
+        if !request.hf.is_empty() {
+            config.check_carried_by(Layout::Transformers)?;
+        }
+        if gguf {
+            config.check_carried_by(Layout::Gguf)?;
+        }
+        let wanted = |form| request.adapter.contains(&form);
+        match self.source.model.adapters() {
+            Some(adapters) if wanted(AdapterForm::Peft) => adapters.check_peft(config)?,
+            None if !request.adapter.is_empty() => {
+                return Err(Error::failed_with_hint(
+                    format!(
+                        "{}: expected adapters, found a whole model",
+                        self.report.model.display()
+                    ),
+                    "adapters are a folder of stage lora, or a file together with --base MODEL",
+                ));
+            }
+            _ => (),
+        }
+        match &self.source.tokenizer {
+            Some(tokenizer) if gguf => self.tokenizer_keys = tokenizer.to_gguf_keys(config)?,
+            Some(_) => (),
+            None => {
+                let message = format!(
+                    "{}: found no tokenizer.json: the files hold no tokenizer and take ids only",
+                    folder_of(&self.report.model).display()
+                );
+                let hint = "(--tokenizer DIR says where it is)";
+                self.report.warnings.push(format!("{message} {hint}"));
+                self.tokenizer_keys = ids_only(config);
+            }
+        }
+        if let (Some(imatrix), Some(path)) = (&self.imatrix, &request.imatrix) {
+            check_imatrix(imatrix, path, &self.table)?;
+            self.report.warnings.extend(imatrix.warnings());
+            self.imatrix_keys = imatrix.keys(path);
+        }
+        if request.strict {
+            for &dtype in &request.hf {
+                let get = &mut |w: &Weight| self.source.weight(w);
+                let fallbacks =
+                    carry::float_fallbacks(&self.table, Layout::Transformers, dtype, get)?;
+                carry::refuse_fallbacks(&format!("--hf {}", dtype_name(dtype)), &fallbacks)?;
+            }
+            for &file_type in &request.gguf {
+                let target = Target::Type(file_type);
+                let path = self.gguf_path(&target);
+                self.with_spec(&target, |spec| {
+                    spec.check(&path, &mut |w| self.source.weight(w)).map(|_| ())
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn gguf_path(&self, target: &Target<'_>) -> PathBuf {
+        self.out.join(format!("{}-{}-{}.gguf", self.name, self.label, target.name()))
+    }
+
+    /// Makes what a GGUF is written from, and hands it over.
+    pub(super) fn with_spec<T>(
+        &self,
+        target: &Target<'_>,
+        run: impl FnOnce(&ToGguf<'_>) -> mmx_converters::Result<T>,
+    ) -> Result<T> {
+        let config = &self.source.model.config;
+        let importance = self.imatrix.is_some();
+        let (file_type, recipe): (FileType, Recipe<'_>) = match target {
+            Target::Type(ty) => {
+                let ty = *ty;
+                let recipe = move |name: &str, shape: &[usize]| {
+                    quantizing::recipe_with(ty, config, name, shape, importance)
+                };
+                (ty, Box::new(recipe))
+            }
+            Target::Chosen(chosen) => {
+                let recipe = move |name: &str, _: &[usize]| (chosen.type_of(name), None);
+                (chosen.file_type(), Box::new(recipe))
+            }
+        };
+        let quantize = |name: &str, ty: GgmlType, values: &[f32], row: usize| match &self.imatrix {
+            Some(imatrix) => quantizing::quantize_weighted(imatrix, name, ty, values, row),
+            None => quantizing::quantize(name, ty, values, row),
+        };
+        let quantized = file_type.is_quantized() && importance;
+        let spec = ToGguf {
+            config,
+            name: &self.name,
+            license: self.request.license.as_deref(),
+            generation: &self.source.model.generation,
+            file_type: file_type.id(),
+            tokenizer: &self.tokenizer_keys,
+            recipe: &recipe,
+            quantize: &quantize,
+            extra: if quantized { &self.imatrix_keys } else { &[] },
+            strict: self.request.strict,
+        };
+        Ok(run(&spec)?)
+    }
+
+    pub(super) fn done(
+        &mut self,
+        path: PathBuf,
+        format: &'static str,
+        ty: String,
+        bytes: u64,
+        seconds: f64,
+    ) {
+        self.report.files.push(Exported { path, format, ty, bytes, seconds });
+    }
+
+    pub(super) fn write_folders(&mut self) -> Result<()> {
+        for &dtype in &self.request.hf {
+            let begin = Instant::now();
+            let dir = self.hf_folder(dtype);
+            let (strict, shard_bytes) = (self.request.strict, self.request.shard_bytes);
+            let layout = Layout::Transformers;
+            let written = self.source.write_folder(&dir, layout, dtype, strict, shard_bytes)?;
+            let mut seconds = begin.elapsed().as_secs_f64();
+            for (path, bytes) in written.files {
+                let weights = path.extension().is_some_and(|e| e == "safetensors");
+                let own = if weights { std::mem::take(&mut seconds) } else { 0.0 };
+                self.done(path, "transformers", dtype_name(dtype).to_owned(), bytes, own);
+            }
+            let mut files = self.report.files.iter();
+            let first = files.find(|f| f.path.starts_with(&dir) && f.seconds > 0.0);
+            let path = first.map_or_else(|| dir.clone(), |file| file.path.clone());
+            let of_file = |fallback| FileFallback { path: path.clone(), fallback };
+            self.report.fallbacks.extend(written.fallbacks.into_iter().map(of_file));
+        }
+        Ok(())
+    }
+
+    fn hf_folder(&self, dtype: Dtype) -> PathBuf {
+        self.out.join(format!("hf-{}", dtype_name(dtype)))
+    }
+
+    pub(super) fn write_adapters(&mut self) -> Result<()> {
+        let Some(adapters) = self.source.model.adapters() else { return Ok(()) };
+        for &form in &self.request.adapter {
+            let begin = Instant::now();
+            match form {
+                AdapterForm::Peft => {
+                    let dir = self.out.join("adapter-peft");
+                    let named = self.request.card.base_model.clone().or(adapters.base.clone());
+                    let adapters = Adapters { base: named, ..adapters.clone() };
+                    fs_err::create_dir_all(&dir).map_err(|e| Error::io(&dir, e))?;
+                    adapters.write(&dir)?;
+                    if let Some(tokenizer) = &self.source.tokenizer {
+                        tokenizer.save(&dir)?;
+                    }
+                    let files = [
+                        mmx_converters::adapter::CONFIG_NAME,
+                        mmx_converters::adapter::WEIGHTS_NAME,
+                    ];
+                    let mut seconds = begin.elapsed().as_secs_f64();
+                    for path in files.map(|name| dir.join(name)) {
+                        let size = fs_err::metadata(&path).map_err(|e| Error::io(&path, e))?.len();
+                        let own = std::mem::take(&mut seconds);
+                        self.done(path, "peft", "f32".to_owned(), size, own);
+                    }
+                }
+                AdapterForm::Gguf => {
+                    fs_err::create_dir_all(&self.out).map_err(|e| Error::io(&self.out, e))?;
+                    let path = self.out.join(format!("{}-lora.gguf", self.name));
+                    let config = &self.source.model.config;
+                    let size = adapters.write_gguf(&path, &self.name, config, &self.table)?;
+                    let seconds = begin.elapsed().as_secs_f64();
+                    self.done(path, "gguf", "lora".to_owned(), size, seconds);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn write_pth(&mut self) -> Result<()> {
+        if !self.request.pth {
+            return Ok(());
+        }
+        let begin = Instant::now();
+        let path = self.out.join(format!("{}-{}.pth", self.name, self.label));
+        let model = &self.source.model;
+        let dtype = model.dtype();
+        let get = &mut |w: &Weight| self.source.weight(w);
+        let bytes = mmx_converters::pth::write(&path, &model.config, dtype, get)?;
+        let seconds = begin.elapsed().as_secs_f64();
+        self.done(path, "pth", dtype_name(dtype).to_owned(), bytes, seconds);
+        Ok(())
+    }
+
+    pub(super) fn write_gguf(&mut self, target: &Target<'_>) -> Result<()> {
+        let begin = Instant::now();
+        let path = self.gguf_path(target);
+        let (bytes, found) =
+            self.with_spec(target, |spec| spec.write(&path, &mut |w| self.source.weight(w)))?;
+        let of_file = |fallback| FileFallback { path: path.clone(), fallback };
+        self.report.fallbacks.extend(found.into_iter().map(of_file));
+        self.done(path, "gguf", target.name(), bytes, begin.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    /// Path, type and text of each Modelfile; the first one is what `ollama create` finds by itself.
+    pub(super) fn modelfiles(&mut self) -> Result<Vec<(PathBuf, String, String)>> {
+        let Some(ollama) = &self.request.ollama else { return Ok(Vec::new()) };
+        let types = self.request.gguf.iter().map(FileType::to_string);
+        let auto = self.request.auto.is_some().then(|| "auto".to_owned());
+        let mut all = Vec::new();
+        for ty in types.chain(auto) {
+            let gguf = self.out.join(format!("{}-{}-{ty}.gguf", self.name, self.label));
+            let license = self.request.license.as_deref();
+            let written = modelfile::modelfile(self.source, ollama, &gguf, license)?;
+            self.report.warnings.extend(written.warnings);
+            let first = all.is_empty();
+            let name = if first { "Modelfile".to_owned() } else { format!("Modelfile-{ty}") };
+            all.push((self.out.join(name), ty, written.text));
+        }
+        Ok(all)
+    }
+
+    /// Every folder and GGUF written, in every engine, against the model.
+    pub(super) fn verify(&mut self) -> Result<()> {
+        /// Tokens of the built-in text: enough for means, few enough to wait for.
+        const TOKENS: usize = 128;
+        let ggufs = self.report.files.iter().filter(|f| f.format == "gguf" && f.ty != "lora");
+        let folders = self.request.hf.iter().map(|&dtype| self.hf_folder(dtype));
+        let others: Vec<PathBuf> = folders.chain(ggufs.map(|f| f.path.clone())).collect();
+        let request = verify::Request {
+            reference: self.report.model.clone(),
+            others,
+            engines: Vec::new(),
+            input: verify::Input::Sample(TOKENS),
+            tolerance: None,
+            threads: 1,
+        };
+        let base = self.request.base.as_deref();
+        let tokenizer = self.request.tokenizer.as_deref();
+        let form = Form { model: Source::open_on(&self.report.model, base, tokenizer)?.model };
+        let report = verify::verify_form(&form, &request, &mut |_, _| ())?;
+        self.report.verified = Some(report);
+        Ok(())
+    }
+
+    /// README.md beside the GGUFs and in each Transformers folder.
+    pub(super) fn write_cards(&mut self) -> Result<()> {
+        let card = card::Card {
+            name: &self.name,
+            license: self.request.license.as_deref(),
+            words: &self.request.card,
+            source: self.source,
+            verified: self.report.verified.as_ref(),
+        };
+        let ggufs: Vec<&Exported> =
+            self.report.files.iter().filter(|f| f.format == "gguf" && f.ty != "lora").collect();
+        let mut cards = Vec::new();
+        if !ggufs.is_empty() {
+            cards.push((self.out.clone(), card.of_ggufs(&ggufs, self.request.ollama.is_some())));
+        }
+        for &dtype in &self.request.hf {
+            cards.push((self.hf_folder(dtype), card.of_folder(dtype)));
+        }
+        if self.request.adapter.contains(&AdapterForm::Peft) {
+            cards.push((self.out.join("adapter-peft"), card.of_adapters()));
+        }
+        for (dir, text) in cards {
+            let path = dir.join(card::FILE_NAME);
+            mmx_converters::file::write_bytes(&path, text.as_bytes())?;
+            self.done(path, "card", "md".to_owned(), text.len() as u64, 0.0);
+        }
+        Ok(())
+    }
+}
+
+/// A recipe for one file.
+type Recipe<'a> = Box<dyn Fn(&str, &[usize]) -> (GgmlType, Option<Fallback>) + 'a>;
+
+/// Refuses an importance matrix of another model: entries that no tensor has, or of other sizes.
+fn check_imatrix(imatrix: &Imatrix, path: &Path, table: &[Weight]) -> Result<()> {
+    let publics = mmx_converters::arch::public_tensors(table, Layout::Gguf);
+    for name in imatrix.entries.keys() {
+        let Some(public) = publics.iter().find(|public| public.name == *name) else {
+            return Err(Error::failed(format!(
+                "{}: tensor {name}: expected a tensor of the model, found none of that name",
+                path.display()
+            )));
+        };
+        let experts = if public.shape.len() == 3 { public.shape[0] } else { 1 };
+        let columns = public.shape.last().copied().unwrap_or(1);
+        imatrix.weights_of(name, experts, columns)?;
+    }
+    Ok(())
+}
+
+/// The tokenizer keys of a model without a tokenizer: llama.cpp loads such a file and takes ids.
+fn ids_only(config: &mmx_converters::arch::Config) -> Vec<(String, Value)> {
+    let key = |name: &str| format!("tokenizer.ggml.{name}");
+    let eos = config.eos_token_id.first().copied().unwrap_or(2);
+    vec![
+        (key("model"), Value::String("none".to_owned())),
+        (key("bos_token_id"), Value::U32(config.bos_token_id)),
+        (key("eos_token_id"), Value::U32(eos)),
+        (key("padding_token_id"), Value::U32(config.pad_token_id)),
+    ]
+}

@@ -1,0 +1,83 @@
+//! The importance matrix of a model on a text: the text in pieces through llama.cpp, which shows what comes into
+//! each matrix.
+
+use std::path::{Path, PathBuf};
+
+use mmx_converters::imatrix::Imatrix;
+use mmx_ggml::llama::LlamaModel;
+
+use crate::error::{Error, Result};
+use crate::form::Form;
+
+/// What to collect, and from what.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The model.
+    pub model: PathBuf,
+    /// The text.
+    pub data: PathBuf,
+    /// The file written.
+    pub out: PathBuf,
+    /// Tokens of a piece; less where the model's context is shorter.
+    pub chunk: usize,
+    /// Pieces that are read; nothing for all.
+    pub chunks: Option<usize>,
+    /// Threads.
+    pub threads: usize,
+}
+
+/// Collects and writes. Returns the matrix and the file's size. `progress` hears of each piece done, of how many.
+///
+/// # Errors
+/// A model without a tokenizer, a text that is shorter than two tokens, what llama.cpp says, the system's refusal.
+pub fn collect(
+    request: &Request,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<(Imatrix, u64)> {
+    let form = Form::open(&request.model)?;
+    let text = fs_err::read_to_string(&request.data).map_err(|e| Error::io(&request.data, e))?;
+    let ids = form.expect_tokenizer()?.encode(&text)?;
+    let config = &form.model.config;
+    let size = request.chunk.clamp(2, config.max_position_embeddings.max(2));
+    // a last piece of a few tokens says little of what comes late in a text
+    let mut pieces: Vec<&[u32]> = ids.chunks(size).collect();
+    if pieces.len() > 1 && pieces.last().is_some_and(|last| last.len() < size) {
+        pieces.pop();
+    }
+    pieces.truncate(request.chunks.unwrap_or(usize::MAX));
+    if pieces.first().is_none_or(|piece| piece.len() < 2) {
+        return Err(Error::failed(format!(
+            "{}: expected a text of at least two tokens, found {}",
+            request.data.display(),
+            ids.len()
+        )));
+    }
+    // llama.cpp opens files: a folder's weights go into one that is gone afterwards
+    let temporary;
+    let path: &Path = match form.is_gguf() {
+        true => form.path(),
+        false => {
+            let folder = request.out.parent().filter(|p| !p.as_os_str().is_empty());
+            temporary = tempfile::Builder::new()
+                .prefix(".mmx-")
+                .suffix(".gguf")
+                .tempfile_in(folder.unwrap_or(Path::new(".")))
+                .map_err(|e| Error::io(&request.out, e))?;
+            let gguf = form.to_gguf()?;
+            fs_err::write(temporary.path(), gguf.bytes())
+                .map_err(|e| Error::io(temporary.path(), e))?;
+            temporary.path()
+        }
+    };
+    let model = LlamaModel::open(path)?;
+    let entries = model.importance(&pieces, request.threads, progress)?;
+    let name = request.data.file_name();
+    let imatrix = Imatrix {
+        datasets: vec![name.map_or_else(String::new, |n| n.to_string_lossy().into_owned())],
+        chunk_count: u32::try_from(pieces.len()).unwrap_or(u32::MAX),
+        chunk_size: u32::try_from(size).unwrap_or(u32::MAX),
+        entries,
+    };
+    let bytes = imatrix.write(&request.out)?;
+    Ok((imatrix, bytes))
+}

@@ -1,0 +1,233 @@
+//! HTTP as hub and Ollama need it: JSON and files, an error in a sentence for every answer that is none.
+
+use std::io::Read;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::Value;
+use ureq::http::Response;
+use ureq::{Agent, Body, SendBody};
+
+use crate::error::{Error, Result};
+
+/// Longest answer that is kept in memory: listings of large repositories have some megabytes.
+const LONGEST_ANSWER: u64 = 64 << 20;
+
+/// A connection to one server.
+pub(super) struct Client {
+    agent: Agent,
+    /// Without a slash at the end.
+    base: String,
+    token: Option<String>,
+}
+
+/// A header's name and value.
+pub(super) type Header<'a> = (&'a str, &'a str);
+
+impl Client {
+    pub(super) fn new(base: &str, token: Option<String>) -> Self {
+        let agent = Agent::config_builder()
+            .http_status_as_error(false)
+            .redirect_auth_headers(ureq::config::RedirectAuthHeaders::SameHost)
+            .user_agent(concat!("mmx/", env!("CARGO_PKG_VERSION")))
+            .timeout_connect(Some(Duration::from_secs(20)))
+            // loading or hashing a large file takes its time before the first byte of an answer
+            .timeout_recv_response(Some(Duration::from_secs(600)))
+            .build()
+            .into();
+        Self { agent, base: base.trim_end_matches('/').to_owned(), token }
+    }
+
+    pub(super) fn base(&self) -> &str {
+        &self.base
+    }
+
+    /// Absolute addresses stay as they are, and then get no token: they are signed themselves.
+    fn address(&self, path: &str) -> (String, Option<&str>) {
+        match path.starts_with("http://") || path.starts_with("https://") {
+            true => {
+                let own = path.strip_prefix(&self.base).is_some_and(|rest| rest.starts_with('/'));
+                (path.to_owned(), self.token.as_deref().filter(|_| own))
+            }
+            false => (format!("{}{path}", self.base), self.token.as_deref()),
+        }
+    }
+
+    /// GET or HEAD.
+    pub(super) fn get(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[Header<'_>],
+    ) -> Result<Response<Body>> {
+        let (url, token) = self.address(path);
+        let mut request = match method {
+            "HEAD" => self.agent.head(&url),
+            _ => self.agent.get(&url),
+        };
+        if let Some(token) = token {
+            request = request.header("Authorization", format!("Bearer {token}"));
+        }
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.call().map_err(|e| unreachable_server(&url, &e))
+    }
+
+    /// POST or PUT; `length` says how much a reader will give.
+    pub(super) fn send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[Header<'_>],
+        body: &mut dyn Read,
+        length: u64,
+    ) -> Result<Response<Body>> {
+        let (url, token) = self.address(path);
+        let mut request = match method {
+            "PUT" => self.agent.put(&url),
+            _ => self.agent.post(&url),
+        };
+        if let Some(token) = token {
+            request = request.header("Authorization", format!("Bearer {token}"));
+        }
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.header("Content-Length", length.to_string());
+        request.send(SendBody::from_reader(body)).map_err(|e| unreachable_server(&url, &e))
+    }
+
+    /// POST of JSON.
+    pub(super) fn post_json(
+        &self,
+        path: &str,
+        headers: &[Header<'_>],
+        value: &Value,
+    ) -> Result<Response<Body>> {
+        let text = value.to_string();
+        let json = [("Content-Type", "application/json")];
+        let own = headers.iter().any(|(name, _)| *name == "Content-Type");
+        let all = [if own { &[][..] } else { &json[..] }, headers].concat();
+        self.send("POST", path, &all, &mut text.as_bytes(), text.len() as u64)
+    }
+}
+
+fn unreachable_server(url: &str, error: &ureq::Error) -> Error {
+    let hint = match error {
+        ureq::Error::ConnectionFailed | ureq::Error::HostNotFound => true,
+        ureq::Error::Io(io) => io.kind() == std::io::ErrorKind::ConnectionRefused,
+        _ => false,
+    };
+    let message = format!("{}: {error}", without_query(url));
+    match hint {
+        true => Error::failed_with_hint(message, "is the server running, and its address right?"),
+        false => Error::failed(message),
+    }
+}
+
+/// An address as it may be shown: signatures stand after the question mark.
+fn without_query(url: &str) -> &str {
+    url.split_once('?').map_or(url, |(before, _)| before)
+}
+
+/// A successful answer, or the server's words as an error.
+pub(super) fn expect_ok(doing: &str, mut answer: Response<Body>) -> Result<Response<Body>> {
+    if answer.status().is_success() {
+        return Ok(answer);
+    }
+    let status = answer.status();
+    let header =
+        |name: &str| answer.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
+    let from_header = header("x-error-message");
+    let body = answer.body_mut().with_config().limit(1 << 16).lossy_utf8(true).read_to_string();
+    let body = body.unwrap_or_default();
+    let parsed: Option<Value> = serde_json::from_str(&body).ok();
+    let from_body = parsed.and_then(|v| match &v["error"] {
+        Value::String(text) => Some(text.clone()),
+        Value::Object(object) => object.get("message")?.as_str().map(str::to_owned),
+        _ => v["message"].as_str().map(str::to_owned),
+    });
+    let first_line = body.lines().next().unwrap_or_default().trim().to_owned();
+    let words = from_header.or(from_body).unwrap_or(first_line);
+    let words = if words.is_empty() { String::new() } else { format!(": {words}") };
+    let message = format!("{doing}: expected success, found HTTP {}{words}", status.as_u16());
+    Err(match status.as_u16() {
+        401 | 403 => Error::failed_with_hint(
+            message,
+            "HF_TOKEN holds the token; it must be allowed to read (or write) this repository",
+        ),
+        _ => Error::failed(message),
+    })
+}
+
+/// The answer's JSON.
+pub(super) fn json(doing: &str, answer: Response<Body>) -> Result<Value> {
+    let mut answer = expect_ok(doing, answer)?;
+    let text = answer
+        .body_mut()
+        .with_config()
+        .limit(LONGEST_ANSWER)
+        .read_to_string()
+        .map_err(|e| Error::failed(format!("{doing}: {e}")))?;
+    serde_json::from_str(&text).map_err(|e| Error::failed(format!("{doing}: expected JSON: {e}")))
+}
+
+/// What stands in an address as it is: letters, digits and `-_.~`.
+const PLAIN: &percent_encoding::AsciiSet =
+    &percent_encoding::NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+const PLAIN_AND_SLASH: &percent_encoding::AsciiSet = &PLAIN.remove(b'/');
+
+/// Text as a part of an address: what is not plain, `/` too unless `slashes`, as `%XX`.
+pub(super) fn escaped(text: &str, slashes: bool) -> String {
+    let set = if slashes { PLAIN_AND_SLASH } else { PLAIN };
+    percent_encoding::utf8_percent_encode(text, set).to_string()
+}
+
+/// A file, read while it is counted.
+pub(super) struct Counted<'a> {
+    file: fs_err::File,
+    count: &'a mut dyn FnMut(u64),
+}
+
+impl<'a> Counted<'a> {
+    pub(super) fn open(path: &Path, count: &'a mut dyn FnMut(u64)) -> Result<Self> {
+        Ok(Self { file: fs_err::File::open(path).map_err(|e| Error::io(path, e))?, count })
+    }
+}
+
+impl Read for Counted<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.file.read(buffer)?;
+        (self.count)(read as u64);
+        Ok(read)
+    }
+}
+
+impl Counted<'_> {
+    /// Goes on from a place in the file.
+    pub(super) fn seek(&mut self, to: u64) -> std::io::Result<()> {
+        std::io::Seek::seek(&mut self.file, std::io::SeekFrom::Start(to)).map(|_| ())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_hold_plain_characters_only() {
+        assert_eq!(escaped("a b/ü", true), "a%20b/%C3%BC");
+        assert_eq!(escaped("refs/pr/1", false), "refs%2Fpr%2F1");
+    }
+
+    #[test]
+    fn a_token_goes_to_its_own_server_only() {
+        let client = Client::new("http://hub:1/", Some("secret".into()));
+        assert_eq!(client.address("/api").1, Some("secret"));
+        assert_eq!(client.address("http://hub:1/lfs").1, Some("secret"));
+        for other in ["http://hub:10/x", "http://hub.evil/x", "https://cdn/x"] {
+            assert_eq!(client.address(other).1, None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! A Hugging Face hub, or a server that speaks as one: where it is, who we are, what a repository holds.
+//!
+//! Source: the hub's HTTP interface as its official Python client uses it; the tests' server is held to that
+//! client by the peers.
+
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use super::http::{Client, escaped, expect_ok, json};
+use crate::error::{Error, Result};
+
+/// Where a hub is unless `HF_ENDPOINT` says otherwise.
+const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
+
+/// A hub.
+pub struct Hub {
+    pub(super) client: Client,
+}
+
+/// A file of a repository, as the hub lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemoteFile {
+    /// Its path in the repository, `/` between.
+    pub path: String,
+    /// Its size.
+    pub bytes: u64,
+    /// Its id in git.
+    pub git_id: String,
+    /// SHA-256, for files kept outside git.
+    pub sha256: Option<String>,
+}
+
+impl Hub {
+    /// The hub of `HF_ENDPOINT`, with the token of `HF_TOKEN` or of the official client's login.
+    pub fn from_environment() -> Self {
+        let variable = |name: &str| std::env::var(name).ok().filter(|text| !text.trim().is_empty());
+        let endpoint = variable("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned());
+        let token = variable("HF_TOKEN").or_else(|| {
+            let home = variable("HF_HOME").map(PathBuf::from).or_else(|| {
+                Some(PathBuf::from(variable("HOME")?).join(".cache").join("huggingface"))
+            })?;
+            fs_err::read_to_string(home.join("token")).ok()
+        });
+        Self::new(&endpoint, token.map(|token| token.trim().to_owned()))
+    }
+
+    /// A hub by its address.
+    pub fn new(endpoint: &str, token: Option<String>) -> Self {
+        Self { client: Client::new(endpoint, token) }
+    }
+
+    /// Its address.
+    pub fn endpoint(&self) -> &str {
+        self.client.base()
+    }
+
+    /// The commit a revision stands for; nothing where the repository or the revision is not there.
+    ///
+    /// # Errors
+    /// The server's refusal.
+    pub fn commit_of(&self, repo: &str, revision: &str) -> Result<Option<String>> {
+        let revision = escaped(revision, false);
+        let path = format!("/api/models/{}/revision/{revision}", escaped(repo, true));
+        let answer = self.client.get("GET", &path, &[])?;
+        if answer.status().as_u16() == 404 {
+            return Ok(None);
+        }
+        let found = json(&format!("{repo}: looking it up"), answer)?;
+        match found["sha"].as_str() {
+            Some(commit) => Ok(Some(commit.to_owned())),
+            // a repository without a commit
+            None => Ok(None),
+        }
+    }
+
+    /// The files of a revision, by path.
+    ///
+    /// # Errors
+    /// The server's refusal, or an answer of another form.
+    pub fn files(&self, repo: &str, revision: &str) -> Result<Vec<RemoteFile>> {
+        let doing = format!("{repo}: listing its files");
+        let mut next = Some(format!(
+            "/api/models/{}/tree/{}?recursive=true",
+            escaped(repo, true),
+            escaped(revision, false)
+        ));
+        let mut files = Vec::new();
+        while let Some(path) = next {
+            let answer = self.client.get("GET", &path, &[])?;
+            next = answer.headers().get("link").and_then(|v| v.to_str().ok()).and_then(next_page);
+            let Value::Array(entries) = json(&doing, answer)? else {
+                return Err(Error::failed(format!("{doing}: expected a list")));
+            };
+            for entry in entries.iter().filter(|entry| entry["type"] == "file") {
+                let file = remote_file(entry).ok_or_else(|| {
+                    Error::failed(format!("{doing}: expected path, size and oid, found {entry}"))
+                })?;
+                files.push(file);
+            }
+        }
+        files.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(files)
+    }
+
+    /// Makes a model repository unless it is there.
+    ///
+    /// # Errors
+    /// The server's refusal.
+    pub fn create_repository(&self, repo: &str, private: bool) -> Result<()> {
+        let mut body = serde_json::json!({"type": "model", "private": private});
+        match repo.split_once('/') {
+            Some((owner, name)) => {
+                body["name"] = name.into();
+                body["organization"] = owner.into();
+            }
+            None => body["name"] = repo.into(),
+        }
+        let answer = self.client.post_json("/api/repos/create", &[], &body)?;
+        if answer.status().as_u16() == 409 {
+            return Ok(()); // it is there
+        }
+        expect_ok(&format!("{repo}: creating it"), answer).map(|_| ())
+    }
+
+    /// Makes a branch from the main one unless it is there.
+    ///
+    /// # Errors
+    /// The server's refusal.
+    pub fn create_branch(&self, repo: &str, branch: &str) -> Result<()> {
+        let path = format!("/api/models/{}/branch/{}", escaped(repo, true), escaped(branch, false));
+        let answer = self.client.post_json(&path, &[], &serde_json::json!({}))?;
+        if answer.status().as_u16() == 409 {
+            return Ok(());
+        }
+        expect_ok(&format!("{repo}: creating branch {branch}"), answer).map(|_| ())
+    }
+}
+
+fn remote_file(entry: &Value) -> Option<RemoteFile> {
+    let lfs = &entry["lfs"];
+    Some(RemoteFile {
+        path: entry["path"].as_str()?.to_owned(),
+        bytes: lfs["size"].as_u64().or(entry["size"].as_u64())?,
+        git_id: entry["oid"].as_str()?.to_owned(),
+        sha256: lfs["oid"].as_str().or(lfs["sha256"].as_str()).map(str::to_owned),
+    })
+}
+
+/// The address of `rel="next"` in a Link header.
+fn next_page(link: &str) -> Option<String> {
+    let part = link.split(',').find(|part| part.contains("rel=\"next\""))?;
+    let (_, rest) = part.split_once('<')?;
+    rest.split_once('>').map(|(address, _)| address.to_owned())
+}
+
+/// Refuses what is no repository's name.
+///
+/// # Errors
+/// Anything but `owner/name` or `name` of letters, digits and `-_.`.
+pub fn check_name(repo: &str) -> Result<()> {
+    let parts: Vec<&str> = repo.split('/').collect();
+    let plain = |part: &&str| {
+        !part.is_empty()
+            && !part.starts_with('.')
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+    };
+    match parts.len() <= 2 && parts.iter().all(plain) {
+        true => Ok(()),
+        false => Err(Error::usage(format!(
+            "repository: expected owner/name of letters, digits, - _ and ., found {repo}"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_lead_elsewhere_are_refused() {
+        for good in ["me/my-model", "gpt2", "a/b.c_d"] {
+            check_name(good).expect(good);
+        }
+        for bad in ["", "a/", "/a", "a/b/c", "../x", "a/..", "a b", "a/b?c"] {
+            assert!(check_name(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn further_pages_are_found() {
+        let link = "<https://h/api?cursor=x>; rel=\"next\"";
+        assert_eq!(next_page(link).as_deref(), Some("https://h/api?cursor=x"));
+        assert_eq!(next_page("<https://h>; rel=\"prev\""), None);
+    }
+}

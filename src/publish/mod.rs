@@ -1,0 +1,67 @@
+//! To and from the places where models are kept: a Hugging Face hub, a running Ollama.
+//!
+//! Plain HTTP: the hub's Rust client sends large files through one storage service only, which mirrors and
+//! private hubs do not have, and Ollama's does not send files at all.
+
+pub mod download;
+mod http;
+pub mod hub;
+pub mod ollama;
+pub mod upload;
+
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+
+/// A file's SHA-256 in hexadecimal.
+fn sha256(path: &Path) -> Result<String> {
+    let mut hash = Sha256::new();
+    read_through(path, |piece| hash.update(piece))?;
+    Ok(hexadecimal(&hash.finalize()))
+}
+
+/// A file's id in git: SHA-1 over its length and bytes.
+fn git_id(path: &Path) -> Result<String> {
+    let size = fs_err::metadata(path).map_err(|e| Error::io(path, e))?.len();
+    let mut hash = sha1::Sha1::new();
+    sha1::Digest::update(&mut hash, format!("blob {size}\0"));
+    read_through(path, |piece| sha1::Digest::update(&mut hash, piece))?;
+    Ok(hexadecimal(&sha1::Digest::finalize(hash)))
+}
+
+fn read_through(path: &Path, mut take: impl FnMut(&[u8])) -> Result<()> {
+    let mut file = fs_err::File::open(path).map_err(|e| Error::io(path, e))?;
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match std::io::Read::read(&mut file, &mut buffer).map_err(|e| Error::io(path, e))? {
+            0 => return Ok(()),
+            read => take(&buffer[..read]),
+        }
+    }
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_those_of_git_and_sha256sum() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        fs_err::write(file.path(), "hello\n").expect("written");
+        // git hash-object, sha256sum
+        assert_eq!(
+            git_id(file.path()).expect("readable"),
+            "ce013625030ba8dba906f756967f9e9ca394464a"
+        );
+        assert_eq!(
+            sha256(file.path()).expect("readable"),
+            "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03"
+        );
+    }
+}
