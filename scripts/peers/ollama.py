@@ -32,7 +32,8 @@ def api(path, body=None):
 
 for _ in range(100):
     try:
-        VERSION = api("/api/version")["version"]
+        api("/api/version")
+        VERSION = os.path.basename(HOME).removeprefix("ollama-")  # built as a Go module it does not know its own
         break
     except OSError:
         time.sleep(0.1)
