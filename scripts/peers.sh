@@ -10,20 +10,9 @@ for needed in "$shared/judge/judge_hf.py" "$shared/golden/minimind2/forward.safe
   [ -e "$needed" ] || { say "error: $needed is missing: the golden models and judges belong beside the checkout"; exit 1; }
 done
 
-TRANSFORMERS=5.24.0 PEFT=0.21.2
-python=$MMX_CACHE/peers-$TRANSFORMERS/bin/python
-if ! "$python" -c 'import transformers, torch, jinja2, gguf' 2>/dev/null; then
-  say "installing transformers $TRANSFORMERS (once)"
-  need_debian python3 python3
-  python3 -m venv --clear "$MMX_CACHE/peers-$TRANSFORMERS" >&2 || missing "python3-venv" "sudo apt-get install python3-venv"
-  site=$("$python" -c 'import site; print(site.getsitepackages()[0])')
-  # the torch that is here already, rather than 5 GB once more
-  case $LIBTORCH in */site-packages/torch | */dist-packages/torch) dirname "$LIBTORCH" >"$site/torch.pth" ;; esac
-  "$python" -c 'import torch' 2>/dev/null || "$python" -m pip install --quiet "torch==$TORCH_VERSION" >&2
-  "$python" -m pip install --quiet --disable-pip-version-check "transformers==$TRANSFORMERS" jinja2 gguf numpy safetensors >&2 ||
-    missing "transformers $TRANSFORMERS" "$python -m pip install transformers==$TRANSFORMERS jinja2 gguf"
-fi
-
+PEFT=0.21.2
+# shellcheck source=scripts/peers-env.sh
+. scripts/peers-env.sh
 if ! "$python" -c 'import peft' 2>/dev/null; then
   say "installing peft $PEFT (once)"
   "$python" -m pip install --quiet --disable-pip-version-check "peft==$PEFT" >&2 || missing "peft $PEFT" "$python -m pip install peft==$PEFT"
