@@ -55,6 +55,8 @@
 //! ```
 
 #[cfg(feature = "train")]
+pub mod autograd;
+#[cfg(feature = "train")]
 pub mod checkpoint;
 pub mod cli;
 pub mod compare;
@@ -68,6 +70,8 @@ pub mod eval;
 pub mod export;
 pub mod form;
 pub mod imatrix;
+#[cfg(feature = "train")]
+mod kernel;
 #[cfg(feature = "train")]
 pub mod loss;
 #[cfg(feature = "train")]

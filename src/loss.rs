@@ -7,6 +7,7 @@ use tch::{Device, Kind, TchError, Tensor};
 
 use crate::data::Batch;
 use crate::error::{Error, Result};
+use crate::kernel;
 use crate::model::Model;
 
 /// The learned targets of a batch, on the device.
@@ -120,7 +121,15 @@ pub fn cross_entropy(model: &Model, hidden: &Tensor, targets: &Targets) -> Resul
     let loss = || -> Result<Tensor, TchError> {
         let mut sums = Vec::new();
         let weights = targets.weights.as_ref();
-        let gradients = through_head(model.head_weight(), &rows, &mut |at, logits| {
+        let gradients = through_head(model.head_weight(), &rows, &mut |at, mut logits| {
+            if kernel::takes(&[&logits]) {
+                let (ids, weights) =
+                    (at.cut(&targets.ids)?, weights.map(|w| at.cut(w)).transpose()?);
+                let entropies =
+                    kernel::entropy_and_gradient(&mut logits, &ids, weights.as_ref(), scale)?;
+                sums.push(entropies.f_sum(Kind::Float)?);
+                return Ok(logits);
+            }
             let token = Token::new(logits, &targets.ids, weights, at)?;
             sums.push(token.entropy()?.f_sum(Kind::Float)?);
             token.gradient(scale)
@@ -163,6 +172,7 @@ pub fn distillation(
         let weights = targets.weights.as_ref();
         let teacher_head = teacher.head_weight().detach().f_to_kind(teacher_rows.kind())?;
         let gradients = through_head(model.head_weight(), &rows, &mut |at, logits| {
+            let logits = logits.f_to_kind(Kind::Float)?;
             let softer = logits.f_div_scalar(temperature)?.f_log_softmax(-1, Kind::Float)?;
             let of_teacher = teacher_rows
                 .f_narrow(0, at.start, at.length)?
@@ -247,6 +257,13 @@ struct Chunk {
     length: i64,
 }
 
+impl Chunk {
+    /// Its rows of a tensor.
+    fn cut(self, tensor: &Tensor) -> Result<Tensor, TchError> {
+        tensor.f_narrow(0, self.start, self.length)
+    }
+}
+
 /// A chunk's logits with its targets.
 struct Token {
     /// `[length, vocab]`, float32.
@@ -266,7 +283,8 @@ impl Token {
         weights: Option<&Tensor>,
         at: Chunk,
     ) -> Result<Self, TchError> {
-        let cut = |t: &Tensor| t.f_narrow(0, at.start, at.length)?.f_unsqueeze(1);
+        let cut = |t: &Tensor| at.cut(t)?.f_unsqueeze(1);
+        let logits = logits.f_to_kind(Kind::Float)?;
         let normalizer = logits.f_logsumexp([1i64].as_slice(), true)?;
         Ok(Self { logits, normalizer, ids: cut(ids)?, weights: weights.map(cut).transpose()? })
     }
@@ -316,7 +334,7 @@ impl Gradients<'_> {
 }
 
 /// Forward and backward of the head, a chunk of rows at a time, so the logits are never all there: `loss`
-/// takes a chunk's logits `[length, vocab]` and gives their gradient, from which two products make those
+/// takes a chunk's logits `[length, vocab]`, in the compute type and its own to change, and gives their gradient, from which two products make those
 /// of `rows [n, hidden]` (in the compute type) and of `head [vocab, hidden]` (float32). Rows without a
 /// gradient (outside training) cost the forward product only.
 fn through_head<'a>(
@@ -325,8 +343,12 @@ fn through_head<'a>(
     loss: &mut dyn FnMut(Chunk, Tensor) -> Result<Tensor, TchError>,
 ) -> Result<Gradients<'a>, TchError> {
     tch::no_grad(|| {
-        let (compute, count) = (rows.kind(), rows.size()[0]);
-        let (plain_rows, plain_head) = (rows.detach(), head.detach());
+        let count = rows.size()[0];
+        let (mut plain_rows, plain_head) = (rows.detach(), head.detach());
+        if kernel::takes_products(&[rows, head]) {
+            plain_rows = plain_rows.f_to_kind(Kind::Float)?;
+        }
+        let compute = plain_rows.kind();
         let head_in_compute = plain_head.f_to_kind(compute)?;
         let wanted = rows.requires_grad();
         let mut of_head = match wanted && head.requires_grad() {
@@ -338,29 +360,37 @@ fn through_head<'a>(
         while start < count {
             let length = CHUNK.min(count - start);
             let chunk = plain_rows.f_narrow(0, start, length)?;
-            // [length, hidden] -> [length, vocab], float32
-            let logits = chunk.f_mm(&head_in_compute.f_transpose(0, 1)?)?.f_to_kind(Kind::Float)?;
+            // [length, hidden] -> [length, vocab]
+            let logits = mm(&chunk, &head_in_compute.f_transpose(0, 1)?)?;
             let gradient = loss(Chunk { start, length }, logits)?;
             if wanted {
                 let gradient = gradient.f_to_kind(compute)?;
-                of_rows.push(gradient.f_mm(&head_in_compute)?);
+                of_rows.push(mm(&gradient, &head_in_compute)?);
                 let of_chunk = gradient.f_transpose(0, 1)?;
                 if let Some(of_head) = &mut of_head {
-                    if compute == Kind::Float {
-                        let _ = of_head.f_addmm_(&of_chunk, &chunk)?;
-                    } else {
-                        let _ = of_head.f_add_(&of_chunk.f_mm(&chunk)?)?;
+                    match (compute, kernel::takes(&[&of_chunk])) {
+                        (Kind::Float, true) => kernel::add_mm(of_head, &of_chunk, &chunk)?,
+                        (Kind::Float, false) => drop(of_head.f_addmm_(&of_chunk, &chunk)?),
+                        _ => drop(of_head.f_add_(&of_chunk.f_mm(&chunk)?)?),
                     }
                 }
             }
             start += length;
         }
         let of_rows = match wanted {
-            true => Some(Tensor::f_cat(&of_rows, 0)?),
+            true => Some(Tensor::f_cat(&of_rows, 0)?.f_to_kind(rows.kind())?),
             false => None,
         };
         Ok(Gradients { rows, head, of_rows, of_head })
     })
+}
+
+/// a `[m, k]` times b `[k, n]`.
+fn mm(a: &Tensor, b: &Tensor) -> Result<Tensor, TchError> {
+    match a.kind() == Kind::Float && kernel::takes(&[a, b]) {
+        true => kernel::mm(a, b),
+        false => a.f_mm(b),
+    }
 }
 
 #[cfg(test)]

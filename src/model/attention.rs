@@ -6,6 +6,7 @@ use tch::Tensor;
 use super::rope::Tables;
 use super::{Linear, Norm, Parts, Torch};
 use crate::error::Result;
+use crate::kernel;
 
 /// One layer's attention.
 #[derive(Debug)]
@@ -60,33 +61,44 @@ impl Attention {
             query = query_norm.forward(&query, compute)?;
             key = key_norm.forward(&key, compute)?;
         }
-        let query = rope.rotate(&query)?;
-        let key = self.repeated(&rope.rotate(&key)?)?;
-        let value = self.repeated(&value)?;
-        let mixed = match parts {
-            None => causal(&query, &key, &value)?,
-            Some(parts) => {
-                // each sample by itself: no position sees another sample, and no work is done for it.
-                // One split each way: the gradient of a slice would be as large as the whole.
-                let split = |t: &Tensor| {
-                    t.f_view([batch * seq, self.heads, self.head_dim])?.f_split_with_sizes(parts, 0)
-                };
-                let (query, key, value) = (split(&query)?, split(&key)?, split(&value)?);
-                let samples = query.iter().zip(&key).zip(&value).map(|((query, key), value)| {
-                    let one = |t: &Tensor| t.f_unsqueeze(0);
-                    causal(&one(query)?, &one(key)?, &one(value)?)?.f_squeeze_dim(0)
-                });
-                Tensor::f_cat(&samples.collect::<Torch<Vec<_>>>()?, 0)?
-            }
+        let (query, key) = (rope.rotate(&query)?, rope.rotate(&key)?);
+        let mixed = if kernel::takes(&[&query, &key, &value]) {
+            let rows = vec![seq; batch as usize];
+            kernel::attention(&query, &key, &value, parts.unwrap_or(&rows))?
+        } else {
+            self.with_libtorch(&query, &key, &value, parts)?
         };
         // [.., heads, head_dim] -> [batch, seq, heads * head_dim]
         self.output.forward(&mixed.f_reshape([batch, seq, self.heads * self.head_dim])?)
     }
 
+    /// The same by libtorch's kernels, for devices: `[batch, seq, heads, head_dim]`, or
+    /// `[batch * seq, heads, head_dim]` where there are parts.
+    fn with_libtorch(
+        &self,
+        query: &Tensor,
+        key: &Tensor,
+        value: &Tensor,
+        parts: Option<&[i64]>,
+    ) -> Torch<Tensor> {
+        let (batch, seq, _, _) = query.size4()?;
+        let (key, value) = (self.repeated(key)?, self.repeated(value)?);
+        let Some(parts) = parts else { return causal(query, &key, &value) };
+        // each sample by itself: no position sees another sample, and no work is done for it.
+        // One split each way: the gradient of a slice would be as large as the whole.
+        let split = |t: &Tensor| {
+            t.f_view([batch * seq, self.heads, self.head_dim])?.f_split_with_sizes(parts, 0)
+        };
+        let (query, key, value) = (split(query)?, split(&key)?, split(&value)?);
+        let samples = query.iter().zip(&key).zip(&value).map(|((query, key), value)| {
+            let one = |t: &Tensor| t.f_unsqueeze(0);
+            causal(&one(query)?, &one(key)?, &one(value)?)?.f_squeeze_dim(0)
+        });
+        Tensor::f_cat(&samples.collect::<Torch<Vec<_>>>()?, 0)
+    }
+
     /// Each key or value head for the query heads that share it:
     /// `[batch, seq, kv_heads, head_dim]` to `[batch, seq, heads, head_dim]`.
-    ///
-    /// libtorch's own grouped attention on CPU falls back to its slow path when gradients are wanted.
     fn repeated(&self, x: &Tensor) -> Torch<Tensor> {
         let (batch, seq, kv_heads, head_dim) = x.size4()?;
         let group = self.heads / kv_heads;

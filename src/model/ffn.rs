@@ -5,6 +5,7 @@ use tch::Tensor;
 use super::moe::Mixture;
 use super::{Linear, Parts, Torch};
 use crate::error::Result;
+use crate::kernel;
 
 /// One layer's feed-forward network.
 #[derive(Debug)]
@@ -42,7 +43,11 @@ impl Dense {
 
     /// `[.., hidden]` to the same, through `[.., ffn]`.
     pub(super) fn forward(&self, x: &Tensor) -> Torch<Tensor> {
-        let gate = self.gate.forward(x)?.f_silu()?;
-        self.down.forward(&gate.f_mul(&self.up.forward(x)?)?)
+        let (gate, up) = (self.gate.forward(x)?, self.up.forward(x)?);
+        let gated = match kernel::takes(&[&gate, &up]) {
+            true => kernel::swiglu(&gate, &up)?,
+            false => gate.f_silu()?.f_mul(&up)?,
+        };
+        self.down.forward(&gated)
     }
 }

@@ -25,6 +25,7 @@ use self::ffn::{Dense, FeedForward};
 use self::moe::Mixture;
 use self::rope::Rope;
 use crate::error::{Error, Result};
+use crate::kernel;
 
 pub use self::lora::{Lora, Target};
 
@@ -109,10 +110,33 @@ struct Norm {
 impl Norm {
     /// `[.., width]` to the same.
     fn forward(&self, x: &Tensor, compute: Kind) -> Torch<Tensor> {
+        if kernel::takes(&[x, &self.weight]) {
+            return kernel::norm(x, &self.weight, self.eps, compute);
+        }
         x.f_to_kind(Kind::Float)?
             .f_rms_norm(self.weight.size(), Some(&self.weight), self.eps)?
             .f_to_kind(compute)
     }
+}
+
+impl Norm {
+    /// The residual stream and what is added to it, `[.., width]`: their sum, and its norm.
+    fn add(&self, x: &Tensor, added: &Tensor, compute: Kind) -> Torch<(Tensor, Tensor)> {
+        if kernel::takes(&[x, added, &self.weight]) {
+            return kernel::add_norm(x, added, &self.weight, self.eps, compute);
+        }
+        let sum = x.f_add(added)?;
+        let normed = self.forward(&sum, compute)?;
+        Ok((sum, normed))
+    }
+}
+
+/// x `[.., in]` times a weight `[out, in]`, in the type of `x`.
+fn linear(x: &Tensor, weight: &Tensor) -> Torch<Tensor> {
+    if kernel::takes_products(&[x, weight]) {
+        return kernel::linear(x, weight);
+    }
+    x.f_linear(&weight.f_to_kind(x.kind())?, None::<Tensor>)
 }
 
 /// A bias-free linear layer `[out, in]`, maybe with an adapter beside it.
@@ -125,7 +149,7 @@ struct Linear {
 impl Linear {
     /// `[.., in]` to `[.., out]`, in the type of `x`.
     fn forward(&self, x: &Tensor) -> Torch<Tensor> {
-        let y = x.f_linear(&self.weight.f_to_kind(x.kind())?, None::<Tensor>)?;
+        let y = linear(x, &self.weight)?;
         match &self.adapter {
             Some(adapter) => y.f_add(&adapter.forward(x)?),
             None => Ok(y),
@@ -368,20 +392,25 @@ impl Model {
         };
         // [batch, seq] -> [batch, seq, hidden], float32: the residual stream
         let mut x = Tensor::f_embedding(&self.embedding, ids, -1, false, false)?;
+        let norms = self.layers.iter().map(|layer| &layer.input_norm).chain([&self.norm]);
+        let mut norms = norms.skip(1);
+        let mut normed = match self.layers.first() {
+            Some(layer) => layer.input_norm.forward(&x, self.compute)?,
+            None => self.norm.forward(&x, self.compute)?,
+        };
         let mut aux: Option<Tensor> = None;
-        for layer in &self.layers {
-            let normed = layer.input_norm.forward(&x, self.compute)?;
-            x = x.f_add(&layer.attention.forward(&normed, &rope, parts.as_deref())?)?;
-            let normed = layer.post_attention_norm.forward(&x, self.compute)?;
+        for (layer, next_norm) in self.layers.iter().zip(&mut norms) {
+            let mixed = layer.attention.forward(&normed, &rope, parts.as_deref())?;
+            (x, normed) = layer.post_attention_norm.add(&x, &mixed, self.compute)?;
             let (out, layer_aux) = layer.feed_forward.forward(&normed, train)?;
-            x = x.f_add(&out)?;
+            (x, normed) = next_norm.add(&x, &out, self.compute)?;
             aux = match (aux, layer_aux) {
                 (Some(sum), Some(more)) => Some(sum.f_add(&more)?),
                 (sum, more) => sum.or(more),
             };
         }
         debug_assert_eq!(x.size(), [batch, seq, self.config.hidden_size as i64]);
-        Ok(Hidden { hidden: self.norm.forward(&x, self.compute)?, aux })
+        Ok(Hidden { hidden: normed, aux })
     }
 
     /// Hidden states `[.., hidden]` to float32 logits `[.., vocab]`.
@@ -389,11 +418,7 @@ impl Model {
     /// # Errors
     /// libtorch's.
     pub fn head(&self, hidden: &Tensor) -> Result<Tensor> {
-        let project = || -> Torch<Tensor> {
-            hidden
-                .f_linear(&self.head.f_to_kind(hidden.kind())?, None::<Tensor>)?
-                .f_to_kind(Kind::Float)
-        };
+        let project = || -> Torch<Tensor> { linear(hidden, &self.head)?.f_to_kind(Kind::Float) };
         project().map_err(|e| Error::torch("output head", &e))
     }
 
@@ -420,9 +445,7 @@ impl Model {
                 let hidden = self.hidden(&input, false)?.hidden;
                 let next = || -> Torch<i64> {
                     let last = hidden.f_select(1, -1)?;
-                    let logits =
-                        last.f_linear(&self.head.f_to_kind(last.kind())?, None::<Tensor>)?;
-                    logits.f_argmax(-1, false)?.f_int64_value(&[0])
+                    linear(&last, &self.head)?.f_argmax(-1, false)?.f_int64_value(&[0])
                 };
                 all.push(next().map_err(|e| Error::torch("greedy continuation", &e))?);
             }

@@ -6,6 +6,7 @@ use mmx_converters::arch::{Config, rope};
 use tch::{Device, Kind, Tensor};
 
 use super::Torch;
+use crate::kernel;
 
 /// Tables for positions 0.., grown when a longer sequence comes.
 #[derive(Debug)]
@@ -83,6 +84,9 @@ impl Tables {
     /// Rotates `[batch, seq, heads, head_dim]`: the first half of a head is paired with the second.
     /// Computed in float32, given back in the type that came.
     pub(super) fn rotate(&self, x: &Tensor) -> Torch<Tensor> {
+        if kernel::takes(&[x, &self.cos]) {
+            return kernel::rotate(x, &self.cos, &self.sin);
+        }
         let half = self.cos.size().last().copied().unwrap_or_default();
         let first = x.f_narrow(-1, 0, half)?;
         let second = x.f_narrow(-1, half, half)?;

@@ -1,0 +1,367 @@
+//! Causal attention over samples that lie one after the other, forward and backward.
+//!
+//! A sample's scores are computed for some queries at a time, up to their diagonal, and never kept: the backward
+//! pass computes them again from the logarithms of the softmax's sums (FlashAttention, Dao et al. 2022,
+//! arXiv:2205.14135). Several query heads may share a key and value head.
+#![expect(unsafe_code, reason = "threads write rows of their own")]
+
+use std::ops::Range;
+
+use half::bf16;
+use tch::{Kind, TchError, Tensor};
+
+use super::element::{Element, dot, exp_all, largest, load, store};
+use super::memory::{Rows, empty, read, write};
+use super::parallel::parallel;
+use super::product::{Matrix, product};
+use crate::autograd::differentiable;
+
+/// Queries whose scores are there at a time.
+const BLOCK: usize = 64;
+
+/// `query [batch, seq, heads, head_dim]`, `key` and `value [batch, seq, kv_heads, head_dim]` to
+/// `[batch, seq, heads, head_dim]`. `lengths` of the samples sum to `batch * seq`; no position sees another
+/// sample. The scale is 1 / sqrt(head_dim).
+pub(crate) fn attention(
+    query: &Tensor,
+    key: &Tensor,
+    value: &Tensor,
+    lengths: &[i64],
+) -> Result<Tensor, TchError> {
+    let plain = |t: &Tensor| t.f_detach()?.f_contiguous();
+    let (q, k, v) = (plain(query)?, plain(key)?, plain(value)?);
+    let (_, _, heads, head_dim) = q.size4()?;
+    let (batch, seq, kv_heads, _) = k.size4()?;
+    let shape = Shape {
+        heads: heads as usize,
+        kv_heads: kv_heads as usize,
+        head_dim: head_dim as usize,
+        tasks: tasks(lengths, kv_heads as usize),
+    };
+    if lengths.iter().sum::<i64>() != batch * seq {
+        return Err(TchError::Torch(format!(
+            "attention: expected samples of {} positions in all, found {lengths:?}",
+            batch * seq
+        )));
+    }
+    let (out, sums) = match q.kind() {
+        Kind::Float => forward::<f32>(&q, &k, &v, &shape),
+        _ => forward::<bf16>(&q, &k, &v, &shape),
+    }?;
+    let result = out.shallow_clone();
+    differentiable(&[query, key, value], &[&result], move |given, _wanted| {
+        let Some(d_out) = &given[0] else { return Ok(vec![None, None, None]) };
+        let d_out = d_out.f_contiguous()?;
+        let saved = Saved { q: &q, k: &k, v: &v, out: &out, sums: &sums };
+        let gradients = match q.kind() {
+            Kind::Float => backward::<f32>(&saved, &d_out, &shape),
+            _ => backward::<bf16>(&saved, &d_out, &shape),
+        }?;
+        Ok(gradients.map(Some).into())
+    })?;
+    Ok(result)
+}
+
+/// Sizes, and what there is to do.
+struct Shape {
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    tasks: Vec<Task>,
+}
+
+/// One key and value head of one sample: with all query heads that share it, one thread's work.
+#[derive(Clone)]
+struct Task {
+    /// Positions in the flattened `batch * seq`.
+    tokens: Range<usize>,
+    kv_head: usize,
+}
+
+fn tasks(lengths: &[i64], kv_heads: usize) -> Vec<Task> {
+    let mut start = 0;
+    let mut tasks = Vec::with_capacity(lengths.len() * kv_heads);
+    for &length in lengths {
+        let tokens = start..start + length as usize;
+        start = tokens.end;
+        tasks.extend((0..kv_heads).map(|kv_head| Task { tokens: tokens.clone(), kv_head }));
+    }
+    tasks
+}
+
+impl Shape {
+    /// Query heads that share a key and value head.
+    fn group(&self) -> usize {
+        self.heads / self.kv_heads.max(1)
+    }
+
+    fn scale(&self) -> f32 {
+        1.0 / (self.head_dim as f32).sqrt()
+    }
+
+    /// Calls `run` for every task, on all threads: each gets a run of tasks of about the same work.
+    fn on_all_threads(&self, run: impl Fn(&Task, &mut Buffers) + Sync) {
+        let work = |task: &Task| task.tokens.len() * (task.tokens.len() + 2 * BLOCK);
+        let total: usize = self.tasks.iter().map(work).sum();
+        let threads = tch::get_num_threads().max(1) as usize;
+        let mut parts = vec![Vec::new(); threads];
+        let mut done = 0;
+        for task in &self.tasks {
+            // by the middle of its work
+            let part = (done + work(task) / 2) * threads / total.max(1);
+            parts[part.min(threads - 1)].push(task);
+            done += work(task);
+        }
+        let longest = self.tasks.iter().map(|task| task.tokens.len()).max().unwrap_or(0);
+        parallel(threads, 1, |range| {
+            let mut buffers = Buffers::new(longest, self.head_dim);
+            for task in parts[range].iter().flatten() {
+                run(task, &mut buffers);
+            }
+        });
+    }
+
+    /// The row of `[tokens, heads]` that a token's head is.
+    fn row(&self, token: usize, kv_head: usize, member: usize) -> usize {
+        token * self.heads + kv_head * self.group() + member
+    }
+}
+
+/// One thread's matrices, float32.
+struct Buffers {
+    /// `[longest, head_dim]`
+    key: Vec<f32>,
+    value: Vec<f32>,
+    d_key: Vec<f32>,
+    d_value: Vec<f32>,
+    /// `[BLOCK, head_dim]`
+    query: Vec<f32>,
+    d_query: Vec<f32>,
+    out: Vec<f32>,
+    d_out: Vec<f32>,
+    /// `[BLOCK, longest]`
+    scores: Vec<f32>,
+    d_scores: Vec<f32>,
+}
+
+impl Buffers {
+    fn new(longest: usize, head_dim: usize) -> Self {
+        let zeros = |n: usize| vec![0.0f32; n * head_dim];
+        let square = || vec![0.0f32; BLOCK * longest];
+        Self {
+            key: zeros(longest),
+            value: zeros(longest),
+            d_key: zeros(longest),
+            d_value: zeros(longest),
+            query: zeros(BLOCK),
+            d_query: zeros(BLOCK),
+            out: zeros(BLOCK),
+            d_out: zeros(BLOCK),
+            scores: square(),
+            d_scores: square(),
+        }
+    }
+}
+
+/// Rows `[index, head_dim]` of `from` to float32, one after the other.
+fn gather<T: Element>(from: &[T], width: usize, rows: impl Iterator<Item = usize>, to: &mut [f32]) {
+    for (row, to) in rows.zip(to.chunks_exact_mut(width)) {
+        load(&from[row * width..(row + 1) * width], to);
+    }
+}
+
+/// The output, and the logarithm of each softmax's sum, float32 `[tokens, heads]`.
+fn forward<T: Element>(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    shape: &Shape,
+) -> Result<(Tensor, Tensor), TchError> {
+    let (d, kv_heads, group) = (shape.head_dim, shape.kv_heads, shape.group());
+    let mut out = empty(&q.size(), T::KIND)?;
+    let mut sums = empty(&[q.numel() as i64 / d.max(1) as i64], Kind::Float)?;
+    let (q, k, v): (&[T], &[T], &[T]) = (read(q)?, read(k)?, read(v)?);
+    let out_to = Rows::new(write::<T>(&mut out)?, d);
+    let sums_to = Rows::new(write::<f32>(&mut sums)?, 1);
+    shape.on_all_threads(|task, b| {
+        let length = task.tokens.len();
+        let kv_rows = || task.tokens.clone().map(|token| token * kv_heads + task.kv_head);
+        gather(k, d, kv_rows(), &mut b.key[..length * d]);
+        gather(v, d, kv_rows(), &mut b.value[..length * d]);
+        for member in 0..group {
+            for first in (0..length).step_by(BLOCK) {
+                let end = (first + BLOCK).min(length);
+                let count = end - first;
+                let row = |i: usize| shape.row(task.tokens.start + first + i, task.kv_head, member);
+                gather(q, d, (0..count).map(row), &mut b.query);
+                let queries = Matrix::new(&b.query[..count * d], count, d);
+                let keys = Matrix::new(&b.key[..end * d], end, d);
+                product(&mut b.scores, end, queries, keys.transposed(), shape.scale(), false);
+                for (i, scores) in b.scores.chunks_exact_mut(end).take(count).enumerate() {
+                    let (seen, unseen) = scores.split_at_mut(first + i + 1);
+                    let most = largest(seen);
+                    let sum = exp_all(seen, most);
+                    unseen.fill(0.0);
+                    // SAFETY: a token's head belongs to one task, and to one of its blocks.
+                    let log_sum = unsafe { sums_to.take(row(i)..row(i) + 1) };
+                    log_sum.fill(most + sum.ln());
+                    b.d_out[i] = 1.0 / sum;
+                }
+                let scores = Matrix::new(&b.scores[..count * end], count, end);
+                let values = Matrix::new(&b.value[..end * d], end, d);
+                product(&mut b.out, d, scores, values, 1.0, false);
+                for (i, out) in b.out.chunks_exact_mut(d).take(count).enumerate() {
+                    out.iter_mut().for_each(|x| *x *= b.d_out[i]);
+                    // SAFETY: as above.
+                    store(out, unsafe { out_to.take(row(i)..row(i) + 1) });
+                }
+            }
+        }
+    });
+    Ok((out, sums))
+}
+
+/// What the backward pass needs of the forward pass.
+struct Saved<'a> {
+    q: &'a Tensor,
+    k: &'a Tensor,
+    v: &'a Tensor,
+    out: &'a Tensor,
+    sums: &'a Tensor,
+}
+
+/// Gradients of query, key and value. With P the softmax, O the output and D the row sums of dO * O:
+/// dV = P' dO, dS = P * (dO V' - D) * scale, dQ = dS K, dK = dS' Q.
+fn backward<T: Element>(
+    saved: &Saved<'_>,
+    d_out: &Tensor,
+    shape: &Shape,
+) -> Result<[Tensor; 3], TchError> {
+    let (d, kv_heads, group) = (shape.head_dim, shape.kv_heads, shape.group());
+    let mut dq = empty(&saved.q.size(), T::KIND)?;
+    let mut dk = empty(&saved.k.size(), T::KIND)?;
+    let mut dv = empty(&saved.v.size(), T::KIND)?;
+    let (q, k, v): (&[T], &[T], &[T]) = (read(saved.q)?, read(saved.k)?, read(saved.v)?);
+    let (out, d_out): (&[T], &[T]) = (read(saved.out)?, read(d_out)?);
+    let sums: &[f32] = read(saved.sums)?;
+    let dq_to = Rows::new(write::<T>(&mut dq)?, d);
+    let dk_to = Rows::new(write::<T>(&mut dk)?, d);
+    let dv_to = Rows::new(write::<T>(&mut dv)?, d);
+    shape.on_all_threads(|task, b| {
+        let length = task.tokens.len();
+        let kv_rows = || task.tokens.clone().map(|token| token * kv_heads + task.kv_head);
+        gather(k, d, kv_rows(), &mut b.key[..length * d]);
+        gather(v, d, kv_rows(), &mut b.value[..length * d]);
+        b.d_key[..length * d].fill(0.0);
+        b.d_value[..length * d].fill(0.0);
+        for member in 0..group {
+            for first in (0..length).step_by(BLOCK) {
+                let end = (first + BLOCK).min(length);
+                let count = end - first;
+                let row = |i: usize| shape.row(task.tokens.start + first + i, task.kv_head, member);
+                gather(q, d, (0..count).map(row), &mut b.query);
+                gather(out, d, (0..count).map(row), &mut b.out);
+                gather(d_out, d, (0..count).map(row), &mut b.d_out);
+                let queries = Matrix::new(&b.query[..count * d], count, d);
+                let d_outs = Matrix::new(&b.d_out[..count * d], count, d);
+                let keys = Matrix::new(&b.key[..end * d], end, d);
+                let values = Matrix::new(&b.value[..end * d], end, d);
+                product(&mut b.scores, end, queries, keys.transposed(), shape.scale(), false);
+                product(&mut b.d_scores, end, d_outs, values.transposed(), 1.0, false);
+                let rows = b.scores.chunks_exact_mut(end).zip(b.d_scores.chunks_exact_mut(end));
+                for (i, (scores, d_scores)) in rows.take(count).enumerate() {
+                    let at = i * d..(i + 1) * d;
+                    let along = dot(&b.d_out[at.clone()], &b.out[at]);
+                    let (seen, unseen) = scores.split_at_mut(first + i + 1);
+                    let (d_seen, d_unseen) = d_scores.split_at_mut(first + i + 1);
+                    exp_all(seen, sums[row(i)]);
+                    unseen.fill(0.0);
+                    d_unseen.fill(0.0);
+                    for (ds, p) in d_seen.iter_mut().zip(seen) {
+                        *ds = *p * (*ds - along) * shape.scale();
+                    }
+                }
+                let scores = Matrix::new(&b.scores[..count * end], count, end);
+                let d_scores = Matrix::new(&b.d_scores[..count * end], count, end);
+                product(&mut b.d_value, d, scores.transposed(), d_outs, 1.0, true);
+                product(&mut b.d_key, d, d_scores.transposed(), queries, 1.0, true);
+                product(&mut b.d_query, d, d_scores, keys, 1.0, false);
+                for (i, dq) in b.d_query.chunks_exact(d).take(count).enumerate() {
+                    // SAFETY: a token's head belongs to one task, and to one of its blocks.
+                    store(dq, unsafe { dq_to.take(row(i)..row(i) + 1) });
+                }
+            }
+        }
+        let gradients = b.d_key.chunks_exact(d).zip(b.d_value.chunks_exact(d));
+        for (row, (dk, dv)) in kv_rows().zip(gradients) {
+            // SAFETY: a token's key and value head belongs to one task.
+            unsafe {
+                store(dk, dk_to.take(row..row + 1));
+                store(dv, dv_to.take(row..row + 1));
+            }
+        }
+    });
+    Ok([dq, dk, dv])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::memory::testing::{close, gradients, random};
+    use super::*;
+
+    /// libtorch's attention, sample by sample.
+    fn reference(t: &[Tensor], lengths: &[i64]) -> Tensor {
+        let (batch, seq, heads, d) = t[0].size4().expect("four dimensions");
+        let kv_heads = t[1].size()[2];
+        let repeated = |x: &Tensor| {
+            x.unsqueeze(3).expand([batch, seq, kv_heads, heads / kv_heads, d], false).reshape([
+                batch * seq,
+                heads,
+                d,
+            ])
+        };
+        let (q, k, v) = (t[0].view([batch * seq, heads, d]), repeated(&t[1]), repeated(&t[2]));
+        let mut start = 0;
+        let samples: Vec<Tensor> = lengths
+            .iter()
+            .map(|&length| {
+                let one = |x: &Tensor| x.narrow(0, start, length).transpose(0, 1).unsqueeze(0);
+                let (q, k, v) = (one(&q), one(&k), one(&v));
+                start += length;
+                let none = None::<Tensor>;
+                Tensor::scaled_dot_product_attention(&q, &k, &v, none, 0.0, true, None, false)
+                    .squeeze_dim(0)
+                    .transpose(0, 1)
+            })
+            .collect();
+        Tensor::cat(&samples, 0).view([batch, seq, heads, d])
+    }
+
+    #[test]
+    fn attention_and_its_gradients_equal_libtorchs() {
+        for (kind, tolerance) in [(Kind::Float, 3e-6), (Kind::BFloat16, 2e-2)] {
+            for lengths in [[150i64, 150].as_slice(), &[1, 64, 85, 65, 7, 78]] {
+                let q = random(&[2, 150, 4, 24], 1).to_kind(kind);
+                let k = random(&[2, 150, 2, 24], 2).to_kind(kind);
+                let v = random(&[2, 150, 2, 24], 3).to_kind(kind);
+                let up = random(&[2, 150, 4, 24], 4);
+                let ours = gradients(&[&q, &k, &v], &up, |t| {
+                    attention(&t[0], &t[1], &t[2], lengths).expect("attention")
+                });
+                // the reference in float32 on the same values: libtorch's bfloat16 kernel rounds scores
+                let wide = [&q, &k, &v].map(|t| t.to_kind(Kind::Float));
+                let theirs =
+                    gradients(&[&wide[0], &wide[1], &wide[2]], &up, |t| reference(t, lengths));
+                let ours: Vec<Tensor> = ours.iter().map(|t| t.to_kind(Kind::Float)).collect();
+                close(&ours, &theirs, tolerance);
+            }
+        }
+    }
+
+    #[test]
+    fn rejects_lengths_that_do_not_make_up_the_batch() {
+        let x = random(&[1, 10, 2, 8], 1);
+        let error = attention(&x, &x, &x, &[4, 5]).expect_err("9 of 10").to_string();
+        assert!(error.contains("expected samples of 10 positions"), "{error}");
+    }
+}
