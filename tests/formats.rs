@@ -261,6 +261,38 @@ fn quantize_gives_what_export_gives() {
     assert!(!out.join("x").exists());
 }
 
+/// Every quantized type moves the distribution equally far in our runner and in llama.cpp: 1e-3 nats and one position of
+/// 48, since both round activations to eight bits, but add in another order.
+#[test]
+fn quantized_types_cost_the_same_in_the_runner_and_in_llama_cpp() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (model, out) = (shared("golden/minimind2"), dir.path().join("out"));
+    let types = FileType::ALL.iter().filter(|ty| ty.is_quantized() && **ty != FileType::MXFP4_MOE);
+    let names: Vec<String> = types.map(FileType::to_string).collect();
+    let asked: Vec<&str> = names.iter().flat_map(|name| ["--gguf", name.as_str()]).collect();
+    let files = export(&model, &out, &asked);
+    let ids = dir.path().join("ids.json");
+    fs_err::write(&ids, json!(ids_of("golden/minimind2")).to_string()).expect("a file");
+    let ggufs = files.values().filter(|path| path.extension().is_some_and(|e| e == "gguf"));
+    let ggufs: Vec<&str> = ggufs.map(|path| text(path)).collect();
+    assert_eq!(ggufs.len(), names.len());
+    let args = [&["verify", text(&model), "--ids", text(&ids)][..], &ggufs].concat();
+    let out = mmx(&[&args[..], &["--json"]].concat()); // two bits may be beyond the limit
+    let report: Value = serde_json::from_slice(&out.stdout).expect("JSON");
+    let mut by_file: BTreeMap<&str, Vec<&Value>> = BTreeMap::new();
+    for row in report["rows"].as_array().expect("rows") {
+        by_file.entry(row["path"].as_str().expect("a path")).or_default().push(row);
+    }
+    for file in ggufs {
+        let [one, two] = by_file[file][..] else { panic!("{file}: two engines") };
+        let number = |row: &Value, key: &str| row[key].as_f64().expect("a number");
+        let apart = |key: &str| (number(one, key) - number(two, key)).abs();
+        println!("{file}: KL {:.2e}, top-1 {}", number(one, "mean_kl"), one["top1_agreement"]);
+        assert!(apart("mean_kl") <= 1e-3, "{file}: KL {} and {}", one["mean_kl"], two["mean_kl"]);
+        assert!(apart("top1_agreement") <= 1.01 / 48.0, "{file}: {one} and {two}");
+    }
+}
+
 /// Every matrix of a layer has an importance, every expert's is of its own, and the quantizer uses it.
 #[test]
 fn an_importance_matrix_covers_every_expert_and_is_used() {
