@@ -8,7 +8,7 @@ use tch::{Device, Kind, TchError, Tensor};
 use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::kernel;
-use crate::model::Model;
+use crate::model::{Model, wide};
 
 /// The learned targets of a batch, on the device.
 #[derive(Debug)]
@@ -117,7 +117,7 @@ const CHUNK: i64 = 512;
 /// libtorch's.
 pub fn cross_entropy(model: &Model, hidden: &Tensor, targets: &Targets) -> Result<Tensor> {
     let rows = targets.select(hidden)?; // [n, hidden]
-    let scale = 1.0 / targets.count as f64;
+    let (scale, wide) = (1.0 / targets.count as f64, wide(rows.kind()));
     let loss = || -> Result<Tensor, TchError> {
         let mut sums = Vec::new();
         let weights = targets.weights.as_ref();
@@ -131,10 +131,10 @@ pub fn cross_entropy(model: &Model, hidden: &Tensor, targets: &Targets) -> Resul
                 return Ok(logits);
             }
             let token = Token::new(logits, &targets.ids, weights, at)?;
-            sums.push(token.entropy()?.f_sum(Kind::Float)?);
+            sums.push(token.entropy()?.f_sum(wide)?);
             token.gradient(scale)
         })?;
-        let value = Tensor::f_stack(&sums, 0)?.f_sum(Kind::Float)?.f_mul_scalar(scale)?;
+        let value = Tensor::f_stack(&sums, 0)?.f_sum(wide)?.f_mul_scalar(scale)?;
         gradients.attach(&value)
     };
     loss().map_err(|e| Error::torch("cross-entropy", &e))
@@ -166,34 +166,33 @@ pub fn distillation(
 ) -> Result<Distillation> {
     let (rows, teacher_rows) = (targets.select(hidden)?, targets.select(teacher_hidden)?);
     let vocab = model.config().vocab_size as i64;
-    let scale = 1.0 / targets.count as f64;
+    let (scale, wide) = (1.0 / targets.count as f64, wide(rows.kind()));
     let loss = || -> Result<Distillation, TchError> {
         let (mut entropies, mut divergences) = (Vec::new(), Vec::new());
         let weights = targets.weights.as_ref();
         let teacher_head = teacher.head_weight().detach().f_to_kind(teacher_rows.kind())?;
         let gradients = through_head(model.head_weight(), &rows, &mut |at, logits| {
-            let logits = logits.f_to_kind(Kind::Float)?;
-            let softer = logits.f_div_scalar(temperature)?.f_log_softmax(-1, Kind::Float)?;
+            let logits = logits.f_to_kind(wide)?;
+            let softer = logits.f_div_scalar(temperature)?.f_log_softmax(-1, wide)?;
             let of_teacher = teacher_rows
                 .f_narrow(0, at.start, at.length)?
                 .f_mm(&teacher_head.f_transpose(0, 1)?)?
                 .f_narrow(1, 0, vocab)?
-                .f_to_kind(Kind::Float)?
+                .f_to_kind(wide)?
                 .f_div_scalar(temperature)?
-                .f_log_softmax(-1, Kind::Float)?; // [length, vocab]
+                .f_log_softmax(-1, wide)?; // [length, vocab]
             let wanted = of_teacher.f_exp()?;
             let divergence = of_teacher.f_sub(&softer)?.f_mul(&wanted)?;
-            divergences.push(divergence.f_sum(Kind::Float)?);
+            divergences.push(divergence.f_sum(wide)?);
             let token = Token::new(logits, &targets.ids, weights, at)?;
-            entropies.push(token.entropy()?.f_sum(Kind::Float)?);
+            entropies.push(token.entropy()?.f_sum(wide)?);
             // d(T^2 KL)/d(logits) = T * (student - teacher), both at temperature T
             let soft = softer.f_exp()?.f_sub(&wanted)?;
             let soft = soft.f_mul_scalar((1.0 - alpha) * temperature * scale)?;
             token.gradient(alpha * scale)?.f_add(&soft)
         })?;
-        let total = |parts: &[Tensor], scale| {
-            Tensor::f_stack(parts, 0)?.f_sum(Kind::Float)?.f_mul_scalar(scale)
-        };
+        let total =
+            |parts: &[Tensor], scale| Tensor::f_stack(parts, 0)?.f_sum(wide)?.f_mul_scalar(scale);
         let ce = total(&entropies, scale)?;
         let kl = total(&divergences, temperature * temperature * scale)?;
         let mixed = ce.f_mul_scalar(alpha)?.f_add(&kl.f_mul_scalar(1.0 - alpha)?)?;
@@ -284,7 +283,7 @@ impl Token {
         at: Chunk,
     ) -> Result<Self, TchError> {
         let cut = |t: &Tensor| at.cut(t)?.f_unsqueeze(1);
-        let logits = logits.f_to_kind(Kind::Float)?;
+        let logits = logits.f_to_kind(wide(logits.kind()))?;
         let normalizer = logits.f_logsumexp([1i64].as_slice(), true)?;
         Ok(Self { logits, normalizer, ids: cut(ids)?, weights: weights.map(cut).transpose()? })
     }
@@ -302,7 +301,8 @@ impl Token {
     /// logits become it.
     fn gradient(mut self, scale: f64) -> Result<Tensor, TchError> {
         let mut gradient = self.logits.f_sub_(&self.normalizer)?.f_exp_()?;
-        let minus_one = Tensor::f_full(self.ids.size(), -1.0, (Kind::Float, gradient.device()))?;
+        let minus_one =
+            Tensor::f_full(self.ids.size(), -1.0, (gradient.kind(), gradient.device()))?;
         gradient = gradient.f_scatter_add_(1, &self.ids, &minus_one)?;
         match &self.weights {
             Some(weights) => gradient.f_mul_(&weights.f_mul_scalar(scale)?),
@@ -325,9 +325,10 @@ impl Gradients<'_> {
     /// The value with these as its gradient: autograd gets them through a scalar that is zero.
     fn attach(&self, value: &Tensor) -> Result<Tensor, TchError> {
         let Some(of_rows) = &self.of_rows else { return Ok(value.shallow_clone()) };
-        let mut through = self.rows.f_mul(of_rows)?.f_sum(Kind::Float)?;
+        let wide = wide(self.rows.kind());
+        let mut through = self.rows.f_mul(of_rows)?.f_sum(wide)?;
         if let Some(of_head) = &self.of_head {
-            through = through.f_add(&self.head.f_mul(of_head)?.f_sum(Kind::Float)?)?;
+            through = through.f_add(&self.head.f_mul(of_head)?.f_sum(wide)?)?;
         }
         through.f_sub(&through.detach())?.f_add(value)
     }

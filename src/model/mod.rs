@@ -1,8 +1,8 @@
 //! The four families in tch: ids `[batch, seq]` to logits `[batch, seq, vocab]` and the balancing loss.
 //!
 //! In: a [`Config`] and named weights (a [`TensorView`] per row of [`weights`]), or a seed for initial
-//! values. Variables are named as MiniMind names them and kept in float32 whatever the compute type:
-//! they are the master weights the optimizer changes. With bfloat16 each use casts the weight, linear
+//! values. Variables are named as MiniMind names them and kept in float32 whatever the compute type (float64 where
+//! that is it, which tests use): they are the master weights the optimizer changes. With bfloat16 each use casts the weight, linear
 //! layers and attention run in bfloat16, and the residual stream, RMSNorm, router and loss in float32
 //! (what the reference's autocast does, except that it rounds the router too).
 //! CPU and CUDA run the same code.
@@ -113,7 +113,7 @@ impl Norm {
         if kernel::takes(&[x, &self.weight]) {
             return kernel::norm(x, &self.weight, self.eps, compute);
         }
-        x.f_to_kind(Kind::Float)?
+        x.f_to_kind(wide(compute))?
             .f_rms_norm(self.weight.size(), Some(&self.weight), self.eps)?
             .f_to_kind(compute)
     }
@@ -189,11 +189,10 @@ impl Model {
     /// libtorch's, when the device cannot hold the model.
     pub fn random(config: &Config, seed: u64, device: Device, compute: Kind) -> Result<Self> {
         let rows = weights(config);
-        let values = init::initial_values(&rows, seed);
-        let variables = rows
-            .iter()
-            .zip(values)
-            .map(|(row, values)| variable(row, Dtype::F32, bytemuck::cast_slice(&values), device));
+        let (values, kept) = (init::initial_values(&rows, seed), wide(compute));
+        let variables = rows.iter().zip(values).map(|(row, values)| {
+            variable(row, Dtype::F32, bytemuck::cast_slice(&values), device, kept)
+        });
         let variables = variables.collect::<Result<Vec<_>>>()?;
         Self::assemble(config.clone(), variables, device, compute)
     }
@@ -252,7 +251,9 @@ impl Model {
         if !report.is_empty() {
             return Err(mmx_converters::Error::Tensors { path: path.to_owned(), report }.into());
         }
-        let variables = found.into_iter().map(|(row, v)| variable(row, v.dtype, v.data, device));
+        let kept = wide(compute);
+        let variables =
+            found.into_iter().map(|(row, v)| variable(row, v.dtype, v.data, device, kept));
         let variables = variables.collect::<Result<Vec<_>>>()?;
         Self::assemble(config.clone(), variables, device, compute)
     }
@@ -269,7 +270,7 @@ impl Model {
     ) -> Result<Self> {
         let variables = model.weights().iter().map(|row| {
             let (dtype, bytes) = model.weight(row)?;
-            variable(row, dtype, &bytes, device)
+            variable(row, dtype, &bytes, device, wide(compute))
         });
         let variables = variables.collect::<Result<Vec<_>>>()?;
         Self::assemble(model.config.clone(), variables, device, compute)
@@ -418,7 +419,8 @@ impl Model {
     /// # Errors
     /// libtorch's.
     pub fn head(&self, hidden: &Tensor) -> Result<Tensor> {
-        let project = || -> Torch<Tensor> { linear(hidden, &self.head)?.f_to_kind(Kind::Float) };
+        let project =
+            || -> Torch<Tensor> { linear(hidden, &self.head)?.f_to_kind(wide(hidden.kind())) };
         project().map_err(|e| Error::torch("output head", &e))
     }
 
@@ -504,8 +506,19 @@ fn parts(packed: &[Vec<usize>], seq: usize) -> Vec<i64> {
     parts
 }
 
-/// A float32 leaf on `device` from little-endian bytes of `dtype` in the row's shape.
-fn variable(row: &Weight, dtype: Dtype, data: &[u8], device: Device) -> Result<Variable> {
+/// What is kept and computed in float32 beside a compute type: that, or float64 beside float64.
+pub(crate) fn wide(compute: Kind) -> Kind {
+    if compute == Kind::Double { Kind::Double } else { Kind::Float }
+}
+
+/// A leaf of type `kept` on `device` from little-endian bytes of `dtype` in the row's shape.
+fn variable(
+    row: &Weight,
+    dtype: Dtype,
+    data: &[u8],
+    device: Device,
+    kept: Kind,
+) -> Result<Variable> {
     let kind = match dtype {
         Dtype::F16 => Kind::Half,
         Dtype::Bf16 => Kind::BFloat16,
@@ -515,7 +528,7 @@ fn variable(row: &Weight, dtype: Dtype, data: &[u8], device: Device) -> Result<V
     let shape: Vec<i64> = row.shape.iter().map(|&n| n as i64).collect();
     let build = || -> Torch<Tensor> {
         let tensor = Tensor::f_from_data_size(data, &shape, kind)?;
-        let tensor = tensor.f_to_kind(Kind::Float)?.f_to_device(device)?;
+        let tensor = tensor.f_to_kind(kept)?.f_to_device(device)?;
         Ok(tensor.set_requires_grad(true))
     };
     let tensor = build().map_err(|e| Error::torch(format!("loading {}", row.name), &e))?;

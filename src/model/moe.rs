@@ -4,7 +4,7 @@
 //! rows only, and the results are put back: work grows with the experts chosen, not with those there are.
 
 use mmx_converters::arch::{AuxLoss, Family, Moe};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::ffn::Dense;
 use super::{Parts, Torch};
@@ -44,17 +44,16 @@ impl Mixture {
     /// `[batch, seq, hidden]` to the same; in training also the balancing loss.
     pub(super) fn forward(&self, x: &Tensor, train: bool) -> Torch<(Tensor, Option<Tensor>)> {
         let (batch, seq, hidden) = x.size3()?;
+        let wide = super::wide(x.kind());
         let tokens = x.f_reshape([batch * seq, hidden])?;
         // [tokens, hidden] -> [tokens, experts]; float32 also when the rest is bfloat16: a router's
         // ties are decided by its last bits
-        let scores = tokens
-            .f_to_kind(Kind::Float)?
-            .f_linear(&self.router, None::<Tensor>)?
-            .f_softmax(-1, Kind::Float)?;
+        let scores =
+            tokens.f_to_kind(wide)?.f_linear(&self.router, None::<Tensor>)?.f_softmax(-1, wide)?;
         // [tokens, experts] -> [tokens, k] twice
         let (mut weights, chosen) = scores.f_topk(self.top_k, -1, true, true)?;
         if self.normalize {
-            let sum = weights.f_sum_dim_intlist(-1, true, Kind::Float)?.f_add_scalar(1e-20)?;
+            let sum = weights.f_sum_dim_intlist(-1, true, wide)?.f_add_scalar(1e-20)?;
             weights = weights.f_div(&sum)?;
         }
         let mut out = self.routed(&tokens, &weights, &chosen)?;
@@ -92,7 +91,7 @@ impl Mixture {
         let outputs = Tensor::f_cat(&outputs, 0)?
             .f_index_select(0, &back)?
             .f_view([count, self.top_k, hidden])?;
-        outputs.f_mul(&weights.f_unsqueeze(-1)?)?.f_sum_dim_intlist(1, false, Kind::Float)
+        outputs.f_mul(&weights.f_unsqueeze(-1)?)?.f_sum_dim_intlist(1, false, weights.kind())
     }
 
     /// The balancing loss of MODEL_AND_STAGES section 1, a float32 scalar.
@@ -103,12 +102,12 @@ impl Mixture {
         // how often each expert was chosen, `[groups, experts]`
         let counts = |groups: i64| -> Torch<Tensor> {
             let chosen = chosen.f_view([groups, -1])?;
-            let ones = chosen.f_ones_like()?.f_to_kind(Kind::Float)?;
-            Tensor::f_zeros([groups, experts], (Kind::Float, scores.device()))?
+            let ones = chosen.f_ones_like()?.f_to_kind(scores.kind())?;
+            Tensor::f_zeros([groups, experts], (scores.kind(), scores.device()))?
                 .f_scatter_add(1, &chosen, &ones)
         };
         let mean_scores =
-            |groups: i64| scores.f_view([groups, -1, experts])?.f_mean_dim(1, false, Kind::Float);
+            |groups: i64| scores.f_view([groups, -1, experts])?.f_mean_dim(1, false, scores.kind());
         let (groups, coefficient) = match self.aux_loss {
             // f_e = times chosen / (tokens * k / experts), per sequence
             AuxLoss::PerSequence { alpha } => {
@@ -125,7 +124,7 @@ impl Mixture {
         };
         counts(groups)?
             .f_mul(&mean_scores(groups)?)?
-            .f_sum(Kind::Float)?
+            .f_sum(scores.kind())?
             .f_mul_scalar(coefficient / groups as f64)
     }
 }

@@ -4,7 +4,7 @@
 //! Source: Rafailov et al. 2023, eq. 7; log-probabilities summed over the answer as there (2026) or
 //! averaged over its tokens (2025 reference).
 
-use tch::{Kind as Type, TchError, Tensor};
+use tch::{TchError, Tensor};
 
 use super::{Defaults, Loss, Part, Setup, Stage, inputs};
 use crate::config::{DpoOptions, Logps};
@@ -76,8 +76,12 @@ impl Stage for Dpo {
         let margin = std::cell::RefCell::new(None);
         let dpo = loss::of_log_probabilities(model, &policy.hidden, &targets, &|logps| {
             let margins = margins(logps)?;
-            margin.replace(Some(margins.detach().f_mean(Type::Float)?));
-            margins.f_mul_scalar(ready.options.beta)?.f_log_sigmoid()?.f_mean(Type::Float)?.f_neg()
+            margin.replace(Some(margins.detach().f_mean(margins.kind())?));
+            margins
+                .f_mul_scalar(ready.options.beta)?
+                .f_log_sigmoid()?
+                .f_mean(margins.kind())?
+                .f_neg()
         })?;
         let mut parts = vec![("dpo", Part::Scalar(dpo.shallow_clone()))];
         let total = match policy.aux {
@@ -128,7 +132,7 @@ impl Answers {
 
     /// Log-probabilities of targets `[n]` to those of answers `[2 * pairs]`.
     fn gather(&self, logps: &Tensor) -> Result<Tensor, TchError> {
-        let zeros = Tensor::f_zeros([self.rows], (Type::Float, logps.device()))?;
+        let zeros = Tensor::f_zeros([self.rows], (logps.kind(), logps.device()))?;
         let sums = zeros.f_index_add(0, &self.of_target, logps)?;
         match &self.lengths {
             Some(lengths) => sums.f_div(lengths),

@@ -5,6 +5,8 @@
 
 mod distill;
 mod dpo;
+#[cfg(test)]
+mod gradients;
 mod lora;
 mod pretrain;
 mod reason;
