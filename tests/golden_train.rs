@@ -171,7 +171,6 @@ fn a_run_without_an_optimizer_step_is_refused() {
 #[test]
 fn packed_rows_have_the_loss_and_gradient_of_separate_ones() {
     use mmx::data::{Batch, Dataset, SampleOptions};
-    use mmx::model::host_gradients;
     use mmx::train::batches::{Batches, Ordered, Packed};
     use mmx_converters::tokenizer::Tokenizer;
 
@@ -193,18 +192,69 @@ fn packed_rows_have_the_loss_and_gradient_of_separate_ones() {
         assert_eq!(shared_rows.lines.len(), data.len(), "each sample once");
         assert_eq!(shared_rows.trained_tokens(), all.trained_tokens());
 
-        let run = |batch: &Batch| {
-            let model = model(&format!("{folder}/{kind}"));
-            let loss = stage.loss(&model, batch).expect("a loss").total.expect("learned tokens");
-            (loss.double_value(&[]), host_gradients(&model, &loss).expect("gradients"))
-        };
-        let ((separate, gradients), (together, packed_gradients)) = (run(&all), run(&shared_rows));
-        assert!((together / separate - 1.0).abs() < 1e-5, "{folder}: {separate} {together}");
-        for (a, b) in gradients.iter().zip(&packed_gradients) {
-            let size = a.values.iter().map(|v| v * v).sum::<f32>().sqrt();
-            let off =
-                a.values.iter().zip(&b.values).map(|(x, y)| (x - y).powi(2)).sum::<f32>().sqrt();
-            assert!(off <= 1e-5 * size, "{folder}: {}: {off:e} of {size:e}", a.name);
-        }
+        assert_same_loss(&format!("{folder}/{kind}"), stage.as_ref(), &all, &shared_rows);
+    }
+}
+
+/// The same for mixtures of experts, whose balancing losses count samples, not rows and their padding: six samples of
+/// ten tokens, in rows of their own and two to a row of 23.
+#[test]
+fn packed_rows_have_the_balancing_loss_of_separate_ones() {
+    use mmx::data::Batch;
+
+    let token = |sample: usize, i: usize| 3 + (sample * 131 + i * i * 17 + i) as i64 % 200;
+    let id = |row: usize, at: usize| match at {
+        0..20 => token(row * 2 + at / 10, at % 10),
+        _ => 0,
+    };
+    let separate = Batch {
+        x: (0..60).map(|i| token(i / 10, i % 10)).collect(),
+        y: (0..60).map(|i| token(i / 10, i % 10 + 1)).collect(),
+        mask: vec![1.0; 60],
+        batch: 6,
+        seq: 10,
+        ..Batch::default()
+    };
+    let next = |row: usize, at: usize| match at {
+        0..20 => token(row * 2 + at / 10, at % 10 + 1),
+        _ => 0,
+    };
+    let places = || (0..3).flat_map(|row| (0..23).map(move |at| (row, at)));
+    let packed = Batch {
+        x: places().map(|(row, at)| id(row, at)).collect(),
+        y: places().map(|(row, at)| next(row, at)).collect(),
+        mask: places().map(|(_, at)| if at < 20 { 1.0 } else { 0.0 }).collect(),
+        batch: 3,
+        seq: 23,
+        packed: vec![vec![10, 10]; 3],
+        ..Batch::default()
+    };
+    let stage = stage::by_name("pretrain").expect("a stage");
+    for name in
+        ["golden/minimind2-moe", "golden-2026/minimind3-moe", "golden-2026/minimind3-moe-top2"]
+    {
+        assert_same_loss(name, stage.as_ref(), &separate, &packed);
+    }
+}
+
+/// Loss and gradients of two batches, to 1e-5.
+fn assert_same_loss(
+    name: &str,
+    stage: &dyn stage::Stage,
+    separate: &mmx::data::Batch,
+    packed: &mmx::data::Batch,
+) {
+    let run = |batch: &mmx::data::Batch| {
+        let model = model(name);
+        let loss = stage.loss(&model, batch).expect("a loss").total.expect("learned tokens");
+        let gradients = mmx::model::host_gradients(&model, &loss).expect("gradients");
+        (loss.double_value(&[]), gradients)
+    };
+    let ((separate, gradients), (together, packed_gradients)) = (run(separate), run(packed));
+    assert!((together / separate - 1.0).abs() < 1e-5, "{name}: {separate} {together}");
+    for (a, b) in gradients.iter().zip(&packed_gradients) {
+        let size = a.values.iter().map(|v| v * v).sum::<f32>().sqrt();
+        let off = a.values.iter().zip(&b.values).map(|(x, y)| (x - y).powi(2)).sum::<f32>().sqrt();
+        assert!(off <= 1e-5 * size, "{name}: {}: {off:e} of {size:e}", a.name);
     }
 }

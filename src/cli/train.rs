@@ -430,8 +430,7 @@ impl Request {
             }
         }
         config.dtype = match knobs.dtype.as_deref() {
-            None | Some("auto") if device.is_cuda() => "bf16".into(),
-            None | Some("auto") => "f32".into(),
+            None | Some("auto") => device::best_dtype(device)?.into(),
             Some(other) => other.to_owned(),
         };
         if knobs.save_every == Some(0) {

@@ -23,7 +23,7 @@ pub(crate) use rotate::rotate;
 
 use std::sync::LazyLock;
 
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 /// Whether the kernels can take these tensors.
 pub(crate) fn takes(tensors: &[&Tensor]) -> bool {
@@ -36,6 +36,32 @@ pub(crate) fn takes(tensors: &[&Tensor]) -> bool {
 /// depends on the CPU alone, so a resumed run computes as it began.
 pub(crate) fn takes_products(tensors: &[&Tensor]) -> bool {
     takes(tensors) && (tensors.iter().all(|t| t.kind() == Kind::Float) || !*FAST_BF16)
+}
+
+/// Whether bfloat16 is worth its rounding on this CPU: its products are measured beside float32's where the CPU has
+/// fast ones, and must take two thirds of the time at most.
+///
+/// # Errors
+/// libtorch's: no memory for a few megabytes.
+pub(crate) fn bf16_pays() -> Result<bool, TchError> {
+    if !*FAST_BF16 {
+        return Ok(false);
+    }
+    let float = |size: [i64; 2]| Tensor::f_randn(size, (Kind::Float, Device::Cpu));
+    let (x, weight) = (float([1024, 512])?, float([1408, 512])?);
+    let (x_bf16, weight_bf16) = (x.f_to_kind(Kind::BFloat16)?, weight.f_to_kind(Kind::BFloat16)?);
+    let best = |product: &dyn Fn() -> Result<Tensor, TchError>| {
+        let mut best = f64::INFINITY;
+        for _ in 0..5 {
+            let begun = std::time::Instant::now();
+            let _ = product()?;
+            best = begun.elapsed().as_secs_f64().min(best);
+        }
+        Ok::<f64, TchError>(best)
+    };
+    let in_float = best(&|| linear(&x, &weight))?;
+    let in_bf16 = best(&|| x_bf16.f_linear(&weight_bf16, None::<Tensor>))?;
+    Ok(in_bf16 < in_float * 2.0 / 3.0)
 }
 
 /// Intel's AVX-512 BF16 does as many operations per cycle as float32 and needs its operands interleaved:

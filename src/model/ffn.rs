@@ -3,7 +3,7 @@
 use tch::Tensor;
 
 use super::moe::Mixture;
-use super::{Linear, Parts, Torch};
+use super::{Linear, Parts, SharedRows, Torch};
 use crate::error::Result;
 use crate::kernel;
 
@@ -16,10 +16,15 @@ pub(super) enum FeedForward {
 
 impl FeedForward {
     /// `[batch, seq, hidden]` to the same; in training also a mixture's balancing loss.
-    pub(super) fn forward(&self, x: &Tensor, train: bool) -> Torch<(Tensor, Option<Tensor>)> {
+    pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        train: bool,
+        shared: Option<&SharedRows>,
+    ) -> Torch<(Tensor, Option<Tensor>)> {
         match self {
             Self::Dense(dense) => Ok((dense.forward(x)?, None)),
-            Self::Mixture(mixture) => mixture.forward(x, train),
+            Self::Mixture(mixture) => mixture.forward(x, train, shared),
         }
     }
 }

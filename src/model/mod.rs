@@ -368,7 +368,7 @@ impl Model {
 
     /// The same where samples share rows: `packed[row]` are the positions of each sample in it, in order;
     /// what they leave of a row is padding. No position sees another sample, and each sample's rotary
-    /// positions begin at 0. Of the balancing losses, the one per sequence is per row then.
+    /// positions begin at 0. The balancing losses are those of the samples, without the padding.
     ///
     /// # Errors
     /// libtorch's, as [`Model::hidden`]; samples that do not fit their row.
@@ -383,13 +383,13 @@ impl Model {
 
     fn forward_hidden(&self, ids: &Tensor, packed: &[Vec<usize>], train: bool) -> Torch<Hidden> {
         let (batch, seq) = ids.size2()?;
-        let (rope, parts) = if packed.is_empty() {
+        let (rope, shared) = if packed.is_empty() {
             (self.rope.tables(seq)?, None)
         } else {
-            let parts = parts(packed, seq as usize);
-            let positions: Vec<i64> = parts.iter().flat_map(|&length| 0..length).collect();
+            let shared = SharedRows::new(packed, seq as usize);
+            let positions: Vec<i64> = shared.lengths.iter().flat_map(|&length| 0..length).collect();
             let positions = Tensor::f_from_slice(&positions)?.f_view([batch, seq])?;
-            (self.rope.tables_at(&positions.f_to_device(self.device)?, seq)?, Some(parts))
+            (self.rope.tables_at(&positions.f_to_device(self.device)?, seq)?, Some(shared))
         };
         // [batch, seq] -> [batch, seq, hidden], float32: the residual stream
         let mut x = Tensor::f_embedding(&self.embedding, ids, -1, false, false)?;
@@ -401,9 +401,10 @@ impl Model {
         };
         let mut aux: Option<Tensor> = None;
         for (layer, next_norm) in self.layers.iter().zip(&mut norms) {
-            let mixed = layer.attention.forward(&normed, &rope, parts.as_deref())?;
+            let parts = shared.as_ref().map(|shared| shared.lengths.as_slice());
+            let mixed = layer.attention.forward(&normed, &rope, parts)?;
             (x, normed) = layer.post_attention_norm.add(&x, &mixed, self.compute)?;
-            let (out, layer_aux) = layer.feed_forward.forward(&normed, train)?;
+            let (out, layer_aux) = layer.feed_forward.forward(&normed, train, shared.as_ref())?;
             (x, normed) = next_norm.add(&x, &out, self.compute)?;
             aux = match (aux, layer_aux) {
                 (Some(sum), Some(more)) => Some(sum.f_add(&more)?),
@@ -495,15 +496,27 @@ fn layers(config: &Config, parts: &Parts<'_>) -> Result<Vec<Layer>> {
     (0..config.num_hidden_layers).map(layer).collect()
 }
 
-/// Lengths of samples and of the padding after them, row after row.
-fn parts(packed: &[Vec<usize>], seq: usize) -> Vec<i64> {
-    let mut parts = Vec::new();
-    for row in packed {
-        parts.extend(row.iter().filter(|&&n| n > 0).map(|&n| n as i64));
-        let rest = seq.saturating_sub(row.iter().sum());
-        parts.extend((rest > 0).then_some(rest as i64));
+/// Samples that share rows: all `batch * seq` positions, row after row.
+struct SharedRows {
+    /// Of the samples, and of the padding after them in each row.
+    lengths: Vec<i64>,
+    /// Which of these are padding.
+    padding: Vec<bool>,
+}
+
+impl SharedRows {
+    fn new(packed: &[Vec<usize>], seq: usize) -> Self {
+        let mut shared = Self { lengths: Vec::new(), padding: Vec::new() };
+        for row in packed {
+            let rest = seq.saturating_sub(row.iter().sum());
+            let samples = row.iter().map(|&n| (n, false)).chain([(rest, true)]);
+            for (length, padding) in samples.filter(|&(length, _)| length > 0) {
+                shared.lengths.push(length as i64);
+                shared.padding.push(padding);
+            }
+        }
+        shared
     }
-    parts
 }
 
 /// What is kept and computed in float32 beside a compute type: that, or float64 beside float64.

@@ -7,7 +7,7 @@ use mmx_converters::arch::{AuxLoss, Family, Moe};
 use tch::Tensor;
 
 use super::ffn::Dense;
-use super::{Parts, Torch};
+use super::{Parts, SharedRows, Torch};
 use crate::error::Result;
 
 /// One layer's mixture.
@@ -42,7 +42,12 @@ impl Mixture {
     }
 
     /// `[batch, seq, hidden]` to the same; in training also the balancing loss.
-    pub(super) fn forward(&self, x: &Tensor, train: bool) -> Torch<(Tensor, Option<Tensor>)> {
+    pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        train: bool,
+        shared: Option<&SharedRows>,
+    ) -> Torch<(Tensor, Option<Tensor>)> {
         let (batch, seq, hidden) = x.size3()?;
         let wide = super::wide(x.kind());
         let tokens = x.f_reshape([batch * seq, hidden])?;
@@ -60,7 +65,11 @@ impl Mixture {
         for shared in &self.shared {
             out = out.f_add(&shared.forward(&tokens)?)?;
         }
-        let aux = if train { Some(self.aux(&scores, &chosen, batch, seq)?) } else { None };
+        let aux = match (train, shared) {
+            (false, _) => None,
+            (true, None) => Some(self.aux(&scores, &chosen, batch, seq)?),
+            (true, Some(shared)) => Some(self.aux_of_samples(&scores, &chosen, shared)?),
+        };
         Ok((out.f_view([batch, seq, hidden])?, aux))
     }
 
@@ -126,5 +135,61 @@ impl Mixture {
             .f_mul(&mean_scores(groups)?)?
             .f_sum(scores.kind())?
             .f_mul_scalar(coefficient / groups as f64)
+    }
+
+    /// The same where samples share rows: each is a sequence, and padding is none.
+    fn aux_of_samples(
+        &self,
+        scores: &Tensor,
+        chosen: &Tensor,
+        shared: &SharedRows,
+    ) -> Torch<Tensor> {
+        let (experts, kind) = (self.experts.len() as i64, scores.kind());
+        let per_sequence = matches!(self.aux_loss, AuxLoss::PerSequence { .. });
+        // group of each token: its sample, or one for all; padding goes to a last one, which is dropped
+        let samples = shared.padding.iter().filter(|padding| !**padding).count() as i64;
+        let groups = if per_sequence { samples } else { samples.min(1) };
+        let mut tokens = vec![0.0f64; groups as usize];
+        let mut of_token = Vec::new();
+        let mut sample = 0;
+        for (&length, &padding) in shared.lengths.iter().zip(&shared.padding) {
+            let group = match (padding, per_sequence) {
+                (true, _) => groups,
+                (false, true) => sample,
+                (false, false) => 0,
+            };
+            sample += i64::from(!padding);
+            if let Some(tokens) = tokens.get_mut(group as usize) {
+                *tokens += length as f64;
+            }
+            of_token.extend(std::iter::repeat_n(group, length as usize));
+        }
+        let of_token = Tensor::f_from_slice(&of_token)?.f_to_device(scores.device())?;
+        let tokens = Tensor::f_from_slice(&tokens)?
+            .f_to_kind(kind)?
+            .f_to_device(scores.device())?
+            .f_unsqueeze(1)?; // [groups, 1]
+        let cell = of_token.f_unsqueeze(1)?.f_mul_scalar(experts)?.f_add(chosen)?; // [tokens, k]
+        let counts = cell
+            .f_reshape([-1])?
+            .f_bincount(None::<Tensor>, (groups + 1) * experts)?
+            .f_view([groups + 1, experts])?
+            .f_narrow(0, 0, groups)?
+            .f_to_kind(kind)?;
+        let sums = Tensor::f_zeros([groups + 1, experts], (kind, scores.device()))?
+            .f_index_add(0, &of_token, scores)?
+            .f_narrow(0, 0, groups)?;
+        // f_e or load_e, and mean scores: as in `aux`
+        let coefficient = match self.aux_loss {
+            AuxLoss::PerSequence { alpha } | AuxLoss::PerBatch { alpha } => {
+                alpha * experts as f64 / self.top_k as f64
+            }
+            AuxLoss::Switch { coefficient } => coefficient * experts as f64,
+        };
+        counts
+            .f_mul(&sums)?
+            .f_div(&tokens.f_square()?)?
+            .f_sum(kind)?
+            .f_mul_scalar(coefficient / groups.max(1) as f64)
     }
 }
