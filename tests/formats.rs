@@ -287,7 +287,7 @@ fn quantized_types_cost_the_same_in_the_runner_and_in_llama_cpp() {
         let [one, two] = by_file[file][..] else { panic!("{file}: two engines") };
         let number = |row: &Value, key: &str| row[key].as_f64().expect("a number");
         let apart = |key: &str| (number(one, key) - number(two, key)).abs();
-        println!("{file}: KL {:.2e}, top-1 {}", number(one, "mean_kl"), one["top1_agreement"]);
+        eprintln!("{file}: KL {:.2e}, top-1 {}", number(one, "mean_kl"), one["top1_agreement"]);
         assert!(apart("mean_kl") <= 1e-3, "{file}: KL {} and {}", one["mean_kl"], two["mean_kl"]);
         assert!(apart("top1_agreement") <= 1.01 / 48.0, "{file}: {one} and {two}");
     }
