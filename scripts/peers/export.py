@@ -138,6 +138,19 @@ def _():
     return ", ".join(facts)
 
 
+@check("YaRN with experts: mmx, Transformers, llama.cpp and the runner")
+def _():
+    ids = load_file(golden("golden-2026/minimind3/yarn.safetensors"))["input_ids"].numpy().reshape(1, -1)
+    source, out = work("yarn-moe"), work("yarn-moe-out")
+    variant("golden-2026/minimind3-moe-top2", source, inference_rope_scaling=True, max_position_embeddings=32768)
+    paths = export(source, "--tokenizer", golden("golden-2026"), "--hf", "f32", "--gguf", "f32", out=out)
+    expected = mmx_logits(source, ids)
+    facts = [close(expected, transformers_logits(load(os.path.join(out, "hf-f32")), ids), 1e-4, "Transformers")]
+    facts.append(close(expected, gguf_logits(JUDGE, gguf_of(paths), ids.tolist()), 1e-4, "llama.cpp"))
+    facts.append(close(expected, mmx_logits(gguf_of(paths), ids, "ggml"), 1e-4, "runner"))
+    return ", ".join(facts)
+
+
 @check("model cards: front matter as the hub reads it")
 def _():
     from huggingface_hub import ModelCard
