@@ -31,6 +31,12 @@ pub struct LogitsArgs {
     /// The engine; the most faithful one that opens the model unless given
     #[arg(long, value_name = "ENGINE")]
     engine: Option<Kind>,
+    /// Where the engine native computes: auto, cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    device: String,
+    /// What the engine native computes in: f32 or bf16
+    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = ["f32", "bf16"])]
+    dtype: String,
     /// Threads of the CPU engines
     #[arg(long, value_name = "N", default_value_t = 1)]
     threads: usize,
@@ -51,7 +57,18 @@ pub(super) fn run(args: LogitsArgs, as_json: bool) -> Result<()> {
     }
     let form = Form::open(&args.model)?;
     let kind = args.engine.unwrap_or(form.engines()[0]);
-    let mut engine = engine::open(kind, &form, args.threads)?;
+    let plain = args.device == "cpu" && args.dtype == "f32";
+    let mut engine = match (kind, plain) {
+        (_, true) => engine::open(kind, &form, args.threads)?,
+        (Kind::Native, false) => {
+            engine::open_native(&form, args.threads, &args.device, args.dtype == "bf16")?
+        }
+        _ => {
+            return Err(Error::usage(
+                "--device and --dtype: expected the engine native beside them",
+            ));
+        }
+    };
     if let Some(id) = ids.rows.iter().flatten().find(|&&id| id as usize >= engine.vocab()) {
         return Err(Error::failed(format!(
             "{}: expected ids below {} (the vocabulary of {}), found {id}",

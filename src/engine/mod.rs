@@ -70,7 +70,7 @@ pub fn open(kind: Kind, form: &Form, threads: usize) -> Result<Box<dyn Engine>> 
     }
     match kind {
         #[cfg(feature = "train")]
-        Kind::Native => Ok(Box::new(native::Native::open(form, threads)?)),
+        Kind::Native => Ok(Box::new(native::Native::open(form, threads, "cpu", false)?)),
         #[cfg(not(feature = "train"))]
         Kind::Native => {
             Err(Error::usage("the engine native is not part of this build (feature train)"))
@@ -78,6 +78,25 @@ pub fn open(kind: Kind, form: &Form, threads: usize) -> Result<Box<dyn Engine>> 
         Kind::Ggml => Ok(Box::new(ggml::Ggml::open(form, threads)?)),
         Kind::LlamaCpp => Ok(Box::new(llama_cpp::LlamaCpp::open(form, threads)?)),
     }
+}
+
+/// Opens a form in tch on a device (`auto`, `cpu`, `cuda`, `cuda:N`), computing in float32 or bfloat16. [`open`] takes
+/// the CPU and float32, which other engines are compared with.
+///
+/// # Errors
+/// As [`open`]; a device that is not there.
+pub fn open_native(
+    form: &Form,
+    threads: usize,
+    device: &str,
+    bf16: bool,
+) -> Result<Box<dyn Engine>> {
+    #[cfg(feature = "train")]
+    if form.engines().contains(&Kind::Native) {
+        return Ok(Box::new(native::Native::open(form, threads, device, bf16)?));
+    }
+    let _ = (device, bf16);
+    open(Kind::Native, form, threads)
 }
 
 /// Refuses an empty sequence and ids beyond the vocabulary, which some libraries answer with a crash.

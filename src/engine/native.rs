@@ -1,12 +1,12 @@
 //! tch as an engine: the model exactly as it is trained, float32 on the CPU.
 
 use mmx_converters::tokenizer::Tokenizer;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use super::{Engine, check_ids};
 use crate::error::{Error, Result};
 use crate::form::Form;
-use crate::model::Model;
+use crate::model::{Model, device};
 
 pub(super) struct Native {
     model: Model,
@@ -14,9 +14,10 @@ pub(super) struct Native {
 }
 
 impl Native {
-    pub(super) fn open(form: &Form, threads: usize) -> Result<Self> {
+    pub(super) fn open(form: &Form, threads: usize, device: &str, bf16: bool) -> Result<Self> {
         tch::set_num_threads(i32::try_from(threads).unwrap_or(1));
-        let model = Model::from_model(&form.model, Device::Cpu, Kind::Float)?;
+        let compute = if bf16 { Kind::BFloat16 } else { Kind::Float };
+        let model = Model::from_model(&form.model, device::pick(Some(device))?, compute)?;
         Ok(Self { model, tokenizer: form.tokenizer()? })
     }
 }
