@@ -11,7 +11,7 @@
 //! DIR/checkpoint-000123.2/          the same, 2 micro-steps into the accumulation after step 123
 //! ```
 //! A checkpoint is written beside its place, flushed, and renamed: it is there whole or not at all. The
-//! ones before it are removed only then.
+//! ones before it are removed only then. Digests tell a damaged one, whatever happened to the disk.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -30,6 +30,8 @@ use crate::optim::{AdamW, Part};
 use crate::runs;
 use crate::train::{Position, Trainer};
 
+/// Where a checkpoint is while it is written.
+const STAGING: (&str, &str) = (".mmx-checkpoint-", ".part");
 /// The folder beside the model's files.
 const TRAINING: &str = "training";
 /// The version of state.json.
@@ -83,8 +85,8 @@ pub fn save(context: &Context<'_>, trainer: &Trainer<'_>) -> Result<PathBuf> {
     let dir = context.dir;
     fs_err::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
     let staging = tempfile::Builder::new()
-        .prefix(".mmx-checkpoint-")
-        .suffix(".part")
+        .prefix(STAGING.0)
+        .suffix(STAGING.1)
         .tempdir_in(dir)
         .map_err(|e| Error::io(dir, e))?;
     let whole = staging.path().join("checkpoint");
@@ -113,13 +115,15 @@ pub fn save(context: &Context<'_>, trainer: &Trainer<'_>) -> Result<PathBuf> {
 
     let place = dir.join(runs::name(trainer.position().step, trainer.optimizer().accumulated()));
     if place.exists() {
-        // a run that was resumed writes this one again
-        let old = staging.path().join("old");
+        if check(&place).is_ok() {
+            return Ok(place); // a run that was resumed here and went no further
+        }
+        let old = staging.path().join("damaged");
         fs_err::rename(&place, &old).map_err(|e| Error::io(&place, e))?;
     }
     fs_err::rename(&whole, &place).map_err(|e| Error::io(&place, e))?;
     sync(dir)?;
-    prune(dir, context.keep, &place)?;
+    prune(dir, context.keep, &place, staging.path())?;
     Ok(place)
 }
 
@@ -215,19 +219,37 @@ pub fn restore(checkpoint: &Path, state: &State, trainer: &mut Trainer<'_>) -> R
     Ok(())
 }
 
+/// Removes what a killed run left of a checkpoint it was writing. The folder must be the caller's alone
+/// ([`runs::claim`]).
+///
+/// # Errors
+/// The folder cannot be read, or what is in it not removed.
+pub fn sweep(dir: &Path) -> Result<()> {
+    for entry in fs_err::read_dir(dir).map_err(|e| Error::io(dir, e))? {
+        let path = entry.map_err(|e| Error::io(dir, e))?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if name.starts_with(STAGING.0) && name.ends_with(STAGING.1) {
+            fs_err::remove_dir_all(&path).map_err(|e| Error::io(&path, e))?;
+        }
+    }
+    Ok(())
+}
+
 /// The newest whole checkpoint below `dir`, if there is one, and a sentence for each newer one that is
 /// damaged.
 ///
 /// # Errors
-/// `dir` cannot be read, or it holds checkpoints and all are damaged.
+/// `dir` cannot be read; it holds checkpoints and all are damaged; the newest was written by another
+/// version of mmx, or the system refuses to read it: neither is damage, and an older one no answer.
 pub fn newest(dir: &Path) -> Result<(Option<Found>, Vec<String>)> {
     let mut warnings = Vec::new();
     for path in runs::checkpoints(dir)?.into_iter().rev() {
         match check(&path) {
             Ok(state) => return Ok((Some((path, state)), warnings)),
-            Err(error) => {
-                warnings.push(format!("{error}: damaged, the checkpoint before it is used"))
+            Err(Fault::Damaged(what)) => {
+                warnings.push(format!("{what}: damaged, the checkpoint before it is used"));
             }
+            Err(Fault::Other(error)) => return Err(*error),
         }
     }
     match warnings.first() {
@@ -238,24 +260,54 @@ pub fn newest(dir: &Path) -> Result<(Option<Found>, Vec<String>)> {
     }
 }
 
+/// Why a checkpoint cannot be gone on from.
+#[derive(Debug)]
+pub enum Fault {
+    /// A file is missing, cut short or changed: which, expected and found.
+    Damaged(String),
+    /// The checkpoint may be whole: another version's, or the system refused to read it.
+    Other(Box<Error>),
+}
+
+impl Fault {
+    fn io(path: &Path, error: std::io::Error) -> Self {
+        match error.kind() {
+            std::io::ErrorKind::NotFound => {
+                Self::Damaged(format!("{}: expected a file, found none", path.display()))
+            }
+            _ => Self::Other(Box::new(Error::io(path, error))),
+        }
+    }
+}
+
 /// A checkpoint's state, once every file in it has the digest it had.
 ///
 /// # Errors
-/// The file that is missing or differs.
-pub fn check(checkpoint: &Path) -> Result<State> {
-    let path = checkpoint.join(TRAINING).join("state.json");
-    let text = fs_err::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
-    let bad = |what: String| Error::failed(format!("{}: {what}", path.display()));
-    let state: State =
-        serde_json::from_str(&text).map_err(|e| bad(format!("expected a training state: {e}")))?;
-    if state.format != FORMAT {
-        return Err(bad(format!("key format: expected {FORMAT}, found {}", state.format)));
+/// The file that is missing or differs; a state of another version.
+pub fn check(checkpoint: &Path) -> Result<State, Fault> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        format: u32,
+        mmx: String,
     }
+    let path = checkpoint.join(TRAINING).join("state.json");
+    let bytes = fs_err::read(&path).map_err(|e| Fault::io(&path, e))?;
+    let bad = |e: serde_json::Error| {
+        Fault::Damaged(format!("{}: expected a training state: {e}", path.display()))
+    };
+    let Versioned { format, mmx } = serde_json::from_slice(&bytes).map_err(bad)?;
+    if format != FORMAT {
+        return Err(Fault::Other(Box::new(Error::failed_with_hint(
+            format!("{}: key format: expected {FORMAT}, found {format}", path.display()),
+            format!("mmx {mmx} wrote it and goes on with it"),
+        ))));
+    }
+    let state: State = serde_json::from_slice(&bytes).map_err(bad)?;
     for (name, expected) in &state.files {
         let file = checkpoint.join(name);
-        let found = sha256(&file)?;
+        let found = digest_of(&file).map_err(|e| Fault::io(&file, e))?;
         if found != *expected {
-            return Err(Error::failed(format!(
+            return Err(Fault::Damaged(format!(
                 "{}: expected SHA-256 {expected}, found {found}",
                 file.display()
             )));
@@ -264,11 +316,15 @@ pub fn check(checkpoint: &Path) -> Result<State> {
     Ok(state)
 }
 
-fn prune(dir: &Path, keep: usize, newest: &Path) -> Result<()> {
+/// Keeps the last `keep` up to the one just written. Those numbered beyond it are the damaged ones that the
+/// run did not go on from. Each leaves its place in one move, so that none is ever half there.
+fn prune(dir: &Path, keep: usize, written: &Path, staging: &Path) -> Result<()> {
     let all = runs::checkpoints(dir)?;
-    let old = all.len().saturating_sub(keep.max(1));
-    for path in all.into_iter().take(old).filter(|path| path != newest) {
-        fs_err::remove_dir_all(&path).map_err(|e| Error::io(&path, e))?;
+    let end = all.iter().position(|path| path == written).map_or(all.len(), |i| i + 1);
+    let old = end.saturating_sub(keep.max(1));
+    for (i, path) in all[..old].iter().chain(&all[end..]).enumerate() {
+        let gone = staging.join(format!("old-{i}"));
+        fs_err::rename(path, &gone).map_err(|e| Error::io(path, e))?;
     }
     Ok(())
 }
@@ -297,11 +353,15 @@ fn digests(dir: &Path) -> Result<BTreeMap<String, String>> {
 /// # Errors
 /// The file cannot be read.
 pub fn sha256(path: &Path) -> Result<String> {
-    let mut file = fs_err::File::open(path).map_err(|e| Error::io(path, e))?;
+    digest_of(path).map_err(|e| Error::io(path, e))
+}
+
+fn digest_of(path: &Path) -> std::io::Result<String> {
+    let mut file = fs_err::File::open(path)?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     loop {
-        match std::io::Read::read(&mut file, &mut buffer).map_err(|e| Error::io(path, e))? {
+        match std::io::Read::read(&mut file, &mut buffer)? {
             0 => break,
             read => hash.update(&buffer[..read]),
         }

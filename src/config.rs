@@ -133,6 +133,10 @@ impl LoraOptions {
     }
 }
 
+/// What may change when a run is resumed: it decides what a fault ends, not what is computed. (Where and how
+/// often is saved, held-out data, threads and the files' places are not part of the configuration at all.)
+pub const HARMLESS: [&str; 1] = ["skip_non_finite"];
+
 impl TrainConfig {
     /// The reference's values for a stage; mmx's own where the reference has no such knob.
     pub fn new(stage: &dyn Stage, recipe: Recipe) -> Self {
@@ -231,20 +235,25 @@ impl TrainConfig {
         }
     }
 
-    /// The fields that differ, as `name: was X, now Y`.
-    pub fn differences(&self, now: &Self) -> Vec<String> {
+    /// The fields that differ, as `name: was X, now Y`: those that make it another run, and the [`HARMLESS`].
+    pub fn differences(&self, now: &Self) -> (Vec<String>, Vec<String>) {
         let fields = |config: &Self| match serde_json::to_value(config) {
             Ok(serde_json::Value::Object(fields)) => fields,
             _ => serde_json::Map::new(),
         };
         let (was, now) = (fields(self), fields(now));
-        was.iter()
-            .filter(|(name, value)| now.get(*name) != Some(value))
-            .map(|(name, value)| {
-                let now = now.get(name).unwrap_or(&serde_json::Value::Null);
-                format!("{name}: was {value}, now {now}")
-            })
-            .collect()
+        let (mut changes, mut harmless) = (Vec::new(), Vec::new());
+        for (name, value) in &was {
+            let now = now.get(name).unwrap_or(&serde_json::Value::Null);
+            if now != value {
+                let list = match HARMLESS.contains(&name.as_str()) {
+                    true => &mut harmless,
+                    false => &mut changes,
+                };
+                list.push(format!("{name}: was {value}, now {now}"));
+            }
+        }
+        (changes, harmless)
     }
 }
 
@@ -282,11 +291,10 @@ mod tests {
     #[test]
     fn differences_name_what_changed() {
         let was = TrainConfig::new(&Sft, Recipe::R2026);
-        let now = TrainConfig { lr: 0.5, batch_size: 4, ..was.clone() };
-        assert_eq!(
-            was.differences(&now),
-            ["batch_size: was 16, now 4", "lr: was 0.00001, now 0.5"]
-        );
-        assert!(was.differences(&was).is_empty());
+        let now = TrainConfig { lr: 0.5, batch_size: 4, skip_non_finite: true, ..was.clone() };
+        let (changes, harmless) = was.differences(&now);
+        assert_eq!(changes, ["batch_size: was 16, now 4", "lr: was 0.00001, now 0.5"]);
+        assert_eq!(harmless, ["skip_non_finite: was false, now true"]);
+        assert_eq!(was.differences(&was), Default::default());
     }
 }

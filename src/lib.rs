@@ -80,6 +80,7 @@ pub mod model;
 pub mod omp;
 #[cfg(feature = "train")]
 pub mod optim;
+pub mod plot;
 pub mod publish;
 pub mod quantize;
 pub mod quantizing;

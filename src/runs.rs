@@ -3,6 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
+use mmx_converters::{adapter, safetensors};
+
 use crate::error::{Error, Result};
 
 /// What goes before the step in a checkpoint's name.
@@ -55,9 +57,113 @@ pub fn resolve(path: &Path) -> Result<PathBuf> {
     Ok(checkpoints(path)?.pop().unwrap_or_else(|| path.to_owned()))
 }
 
+/// The newest model below a folder of runs: within a run the one of the most steps, among runs and lone model
+/// folders the one written last. Exports and hidden folders are passed over; nothing where there is none.
+pub fn newest(root: &Path) -> Option<PathBuf> {
+    /// Folders below `root` that are looked into: runs/NAME/checkpoints/STEP.
+    const DEPTH: usize = 4;
+    let written = |dir: &Path| {
+        [("config.json", safetensors::FILE_NAME), (adapter::CONFIG_NAME, adapter::WEIGHTS_NAME)]
+            .iter()
+            .filter(|(config, _)| dir.join(config).is_file())
+            .find_map(|(_, weights)| fs_err::metadata(dir.join(weights)).ok()?.modified().ok())
+    };
+    let mut found: Vec<(std::time::SystemTime, PathBuf)> = Vec::new();
+    let mut folders = vec![(root.to_owned(), 0)];
+    while let Some((dir, depth)) = folders.pop() {
+        if let Some(time) = written(&dir) {
+            found.push((time, dir.clone()));
+        }
+        let steps = checkpoints(&dir).unwrap_or_default();
+        if let Some((time, path)) = steps.iter().rev().find_map(|p| Some((written(p)?, p.clone())))
+        {
+            found.push((time, path));
+        }
+        let Ok(entries) = fs_err::read_dir(&dir) else { continue };
+        for path in entries.flatten().map(|entry| entry.path()) {
+            let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+            let passed_over = name == b"export" || name.starts_with(b".") || steps.contains(&path);
+            if depth < DEPTH && !passed_over && path.is_dir() {
+                folders.push((path, depth + 1));
+            }
+        }
+    }
+    found.into_iter().max().map(|(_, path)| path)
+}
+
+/// A run's folder, taken by this process for as long as the value lives.
+#[derive(Debug)]
+pub struct Claim(#[expect(dead_code, reason = "holds the lock")] Option<fs_err::File>);
+
+/// Takes a run's folder, so that no second training writes into it. The system lets go of it when the process
+/// ends, however it ends. Where folders cannot be locked (not on Unix, some network disks) nothing is taken.
+///
+/// # Errors
+/// Another process has it; the folder cannot be opened.
+pub fn claim(dir: &Path) -> Result<Claim> {
+    #[cfg(unix)]
+    {
+        let folder = fs_err::File::open(dir).map_err(|e| Error::io(dir, e))?;
+        match folder.file().try_lock() {
+            Ok(()) => Ok(Claim(Some(folder))),
+            Err(std::fs::TryLockError::WouldBlock) => Err(Error::failed_with_hint(
+                format!("{}: another training is writing here", dir.display()),
+                "wait for its end, or give another --out",
+            )),
+            Err(std::fs::TryLockError::Error(_)) => Ok(Claim(None)),
+        }
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = dir;
+        Ok(Claim(None))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_newest_model_has_the_most_steps_of_the_run_written_last() {
+        let dir = tempfile::tempdir().expect("a folder");
+        assert_eq!(newest(dir.path()), None);
+        let seconds = std::cell::Cell::new(1000);
+        let model = |name: &str, config: &str, weights: &str| {
+            let path = dir.path().join(name);
+            fs_err::create_dir_all(&path).expect("a folder");
+            fs_err::write(path.join(config), "{}").expect("a file");
+            let weights = path.join(weights);
+            fs_err::write(&weights, "").expect("a file");
+            seconds.set(seconds.get() + 1000); // each is written after the one before
+            let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds.get());
+            let file = fs_err::OpenOptions::new().write(true).open(&weights).expect("a file");
+            file.file().set_modified(time).expect("a time");
+            path
+        };
+        let whole = |name: &str| model(name, "config.json", "model.safetensors");
+        let old = whole("b/checkpoints/step-2");
+        assert_eq!(newest(dir.path()), Some(old));
+        let last = whole("run/checkpoint-000010");
+        whole("run/checkpoint-000009"); // copied back later: the run's newest is the one of the most steps
+        whole("run/export/hf-f32");
+        whole("run/.mmx-checkpoint-x.part/checkpoint");
+        assert_eq!(newest(dir.path()), Some(last));
+        let adapters =
+            model("lora/checkpoint-000001", "adapter_config.json", "adapter_model.safetensors");
+        assert_eq!(newest(dir.path()), Some(adapters));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_folder_is_claimed_by_one_and_free_again_afterwards() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let first = claim(dir.path()).expect("free");
+        let said = claim(dir.path()).expect_err("taken").to_string();
+        assert!(said.contains("another training is writing here"), "{said}");
+        drop(first);
+        claim(dir.path()).expect("free again");
+    }
 
     #[test]
     fn checkpoints_are_ordered_by_step_then_micro_step() {

@@ -1,18 +1,28 @@
 //! Interrupted and resumed runs end as the unbroken one, bit for bit; damaged checkpoints are noticed.
+//!
+//! `scripts/kill-test` kills each stage more often than a test should take: MMX_KILLS times.
 #![cfg(feature = "train")]
 
 mod common;
+mod interrupted;
 mod trajectory;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 use common::{mmx, mmx_error, mmx_json, shared, text};
+use interrupted::{End, STAGES, command, keeping, kill_and_resume, said, start};
 use mmx::checkpoint::{self, Context};
 use mmx::config::TrainConfig;
-use mmx::data::Recipe;
+use mmx::data::{Batch, Kind as Data, Recipe};
+use mmx::error::{Error, Result};
 use mmx::model::{HostTensor, Model};
-use mmx::stage;
+use mmx::stage::{self, Defaults, Loss, Pretrain, Stage};
+use mmx::train::session::{self, Session};
 use mmx::train::{MicroStep, Trainer};
 use mmx_converters::generation::Generation;
 use tch::{Device, Kind};
@@ -135,6 +145,208 @@ fn a_resumed_run_equals_the_golden_one_and_the_unbroken_one_bit_for_bit() {
     assert!(stderr.contains("resumed after step 2 (micro-step 4"), "{stderr}");
     let read = |run: &Path| fs_err::read(run.join("checkpoint-000004/model.safetensors"));
     assert!(read(&unbroken).expect("a file") == read(&damaged).expect("a file"));
+
+    // a file that is missing is damage; another version's state is not, and nothing older is used then
+    for name in ["checkpoint-000002", "checkpoint-000003"] {
+        copy(&unbroken.join(name), &at("missing").join(name));
+    }
+    let newest = at("missing").join("checkpoint-000003/training");
+    let state = fs_err::read_to_string(newest.join("state.json")).expect("a state");
+    fs_err::remove_file(newest.join("optimizer.safetensors")).expect("removed");
+    let (found, warnings) = checkpoint::newest(&at("missing")).expect("readable");
+    assert_eq!(found.expect("the one before").0, at("missing").join("checkpoint-000002"));
+    assert!(warnings[0].contains("optimizer.safetensors: expected a file"), "{warnings:?}");
+    fs_err::write(newest.join("state.json"), &state[..state.len() / 2]).expect("cut");
+    let (_, warnings) = checkpoint::newest(&at("missing")).expect("readable");
+    assert!(warnings[0].contains("state.json: expected a training state"), "{warnings:?}");
+    let other = state.replace("\"format\": 1", "\"format\": 99");
+    fs_err::write(newest.join("state.json"), other).expect("a state");
+    let error = checkpoint::newest(&at("missing")).expect_err("another version").to_string();
+    assert!(error.contains("key format: expected 1, found 99"), "{error}");
+}
+
+/// SIGKILL at any moment, also within the writing of a checkpoint, of an accumulation and of an epoch.
+#[test]
+fn a_killed_run_of_each_stage_ends_bit_for_bit_as_the_unbroken_one() {
+    let number = |name| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    let kills = number("MMX_KILLS").unwrap_or(2);
+    let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let seed = number("MMX_KILL_SEED").unwrap_or(clock.expect("after 1970").as_secs());
+    for stage in STAGES {
+        let counts = kill_and_resume(stage, kills as usize, seed);
+        println!("{stage}: {counts:?}, seed {seed}");
+        assert!(counts.ends > 0 && counts.within_a_write > 0, "{stage}, seed {seed}: {counts:?}");
+    }
+}
+
+/// Ctrl-C and SIGTERM: a checkpoint, one sentence, exit code 1, and the run goes on from there exactly.
+#[test]
+fn a_stopped_run_saves_and_goes_on_exactly() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let unbroken = dir.path().join("unbroken");
+    interrupted::finish(command("sft", &unbroken));
+    let expected = End::of(&unbroken);
+    for signal in ["-INT", "-TERM"] {
+        let out = dir.path().join(signal);
+        let mut child = start(command("sft", &out));
+        let lines = || fs_err::read_to_string(out.join("metrics.jsonl")).unwrap_or_default();
+        let begun = Instant::now();
+        while lines().lines().count() < 3 {
+            assert!(begun.elapsed() < Duration::from_secs(120), "three steps in two minutes");
+            assert!(child.try_wait().expect("a child").is_none(), "{}", said(child));
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let sent = Command::new("kill").args([signal, &child.id().to_string()]).status();
+        assert!(sent.expect("kill").success());
+        let status = child.wait().expect("its end");
+        let stderr = said(child);
+        assert_eq!(status.code(), Some(1), "{stderr}");
+        assert!(stderr.contains("error: interrupted after step"), "{stderr}");
+        assert!(stderr.contains("hint: the same command with --resume"), "{stderr}");
+        let newest = mmx::runs::checkpoints(&out).expect("a folder").pop().expect("a checkpoint");
+        checkpoint::check(&newest).expect("whole");
+        interrupted::finish(command("sft", &out));
+        End::of(&out).assert_same(&expected, signal);
+    }
+}
+
+/// A disk that fills up while a checkpoint is written: an error that says so, the one before stays and resumes.
+#[test]
+fn a_full_disk_leaves_the_last_good_checkpoint() {
+    /// Exit code of the script where the system lets nobody mount.
+    const NO_MOUNT: i32 = 77;
+    let dir = tempfile::tempdir().expect("a folder");
+    let unbroken = dir.path().join("unbroken");
+    interrupted::finish(keeping("sft", &unbroken, "99"));
+    let expected = End::of(&unbroken);
+    let goes_on = |out: &Path, stderr: &str, reason: &str| {
+        let error = stderr.lines().find(|line| line.starts_with("error:")).unwrap_or_default();
+        assert!(error.contains(reason) && error.contains(".safetensors"), "{stderr}");
+        assert!(!stderr.contains("panicked"), "{stderr}");
+        let left = fs_err::read_dir(out).expect("a folder").flatten();
+        let left: Vec<_> = left.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+        assert!(!left.iter().any(|name| name.ends_with(".part")), "{left:?}");
+        let newest = mmx::runs::checkpoints(out).expect("a folder").pop().expect("a checkpoint");
+        checkpoint::check(&newest).expect("whole");
+        interrupted::finish(command("sft", out));
+        End::of(out).assert_same(&expected, reason);
+    };
+
+    // files cannot grow beyond 800 KB: the weights (525 KB) fit, the moments do not
+    let limited = dir.path().join("limited");
+    copy(&unbroken.join("checkpoint-000003"), &limited.join("checkpoint-000003"));
+    let log = fs_err::read_to_string(unbroken.join("metrics.jsonl")).expect("a log");
+    fs_err::write(limited.join("metrics.jsonl"), log).expect("a log");
+    let script = "trap '' XFSZ; exec prlimit --fsize=800000 \"$@\"";
+    let out = under(&["sh", "-c", script, "sh"], &command("sft", &limited));
+    let stderr = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert_eq!(out.status.code(), Some(1), "{stderr}");
+    goes_on(&limited, &stderr, "File too large");
+
+    // a disk of 4 MB holds two checkpoints (1.7 MB each), not the third before the first is removed
+    let (disk, kept) = (dir.path().join("disk"), dir.path().join("kept"));
+    fs_err::create_dir(&disk).expect("a folder");
+    let script = format!(
+        "mount -t tmpfs -o size=4m none '{disk}' || exit {NO_MOUNT}; \"$@\"; code=$?; cp -a '{disk}/run' '{kept}'; exit $code",
+        disk = text(&disk),
+        kept = text(&kept)
+    );
+    let small = command("sft", &disk.join("run"));
+    let ways = [&["unshare", "-Urm"][..], &["unshare", "-m"]];
+    let tried = ways.map(|way| under(&[way, &["sh", "-c", &script, "sh"]].concat(), &small));
+    match tried.iter().find(|out| out.status.code() == Some(1) && kept.exists()) {
+        Some(out) => {
+            goes_on(&kept, &String::from_utf8_lossy(&out.stderr), "No space left on device")
+        }
+        // containers without the right to mount: the limit above stands for the disk
+        None => assert!(tried.iter().all(|out| out.status.code() != Some(0)), "{tried:?}"),
+    }
+}
+
+/// A command behind another one, `prlimit` say.
+fn under(way: &[&str], command: &Command) -> std::process::Output {
+    let mut all = Command::new(way[0]);
+    all.args(&way[1..]).arg(command.get_program()).args(command.get_args());
+    all.env("GOMP_SPINCOUNT", "1000").output().expect("it starts")
+}
+
+/// Pretraining that meets a fault in the loss of one micro-step.
+struct Faulty {
+    at: usize,
+    done: Cell<usize>,
+    fault: fn(Loss) -> Result<Loss>,
+}
+
+impl Stage for Faulty {
+    fn name(&self) -> &'static str {
+        Pretrain.name()
+    }
+
+    fn kind(&self) -> Data {
+        Pretrain.kind()
+    }
+
+    fn defaults(&self, recipe: Recipe) -> Defaults {
+        Pretrain.defaults(recipe)
+    }
+
+    fn loss(&self, model: &Model, batch: &Batch) -> Result<Loss> {
+        let loss = Pretrain.loss(model, batch)?;
+        self.done.set(self.done.get() + 1);
+        if self.done.get() == self.at { (self.fault)(loss) } else { Ok(loss) }
+    }
+}
+
+/// libtorch out of memory, and a loss that is not a number: the last optimizer step is saved on the way out.
+#[test]
+fn a_run_that_cannot_go_on_saves_its_last_step() {
+    let out_of_memory = |loss| {
+        let wanted = tch::Tensor::f_zeros([1 << 50], (Kind::Float, Device::Cpu));
+        wanted.map(|_| loss).map_err(|e| Error::torch("forward pass", &e))
+    };
+    let not_a_number = |loss: Loss| {
+        let total = loss.total.map(|total| total * f64::NAN);
+        Ok(Loss { total, ..loss })
+    };
+    let faults: [(fn(Loss) -> Result<Loss>, &str); 2] =
+        [(out_of_memory, "memory"), (not_a_number, "NaN")];
+    let config = TrainConfig { accumulation: 3, ..TrainConfig::new(&Pretrain, Recipe::R2026) };
+    let config = TrainConfig { epochs: 2, lr: 1e-3, ..config };
+    let data = || Recorded::open("golden/train/pretrain-batches.safetensors");
+    let whole = model("golden/minimind2");
+    let mut batches = data();
+    let mut trainer = Trainer::new(&whole, &Pretrain, &config, &mut batches).expect("a run");
+    finish(&mut trainer);
+    for (fault, word) in faults {
+        let dir = tempfile::tempdir().expect("a folder");
+        let first = model("golden/minimind2");
+        let mut batches = data();
+        let faulty = Faulty { at: 8, done: Cell::new(0), fault }; // of the third step's three
+        let mut trainer = Trainer::new(&first, &faulty, &config, &mut batches).expect("a run");
+        let context = Context {
+            dir: dir.path(),
+            tokenizer: None,
+            generation: &Generation::default(),
+            sources: &[],
+            keep: 1,
+        };
+        let mut session =
+            Session { claim: None, context, save_every: None, trace: None, validation: None };
+        let error = session::run(&mut trainer, &faulty, &mut session, &AtomicBool::new(false));
+        let error = error.expect_err("a fault").to_string();
+        assert!(error.contains(word), "{error}");
+
+        let (found, _) = checkpoint::newest(dir.path()).expect("readable");
+        let (path, state) = found.expect("a checkpoint");
+        assert_eq!((state.position.step, state.position.micro_step), (2, 6), "{word}");
+        let open = mmx_converters::Model::open(&path).expect("a model folder");
+        let second = Model::from_model(&open, Device::Cpu, Kind::Float).expect("a model");
+        let mut batches = data();
+        let mut trainer = Trainer::new(&second, &Pretrain, &config, &mut batches).expect("a run");
+        checkpoint::restore(&path, &state, &mut trainer).expect("fits");
+        finish(&mut trainer);
+        assert!(bits(&second) == bits(&whole), "{word}: weights differ from the unbroken run's");
+    }
 }
 
 fn copy(from: &Path, to: &Path) {

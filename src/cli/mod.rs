@@ -15,6 +15,7 @@ mod import;
 mod inspect;
 mod logits;
 mod ollama;
+mod plot;
 mod pull;
 mod push;
 mod quantize;
@@ -56,6 +57,7 @@ pub enum Command {
     Inspect(inspect::InspectArgs),
     Logits(logits::LogitsArgs),
     Ollama(ollama::OllamaArgs),
+    Plot(plot::PlotArgs),
     Pull(pull::PullArgs),
     Push(push::PushArgs),
     Quantize(quantize::QuantizeArgs),
@@ -84,6 +86,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Inspect(args) => inspect::run(&args, cli.json),
         Command::Logits(args) => logits::run(args, cli.json),
         Command::Ollama(args) => ollama::run(args, cli.json),
+        Command::Plot(args) => plot::run(&args, cli.json),
         Command::Pull(args) => pull::run(args, cli.json),
         Command::Push(args) => push::run(args, cli.json),
         Command::Quantize(args) => quantize::run(&args, cli.json),

@@ -19,7 +19,7 @@ use crate::model::device;
 use crate::runs;
 use crate::stage::{self, Setup, Stage};
 use crate::train::batches::{Batches, Ordered, Packed};
-use crate::train::session::{self, Outcome, Session};
+use crate::train::session::{self, Outcome, Session, Validation};
 use crate::train::{Position, Trainer};
 
 /// Train a model: pretrain it from scratch, or go on from one with another stage
@@ -41,7 +41,7 @@ pub struct TrainArgs {
     /// Training data, JSON Lines (repeatable)
     #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
     data: Vec<PathBuf>,
-    /// Folder of the run: checkpoints and metrics.jsonl
+    /// Folder of the run: checkpoints, metrics.jsonl, and tb/ for TensorBoard
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Go on from the newest checkpoint in the run's folder
@@ -217,7 +217,7 @@ knobs! {
     /// A loss or gradient that is not finite [default: stop]
     #[arg(long, value_name = "stop|skip")]
     non_finite: OnFault,
-    /// Held-out data: its loss with every checkpoint
+    /// Held-out data: with every checkpoint its loss, and how the model continues a few of its samples
     #[arg(long, value_name = "FILE")]
     val: PathBuf,
     /// Write every micro-step's numbers and the final weights' sums here
@@ -304,6 +304,10 @@ impl Request {
         let device = device::pick(self.knobs.device.as_deref())?;
         let config = self.resolve(device)?;
         let compute = if config.dtype == "bf16" { Kind::BFloat16 } else { Kind::Float };
+        let claim = match self.out.is_dir() {
+            true => Some(runs::claim(&self.out)?),
+            false => None,
+        };
         let resumed = self.checkpoint()?;
 
         let tokenizer = Tokenizer::open(self.tokenizer_folder(resumed.as_ref())?)?;
@@ -355,6 +359,7 @@ impl Request {
         announce(&trainer, &dataset, resumed.as_ref().map(|(_, state)| state.position));
         let save_tokenizer = |dir: &Path| tokenizer.save(dir);
         let mut session = Session {
+            claim,
             context: Context {
                 dir: &self.out,
                 tokenizer: Some(&save_tokenizer),
@@ -364,10 +369,9 @@ impl Request {
             },
             save_every: self.knobs.save_every,
             trace: self.knobs.trace.as_deref(),
-            validation: match &mut held_out_batches {
-                Some(batches) => Some(batches.as_mut()),
-                None => None,
-            },
+            validation: held_out_batches
+                .as_mut()
+                .map(|batches| Validation::new(batches.as_mut(), &tokenizer)),
         };
         session::run(&mut trainer, self.stage.as_ref(), &mut session, stop_flag()?)
     }
@@ -545,7 +549,7 @@ fn refuse_changes(
     config: &TrainConfig,
     sources: &[(String, String)],
 ) -> Result<()> {
-    let mut changes = state.config.differences(config);
+    let (mut changes, harmless) = state.config.differences(config);
     let digests = |of: &[(String, String)]| of.iter().map(|(_, d)| d.clone()).collect::<Vec<_>>();
     if digests(&state.sources) != digests(sources) {
         for (name, digest) in sources {
@@ -558,6 +562,7 @@ fn refuse_changes(
         }
     }
     if changes.is_empty() {
+        harmless.iter().for_each(|change| eprintln!("goes on with {change}"));
         return Ok(());
     }
     Err(Error::failed_with_hint(

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::runs;
 
 /// A model's name from its path, as a file name may hold it: `runs/first` and `runs/first/checkpoint-000100`
 /// are `first`.
@@ -21,35 +22,12 @@ pub(super) fn model_name(path: &Path) -> String {
     if plain.is_empty() { "model".to_owned() } else { plain }
 }
 
-/// The folder with config.json and model.safetensors under `runs` whose weights were written last.
-/// Exports are not looked at.
+/// What [`runs::newest`] finds below `runs`.
 ///
 /// # Errors
 /// There is none.
 pub fn newest_checkpoint(runs: &Path) -> Result<PathBuf> {
-    /// Folders below `runs` that are looked into: runs/NAME/checkpoints/STEP.
-    const DEPTH: usize = 4;
-    let mut newest: Option<(std::time::SystemTime, PathBuf)> = None;
-    let mut folders = vec![(runs.to_owned(), 0)];
-    while let Some((dir, depth)) = folders.pop() {
-        let weights = dir.join(mmx_converters::safetensors::FILE_NAME);
-        if dir.join("config.json").is_file()
-            && let Ok(written) = fs_err::metadata(&weights).and_then(|m| m.modified())
-            && newest.as_ref().is_none_or(|(time, path)| (written, &dir) > (*time, path))
-        {
-            newest = Some((written, dir.clone()));
-        }
-        let Ok(entries) = fs_err::read_dir(&dir) else { continue };
-        for path in entries.flatten().map(|entry| entry.path()) {
-            let hidden = path
-                .file_name()
-                .is_none_or(|n| n == "export" || n.as_encoded_bytes().starts_with(b"."));
-            if depth < DEPTH && !hidden && path.is_dir() {
-                folders.push((path, depth + 1));
-            }
-        }
-    }
-    newest.map(|(_, path)| path).ok_or_else(|| {
+    runs::newest(runs).ok_or_else(|| {
         Error::failed_with_hint(
             format!(
                 "{}: expected a checkpoint (config.json and model.safetensors), found none",
@@ -73,26 +51,5 @@ mod tests {
         let checkpoint = dir.path().join("first/checkpoint-000100");
         fs_err::create_dir_all(&checkpoint).unwrap();
         assert_eq!(model_name(&checkpoint), "first");
-    }
-
-    #[test]
-    fn the_newest_checkpoint_is_found_and_exports_are_not() {
-        let dir = tempfile::tempdir().unwrap();
-        assert!(newest_checkpoint(dir.path()).is_err());
-        let put = |path: &str, seconds: u64| {
-            let folder = dir.path().join(path);
-            fs_err::create_dir_all(&folder).unwrap();
-            fs_err::write(folder.join("config.json"), "{}").unwrap();
-            let weights = folder.join(mmx_converters::safetensors::FILE_NAME);
-            fs_err::write(&weights, "").unwrap();
-            let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
-            let file = fs_err::OpenOptions::new().write(true).open(&weights).unwrap();
-            file.file().set_modified(time).unwrap();
-        };
-        put("a", 1000);
-        put("b/checkpoints/step-2", 3000);
-        put("b/checkpoints/step-1", 2000);
-        put("b/export/hf-f32", 4000);
-        assert_eq!(newest_checkpoint(dir.path()).unwrap(), dir.path().join("b/checkpoints/step-2"));
     }
 }

@@ -1,5 +1,5 @@
-//! What a run says while it runs: a progress bar on a terminal, metrics.jsonl, the trace in the golden
-//! format.
+//! What a run says while it runs: a progress bar on a terminal, metrics.jsonl and the same for TensorBoard, the
+//! trace in the golden format.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -8,26 +8,29 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Map, Value, json};
 
+use super::events::Events;
+use super::samples::Sample;
 use super::{MicroStep, Plan, Position};
 use crate::error::{Error, Result};
 use crate::model::HostTensor;
 
-/// metrics.jsonl: one object per optimizer step.
+/// metrics.jsonl: one object per optimizer step, and one per validation; and tb/, the same for TensorBoard.
 #[derive(Debug)]
 pub struct Metrics {
     path: PathBuf,
     file: fs_err::File,
+    events: Events,
     begun: Instant,
     tokens: usize,
     since: Instant,
 }
 
 impl Metrics {
-    /// Opens `dir/metrics.jsonl`; of a run that is resumed after `step` optimizer steps, lines of later
-    /// ones are dropped.
+    /// Opens `dir/metrics.jsonl` and `dir/tb`; of a run that is resumed after `step` optimizer steps, what is
+    /// there of later ones is dropped, and a line that was cut short.
     ///
     /// # Errors
-    /// The file cannot be read or written.
+    /// The files cannot be read or written.
     pub fn open(dir: &Path, step: usize) -> Result<Self> {
         let path = dir.join("metrics.jsonl");
         let mut kept = String::new();
@@ -45,7 +48,8 @@ impl Metrics {
         mmx_converters::file::write_bytes(&path, kept.as_bytes())?;
         let file = fs_err::OpenOptions::new().append(true).open(&path);
         let file = file.map_err(|e| Error::io(&path, e))?;
-        Ok(Self { path, file, begun: Instant::now(), tokens: 0, since: Instant::now() })
+        let events = Events::open(dir, step)?;
+        Ok(Self { path, file, events, begun: Instant::now(), tokens: 0, since: Instant::now() })
     }
 
     /// Counts a micro-step's tokens.
@@ -72,11 +76,15 @@ impl Metrics {
         set("epoch", json!(position.epoch));
         set("lr", json!(summary.lr));
         set("loss", json!(summary.loss));
+        let mut scalars = vec![("lr", summary.lr), ("tokens_per_s", summary.tokens_per_s)];
+        scalars.extend(summary.loss.map(|loss| ("loss", loss)));
+        scalars.extend(summary.grad_norm.map(|norm| ("grad_norm", norm)));
         for (name, _) in micro_steps.iter().find(|m| m.loss.is_some()).map_or(&[][..], |m| &m.parts)
         {
             let values = micro_steps.iter().flat_map(|m| &m.parts).filter(|(n, _)| n == name);
             if let Some(mean) = mean(values.filter_map(|(_, value)| value.as_f64())) {
                 set(name, json!(mean));
+                scalars.push((name, mean));
             }
         }
         set("grad_norm", json!(summary.grad_norm));
@@ -84,18 +92,33 @@ impl Metrics {
         set("tokens_per_s", json!(summary.tokens_per_s));
         set("seconds", json!(self.begun.elapsed().as_secs_f64()));
         self.write(&Value::Object(line))?;
+        self.events.scalars(position.step, &scalars)?;
         self.tokens = 0;
         self.since = Instant::now();
         Ok(summary)
     }
-}
 
-impl Metrics {
-    /// Writes a line.
+    /// Writes the line of a validation after `step` optimizer steps.
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn write(&self, line: &Value) -> Result<()> {
+    pub fn validation(&self, step: usize, loss: Option<f64>, samples: &[Sample]) -> Result<()> {
+        let mut line = json!({"step": step, "val_loss": loss});
+        if !samples.is_empty() {
+            line["samples"] = samples
+                .iter()
+                .map(|sample| json!({"prompt": sample.prompt, "text": sample.text}))
+                .collect();
+            let texts: Vec<String> = samples.iter().map(Sample::to_markdown).collect();
+            self.events.texts(step, "samples", &texts)?;
+        }
+        if let Some(loss) = loss {
+            self.events.scalars(step, &[("val_loss", loss)])?;
+        }
+        self.write(&line)
+    }
+
+    fn write(&self, line: &Value) -> Result<()> {
         let text = format!("{line}\n");
         (&self.file).write_all(text.as_bytes()).map_err(|e| Error::io(&self.path, e))
     }
@@ -119,12 +142,15 @@ fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
     (count > 0).then(|| sum / count as f64)
 }
 
-/// The bar on a terminal; elsewhere a line now and then.
+/// The bar on a terminal; elsewhere a line now and then. Once the run is warm, how long it will take.
 #[derive(Debug)]
 pub struct Progress {
     bar: ProgressBar,
     total: usize,
     said: Option<Instant>,
+    /// The end of the first step, which chooses kernels and fills caches; nothing once the time is said.
+    warm: Option<(usize, Instant)>,
+    cold: bool,
 }
 
 impl Progress {
@@ -140,13 +166,14 @@ impl Progress {
         }
         bar.set_position(position.step as u64);
         bar.reset_eta();
-        Self { bar, total: plan.steps, said: None }
+        Self { bar, total: plan.steps, said: None, warm: None, cold: true }
     }
 
     /// Shows a step.
     pub fn step(&mut self, step: usize, summary: &Summary) {
         /// Between lines where there is no bar.
         const EVERY: Duration = Duration::from_secs(10);
+        self.estimate(step);
         let loss = match summary.loss {
             Some(loss) => format!("loss {loss:.4}"),
             None => "no trained tokens".to_owned(),
@@ -165,6 +192,29 @@ impl Progress {
         }
     }
 
+    /// Says once how long the rest will take.
+    fn estimate(&mut self, step: usize) {
+        /// Steps that are measured, unless they take longer than the time.
+        const STEPS: usize = 10;
+        const TIME: Duration = Duration::from_secs(20);
+        if self.cold {
+            (self.cold, self.warm) = (false, Some((step, Instant::now())));
+        }
+        let Some((first, since)) = self.warm else { return };
+        let (measured, took) = (step - first, since.elapsed());
+        if measured < STEPS && (measured == 0 || took < TIME) {
+            return;
+        }
+        self.warm = None;
+        let (each, left) = (took.as_secs_f64() / measured as f64, self.total - step);
+        if left > 0 {
+            self.say(&format!(
+                "time: about {} for the {left} steps left, by {measured} steps of {each:.3} s",
+                in_words(each * left as f64)
+            ));
+        }
+    }
+
     /// A sentence for the user, without tearing the bar.
     pub fn say(&self, sentence: &str) {
         self.bar.suspend(|| eprintln!("{sentence}"));
@@ -173,6 +223,18 @@ impl Progress {
     /// Leaves the bar as it is.
     pub fn finish(&self) {
         self.bar.abandon();
+    }
+}
+
+/// A time that one can plan with: 42 s, 12 min, 3 h 20 min, 5 d 3 h.
+fn in_words(seconds: f64) -> String {
+    let whole = seconds.ceil() as u64;
+    let minutes = (seconds / 60.0).round() as u64;
+    match whole {
+        0..=119 => format!("{whole} s"),
+        120..=7199 => format!("{minutes} min"),
+        7200..=172_799 => format!("{} h {} min", minutes / 60, minutes % 60),
+        _ => format!("{} d {} h", minutes / 1440, minutes % 1440 / 60),
     }
 }
 
@@ -191,4 +253,47 @@ pub fn trace(head: Map<String, Value>, steps: &[MicroStep], weights: &[HostTenso
     out.insert("steps".into(), steps.iter().map(MicroStep::to_json).collect());
     out.insert("final".into(), Value::Object(sums.collect()));
     Value::Object(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_said_in_the_units_one_plans_with() {
+        let said = [0.2, 119.0, 120.0, 3_601.0, 12_000.0, 442_800.0].map(in_words);
+        assert_eq!(said, ["1 s", "119 s", "2 min", "60 min", "3 h 20 min", "5 d 3 h"]);
+    }
+
+    #[test]
+    fn a_resumed_run_keeps_the_lines_up_to_its_step() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let micro = |loss| MicroStep {
+            step: 0,
+            lr: 0.5,
+            loss,
+            grad_norm: Some(2.0),
+            parts: vec![("ce", json!(loss))],
+            trained_tokens: 1,
+        };
+        let mut metrics = Metrics::open(dir.path(), 0).expect("opened");
+        for step in 1..=3 {
+            metrics.read(7);
+            let position = Position { step, ..Position::default() };
+            metrics.step(position, &[micro(Some(1.0)), micro(None)]).expect("written");
+            metrics.validation(step, Some(1.5), &[]).expect("written");
+        }
+        let path = dir.path().join("metrics.jsonl");
+        let mut text = fs_err::read_to_string(&path).expect("a file");
+        text.push_str("{\"step\": 2, \"lo"); // killed while it wrote
+        fs_err::write(&path, text).expect("a file");
+        drop(Metrics::open(dir.path(), 2).expect("opened"));
+        let text = fs_err::read_to_string(&path).expect("a file");
+        let lines: Vec<Value> =
+            text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        let steps: Vec<u64> = lines.iter().map(|l| l["step"].as_u64().expect("a step")).collect();
+        assert_eq!(steps, [1, 1, 2, 2]);
+        assert_eq!((&lines[0]["loss"], &lines[0]["tokens"]), (&json!(1.0), &json!(7)));
+        assert_eq!(lines[1], json!({"step": 1, "val_loss": 1.5}));
+    }
 }

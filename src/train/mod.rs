@@ -5,8 +5,10 @@
 //! that the device is waited for once per step. [`session`] adds logs, checkpoints and Ctrl-C.
 
 pub mod batches;
+pub mod events;
 pub mod log;
 mod memory;
+pub mod samples;
 pub mod session;
 
 pub use memory::keep_memory;
@@ -142,6 +144,9 @@ pub struct Trainer<'a> {
     /// Micro-steps of each epoch.
     lengths: Vec<usize>,
     position: Position,
+    /// The end of the last optimizer step, where a run that met an error can begin again; nothing while one
+    /// is under way, and within an accumulation that was restored.
+    whole: Option<Position>,
     pending: Vec<Pending>,
 }
 
@@ -189,6 +194,7 @@ impl<'a> Trainer<'a> {
             plan,
             lengths,
             position: Position::default(),
+            whole: None,
             pending: Vec::new(),
         })
     }
@@ -220,8 +226,19 @@ impl<'a> Trainer<'a> {
 
     /// The same, to restore it; the position goes with it.
     pub fn restore(&mut self, position: Position) -> &mut AdamW {
-        self.position = position;
+        (self.position, self.whole) = (position, None);
         &mut self.optimizer
+    }
+
+    /// Goes back to the end of the last optimizer step, after an error: what was accumulated since is
+    /// dropped. False where that is not possible: the step itself failed halfway, or the run was resumed
+    /// within this accumulation.
+    pub fn rewind(&mut self) -> bool {
+        let Some(whole) = self.whole else { return false };
+        self.pending.clear();
+        self.optimizer.discard();
+        self.position = whole;
+        true
     }
 
     /// Does one micro-step, and the optimizer step where it is due. Nothing when the run is over.
@@ -239,6 +256,7 @@ impl<'a> Trainer<'a> {
         if self.position.micro_step >= self.plan.micro_steps {
             return Ok(None);
         }
+        self.mark();
         let Position { epoch, index, micro_step, .. } = self.position;
         let batch = self.batches.batch(epoch, index);
         let lr = self.schedule.lr(micro_step);
@@ -266,7 +284,15 @@ impl<'a> Trainer<'a> {
             // what is left at the end is not trained on, as the 2025 reference
             report.micro_steps = self.fetch()?;
         }
+        self.mark();
         Ok(Some(report))
+    }
+
+    /// Remembers the position where nothing is accumulated.
+    fn mark(&mut self) {
+        if self.optimizer.accumulated() == 0 && self.pending.is_empty() {
+            self.whole = Some(self.position);
+        }
     }
 
     /// The optimizer step: clip, update, fetch what is to be shown.
@@ -292,6 +318,7 @@ impl<'a> Trainer<'a> {
             report.warning = Some(format!("{fault}: left out"));
             return Ok(());
         }
+        self.whole = None;
         self.optimizer.step(lr, norm, self.config.grad_clip)?;
         report.stepped = true;
         if let Some(last) = report.micro_steps.last_mut() {

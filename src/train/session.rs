@@ -1,4 +1,5 @@
-//! A run from its position to its end: logs, checkpoints, validation, and a clean stop.
+//! A run from its position to its end: logs, checkpoints, validation, a clean stop, and what is saved when
+//! it cannot go on.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,14 +7,17 @@ use std::time::{Duration, Instant};
 
 use mmx_converters::safetensors::{self, TensorSpec};
 use mmx_converters::tensor::Dtype;
+use mmx_converters::tokenizer::Tokenizer;
 use serde_json::{Map, Value, json};
 
 use super::batches::Batches;
 use super::log::{Metrics, Progress, trace};
-use super::{MicroStep, Trainer};
+use super::samples::Prompts;
+use super::{MicroStep, Position, Trainer};
 use crate::checkpoint::{self, Context};
 use crate::error::{Error, Result};
 use crate::model::Model;
+use crate::runs::{self, Claim};
 use crate::stage::{Part, Stage};
 
 /// Between checkpoints where no number of steps is given: what an interruption may cost.
@@ -21,6 +25,8 @@ const SAVE_INTERVAL: Duration = Duration::from_secs(600);
 
 /// What a run writes, and when.
 pub struct Session<'a> {
+    /// The run's folder, if it was there and has been taken already.
+    pub claim: Option<Claim>,
     /// Where checkpoints go, and with what.
     pub context: Context<'a>,
     /// Optimizer steps between checkpoints, or nothing for every ten minutes; there is always one at
@@ -28,8 +34,23 @@ pub struct Session<'a> {
     pub save_every: Option<usize>,
     /// Where the trace goes.
     pub trace: Option<&'a Path>,
-    /// Held-out batches: their loss is computed with each checkpoint.
-    pub validation: Option<&'a mut dyn Batches>,
+    /// What is held out.
+    pub validation: Option<Validation<'a>>,
+}
+
+/// Held-out batches: with each checkpoint their loss, and how the model continues the first of them.
+pub struct Validation<'a> {
+    batches: &'a mut dyn Batches,
+    prompts: Prompts,
+    tokenizer: &'a Tokenizer,
+}
+
+impl<'a> Validation<'a> {
+    /// Of batches that the tokenizer made.
+    pub fn new(batches: &'a mut dyn Batches, tokenizer: &'a Tokenizer) -> Self {
+        let prompts = Prompts::new(batches);
+        Self { batches, prompts, tokenizer }
+    }
 }
 
 /// How a run ended.
@@ -52,10 +73,12 @@ pub struct Outcome {
 }
 
 /// Runs to the end, or until `stop` is set: then the checkpoint is taken at once, in the middle of an
-/// accumulation if need be.
+/// accumulation if need be. What a killed run left half-written is removed first.
 ///
 /// # Errors
-/// See [`Trainer::advance`] and [`checkpoint::save`]; files that cannot be written.
+/// See [`Trainer::advance`] and [`checkpoint::save`]; files that cannot be written; another process that
+/// trains into the same folder. Unless it was the checkpoint that could not be written, the last optimizer
+/// step is saved before the error is returned.
 pub fn run(
     trainer: &mut Trainer<'_>,
     stage: &dyn Stage,
@@ -64,89 +87,150 @@ pub fn run(
 ) -> Result<Outcome> {
     let dir = session.context.dir;
     fs_err::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
-    let mut metrics = Metrics::open(dir, trainer.position().step)?;
-    let mut progress = Progress::new(trainer.plan(), trainer.position());
-    let mut traced: Vec<MicroStep> = Vec::new();
-    let (begun, mut tokens) = (Instant::now(), 0);
-    let (mut loss, mut val_loss, mut saved) = (None, None, None);
-    let (mut interrupted, mut last_save) = (false, Instant::now());
-    loop {
-        if stop.load(Ordering::Relaxed) {
-            interrupted = trainer.position().micro_step < trainer.plan().micro_steps;
-            break;
-        }
-        let before = trainer.position().step;
-        let Some(report) = trainer.advance()? else { break };
-        tokens += report.tokens;
-        metrics.read(report.tokens);
-        if let Some(warning) = &report.warning {
-            progress.say(&format!("warning: {warning}"));
-        }
-        let step = trainer.position().step;
-        if step > before {
-            let summary = metrics.step(trainer.position(), &report.micro_steps)?;
-            progress.step(step, &summary);
-            loss = summary.loss.or(loss);
-        }
-        if session.trace.is_some() {
-            traced.extend(report.micro_steps);
-        }
-        let due = step > before
-            && match session.save_every {
-                Some(every) => step.is_multiple_of(every),
-                None => last_save.elapsed() >= SAVE_INTERVAL,
-            };
-        if due && trainer.position().micro_step < trainer.plan().micro_steps {
-            val_loss = validate(session, stage, trainer.model(), &metrics, &progress, step)?;
-            saved = Some((trainer.position(), checkpoint::save(&session.context, trainer)?));
-            last_save = Instant::now();
-        }
-    }
-    if session.trace.is_some() {
-        traced.extend(trainer.fetch()?);
-    }
-    let seconds = begun.elapsed().as_secs_f64();
-    if !interrupted {
-        let step = trainer.position().step;
-        val_loss =
-            validate(session, stage, trainer.model(), &metrics, &progress, step)?.or(val_loss);
-    }
-    let checkpoint = match saved {
-        Some((position, path)) if position == trainer.position() => path,
-        _ => checkpoint::save(&session.context, trainer)?,
+    let claim = match session.claim.take() {
+        Some(claim) => claim,
+        None => runs::claim(dir)?,
     };
-    progress.finish();
-    if let Some(path) = session.trace {
-        let trace = trace(head(trainer), &traced, &trainer.model().to_host()?);
-        let text = serde_json::to_string_pretty(&trace)
-            .map_err(|e| Error::failed(format!("{}: {e}", path.display())))?;
-        mmx_converters::file::write_bytes(path, text.as_bytes())?;
+    checkpoint::sweep(dir)?;
+    // a run at its beginning has nothing to lose
+    let saved = (trainer.position(), None);
+    let mut run = Run { saved, saving: false, val_loss: None, last_save: Instant::now() };
+    let outcome = run.finish(trainer, stage, session, stop);
+    if outcome.is_err() {
+        run.rescue(trainer, session);
     }
-    Ok(Outcome {
-        checkpoint,
-        steps: trainer.position().step,
-        loss,
-        val_loss,
-        tokens_per_s: tokens as f64 / seconds.max(1e-9),
-        seconds,
-        interrupted,
-    })
+    drop(claim);
+    outcome
 }
 
-/// The loss of the held-out batches, written to metrics.jsonl and shown.
-fn validate(
-    session: &mut Session<'_>,
-    stage: &dyn Stage,
-    model: &Model,
-    metrics: &Metrics,
-    progress: &Progress,
-    step: usize,
-) -> Result<Option<f64>> {
-    let Some(batches) = session.validation.as_deref_mut() else { return Ok(None) };
-    let Some(loss) = held_out_loss(stage, model, batches)? else { return Ok(None) };
-    metrics.write(&json!({"step": step, "val_loss": loss}))?;
-    progress.say(&format!("step {step}  held-out loss {loss:.4}"));
-    Ok(Some(loss))
+/// What a run keeps in mind while it goes on.
+struct Run {
+    /// The position that is safe, and its checkpoint if this session wrote it.
+    saved: (Position, Option<PathBuf>),
+    /// A checkpoint is being written.
+    saving: bool,
+    val_loss: Option<f64>,
+    last_save: Instant,
+}
+
+impl Run {
+    fn finish(
+        &mut self,
+        trainer: &mut Trainer<'_>,
+        stage: &dyn Stage,
+        session: &mut Session<'_>,
+        stop: &AtomicBool,
+    ) -> Result<Outcome> {
+        let dir = session.context.dir;
+        let mut metrics = Metrics::open(dir, trainer.position().step)?;
+        let mut progress = Progress::new(trainer.plan(), trainer.position());
+        let mut traced: Vec<MicroStep> = Vec::new();
+        let (begun, mut tokens) = (Instant::now(), 0);
+        let (mut loss, mut interrupted) = (None, false);
+        loop {
+            if stop.load(Ordering::Relaxed) {
+                interrupted = trainer.position().micro_step < trainer.plan().micro_steps;
+                break;
+            }
+            let before = trainer.position().step;
+            let Some(report) = trainer.advance()? else { break };
+            tokens += report.tokens;
+            metrics.read(report.tokens);
+            if let Some(warning) = &report.warning {
+                progress.say(&format!("warning: {warning}"));
+            }
+            let step = trainer.position().step;
+            if step > before {
+                let summary = metrics.step(trainer.position(), &report.micro_steps)?;
+                progress.step(step, &summary);
+                loss = summary.loss.or(loss);
+            }
+            if session.trace.is_some() {
+                traced.extend(report.micro_steps);
+            }
+            let due = step > before
+                && match session.save_every {
+                    Some(every) => step.is_multiple_of(every),
+                    None => self.last_save.elapsed() >= SAVE_INTERVAL,
+                };
+            if due && trainer.position().micro_step < trainer.plan().micro_steps {
+                self.save(trainer, session)?;
+                self.validate(trainer, stage, session, &metrics, &progress)?;
+            }
+        }
+        if session.trace.is_some() {
+            traced.extend(trainer.fetch()?);
+        }
+        let seconds = begun.elapsed().as_secs_f64();
+        let checkpoint = match &self.saved {
+            (position, Some(path)) if *position == trainer.position() => path.clone(),
+            _ => self.save(trainer, session)?,
+        };
+        if !interrupted {
+            self.validate(trainer, stage, session, &metrics, &progress)?;
+        }
+        progress.finish();
+        if let Some(path) = session.trace {
+            let trace = trace(head(trainer), &traced, &trainer.model().to_host()?);
+            let text = serde_json::to_string_pretty(&trace)
+                .map_err(|e| Error::failed(format!("{}: {e}", path.display())))?;
+            mmx_converters::file::write_bytes(path, text.as_bytes())?;
+        }
+        Ok(Outcome {
+            checkpoint,
+            steps: trainer.position().step,
+            loss,
+            val_loss: self.val_loss,
+            tokens_per_s: tokens as f64 / seconds.max(1e-9),
+            seconds,
+            interrupted,
+        })
+    }
+
+    fn save(&mut self, trainer: &Trainer<'_>, session: &Session<'_>) -> Result<PathBuf> {
+        self.saving = true;
+        let path = checkpoint::save(&session.context, trainer)?;
+        self.saving = false;
+        self.saved = (trainer.position(), Some(path.clone()));
+        self.last_save = Instant::now();
+        Ok(path)
+    }
+
+    /// The loss of the held-out batches and a few continuations, written to the logs and shown.
+    fn validate(
+        &mut self,
+        trainer: &Trainer<'_>,
+        stage: &dyn Stage,
+        session: &mut Session<'_>,
+        metrics: &Metrics,
+        progress: &Progress,
+    ) -> Result<()> {
+        let Some(validation) = &mut session.validation else { return Ok(()) };
+        let (model, step) = (trainer.model(), trainer.position().step);
+        let loss = held_out_loss(stage, model, validation.batches)?;
+        let samples = validation.prompts.continued(model, validation.tokenizer)?;
+        metrics.validation(step, loss, &samples)?;
+        if let Some(loss) = loss {
+            progress.say(&format!("step {step}  held-out loss {loss:.4}"));
+        }
+        samples.iter().for_each(|sample| progress.say(&sample.to_line()));
+        self.val_loss = loss.or(self.val_loss);
+        Ok(())
+    }
+
+    /// Saves the last optimizer step of a run that met an error: no memory, a full disk where the logs are, a
+    /// loss that is not finite. Says what came of it.
+    fn rescue(&mut self, trainer: &mut Trainer<'_>, session: &Session<'_>) {
+        // what the disk has just refused it refuses again
+        if self.saving || !trainer.rewind() || trainer.position() == self.saved.0 {
+            return;
+        }
+        let step = trainer.position().step;
+        match checkpoint::save(&session.context, trainer) {
+            Ok(path) => eprintln!("saved step {step} before ending: {}", path.display()),
+            Err(error) => eprintln!("step {step} could not be saved: {error}"),
+        }
+    }
 }
 
 /// Mean cross-entropy per learned token of all batches, without gradients; where the stage has no part
