@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The real consumers on what mmx exports: Transformers (no remote code), PEFT, torch, the hub's official client, vLLM,
+# The real consumers on what mmx writes: TensorBoard, Transformers (no remote code), PEFT, torch, the hub's official client, vLLM,
 # Ollama, llama.cpp and its tools; asked by the programs of ../shared/judge and of scripts/peers. Installs what these
 # need once, into $MMX_CACHE. Called by scripts/test --peers.
 set -uo pipefail
@@ -16,6 +16,12 @@ PEFT=0.21.2
 if ! "$python" -c 'import peft' 2>/dev/null; then
   say "installing peft $PEFT (once)"
   "$python" -m pip install --quiet --disable-pip-version-check "peft==$PEFT" >&2 || missing "peft $PEFT" "$python -m pip install peft==$PEFT"
+fi
+
+TENSORBOARD=2.21.0
+if ! "$python" -c 'import tensorboard' 2>/dev/null; then
+  say "installing tensorboard $TENSORBOARD (once)"
+  "$python" -m pip install --quiet --disable-pip-version-check "tensorboard==$TENSORBOARD" >&2 || missing "tensorboard $TENSORBOARD" "$python -m pip install tensorboard==$TENSORBOARD"
 fi
 
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
@@ -70,6 +76,7 @@ several() { # several COMMAND..
   grep -qE '^(ok|FAIL) ' <<<"$out" || { failed=$((failed + 1)); printf 'FAIL  %s\n' "$*"; tail -30 "$work/stderr"; }
 }
 several "$python" scripts/peers/export.py "$mmx" "$shared" "$work" "$judge"
+several "$python" scripts/peers/tensorboard.py "$mmx" "$shared" "$work"
 check "build test_hub" cargo build --quiet --release --example test_hub
 several "$python" scripts/peers/hub.py "$mmx" "$shared" "$work" target/release/examples/test_hub
 if ollama=$(bash scripts/peers/ollama.sh); then

@@ -174,7 +174,7 @@ fn a_killed_run_of_each_stage_ends_bit_for_bit_as_the_unbroken_one() {
     let seed = number("MMX_KILL_SEED").unwrap_or(clock.expect("after 1970").as_secs());
     for stage in STAGES {
         let counts = kill_and_resume(stage, kills as usize, seed);
-        println!("{stage}: {counts:?}, seed {seed}");
+        eprintln!("{stage}: {counts:?}, seed {seed}");
         assert!(counts.ends > 0 && counts.within_a_write > 0, "{stage}, seed {seed}: {counts:?}");
     }
 }
@@ -270,11 +270,18 @@ fn under(way: &[&str], command: &Command) -> std::process::Output {
     all.env("GOMP_SPINCOUNT", "1000").output().expect("it starts")
 }
 
-/// Pretraining that meets a fault in the loss of one micro-step.
+/// What befalls a micro-step.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    OutOfMemory,
+    NotANumber,
+}
+
+/// Pretraining whose micro-step `at`, from 1, meets a fault.
 struct Faulty {
     at: usize,
     done: Cell<usize>,
-    fault: fn(Loss) -> Result<Loss>,
+    fault: Fault,
 }
 
 impl Stage for Faulty {
@@ -293,23 +300,22 @@ impl Stage for Faulty {
     fn loss(&self, model: &Model, batch: &Batch) -> Result<Loss> {
         let loss = Pretrain.loss(model, batch)?;
         self.done.set(self.done.get() + 1);
-        if self.done.get() == self.at { (self.fault)(loss) } else { Ok(loss) }
+        match self.fault {
+            _ if self.done.get() != self.at => Ok(loss),
+            Fault::OutOfMemory => {
+                let wanted = tch::Tensor::f_zeros([1 << 50], (Kind::Float, Device::Cpu));
+                wanted.map(|_| loss).map_err(|e| Error::torch("forward pass", &e))
+            }
+            Fault::NotANumber => {
+                Ok(Loss { total: loss.total.map(|total| total * f64::NAN), ..loss })
+            }
+        }
     }
 }
 
 /// libtorch out of memory, and a loss that is not a number: the last optimizer step is saved on the way out.
 #[test]
 fn a_run_that_cannot_go_on_saves_its_last_step() {
-    let out_of_memory = |loss| {
-        let wanted = tch::Tensor::f_zeros([1 << 50], (Kind::Float, Device::Cpu));
-        wanted.map(|_| loss).map_err(|e| Error::torch("forward pass", &e))
-    };
-    let not_a_number = |loss: Loss| {
-        let total = loss.total.map(|total| total * f64::NAN);
-        Ok(Loss { total, ..loss })
-    };
-    let faults: [(fn(Loss) -> Result<Loss>, &str); 2] =
-        [(out_of_memory, "memory"), (not_a_number, "NaN")];
     let config = TrainConfig { accumulation: 3, ..TrainConfig::new(&Pretrain, Recipe::R2026) };
     let config = TrainConfig { epochs: 2, lr: 1e-3, ..config };
     let data = || Recorded::open("golden/train/pretrain-batches.safetensors");
@@ -317,7 +323,7 @@ fn a_run_that_cannot_go_on_saves_its_last_step() {
     let mut batches = data();
     let mut trainer = Trainer::new(&whole, &Pretrain, &config, &mut batches).expect("a run");
     finish(&mut trainer);
-    for (fault, word) in faults {
+    for (fault, word) in [(Fault::OutOfMemory, "memory"), (Fault::NotANumber, "NaN")] {
         let dir = tempfile::tempdir().expect("a folder");
         let first = model("golden/minimind2");
         let mut batches = data();

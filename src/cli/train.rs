@@ -8,7 +8,7 @@ use mmx_converters::adapter::Adapters;
 use mmx_converters::tokenizer::Tokenizer;
 use serde::Deserialize;
 use serde_json::json;
-use tch::{Device, Kind};
+use tch::Kind;
 
 use super::train_models::{Models, Start};
 use crate::checkpoint::{self, Context, State};
@@ -302,13 +302,20 @@ impl Request {
         }
         crate::omp::choose_kernels()?;
         let device = device::pick(self.knobs.device.as_deref())?;
-        let config = self.resolve(device)?;
-        let compute = if config.dtype == "bf16" { Kind::BFloat16 } else { Kind::Float };
+        let mut config = self.resolve()?;
         let claim = match self.out.is_dir() {
             true => Some(runs::claim(&self.out)?),
             false => None,
         };
         let resumed = self.checkpoint()?;
+        if matches!(self.knobs.dtype.as_deref(), None | Some("auto")) {
+            // measured once per run: measured again it might come out the other way
+            config.dtype = match &resumed {
+                Some((_, state)) => state.config.dtype.clone(),
+                None => device::best_dtype(device)?.into(),
+            };
+        }
+        let compute = if config.dtype == "bf16" { Kind::BFloat16 } else { Kind::Float };
 
         let tokenizer = Tokenizer::open(self.tokenizer_folder(resumed.as_ref())?)?;
         let start = Start {
@@ -376,8 +383,8 @@ impl Request {
         session::run(&mut trainer, self.stage.as_ref(), &mut session, stop_flag()?)
     }
 
-    /// Options over the stage's defaults.
-    fn resolve(&self, device: Device) -> Result<TrainConfig> {
+    /// Options over the stage's defaults; an element type that is to be chosen is not chosen yet.
+    fn resolve(&self) -> Result<TrainConfig> {
         let knobs = &self.knobs;
         let recipe = match knobs.recipe.as_deref() {
             None | Some("2026") => Recipe::R2026,
@@ -433,10 +440,9 @@ impl Request {
                 lora.target = adapters.targets().join(",");
             }
         }
-        config.dtype = match knobs.dtype.as_deref() {
-            None | Some("auto") => device::best_dtype(device)?.into(),
-            Some(other) => other.to_owned(),
-        };
+        if let Some(dtype) = knobs.dtype.as_deref().filter(|dtype| *dtype != "auto") {
+            config.dtype = dtype.to_owned();
+        }
         if knobs.save_every == Some(0) {
             return Err(Error::usage("--save-every: expected at least 1, found 0"));
         }
