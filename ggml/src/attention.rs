@@ -1,7 +1,7 @@
 //! Attention over the cache as one ggml operation, for CPUs with AVX-512.
 //!
-//! Each token looks at the cells up to its own position: no mask, no cells that do not count, so a graph
-//! does not depend on the length of the past. Sums and softmax are float32, also over a float16 cache.
+//! Each token looks at the cells of its own text up to its own position: no mask, no cells that do not
+//! count, so a graph depends neither on the length of the past nor on which texts are read together. Sums and softmax are float32, also over a float16 cache.
 #![expect(unsafe_code, reason = "vector instructions, and a callback from C")]
 
 use std::ffi::{c_int, c_void};
@@ -29,7 +29,8 @@ pub(crate) fn is_available(head_dim: usize) -> bool {
 
 impl Context {
     /// Attention of `q` `[n, heads, head_dim]` over the cells `keys`, `values` `[cells, kv_heads * head_dim]`
-    /// (float32 or float16): token i over the cells 0 to `positions[i]`. Gives `[n, heads * head_dim]`.
+    /// (float32 or float16): token i over the `positions[i] + 1` cells from `firsts[i]` on (both i32).
+    /// Gives `[n, heads * head_dim]`.
     ///
     /// # Errors
     /// Shapes or types that do not fit, a head width that is not available, or no room.
@@ -39,6 +40,7 @@ impl Context {
         keys: Tensor<'c>,
         values: Tensor<'c>,
         positions: Tensor<'c>,
+        firsts: Tensor<'c>,
     ) -> Result<Tensor<'c>> {
         let [head_dim, heads, n, _] = q.ne();
         let row = keys.ne()[0];
@@ -53,7 +55,8 @@ impl Context {
             && keys.ty() == values.ty()
             && matches!(keys.ty(), Some(GgmlType::F32 | GgmlType::F16))
             && positions.ne() == [n, 1, 1, 1]
-            && positions.ty() == Some(GgmlType::I32);
+            && firsts.ne() == [n, 1, 1, 1]
+            && [positions, firsts].iter().all(|t| t.ty() == Some(GgmlType::I32));
         if !fits {
             return Err(Error::Request {
                 message: format!(
@@ -65,7 +68,7 @@ impl Context {
             });
         }
         self.require_room("attention")?;
-        let mut arguments = [q.raw(), keys.raw(), values.raw(), positions.raw()];
+        let mut arguments = [q, keys, values, positions, firsts].map(Tensor::raw);
         // SAFETY: the arguments live as long as this context; -1 tasks means as many as there are threads.
         unsafe {
             let node = sys::ggml_custom_4d(
@@ -76,7 +79,7 @@ impl Context {
                 1,
                 1,
                 arguments.as_mut_ptr(),
-                4,
+                arguments.len() as c_int,
                 Some(compute),
                 -1,
                 std::ptr::null_mut(),
@@ -165,7 +168,8 @@ mod avx512 {
     ) {
         // SAFETY: as the caller says; rows and heads are addressed by the strides of the tensors.
         unsafe {
-            let [q, keys, values, positions] = [0, 1, 2, 3].map(|i: usize| &*(*target).src[i]);
+            let [q, keys, values, positions, firsts] =
+                [0, 1, 2, 3, 4].map(|i: usize| &*(*target).src[i]);
             let half = keys.type_ == sys::GGML_TYPE_F16;
             let head_dim = D * LANES;
             let heads = q.ne[1] as usize;
@@ -177,9 +181,10 @@ mod avx512 {
                 while item < heads * q.ne[2] as usize {
                     let (token, head) = (item / heads, item % heads);
                     let position = *positions.data.cast::<i32>().add(token) as usize;
-                    let seen = (position + 1).min(cells);
+                    let start = *firsts.data.cast::<i32>().add(token) as usize;
+                    let seen = (position + 1).min(cells.saturating_sub(start));
                     let query = q.data.cast::<u8>().add(token * q.nb[2] + head * q.nb[1]);
-                    let first = head / group * head_dim * keys.nb[0];
+                    let first = start * keys.nb[1] + head / group * head_dim * keys.nb[0];
                     let of = |tensor: &sys::ggml_tensor| {
                         tensor.data.cast::<u8>().add(first).cast_const()
                     };
@@ -272,22 +277,26 @@ mod tests {
         heads: usize,
         kv_heads: usize,
         d: usize,
-        at: &[i32],
+        at: &[(i32, i32)],
     ) -> Vec<f32> {
         let mut out = Vec::new();
-        for (token, &position) in at.iter().enumerate() {
+        for (token, &(first, position)) in at.iter().enumerate() {
             for head in 0..heads {
                 let q = &q[(token * heads + head) * d..][..d];
                 let row = |all: &[f32], cell: usize| {
                     all[(cell * kv_heads + head / (heads / kv_heads)) * d..][..d].to_vec()
                 };
                 let dot = |cell| q.iter().zip(row(k, cell)).map(|(a, b)| a * b).sum::<f32>();
-                let weights: Vec<f32> = (0..=position as usize)
-                    .map(|cell| (dot(cell) / (d as f32).sqrt()).exp())
-                    .collect();
+                let cells = first as usize..=(first + position) as usize;
+                let weights: Vec<f32> =
+                    cells.clone().map(|cell| (dot(cell) / (d as f32).sqrt()).exp()).collect();
                 let total: f32 = weights.iter().sum();
                 out.extend((0..d).map(|i| {
-                    weights.iter().enumerate().map(|(c, w)| w / total * row(v, c)[i]).sum::<f32>()
+                    weights
+                        .iter()
+                        .zip(cells.clone())
+                        .map(|(w, c)| w / total * row(v, c)[i])
+                        .sum::<f32>()
                 }));
             }
         }
@@ -301,7 +310,13 @@ mod tests {
             if !is_available(d) {
                 continue; // nothing asks for it on such a CPU
             }
-            for at in [vec![0], vec![77], vec![0, 1, 2, 3, 4], vec![30, 31, 32, 33]] {
+            // (first cell, position): one text, then several whose cells lie apart
+            for at in [
+                vec![(0, 0)],
+                vec![(0, 77)],
+                vec![(0, 0), (0, 1), (0, 2), (0, 3)],
+                vec![(0, 30), (40, 7), (64, 31), (40, 8)],
+            ] {
                 let (n, cells) = (at.len(), 96);
                 let mut random = |n: usize| -> Vec<f32> {
                     let half = |x: f64| f16::from_f64(x * 4.0 - 2.0).to_f32();
@@ -319,9 +334,10 @@ mod tests {
                         nodes.input(ty, &shape).unwrap(),
                         nodes.input(ty, &shape).unwrap(),
                         nodes.input(GgmlType::I32, &[n]).unwrap(),
+                        nodes.input(GgmlType::I32, &[n]).unwrap(),
                     ];
-                    let [a, b, c, e] = inputs;
-                    let out = nodes.context.cached_attention(a, b, c, e).unwrap();
+                    let [a, b, c, e, f] = inputs;
+                    let out = nodes.context.cached_attention(a, b, c, e, f).unwrap();
                     let (out, slots) = (nodes.output(out), inputs.map(Slot::of));
                     let mut plan = plan.finish().unwrap();
                     plan.data_mut::<f32>(slots[0]).copy_from_slice(&q);
@@ -333,7 +349,9 @@ mod tests {
                             plan.data_mut::<f16>(slot).copy_from_slice(&halves);
                         }
                     }
-                    plan.data_mut::<i32>(slots[3]).copy_from_slice(&at);
+                    let (firsts, positions): (Vec<_>, Vec<_>) = at.iter().copied().unzip();
+                    plan.data_mut::<i32>(slots[3]).copy_from_slice(&positions);
+                    plan.data_mut::<i32>(slots[4]).copy_from_slice(&firsts);
                     plan.compute(&mut Pool::new(3).unwrap()).unwrap();
                     for (found, expected) in plan.data_mut::<f32>(out).iter().zip(&expected) {
                         assert!(

@@ -219,6 +219,9 @@ impl Pool {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Slot(NonNull<sys::ggml_tensor>);
 
+// SAFETY: a name; what it points to is reached through its plan only, which is sent along.
+unsafe impl Send for Slot {}
+
 impl Slot {
     pub(crate) fn of(tensor: Tensor<'_>) -> Self {
         // SAFETY: a Tensor is never null.

@@ -103,7 +103,7 @@ impl SamplingArgs {
             top_p: self.top_p.unwrap_or(own.top_p),
             min_p: self.min_p.unwrap_or(own.min_p),
             repeat_penalty: self.repeat_penalty.unwrap_or(own.repeat_penalty),
-            seed,
+            ..own
         }
     }
 }

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::model::Model;
 use super::session::{KvType, Session, SessionOptions};
+use super::slots::{Part, Slots, SlotsOptions};
 use crate::error::Result;
 use crate::llama::Speed;
 
@@ -45,4 +46,49 @@ pub fn bench(model: &Model, n_prompt: usize, n_gen: usize, threads: usize) -> Re
         decode = n_gen as f64 / start.elapsed().as_secs_f64();
     }
     Ok(Speed { prefill, decode })
+}
+
+/// Tokens per second of `streams` texts together, one token of each in every step, `n_gen` steps after as
+/// many made-up tokens of prompt as `n_prompt`; float16 cache, without sampling.
+///
+/// # Errors
+/// See [`Slots::new`] and [`Slots::step`].
+pub fn bench_streams(
+    model: &Model,
+    streams: usize,
+    n_prompt: usize,
+    n_gen: usize,
+    threads: usize,
+) -> Result<f64> {
+    let options = SlotsOptions {
+        slots: streams,
+        n_ctx: Some((n_prompt + n_gen).max(1)),
+        kv: KvType::F16,
+        threads: Some(threads),
+    };
+    let mut slots = Slots::new(model, options)?;
+    let vocab = model.config().vocab_size.max(1);
+    let token = |i: usize| (i.wrapping_mul(2_654_435_761) >> 7) as u32 % vocab as u32;
+    let mut rate = 0.0;
+    for _warm_then_timed in 0..2 {
+        for slot in 0..streams {
+            slots.truncate(slot, 0);
+            let prompt: Vec<_> = (0..n_prompt).map(|i| token(i + slot)).collect();
+            for ids in prompt.chunks(super::slots::BATCH) {
+                slots.step(&[Part { slot, ids, output: false }])?;
+            }
+        }
+        let start = Instant::now();
+        for i in 0..n_gen {
+            let ids: Vec<_> = (0..streams).map(|slot| [token(i * streams + slot)]).collect();
+            let parts: Vec<_> = ids
+                .iter()
+                .enumerate()
+                .map(|(slot, ids)| Part { slot, ids, output: true })
+                .collect();
+            slots.step(&parts)?;
+        }
+        rate = (streams * n_gen) as f64 / start.elapsed().as_secs_f64();
+    }
+    Ok(rate)
 }

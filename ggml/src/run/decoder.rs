@@ -1,7 +1,8 @@
 //! A configuration to the graph for one batch of tokens: a branch per field of [`Config`], none per family.
 //!
-//! In: ids, positions, the cells of the cache to write, a mask over the past. Out: logits of the last
-//! token or of all. Shapes are outermost first: `n` tokens of the batch, `past` cells that are looked at.
+//! In: ids, positions, the cells of the cache to write and where each text's cells begin (or a mask over
+//! the past). Out: logits or final hidden states of some tokens or of all. Shapes are outermost first:
+//! `n` tokens of the batch, of one text or of several, `past` cells that are looked at.
 
 use mmx_converters::arch::{Config, Moe, rope};
 use mmx_converters::gguf::GgmlType;
@@ -23,15 +24,17 @@ pub(super) struct Batch {
     /// Cells of the cache that may be looked at, those of the batch included; 0 where the graph does not
     /// depend on them (see [`Batch::new`]).
     pub(super) past: usize,
-    /// Logits of every token instead of the last one's.
-    pub(super) all_logits: bool,
+    /// Tokens whose results are asked for.
+    pub(super) outputs: usize,
+    /// Their final hidden states (after the last norm) instead of their logits.
+    pub(super) hidden: bool,
 }
 
 impl Batch {
-    /// `tokens` tokens after which `past` cells are in use.
-    pub(super) fn new(config: &Config, tokens: usize, past: usize, all_logits: bool) -> Self {
+    /// `tokens` tokens, `past` cells in use after them, results of `outputs` of the tokens.
+    pub(super) fn new(config: &Config, tokens: usize, past: usize, outputs: usize) -> Self {
         let past = if attention::is_available(config.head_dim) { 0 } else { past };
-        Self { tokens, past, all_logits: all_logits && tokens > 1 }
+        Self { tokens, past, outputs, hidden: false }
     }
 }
 
@@ -46,10 +49,21 @@ pub(super) struct Graph {
     pub(super) positions: Slot,
     /// i64 `[n]`: cells to write
     pub(super) cells: Slot,
-    /// float16 `[n, past]`: 0 where a token may look, else minus infinity; nothing where it is not needed
-    pub(super) mask: Option<Slot>,
-    /// float32 `[n or 1, vocab]`
-    pub(super) logits: Slot,
+    /// Which cells each token sees.
+    pub(super) sight: Sight<Slot>,
+    /// i32 `[outputs]`: which tokens' results are asked for; nothing where all are
+    pub(super) rows: Option<Slot>,
+    /// float32 `[outputs, vocab]`, or `[outputs, hidden]`
+    pub(super) results: Slot,
+}
+
+/// How a graph is told which cells a token sees.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Sight<T> {
+    /// i32 `[n]`: the first cell of the token's text; it sees those from there to its own.
+    Firsts(T),
+    /// float16 `[n, past]`: 0 where a token may look, else minus infinity.
+    Mask(T),
 }
 
 impl Graph {
@@ -68,25 +82,45 @@ impl Graph {
         let ids = nodes.input(GgmlType::I32, &[n])?;
         let positions = nodes.input(GgmlType::I32, &[n])?;
         let cells = nodes.input(GgmlType::I64, &[n])?;
-        let mask = match batch.past {
-            0 => None,
-            past => Some(nodes.input(GgmlType::F16, &[n, past])?),
+        let sight = match batch.past {
+            0 => Sight::Firsts(nodes.input(GgmlType::I32, &[n])?),
+            past => Sight::Mask(nodes.input(GgmlType::F16, &[n, past])?),
+        };
+        let rows = match batch.outputs {
+            all if all == n => None,
+            some => Some(nodes.input(GgmlType::I32, &[some])?),
         };
         let [ids_slot, positions_slot, cells_slot] = [ids, positions, cells].map(Slot::of);
-        let mask_slot = mask.map(Slot::of);
+        let rows_slot = rows.map(Slot::of);
+        let sight_slot = match sight {
+            Sight::Firsts(tensor) => Sight::Firsts(Slot::of(tensor)),
+            Sight::Mask(tensor) => Sight::Mask(Slot::of(tensor)),
+        };
         let context = nodes.context;
         let rope = rope_of(config);
-        let decoder =
-            Decoder { config, weights, cache, batch, context, nodes, positions, cells, mask, rope };
-        let logits = nodes.output(decoder.logits(ids)?);
+        let decoder = Decoder {
+            config,
+            weights,
+            cache,
+            batch,
+            context,
+            nodes,
+            positions,
+            cells,
+            sight,
+            rows,
+            rope,
+        };
+        let results = nodes.output(decoder.results(ids)?);
         Ok(Self {
             plan: plan.finish()?,
             batch,
             ids: ids_slot,
             positions: positions_slot,
             cells: cells_slot,
-            mask: mask_slot,
-            logits,
+            sight: sight_slot,
+            rows: rows_slot,
+            results,
         })
     }
 }
@@ -126,8 +160,8 @@ struct Decoder<'c> {
     nodes: Nodes<'c>,
     positions: Tensor<'c>,
     cells: Tensor<'c>,
-    /// Nothing where our own attention is used, which needs none.
-    mask: Option<Tensor<'c>>,
+    sight: Sight<Tensor<'c>>,
+    rows: Option<Tensor<'c>>,
     rope: Rope,
 }
 
@@ -136,23 +170,27 @@ impl<'c> Decoder<'c> {
         self.config.rms_norm_eps as f32
     }
 
-    fn logits(&self, ids: Tensor<'c>) -> Result<Tensor<'c>> {
+    fn results(&self, ids: Tensor<'c>) -> Result<Tensor<'c>> {
         let (c, w) = (self.context, self.weights);
         let mut x = c.get_rows(w.get(w.embedding)?, ids)?; // [n] -> [n, hidden]
         for (index, layer) in w.layers.iter().enumerate() {
             let mut attended = self.attention(x, index, layer)?;
-            if index + 1 == w.layers.len() && !self.batch.all_logits {
-                // of the last layer's rows only the last one is looked at: [n, hidden] -> [1, hidden]
-                let last = self.batch.tokens - 1;
-                attended = c.rows(attended, last, 1)?;
-                x = c.rows(x, last, 1)?;
+            if let Some(rows) = self.rows
+                && index + 1 == w.layers.len()
+            {
+                // only these of the last layer's rows are looked at: [n, hidden] -> [outputs, hidden]
+                attended = c.get_rows(attended, rows)?;
+                x = c.get_rows(x, rows)?;
             }
             x = c.add(self.product(&layer.attn_output, attended)?, x)?;
             let normed = c.rms_norm(x, w.get(layer.ffn_norm)?, self.eps())?;
             x = c.add(self.feed_forward(normed, layer)?, x)?;
         }
         let normed = c.rms_norm(x, w.get(w.output_norm)?, self.eps())?;
-        self.product(&w.output, normed) // [n, hidden] -> [n, vocab]
+        if self.batch.hidden {
+            return Ok(normed);
+        }
+        self.product(&w.output, normed) // [outputs, hidden] -> [outputs, vocab]
     }
 
     /// Attention without its output projection: `[n, hidden] -> [n, heads * head_dim]`.
@@ -186,8 +224,11 @@ impl<'c> Decoder<'c> {
         let written = (c.set_rows(keys, k, self.cells)?, c.set_rows(values, v, self.cells)?);
         self.nodes.compute(written.0);
         self.nodes.compute(written.1);
-        let Some(mask) = self.mask else {
-            return c.cached_attention(q, written.0, written.1, self.positions);
+        let mask = match self.sight {
+            Sight::Firsts(firsts) => {
+                return c.cached_attention(q, written.0, written.1, self.positions, firsts);
+            }
+            Sight::Mask(mask) => mask,
         };
 
         // [past, kv_heads * head_dim] -> [kv_heads, past, head_dim]

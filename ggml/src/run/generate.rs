@@ -81,6 +81,20 @@ pub fn generate(
     session: &mut Session,
     prompt: &[u32],
     request: &Generation,
+    on_text: impl FnMut(&str) -> bool,
+) -> Result<Generated> {
+    generate_after(session, &[], prompt, request, on_text)
+}
+
+/// The same where the session holds `seen`, which counts for the penalties.
+///
+/// # Errors
+/// See [`generate`].
+pub fn generate_after(
+    session: &mut Session,
+    seen: &[u32],
+    prompt: &[u32],
+    request: &Generation,
     mut on_text: impl FnMut(&str) -> bool,
 ) -> Result<Generated> {
     let model = session.model().clone();
@@ -90,8 +104,8 @@ pub fn generate(
         Sampler::new(request.sampling.clone(), model.config().vocab_size)?.restricted_to(tokenizer);
     let mut filter = StopFilter::new(request.stop.clone())?;
     let mut stream = tokenizer.decode_stream(true);
-    for &id in prompt {
-        sampler.accept(id);
+    for &id in seen.iter().chain(prompt) {
+        sampler.see(id);
     }
 
     let start = Instant::now();

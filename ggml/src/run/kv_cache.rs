@@ -1,4 +1,4 @@
-//! Keys and values of the past, per layer `[n_ctx, kv_heads * head_dim]`; a cell per position.
+//! Keys and values of the past, per layer `[cells, kv_heads * head_dim]`; a cell per position of a text.
 #![expect(unsafe_code, reason = "the cache's tensors live in a context kept beside them")]
 
 use std::ptr::NonNull;
@@ -15,7 +15,7 @@ use crate::tensor::Tensor;
 /// Cells are made in multiples of this, so that every length of past that a graph is made for exists.
 pub(super) const CELLS: usize = 256;
 
-/// The cache of one session.
+/// The cache of all texts that are computed together; each has a run of cells of its own.
 #[derive(Debug)]
 pub(super) struct KvCache {
     /// Per layer: keys, values.
@@ -24,14 +24,14 @@ pub(super) struct KvCache {
     _context: Context,
 }
 
-// SAFETY: owned by one session, which hands out nothing but graphs that it computes itself.
+// SAFETY: owned by one holder of graphs, which hands out nothing but graphs that it computes itself.
 unsafe impl Send for KvCache {}
 
 impl KvCache {
-    /// Zeroed memory for `n_ctx` positions (rounded up to [`CELLS`]).
-    pub(super) fn new(config: &Config, n_ctx: usize, ty: GgmlType) -> Result<Self> {
+    /// Zeroed memory for `cells` positions (rounded up to [`CELLS`]).
+    pub(super) fn new(config: &Config, cells: usize, ty: GgmlType) -> Result<Self> {
         let width = config.num_key_value_heads * config.head_dim;
-        let cells = n_ctx.next_multiple_of(CELLS);
+        let cells = cells.next_multiple_of(CELLS);
         let context = Context::new(2 * config.num_hidden_layers, 0)?;
         let mut layers = Vec::new();
         for _ in 0..config.num_hidden_layers {
@@ -60,5 +60,36 @@ impl KvCache {
                 Tensor::from_raw(values.as_ptr(), "values")?,
             ))
         }
+    }
+    /// Copies `length` cells from `from` on to those from `to` on, in every layer.
+    ///
+    /// # Errors
+    /// Cells beyond the cache, or runs that overlap.
+    pub(super) fn copy(&mut self, from: usize, to: usize, length: usize) -> Result<()> {
+        let apart = from + length <= to || to + length <= from;
+        for layer in 0..self.layers.len() {
+            let (keys, values) = self.layer(layer)?;
+            for tensor in [keys, values] {
+                let (cells, row) = (tensor.ne()[1], tensor.nb()[1]);
+                if !apart || from.max(to) + length > cells {
+                    return Err(Error::Request {
+                        message: format!(
+                            "{length} cells from {from} to {to}, of {cells} there are"
+                        ),
+                    });
+                }
+                // SAFETY: the tensor's data are `cells` rows of `row` bytes in plain memory; both runs lie
+                // in it and do not overlap, as checked; `&mut self`: nothing is being computed.
+                unsafe {
+                    let data = (*tensor.raw()).data.cast::<u8>();
+                    std::ptr::copy_nonoverlapping(
+                        data.add(from * row),
+                        data.add(to * row),
+                        length * row,
+                    );
+                }
+            }
+        }
+        Ok(())
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! The order is that of Transformers' `generate`, whose settings models are published with: repetition
 //! penalty, temperature, top-k, top-p, min-p, then one draw. Temperature 0 takes the most likely id.
+//! Bias, presence and frequency penalty (OpenAI's) come between repetition penalty and temperature.
 
 use mmx_converters::generation::Generation as Defaults;
 use mmx_converters::tokenizer::Tokenizer;
@@ -22,6 +23,12 @@ pub struct Sampling {
     pub min_p: f64,
     /// Logits of ids that were there already are divided by this, negative ones multiplied; 1: off.
     pub repeat_penalty: f64,
+    /// Taken from the logit of every id that was drawn already; 0: off.
+    pub presence_penalty: f64,
+    /// The same once for each time it was drawn; 0: off.
+    pub frequency_penalty: f64,
+    /// Added to the logits of these ids.
+    pub bias: Vec<(u32, f32)>,
     /// The same seed gives the same draws.
     pub seed: u64,
 }
@@ -29,7 +36,17 @@ pub struct Sampling {
 impl Default for Sampling {
     /// Greedy.
     fn default() -> Self {
-        Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repeat_penalty: 1.0, seed: 0 }
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repeat_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            bias: Vec::new(),
+            seed: 0,
+        }
     }
 }
 
@@ -44,6 +61,7 @@ impl Sampling {
             min_p: defaults.min_p.unwrap_or(off.min_p),
             repeat_penalty: defaults.repetition_penalty.unwrap_or(off.repeat_penalty),
             seed,
+            ..off
         }
     }
 
@@ -62,7 +80,18 @@ impl Sampling {
         range("temperature", t, t.is_finite() && t >= 0.0, "0 (greedy) or more")?;
         range("top-p", p, p > 0.0 && p <= 1.0, "more than 0, at most 1")?;
         range("min-p", m, (0.0..=1.0).contains(&m), "0 to 1")?;
-        range("repeat penalty", r, r.is_finite() && r > 0.0, "more than 0")
+        range("repeat penalty", r, r.is_finite() && r > 0.0, "more than 0")?;
+        // OpenAI's own range
+        let penalty =
+            |name, value: f64| range(name, value, (-2.0..=2.0).contains(&value), "-2 to 2");
+        penalty("presence penalty", self.presence_penalty)?;
+        penalty("frequency penalty", self.frequency_penalty)?;
+        match self.bias.iter().find(|(_, bias)| bias.is_nan()) {
+            Some((id, bias)) => {
+                range(&format!("bias of id {id}"), f64::from(*bias), false, "a number")
+            }
+            None => Ok(()),
+        }
     }
 }
 
@@ -74,7 +103,12 @@ pub struct Sampler {
     allowed: Vec<bool>,
     /// Every id is allowed.
     unrestricted: bool,
+    /// Ids of the prompt and drawn ones.
     seen: Vec<bool>,
+    /// How often each id was drawn.
+    drawn: Vec<u32>,
+    /// Per id; empty where there is none.
+    bias: Vec<f32>,
     rng: SplitMix64,
     /// `(logit, id)` of the candidates; kept to save allocations.
     candidates: Vec<(f32, u32)>,
@@ -88,11 +122,23 @@ impl Sampler {
     pub fn new(sampling: Sampling, vocab: usize) -> Result<Self> {
         sampling.check()?;
         let rng = SplitMix64::new(sampling.seed);
+        let mut bias = Vec::new();
+        if !sampling.bias.is_empty() {
+            bias = vec![0.0; vocab];
+            for &(id, value) in &sampling.bias {
+                let slot = bias.get_mut(id as usize).ok_or_else(|| Error::Request {
+                    message: format!("bias: expected ids below {vocab}, found {id}"),
+                })?;
+                *slot = value;
+            }
+        }
         Ok(Self {
             sampling,
             allowed: vec![true; vocab],
             unrestricted: true,
             seen: vec![false; vocab],
+            drawn: vec![0; vocab],
+            bias,
             rng,
             candidates: Vec::new(),
         })
@@ -108,10 +154,18 @@ impl Sampler {
         self
     }
 
-    /// Counts an id as seen, for the repetition penalty: each one of the prompt and each one drawn.
-    pub fn accept(&mut self, id: u32) {
+    /// Counts an id of the prompt as seen, for the repetition penalty.
+    pub fn see(&mut self, id: u32) {
         if let Some(seen) = self.seen.get_mut(id as usize) {
             *seen = true;
+        }
+    }
+
+    /// Counts an id as drawn, for all penalties.
+    pub fn accept(&mut self, id: u32) {
+        self.see(id);
+        if let Some(drawn) = self.drawn.get_mut(id as usize) {
+            *drawn = drawn.saturating_add(1);
         }
     }
 
@@ -120,16 +174,30 @@ impl Sampler {
     /// # Errors
     /// Logits of another length, or none of them a number.
     pub fn sample(&mut self, logits: &[f32]) -> Result<u32> {
+        self.sample_among(logits, None)
+    }
+
+    /// One id among those whose bit is set: bit `id % 32` of word `id / 32`.
+    ///
+    /// # Errors
+    /// See [`Sampler::sample`]; no bit that is set.
+    pub fn sample_among(&mut self, logits: &[f32], among: Option<&[u32]>) -> Result<u32> {
         if logits.len() != self.allowed.len() {
             return Err(Error::Request {
                 message: format!("expected {} logits, found {}", self.allowed.len(), logits.len()),
             });
         }
-        let plain = self.unrestricted && self.sampling.repeat_penalty == 1.0;
+        let s = &self.sampling;
+        let plain = self.unrestricted
+            && among.is_none()
+            && self.bias.is_empty()
+            && s.repeat_penalty == 1.0
+            && s.presence_penalty == 0.0
+            && s.frequency_penalty == 0.0;
         let drawn = if plain && self.sampling.temperature == 0.0 {
             argmax(logits)
         } else {
-            self.collect(logits);
+            self.collect(logits, among);
             if self.sampling.temperature == 0.0 {
                 self.candidates.iter().copied().reduce(better).map(|(_, id)| id)
             } else {
@@ -137,24 +205,41 @@ impl Sampler {
             }
         };
         drawn.ok_or_else(|| Error::Request {
-            message: "no logit is a number: the model computes NaN".to_owned(),
+            message: match among {
+                Some(_) => "no token fits what the text must be".to_owned(),
+                None => "no logit is a number: the model computes NaN".to_owned(),
+            },
         })
     }
 
     /// Allowed ids with their penalized logits.
-    fn collect(&mut self, logits: &[f32]) {
+    fn collect(&mut self, logits: &[f32], among: Option<&[u32]>) {
         let penalty = self.sampling.repeat_penalty as f32;
+        let presence = self.sampling.presence_penalty as f32;
+        let frequency = self.sampling.frequency_penalty as f32;
+        let fits = |id: usize| {
+            among
+                .is_none_or(|bits| bits.get(id / 32).is_some_and(|word| word >> (id % 32) & 1 == 1))
+        };
         self.candidates.clear();
         for (id, &logit) in logits.iter().enumerate() {
-            if !self.allowed[id] || logit.is_nan() || logit == f32::NEG_INFINITY {
+            if !self.allowed[id] || logit.is_nan() || !fits(id) {
                 continue;
             }
-            let logit = match self.seen[id] {
+            let mut logit = match self.seen[id] {
                 true if logit > 0.0 => logit / penalty,
                 true => logit * penalty,
                 false => logit,
             };
-            self.candidates.push((logit, id as u32));
+            if self.drawn[id] > 0 {
+                logit -= presence + frequency * self.drawn[id] as f32;
+            }
+            if let Some(bias) = self.bias.get(id) {
+                logit += bias;
+            }
+            if logit > f32::NEG_INFINITY {
+                self.candidates.push((logit, id as u32));
+            }
         }
     }
 
@@ -201,6 +286,23 @@ impl Sampler {
 /// The larger logit, the lower id of equals.
 fn better(a: (f32, u32), b: (f32, u32)) -> (f32, u32) {
     if b.0 > a.0 || (b.0 == a.0 && b.1 < a.1) { b } else { a }
+}
+
+/// The model's own probabilities, natural logarithms, before any setting of a sampler: that of `id`, and
+/// the `n` most likely ids with theirs, most likely first.
+pub fn log_probabilities(logits: &[f32], id: u32, n: usize) -> (f32, Vec<(u32, f32)>) {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let total: f64 = logits.iter().map(|&l| f64::from(l - largest).exp()).sum();
+    let log = |logit: f32| (f64::from(logit - largest) - total.ln()) as f32;
+    let mut order: Vec<(f32, u32)> = logits.iter().copied().zip(0..).collect();
+    let n = n.min(order.len());
+    if n > 0 && n < order.len() {
+        order.select_nth_unstable_by(n - 1, |a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+    }
+    order.truncate(n);
+    order.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+    let own = logits.get(id as usize).copied().unwrap_or(f32::NEG_INFINITY);
+    (log(own), order.into_iter().map(|(logit, id)| (id, log(logit))).collect())
 }
 
 /// The first of the largest; nothing if no value is a number.
@@ -304,6 +406,60 @@ mod tests {
         assert_eq!(sampler.sample(&values).unwrap(), 0, "1.5 > 2 / 2 > -1");
         let negative = [-1.0, -1.0, -1.5, f32::NEG_INFINITY];
         assert_eq!(sampler.sample(&negative).unwrap(), 2, "-1 * 2 < -1.5");
+    }
+
+    #[test]
+    fn bias_and_penalties_of_drawn_ids_move_logits() {
+        let values = [3.0, 2.0, -1.0, -1.5];
+        let sampling = Sampling {
+            presence_penalty: 0.5,
+            frequency_penalty: 0.3,
+            bias: vec![(2, 3.3)],
+            ..Sampling::default()
+        };
+        let mut sampler = Sampler::new(sampling, 4).unwrap();
+        sampler.see(0);
+        assert_eq!(sampler.sample(&values).unwrap(), 0, "an id of the prompt is not penalized");
+        sampler.accept(0);
+        assert_eq!(sampler.sample(&values).unwrap(), 2, "3 - 0.8 < -1 + 3.3");
+        sampler.accept(2);
+        assert_eq!(sampler.sample(&values).unwrap(), 0, "2.2 > 2 and 1.5");
+        sampler.accept(0);
+        assert_eq!(sampler.sample(&values).unwrap(), 1, "3 - 1.1 < 2");
+        let outside = Sampling { bias: vec![(4, 1.0)], ..Sampling::default() };
+        assert!(Sampler::new(outside, 4).is_err());
+        let wide = Sampling { presence_penalty: 2.5, ..Sampling::default() };
+        assert!(Sampler::new(wide, 4).unwrap_err().to_string().contains("-2 to 2"));
+    }
+
+    #[test]
+    fn only_ids_whose_bit_is_set_are_drawn() {
+        let values = logits(8, 70);
+        let mut bits = [0u32; 3];
+        for id in [5, 33, 69] {
+            bits[id / 32] |= 1 << (id % 32);
+        }
+        for temperature in [0.0, 5.0] {
+            let sampling = Sampling { temperature, ..Sampling::default() };
+            let mut sampler = Sampler::new(sampling, 70).unwrap();
+            for _ in 0..50 {
+                let id = sampler.sample_among(&values, Some(&bits)).unwrap();
+                assert!([5, 33, 69].contains(&id), "{id}");
+            }
+            assert!(sampler.sample_among(&values, Some(&[0, 0, 0])).is_err());
+        }
+    }
+
+    #[test]
+    fn log_probabilities_are_those_of_the_softmax() {
+        let values = [1.0f32, 3.0, 2.0, 3.0];
+        let total: f64 = values.iter().map(|&v| f64::from(v).exp()).sum();
+        let (own, top) = log_probabilities(&values, 2, 3);
+        assert!((f64::from(own) - (2.0 - total.ln())).abs() < 1e-6);
+        assert_eq!(top.iter().map(|t| t.0).collect::<Vec<_>>(), [1, 3, 2]);
+        assert!((f64::from(top[0].1).exp() - 3f64.exp() / total).abs() < 1e-6);
+        assert!(log_probabilities(&values, 0, 0).1.is_empty());
+        assert_eq!(log_probabilities(&values, 0, 9).1.len(), 4);
     }
 
     #[test]

@@ -1,0 +1,359 @@
+//! Several texts being read and written together: each slot is a text with cells of its own in one cache,
+//! and one step computes tokens of any of them.
+//!
+//! In: per step some [`Part`]s, the next tokens of some slots. Out: logits of each part's last token. Rows
+//! of different texts never meet but in the matrix products, which are computed row by row, so a text is
+//! the same whatever is computed beside it, up to the last bit of kernels that add in another order for
+//! more rows (float32, float16 and bfloat16 weights; blocks of integers are exact).
+
+use std::time::Instant;
+
+use half::f16;
+use mmx_converters::gguf::GgmlType;
+
+use super::decoder::{Batch, Graph, Sight};
+use super::kv_cache::{CELLS, KvCache};
+use super::model::Model;
+use super::pace::{Pace, free_threads};
+use super::session::{KvType, default_n_ctx, default_threads};
+use crate::backend::Pool;
+use crate::error::{Error, Result};
+
+/// Tokens computed in one step at most (llama.cpp's own size of a physical batch).
+pub const BATCH: usize = 512;
+
+/// Graphs kept beside those of plain decoding: those of prompts, of many sizes, take much memory.
+const OTHER_GRAPHS: usize = 1;
+
+/// How slots compute.
+#[derive(Clone, Copy, Debug)]
+pub struct SlotsOptions {
+    /// Texts at a time.
+    pub slots: usize,
+    /// Positions kept of each, tokens; by default the model's own length, at most 4096.
+    pub n_ctx: Option<usize>,
+    /// Type of keys and values.
+    pub kv: KvType,
+    /// Threads; by default as many as the model's size and the cores make sensible.
+    pub threads: Option<usize>,
+}
+
+/// The next tokens of one slot.
+#[derive(Clone, Copy, Debug)]
+pub struct Part<'a> {
+    /// Which slot.
+    pub slot: usize,
+    /// Tokens to read, at least one.
+    pub ids: &'a [u32],
+    /// Whether the logits of the last one are asked for.
+    pub output: bool,
+}
+
+/// What a step is to give.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Want {
+    /// Logits of the last token of each part that asks.
+    Last,
+    /// Logits of every token.
+    All,
+    /// Final hidden states of every token.
+    Hidden,
+}
+
+/// Texts in progress.
+#[derive(Debug)]
+pub struct Slots {
+    // graphs refer to cache and weights: dropped before them
+    graphs: Vec<Graph>,
+    one: Pool,
+    /// More threads than one, and when to use them for steps of one token per text, by number of texts;
+    /// nothing where one is all there may be.
+    many: Option<(Pool, Vec<Pace>)>,
+    cache: KvCache,
+    model: Model,
+    n_ctx: usize,
+    /// Tokens in each slot.
+    past: Vec<usize>,
+    results: Vec<f32>,
+}
+
+impl Slots {
+    /// Empty texts.
+    ///
+    /// # Errors
+    /// No slots, `n_ctx` or `threads` of zero, or no memory.
+    pub fn new(model: &Model, options: SlotsOptions) -> Result<Self> {
+        let config = model.config();
+        let n_ctx = options.n_ctx.unwrap_or_else(|| default_n_ctx(config));
+        let threads = options.threads.unwrap_or_else(|| default_threads(model.bytes_per_token()));
+        let slots = options.slots;
+        if n_ctx == 0 || threads == 0 || slots == 0 {
+            return Err(Error::Request {
+                message: format!(
+                    "expected at least one position, one thread and one text, found {n_ctx}, {threads} \
+                     and {slots}"
+                ),
+            });
+        }
+        let too_many = || Error::Request {
+            message: format!(
+                "{slots} texts of {n_ctx} tokens are more than the memory has cells for"
+            ),
+        };
+        // positions and cells are 32-bit numbers in the graph
+        let cells = slots.checked_mul(n_ctx).filter(|&n| i32::try_from(n).is_ok());
+        let ty = match options.kv {
+            KvType::F32 => GgmlType::F32,
+            KvType::F16 => GgmlType::F16,
+        };
+        let many = match threads {
+            1 => None,
+            _ => Some((Pool::new(threads)?, vec![Pace::new(); slots])),
+        };
+        Ok(Self {
+            graphs: Vec::new(),
+            one: Pool::new(1)?,
+            many,
+            cache: KvCache::new(config, cells.ok_or_else(too_many)?, ty)?,
+            model: model.clone(),
+            n_ctx,
+            past: vec![0; slots],
+            results: Vec::new(),
+        })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Texts there may be at a time.
+    pub fn n_slots(&self) -> usize {
+        self.past.len()
+    }
+
+    /// Positions there are in each slot.
+    pub fn n_ctx(&self) -> usize {
+        self.n_ctx
+    }
+
+    /// Tokens in a slot; 0 for one that does not exist.
+    pub fn n_past(&self, slot: usize) -> usize {
+        self.past.get(slot).copied().unwrap_or(0)
+    }
+
+    /// Threads that compute at most; fewer do while other processes keep the cores busy.
+    pub fn threads(&self) -> usize {
+        self.many.as_ref().map_or(1, |(pool, _)| pool.threads())
+    }
+
+    /// Forgets everything of a slot from position `length` on; what is before stays computed.
+    pub fn truncate(&mut self, slot: usize, length: usize) {
+        if let Some(past) = self.past.get_mut(slot) {
+            *past = (*past).min(length);
+        }
+    }
+
+    /// Makes the slot `to` hold the first `length` tokens of the slot `from`, as computed there.
+    ///
+    /// # Errors
+    /// The same slot twice, one that does not exist, or fewer tokens than `length` in it.
+    pub fn share(&mut self, from: usize, to: usize, length: usize) -> Result<()> {
+        let fits = from != to && to < self.past.len() && length <= self.n_past(from);
+        if !fits {
+            return Err(Error::Request {
+                message: format!(
+                    "expected two of {} slots and at most {} tokens, found {from} to {to}, {length}",
+                    self.past.len(),
+                    self.n_past(from)
+                ),
+            });
+        }
+        self.cache.copy(from * self.n_ctx, to * self.n_ctx, length)?;
+        self.past[to] = length;
+        Ok(())
+    }
+
+    /// Reads the parts' tokens after what their slots hold, all in one computation; gives the logits of the
+    /// last token of each part that asked, `[parts that asked, vocab]`.
+    ///
+    /// # Errors
+    /// No part, more than [`BATCH`] tokens, a slot twice or one that does not exist, an id outside the
+    /// vocabulary, a full context; nothing is read then.
+    pub fn step(&mut self, parts: &[Part<'_>]) -> Result<&[f32]> {
+        self.compute(parts, Want::Last)?;
+        Ok(&self.results)
+    }
+
+    /// Reads at most [`BATCH`] ids into a slot; gives the logits of every one, `[seq, vocab]`.
+    ///
+    /// # Errors
+    /// See [`Slots::step`].
+    pub fn logits_all(&mut self, slot: usize, ids: &[u32]) -> Result<&[f32]> {
+        self.compute(&[Part { slot, ids, output: true }], Want::All)?;
+        Ok(&self.results)
+    }
+
+    /// Reads at most [`BATCH`] ids into a slot; gives the final hidden state of every one (after the last
+    /// norm, before the output matrix), `[seq, hidden]`.
+    ///
+    /// # Errors
+    /// See [`Slots::step`].
+    pub fn hidden_all(&mut self, slot: usize, ids: &[u32]) -> Result<&[f32]> {
+        self.compute(&[Part { slot, ids, output: true }], Want::Hidden)?;
+        Ok(&self.results)
+    }
+
+    pub(super) fn check_ids(&self, slot: usize, ids: &[u32]) -> Result<()> {
+        let vocab = self.model.config().vocab_size;
+        let past = self.n_past(slot);
+        let fault = if ids.is_empty() {
+            "expected at least one token, found none".to_owned()
+        } else if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
+            format!("expected token ids below {vocab}, found {id}")
+        } else if ids.len() > self.n_ctx - past {
+            format!(
+                "the context of {} tokens is full: {past} are in it, {} more were to be added",
+                self.n_ctx,
+                ids.len()
+            )
+        } else {
+            return Ok(());
+        };
+        Err(Error::Request { message: fault })
+    }
+
+    fn check(&self, parts: &[Part<'_>]) -> Result<()> {
+        let tokens: usize = parts.iter().map(|p| p.ids.len()).sum();
+        if parts.is_empty() || tokens > BATCH {
+            return Err(Error::Request {
+                message: format!("expected 1 to {BATCH} tokens in a step, found {tokens}"),
+            });
+        }
+        for (i, part) in parts.iter().enumerate() {
+            let twice = parts[..i].iter().any(|p| p.slot == part.slot);
+            if twice || part.slot >= self.past.len() {
+                return Err(Error::Request {
+                    message: format!(
+                        "expected different slots of {} in a step, found {}",
+                        self.past.len(),
+                        part.slot
+                    ),
+                });
+            }
+            self.check_ids(part.slot, part.ids)?;
+        }
+        Ok(())
+    }
+
+    /// The graph for a batch, made if there is none yet; it is the last one then.
+    fn graph(&mut self, batch: Batch) -> Result<()> {
+        if let Some(at) = self.graphs.iter().position(|g| g.batch == batch) {
+            let graph = self.graphs.remove(at);
+            self.graphs.push(graph);
+            return Ok(());
+        }
+        let slots = self.past.len();
+        let plain = |b: &Batch| b.tokens <= slots && b.outputs == b.tokens && !b.hidden;
+        // its memory first; a graph with a mask is of no use for another length of the past
+        let stale = |b: &Batch| plain(&batch) && plain(b) && b.tokens == batch.tokens;
+        self.graphs.retain(|g| !stale(&g.batch));
+        let others = self.graphs.iter().filter(|g| !plain(&g.batch)).count();
+        if !plain(&batch)
+            && others >= OTHER_GRAPHS
+            && let Some(oldest) = self.graphs.iter().position(|g| !plain(&g.batch))
+        {
+            self.graphs.remove(oldest);
+        }
+        let (config, weights) = (self.model.config(), self.model.weights());
+        self.graphs.push(Graph::new(config, weights, &self.cache, batch)?);
+        Ok(())
+    }
+
+    /// Computes one step; what it gives is in `self.results`.
+    fn compute(&mut self, parts: &[Part<'_>], want: Want) -> Result<()> {
+        self.check(parts)?;
+        let tokens: usize = parts.iter().map(|p| p.ids.len()).sum();
+        let n_ctx = self.n_ctx;
+        // per token: id, position, first cell of its text
+        let mut rows: Vec<(u32, usize, usize)> = Vec::with_capacity(tokens);
+        let mut outputs: Vec<i32> = Vec::new();
+        for part in parts {
+            let past = self.past[part.slot];
+            let numbered = part.ids.iter().zip(past..);
+            rows.extend(numbered.map(|(&id, position)| (id, position, part.slot * n_ctx)));
+            if part.output {
+                outputs.push(rows.len() as i32 - 1);
+            }
+        }
+        let asked = outputs.len();
+        if asked == 0 {
+            outputs.push(0); // a graph has a result
+        }
+        let count = if want == Want::Last { outputs.len() } else { tokens };
+        let past = rows.iter().map(|&(_, position, first)| first + position + 1).max();
+        let past = cells_for(past.unwrap_or(1));
+        let batch = Batch::new(self.model.config(), tokens, past, count);
+        self.graph(Batch { hidden: want == Want::Hidden, ..batch })?;
+        let Some(graph) = self.graphs.last_mut() else { return Ok(()) };
+
+        let plan = &mut graph.plan;
+        for (to, &(id, ..)) in plan.data_mut::<i32>(graph.ids).iter_mut().zip(&rows) {
+            *to = id as i32;
+        }
+        for (to, &(_, at, _)) in plan.data_mut::<i32>(graph.positions).iter_mut().zip(&rows) {
+            *to = at as i32;
+        }
+        for (to, &(_, at, first)) in plan.data_mut::<i64>(graph.cells).iter_mut().zip(&rows) {
+            *to = (first + at) as i64;
+        }
+        match graph.sight {
+            Sight::Firsts(slot) => {
+                for (to, &(.., first)) in plan.data_mut::<i32>(slot).iter_mut().zip(&rows) {
+                    *to = first as i32;
+                }
+            }
+            Sight::Mask(slot) => {
+                let mask = plan.data_mut::<f16>(slot);
+                for (row, &(_, at, first)) in mask.chunks_exact_mut(batch.past).zip(&rows) {
+                    row.fill(f16::NEG_INFINITY);
+                    row[first..=first + at].fill(f16::ZERO);
+                }
+            }
+        }
+        if let Some(slot) = graph.rows {
+            plan.data_mut::<i32>(slot).copy_from_slice(&outputs);
+        }
+        if let Some((pool, paces)) = &mut self.many {
+            let threads = pool.threads();
+            let free = || free_threads(threads) == threads;
+            let pace = if tokens == parts.len() { paces.get_mut(tokens - 1) } else { None };
+            match pace {
+                Some(pace) => {
+                    let all = pace.all_threads(free);
+                    let start = Instant::now();
+                    plan.compute(if all { pool } else { &mut self.one })?;
+                    pace.record(start.elapsed().as_secs_f64());
+                }
+                // a long step: it is worth a look at how busy the cores are
+                None => plan.compute(if free() { pool } else { &mut self.one })?,
+            }
+        } else {
+            plan.compute(&mut self.one)?;
+        }
+        self.results.clear();
+        if asked > 0 {
+            self.results.extend_from_slice(plan.data_mut::<f32>(graph.results));
+        }
+        for part in parts {
+            self.past[part.slot] += part.ids.len();
+        }
+        Ok(())
+    }
+}
+
+/// Cells a graph looks at for `past` positions: few different numbers, so that graphs are reused, but
+/// short ones for a short past.
+fn cells_for(past: usize) -> usize {
+    past.next_multiple_of(if past <= CELLS { 64 } else { CELLS })
+}
