@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use mmx::data::{Dataset, Kind, OnBad, Recipe, SampleOptions};
+use mmx::data::{Cache, Dataset, Kind, OnBad, Recipe, SampleOptions};
 use mmx_converters::tokenizer::Tokenizer;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -49,7 +49,7 @@ fn jsonl_bom_crlf_blank() {
         load("jsonl-bom-crlf-blank/clean.jsonl", &text).unwrap(),
     );
     assert_eq!(dirty.len(), 4);
-    for (a, b) in dirty.samples.iter().zip(&clean.samples) {
+    for (a, b) in dirty.samples().zip(clean.samples()) {
         assert_eq!(a.ids, b.ids);
         assert_eq!(a.spans, b.spans);
     }
@@ -59,7 +59,7 @@ fn jsonl_bom_crlf_blank() {
         .filter(|(_, line)| line.contains(&b'{'))
         .map(|(number, _)| number)
         .collect();
-    assert_eq!(dirty.samples.iter().map(|s| s.line).collect::<Vec<_>>(), physical);
+    assert_eq!(dirty.samples().map(|s| s.line).collect::<Vec<_>>(), physical);
 }
 
 #[test]
@@ -105,9 +105,9 @@ fn sft_roles() {
     for (i, expected) in good.iter().enumerate() {
         let batch = data.batch(&[i as u32], true);
         let length = expected["length"].as_u64().unwrap() as usize;
-        assert_eq!(tokenizer.decode(&data.samples[i].ids, false), expected["text"]);
-        assert_eq!(data.samples[i].ids.len(), length);
-        assert_eq!(u64::from(data.samples[i].line), expected["line"]);
+        assert_eq!(tokenizer.decode(&data.sample(i).ids, false), expected["text"]);
+        assert_eq!(data.sample(i).ids.len(), length);
+        assert_eq!(u64::from(data.sample(i).line), expected["line"]);
         let at: Vec<usize> = (0..batch.seq).filter(|&p| batch.mask[p] != 0.0).collect();
         assert_eq!(Value::from(at.clone()), expected["mask_at"], "line {}", expected["line"]);
         assert_eq!(at.len() as u64, expected["mask_ones"]);
@@ -148,8 +148,8 @@ fn dpo_truncated() {
         let data = load("dpo-truncated/data.jsonl", &options).unwrap();
         assert_eq!(data.nothing_to_learn.iter().map(|(_, l)| *l).collect::<Vec<_>>(), [1]);
         assert_says(&data.warnings[0], &["1 samples", "lines 1"]);
-        assert_eq!((data.len(), data.rejected.len()), (1, 1));
-        assert_eq!(data.samples[0].line, 2);
+        assert_eq!((data.len(), data.rejected(0).is_some()), (1, true));
+        assert_eq!(data.sample(0).line, 2);
         if recipe == Recipe::R2025 {
             let batch = data.batch(&[0], true);
             let ones = |row: usize| {
@@ -178,7 +178,7 @@ fn tok_special_in_content_when_training() {
     let tokenizer = tokenizer();
     let data = Dataset::load(&[path], &tokenizer, &options(Kind::Chat, 512)).unwrap();
     let train: Vec<u32> = serde_json::from_value(expected["train_ids"].clone()).unwrap();
-    assert!(data.samples[0].ids.starts_with(&train));
+    assert!(data.sample(0).ids.starts_with(&train));
     assert_eq!(data.warnings.len(), 1, "once per file: {:?}", data.warnings);
     assert_says(&data.warnings[0], &["marks.jsonl", "line 1", "control token"]);
 }
@@ -199,4 +199,202 @@ fn sampler_ranks() {
         assert_eq!(all.len(), samples, "every sample at least once: {case}");
         assert_eq!(with_repeats - samples, number("train_repeats"), "{case}");
     }
+}
+
+/// Token files in a cache's folder, each with the time it was made.
+fn kept(folder: &std::path::Path) -> Vec<(PathBuf, std::time::SystemTime)> {
+    let mut all: Vec<_> = fs_err::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .map(|entry| (entry.path(), entry.metadata().unwrap().modified().unwrap()))
+        .collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn tokens_are_kept_and_made_again_when_anything_they_depend_on_changes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, path) = (dir.path().join("cache"), dir.path().join("sft.jsonl"));
+    fs_err::copy(shared("golden-2026/sft.jsonl"), &path).unwrap();
+    let (cache, paths) = (Cache::at(&folder), [path.clone()]);
+    let base = SampleOptions::new(Recipe::R2026, Kind::Chat, 160);
+    let (old, new) = (tokenizer(), Tokenizer::open(shared("golden-2026")).unwrap());
+    let load = |tokenizer: &Tokenizer, options: &SampleOptions| {
+        let data = Dataset::load_cached(&paths, tokenizer, options, &cache).unwrap();
+        let plain = Dataset::load(&paths, tokenizer, options).unwrap();
+        assert!(data.samples().eq(plain.samples()), "{options:?}");
+        assert_eq!(data.tokens(), plain.tokens());
+        assert_eq!(data.warnings, plain.warnings);
+        kept(&folder)
+    };
+    let first = load(&new, &base);
+    assert_eq!(first.len(), 1);
+    assert_eq!(load(&new, &base), first, "the second time it is there");
+    let skip = SampleOptions { on_bad: OnBad::Skip, ..base.clone() };
+    assert_eq!(load(&new, &skip), first, "what is done about faults changes no token");
+
+    let mut files = 1;
+    let mut grows = |tokenizer: &Tokenizer, options: &SampleOptions| {
+        files += 1;
+        assert_eq!(load(tokenizer, options).len(), files, "{options:?}");
+    };
+    grows(&old, &base);
+    grows(&new, &SampleOptions { recipe: Recipe::R2025, ..base.clone() });
+    grows(&new, &SampleOptions { max_seq_len: 159, ..base.clone() });
+    grows(&new, &SampleOptions { system_ratio: 0.5, ..base.clone() });
+    grows(&new, &SampleOptions { empty_think_ratio: 0.5, ..base.clone() });
+    grows(&new, &SampleOptions { seed: 2, ..base.clone() });
+    let text = fs_err::read_to_string(&path).unwrap();
+    fs_err::write(&path, text.trim_end()).unwrap();
+    grows(&new, &base);
+}
+
+#[test]
+fn a_damaged_token_file_is_recognised_and_made_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (cache, paths) = (Cache::at(dir.path()), [shared("golden/dpo.jsonl")]);
+    let options = options(Kind::Preference, 128);
+    let load = || Dataset::load_cached(&paths, &tokenizer(), &options, &cache).unwrap();
+    let good = load();
+    let (file, _) = kept(dir.path()).remove(0);
+    let whole = fs_err::read(&file).unwrap();
+    let flipped = |at: usize| {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 4;
+        bytes
+    };
+    let damages = [
+        whole[..whole.len() / 2].to_vec(),
+        Vec::new(),
+        flipped(20),
+        flipped(60),
+        flipped(whole.len() - 30),
+        flipped(whole.len() - 50),
+        flipped(whole.len() - 1),
+    ];
+    for damaged in damages {
+        // a new file, since the old one is mapped
+        fs_err::remove_file(&file).unwrap();
+        fs_err::write(&file, damaged).unwrap();
+        let again = load();
+        assert_says(&again.warnings[0], &["damaged", "dpo.jsonl are made again"]);
+        assert!(again.samples().eq(good.samples()));
+        assert!((0..good.len()).all(|i| again.rejected(i) == good.rejected(i)));
+        assert_eq!(fs_err::read(&file).unwrap(), whole, "the same file again");
+        assert_eq!(load().warnings, good.warnings);
+    }
+}
+
+#[test]
+fn faults_and_marks_are_remembered() {
+    let dir = tempfile::tempdir().unwrap();
+    let (cache, path) = (Cache::at(dir.path().join("cache")), dir.path().join("x.jsonl"));
+    let lines = "{\"text\": \"one\"}\n{\"no\": 1}\n{\"text\": \"<|im_end|> two\"}\n[]\n";
+    fs_err::write(&path, lines).unwrap();
+    let (paths, fail) = ([path], options(Kind::Text, 64));
+    let skip = SampleOptions { on_bad: OnBad::Skip, ..fail.clone() };
+    let load =
+        |options: &SampleOptions| Dataset::load_cached(&paths, &tokenizer(), options, &cache);
+    let (first, second) = (load(&skip).unwrap(), load(&skip).unwrap());
+    assert_eq!(first.skipped.iter().map(|(_, f)| f.line).collect::<Vec<_>>(), [2, 4]);
+    assert_eq!((&first.skipped, &first.warnings), (&second.skipped, &second.warnings));
+    assert_eq!(first.warnings.iter().filter(|w| w.contains("control token")).count(), 1);
+    for _ in 0..2 {
+        let error = load(&fail).unwrap_err().to_string();
+        assert_says(&error, &["x.jsonl: line 2", "1 more faulty"]);
+    }
+}
+
+#[test]
+fn packed_files_give_the_samples_and_faults_of_the_plain_one() {
+    use std::io::Write;
+    let dir = tempfile::tempdir().unwrap();
+    let mut plain = fs_err::read(shared("golden/pretrain.jsonl")).unwrap();
+    plain.extend(b"\n{\"text\": 1}\n");
+    let gzip = |bytes: &[u8]| {
+        let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        out.write_all(bytes).unwrap();
+        out.finish().unwrap()
+    };
+    let (head, tail) = plain.split_at(plain.len() / 3);
+    let files = [
+        ("plain.jsonl", plain.clone()),
+        ("gzip", gzip(&plain)),
+        ("members.gz", [gzip(head), gzip(tail)].concat()),
+        ("zstd", zstd::encode_all(&plain[..], 1).unwrap()),
+    ];
+    let options =
+        SampleOptions { on_bad: OnBad::Skip, ..SampleOptions::new(Recipe::R2026, Kind::Text, 64) };
+    let load = |name: &str, bytes: &[u8]| {
+        let path = dir.path().join(name);
+        fs_err::write(&path, bytes).unwrap();
+        Dataset::load(&[path], &tokenizer(), &options)
+    };
+    let whole = load(files[0].0, &files[0].1).unwrap();
+    assert_eq!(whole.skipped.len(), 1);
+    for (name, bytes) in &files[1..] {
+        let data = load(name, bytes).unwrap();
+        assert!(data.samples().eq(whole.samples()), "{name}");
+        assert_eq!(data.skipped[0].1, whole.skipped[0].1, "{name}");
+        assert!(data.skipped[0].0.ends_with(name));
+        let error = load("cut", &bytes[..bytes.len() - 9]).unwrap_err().to_string();
+        assert_says(&error, &["cut: expected a whole", "archive, found one that is cut off"]);
+    }
+    let mut damaged = files[1].1.clone();
+    let middle = damaged.len() / 2;
+    damaged[middle..middle + 40].fill(0xff);
+    assert_says(&load("bad", &damaged).unwrap_err().to_string(), &["bad: expected a gzip archive"]);
+}
+
+#[cfg(feature = "train")]
+#[test]
+fn batches_from_kept_tokens_go_on_in_the_middle_of_an_epoch() {
+    use mmx::train::batches::{Batches, Ordered, Packed};
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::at(dir.path());
+    let paths = [shared("golden/sft.jsonl"), shared("golden/reason.jsonl")];
+    let options = options(Kind::Chat, 128);
+    let plain = Dataset::load(&paths, &tokenizer(), &options).unwrap();
+    let all = |source: &mut dyn Batches| {
+        let of = |source: &mut dyn Batches, epoch| {
+            let count = source.micro_steps(epoch);
+            (0..count).map(|index| source.batch(epoch, index)).collect::<Vec<_>>()
+        };
+        [of(source, 0), of(source, 1)]
+    };
+    let unbroken = [
+        all(&mut Packed::new(&plain, &paths, 7, true, 2)),
+        all(&mut Ordered::new(&plain, &paths, 7, true, 2, false)),
+    ];
+    for time in 0..2 {
+        let data = Dataset::load_cached(&paths, &tokenizer(), &options, &cache).unwrap();
+        let packed: &mut dyn Batches = &mut Packed::new(&data, &paths, 7, true, 2);
+        let ordered: &mut dyn Batches = &mut Ordered::new(&data, &paths, 7, true, 2, false);
+        for (source, unbroken) in [packed, ordered].into_iter().zip(&unbroken) {
+            // at once in the middle of the second epoch, as a resumed run begins
+            for index in unbroken[1].len() / 2..unbroken[1].len() {
+                assert_eq!(source.batch(1, index), unbroken[1][index], "time {time}, {index}");
+            }
+            assert_eq!(&all(source), unbroken);
+        }
+        assert_eq!(kept(dir.path()).len(), 2, "time {time}");
+    }
+}
+
+#[test]
+fn several_may_build_the_same_tokens_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (cache, paths) = (Cache::at(dir.path()), [shared("golden/sft.jsonl")]);
+    let options = options(Kind::Chat, 128);
+    let plain = Dataset::load(&paths, &tokenizer(), &options).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let data = Dataset::load_cached(&paths, &tokenizer(), &options, &cache).unwrap();
+                assert!(data.warnings == plain.warnings && data.samples().eq(plain.samples()));
+            });
+        }
+    });
+    assert_eq!(kept(dir.path()).len(), 1, "and nothing half done beside it");
 }

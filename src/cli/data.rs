@@ -4,12 +4,13 @@ use std::io::IsTerminal as _;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
-use mmx_converters::file::Bytes;
 use mmx_converters::tokenizer::Tokenizer;
+use rayon::prelude::*;
 use serde_json::{Value, json};
 
 use super::tokenizer;
-use crate::data::{Dataset, Fault, Kind, OnBad, Recipe, Sample, SampleOptions, jsonl};
+use crate::data::source::Blocks;
+use crate::data::{Cache, Dataset, Fault, Kind, OnBad, Recipe, SampleOptions, jsonl};
 use crate::error::{Error, Result};
 
 /// Check training data, or show what is learned from it
@@ -42,7 +43,7 @@ struct CheckArgs {
     /// A folder with tokenizer.json, a tokenizer.json, or a GGUF
     #[arg(long, value_name = "MODEL")]
     tokenizer: Option<PathBuf>,
-    /// JSON Lines
+    /// JSON Lines, also packed with gzip or zstd
     #[arg(required = true)]
     files: Vec<PathBuf>,
 }
@@ -60,7 +61,7 @@ struct ShowArgs {
     /// A folder with tokenizer.json, a tokenizer.json, or a GGUF
     #[arg(long, value_name = "MODEL")]
     tokenizer: PathBuf,
-    /// JSON Lines
+    /// JSON Lines, also packed with gzip or zstd
     file: PathBuf,
     /// Samples to show
     #[arg(short = 'n', long, value_name = "N", default_value_t = 3)]
@@ -154,7 +155,8 @@ fn check(args: &CheckArgs, as_json: bool) -> Result<()> {
         Some(path) => {
             let tokenizer = tokenizer::open(path)?;
             let options = args.common.options();
-            let (data, faults) = Dataset::examine(&args.files, &tokenizer, &options)?;
+            let (data, faults) =
+                Dataset::examine(&args.files, &tokenizer, &options, &Cache::user())?;
             for warning in &data.warnings {
                 eprintln!("warning: {warning}");
             }
@@ -211,12 +213,13 @@ fn nothing(files: &[PathBuf]) -> Error {
 fn without_tokenizer(args: &CheckArgs) -> Result<(usize, Vec<(PathBuf, Fault)>)> {
     let (mut records, mut faults) = (0, Vec::new());
     for path in &args.files {
-        let bytes = Bytes::map(path)?;
-        for line in jsonl::lines(&bytes) {
-            match jsonl::parse(&line, args.common.kind()) {
-                Ok(_) => records += 1,
-                Err(fault) => faults.push((path.clone(), fault)),
-            }
+        let mut blocks = Blocks::open(path)?;
+        while let Some(block) = blocks.next_block()? {
+            let lines = block.lines();
+            let check = |line: &jsonl::Line<'_>| jsonl::parse(line, args.common.kind()).err();
+            let found: Vec<Fault> = lines.par_iter().filter_map(check).collect();
+            records += lines.len() - found.len();
+            faults.extend(found.into_iter().map(|fault| (path.clone(), fault)));
         }
     }
     Ok((records, faults))
@@ -224,26 +227,20 @@ fn without_tokenizer(args: &CheckArgs) -> Result<(usize, Vec<(PathBuf, Fault)>)>
 
 /// Lengths, cuts and packing, as JSON and in words.
 fn measure(data: &Dataset) -> (Value, Vec<String>) {
-    let all: Vec<&Sample> = data.samples.iter().chain(&data.rejected).collect();
-    let mut lengths: Vec<u32> = all.iter().map(|s| s.full_len).collect();
+    let mut lengths = data.full_lengths();
     lengths.sort_unstable();
     let at = |share: f64| {
         let last = lengths.len().saturating_sub(1);
         lengths.get((last as f64 * share).round() as usize).copied().unwrap_or(0)
     };
     let (shortest, median, p95, longest) = (at(0.0), at(0.5), at(0.95), at(1.0));
-    let tokens: usize = all.iter().map(|s| s.ids.len()).sum();
-    let learned: usize = all
-        .iter()
-        .flat_map(|s| &s.spans)
-        .map(|span| span.end.saturating_sub(span.start.max(1)) as usize)
-        .sum();
+    let (tokens, learned) = (data.tokens() as usize, data.learned_tokens() as usize);
     let limit = data.options().max_seq_len;
     let cut = lengths.iter().filter(|&&n| n as usize > limit).count();
     let percent = |part: usize, whole: usize| 100.0 * part as f64 / whole.max(1) as f64;
     let rows = data.pack(&data.order(0, 0, false)).len();
     let gain = data.len() as f64 / rows.max(1) as f64;
-    let pairs = if data.rejected.is_empty() { "samples" } else { "pairs" };
+    let pairs = if data.is_pairs() { "pairs" } else { "samples" };
     let report = json!({
         "samples": data.len(), "tokens": tokens, "learned_tokens": learned, "max_seq_len": limit,
         "lengths": { "min": shortest, "median": median, "p95": p95, "max": longest },
@@ -284,7 +281,7 @@ fn show(args: &ShowArgs, as_json: bool) -> Result<()> {
     let tokenizer = tokenizer::open(&args.tokenizer)?;
     let options = args.common.options();
     let files = std::slice::from_ref(&args.file);
-    let (data, faults) = Dataset::examine(files, &tokenizer, &options)?;
+    let (data, faults) = Dataset::examine(files, &tokenizer, &options, &Cache::user())?;
     if let Some(line) = args.line {
         if let Some((path, fault)) = faults.iter().find(|(_, f)| f.line == line as usize) {
             return Err(Error::failed(format!(
@@ -293,7 +290,7 @@ fn show(args: &ShowArgs, as_json: bool) -> Result<()> {
                 fault.message
             )));
         }
-        if !data.samples.iter().any(|s| s.line == line) {
+        if !data.samples().any(|s| s.line == line) {
             return Err(Error::failed(format!(
                 "{}: line {line}: expected a sample, found none",
                 args.file.display()
@@ -310,7 +307,7 @@ fn show(args: &ShowArgs, as_json: bool) -> Result<()> {
         });
     }
     let chosen = (0..data.len())
-        .filter(|&i| args.line.is_none_or(|line| data.samples[i].line == line))
+        .filter(|&i| args.line.is_none_or(|line| data.sample(i).line == line))
         .take(args.samples);
     let colour = match args.color {
         When::Always => true,
@@ -319,10 +316,9 @@ fn show(args: &ShowArgs, as_json: bool) -> Result<()> {
     };
     let mut all = Vec::new();
     for index in chosen {
-        let sides =
-            [Some((&data.samples[index], "")), data.rejected.get(index).map(|r| (r, "rejected"))];
+        let sides = [Some((data.sample(index), "")), data.rejected(index).map(|r| (r, "rejected"))];
         for (sample, side) in sides.into_iter().flatten() {
-            let side = if data.rejected.is_empty() || !side.is_empty() { side } else { "chosen" };
+            let side = if !data.is_pairs() || !side.is_empty() { side } else { "chosen" };
             let mask: Vec<bool> =
                 (0..sample.ids.len()).map(|i| i > 0 && sample.is_learned(i)).collect();
             if as_json {

@@ -13,7 +13,7 @@ use tch::Kind;
 use super::train_models::{Models, Start};
 use crate::checkpoint::{self, Context, State};
 use crate::config::{Logps, TrainConfig};
-use crate::data::{Dataset, Recipe, SampleOptions};
+use crate::data::{Cache, Dataset, Recipe, SampleOptions};
 use crate::error::{Error, Result};
 use crate::model::device;
 use crate::runs;
@@ -342,14 +342,15 @@ impl Request {
         self.stage.prepare(&mut model, setup)?;
 
         let options = self.sample_options(&config)?;
-        let dataset = Dataset::load(&self.data, &tokenizer, &options)?;
+        let cache = Cache::user();
+        let dataset = Dataset::load_cached(&self.data, &tokenizer, &options, &cache)?;
         dataset.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
         let padded = self.stage.counts_padding(&model);
         let mut batches = batches_of(&config, &dataset, &self.data, config.shuffle, padded);
         let held_out = self.knobs.val.iter().cloned().collect::<Vec<_>>();
         let held_out_set = match held_out.is_empty() {
             true => None,
-            false => Some(Dataset::load(&held_out, &tokenizer, &options)?),
+            false => Some(Dataset::load_cached(&held_out, &tokenizer, &options, &cache)?),
         };
         let mut held_out_batches =
             held_out_set.as_ref().map(|set| batches_of(&config, set, &held_out, false, padded));
@@ -592,8 +593,7 @@ fn announce(trainer: &Trainer<'_>, dataset: &Dataset, resumed: Option<Position>)
         config.dtype,
         device::describe(model.device()),
     );
-    let tokens: usize =
-        dataset.samples.iter().chain(&dataset.rejected).map(|sample| sample.ids.len()).sum();
+    let tokens = dataset.tokens();
     eprintln!("data: {} samples, {tokens} tokens per epoch", dataset.len());
     eprintln!(
         "run: {} optimizer steps in {} micro-steps of {} rows, {} epochs, recipe {}",

@@ -60,17 +60,17 @@ impl Dataset {
     /// # Panics
     /// When an index is not below [`Dataset::len`] (a bug of the caller).
     pub fn batch(&self, indices: &[u32], padded: bool) -> Batch {
-        let rows: Vec<&Sample> = indices
+        let rows: Vec<Sample> = indices
             .iter()
-            .map(|&i| &self.samples[i as usize])
-            .chain(indices.iter().filter_map(|&i| self.rejected.get(i as usize)))
+            .map(|&i| self.sample(i as usize))
+            .chain(indices.iter().filter_map(|&i| self.rejected(i as usize)))
             .collect();
         let shifted = self.shifts_inside_model();
         let longest = rows.iter().map(|s| s.ids.len()).max().unwrap_or(0);
         let length = if padded { self.options.max_seq_len } else { longest };
         let seq = if shifted { length } else { length.saturating_sub(1) };
         let mut batch = Batch { batch: rows.len(), seq, ..Batch::default() };
-        for sample in rows {
+        for sample in &rows {
             self.push_row(&mut batch, sample);
         }
         batch

@@ -4,6 +4,7 @@
 //! Source: MODEL_AND_STAGES section 3 (the files of 2025 and 2026), and `from`/`value` with
 //! `human`/`gpt`, as many published chats are spelled.
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// What a training stage reads.
@@ -55,7 +56,7 @@ pub enum Record {
 }
 
 /// What is wrong with a line.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fault {
     /// The physical line, from 1.
     pub line: usize,
@@ -78,14 +79,19 @@ pub struct Line<'a> {
 
 /// The lines of a file that are not blank; a byte order mark at the beginning is passed over.
 pub fn lines(file: &[u8]) -> impl Iterator<Item = Line<'_>> {
+    lines_from(file, 1, 0)
+}
+
+/// [`lines`] of a part of a file that begins with line `first` at byte `offset`.
+pub fn lines_from(part: &[u8], first: usize, offset: usize) -> impl Iterator<Item = Line<'_>> {
     const BOM: &[u8] = b"\xef\xbb\xbf";
-    let start = if file.starts_with(BOM) { BOM.len() } else { 0 };
-    let mut offset = start;
-    file[start..]
+    let start = if offset == 0 && part.starts_with(BOM) { BOM.len() } else { 0 };
+    let mut offset = offset + start;
+    part[start..]
         .split(|&b| b == b'\n')
         .enumerate()
         .map(move |(index, bytes)| {
-            let line = Line { number: index + 1, offset, bytes };
+            let line = Line { number: first + index, offset, bytes };
             offset += bytes.len() + 1;
             line
         })

@@ -1,64 +1,72 @@
 //! Training data: JSON Lines to records ([`jsonl`]), records to token ids with a loss mask ([`sample`]),
-//! samples to batches ([`batch`]).
+//! those into a memory-mapped file ([`cache`]), samples to batches ([`batch`]).
 //!
 //! Everything here is plain Rust and deterministic: the same files, tokenizer, options and seed give
 //! the same batches, and a position (epoch, index) is enough to go on from.
 
 pub mod batch;
+pub mod cache;
 pub mod jsonl;
 pub mod pack;
 pub mod random;
 pub mod sample;
+pub mod source;
 pub mod texts;
+mod tokens;
 
 pub use batch::Batch;
+pub use cache::Cache;
 pub use jsonl::{Fault, Kind, Record};
-pub use pack::Packed;
+pub use pack::{Packed, Rows};
 pub use sample::{OnBad, Recipe, Sample, SampleOptions};
 
 use std::path::{Path, PathBuf};
 
-use mmx_converters::file::Bytes;
 use mmx_converters::tokenizer::Tokenizer;
-use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 
-/// All samples of the files of one training run.
-#[derive(Clone, Debug)]
+/// All samples of the files of one training run, in file order, in memory-mapped files.
+#[derive(Debug)]
 pub struct Dataset {
-    /// What is trained on, in file order. Of preference pairs, the chosen answers.
-    pub samples: Vec<Sample>,
-    /// Of preference pairs, the rejected answers, as many as `samples`; else empty.
-    pub rejected: Vec<Sample>,
+    files: Vec<tokens::TokenFile>,
+    /// Per file the index of its first sample (of preference data: pair).
+    starts: Vec<u32>,
+    len: u32,
     /// Sentences for the user.
     pub warnings: Vec<String>,
     /// What was left out as faulty, where [`OnBad::Skip`] was asked for: (file, fault).
     pub skipped: Vec<(PathBuf, Fault)>,
-    /// (file, line) of every sample without a token to learn. Texts and chats stay in `samples`, as in
-    /// the reference (the order of batches would move without them); preference pairs are left out,
+    /// (file, line) of every sample without a token to learn. Texts and chats stay among the samples, as
+    /// in the reference (the order of batches would move without them); preference pairs are left out,
     /// whose loss would divide by the number of tokens.
     pub nothing_to_learn: Vec<(PathBuf, usize)>,
     pub(crate) options: SampleOptions,
     pub(crate) pad: u32,
 }
 
-/// What became of one line.
-enum Outcome {
-    One(Sample),
-    Pair(Sample, Sample),
-    NothingToLearn,
-    Bad(Fault),
-}
-
 impl Dataset {
-    /// Reads, checks and tokenizes files, in parallel.
+    /// Reads, checks and tokenizes files, in parallel, and keeps nothing: [`Dataset::load_cached`]
+    /// without a cache.
+    ///
+    /// # Errors
+    /// See [`Dataset::load_cached`].
+    pub fn load(paths: &[PathBuf], tokenizer: &Tokenizer, options: &SampleOptions) -> Result<Self> {
+        Self::load_cached(paths, tokenizer, options, &Cache::none())
+    }
+
+    /// The samples of files: checked and tokenized in parallel, or as they were kept in the cache.
     ///
     /// # Errors
     /// A file that cannot be read; a faulty line (unless faulty lines are skipped), naming file and
     /// line; a template that refuses a chat; no sample with a token to learn.
-    pub fn load(paths: &[PathBuf], tokenizer: &Tokenizer, options: &SampleOptions) -> Result<Self> {
-        let (mut data, faults) = Self::examine(paths, tokenizer, options)?;
+    pub fn load_cached(
+        paths: &[PathBuf],
+        tokenizer: &Tokenizer,
+        options: &SampleOptions,
+        cache: &Cache,
+    ) -> Result<Self> {
+        let (mut data, faults) = Self::examine(paths, tokenizer, options, cache)?;
         if options.on_bad == OnBad::Skip {
             data.skipped = faults;
         } else if let Some((path, fault)) = faults.first() {
@@ -85,11 +93,13 @@ impl Dataset {
         paths: &[PathBuf],
         tokenizer: &Tokenizer,
         options: &SampleOptions,
+        cache: &Cache,
     ) -> Result<(Self, Vec<(PathBuf, Fault)>)> {
         let encoder = sample::Encoder::new(tokenizer, options)?;
         let mut data = Self {
-            samples: Vec::new(),
-            rejected: Vec::new(),
+            files: Vec::new(),
+            starts: Vec::new(),
+            len: 0,
             warnings: Vec::new(),
             skipped: Vec::new(),
             nothing_to_learn: Vec::new(),
@@ -98,65 +108,32 @@ impl Dataset {
         };
         let mut faults = Vec::new();
         for (file, path) in paths.iter().enumerate() {
-            data.read_file(path, file as u32, &encoder, &mut faults)?;
+            let warnings = &mut data.warnings;
+            let tokens = cache.tokens(path, file as u32, tokenizer, &encoder, options, warnings)?;
+            let meta = &tokens.meta;
+            let name = |line: &usize| (path.clone(), *line);
+            data.nothing_to_learn.extend(meta.nothing_to_learn.iter().map(name));
+            faults.extend(meta.faults.iter().map(|fault| (path.clone(), fault.clone())));
+            if let Some(line) = meta.control_line {
+                data.warnings.push(format!(
+                    "{}: line {line} (and maybe others): the text of a control token stands in the data \
+                     and is read as that token, as the reference does",
+                    path.display()
+                ));
+            }
+            data.starts.push(data.len);
+            let samples = (meta.entries / data.per_sample()) as u64;
+            let samples = u64::from(data.len) + samples;
+            data.len = u32::try_from(samples).map_err(|_| {
+                Error::failed(format!(
+                    "{}: expected at most {} samples in all, found {samples}",
+                    path.display(),
+                    u32::MAX
+                ))
+            })?;
+            data.files.push(tokens);
         }
         Ok((data, faults))
-    }
-
-    fn read_file(
-        &mut self,
-        path: &Path,
-        file: u32,
-        encoder: &sample::Encoder<'_>,
-        faults: &mut Vec<(PathBuf, Fault)>,
-    ) -> Result<()> {
-        let bytes = Bytes::map(path)?;
-        let lines: Vec<jsonl::Line<'_>> = jsonl::lines(&bytes).collect();
-        let outcomes: Vec<Outcome> = lines
-            .par_iter()
-            .map(|line| {
-                let encoded = jsonl::parse(line, encoder.kind())
-                    .and_then(|record| encoder.encode(&record, file, line.number));
-                match encoded {
-                    Err(fault) => Outcome::Bad(fault),
-                    Ok(samples) => match <[Sample; 2]>::try_from(samples) {
-                        Ok(pair) if !pair.iter().all(Sample::teaches) => Outcome::NothingToLearn,
-                        Ok([chosen, rejected]) => Outcome::Pair(chosen, rejected),
-                        Err(mut one) => one.pop().map_or(Outcome::NothingToLearn, Outcome::One),
-                    },
-                }
-            })
-            .collect();
-        let mut marked = None;
-        for (line, outcome) in lines.iter().zip(outcomes) {
-            match outcome {
-                Outcome::One(sample) => {
-                    marked = marked.or(sample.has_control_text.then_some(line.number));
-                    if !sample.teaches() {
-                        self.nothing_to_learn.push((path.to_owned(), line.number));
-                    }
-                    self.samples.push(sample);
-                }
-                Outcome::Pair(chosen, rejected) => {
-                    let has = chosen.has_control_text || rejected.has_control_text;
-                    marked = marked.or(has.then_some(line.number));
-                    self.samples.push(chosen);
-                    self.rejected.push(rejected);
-                }
-                Outcome::NothingToLearn => {
-                    self.nothing_to_learn.push((path.to_owned(), line.number));
-                }
-                Outcome::Bad(fault) => faults.push((path.to_owned(), fault)),
-            }
-        }
-        if let Some(line) = marked {
-            self.warnings.push(format!(
-                "{}: line {line} (and maybe others): the text of a control token stands in the data \
-                 and is read as that token, as the reference does",
-                path.display()
-            ));
-        }
-        Ok(())
     }
 
     /// The warnings about what was left out, and the error when nothing is left.
@@ -197,7 +174,7 @@ impl Dataset {
                 listed(lines)
             ));
         }
-        if !self.samples.iter().any(Sample::teaches) {
+        if self.files.iter().all(|file| file.meta.teaching == 0) {
             let names: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
             return Err(Error::failed_with_hint(
                 format!(
@@ -215,12 +192,75 @@ impl Dataset {
 
     /// Samples; of preference data, pairs.
     pub fn len(&self) -> usize {
-        self.samples.len()
+        self.len as usize
     }
 
     /// True without samples (which [`Dataset::load`] refuses).
     pub fn is_empty(&self) -> bool {
-        self.samples.is_empty()
+        self.len == 0
+    }
+
+    /// True of preference data.
+    pub fn is_pairs(&self) -> bool {
+        self.options.kind == Kind::Preference
+    }
+
+    /// Entries of a token file that make one sample of the data set.
+    fn per_sample(&self) -> usize {
+        if self.is_pairs() { 2 } else { 1 }
+    }
+
+    /// The file of a sample and its entry there.
+    fn place(&self, index: usize) -> (usize, usize) {
+        let file = self.starts.partition_point(|&start| start as usize <= index).saturating_sub(1);
+        (file, (index - self.starts[file] as usize) * self.per_sample())
+    }
+
+    /// A sample; of preference pairs, the chosen answer.
+    ///
+    /// # Panics
+    /// When the index is not below [`Dataset::len`] (a bug of the caller).
+    pub fn sample(&self, index: usize) -> Sample {
+        let (file, entry) = self.place(index);
+        self.files[file].sample(entry, file as u32)
+    }
+
+    /// The rejected answer of a preference pair.
+    ///
+    /// # Panics
+    /// See [`Dataset::sample`].
+    pub fn rejected(&self, index: usize) -> Option<Sample> {
+        let (file, entry) = self.place(index);
+        self.is_pairs().then(|| self.files[file].sample(entry + 1, file as u32))
+    }
+
+    /// All samples in file order; of preference pairs, the chosen answers.
+    pub fn samples(&self) -> impl Iterator<Item = Sample> + '_ {
+        (0..self.len()).map(|index| self.sample(index))
+    }
+
+    /// Tokens of a sample, which is not read for this.
+    pub(crate) fn tokens_of(&self, index: usize) -> usize {
+        let (file, entry) = self.place(index);
+        self.files[file].length(entry)
+    }
+
+    /// Tokens of all samples; of preference pairs, of both answers.
+    pub fn tokens(&self) -> u64 {
+        self.files.iter().map(|file| file.meta.tokens).sum()
+    }
+
+    /// Targets that are learned, of all samples.
+    pub fn learned_tokens(&self) -> u64 {
+        self.files.iter().map(|file| file.meta.learned).sum()
+    }
+
+    /// Tokens of every sample before it was cut, in no order; of preference pairs, of both answers.
+    pub fn full_lengths(&self) -> Vec<u32> {
+        let of = |file: &tokens::TokenFile| -> Vec<u32> {
+            (0..file.meta.entries).map(|entry| file.full_len(entry)).collect()
+        };
+        self.files.iter().flat_map(of).collect()
     }
 
     /// The options the samples were made with.

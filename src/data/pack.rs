@@ -1,7 +1,7 @@
 //! Packing: several samples share a row, so that short ones waste no padding. No token attends across
 //! samples (their segments differ) and positions begin anew with each, so the loss is the same.
 
-use super::{Batch, Dataset, Sample};
+use super::{Batch, Dataset};
 
 /// A batch whose rows hold several samples.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -18,18 +18,58 @@ pub struct Packed {
 /// Rows that are filled at the same time: more pack tighter, fewer keep the order closer.
 const OPEN_ROWS: usize = 32;
 
+/// Which samples share a row, for all rows of an epoch, in two flat lists.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rows {
+    indices: Vec<u32>,
+    /// Where each row ends in `indices`.
+    ends: Vec<u32>,
+}
+
+impl Rows {
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// True without rows.
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// The samples of the rows `from..to`, row by row; what is past the end is left out.
+    pub fn slice(&self, from: usize, to: usize) -> impl ExactSizeIterator<Item = &[u32]> {
+        let to = to.min(self.len());
+        (from.min(to)..to).map(|row| {
+            let start = row.checked_sub(1).map_or(0, |before| self.ends[before] as usize);
+            &self.indices[start..self.ends[row] as usize]
+        })
+    }
+
+    /// All rows.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &[u32]> {
+        self.slice(0, self.len())
+    }
+
+    fn push(&mut self, row: &[u32]) {
+        self.indices.extend_from_slice(row);
+        self.ends.push(self.indices.len() as u32);
+    }
+}
+
 impl Dataset {
     /// Puts samples into rows: each into the first open row with room for it. Depends on the order
     /// alone. Every sample is in one row; of preference pairs, each row is one pair.
-    pub fn pack(&self, order: &[u32]) -> Vec<Vec<u32>> {
-        if !self.rejected.is_empty() {
-            return order.iter().map(|&i| vec![i]).collect();
+    pub fn pack(&self, order: &[u32]) -> Rows {
+        let mut done = Rows::default();
+        if self.is_pairs() {
+            order.iter().for_each(|&i| done.push(&[i]));
+            return done;
         }
         let room = self.row_len();
-        let mut done = Vec::new();
         let mut open: Vec<(usize, Vec<u32>)> = Vec::new();
         for &index in order {
-            let length = self.samples.get(index as usize).map_or(0, targets);
+            let length = self.tokens_of(index as usize).saturating_sub(1);
             match open.iter_mut().find(|(used, _)| used + length <= room) {
                 Some((used, row)) => {
                     *used += length;
@@ -39,13 +79,13 @@ impl Dataset {
                     if open.len() == OPEN_ROWS {
                         // the fullest is the least likely to take more
                         let fullest = (0..open.len()).max_by_key(|&i| (open[i].0, usize::MAX - i));
-                        done.push(open.remove(fullest.unwrap_or(0)).1);
+                        done.push(&open.remove(fullest.unwrap_or(0)).1);
                     }
                     open.push((length, vec![index]));
                 }
             }
         }
-        done.extend(open.into_iter().map(|(_, row)| row));
+        open.iter().for_each(|(_, row)| done.push(row));
         done
     }
 
@@ -61,16 +101,16 @@ impl Dataset {
     ///
     /// # Panics
     /// When an index is not below [`Dataset::len`] (a bug of the caller).
-    pub fn packed_batch(&self, rows: &[Vec<u32>]) -> Packed {
+    pub fn packed_batch<'r>(&self, rows: impl ExactSizeIterator<Item = &'r [u32]>) -> Packed {
         let seq = self.row_len();
         let pad = i64::from(self.pad);
         let mut packed = Packed::default();
         packed.batch.batch = rows.len();
         packed.batch.seq = seq;
-        for (row, indices) in rows.iter().enumerate() {
+        for (row, indices) in rows.enumerate() {
             for (segment, &index) in (1i64..).zip(indices) {
-                let sample = &self.samples[index as usize];
-                let length = targets(sample);
+                let sample = self.sample(index as usize);
+                let length = sample.ids.len().saturating_sub(1); // one position per target
                 let ids =
                     |from: usize| sample.ids[from..from + length].iter().map(|&id| i64::from(id));
                 packed.batch.x.extend(ids(0));
@@ -92,9 +132,4 @@ impl Dataset {
         }
         packed
     }
-}
-
-/// Positions a sample takes: one per target.
-fn targets(sample: &Sample) -> usize {
-    sample.ids.len().saturating_sub(1)
 }

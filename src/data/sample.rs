@@ -92,6 +92,12 @@ impl Sample {
         self.spans.iter().any(|span| span.end > span.start.max(1))
     }
 
+    /// Targets that are learned.
+    pub fn targets(&self) -> u64 {
+        let targets = |span: &Range<u32>| span.end.saturating_sub(span.start.max(1));
+        self.spans.iter().map(targets).map(u64::from).sum()
+    }
+
     /// Whether the id at a position is learned.
     pub fn is_learned(&self, position: usize) -> bool {
         self.spans.iter().any(|span| span.contains(&(position as u32)))

@@ -1,13 +1,15 @@
 //! The texts of files, for training a tokenizer: streamed, so that memory does not grow with the file.
 //!
-//! JSON Lines of any kind mmx trains on (`text`; the contents and thoughts of chats), or plain text.
+//! JSON Lines of any kind mmx trains on (`text`; the contents and thoughts of chats), or plain text; also packed with
+//! gzip or zstd.
 
-use std::io::{BufRead, BufReader};
+use std::io::BufRead;
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
 use super::jsonl::{self, Fault, Line};
+use super::source::Source;
 use crate::error::{Error, Result};
 
 /// Bytes of text handed over at once.
@@ -22,9 +24,10 @@ const LONGEST_BYTES: usize = 1 << 20;
 /// A file that cannot be read, is not UTF-8, or (`.jsonl`, `.json`) holds a line without text, naming
 /// the line; whatever `each` returns.
 pub fn for_each_batch(path: &Path, mut each: impl FnMut(&[String]) -> Result<()>) -> Result<()> {
-    let json = path.extension().is_some_and(|e| e == "jsonl" || e == "json" || e == "ndjson");
-    let file = fs_err::File::open(path).map_err(|e| Error::io(path, e))?;
-    let mut file = BufReader::with_capacity(1 << 18, file);
+    let packed = path.extension().is_some_and(|e| e == "gz" || e == "zst");
+    let name = if packed { path.with_extension("") } else { path.to_owned() };
+    let json = name.extension().is_some_and(|e| e == "jsonl" || e == "json" || e == "ndjson");
+    let mut file = Source::open(path)?;
     let (mut number, mut offset, mut bytes) = (0, 0, Vec::new());
     let (mut texts, mut size): (Vec<String>, usize) = (Vec::new(), 0);
     loop {

@@ -21,7 +21,7 @@ pub trait Batches {
 pub struct Packed<'a> {
     ordered: Ordered<'a>,
     /// The rows of the epoch last asked for.
-    rows: Option<(usize, Vec<Vec<u32>>)>,
+    rows: Option<(usize, data::Rows)>,
 }
 
 impl<'a> Packed<'a> {
@@ -36,7 +36,7 @@ impl<'a> Packed<'a> {
         Self { ordered: Ordered::new(dataset, files, seed, shuffle, batch_size, false), rows: None }
     }
 
-    fn rows(&mut self, epoch: usize) -> &[Vec<u32>] {
+    fn rows(&mut self, epoch: usize) -> &data::Rows {
         let Ordered { dataset, seed, shuffle, .. } = self.ordered;
         if self.rows.as_ref().is_none_or(|(cached, _)| *cached != epoch) {
             self.rows = None;
@@ -55,9 +55,8 @@ impl Batches for Packed<'_> {
     fn batch(&mut self, epoch: usize, index: usize) -> Batch {
         let (dataset, batch_size) = (self.ordered.dataset, self.ordered.batch_size);
         let rows = self.rows(epoch);
-        let start = (index * batch_size).min(rows.len());
-        let end = (start + batch_size).min(rows.len());
-        shared_rows(dataset.packed_batch(&rows[start..end]))
+        let start = index * batch_size;
+        shared_rows(dataset.packed_batch(rows.slice(start, start + batch_size)))
     }
 
     fn file(&self, index: u32) -> String {

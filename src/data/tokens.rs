@@ -1,0 +1,237 @@
+//! The token file: one data file's samples as ids and spans, read through a memory map.
+//!
+//! Layout, little endian: head (magic, key), per sample its ids (2 bytes each where all ids fit, else 4)
+//! and spans (pairs of u32), the index ([`ENTRY`] bytes per sample), what was found on the way as JSON
+//! ([`Meta`]), and an end (where index, JSON and end begin, CRC-32 of all before, magic). Preference
+//! pairs are two samples, chosen first.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Read, Seek, Write};
+use std::path::Path;
+
+use mmx_converters::file::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::{Fault, Sample};
+
+const MAGIC: [u8; 8] = *b"mmxtok01";
+const HEAD: usize = 8 + 32;
+/// Of a sample: offset u64, ids u32, spans u32 (top bit: control text), length before the cut u32, line u32.
+const ENTRY: usize = 24;
+const END: usize = 8 * 3 + 4 + 8;
+const CONTROL: u32 = 1 << 31;
+
+/// What a file's samples were made from; see [`super::cache`].
+pub(super) type Key = [u8; 32];
+
+/// What was found while a file was read.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(super) struct Meta {
+    /// Ids take 4 bytes.
+    pub(super) wide: bool,
+    pub(super) entries: usize,
+    /// Ids of all samples.
+    pub(super) tokens: u64,
+    /// Targets that are learned.
+    pub(super) learned: u64,
+    /// Samples with a target to learn.
+    pub(super) teaching: usize,
+    /// The first line that holds the text of a control token.
+    pub(super) control_line: Option<usize>,
+    /// Lines of samples without a target to learn.
+    pub(super) nothing_to_learn: Vec<usize>,
+    pub(super) faults: Vec<Fault>,
+}
+
+/// Counts and sums what goes through.
+struct Summed<W> {
+    out: W,
+    crc: crc32fast::Hasher,
+    at: u64,
+}
+
+impl<W: Write> Write for Summed<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        self.crc.update(&bytes[..written]);
+        self.at += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// Writes a token file; the index waits in a file of its own meanwhile, so that memory does not grow.
+pub(super) struct Writer<W: Write> {
+    out: Summed<W>,
+    index: BufWriter<File>,
+    pub(super) meta: Meta,
+    buffer: Vec<u8>,
+}
+
+impl<W: Write> Writer<W> {
+    /// `index`: an empty file for the time of writing.
+    pub(super) fn new(out: W, index: File, key: &Key, wide: bool) -> io::Result<Self> {
+        let mut out = Summed { out, crc: crc32fast::Hasher::new(), at: 0 };
+        out.write_all(&MAGIC)?;
+        out.write_all(key)?;
+        let meta = Meta { wide, ..Meta::default() };
+        Ok(Self { out, index: BufWriter::with_capacity(1 << 18, index), meta, buffer: Vec::new() })
+    }
+
+    pub(super) fn push(&mut self, sample: &Sample) -> io::Result<()> {
+        let flag = if sample.has_control_text { CONTROL } else { 0 };
+        self.index.write_all(&self.out.at.to_le_bytes())?;
+        let (ids, spans) = (sample.ids.len() as u32, sample.spans.len() as u32);
+        for value in [ids, spans | flag, sample.full_len, sample.line] {
+            self.index.write_all(&value.to_le_bytes())?;
+        }
+        self.buffer.clear();
+        match self.meta.wide {
+            true => sample.ids.iter().for_each(|id| self.buffer.extend(id.to_le_bytes())),
+            false => {
+                sample.ids.iter().for_each(|&id| self.buffer.extend((id as u16).to_le_bytes()))
+            }
+        }
+        for span in &sample.spans {
+            self.buffer.extend(span.start.to_le_bytes());
+            self.buffer.extend(span.end.to_le_bytes());
+        }
+        self.out.write_all(&self.buffer)?;
+        self.meta.entries += 1;
+        self.meta.tokens += u64::from(ids);
+        self.meta.learned += sample.targets();
+        self.meta.teaching += usize::from(sample.teaches());
+        Ok(())
+    }
+
+    pub(super) fn finish(mut self) -> io::Result<()> {
+        let index_at = self.out.at;
+        self.index.flush()?;
+        let mut index = self.index.into_inner().map_err(io::IntoInnerError::into_error)?;
+        index.rewind()?;
+        io::copy(&mut io::BufReader::with_capacity(1 << 18, index), &mut self.out)?;
+        let meta_at = self.out.at;
+        serde_json::to_writer(&mut self.out, &self.meta)?;
+        let end_at = self.out.at;
+        let crc = self.out.crc.clone().finalize();
+        for position in [index_at, meta_at, end_at] {
+            self.out.write_all(&position.to_le_bytes())?;
+        }
+        self.out.write_all(&crc.to_le_bytes())?;
+        self.out.write_all(&MAGIC)?;
+        self.out.flush()
+    }
+}
+
+/// A whole token file, mapped.
+#[derive(Debug)]
+pub(super) struct TokenFile {
+    bytes: Bytes,
+    index_at: usize,
+    pub(super) meta: Meta,
+}
+
+impl TokenFile {
+    /// Opens a file and checks every byte of it (by reading, so that the map stays cold).
+    ///
+    /// # Errors
+    /// In words: why it is no whole token file with this key.
+    pub(super) fn open(path: &Path, key: &Key) -> Result<Self, String> {
+        let crc = checksum(path).map_err(|e| e.to_string())?;
+        let bytes = Bytes::map(path).map_err(|e| e.to_string())?;
+        let cut = || "it is cut off".to_owned();
+        let end_at = bytes.len().checked_sub(END).filter(|&at| at >= HEAD).ok_or_else(cut)?;
+        let end = &bytes[end_at..];
+        let position = |i: usize| u64_at(end, 8 * i) as usize;
+        if !end.ends_with(&MAGIC) || position(2) != end_at {
+            return Err(cut());
+        }
+        if u32_at(end, 24) != crc {
+            return Err("its checksum is wrong".into());
+        }
+        if !bytes.starts_with(&MAGIC) || bytes[8..HEAD] != key[..] {
+            return Err("it was made from something else".into());
+        }
+        let (index_at, meta_at) = (position(0), position(1));
+        let meta: Meta = bytes
+            .get(meta_at..end_at)
+            .and_then(|json| serde_json::from_slice(json).ok())
+            .ok_or("its description cannot be read")?;
+        if index_at.checked_add(meta.entries * ENTRY) != Some(meta_at) {
+            return Err("its index has another length than it says".into());
+        }
+        Ok(Self { bytes, index_at, meta })
+    }
+
+    fn entry(&self, index: usize) -> &[u8] {
+        let at = self.index_at + index * ENTRY;
+        &self.bytes[at..at + ENTRY]
+    }
+
+    /// Ids of a sample.
+    pub(super) fn length(&self, index: usize) -> usize {
+        u32_at(self.entry(index), 8) as usize
+    }
+
+    /// Tokens of a sample before it was cut.
+    pub(super) fn full_len(&self, index: usize) -> u32 {
+        u32_at(self.entry(index), 16)
+    }
+
+    /// A sample; `file` is the index of its file in the data set.
+    pub(super) fn sample(&self, index: usize, file: u32) -> Sample {
+        let entry = self.entry(index);
+        let at = u64_at(entry, 0) as usize;
+        let (ids, spans) = (u32_at(entry, 8) as usize, u32_at(entry, 12));
+        let width = if self.meta.wide { 4 } else { 2 };
+        let spans_at = at + ids * width;
+        let ids = &self.bytes[at..spans_at];
+        let spans_end = spans_at + (spans & !CONTROL) as usize * 8;
+        Sample {
+            ids: match self.meta.wide {
+                true => ids.chunks_exact(4).map(|b| u32_at(b, 0)).collect(),
+                false => ids
+                    .chunks_exact(2)
+                    .map(|b| u32::from(u16::from_le_bytes([b[0], b[1]])))
+                    .collect(),
+            },
+            spans: self.bytes[spans_at..spans_end]
+                .chunks_exact(8)
+                .map(|b| u32_at(b, 0)..u32_at(b, 4))
+                .collect(),
+            full_len: u32_at(entry, 16),
+            has_control_text: spans & CONTROL != 0,
+            file,
+            line: u32_at(entry, 20),
+        }
+    }
+}
+
+/// CRC-32 of a file without its end.
+fn checksum(path: &Path) -> io::Result<u32> {
+    let mut file = File::open(path)?;
+    let mut left = file.metadata()?.len().saturating_sub(END as u64) as usize;
+    let (mut buffer, mut crc) = (vec![0; 1 << 20], crc32fast::Hasher::new());
+    while left > 0 {
+        let want = left.min(buffer.len());
+        match file.read(&mut buffer[..want])? {
+            0 => break,
+            read => {
+                crc.update(&buffer[..read]);
+                left -= read;
+            }
+        }
+    }
+    Ok(crc.finalize())
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from(u32_at(bytes, at)) | (u64::from(u32_at(bytes, at + 4)) << 32)
+}
