@@ -5,7 +5,7 @@
 //! samples, mmx's version and the source of the code that makes samples. Whoever builds writes a file of
 //! its own and renames it, so several processes may build the same one.
 
-use std::io::{BufWriter, Read};
+use std::io::{BufWriter, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -230,8 +230,8 @@ fn outcomes(block: &Block, encoder: &Encoder<'_>, file: u32) -> Vec<(usize, Outc
     block.lines().par_iter().map(encode).collect()
 }
 
-fn add<W: std::io::Write>(
-    writer: &mut Writer<W>,
+fn add<W: Write, I: Read + Write + Seek>(
+    writer: &mut Writer<W, I>,
     line: usize,
     outcome: Outcome,
 ) -> std::io::Result<()> {

@@ -5,7 +5,6 @@
 //! ([`Meta`]), and an end (where index, JSON and end begin, CRC-32 of all before, magic). Preference
 //! pairs are two samples, chosen first.
 
-use std::fs::File;
 use std::io::{self, BufWriter, Read, Seek, Write};
 use std::path::Path;
 
@@ -64,16 +63,16 @@ impl<W: Write> Write for Summed<W> {
 }
 
 /// Writes a token file; the index waits in a file of its own meanwhile, so that memory does not grow.
-pub(super) struct Writer<W: Write> {
+pub(super) struct Writer<W: Write, I: Write> {
     out: Summed<W>,
-    index: BufWriter<File>,
+    index: BufWriter<I>,
     pub(super) meta: Meta,
     buffer: Vec<u8>,
 }
 
-impl<W: Write> Writer<W> {
+impl<W: Write, I: Read + Write + Seek> Writer<W, I> {
     /// `index`: an empty file for the time of writing.
-    pub(super) fn new(out: W, index: File, key: &Key, wide: bool) -> io::Result<Self> {
+    pub(super) fn new(out: W, index: I, key: &Key, wide: bool) -> io::Result<Self> {
         let mut out = Summed { out, crc: crc32fast::Hasher::new(), at: 0 };
         out.write_all(&MAGIC)?;
         out.write_all(key)?;
@@ -212,7 +211,7 @@ impl TokenFile {
 
 /// CRC-32 of a file without its end.
 fn checksum(path: &Path) -> io::Result<u32> {
-    let mut file = File::open(path)?;
+    let mut file = fs_err::File::open(path)?;
     let mut left = file.metadata()?.len().saturating_sub(END as u64) as usize;
     let (mut buffer, mut crc) = (vec![0; 1 << 20], crc32fast::Hasher::new());
     while left > 0 {
