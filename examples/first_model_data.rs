@@ -4,6 +4,7 @@
 //! first_model_data text FILE.. > corpus.jsonl          plain text to {"text"} records
 //! first_model_data numbers train > numbers.jsonl       chats that spell numbers out
 //! first_model_data numbers test  > held-out.jsonl      the same questions about numbers never trained on
+//! first_model_data big MEGABYTES > big.jsonl           made-up text of realistic lengths (scripts/big-data)
 //! ```
 //! The chat task has right answers: a number from 0 to 9999 in digits to English words and to Chinese
 //! characters, and back. Which numbers are held out depends on the number alone.
@@ -19,8 +20,11 @@ fn main() -> io::Result<()> {
         ["text", files @ ..] if !files.is_empty() => files.iter().try_for_each(|f| text(f)),
         ["numbers", "train"] => numbers(false),
         ["numbers", "test"] => numbers(true),
+        ["big", megabytes] if megabytes.parse::<u64>().is_ok() => {
+            big(megabytes.parse().unwrap_or_default())
+        }
         _ => {
-            eprintln!("usage: first_model_data text FILE.. | numbers train | numbers test");
+            eprintln!("usage: first_model_data text FILE.. | numbers train|test | big MEGABYTES");
             std::process::exit(2);
         }
     }
@@ -100,6 +104,55 @@ fn numbers(test: bool) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Texts of made-up words, every third in Chinese, until there are so many megabytes. Words are common or
+/// rare as in real text (a word's rank is the square of an even draw), and most texts have 100 to 900
+/// characters, some ten times as many.
+fn big(megabytes: u64) -> io::Result<()> {
+    const SYLLABLES: [&str; 24] = [
+        "the", "an", "re", "ing", "con", "er", "ti", "al", "so", "men", "pre", "ly", "un", "ka",
+        "lo", "st", "or", "de", "vi", "qua", "ness", "per", "in", "ble",
+    ];
+    let mut state = 0u64;
+    let mut draw = move |below: u64| {
+        state += 1;
+        scramble(state) % below
+    };
+    let mut out = io::BufWriter::with_capacity(1 << 20, io::stdout().lock());
+    let (mut written, mut number) = (0, 0u64);
+    while written < megabytes * 1_000_000 {
+        let scale = if draw(20) == 0 { 10 } else { 1 };
+        let length = scale * (100 + draw(800)) as usize;
+        let mut text = String::with_capacity(3 * length);
+        let mut characters = 0;
+        while characters < length {
+            let even = draw(1 << 16);
+            let rank = even * even >> 16;
+            if number.is_multiple_of(3) {
+                // the first of the common ideographs' block stand for the common ones
+                let code = 0x4e00 + (rank >> 4) as u32;
+                text.push(char::from_u32(code).unwrap_or('一'));
+                characters += 1;
+                if draw(12) == 0 {
+                    text.push('，');
+                }
+                continue;
+            }
+            let word = scramble(rank >> 2);
+            let before = text.len();
+            for part in 0..=word % 3 {
+                text.push_str(SYLLABLES[(word >> (8 * part + 8)) as usize % SYLLABLES.len()]);
+            }
+            text.push_str(if draw(10) == 0 { ". " } else { " " });
+            characters += text.len() - before;
+        }
+        let line = json!({ "text": text }).to_string();
+        writeln!(out, "{line}")?;
+        written += line.len() as u64 + 1;
+        number += 1;
+    }
+    out.flush()
 }
 
 /// `4827` as `four thousand eight hundred twenty-seven`.
