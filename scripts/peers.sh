@@ -76,7 +76,7 @@ several() { # several COMMAND..
   grep -qE '^(ok|FAIL) ' <<<"$out" || { failed=$((failed + 1)); printf 'FAIL  %s\n' "$*"; tail -30 "$work/stderr"; }
 }
 several "$python" scripts/peers/export.py "$mmx" "$shared" "$work" "$judge"
-several "$python" scripts/peers/tensorboard.py "$mmx" "$shared" "$work"
+several "$python" scripts/peers/events.py "$mmx" "$shared" "$work"
 check "build test_hub" cargo build --quiet --release --example test_hub
 several "$python" scripts/peers/hub.py "$mmx" "$shared" "$work" target/release/examples/test_hub
 if ollama=$(bash scripts/peers/ollama.sh); then

@@ -33,21 +33,22 @@ impl Metrics {
     /// The files cannot be read or written.
     pub fn open(dir: &Path, step: usize) -> Result<Self> {
         let path = dir.join("metrics.jsonl");
-        let mut kept = String::new();
+        // cut in place: nothing is left over by a kill, and a full disk has room for it
+        let mut kept = 0;
         if step > 0 && path.exists() {
-            let text = fs_err::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
-            for line in text.lines() {
-                let value: Option<Value> = serde_json::from_str(line).ok();
+            let text = fs_err::read(&path).map_err(|e| Error::io(&path, e))?;
+            for line in text.split_inclusive(|&byte| byte == b'\n') {
+                let value: Option<Value> = serde_json::from_slice(line).ok();
                 let of = value.and_then(|v| v.get("step").and_then(Value::as_u64));
-                if of.is_some_and(|n| n <= step as u64) {
-                    kept.push_str(line);
-                    kept.push('\n');
+                if !line.ends_with(b"\n") || of.is_none_or(|n| n > step as u64) {
+                    break;
                 }
+                kept += line.len() as u64;
             }
         }
-        mmx_converters::file::write_bytes(&path, kept.as_bytes())?;
-        let file = fs_err::OpenOptions::new().append(true).open(&path);
+        let file = fs_err::OpenOptions::new().append(true).create(true).open(&path);
         let file = file.map_err(|e| Error::io(&path, e))?;
+        file.set_len(kept).map_err(|e| Error::io(&path, e))?;
         let events = Events::open(dir, step)?;
         Ok(Self { path, file, events, begun: Instant::now(), tokens: 0, since: Instant::now() })
     }

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""tensorboard.py MMX SHARED WORK
+"""events.py MMX SHARED WORK
 TensorBoard's own reader on what mmx train writes: scalars equal to metrics.jsonl, texts, and a run that was resumed."""
 import json, os, subprocess, sys, time
 
