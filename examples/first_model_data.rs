@@ -128,7 +128,7 @@ fn big(megabytes: u64) -> io::Result<()> {
         let mut characters = 0;
         while characters < length {
             let even = draw(1 << 16);
-            let rank = even * even >> 16;
+            let rank = (even * even) >> 16;
             if number.is_multiple_of(3) {
                 // the first of the common ideographs' block stand for the common ones
                 let code = 0x4e00 + (rank >> 4) as u32;
