@@ -54,6 +54,7 @@
 //! # fn main() {}
 //! ```
 
+mod answer;
 #[cfg(feature = "train")]
 pub mod autograd;
 #[cfg(feature = "train")]
@@ -88,6 +89,7 @@ pub mod runs;
 mod sample_text;
 #[cfg(feature = "train")]
 pub mod schedule;
+mod serve;
 #[cfg(feature = "train")]
 pub mod stage;
 #[cfg(feature = "train")]
@@ -95,3 +97,9 @@ pub mod train;
 pub mod verify;
 
 pub use error::{Error, Result};
+
+/// A seed from the operating system, by way of the standard library's hash maps.
+fn random_seed() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::hash::RandomState::new().build_hasher().finish()
+}

@@ -7,7 +7,7 @@ use mmx_converters::arch::presets;
 use mmx_ggml::FileType;
 use mmx_ggml::llama::{LlamaModel, Speed};
 use mmx_ggml::random::write_random_gguf;
-use mmx_ggml::run::{LoadOptions, Model, bench};
+use mmx_ggml::run::{LoadOptions, Model, bench, bench_streams};
 use serde_json::{Value, json};
 
 use super::format;
@@ -20,11 +20,13 @@ use crate::form::Form;
 Prefill reads N made-up tokens at once; decode writes N tokens one by one from an empty context,
 without sampling, with a float16 cache, as llama-bench does. Every figure is the median of --repeats.
 --llama runs llama.cpp on the same file and threads, in turns with mmx, with flash attention on and
-off, and gives the ratio to the better of the two.
+off, and gives the ratio to the better of the two. --streams measures several texts that are written
+together, as `mmx serve` does: the tokens per second of all of them.
 
 Examples:
   mmx bench model.gguf -p 512 -n 128 -t 2
   mmx bench model.gguf --llama --json
+  mmx bench model.gguf --streams 1,4,16
   mmx bench --preset minimind2-small --type q4_0 --llama -t 1")]
 pub struct BenchArgs {
     /// A checkpoint, a Transformers folder or a GGUF
@@ -48,6 +50,9 @@ pub struct BenchArgs {
     /// Measure this often, take the median
     #[arg(short, long, value_name = "N", default_value_t = 5)]
     repeats: usize,
+    /// Measure so many texts written together, too
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    streams: Vec<usize>,
     /// Measure llama.cpp too
     #[arg(long)]
     llama: bool,
@@ -86,7 +91,11 @@ pub(super) fn run(args: BenchArgs, as_json: bool) -> Result<()> {
         true => Some(open_judge(&path)?),
         false => None,
     };
+    let mut together = vec![Vec::new(); args.streams.len()];
     for _ in 0..repeats {
+        for (&n, rates) in args.streams.iter().zip(&mut together) {
+            rates.push(bench_streams(&model, n, 0, args.n_gen, args.threads)?);
+        }
         ours.push(bench(&model, args.n_prompt, args.n_gen, args.threads)?);
         if let Some((judge, _)) = &judge {
             for (flash, speeds) in [false, true].into_iter().zip(&mut theirs) {
@@ -107,6 +116,13 @@ pub(super) fn run(args: BenchArgs, as_json: bool) -> Result<()> {
         "n_gen": args.n_gen,
         "repeats": repeats,
     });
+    if !together.is_empty() {
+        let rows = args.streams.iter().zip(together).map(|(n, mut rates)| {
+            rates.sort_by(f64::total_cmp);
+            json!({"streams": n, "decode_tokens_per_s": rates[rates.len() / 2]})
+        });
+        result["streams"] = rows.collect();
+    }
     if let Some((_, judge_load_ms)) = judge {
         let [plain, flash] = theirs.map(|speeds| median(&speeds));
         let best = Speed {
@@ -176,6 +192,11 @@ fn table(result: &Value) -> String {
         [&result["prefill_tokens_per_s"], &result["decode_tokens_per_s"], &result["load_ms"]]
             .map(figure),
     );
+    for together in result["streams"].as_array().into_iter().flatten() {
+        let rate = figure(&together["decode_tokens_per_s"]);
+        let name = format!("mmx, {} together", together["streams"]);
+        row(&name, [String::new(), rate, String::new()]);
+    }
     if let Some(llama) = result.get("llama") {
         row(
             "llama.cpp",

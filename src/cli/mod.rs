@@ -4,6 +4,7 @@
 #![expect(clippy::print_stdout, reason = "stdout is where a command's data goes")]
 
 mod bench;
+mod chat;
 mod data;
 mod doctor;
 mod eval;
@@ -20,6 +21,7 @@ mod pull;
 mod push;
 mod quantize;
 mod run;
+mod serve;
 mod tokenizer;
 #[cfg(feature = "train")]
 mod train;
@@ -48,6 +50,7 @@ pub struct Cli {
 #[expect(missing_docs, reason = "the documentation is that of the arguments")]
 pub enum Command {
     Bench(bench::BenchArgs),
+    Chat(chat::ChatArgs),
     Data(data::DataArgs),
     Doctor(doctor::DoctorArgs),
     Eval(eval::EvalArgs),
@@ -62,6 +65,7 @@ pub enum Command {
     Push(push::PushArgs),
     Quantize(quantize::QuantizeArgs),
     Run(run::RunArgs),
+    Serve(serve::ServeArgs),
     Tokenizer(tokenizer::TokenizerArgs),
     #[cfg(feature = "train")]
     Train(Box<train::TrainArgs>),
@@ -77,6 +81,7 @@ pub enum Command {
 pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Bench(args) => bench::run(args, cli.json),
+        Command::Chat(args) => chat::run(args, cli.json),
         Command::Data(args) => data::run(args, cli.json),
         Command::Doctor(args) => doctor::run(&args, cli.json),
         Command::Eval(args) => eval::run(args, cli.json),
@@ -91,6 +96,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Push(args) => push::run(args, cli.json),
         Command::Quantize(args) => quantize::run(&args, cli.json),
         Command::Run(args) => run::run(args, cli.json),
+        Command::Serve(args) => serve::run(args, cli.json),
         Command::Tokenizer(args) => tokenizer::run(args, cli.json),
         #[cfg(feature = "train")]
         Command::Train(args) => train::run(*args, cli.json),

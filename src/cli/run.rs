@@ -60,9 +60,18 @@ pub struct RunArgs {
 
 /// Types of the cache on the command line.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum Kv {
+pub(super) enum Kv {
     F32,
     F16,
+}
+
+impl From<Kv> for KvType {
+    fn from(kv: Kv) -> Self {
+        match kv {
+            Kv::F32 => Self::F32,
+            Kv::F16 => Self::F16,
+        }
+    }
 }
 
 /// How ids are chosen.
@@ -94,7 +103,7 @@ pub(super) struct SamplingArgs {
 impl SamplingArgs {
     /// The settings given, the model's own for the others.
     pub(super) fn resolve(&self, defaults: &Defaults) -> Sampling {
-        let seed = self.seed.unwrap_or_else(random_seed);
+        let seed = self.seed.unwrap_or_else(crate::random_seed);
         let own = Sampling::from_defaults(defaults, seed);
         let temperature = self.temperature.unwrap_or(own.temperature);
         Sampling {
@@ -106,12 +115,6 @@ impl SamplingArgs {
             ..own
         }
     }
-}
-
-/// A seed from the operating system, by way of the standard library's hash maps.
-fn random_seed() -> u64 {
-    use std::hash::{BuildHasher, Hasher};
-    std::hash::RandomState::new().build_hasher().finish()
 }
 
 /// Runs it.
@@ -153,11 +156,8 @@ pub(super) fn run(args: RunArgs, as_json: bool) -> Result<()> {
         stop: args.stop,
         ignore_end: false,
     };
-    let kv = match args.kv {
-        Kv::F32 => KvType::F32,
-        Kv::F16 => KvType::F16,
-    };
-    let options = SessionOptions { n_ctx: args.ctx, threads: args.threads, kv };
+    let options =
+        SessionOptions { n_ctx: args.ctx, threads: args.threads, kv: KvType::from(args.kv) };
     let mut session = Session::new(&model, options)?;
 
     let mut out = std::io::stdout().lock();
@@ -195,7 +195,7 @@ pub(super) fn run(args: RunArgs, as_json: bool) -> Result<()> {
 }
 
 /// As JSON spells it.
-fn finish_name(finish: Finish) -> &'static str {
+pub(super) fn finish_name(finish: Finish) -> &'static str {
     match finish {
         Finish::Stop => "stop",
         Finish::Length => "length",

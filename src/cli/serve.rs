@@ -1,0 +1,116 @@
+//! `mmx serve`: models over HTTP.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use mmx_ggml::run::KvType;
+use serde_json::json;
+
+use super::format;
+use super::run::Kv;
+use crate::error::{Error, Result};
+use crate::serve::{self, Options};
+
+/// Serve models: OpenAI's and Ollama's APIs, and a web page to chat on
+#[derive(clap::Args, Debug)]
+#[command(after_help = "\
+The page is at the printed address; OpenAI's clients take it with /v1 as their base URL, Ollama's as
+their host. Requests are computed together, --parallel at a time; more wait in the queue, and beyond
+that get 429. Only this machine reaches the server unless --host says otherwise.
+
+Examples:
+  mmx serve runs/sft/export/model-q4_0.gguf
+  mmx serve small.gguf large.gguf --name small --name large --port 8000
+  mmx serve model.gguf --host 0.0.0.0 --api-key secret --parallel 16 --ctx 2048")]
+pub struct ServeArgs {
+    /// Checkpoints, Transformers folders or GGUFs
+    #[arg(required = true, value_name = "MODEL")]
+    models: Vec<PathBuf>,
+    /// The name a model is served under, in order; by default that of its file or folder
+    #[arg(long, value_name = "NAME")]
+    name: Vec<String>,
+    /// The address to listen on
+    #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
+    host: String,
+    /// The port to listen on; 0: any that is free
+    #[arg(long, value_name = "N", default_value_t = 8080)]
+    port: u16,
+    /// Ask this key of every request, as a bearer token
+    #[arg(long, value_name = "KEY", env = "MMX_API_KEY", hide_env_values = true)]
+    api_key: Option<String>,
+    /// Texts of a model that are computed together
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    parallel: usize,
+    /// Tokens a text can have; by default the model's own length, at most 4096
+    #[arg(long, value_name = "N")]
+    ctx: Option<usize>,
+    /// Threads; by default what suits the model's size
+    #[arg(short, long, value_name = "N")]
+    threads: Option<usize>,
+    /// Element type of the keys and values that are kept; f32 rounds nothing, f16 is quicker
+    #[arg(long, value_name = "TYPE", value_enum, default_value = "f16")]
+    kv: Kv,
+    /// Texts that may wait; beyond, requests get 429
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    queue: usize,
+    /// Bytes of a request's body
+    #[arg(long, value_name = "BYTES", default_value_t = 1 << 20)]
+    max_body: usize,
+    /// Tokens written for one request at most
+    #[arg(long, value_name = "N", default_value_t = 4096)]
+    max_tokens: usize,
+    /// Time for one request, waiting included
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    timeout: u64,
+    /// Let web pages of this origin use the server (* for all); may be repeated
+    #[arg(long, value_name = "ORIGIN")]
+    cors: Vec<String>,
+    /// Time for what is being written when the server is told to stop
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    grace: u64,
+}
+
+/// Runs it.
+///
+/// # Errors
+/// A model that cannot be opened, an address that cannot be had.
+pub(super) fn run(args: ServeArgs, as_json: bool) -> Result<()> {
+    if args.parallel == 0 {
+        return Err(Error::usage("--parallel: expected at least 1, found 0"));
+    }
+    if args.name.len() > args.models.len() {
+        return Err(Error::usage(format!(
+            "--name: expected at most one for each of {} models, found {}",
+            args.models.len(),
+            args.name.len()
+        )));
+    }
+    if args.api_key.as_deref() == Some("") {
+        return Err(Error::usage("--api-key: expected a key, found none"));
+    }
+    let names = args.name.into_iter().map(Some).chain(std::iter::repeat(None));
+    let options = Options {
+        models: args.models.into_iter().zip(names).collect(),
+        host: args.host,
+        port: args.port,
+        api_key: args.api_key,
+        parallel: args.parallel,
+        ctx: args.ctx,
+        threads: args.threads,
+        kv: KvType::from(args.kv),
+        queue: args.queue,
+        max_body: args.max_body,
+        max_tokens: args.max_tokens,
+        timeout: Duration::from_secs(args.timeout),
+        cors: args.cors,
+        grace: Duration::from_secs(args.grace),
+    };
+    serve::run(options, |address, names| {
+        let url = format!("http://{address}");
+        eprintln!("serving {} at {url}", names.join(", "));
+        if as_json {
+            // a reader that has gone does not stop the server
+            let _ = format::print_json(&json!({"url": url, "models": names}));
+        }
+    })
+}

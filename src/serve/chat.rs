@@ -1,0 +1,489 @@
+//! `/v1/chat/completions`, whole and streamed. Source: OpenAI's API reference; `reasoning_content` as
+//! DeepSeek and vLLM have it.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use mmx_ggml::run::Finish;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::engine::{Event, Summary, TokenLogprob};
+use super::error::ApiError;
+use super::params::{Params, check_logprobs, parse, schema_of};
+use super::served::Served;
+use super::stream::{Translate, Usage, finish_name, respond, sse, sse_done};
+use super::{App, blocking, messages, new_id, now};
+use crate::answer::{Call, Piece, Splitter};
+
+#[derive(Debug, Deserialize)]
+struct Request {
+    model: Option<String>,
+    messages: Vec<Value>,
+    #[serde(default)]
+    stream: Option<bool>,
+    stream_options: Option<StreamOptions>,
+    logprobs: Option<bool>,
+    top_logprobs: Option<i64>,
+    response_format: Option<Value>,
+    tools: Option<Vec<Value>>,
+    tool_choice: Option<Value>,
+    parallel_tool_calls: Option<bool>,
+    reasoning_effort: Option<String>,
+    enable_thinking: Option<bool>,
+    chat_template_kwargs: Option<Map<String, Value>>,
+    #[serde(flatten)]
+    params: Params,
+}
+
+/// What a stream contains beside text.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct StreamOptions {
+    #[serde(default)]
+    pub(crate) include_usage: Option<bool>,
+}
+
+/// A chat on its way: what any protocol needs to answer it.
+pub(crate) struct Chat {
+    pub(crate) served: Arc<Served>,
+    pub(crate) events: UnboundedReceiver<(usize, Event)>,
+    pub(crate) splitters: Vec<Splitter>,
+}
+
+/// What a protocol asks of a chat.
+pub(crate) struct Ask {
+    pub(crate) model: Option<String>,
+    pub(crate) messages: Vec<Value>,
+    pub(crate) params: Params,
+    pub(crate) logprobs: Option<usize>,
+    pub(crate) schema: Option<Value>,
+    pub(crate) tools: Option<Vec<Value>>,
+    pub(crate) tool_choice: Option<Value>,
+    /// Several calls in one answer.
+    pub(crate) several_calls: bool,
+    /// Variables of the template.
+    pub(crate) variables: Map<String, Value>,
+}
+
+/// Template variables that ask for a thought, or for none: MiniMind's own name and Qwen's.
+pub(crate) fn thinking_variables(think: bool) -> Map<String, Value> {
+    ["open_thinking", "enable_thinking"]
+        .map(|key| (key.to_owned(), think.into()))
+        .into_iter()
+        .collect()
+}
+
+/// Checks, renders and queues a chat.
+pub(crate) fn start(app: &App, ask: Ask) -> Result<Chat, ApiError> {
+    let served = app.find(ask.model.as_deref())?;
+    let messages = messages::check(ask.messages)?;
+    let choice = ToolChoice::of(ask.tool_choice)?;
+    let tools = ask.tools.filter(|t| !t.is_empty() && choice != ToolChoice::None);
+    let functions = functions(tools.as_deref().unwrap_or_default())?;
+    if tools.is_some() {
+        let knows = served.tokenizer()?.template().is_some_and(|t| t.source().contains("tools"));
+        if !knows {
+            let text = format!("tools: the chat template of {} has no place for tools", served.id);
+            return Err(ApiError::invalid("tools", text));
+        }
+    }
+    let rendered = served.render(&messages, tools.map(Value::Array), ask.variables)?;
+    let checked = ask.params.check(app, &served, rendered.ids.len())?;
+    let forced: Option<Vec<(String, Value)>> = match &choice {
+        ToolChoice::None | ToolChoice::Auto => None,
+        ToolChoice::Required => Some(functions.clone()),
+        ToolChoice::Named(name) => {
+            Some(functions.iter().filter(|(n, _)| n == name).cloned().collect())
+        }
+    };
+    if forced.as_ref().is_some_and(Vec::is_empty) {
+        return Err(ApiError::invalid(
+            "tool_choice",
+            "tool_choice: no such tool is among the tools",
+        ));
+    }
+    let mut texts = Vec::new();
+    for index in 0..checked.choices {
+        let constraint = match (&forced, &ask.schema) {
+            (Some(tools), _) => {
+                let several = ask.several_calls;
+                Some(served.call_constraint(tools, several, rendered.thinking)?)
+            }
+            (None, Some(schema)) => Some(served.constraint(schema.clone(), rendered.thinking)?),
+            (None, None) => None,
+        };
+        texts.push((rendered.ids.clone(), checked.to_write(index, ask.logprobs, constraint)));
+    }
+    let splitter = Splitter::new(rendered.thinking, !functions.is_empty());
+    let splitters = vec![splitter; texts.len()];
+    let events = served.write(&app.options, texts)?;
+    Ok(Chat { served, events, splitters })
+}
+
+#[derive(Debug, PartialEq)]
+enum ToolChoice {
+    None,
+    Auto,
+    Required,
+    Named(String),
+}
+
+impl ToolChoice {
+    fn of(value: Option<Value>) -> Result<Self, ApiError> {
+        match value {
+            None | Some(Value::Null) => Ok(Self::Auto),
+            Some(Value::String(word)) if word == "auto" => Ok(Self::Auto),
+            Some(Value::String(word)) if word == "none" => Ok(Self::None),
+            Some(Value::String(word)) if word == "required" => Ok(Self::Required),
+            Some(value) => match value.pointer("/function/name").and_then(Value::as_str) {
+                Some(name) => Ok(Self::Named(name.to_owned())),
+                None => Err(ApiError::invalid(
+                    "tool_choice",
+                    format!(
+                        "tool_choice: expected none, auto, required or a function, found {value}"
+                    ),
+                )),
+            },
+        }
+    }
+}
+
+/// Names and schemas of the arguments.
+fn functions(tools: &[Value]) -> Result<Vec<(String, Value)>, ApiError> {
+    tools
+        .iter()
+        .enumerate()
+        .map(|(i, tool)| {
+            let function = tool.get("function").unwrap_or(tool);
+            let name = function.get("name").and_then(Value::as_str).filter(|n| !n.is_empty());
+            let name = name.ok_or_else(|| {
+                let place = format!("tools[{i}].function.name");
+                ApiError::invalid(&place, format!("{place}: expected a name, found none"))
+            })?;
+            let parameters = function.get("parameters").filter(|p| p.is_object()).cloned();
+            Ok((name.to_owned(), parameters.unwrap_or_else(|| json!({"type": "object"}))))
+        })
+        .collect()
+}
+
+/// Answers `POST /v1/chat/completions`.
+pub(crate) async fn completions(
+    State(app): State<Arc<App>>,
+    body: Bytes,
+) -> Result<Response, ApiError> {
+    let started = blocking(move || {
+        let request: Request = parse(&body)?;
+        let mut variables = request.chat_template_kwargs.unwrap_or_default();
+        let effort = request.reasoning_effort.map(|effort| effort != "none");
+        if let Some(think) = request.enable_thinking.or(effort) {
+            variables.extend(thinking_variables(think));
+        }
+        let top = request.top_logprobs.map(|n| check_logprobs("top_logprobs", n)).transpose()?;
+        if top.is_some() && request.logprobs != Some(true) {
+            return Err(ApiError::invalid(
+                "top_logprobs",
+                "top_logprobs: expected logprobs to be true",
+            ));
+        }
+        let logprobs = request.logprobs.unwrap_or(false);
+        let chat = start(
+            &app,
+            Ask {
+                model: request.model,
+                messages: request.messages,
+                params: request.params,
+                logprobs: logprobs.then(|| top.unwrap_or(0)),
+                schema: schema_of(request.response_format)?,
+                tools: request.tools,
+                tool_choice: request.tool_choice,
+                several_calls: request.parallel_tool_calls.unwrap_or(true),
+                variables,
+            },
+        )?;
+        let usage = request.stream_options.and_then(|o| o.include_usage).unwrap_or(false);
+        Ok((chat, request.stream.unwrap_or(false), usage, logprobs))
+    })
+    .await?;
+    let (chat, stream, include_usage, logprobs) = started;
+    let answer = Answer {
+        id: new_id("chatcmpl"),
+        created: now(),
+        left: chat.splitters.len(),
+        choices: chat.splitters.into_iter().map(Choice::new).collect(),
+        served: chat.served,
+        include_usage,
+        logprobs,
+        usage: Usage::default(),
+        broken: false,
+    };
+    if stream {
+        return Ok(respond("text/event-stream", chat.events, answer));
+    }
+    answer.whole(chat.events).await
+}
+
+/// One text of a request.
+struct Choice {
+    splitter: Splitter,
+    opened: bool,
+    calls: usize,
+    content: String,
+    thought: String,
+    tool_calls: Vec<Value>,
+    logprobs: Vec<Value>,
+    finish: &'static str,
+}
+
+impl Choice {
+    fn new(splitter: Splitter) -> Self {
+        Self {
+            splitter,
+            opened: false,
+            calls: 0,
+            content: String::new(),
+            thought: String::new(),
+            tool_calls: Vec::new(),
+            logprobs: Vec::new(),
+            finish: "stop",
+        }
+    }
+
+    fn finish_name(&self, finish: Finish) -> &'static str {
+        match finish_name(finish) {
+            "stop" if self.calls > 0 => "tool_calls",
+            name => name,
+        }
+    }
+}
+
+/// An answer in progress.
+struct Answer {
+    id: String,
+    created: u64,
+    served: Arc<Served>,
+    choices: Vec<Choice>,
+    left: usize,
+    include_usage: bool,
+    logprobs: bool,
+    usage: Usage,
+    broken: bool,
+}
+
+impl Answer {
+    /// The answer as one object.
+    async fn whole(
+        mut self,
+        mut events: UnboundedReceiver<(usize, Event)>,
+    ) -> Result<Response, ApiError> {
+        while self.left > 0 {
+            let Some((index, event)) = events.recv().await else {
+                return Err(ApiError::unavailable("the engine has ended"));
+            };
+            let Some(choice) = self.choices.get_mut(index) else { continue };
+            let pieces = match event {
+                Event::Text(text, tokens) => {
+                    choice.logprobs.extend(tokens.iter().map(|t| logprob_json(&self.served, t)));
+                    choice.splitter.push(&text)
+                }
+                Event::Done(summary) => {
+                    self.left -= 1;
+                    self.usage.add(&summary, true);
+                    let pieces = choice.splitter.finish();
+                    choice.finish = finish_name(summary.finish);
+                    pieces
+                }
+                Event::Embedding(..) => continue,
+                Event::Failed(error) => return Err(error),
+            };
+            for piece in pieces {
+                match piece {
+                    Piece::Content(text) => choice.content.push_str(&text),
+                    Piece::Thought(text) => choice.thought.push_str(&text),
+                    Piece::Call(call) => {
+                        choice.tool_calls.push(call_json(&call));
+                    }
+                }
+            }
+        }
+        let logprobs = self.logprobs;
+        let choices: Vec<Value> = self
+            .choices
+            .into_iter()
+            .enumerate()
+            .map(|(index, choice)| {
+                let called = !choice.tool_calls.is_empty();
+                let mut message = json!({"role": "assistant", "content": choice.content});
+                if called && choice.content.is_empty() {
+                    message["content"] = Value::Null;
+                }
+                if !choice.thought.is_empty() {
+                    message["reasoning_content"] = choice.thought.into();
+                }
+                if called {
+                    message["tool_calls"] = choice.tool_calls.into();
+                }
+                let finish =
+                    if called && choice.finish == "stop" { "tool_calls" } else { choice.finish };
+                json!({
+                    "index": index,
+                    "message": message,
+                    "logprobs": logprobs.then(|| json!({"content": choice.logprobs})),
+                    "finish_reason": finish,
+                })
+            })
+            .collect();
+        Ok(Json(json!({
+            "id": self.id,
+            "object": "chat.completion",
+            "created": self.created,
+            "model": self.served.id,
+            "choices": choices,
+            "usage": self.usage.to_json(),
+            "timings": self.usage.timings(),
+        }))
+        .into_response())
+    }
+
+    fn chunk(&self, choices: Value) -> Value {
+        let mut chunk = json!({
+            "id": self.id,
+            "object": "chat.completion.chunk",
+            "created": self.created,
+            "model": self.served.id,
+            "choices": choices,
+        });
+        if self.include_usage {
+            chunk["usage"] = Value::Null;
+        }
+        chunk
+    }
+
+    fn delta(
+        &self,
+        index: usize,
+        delta: Value,
+        logprobs: Option<Value>,
+        finish: Option<&str>,
+    ) -> Value {
+        let mut choice = json!({"index": index, "delta": delta, "finish_reason": finish});
+        if self.logprobs {
+            choice["logprobs"] = logprobs.unwrap_or(Value::Null);
+        }
+        self.chunk(json!([choice]))
+    }
+
+    fn open(&mut self, index: usize, out: &mut Vec<u8>) {
+        if !self.choices[index].opened {
+            self.choices[index].opened = true;
+            sse(out, &self.delta(index, json!({"role": "assistant", "content": ""}), None, None));
+        }
+    }
+
+    fn pieces(
+        &mut self,
+        index: usize,
+        pieces: Vec<Piece>,
+        mut logprobs: Vec<Value>,
+        out: &mut Vec<u8>,
+    ) {
+        let mut deltas = Vec::new();
+        for piece in pieces {
+            deltas.push(match piece {
+                Piece::Content(text) => json!({"content": text}),
+                Piece::Thought(text) => json!({"reasoning_content": text}),
+                Piece::Call(call) => {
+                    let mut value = call_json(&call);
+                    value["index"] = self.choices[index].calls.into();
+                    self.choices[index].calls += 1;
+                    json!({"tool_calls": [value]})
+                }
+            });
+        }
+        if deltas.is_empty() && !logprobs.is_empty() {
+            deltas.push(json!({"content": ""}));
+        }
+        for delta in deltas {
+            let tokens = std::mem::take(&mut logprobs);
+            let tokens = (!tokens.is_empty()).then(|| json!({"content": tokens}));
+            sse(out, &self.delta(index, delta, tokens, None));
+        }
+    }
+
+    fn done(&mut self, index: usize, summary: &Summary, out: &mut Vec<u8>) {
+        let rest = self.choices[index].splitter.finish();
+        self.pieces(index, rest, Vec::new(), out);
+        let finish = self.choices[index].finish_name(summary.finish);
+        sse(out, &self.delta(index, json!({}), None, Some(finish)));
+        self.usage.add(summary, true);
+        self.left -= 1;
+        if self.left == 0 {
+            if self.include_usage {
+                let mut chunk = self.chunk(json!([]));
+                chunk["usage"] = self.usage.to_json();
+                chunk["timings"] = self.usage.timings();
+                sse(out, &chunk);
+            }
+            sse_done(out);
+        }
+    }
+}
+
+impl Translate for Answer {
+    fn event(&mut self, index: usize, event: Event, out: &mut Vec<u8>) {
+        if self.is_done() || index >= self.choices.len() {
+            return;
+        }
+        match event {
+            Event::Text(text, tokens) => {
+                self.open(index, out);
+                let logprobs = tokens.iter().map(|t| logprob_json(&self.served, t)).collect();
+                let pieces = self.choices[index].splitter.push(&text);
+                self.pieces(index, pieces, logprobs, out);
+            }
+            Event::Done(summary) => {
+                self.open(index, out);
+                self.done(index, &summary, out);
+            }
+            Event::Embedding(..) => {}
+            Event::Failed(error) => {
+                self.broken = true;
+                sse(out, &error.body());
+                sse_done(out);
+            }
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.left == 0 || self.broken
+    }
+}
+
+/// OpenAI's form of a call: arguments are JSON in a string.
+fn call_json(call: &Call) -> Value {
+    json!({
+        "id": new_id("call"),
+        "type": "function",
+        "function": {"name": call.name, "arguments": call.arguments.to_string()},
+    })
+}
+
+/// A token's text and bytes: a token may end inside a character.
+fn token_json(served: &Served, id: u32, logprob: f32) -> Value {
+    let Ok(tokenizer) = served.tokenizer() else { return Value::Null };
+    json!({
+        "token": tokenizer.decode(&[id], false),
+        "logprob": logprob,
+        "bytes": tokenizer.token_bytes(id),
+    })
+}
+
+fn logprob_json(served: &Served, token: &TokenLogprob) -> Value {
+    let mut value = token_json(served, token.id, token.logprob);
+    value["top_logprobs"] =
+        token.top.iter().map(|&(id, logprob)| token_json(served, id, logprob)).collect();
+    value
+}

@@ -1,0 +1,100 @@
+//! What a client is told when its request cannot be served.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+/// An HTTP error with OpenAI's body.
+#[derive(Clone, Debug)]
+pub(crate) struct ApiError {
+    pub(crate) status: StatusCode,
+    /// What is wrong, in a sentence.
+    pub(crate) message: String,
+    /// Which field of the request.
+    pub(crate) param: Option<String>,
+    /// OpenAI's word for it.
+    pub(crate) code: Option<&'static str>,
+}
+
+impl ApiError {
+    pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into(), param: None, code: None }
+    }
+
+    /// 400: the request makes no sense.
+    pub(crate) fn invalid(param: &str, message: impl Into<String>) -> Self {
+        Self { param: Some(param.to_owned()), ..Self::new(StatusCode::BAD_REQUEST, message) }
+    }
+
+    /// 429: `more` texts do not fit into a queue of `queue`, of which `waiting` wait.
+    pub(crate) fn busy(more: usize, waiting: usize, queue: usize) -> Self {
+        let text = format!(
+            "{waiting} texts are waiting already, and {more} more do not fit: the queue holds {queue}"
+        );
+        Self::new(StatusCode::TOO_MANY_REQUESTS, text).coded("queue_full")
+    }
+
+    /// 503: no engine, or it is being stopped.
+    pub(crate) fn unavailable(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
+    }
+
+    pub(crate) fn coded(mut self, code: &'static str) -> Self {
+        self.code = Some(code);
+        self
+    }
+
+    /// OpenAI's name of the kind of error.
+    fn kind(&self) -> &'static str {
+        match self.status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => "authentication_error",
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            status if status.is_client_error() => "invalid_request_error",
+            _ => "server_error",
+        }
+    }
+
+    /// The body, also for an error in the middle of a stream.
+    pub(crate) fn body(&self) -> serde_json::Value {
+        json!({"error": {
+            "message": self.message, "type": self.kind(), "param": self.param, "code": self.code,
+        }})
+    }
+
+    /// Ollama's form of the same.
+    pub(crate) fn ollama(self) -> Response {
+        self.with(json!({"error": self.message}))
+    }
+
+    fn with(&self, body: serde_json::Value) -> Response {
+        let mut response = (self.status, Json(body)).into_response();
+        if self.status == StatusCode::TOO_MANY_REQUESTS {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        self.with(self.body())
+    }
+}
+
+impl From<mmx_ggml::Error> for ApiError {
+    /// What the runner refuses is a fault of the request.
+    fn from(error: mmx_ggml::Error) -> Self {
+        let status = match error {
+            mmx_ggml::Error::Request { .. } => StatusCode::BAD_REQUEST,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+impl From<mmx_converters::Error> for ApiError {
+    fn from(error: mmx_converters::Error) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, error.to_string())
+    }
+}

@@ -1,0 +1,224 @@
+//! Text that must be of a form: JSON of a schema, or a call of a tool, by masks over the vocabulary.
+
+use std::sync::Arc;
+
+use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
+use llguidance::{Matcher, ParserFactory};
+use mmx_converters::tokenizer::Tokenizer;
+use serde_json::{Value, json};
+use toktrie::{TokEnv, TokRxInfo, TokTrie, TokenId, TokenizerEnv};
+
+use super::error::ApiError;
+
+/// The longest token the library takes, bytes (its trie keeps depths in 10 bits).
+const LONGEST: usize = 1000;
+
+/// Space between the parts of JSON: one, or a line break and indentation. Without a bound, a small model
+/// that once writes a line break may write nothing else.
+const SPACE: &str = r"\x20|\x0A\x20{0,8}";
+
+/// Compiles grammars for one vocabulary.
+pub(crate) struct Grammars(ParserFactory);
+
+/// A grammar half way through a text.
+pub(crate) struct Constraint {
+    matcher: Matcher,
+    /// The text that must come first: the end of a thought.
+    after: Option<&'static str>,
+    before: String,
+}
+
+/// A schema with our bound of space.
+fn spaced(schema: Value) -> Value {
+    let mut schema = match schema {
+        Value::Bool(true) => json!({}),
+        other => other,
+    };
+    if let Some(object) = schema.as_object_mut() {
+        object.insert("x-guidance".to_owned(), json!({"whitespace_pattern": SPACE}));
+    }
+    schema
+}
+
+struct Vocabulary(TokTrie);
+
+impl TokenizerEnv for Vocabulary {
+    fn tok_trie(&self) -> &TokTrie {
+        &self.0
+    }
+
+    fn tokenize_bytes(&self, bytes: &[u8]) -> Vec<TokenId> {
+        self.0.greedy_tokenize(bytes)
+    }
+}
+
+impl Grammars {
+    /// For a model of `vocab` ids whose texts end with `end`.
+    pub(crate) fn new(tokenizer: &Tokenizer, vocab: usize, end: u32) -> Result<Self, ApiError> {
+        let words: Vec<Vec<u8>> = (0..vocab as u32)
+            .map(|id| match tokenizer.token_bytes(id) {
+                bytes if bytes.len() > LONGEST => Vec::new(),
+                // a control token is never text
+                bytes if tokenizer.is_control(id) => {
+                    [&[TokTrie::SPECIAL_TOKEN_MARKER], bytes].concat()
+                }
+                bytes => bytes.to_vec(),
+            })
+            .collect();
+        let trie = TokTrie::from(&TokRxInfo::new(vocab as u32, end), &words);
+        let environment: TokEnv = Arc::new(Vocabulary(trie));
+        let mut factory = ParserFactory::new_simple(&environment)
+            .map_err(|e| ApiError::unavailable(format!("grammars: {e}")))?;
+        factory.quiet();
+        Ok(Self(factory))
+    }
+
+    /// JSON that a schema allows.
+    pub(crate) fn json(
+        &self,
+        schema: Value,
+        after: Option<&'static str>,
+    ) -> Result<Constraint, ApiError> {
+        self.compile(TopLevelGrammar::from_json_schema(spaced(schema)), after)
+    }
+
+    /// One call, or with `several` one or more, of the tools `(name, schema of the arguments)`.
+    pub(crate) fn calls(
+        &self,
+        tools: &[(String, Value)],
+        several: bool,
+        after: Option<&'static str>,
+    ) -> Result<Constraint, ApiError> {
+        let calls: Vec<Value> = tools
+            .iter()
+            .map(|(name, parameters)| {
+                json!({
+                    "type": "object",
+                    "properties": {"name": {"const": name}, "arguments": parameters},
+                    "required": ["name", "arguments"],
+                    "additionalProperties": false,
+                })
+            })
+            .collect();
+        let start = if several { "call (\"\\n\" call)*" } else { "call" };
+        let call = r#""<tool_call>\n" @body "\n</tool_call>""#;
+        let lark = format!("start: {start}\ncall: {call}\n");
+        let mut body = GrammarWithLexer::from_json_schema(spaced(json!({"anyOf": calls})));
+        body.name = Some("body".to_owned());
+        let grammar = TopLevelGrammar {
+            grammars: vec![GrammarWithLexer::from_lark(lark), body],
+            max_tokens: None,
+        };
+        self.compile(grammar, after)
+    }
+
+    fn compile(
+        &self,
+        grammar: TopLevelGrammar,
+        after: Option<&'static str>,
+    ) -> Result<Constraint, ApiError> {
+        let fault = |why: String| {
+            // the library shows its state after the first line
+            let line = why.lines().next().unwrap_or_default().to_owned();
+            ApiError::invalid("response_format", format!("the schema cannot be followed: {line}"))
+        };
+        let parser = self.0.create_parser(grammar).map_err(|e| fault(e.to_string()))?;
+        let matcher = Matcher::new(Ok(parser));
+        match matcher.get_error() {
+            Some(why) => Err(fault(why)),
+            None => Ok(Constraint { matcher, after, before: String::new() }),
+        }
+    }
+}
+
+impl Constraint {
+    /// The ids that may come next, a bit each; nothing while any may.
+    pub(crate) fn mask(&mut self) -> Result<Option<toktrie::SimpleVob>, String> {
+        if self.after.is_some() {
+            return Ok(None);
+        }
+        self.matcher.compute_mask_or_eos().map(Some).map_err(|e| e.to_string())
+    }
+
+    /// What came next, an id and its text.
+    pub(crate) fn consume(&mut self, id: u32, text: &str) -> Result<(), String> {
+        match self.after {
+            None => self.matcher.consume_token(id).map_err(|e| e.to_string()),
+            Some(mark) => {
+                self.before.push_str(text);
+                if self.before.contains(mark) {
+                    self.after = None;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// True when nothing more can follow.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.after.is_none() && self.matcher.is_stopped()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tokenizer() -> Tokenizer {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/golden");
+        Tokenizer::open(path).unwrap()
+    }
+
+    /// Which of some texts can be written, token by token.
+    fn accepts(constraint: impl Fn() -> Constraint, tokenizer: &Tokenizer, text: &str) -> bool {
+        let mut constraint = constraint();
+        let ids = tokenizer.encode_plain(text).unwrap();
+        let allows = |constraint: &mut Constraint, id| {
+            constraint.mask().unwrap().is_none_or(|m| m.is_allowed(id))
+        };
+        ids.iter().all(|&id| {
+            let text = tokenizer.decode(&[id], false);
+            allows(&mut constraint, id) && constraint.consume(id, &text).is_ok()
+        }) && allows(&mut constraint, 2)
+    }
+
+    #[test]
+    fn only_json_of_the_schema_can_be_written() {
+        let tokenizer = tokenizer();
+        let grammars = Grammars::new(&tokenizer, 512, 2).unwrap();
+        let schema = json!({
+            "type": "object", "properties": {"a": {"type": "integer"}, "b": {"enum": ["好", "x"]}},
+            "required": ["a", "b"], "additionalProperties": false,
+        });
+        let of = |text| accepts(|| grammars.json(schema.clone(), None).unwrap(), &tokenizer, text);
+        assert!(of(r#"{"a": 12, "b": "好"}"#));
+        assert!(!of(r#"{"a": "12", "b": "好"}"#));
+        assert!(!of(r#"{"a": 12, "b": "y"}"#));
+        assert!(!of(r#"{"a": 12}"#));
+        let after = || grammars.json(schema.clone(), Some("</think>")).unwrap();
+        assert!(accepts(after, &tokenizer, r#"well </think>{"a": 1, "b": "x"}"#));
+        assert!(!accepts(after, &tokenizer, r#"well </think>{"a": x"#));
+    }
+
+    #[test]
+    fn calls_name_a_tool_and_fit_its_schema() {
+        let tokenizer = tokenizer();
+        let grammars = Grammars::new(&tokenizer, 512, 2).unwrap();
+        let tools = [(
+            "add".to_owned(),
+            json!({"type": "object", "properties": {"x": {"type": "number"}},
+            "required": ["x"], "additionalProperties": false}),
+        )];
+        let of = |text| accepts(|| grammars.calls(&tools, true, None).unwrap(), &tokenizer, text);
+        assert!(of("<tool_call>\n{\"name\": \"add\", \"arguments\": {\"x\": 1.5}}\n</tool_call>"));
+        assert!(!of("<tool_call>\n{\"name\": \"sub\", \"arguments\": {\"x\": 1.5}}\n</tool_call>"));
+        assert!(!of("hello"));
+    }
+
+    #[test]
+    fn a_schema_without_sense_is_the_requests_fault() {
+        let grammars = Grammars::new(&tokenizer(), 512, 2).unwrap();
+        let error = grammars.json(json!({"type": "nonsense"}), None).err().unwrap();
+        assert_eq!(error.status, axum::http::StatusCode::BAD_REQUEST);
+    }
+}

@@ -1,0 +1,281 @@
+//! `mmx serve`: OpenAI's and Ollama's APIs and a web page over the runner.
+//!
+//! A request passes [`guard`], is checked and rendered by its protocol ([`chat`], [`completions`],
+//! [`embeddings`], [`ollama`]), and becomes jobs in the queue of its model's [`engine`], whose
+//! [`scheduler`] computes the jobs of all requests together. Events come back and are put into the
+//! protocol's words, as one object or as a stream.
+
+mod chat;
+mod completions;
+mod embeddings;
+mod engine;
+mod error;
+mod grammar;
+mod guard;
+mod messages;
+mod metrics;
+mod ollama;
+mod params;
+mod scheduler;
+mod served;
+mod stream;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use axum::extract::{Path, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router, middleware};
+use mmx_ggml::run::KvType;
+use serde_json::{Value, json};
+
+use crate::error::{Error, Result};
+use error::ApiError;
+use served::Served;
+
+/// What is served and how.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    /// Models, with the names they are served under.
+    pub(crate) models: Vec<(PathBuf, Option<String>)>,
+    pub(crate) host: String,
+    /// 0: any that is free.
+    pub(crate) port: u16,
+    pub(crate) api_key: Option<String>,
+    /// Texts of one model that are computed together.
+    pub(crate) parallel: usize,
+    /// Tokens a text can have.
+    pub(crate) ctx: Option<usize>,
+    pub(crate) threads: Option<usize>,
+    pub(crate) kv: KvType,
+    /// Texts that may wait.
+    pub(crate) queue: usize,
+    /// Bytes of a request's body.
+    pub(crate) max_body: usize,
+    /// Tokens written for one request.
+    pub(crate) max_tokens: usize,
+    /// For one request, waiting included.
+    pub(crate) timeout: Duration,
+    /// Pages of these origins may use the server; `*` for all.
+    pub(crate) cors: Vec<String>,
+    /// Time for what is being computed when the server is to stop.
+    pub(crate) grace: Duration,
+}
+
+impl Options {
+    fn allows_origin(&self, origin: &HeaderValue) -> bool {
+        self.cors.iter().any(|o| o == "*" || o.as_bytes() == origin.as_bytes())
+    }
+}
+
+/// What all requests share.
+pub(crate) struct App {
+    pub(crate) options: Options,
+    pub(crate) served: Vec<Arc<Served>>,
+    pub(crate) requests: metrics::Requests,
+    pub(crate) started: Instant,
+    /// Only this machine reaches the server.
+    pub(crate) loopback: bool,
+}
+
+impl App {
+    /// The model of a name. Where there is one model only, it answers to every name, as other servers'
+    /// models do; Ollama's `:latest` counts for nothing.
+    pub(crate) fn find(&self, name: Option<&str>) -> std::result::Result<Arc<Served>, ApiError> {
+        let name = name.unwrap_or_default();
+        let bare = name.strip_suffix(":latest").unwrap_or(name);
+        let found = self.served.iter().find(|m| m.id == name || m.id == bare);
+        match (found, self.served.as_slice()) {
+            (Some(model), _) | (None, [model]) => Ok(model.clone()),
+            _ => {
+                let known: Vec<_> = self.served.iter().map(|m| m.id.as_str()).collect();
+                let text = format!("model: expected one of {}, found {name:?}", known.join(", "));
+                let error = ApiError::new(StatusCode::NOT_FOUND, text).coded("model_not_found");
+                Err(ApiError { param: Some("model".to_owned()), ..error })
+            }
+        }
+    }
+}
+
+/// Loads the models and serves until the process is told to stop. `ready` gets the address and the models'
+/// names once requests are answered.
+///
+/// # Errors
+/// A model that cannot be opened, an address that cannot be had.
+pub(crate) fn run(options: Options, ready: impl FnOnce(SocketAddr, &[&str])) -> Result<()> {
+    let mut served: Vec<Arc<Served>> = Vec::new();
+    for (path, name) in &options.models {
+        let model = Served::open(path, name.as_deref(), &options)?;
+        if served.iter().any(|m| m.id == model.id) {
+            return Err(Error::failed_with_hint(
+                format!("two models are called {}", model.id),
+                "`--name` gives each one a name, in order",
+            ));
+        }
+        served.push(Arc::new(model));
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Error::failed(format!("the server's thread: {e}")))?;
+    runtime.block_on(async {
+        let address = format!("{}:{}", bracketed(&options.host), options.port);
+        let listener = tokio::net::TcpListener::bind(&address)
+            .await
+            .map_err(|e| Error::failed(format!("{address}: {e}")))?;
+        let address =
+            listener.local_addr().map_err(|e| Error::failed(format!("{address}: {e}")))?;
+        let grace = options.grace;
+        let app = Arc::new(App {
+            loopback: address.ip().is_loopback(),
+            requests: metrics::Requests::default(),
+            started: Instant::now(),
+            served,
+            options,
+        });
+        let names: Vec<_> = app.served.iter().map(|m| m.id.as_str()).collect();
+        ready(address, &names);
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let late = app.clone();
+        tokio::spawn(async move {
+            told_to_stop().await;
+            eprintln!("stopping: what is being written may end within {} s", grace.as_secs());
+            let _ = stop.send(());
+            tokio::select! {
+                () = tokio::time::sleep(grace) => {}
+                () = told_to_stop() => {}
+            }
+            late.served.iter().for_each(|m| m.engine.stop());
+            // clients that keep their connections open are waited for no longer
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            std::process::exit(0);
+        });
+        axum::serve(listener, router(app))
+            .with_graceful_shutdown(async {
+                let _ = stopped.await;
+            })
+            .await
+            .map_err(|e| Error::failed(format!("the server: {e}")))
+    })
+}
+
+/// Ctrl-C, or SIGTERM where there is one.
+async fn told_to_stop() {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminate.recv() => {}
+            }
+            return;
+        }
+    }
+    let _ = tokio::signal::ctrl_c().await;
+}
+
+/// An IPv6 address as it stands before a port.
+fn bracketed(host: &str) -> String {
+    if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() }
+}
+
+fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/", get(page))
+        .route("/favicon.ico", get(|| async { StatusCode::NO_CONTENT }))
+        .route("/health", get(|| async { Json(json!({"status": "ok"})) }))
+        .route("/metrics", get(prometheus))
+        .route("/v1/models", get(models))
+        .route("/v1/models/{id}", get(model))
+        .route("/v1/chat/completions", post(chat::completions))
+        .route("/v1/completions", post(completions::completions))
+        .route("/v1/embeddings", post(embeddings::embeddings))
+        .route("/api/version", get(ollama::version))
+        .route("/api/tags", get(ollama::tags))
+        .route("/api/ps", get(ollama::running))
+        .route("/api/show", post(ollama::show))
+        .route("/api/chat", post(ollama::chat))
+        .route("/api/generate", post(ollama::generate))
+        .route("/api/embed", post(ollama::embed))
+        .fallback(|| async {
+            ApiError::new(StatusCode::NOT_FOUND, "there is nothing at this address")
+        })
+        .method_not_allowed_fallback(|| async {
+            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this address takes another method")
+        })
+        .layer(middleware::from_fn_with_state(app.clone(), guard::pass))
+        .with_state(app)
+}
+
+async fn page() -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+        (header::CACHE_CONTROL, "no-cache"),
+        // the page asks nobody but this server
+        (
+            header::CONTENT_SECURITY_POLICY,
+            "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
+             connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        ),
+    ];
+    (headers, include_str!("page.html")).into_response()
+}
+
+async fn prometheus(State(app): State<Arc<App>>) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics::render(&app)).into_response()
+}
+
+fn model_json(served: &Served) -> Value {
+    json!({
+        "id": served.id,
+        "object": "model",
+        "created": served.created,
+        "owned_by": "mmx",
+        "meta": served.meta(),
+    })
+}
+
+async fn models(State(app): State<Arc<App>>) -> Json<Value> {
+    let data: Vec<Value> = app.served.iter().map(|m| model_json(m)).collect();
+    Json(json!({"object": "list", "data": data}))
+}
+
+async fn model(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+) -> std::result::Result<Json<Value>, ApiError> {
+    let found = app.served.iter().find(|m| m.id == id);
+    let text = || format!("model: expected one of the served ones, found {id:?}");
+    match found {
+        Some(served) => Ok(Json(model_json(served))),
+        None => Err(ApiError::new(StatusCode::NOT_FOUND, text()).coded("model_not_found")),
+    }
+}
+
+/// Runs what takes long (templates, tokens, grammars) beside the connections.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> std::result::Result<T, ApiError> + Send + 'static,
+) -> std::result::Result<T, ApiError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| {
+        let status = StatusCode::INTERNAL_SERVER_ERROR;
+        Err(ApiError::new(status, "the request could not be worked on: a fault of mmx"))
+    })
+}
+
+/// A name that no other answer of this process has.
+fn new_id(prefix: &str) -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    format!("{prefix}-{:x}{number:08x}", now())
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}

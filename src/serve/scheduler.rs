@@ -1,0 +1,490 @@
+//! Which tokens are computed next: continuous batching over the runner's slots.
+//!
+//! In: jobs. Each round gives free slots to waiting jobs, computes one step (the next token of every text
+//! that is being written, and pieces of prompts up to a budget), and sends what became certain. A slot
+//! keeps what it computed after its job; a new job takes over the longest beginning it shares with any slot.
+
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use mmx_converters::tokenizer::{DecodeStream, Tokenizer};
+use mmx_ggml::run::{BATCH, Finish, Part, Sampler, Slots, StopFilter, log_probabilities};
+
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::engine::{Event, Job, Stats, Summary, Task, TokenLogprob, Write};
+use super::error::ApiError;
+
+/// Tokens of prompts read beside texts that are being written: they wait for these, so few.
+const PROMPT_TOKENS_BESIDE: usize = 128;
+
+/// A slot of the runner.
+struct Lane<'t> {
+    /// The tokens whose keys and values it holds.
+    held: Vec<u32>,
+    run: Option<Run<'t>>,
+    /// Round of its last use.
+    used: u64,
+    /// Counts its jobs, so that a borrower notices another one.
+    tenancy: u64,
+}
+
+/// A job in a slot.
+struct Run<'t> {
+    job: Job,
+    /// A beginning that another slot is still reading: slot, its tenancy, tokens.
+    borrow: Option<(usize, u64, usize)>,
+    cached: usize,
+    started: Instant,
+    /// When the prompt was read.
+    read: Option<Instant>,
+    kind: Kind<'t>,
+}
+
+enum Kind<'t> {
+    Write(Box<Writing<'t>>),
+    /// Sum of the hidden states so far.
+    Embed(Vec<f64>),
+}
+
+/// A text in progress.
+struct Writing<'t> {
+    sampler: Sampler,
+    stream: DecodeStream<'t>,
+    filter: StopFilter,
+    /// Drawn, but not computed yet.
+    next: Option<u32>,
+    tokens: usize,
+    /// Bytes of text decoded and sent.
+    decoded: usize,
+    sent: usize,
+    /// Tokens whose text is not sent yet, with its end.
+    pending: VecDeque<(usize, TokenLogprob)>,
+}
+
+/// Slots, jobs and the order among them.
+pub(crate) struct Scheduler<'t> {
+    slots: Slots,
+    lanes: Vec<Lane<'t>>,
+    waiting: VecDeque<Job>,
+    tokenizer: &'t Tokenizer,
+    /// Ids that end a text.
+    ends: Vec<u32>,
+    stats: &'t Stats,
+    round: u64,
+}
+
+impl<'t> Scheduler<'t> {
+    pub(crate) fn new(slots: Slots, tokenizer: &'t Tokenizer, stats: &'t Stats) -> Self {
+        let lane = || Lane { held: Vec::new(), run: None, used: 0, tenancy: 0 };
+        Self {
+            lanes: (0..slots.n_slots()).map(|_| lane()).collect(),
+            ends: tokenizer.stop_ids(&slots.model().config().eos_token_id),
+            slots,
+            waiting: VecDeque::new(),
+            tokenizer,
+            stats,
+            round: 0,
+        }
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.lanes.iter().all(|lane| lane.run.is_none())
+    }
+
+    pub(crate) fn queue(&mut self, job: Job) {
+        self.waiting.push_back(job);
+    }
+
+    /// Ends every job.
+    pub(crate) fn give_up(&mut self) {
+        let stopping = || ApiError::unavailable("the server is stopping");
+        while let Some(job) = self.waiting.pop_front() {
+            self.stats.waiting.fetch_sub(1, Ordering::AcqRel);
+            fail(&job, stopping());
+        }
+        for lane in 0..self.lanes.len() {
+            if let Some(run) = self.end(lane) {
+                fail(&run.job, stopping());
+            }
+        }
+    }
+
+    /// One round: jobs to slots, a step, what became certain to the clients.
+    pub(crate) fn round(&mut self) {
+        self.round += 1;
+        self.drop_late();
+        self.admit();
+        self.embed();
+        self.step();
+        let active = self.lanes.iter().filter(|lane| lane.run.is_some()).count();
+        self.stats.active.store(active, Ordering::Relaxed);
+    }
+
+    /// Gives up jobs whose client is gone or whose time is over.
+    fn drop_late(&mut self) {
+        let now = Instant::now();
+        let stats = self.stats;
+        self.waiting.retain(|job| {
+            let (gone, late) = (job.events.is_closed(), now >= job.deadline);
+            if gone || late {
+                stats.waiting.fetch_sub(1, Ordering::AcqRel);
+                stats.cancelled.fetch_add(1, Ordering::Relaxed);
+                if !gone {
+                    let text = "the request's time was over before its turn came";
+                    fail(job, ApiError::unavailable(text).coded("timeout"));
+                }
+            }
+            !gone && !late
+        });
+        for lane in 0..self.lanes.len() {
+            let Some(run) = &self.lanes[lane].run else { continue };
+            if run.job.events.is_closed() {
+                self.stats.cancelled.fetch_add(1, Ordering::Relaxed);
+                self.end(lane);
+            } else if now >= run.job.deadline {
+                match run.kind {
+                    Kind::Write(_) if run.read.is_some() => self.finish(lane, Finish::Length),
+                    _ => {
+                        if let Some(run) = self.end(lane) {
+                            let text = "the request's time was over before its prompt was read";
+                            fail(&run.job, ApiError::unavailable(text).coded("timeout"));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Gives free slots to waiting jobs, in order.
+    fn admit(&mut self) {
+        while self.lanes.iter().any(|lane| lane.run.is_none()) {
+            let Some(job) = self.waiting.pop_front() else { return };
+            self.stats.waiting.fetch_sub(1, Ordering::AcqRel);
+            self.start(job);
+        }
+    }
+
+    /// Puts a job into the free slot that suits it best.
+    fn start(&mut self, mut job: Job) {
+        let kind = match &mut job.task {
+            Task::Embed => Ok(Kind::Embed(vec![0.0; self.slots.model().config().hidden_size])),
+            Task::Write(write) => self.writing(write, &job.prompt).map(Kind::Write),
+        };
+        let kind = match kind {
+            Ok(kind) => kind,
+            Err(error) => {
+                self.stats.failed.fetch_add(1, Ordering::Relaxed);
+                return fail(&job, error);
+            }
+        };
+        // the last token of the prompt is always computed: its logits are needed
+        let usable = if matches!(kind, Kind::Embed(_)) { 0 } else { job.prompt.len() - 1 };
+        let shared = |lane: &Lane<'_>| {
+            let whole = lane.run.as_ref().filter(|run| matches!(run.kind, Kind::Write(_)));
+            let whole = whole.map_or(&lane.held, |run| {
+                if lane.held.len() < run.job.prompt.len() { &run.job.prompt } else { &lane.held }
+            });
+            let equal = whole.iter().zip(&job.prompt).take_while(|(a, b)| a == b).count();
+            equal.min(usable)
+        };
+        let free = |lane: &&(usize, &Lane<'_>)| lane.1.run.is_none();
+        let lanes: Vec<(usize, &Lane<'_>)> = self.lanes.iter().enumerate().collect();
+        let own =
+            lanes.iter().filter(free).max_by_key(|(_, lane)| (shared(lane), u64::MAX - lane.used));
+        let best = lanes.iter().max_by_key(|(_, lane)| shared(lane));
+        let oldest = lanes.iter().filter(free).min_by_key(|(_, lane)| lane.used);
+        let (Some(own), Some(best), Some(oldest)) = (own, best, oldest) else { return };
+        let (target, source, length) = match (shared(own.1), shared(best.1)) {
+            (own_length, length) if own_length >= length => (own.0, own.0, own_length),
+            (_, length) => (oldest.0, best.0, length),
+        };
+        drop(lanes);
+        let mut cached = length;
+        let mut borrow = None;
+        if source == target {
+            self.slots.truncate(target, length);
+            self.lanes[target].held.truncate(length);
+        } else if self.lanes[source].held.len() >= length {
+            cached = self.copy(source, target, length);
+        } else {
+            cached = 0;
+            self.slots.truncate(target, 0);
+            self.lanes[target].held.clear();
+            borrow = Some((source, self.lanes[source].tenancy, length));
+        }
+        let lane = &mut self.lanes[target];
+        lane.used = self.round;
+        lane.tenancy += 1;
+        lane.run = Some(Run { job, borrow, cached, started: Instant::now(), read: None, kind });
+    }
+
+    /// Copies a beginning from slot to slot; gives how many tokens were copied.
+    fn copy(&mut self, from: usize, to: usize, length: usize) -> usize {
+        self.slots.truncate(to, 0);
+        self.lanes[to].held.clear();
+        if self.slots.share(from, to, length).is_err() {
+            return 0; // computed afresh instead
+        }
+        self.lanes[to].held = self.lanes[from].held[..length].to_vec();
+        length
+    }
+
+    fn writing(&self, write: &mut Write, prompt: &[u32]) -> Result<Box<Writing<'t>>, ApiError> {
+        let vocab = self.slots.model().config().vocab_size;
+        let sampling = std::mem::take(&mut write.sampling);
+        let mut sampler = Sampler::new(sampling, vocab)?.restricted_to(self.tokenizer);
+        prompt.iter().for_each(|&id| sampler.see(id));
+        Ok(Box::new(Writing {
+            sampler,
+            stream: self.tokenizer.decode_stream(true),
+            filter: StopFilter::new(std::mem::take(&mut write.stop))?,
+            next: None,
+            tokens: 0,
+            decoded: 0,
+            sent: 0,
+            pending: VecDeque::new(),
+        }))
+    }
+
+    /// Frees a slot; what it computed stays for others.
+    fn end(&mut self, lane: usize) -> Option<Run<'t>> {
+        let lane = &mut self.lanes[lane];
+        lane.used = self.round;
+        lane.run.take()
+    }
+
+    /// Takes over borrowed beginnings that are there now; true while the lane must wait for one.
+    fn borrows(&mut self, lane: usize) -> bool {
+        let Some(run) = &self.lanes[lane].run else { return false };
+        let Some((source, tenancy, length)) = run.borrow else { return false };
+        let from = &self.lanes[source];
+        let reading = from.tenancy == tenancy && from.run.is_some();
+        if reading && from.held.len() < length {
+            return true;
+        }
+        // the other one may have ended early: what it left is taken as far as it fits
+        let equal = from.held.iter().zip(&run.job.prompt).take_while(|(a, b)| a == b).count();
+        let copied = self.copy(source, lane, equal.min(length));
+        if let Some(run) = &mut self.lanes[lane].run {
+            run.borrow = None;
+            run.cached = copied;
+        }
+        false
+    }
+
+    /// Reads a piece of one embedding's text: its hidden states need a step of their own.
+    fn embed(&mut self) {
+        let embeds = |lane: &Lane<'_>| {
+            lane.run.as_ref().is_some_and(|run| matches!(run.kind, Kind::Embed(_)))
+        };
+        // the one that waits longest
+        let next = (0..self.lanes.len())
+            .filter(|&i| embeds(&self.lanes[i]))
+            .min_by_key(|&i| self.lanes[i].run.as_ref().map(|run| run.job.since));
+        let Some(index) = next else { return };
+        let lane = &mut self.lanes[index];
+        let Some(run) = &mut lane.run else { return };
+        let Kind::Embed(sum) = &mut run.kind else { return };
+        let rest = &run.job.prompt[lane.held.len()..];
+        let piece = &rest[..rest.len().min(BATCH)];
+        match self.slots.hidden_all(index, piece) {
+            Err(error) => {
+                let error = error.into();
+                if let Some(run) = self.end(index) {
+                    self.stats.failed.fetch_add(1, Ordering::Relaxed);
+                    fail(&run.job, error);
+                }
+                self.slots.truncate(index, 0);
+                self.lanes[index].held.clear();
+            }
+            Ok(states) => {
+                for state in states.chunks_exact(sum.len()) {
+                    sum.iter_mut().zip(state).for_each(|(sum, &x)| *sum += f64::from(x));
+                }
+                lane.held.extend_from_slice(piece);
+                self.stats.prompt_tokens.fetch_add(piece.len() as u64, Ordering::Relaxed);
+                self.stats.steps.fetch_add(1, Ordering::Relaxed);
+                if lane.held.len() == run.job.prompt.len() {
+                    let count = lane.held.len();
+                    let mean = sum.iter().map(|&x| (x / count as f64) as f32).collect();
+                    if let Some(run) = self.end(index) {
+                        self.stats.done.fetch_add(1, Ordering::Relaxed);
+                        let _ = run.job.events.send((run.job.index, Event::Embedding(mean, count)));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Computes the next token of every text and pieces of prompts.
+    fn step(&mut self) {
+        let mut work: Vec<(usize, Vec<u32>, bool)> = Vec::new();
+        let mut reading = Vec::new();
+        for index in 0..self.lanes.len() {
+            let waits = self.borrows(index);
+            let lane = &self.lanes[index];
+            let Some(Run { kind: Kind::Write(writing), job, .. }) = &lane.run else { continue };
+            match writing.next {
+                Some(id) => work.push((index, vec![id], true)),
+                None if !waits => reading.push((job.since, index)),
+                None => {}
+            }
+        }
+        let mut budget = if work.is_empty() { BATCH } else { PROMPT_TOKENS_BESIDE };
+        budget = budget.min(BATCH.saturating_sub(work.len()));
+        reading.sort_unstable(); // who came first is served first
+        for (_, index) in reading {
+            let lane = &self.lanes[index];
+            let Some(run) = &lane.run else { continue };
+            let rest = &run.job.prompt[lane.held.len()..];
+            let piece = &rest[..rest.len().min(budget)];
+            if !piece.is_empty() {
+                budget -= piece.len();
+                work.push((index, piece.to_vec(), piece.len() == rest.len()));
+            }
+        }
+        if work.is_empty() {
+            return;
+        }
+        let parts: Vec<Part<'_>> = work
+            .iter()
+            .map(|(slot, ids, output)| Part { slot: *slot, ids, output: *output })
+            .collect();
+        let logits = match self.slots.step(&parts) {
+            Ok(logits) => logits.to_vec(),
+            Err(error) => {
+                // none of these can be trusted to go on
+                let error: ApiError = error.into();
+                for (lane, ..) in work {
+                    if let Some(run) = self.end(lane) {
+                        self.stats.failed.fetch_add(1, Ordering::Relaxed);
+                        fail(&run.job, error.clone());
+                    }
+                    self.slots.truncate(lane, 0);
+                    self.lanes[lane].held.clear();
+                }
+                return;
+            }
+        };
+        self.stats.steps.fetch_add(1, Ordering::Relaxed);
+        let vocab = self.slots.model().config().vocab_size;
+        let mut rows = logits.chunks_exact(vocab);
+        for (lane, ids, output) in work {
+            self.lanes[lane].held.extend_from_slice(&ids);
+            if output && let Some(row) = rows.next() {
+                self.advance(lane, row);
+            }
+        }
+    }
+
+    /// Draws the next token of a text whose logits are there.
+    fn advance(&mut self, index: usize, logits: &[f32]) {
+        let n_ctx = self.slots.n_ctx();
+        let lane = &mut self.lanes[index];
+        let full = lane.held.len() >= n_ctx;
+        let Some(run) = &mut lane.run else { return };
+        let (Kind::Write(writing), Task::Write(write)) = (&mut run.kind, &mut run.job.task) else {
+            return;
+        };
+        if run.read.is_none() {
+            run.read = Some(Instant::now());
+            let computed = run.job.prompt.len() - run.cached;
+            self.stats.first_token.record(run.job.since.elapsed());
+            self.stats.prompt_tokens.fetch_add(computed as u64, Ordering::Relaxed);
+            self.stats.cached_tokens.fetch_add(run.cached as u64, Ordering::Relaxed);
+        }
+        let drawn = match &mut write.constraint {
+            None => writing.sampler.sample(logits).map_err(ApiError::from),
+            Some(constraint) => constraint.mask().map_err(ApiError::unavailable).and_then(|mask| {
+                let bits = mask.as_ref().map(toktrie::SimpleVob::as_slice);
+                Ok(writing.sampler.sample_among(logits, bits)?)
+            }),
+        };
+        let id = match drawn {
+            Ok(id) => id,
+            Err(error) => {
+                self.stats.failed.fetch_add(1, Ordering::Relaxed);
+                if let Some(run) = self.end(index) {
+                    let status = axum::http::StatusCode::INTERNAL_SERVER_ERROR;
+                    fail(&run.job, ApiError { status, ..error });
+                }
+                return;
+            }
+        };
+        if self.ends.contains(&id) && !write.ignore_end {
+            return self.finish(index, Finish::Stop);
+        }
+        writing.tokens += 1;
+        writing.sampler.accept(id);
+        let text = writing.stream.push(id);
+        let mut complete = false;
+        if let Some(constraint) = &mut write.constraint {
+            complete = constraint.consume(id, &text).is_err() || constraint.is_complete();
+        }
+        writing.decoded += text.len();
+        if let Some(n) = write.logprobs {
+            let (logprob, top) = log_probabilities(logits, id, n);
+            // a token within a character is certain only with what completes it
+            let end = writing.decoded + usize::from(text.is_empty());
+            writing.pending.push_back((end, TokenLogprob { id, logprob, top }));
+        }
+        let certain = writing.filter.push(&text);
+        writing.send(&run.job.events, run.job.index, certain);
+        self.stats.completion_tokens.fetch_add(1, Ordering::Relaxed);
+        let finish = if writing.filter.stopped() || complete {
+            Finish::Stop
+        } else if writing.tokens >= write.max_tokens {
+            Finish::Length
+        } else if full {
+            Finish::Context
+        } else {
+            writing.next = Some(id);
+            return;
+        };
+        self.finish(index, finish);
+    }
+
+    /// Ends a text: what was held back is text after all, unless a stop string was complete.
+    fn finish(&mut self, lane: usize, finish: Finish) {
+        let Some(mut run) = self.end(lane) else { return };
+        let Kind::Write(writing) = &mut run.kind else { return };
+        if !writing.filter.stopped() {
+            let tail = writing.stream.finish();
+            writing.decoded += tail.len();
+            let rest = writing.filter.push(&tail) + &writing.filter.finish();
+            writing.pending.iter_mut().for_each(|(end, _)| *end = 0); // nothing can take them back now
+            writing.send(&run.job.events, run.job.index, rest);
+        }
+        let read = run.read.unwrap_or_else(Instant::now);
+        let summary = Summary {
+            finish,
+            prompt_tokens: run.job.prompt.len(),
+            cached_tokens: run.cached,
+            completion_tokens: writing.tokens,
+            queued: run.started - run.job.since,
+            prefill: read - run.started,
+            decode: read.elapsed(),
+        };
+        self.stats.done.fetch_add(1, Ordering::Relaxed);
+        let _ = run.job.events.send((run.job.index, Event::Done(summary)));
+    }
+}
+
+impl Writing<'_> {
+    /// Sends text that is certain with the tokens that end in it.
+    fn send(&mut self, events: &UnboundedSender<(usize, Event)>, index: usize, text: String) {
+        self.sent += text.len();
+        let certain = self.pending.iter().take_while(|(end, _)| *end <= self.sent).count();
+        let tokens: Vec<_> = self.pending.drain(..certain).map(|(_, token)| token).collect();
+        if !text.is_empty() || !tokens.is_empty() {
+            // a client that is gone is noticed in the next round
+            let _ = events.send((index, Event::Text(text, tokens)));
+        }
+    }
+}
+
+fn fail(job: &Job, error: ApiError) {
+    let _ = job.events.send((job.index, Event::Failed(error)));
+}

@@ -1,0 +1,248 @@
+//! A model that is served: what it is called, its runner, and prompts for it.
+
+use std::path::Path;
+use std::sync::OnceLock;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use mmx_converters::chat;
+use mmx_converters::generation::Generation as Defaults;
+use mmx_converters::tokenizer::Tokenizer;
+use mmx_ggml::run::{LoadOptions, Model, Sampling, SlotsOptions};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use super::Options;
+use super::engine::{Engine, Event, Job, Task, Write};
+use super::error::ApiError;
+use super::grammar::{Constraint, Grammars};
+use crate::error::{Error, Result};
+use crate::form::Form;
+
+/// A served model.
+pub(crate) struct Served {
+    pub(crate) id: String,
+    pub(crate) model: Model,
+    pub(crate) engine: Engine,
+    /// The model's own settings.
+    pub(crate) sampling: Sampling,
+    /// Tokens a text can have.
+    pub(crate) n_ctx: usize,
+    /// When it was loaded, seconds since 1970.
+    pub(crate) created: u64,
+    grammars: OnceLock<Grammars>,
+    digest: OnceLock<String>,
+}
+
+/// A rendered chat, and whether it ends inside a thought.
+pub(crate) struct Rendered {
+    pub(crate) ids: Vec<u32>,
+    pub(crate) thinking: bool,
+}
+
+impl Served {
+    /// Opens a model and starts its engine.
+    ///
+    /// # Errors
+    /// A model that cannot be opened, that has no tokenizer, or for which there is no memory.
+    pub(crate) fn open(path: &Path, name: Option<&str>, options: &Options) -> Result<Self> {
+        let form = Form::open(path)?;
+        let model = Model::from_gguf(form.to_gguf()?, LoadOptions::default())?;
+        if model.gguf().metadata().get("tokenizer.ggml.model").is_none() {
+            form.expect_tokenizer()?;
+        }
+        let tokenizer = model.tokenizer()?;
+        if let Some(why) = tokenizer.template().and_then(chat::Template::compile_error) {
+            eprintln!("warning: {}: the chat template does not compile: {why}", path.display());
+        }
+        let slots = SlotsOptions {
+            slots: options.parallel,
+            n_ctx: options.ctx,
+            kv: options.kv,
+            threads: options.threads,
+        };
+        let engine = Engine::start(&model, slots, options.queue)?;
+        let defaults = Defaults::from_gguf_keys(model.gguf().metadata()).unwrap_or_default();
+        let n_ctx = options.ctx.unwrap_or(model.config().max_position_embeddings.min(4096));
+        let id = name.map(str::to_owned).or_else(|| {
+            // a folder's or file's name says more than "model"
+            let path = fs_err::canonicalize(path).ok()?;
+            let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
+            name.map(|name| name.to_string_lossy().into_owned())
+        });
+        let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        Ok(Self {
+            id: id.ok_or_else(|| Error::failed(format!("{}: it has no name", path.display())))?,
+            sampling: Sampling::from_defaults(&defaults, 0),
+            engine,
+            n_ctx,
+            created,
+            grammars: OnceLock::new(),
+            digest: OnceLock::new(),
+            model,
+        })
+    }
+
+    pub(crate) fn tokenizer(&self) -> std::result::Result<&Tokenizer, ApiError> {
+        Ok(self.model.tokenizer()?)
+    }
+
+    /// Ids of messages, ready for an answer. What a message says never becomes a control token.
+    ///
+    /// # Errors
+    /// 400: no template, or it refuses the messages.
+    pub(crate) fn render(
+        &self,
+        messages: &[Value],
+        tools: Option<Value>,
+        variables: serde_json::Map<String, Value>,
+    ) -> std::result::Result<Rendered, ApiError> {
+        let tokenizer = self.tokenizer()?;
+        if tokenizer.template().is_none() {
+            let text = format!("{} has no chat template: use /v1/completions", self.id);
+            return Err(ApiError::invalid("messages", text));
+        }
+        let options = chat::Options { tools, add_generation_prompt: true, variables };
+        let prompt = tokenizer
+            .encode_chat(messages, &options)
+            .map_err(|e| ApiError::invalid("messages", e.to_string()))?;
+        let thinking = prompt.text.trim_end().ends_with("<think>");
+        Ok(Rendered { ids: prompt.ids, thinking })
+    }
+
+    /// JSON of a schema.
+    pub(crate) fn constraint(
+        &self,
+        schema: Value,
+        thinking: bool,
+    ) -> std::result::Result<Constraint, ApiError> {
+        self.grammars()?.json(schema, after(thinking))
+    }
+
+    /// Calls of these tools.
+    pub(crate) fn call_constraint(
+        &self,
+        tools: &[(String, Value)],
+        several: bool,
+        thinking: bool,
+    ) -> std::result::Result<Constraint, ApiError> {
+        self.grammars()?.calls(tools, several, after(thinking))
+    }
+
+    fn grammars(&self) -> std::result::Result<&Grammars, ApiError> {
+        if let Some(grammars) = self.grammars.get() {
+            return Ok(grammars);
+        }
+        let tokenizer = self.tokenizer()?;
+        let config = self.model.config();
+        let ends = tokenizer.stop_ids(&config.eos_token_id);
+        let end = ends.first().copied().ok_or_else(|| {
+            ApiError::unavailable(format!(
+                "{}: no token ends a text, so none can be given a form",
+                self.id
+            ))
+        })?;
+        let made = Grammars::new(tokenizer, config.vocab_size, end)?;
+        Ok(self.grammars.get_or_init(|| made))
+    }
+
+    /// Queues texts: prompts and how each is to be written.
+    ///
+    /// # Errors
+    /// 429 when the queue is full, 503 when the engine is gone.
+    pub(crate) fn write(
+        &self,
+        options: &Options,
+        texts: Vec<(Vec<u32>, Write)>,
+    ) -> std::result::Result<UnboundedReceiver<(usize, Event)>, ApiError> {
+        let tasks = texts.into_iter().map(|(prompt, write)| (prompt, Task::Write(Box::new(write))));
+        self.submit(options, tasks.collect())
+    }
+
+    /// Queues embeddings of several texts.
+    ///
+    /// # Errors
+    /// 429 when the queue is full, 503 when the engine is gone.
+    pub(crate) fn embed(
+        &self,
+        options: &Options,
+        texts: Vec<Vec<u32>>,
+    ) -> std::result::Result<UnboundedReceiver<(usize, Event)>, ApiError> {
+        self.submit(options, texts.into_iter().map(|ids| (ids, Task::Embed)).collect())
+    }
+
+    fn submit(
+        &self,
+        options: &Options,
+        tasks: Vec<(Vec<u32>, Task)>,
+    ) -> std::result::Result<UnboundedReceiver<(usize, Event)>, ApiError> {
+        let (events, receiver) = unbounded_channel();
+        let since = Instant::now();
+        let deadline = since + options.timeout;
+        let jobs = tasks.into_iter().enumerate().map(|(index, (prompt, task))| Job {
+            prompt,
+            task,
+            since,
+            deadline,
+            index,
+            events: events.clone(),
+        });
+        self.engine.submit(jobs.collect())?;
+        Ok(receiver)
+    }
+
+    /// What the page and curious clients want to know.
+    pub(crate) fn meta(&self) -> Value {
+        let config = self.model.config();
+        json!({
+            "n_ctx": self.n_ctx,
+            "n_vocab": config.vocab_size,
+            "n_embd": config.hidden_size,
+            "n_layer": config.num_hidden_layers,
+            "n_params": parameters(&self.model),
+            "size": self.model.gguf().bytes().len(),
+            "architecture": config.family.gguf_arch(),
+            "chat": self.model.tokenizer().is_ok_and(|t| t.template().is_some()),
+            "thinking": self.model.tokenizer().is_ok_and(|t| {
+                t.template().is_some_and(|t| t.source().contains("open_thinking"))
+            }),
+            "sampling": {
+                "temperature": self.sampling.temperature,
+                "top_k": self.sampling.top_k,
+                "top_p": self.sampling.top_p,
+                "min_p": self.sampling.min_p,
+                "repetition_penalty": self.sampling.repeat_penalty,
+            },
+        })
+    }
+}
+
+impl Served {
+    /// The type most of the layers' values have, as file names spell it.
+    pub(crate) fn quantization(&self) -> String {
+        let mut counts = std::collections::BTreeMap::new();
+        for tensor in self.model.gguf().tensors().iter().filter(|t| t.name.starts_with("blk.")) {
+            *counts.entry(tensor.ty.name()).or_insert(0) += tensor.bytes;
+        }
+        let most = counts.into_iter().max_by_key(|(_, bytes)| *bytes);
+        most.map_or("unknown", |(name, _)| name).to_uppercase()
+    }
+
+    /// SHA-256 of the GGUF, computed when first asked for.
+    pub(crate) fn digest(&self) -> &str {
+        self.digest.get_or_init(|| {
+            let hash = Sha256::digest(self.model.gguf().bytes());
+            hash.iter().map(|byte| format!("{byte:02x}")).collect()
+        })
+    }
+}
+
+/// Values of all weights.
+pub(crate) fn parameters(model: &Model) -> usize {
+    model.gguf().tensors().iter().map(|t| t.shape.iter().product::<usize>()).sum()
+}
+
+/// What must be written before a form is asked for.
+fn after(thinking: bool) -> Option<&'static str> {
+    thinking.then_some("</think>")
+}

@@ -1,0 +1,129 @@
+//! Events of an engine to the bytes of a response that grows, and what all protocols say alike.
+
+use std::convert::Infallible;
+
+use axum::body::{Body, Bytes};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use mmx_ggml::run::Finish;
+use serde_json::{Value, json};
+use tokio::sync::mpsc::{UnboundedReceiver, channel};
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::engine::{Event, Summary};
+use super::error::ApiError;
+
+/// Pieces that wait for a slow client before the engine's events wait instead.
+const PIECES: usize = 64;
+
+/// A protocol's words for the events of one request.
+pub(crate) trait Translate: Send + 'static {
+    /// Adds what an event of text `index` becomes to `out`.
+    fn event(&mut self, index: usize, event: Event, out: &mut Vec<u8>);
+
+    /// True when all texts have ended.
+    fn is_done(&self) -> bool;
+}
+
+/// A response that grows with the events. When the client leaves, the receiver is dropped, by which the
+/// engine notices.
+pub(crate) fn respond(
+    content_type: &'static str,
+    mut events: UnboundedReceiver<(usize, Event)>,
+    mut translate: impl Translate,
+) -> Response {
+    let (sender, receiver) = channel::<Result<Bytes, Infallible>>(PIECES);
+    tokio::spawn(async move {
+        while !translate.is_done() {
+            let next = tokio::select! {
+                next = events.recv() => next,
+                () = sender.closed() => return,
+            };
+            let mut out = Vec::new();
+            match next {
+                Some((index, event)) => translate.event(index, event, &mut out),
+                None => {
+                    let gone = ApiError::unavailable("the engine has ended");
+                    translate.event(0, Event::Failed(gone), &mut out);
+                }
+            }
+            while let Ok((index, event)) = events.try_recv() {
+                translate.event(index, event, &mut out);
+            }
+            if !out.is_empty() && sender.send(Ok(out.into())).await.is_err() {
+                return;
+            }
+        }
+    });
+    let headers = [(header::CONTENT_TYPE, content_type), (header::CACHE_CONTROL, "no-store")];
+    (headers, Body::from_stream(ReceiverStream::new(receiver))).into_response()
+}
+
+/// Adds a server-sent event.
+pub(crate) fn sse(out: &mut Vec<u8>, value: &Value) {
+    out.extend_from_slice(b"data: ");
+    out.extend_from_slice(value.to_string().as_bytes());
+    out.extend_from_slice(b"\n\n");
+}
+
+/// Adds the end of server-sent events.
+pub(crate) fn sse_done(out: &mut Vec<u8>) {
+    out.extend_from_slice(b"data: [DONE]\n\n");
+}
+
+/// OpenAI's word for the end of a text.
+pub(crate) fn finish_name(finish: Finish) -> &'static str {
+    match finish {
+        Finish::Stop => "stop",
+        Finish::Length | Finish::Context | Finish::Cancelled => "length",
+    }
+}
+
+/// What the texts of one request took together.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Usage {
+    prompt: usize,
+    cached: usize,
+    completion: usize,
+    summary: Option<Summary>,
+}
+
+impl Usage {
+    /// Adds a text; texts after the same prompt count it once.
+    pub(crate) fn add(&mut self, summary: &Summary, same_prompt: bool) {
+        if !same_prompt || self.summary.is_none() {
+            self.prompt += summary.prompt_tokens;
+            self.cached += summary.cached_tokens;
+        }
+        self.completion += summary.completion_tokens;
+        self.summary = Some(*summary);
+    }
+
+    /// OpenAI's `usage`.
+    pub(crate) fn to_json(self) -> Value {
+        json!({
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.completion,
+            "total_tokens": self.prompt + self.completion,
+            "prompt_tokens_details": {"cached_tokens": self.cached},
+        })
+    }
+
+    /// llama.cpp's `timings`, of the last text.
+    pub(crate) fn timings(self) -> Value {
+        let Some(summary) = self.summary else { return Value::Null };
+        let rate = |n: usize, seconds: f64| if seconds > 0.0 { n as f64 / seconds } else { 0.0 };
+        let read = summary.prompt_tokens - summary.cached_tokens.min(summary.prompt_tokens);
+        let (prefill, decode) = (summary.prefill.as_secs_f64(), summary.decode.as_secs_f64());
+        json!({
+            "queued_ms": summary.queued.as_secs_f64() * 1e3,
+            "prompt_n": read,
+            "prompt_ms": prefill * 1e3,
+            "prompt_per_second": rate(read, prefill),
+            "predicted_n": summary.completion_tokens,
+            "predicted_ms": decode * 1e3,
+            // the first one came with the prompt
+            "predicted_per_second": rate(summary.completion_tokens.saturating_sub(1), decode),
+        })
+    }
+}
