@@ -30,7 +30,7 @@ passed=0; failed=0
 check() { # check NAME COMMAND..
   local name=$1 out; shift
   if out=$("$@" 2>&1); then
-    passed=$((passed + 1)); printf 'ok    %s: %s\n' "$name" "$(grep -E '^(hf|gguf|tokenizer):' <<<"$out" | tr '\n' ' ')"
+    passed=$((passed + 1)); printf 'ok    %s: %s\n' "$name" "$(grep -E '^(hf|gguf|tokenizer|clients|page):' <<<"$out" | tr '\n' ' ')"
   else
     failed=$((failed + 1)); printf 'FAIL  %s\n%s\n' "$name" "$out"
   fi
@@ -94,5 +94,23 @@ if vllm=$(bash scripts/peers/vllm.sh); then
 else
   failed=$((failed + 1)); echo "FAIL  installing vLLM"
 fi
+# the official clients of OpenAI and Ollama against `mmx serve`
+CLIENTS="openai==3.57.0 ollama==0.6.3"
+clients=$MMX_CACHE/clients-$(tr -c 'a-z0-9.\n' '-' <<<"$CLIENTS")
+if ! "$clients/bin/python" -c 'import openai, ollama' 2>/dev/null; then
+  say "installing $CLIENTS (once)"
+  # shellcheck disable=SC2086
+  { python3 -m venv --clear "$clients" && "$clients/bin/python" -m pip install --quiet --disable-pip-version-check $CLIENTS; } >&2 ||
+    missing "the Python packages openai and ollama" "python3 -m venv $clients && $clients/bin/pip install $CLIENTS"
+fi
+served=$(find "$work/golden-2026-minimind3" -iname '*f32*.gguf' | head -1)
+"$mmx" serve "$served" --name tiny --port 0 2>"$work/serve.log" & server=$!
+trap 'kill $server 2>/dev/null; rm -rf "$work"' EXIT
+for _ in $(seq 100); do grep -q ' at http' "$work/serve.log" && break; sleep 0.1; done
+url=$(grep -oE 'http://[0-9.:]+' "$work/serve.log" | head -1)
+check "openai and ollama in Python against mmx serve" "$clients/bin/python" tests/peers/clients.py "$url" tiny
+check "curl against mmx serve" bash -c "curl -sfN '$url/v1/chat/completions' -d '{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"stream\":true,\"max_tokens\":3}' | tail -2 | grep -q '^data: \[DONE\]'"
+kill "$server"; wait "$server" 2>/dev/null
+check "the page in Chromium" bash scripts/test-page
 printf 'peers: %d passed, %d failed\n' "$passed" "$failed"
 [ "$failed" = 0 ]
