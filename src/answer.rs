@@ -198,7 +198,7 @@ mod tests {
         for size in [1, 2, 3, 7, text.len()] {
             let mut splitter = Splitter::new(thinking, tools);
             let mut pieces = Vec::new();
-            for part in letters.chunks(size) {
+            for part in letters.chunks(size.max(1)) {
                 pieces.extend(splitter.push(&part.concat()));
             }
             pieces.extend(splitter.finish());
