@@ -8,14 +8,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use mmx_converters::chat;
 use mmx_converters::generation::Generation as Defaults;
 use mmx_ggml::run::{
-    Finish, Generated, Generation, KvType, LoadOptions, Model, Sampling, Session, SessionOptions,
+    Finish, Generated, Generation, LoadOptions, Model, Sampling, Session, SessionOptions,
     generate_after,
 };
 use rustyline::error::ReadlineError;
 use serde_json::{Map, Value, json};
 
 use super::format;
-use super::run::{Kv, SamplingArgs, finish_name};
+use super::run::{RunnerArgs, SamplingArgs, finish_name};
 use crate::answer::{Piece, Splitter};
 use crate::error::{Error, Result};
 use crate::form::Form;
@@ -51,15 +51,8 @@ pub struct ChatArgs {
     think: bool,
     #[command(flatten)]
     sampling: SamplingArgs,
-    /// Threads; by default what suits the model's size
-    #[arg(short, long, value_name = "N")]
-    threads: Option<usize>,
-    /// Tokens the context holds; by default the model's own length, at most 4096
-    #[arg(long, value_name = "N")]
-    ctx: Option<usize>,
-    /// Element type of the keys and values that are kept; f32 rounds nothing, f16 is quicker
-    #[arg(long, value_name = "TYPE", value_enum, default_value = "f16")]
-    kv: Kv,
+    #[command(flatten)]
+    runner: RunnerArgs,
 }
 
 /// What to do when the context is full.
@@ -288,8 +281,7 @@ impl Talk {
             messages.push_front(chat::message("system", system));
         }
         let defaults = Defaults::from_gguf_keys(model.gguf().metadata()).unwrap_or_default();
-        let options =
-            SessionOptions { n_ctx: args.ctx, threads: args.threads, kv: KvType::from(args.kv) };
+        let options = SessionOptions::from(args.runner);
         let mut variables = Map::new();
         if args.think {
             variables.insert("open_thinking".into(), true.into());

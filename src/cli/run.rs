@@ -47,6 +47,13 @@ pub struct RunArgs {
     stop: Vec<String>,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    runner: RunnerArgs,
+}
+
+/// How the runner computes.
+#[derive(clap::Args, Clone, Copy, Debug)]
+pub(super) struct RunnerArgs {
     /// Threads; by default what suits the model's size
     #[arg(short, long, value_name = "N")]
     threads: Option<usize>,
@@ -56,6 +63,12 @@ pub struct RunArgs {
     /// Element type of the keys and values that are kept; f32 rounds nothing, f16 is quicker
     #[arg(long, value_name = "TYPE", value_enum, default_value = "f16")]
     kv: Kv,
+}
+
+impl From<RunnerArgs> for SessionOptions {
+    fn from(args: RunnerArgs) -> Self {
+        Self { n_ctx: args.ctx, threads: args.threads, kv: args.kv.into() }
+    }
 }
 
 /// Types of the cache on the command line.
@@ -156,8 +169,7 @@ pub(super) fn run(args: RunArgs, as_json: bool) -> Result<()> {
         stop: args.stop,
         ignore_end: false,
     };
-    let options =
-        SessionOptions { n_ctx: args.ctx, threads: args.threads, kv: KvType::from(args.kv) };
+    let options = SessionOptions::from(args.runner);
     let mut session = Session::new(&model, options)?;
 
     let mut out = std::io::stdout().lock();

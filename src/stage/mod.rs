@@ -179,11 +179,16 @@ fn inputs(model: &Model, batch: &Batch) -> Result<Tensor> {
 
 /// Masked mean cross-entropy plus the balancing loss: what pretraining and SFT share.
 fn language_model_loss(model: &Model, batch: &Batch) -> Result<Loss> {
-    let Some(targets) = Targets::new(batch, model.device())? else {
-        return Ok(Loss::nothing());
-    };
+    match Targets::new(batch, model.device())? {
+        Some(targets) => entropy_and_balance(model, batch, &targets),
+        None => Ok(Loss::nothing()),
+    }
+}
+
+/// Cross-entropy of some targets plus the balancing loss, with both as parts.
+fn entropy_and_balance(model: &Model, batch: &Batch, targets: &Targets) -> Result<Loss> {
     let hidden = model.hidden_packed(&inputs(model, batch)?, &batch.packed, true)?;
-    let ce = loss::cross_entropy(model, &hidden.hidden, &targets)?;
+    let ce = loss::cross_entropy(model, &hidden.hidden, targets)?;
     let (total, aux) = match hidden.aux {
         Some(aux) => {
             let total = ce.f_add(&aux).map_err(|e| Error::torch("loss", &e))?;

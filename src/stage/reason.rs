@@ -1,10 +1,10 @@
 //! Reasoning: fine-tuning on answers of the form `<think>..</think><answer>..</answer>`, whose tags weigh
 //! tenfold so that the form is learned first.
 
-use super::{Defaults, Loss, Part, Setup, Stage, inputs};
+use super::{Defaults, Loss, Part, Setup, Stage, entropy_and_balance};
 use crate::data::{Batch, Kind, Recipe, reason_tag_ids};
 use crate::error::{Error, Result};
-use crate::loss::{self, Targets};
+use crate::loss::Targets;
 use crate::model::Model;
 
 /// What a target weighs that is one of the tags' ids, in the loss mask or not. Source: 2025 reference.
@@ -50,24 +50,9 @@ impl Stage for Reason {
         let Some(targets) = Targets::weighted(batch, model.device(), &weight)? else {
             return Ok(Loss::nothing());
         };
-        let hidden = model.hidden_packed(&inputs(model, batch)?, &batch.packed, true)?;
-        let ce = loss::cross_entropy(model, &hidden.hidden, &targets)?;
-        let (total, aux) = match hidden.aux {
-            Some(aux) => {
-                let total = ce.f_add(&aux).map_err(|e| Error::torch("loss", &e))?;
-                (total, Part::Scalar(aux))
-            }
-            None => (ce.shallow_clone(), Part::Zero),
-        };
+        let mut loss = entropy_and_balance(model, batch, &targets)?;
         let tag_tokens = batch.y.iter().filter(|id| is_tag(id)).count();
-        Ok(Loss {
-            total: Some(total),
-            parts: vec![
-                ("ce", Part::Scalar(ce)),
-                ("aux", aux),
-                ("tag_tokens", Part::Count(tag_tokens)),
-            ],
-            trained_tokens: targets.count(),
-        })
+        loss.parts.push(("tag_tokens", Part::Count(tag_tokens)));
+        Ok(loss)
     }
 }
