@@ -22,9 +22,11 @@ fn compile_bridge(lib: &std::path::Path) {
     cc::Build::new()
         .cpp(true)
         .std("c++17")
+        .flag("-fopenmp") // at::parallel_for is a template: without it the calls of this file run on one thread
         .file(SOURCE)
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
         .warnings(false) // of libtorch's headers
         .compile("mmx_bridge");
+    println!("cargo::rustc-link-lib=dylib=gomp"); // the one that libtorch has loaded
 }

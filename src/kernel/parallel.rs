@@ -47,4 +47,24 @@ mod tests {
         assert!(seen.iter().all(|n| n.load(Ordering::Relaxed) == 1));
         parallel(0, 1, |_| panic!("there is nothing to do"));
     }
+
+    /// Two threads meet in the middle: on one, the first would wait in vain.
+    #[test]
+    fn ranges_run_at_the_same_time() {
+        use std::time::{Duration, Instant};
+        let threads = tch::get_num_threads();
+        tch::set_num_threads(2);
+        let begun = AtomicUsize::new(0);
+        let met = AtomicUsize::new(0);
+        parallel(2, 1, |range| {
+            begun.fetch_add(1, Ordering::SeqCst);
+            let start = Instant::now();
+            while begun.load(Ordering::SeqCst) < 2 && start.elapsed() < Duration::from_secs(20) {
+                std::thread::yield_now();
+            }
+            met.fetch_add(begun.load(Ordering::SeqCst) * range.len(), Ordering::SeqCst);
+        });
+        tch::set_num_threads(threads);
+        assert_eq!(met.load(Ordering::SeqCst), 4, "both ranges saw both begin");
+    }
 }
