@@ -3,16 +3,7 @@
 //! A GGUF becomes a [`Model`] (weights, shared), a [`Session`] of it keeps keys and values of one text and
 //! turns token ids into logits, [`Slots`] do so for several texts together. [`sampler`] turns logits into
 //! an id, [`mod@generate`] a prompt into text.
-//!
-//! ```no_run
-//! use mmx_ggml::run::{LoadOptions, Model, Session, SessionOptions};
-//! # fn main() -> mmx_ggml::Result<()> {
-//! let model = Model::load("model.gguf".as_ref(), LoadOptions::default())?;
-//! let mut session = Session::new(&model, SessionOptions::default())?;
-//! let logits = session.prefill(&[1, 42, 7])?; // of the last position, [vocab]
-//! assert_eq!(logits.len(), model.config().vocab_size);
-//! # Ok(()) }
-//! ```
+//! The crate's head shows all of it at work.
 
 mod bench;
 mod decoder;

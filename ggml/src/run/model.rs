@@ -4,9 +4,11 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use mmx_converters::arch::Config;
+use mmx_converters::generation::Generation as Defaults;
 use mmx_converters::gguf::Gguf;
 use mmx_converters::tokenizer::Tokenizer;
 
+use super::sampler::Sampling;
 use super::weights::Weights;
 use crate::error::Result;
 
@@ -44,7 +46,18 @@ impl Model {
         Self::from_gguf(Gguf::open(path)?, options)
     }
 
-    /// The same of an open GGUF, which may lie in memory.
+    /// The same of a file in memory; `name` is what messages call it.
+    ///
+    /// # Errors
+    /// See [`Model::load`].
+    pub fn from_bytes(bytes: Vec<u8>, name: &str, options: LoadOptions) -> Result<Self> {
+        Self::from_gguf(Gguf::from_bytes(bytes, name)?, options)
+    }
+
+    /// The same of an open GGUF.
+    ///
+    /// # Errors
+    /// See [`Model::load`].
     ///
     /// # Errors
     /// See [`Model::load`].
@@ -75,6 +88,12 @@ impl Model {
         }
         let tokenizer = Tokenizer::from_gguf(self.gguf().metadata(), self.gguf().path())?;
         Ok(self.0.tokenizer.get_or_init(|| tokenizer))
+    }
+
+    /// How the file says the model is meant to be sampled; the reference's settings where it says nothing.
+    pub fn sampling(&self, seed: u64) -> Sampling {
+        let defaults = Defaults::from_gguf_keys(self.gguf().metadata()).unwrap_or_default();
+        Sampling::from_defaults(&defaults, seed)
     }
 
     /// Bytes of weights that computing one token reads.

@@ -1,0 +1,265 @@
+//! Models: open, free, tokenize, render chats.
+#![expect(unsafe_code, reason = "functions are exported under their C names and take pointers")]
+
+use std::ffi::c_char;
+
+use mmx_converters::chat;
+use mmx_ggml::run::{LoadOptions, Model};
+use serde_json::Value;
+
+use crate::pointers::{fill, fill_text, optional_text, reference, store, text, values};
+use crate::status::{Failure, MmxStatus, guarded, guarded_value};
+
+/// A model: weights, tokenizer, chat template.
+#[derive(Debug)]
+pub struct MmxModel {
+    pub(crate) model: Model,
+}
+
+/// How a model is loaded. Null instead of a pointer to it: everything as mmx_model_options_init says.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct MmxModelOptions {
+    /// Keep weights in the order the CPU likes best, which costs a copy; else they stay in the file's
+    /// memory map where they can.
+    pub repack: bool,
+}
+
+/// Fills in the usual options.
+///
+/// # Safety
+/// `options` is null or points to memory for options.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mmx_model_options_init(options: *mut MmxModelOptions) -> MmxStatus {
+    let usual = MmxModelOptions { repack: LoadOptions::default().repack };
+    // SAFETY: this function's own condition.
+    guarded(|| unsafe { store(options, usual, "options") })
+}
+
+/// # Safety
+/// Null or valid options.
+unsafe fn load_options(options: *const MmxModelOptions) -> Result<LoadOptions, Failure> {
+    if options.is_null() {
+        return Ok(LoadOptions::default());
+    }
+    // SAFETY: not null, so valid by this function's own condition.
+    let options = unsafe { reference(options, "options")? };
+    Ok(LoadOptions { repack: options.repack })
+}
+
+/// Opens a GGUF and stores a handle, to be freed with mmx_model_free.
+///
+/// # Safety
+/// Each pointer is null or valid: a string, options, memory for a handle.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mmx_model_open(
+    path: *const c_char,
+    options: *const MmxModelOptions,
+    model: *mut *mut MmxModel,
+) -> MmxStatus {
+    // SAFETY: this function's own condition.
+    guarded(|| unsafe {
+        let path = text(path, "path")?;
+        let opened = Model::load(path.as_ref(), load_options(options)?);
+        hand_out(opened?, model)
+    })
+}
+
+/// The same of a GGUF in memory, which is copied.
+///
+/// # Safety
+/// Each pointer is null or valid: `length` bytes, options, memory for a handle.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mmx_model_open_bytes(
+    bytes: *const u8,
+    length: usize,
+    options: *const MmxModelOptions,
+    model: *mut *mut MmxModel,
+) -> MmxStatus {
+    // SAFETY: this function's own condition.
+    guarded(|| unsafe {
+        let bytes = values(bytes, length, "bytes")?.to_vec();
+        hand_out(Model::from_bytes(bytes, "model in memory", load_options(options)?)?, model)
+    })
+}
+
+/// # Safety
+/// Null or memory for a handle.
+unsafe fn hand_out(model: Model, to: *mut *mut MmxModel) -> Result<(), Failure> {
+    let handle = Box::into_raw(Box::new(MmxModel { model }));
+    // SAFETY: this function's own condition.
+    let stored = unsafe { store(to, handle, "where the model is to be stored") };
+    if stored.is_err() {
+        // SAFETY: the box made above, which nobody else has seen.
+        drop(unsafe { Box::from_raw(handle) });
+    }
+    stored
+}
+
+/// Frees a model; its sessions live on. Null is fine.
+///
+/// # Safety
+/// `model` is null or a handle that was not freed and that no other thread is using.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mmx_model_free(model: *mut MmxModel) {
+    if !model.is_null() {
+        // SAFETY: this function's own condition; handles come from `hand_out`'s box.
+        guarded_value((), || drop(unsafe { Box::from_raw(model) }));
+    }
+}
+
+/// Tokens there are: logits have this many values. 0 for null.
+///
+/// # Safety
+/// `model` is null or a live handle.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mmx_model_vocab_size(model: *const MmxModel) -> usize {
+    // SAFETY: this function's own condition.
+    let model = unsafe { reference(model, "model") };
+    guarded_value(0, || model.map_or(0, |m| m.model.config().vocab_size))
+}
+
+/// Positions the model was made for. 0 for null.
+///
+/// # Safety
+/// `model` is null or a live handle.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mmx_model_context_length(model: *const MmxModel) -> usize {
+    // SAFETY: this function's own condition.
+    let model = unsafe { reference(model, "model") };
+    guarded_value(0, || model.map_or(0, |m| m.model.config().max_position_embeddings))
+}
+
+/// The ids of a text. With `control`, the text of a control token, `<|im_end|>` for instance, gives its id;
+/// without, nothing in the text does, which is right for text of strangers.
+///
+/// # Safety
+/// Each pointer is null or valid: a live handle, a string, memory for `capacity` ids, memory for a number.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mmx_tokenize(
+    model: *const MmxModel,
+    text: *const c_char,
+    control: bool,
+    ids: *mut u32,
+    capacity: usize,
+    count: *mut usize,
+) -> MmxStatus {
+    // SAFETY: this function's own condition.
+    guarded(|| unsafe {
+        let tokenizer = reference(model, "model")?.model.tokenizer()?;
+        let text = crate::pointers::text(text, "text")?;
+        let found = if control { tokenizer.encode(text)? } else { tokenizer.encode_plain(text)? };
+        fill(&found, ids, capacity, count)
+    })
+}
+
+/// The text of ids: bytes that are no UTF-8 become U+FFFD, ids without a token nothing, control tokens
+/// nothing unless `control`. `*length` is without the final zero; the text itself may contain zeros.
+///
+/// # Safety
+/// Each pointer is null or valid: a live handle, `count` ids, memory for `capacity` bytes, memory for a
+/// number.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mmx_detokenize(
+    model: *const MmxModel,
+    ids: *const u32,
+    count: usize,
+    control: bool,
+    buffer: *mut c_char,
+    capacity: usize,
+    length: *mut usize,
+) -> MmxStatus {
+    // SAFETY: this function's own condition.
+    guarded(|| unsafe {
+        let tokenizer = reference(model, "model")?.model.tokenizer()?;
+        let found = tokenizer.decode(values(ids, count, "ids")?, !control);
+        fill_text(&found, buffer, capacity, length)
+    })
+}
+
+/// The text a chat becomes by the model's own template. `messages`: a JSON array of objects with `role` and
+/// `content`, as OpenAI's API has them. `options`: null, or a JSON object whose `tools` and
+/// `add_generation_prompt` (true unless it says otherwise) are Transformers' own; all else in it are
+/// variables of the template.
+///
+/// # Safety
+/// Each pointer is null or valid: a live handle, strings, memory for `capacity` bytes, memory for a number.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mmx_chat_render(
+    model: *const MmxModel,
+    messages: *const c_char,
+    options: *const c_char,
+    buffer: *mut c_char,
+    capacity: usize,
+    length: *mut usize,
+) -> MmxStatus {
+    // SAFETY: this function's own condition.
+    guarded(|| unsafe {
+        let tokenizer = reference(model, "model")?.model.tokenizer()?;
+        let (messages, options) = chat_arguments(messages, options)?;
+        let prompt = tokenizer.encode_chat(&messages, &options)?;
+        fill_text(&prompt.text, buffer, capacity, length)
+    })
+}
+
+/// The ids of a chat, what a generation begins with. Control tokens come from the template only: a message
+/// that contains `<|im_end|>` ends nothing. Arguments as in mmx_chat_render.
+///
+/// # Safety
+/// Each pointer is null or valid: a live handle, strings, memory for `capacity` ids, memory for a number.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mmx_chat_tokenize(
+    model: *const MmxModel,
+    messages: *const c_char,
+    options: *const c_char,
+    ids: *mut u32,
+    capacity: usize,
+    count: *mut usize,
+) -> MmxStatus {
+    // SAFETY: this function's own condition.
+    guarded(|| unsafe {
+        let tokenizer = reference(model, "model")?.model.tokenizer()?;
+        let (messages, options) = chat_arguments(messages, options)?;
+        let prompt = tokenizer.encode_chat(&messages, &options)?;
+        fill(&prompt.ids, ids, capacity, count)
+    })
+}
+
+/// # Safety
+/// Null or strings.
+unsafe fn chat_arguments(
+    messages: *const c_char,
+    options: *const c_char,
+) -> Result<(Vec<Value>, chat::Options), Failure> {
+    // SAFETY: this function's own condition.
+    let (messages, options) =
+        unsafe { (text(messages, "messages")?, optional_text(options, "options")?) };
+    let parse = |what: &str, json: &str| {
+        serde_json::from_str::<Value>(json)
+            .map_err(|e| Failure::invalid(format!("{what}: expected JSON, {e}")))
+    };
+    let Value::Array(messages) = parse("messages", messages)? else {
+        return Err(Failure::invalid("messages: expected an array of objects"));
+    };
+    if let Some(other) = messages.iter().find(|m| !m.is_object()) {
+        return Err(Failure::invalid(format!("messages: expected objects, found {other}")));
+    }
+    let mut wanted = chat::Options::generation();
+    if let Some(json) = options {
+        let Value::Object(mut object) = parse("options", json)? else {
+            return Err(Failure::invalid("options: expected an object"));
+        };
+        wanted.tools = object.shift_remove("tools").filter(|tools| !tools.is_null());
+        match object.shift_remove("add_generation_prompt") {
+            None => {}
+            Some(Value::Bool(add)) => wanted.add_generation_prompt = add,
+            Some(other) => {
+                return Err(Failure::invalid(format!(
+                    "options: add_generation_prompt: expected true or false, found {other}"
+                )));
+            }
+        }
+        wanted.variables = object;
+    }
+    Ok((messages, wanted))
+}
