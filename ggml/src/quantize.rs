@@ -4,6 +4,8 @@
 //! Which type a tensor of a file gets is the business of [`crate::file_type`].
 #![expect(unsafe_code, reason = "ggml's quantizers are C functions")]
 
+mod q6_k;
+
 use std::ffi::c_void;
 
 use llama_cpp_sys_2 as sys;
@@ -81,18 +83,24 @@ pub fn quantize_rows_weighted(
         .zip(data.par_chunks(rows_per_task * row_len.max(1)))
         .all(|(out, rows)| {
             let count = rows.len() / row_len;
+            let lanes = ty == GgmlType::Q6_K && importance.is_none();
+            if lanes {
+                q6_k::quantize(rows, out);
+            }
             // SAFETY: `rows` holds `count` rows of `row_len` values, `out` exactly their blocks (both
             // sized by check_rows), `weights` is null or `row_len` values, all alive for the call.
             unsafe {
-                sys::ggml_quantize_chunk(
-                    sys_type(ty),
-                    rows.as_ptr(),
-                    out.as_mut_ptr().cast::<c_void>(),
-                    0,
-                    count as i64,
-                    row_len as i64,
-                    weights as *const f32,
-                );
+                if !lanes {
+                    sys::ggml_quantize_chunk(
+                        sys_type(ty),
+                        rows.as_ptr(),
+                        out.as_mut_ptr().cast::<c_void>(),
+                        0,
+                        count as i64,
+                        row_len as i64,
+                        weights as *const f32,
+                    );
+                }
                 sys::ggml_validate_row_data(sys_type(ty), out.as_ptr().cast::<c_void>(), out.len())
             }
         });
