@@ -45,3 +45,10 @@ fn an_unreadable_path_is_one_clear_error() {
     assert!(line.contains("no/such/ids.json"), "{line}");
     assert!(!std::path::Path::new("never").exists());
 }
+
+#[cfg(not(feature = "train"))]
+#[test]
+fn a_build_without_libtorch_says_so_where_one_trains() {
+    let line = mmx_error(&["train", "sft", "--data", "chats.jsonl", "--epochs", "2"]);
+    assert!(line.contains("without it"), "{line}");
+}

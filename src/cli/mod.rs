@@ -69,6 +69,12 @@ pub enum Command {
     Tokenizer(tokenizer::TokenizerArgs),
     #[cfg(feature = "train")]
     Train(Box<train::TrainArgs>),
+    /// Train a model (not in this build, which has no libtorch)
+    #[cfg(not(feature = "train"))]
+    Train {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+        arguments: Vec<std::ffi::OsString>,
+    },
     Verify(verify::VerifyArgs),
     /// Print the versions of mmx and of what it was built with
     Version,
@@ -100,6 +106,11 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Tokenizer(args) => tokenizer::run(args, cli.json),
         #[cfg(feature = "train")]
         Command::Train(args) => train::run(*args, cli.json),
+        #[cfg(not(feature = "train"))]
+        Command::Train { .. } => Err(crate::error::Error::failed_with_hint(
+            "train: expected libtorch, found a build of mmx without it",
+            ". scripts/env.sh && cargo build --release   in mmx's sources builds one that trains",
+        )),
         Command::Verify(args) => verify::run(args, cli.json),
         Command::Version => {
             println!("mmx {}", env!("CARGO_PKG_VERSION"));
