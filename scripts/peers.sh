@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The real consumers on what mmx writes: TensorBoard, Transformers (no remote code), PEFT, torch, the hub's official client, vLLM,
-# Ollama, llama.cpp and its tools; asked by the programs of ../shared/judge and of scripts/peers. Installs what these
+# Ollama, lm-evaluation-harness, llama.cpp and its tools; asked by the programs of ../shared/judge and of scripts/peers. Installs what these
 # need once, into $MMX_CACHE. Called by scripts/test --peers.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -83,6 +83,11 @@ if ollama=$(bash scripts/peers/ollama.sh); then
   several "$python" scripts/peers/ollama.py "$mmx" "$shared" "$work" "$ollama"
 else
   failed=$((failed + 1)); echo "FAIL  installing Ollama"
+fi
+if harness=$(bash scripts/peers/lm_eval.sh) && [ -n "${ollama:-}" ]; then # llama-perplexity is built beside Ollama
+  several "$harness" scripts/peers/eval.py "$mmx" "$shared" "$work" "$ollama/lib/ollama/llama-perplexity"
+else
+  failed=$((failed + 1)); echo "FAIL  installing lm-evaluation-harness or llama-perplexity"
 fi
 if vllm=$(bash scripts/peers/vllm.sh); then
   if models=$("$python" scripts/peers/vllm_models.py "$mmx" "$shared" "$work" 2>"$work/stderr"); then

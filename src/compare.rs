@@ -31,6 +31,14 @@ fn log_sum_exp(row: &[f32]) -> f64 {
     max + row.iter().map(|&v| (f64::from(v) - max).exp()).sum::<f64>().ln()
 }
 
+/// The logarithm of the probability of `id` under its logits `[vocab]`, nats.
+///
+/// # Panics
+/// When `id` is outside the vocabulary (a bug of the caller).
+pub fn log_likelihood(row: &[f32], id: u32) -> f64 {
+    f64::from(row[id as usize]) - log_sum_exp(row)
+}
+
 /// Compares two sets of logits. Differences that are not finite count as infinite.
 ///
 /// # Panics
@@ -75,7 +83,7 @@ pub fn perplexity(logits: &[f32], ids: &[u32], vocab: usize) -> Option<f64> {
     let total: f64 = logits
         .chunks_exact(vocab)
         .zip(&ids[1..])
-        .map(|(row, &next)| log_sum_exp(row) - f64::from(row[next as usize]))
+        .map(|(row, &next)| -log_likelihood(row, next))
         .sum();
     Some((total / predicted as f64).exp())
 }

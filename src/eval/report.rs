@@ -1,0 +1,242 @@
+//! The measurements as one page: tables and plots, no request to anywhere, the same bytes for the same numbers.
+//!
+//! In: the rows and what was asked. Out: HTML with inline SVG, light or dark as the reader's system is.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use mmx_converters::file;
+
+use super::choice::{Measure, Request};
+use super::perplexity::{Cut, Text};
+use super::svg::{Group, Mark, Point, escape, intervals, scatter};
+use super::{Row, Z95, interval};
+use crate::error::Result;
+
+const STYLE: &str = "\
+:root{color-scheme:light dark;--fg:#1d2430;--dim:#667;--bg:#fff;--line:#d8dce3;--c0:#1f77b4;--c1:#d95f02;--c2:#2a9d3a;\
+--c3:#c62828;--c4:#7b52ab;--c5:#7a5548}\
+@media(prefers-color-scheme:dark){:root{--fg:#e6e9ef;--dim:#9aa3b2;--bg:#14171c;--line:#333a45;--c0:#64b5f6;--c1:#ffb066;\
+--c2:#7bd88f;--c3:#ff8a80;--c4:#c5a3ff;--c5:#c9a89c}}\
+body{font:15px/1.5 system-ui,\"Noto Sans CJK SC\",\"Microsoft YaHei\",\"PingFang SC\",sans-serif;color:var(--fg);\
+background:var(--bg);max-width:900px;margin:2rem auto;padding:0 1rem}\
+h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}p,figcaption{color:var(--dim)}figure{margin:1rem 0}\
+.wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}\
+th,td{padding:.25rem .7rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}\
+th:first-child,td:first-child{text-align:left}svg{width:100%;height:auto;font-size:12px}svg text{fill:var(--fg)}\
+svg .tick,svg .value{fill:var(--dim)}.grid{stroke:var(--line)}.chance{stroke:var(--dim);stroke-dasharray:4 3}\
+.key{display:inline-block;width:.7em;height:.7em;border-radius:50%;margin:0 .35em 0 1em}\
+.s0{stroke:var(--c0);fill:var(--c0)}.s1{stroke:var(--c1);fill:var(--c1)}.s2{stroke:var(--c2);fill:var(--c2)}\
+.s3{stroke:var(--c3);fill:var(--c3)}.s4{stroke:var(--c4);fill:var(--c4)}.s5{stroke:var(--c5);fill:var(--c5)}\
+.k0{background:var(--c0)}.k1{background:var(--c1)}.k2{background:var(--c2)}.k3{background:var(--c3)}\
+.k4{background:var(--c4)}.k5{background:var(--c5)}svg g line{stroke-width:2}";
+
+/// Everything a page is made of.
+pub struct Report<'a> {
+    /// The models, the one that others are compared with first.
+    pub rows: &'a [Row],
+    /// The text and how it was cut.
+    pub text: Option<(&'a Text, Cut)>,
+    /// The questions.
+    pub choice: Option<&'a Request>,
+}
+
+/// Writes the page.
+///
+/// # Errors
+/// A file that cannot be written.
+pub fn write(report: &Report<'_>, path: &Path) -> Result<()> {
+    Ok(file::write_bytes(path, html(report).as_bytes())?)
+}
+
+/// The page.
+pub fn html(report: &Report<'_>) -> String {
+    let mut out = format!(
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
+         <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\
+         <title>mmx eval</title><style>{STYLE}</style></head><body>\n<h1>Evaluation of {}</h1>\n",
+        match report.rows {
+            [row] => escape(&row.name),
+            rows => format!("{} models", rows.len()),
+        }
+    );
+    if let Some((text, cut)) = report.text {
+        perplexity(report.rows, text, cut, &mut out);
+    }
+    if let Some(request) = report.choice {
+        choice(report.rows, request, &mut out);
+    }
+    let _ = write!(
+        out,
+        "<p>mmx {}. Intervals are 95 %: Wilson's for shares, 1.96 standard errors for perplexity.</p>\n</body></html>\n",
+        env!("CARGO_PKG_VERSION")
+    );
+    out
+}
+
+/// Names of the models in their colours.
+fn key(rows: &[Row]) -> String {
+    let keys = rows
+        .iter()
+        .enumerate()
+        .map(|(i, row)| format!("<span class=\"key k{}\"></span>{}", i % 6, escape(&row.name)));
+    keys.collect()
+}
+
+/// The cells that say which model it is.
+fn model_cells(row: &Row) -> String {
+    format!(
+        "<td>{}</td><td>{}</td><td>{}</td><td>{:.2} MB</td>",
+        escape(&row.name),
+        row.engine.name(),
+        row.ty.name(),
+        row.bytes as f64 / 1e6
+    )
+}
+
+fn figure(svg: &str, caption: &str, out: &mut String) {
+    let _ = writeln!(out, "<figure>{svg}<figcaption>{caption}</figcaption></figure>");
+}
+
+fn perplexity(rows: &[Row], text: &Text, cut: Cut, out: &mut String) {
+    let n = text.documents.len();
+    let _ = writeln!(
+        out,
+        "<h2>Perplexity</h2>\n<p>{}: {n} document{}, {} bytes; {}.</p>\n<div class=\"wide\"><table><tr><th>model</th>\
+         <th>engine</th><th>type</th><th>size</th><th>tokens</th><th>perplexity</th><th>against the first</th>\
+         <th>bits per byte</th></tr>",
+        escape(&text.path.display().to_string()),
+        if n == 1 { "" } else { "s" },
+        text.bytes(),
+        cut.describe()
+    );
+    let first = rows.iter().find_map(|row| row.perplexity.as_ref()).map(|p| p.bits_per_byte());
+    for (i, row) in rows.iter().enumerate() {
+        let Some(p) = &row.perplexity else { continue };
+        let change = match first {
+            Some(first) if i > 0 => format!("{:+.2} %", 100.0 * (p.bits_per_byte() / first - 1.0)),
+            _ => String::new(),
+        };
+        let _ = writeln!(
+            out,
+            "<tr>{}<td>{}</td><td>{:.4} ± {:.4}</td><td>{change}</td><td>{:.4}</td></tr>",
+            model_cells(row),
+            p.tokens,
+            p.ppl(),
+            p.stderr(),
+            p.bits_per_byte()
+        );
+    }
+    out.push_str("</table></div>\n");
+    let measured = || rows.iter().enumerate().filter_map(|(i, r)| Some((i, r, r.perplexity?)));
+    let groups: Vec<Group> = measured()
+        .map(|(series, row, p)| {
+            let (value, room) = (p.ppl(), Z95 * p.stderr());
+            let marks = vec![Mark { value, low: value - room, high: value + room, series }];
+            Group { label: row.name.clone(), marks }
+        })
+        .collect();
+    let caption = "Perplexity, lower is better. All models read the same text, so that small differences between \
+                   them are surer than the intervals say.";
+    figure(&intervals("perplexity", &groups, false, None), caption, out);
+    if rows.len() > 1 {
+        let points: Vec<Point> = measured()
+            .map(|(series, row, p)| Point {
+                label: row.name.clone(),
+                x: row.bytes as f64 / 1e6,
+                y: p.bits_per_byte(),
+                series,
+            })
+            .collect();
+        let svg = scatter("bits per byte by size", "size, MB", "bits per byte", &points);
+        figure(&svg, "What a smaller file costs: bits per byte, lower is better.", out);
+    }
+}
+
+fn choice(rows: &[Row], request: &Request, out: &mut String) {
+    let measures = request.measures();
+    let _ = write!(
+        out,
+        "<h2>Multiple choice</h2>\n<p>{} questions of {} subjects, {} examples before each; choosing blindly gets \
+         {:.1} % right.</p>\n<div class=\"wide\"><table><tr><th>model</th><th>engine</th><th>type</th><th>size</th>",
+        request.questions(),
+        request.subjects.len(),
+        request.shots,
+        100.0 * request.chance()
+    );
+    for measure in &measures {
+        let _ = write!(out, "<th>{}</th>", measure.title());
+    }
+    out.push_str("</tr>\n");
+    for row in rows {
+        let Some(scores) = &row.choice else { continue };
+        let _ = write!(out, "<tr>{}", model_cells(row));
+        for &measure in &measures {
+            let _ = write!(out, "<td>{}</td>", share(scores.count(request, measure, None)));
+        }
+        out.push_str("</tr>\n");
+    }
+    out.push_str("</table></div>\n");
+    let mark = |series: usize, row: &Row, measure: Measure, subject: Option<usize>| {
+        let (right, all) = row.choice.as_ref()?.count(request, measure, subject);
+        let (low, high) = interval(right, all);
+        Some(Mark { value: right as f64 / all.max(1) as f64, low, high, series })
+    };
+    let marks = |measure: Measure, subject: Option<usize>| -> Vec<Mark> {
+        rows.iter().enumerate().filter_map(|(i, row)| mark(i, row, measure, subject)).collect()
+    };
+    let group = |label: &str, marks| Group { label: label.to_owned(), marks };
+    let all: Vec<Group> = measures.iter().map(|&m| group(m.title(), marks(m, None))).collect();
+    let caption =
+        format!("Share of right answers over all questions, by what decides.{}", key(rows));
+    figure(&intervals("accuracy", &all, true, Some(request.chance())), &caption, out);
+    if request.subjects.len() < 2 {
+        return;
+    }
+    for &measure in &measures {
+        let subjects = request.subjects.iter().enumerate();
+        let groups: Vec<Group> =
+            subjects.clone().map(|(i, s)| group(&s.name, marks(measure, Some(i)))).collect();
+        let caption = format!("By subject, decided by {}.{}", measure.title(), key(rows));
+        let svg = intervals(
+            &format!("accuracy by subject, {}", measure.title()),
+            &groups,
+            true,
+            Some(request.chance()),
+        );
+        figure(&svg, &caption, out);
+    }
+    out.push_str("<div class=\"wide\"><table><tr><th>subject</th><th>questions</th>");
+    for row in rows {
+        for measure in &measures {
+            let _ = write!(out, "<th>{}<br>{}</th>", escape(&row.name), measure.title());
+        }
+    }
+    out.push_str("</tr>\n");
+    for (i, subject) in request.subjects.iter().enumerate() {
+        let _ = write!(
+            out,
+            "<tr><td>{}</td><td>{}</td>",
+            escape(&subject.name),
+            subject.questions.len()
+        );
+        for scores in rows.iter().filter_map(|row| row.choice.as_ref()) {
+            for &measure in &measures {
+                let _ = write!(out, "<td>{}</td>", share(scores.count(request, measure, Some(i))));
+            }
+        }
+        out.push_str("</tr>\n");
+    }
+    out.push_str("</table></div>\n");
+}
+
+/// `62.5 % (45.3 to 77.1)`.
+pub(crate) fn share((right, all): (usize, usize)) -> String {
+    let (low, high) = interval(right, all);
+    format!(
+        "{:.1} % ({:.1} to {:.1})",
+        100.0 * right as f64 / all.max(1) as f64,
+        100.0 * low,
+        100.0 * high
+    )
+}
