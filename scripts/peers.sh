@@ -114,6 +114,8 @@ trap 'kill $server 2>/dev/null; rm -rf "$work"' EXIT
 for _ in $(seq 100); do grep -q ' at http' "$work/serve.log" && break; sleep 0.1; done
 url=$(grep -oE 'http://[0-9.:]+' "$work/serve.log" | head -1)
 check "openai and ollama in Python against mmx serve" "$clients/bin/python" tests/peers/clients.py "$url" tiny
+check "build the client of ollama-rs" cargo build --quiet --release --locked --manifest-path tests/peers/ollama-rs/Cargo.toml --target-dir "$MMX_CACHE/ollama-rs"
+check "ollama-rs against mmx serve" "$MMX_CACHE/ollama-rs/release/ollama-rs-client" "$url" tiny
 check "curl against mmx serve" bash -c "curl -sfN '$url/v1/chat/completions' -d '{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"stream\":true,\"max_tokens\":3}' | tail -2 | grep -q '^data: \[DONE\]'"
 kill "$server"; wait "$server" 2>/dev/null
 check "the page in Chromium" bash scripts/test-page

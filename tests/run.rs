@@ -1,12 +1,14 @@
-//! `mmx run` and `mmx bench` through the binary: the fields of their JSON, the text as it streams, where it ends,
-//! and the ids against the other engines.
+//! `mmx run`, `mmx chat` and `mmx bench` through the binary: the fields of their JSON, the text as it streams, where it
+//! ends, the ids against the other engines, and conversations over pipes.
 
 mod common;
 
 use std::path::{Path, PathBuf};
 
-use std::io::Read;
-use std::process::{Command, Stdio};
+use std::io::{Read, Write};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
 
 use common::{GOLDEN, RECITED, mmx_error, mmx_json, mmx_ok, reciting, shared, text};
 use mmx_converters::tokenizer::Tokenizer;
@@ -99,9 +101,9 @@ fn chinese_and_emoji_stream_in_whole_characters() {
     }
 }
 
-/// Case stop-split, in the binary: what may begin a stop text is held back, and the stop text is never shown.
+/// In the binary: what may begin a stop text is held back, and the stop text is never shown.
 #[test]
-fn a_stop_text_over_several_tokens_is_not_shown() {
+fn stop_split() {
     let dir = tempfile::tempdir().expect("a folder");
     let model = reciting(dir.path(), None, json!(2), 2);
     let run = |stop: &[&str]| {
@@ -128,10 +130,10 @@ fn a_stop_text_over_several_tokens_is_not_shown() {
     }
 }
 
-/// Case eos-union: config.json ends with 0, the tokenizer with 2; both end the text and neither is in it, from the
+/// config.json ends with 0, the tokenizer with 2; both end the text and neither is in it, from the
 /// folder, from its exports, and from the GGUF.
 #[test]
-fn the_end_tokens_of_config_and_tokenizer_both_end_the_text() {
+fn eos_union() {
     let case = shared("cases/files/eos-union");
     let config: Value =
         serde_json::from_str(&fs_err::read_to_string(case.join("config.json")).expect("a case"))
@@ -175,10 +177,10 @@ fn gguf_in(dir: &Path) -> PathBuf {
     files.find(|p| p.extension().is_some_and(|e| e == "gguf")).expect("a GGUF")
 }
 
-/// Case tok-vocab-padding: the embedding's rows 259..271 have no token; not even a hot sampler draws one, from the
+/// The embedding's rows 259..271 have no token; not even a hot sampler draws one, from the
 /// folder or the GGUF.
 #[test]
-fn rows_without_a_token_are_never_drawn() {
+fn tok_vocab_padding() {
     let dir = tempfile::tempdir().expect("a folder");
     let folder = shared("cases/files/tok-vocab-padding");
     mmx_json(&["export", text(&folder), "--gguf", "f16", "--name", "m", "--out", text(dir.path())]);
@@ -280,4 +282,204 @@ fn bench_reports_the_fields_of_the_contract() {
     for field in ["prefill_ratio", "decode_ratio", "decode_tokens_per_s"] {
         assert!(report["llama"][field].as_f64().is_some_and(|x| x > 0.0), "{field}: {report}");
     }
+}
+
+/// `mmx chat` over pipes: starts it.
+fn chat(args: &[&str]) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_mmx"))
+        .arg("chat")
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("mmx starts")
+}
+
+/// Types everything at once and waits for the end.
+fn chatted(args: &[&str], typed: &str) -> Output {
+    let mut child = chat(args);
+    let mut stdin = child.stdin.take().expect("a pipe");
+    stdin.write_all(typed.as_bytes()).expect("typed");
+    drop(stdin);
+    child.wait_with_output().expect("an end")
+}
+
+/// What a pipe says, as it says it.
+struct Heard {
+    pieces: Receiver<Vec<u8>>,
+    all: Vec<u8>,
+}
+
+impl Heard {
+    fn new(mut pipe: impl Read + Send + 'static) -> Self {
+        let (sender, pieces) = channel();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(n @ 1..) = pipe.read(&mut buffer) {
+                if sender.send(buffer[..n].to_vec()).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { pieces, all: Vec::new() }
+    }
+
+    /// Waits, a minute at most, until what was said is what is waited for; false when it ends before.
+    fn until(&mut self, found: impl Fn(&str) -> bool) -> bool {
+        let end = Instant::now() + Duration::from_secs(60);
+        while !found(&String::from_utf8_lossy(&self.all)) {
+            let left = end.saturating_duration_since(Instant::now());
+            match self.pieces.recv_timeout(left) {
+                Ok(piece) => self.all.extend(piece),
+                Err(_) => return false,
+            }
+        }
+        true
+    }
+}
+
+/// A golden model whose greedy text has no end, as a GGUF with its tokenizer.
+fn endless(dir: &Path) -> PathBuf {
+    let (model, tokenizer) = (shared("golden/minimind2"), shared("golden"));
+    let args = ["export", text(&model), "--tokenizer", text(&tokenizer), "--gguf", "f32", "--out"];
+    mmx_json(&[&args[..], &[text(dir)]].concat());
+    gguf_in(dir)
+}
+
+#[test]
+fn a_chat_over_a_pipe_answers_each_line_and_keeps_its_history() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let model = reciting(dir.path(), None, json!(2), 2);
+    let history = dir.path().join("talk.json");
+    let args = [text(&model), "--greedy", "--system", "S", "--history", text(&history)];
+    let kept = || -> Value {
+        serde_json::from_str(&fs_err::read_to_string(&history).expect("a history")).expect("JSON")
+    };
+    let out = chatted(&args, "one\n\ntwo\n");
+    assert!(out.status.success());
+    // blank lines are no messages; a pipe gets no prompts and no figures
+    assert_eq!(String::from_utf8_lossy(&out.stdout), format!("{RECITED}\n{RECITED}\n"));
+    let answer = json!({"role": "assistant", "content": RECITED});
+    let says = |role: &str, content: &str| json!({"role": role, "content": content});
+    let talk = [
+        says("system", "S"),
+        says("user", "one"),
+        answer.clone(),
+        says("user", "two"),
+        answer.clone(),
+    ];
+    assert_eq!(kept(), json!(talk));
+
+    let out = chatted(&args, "/help\n/reset\nonce \\\nmore\n/exit\nnever\n");
+    let stderr = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(out.status.success() && stderr.contains("/exit leaves"), "{stderr}");
+    assert!(stderr.contains("the conversation is forgotten"), "{stderr}");
+    assert_eq!(kept(), json!([says("system", "S"), says("user", "once \nmore"), answer.clone()]));
+
+    // taken up again, with a call without words in it; --json tells what a turn cost
+    let call = json!({"role": "assistant", "content": null, "tool_calls": [{"function": {"name": "f", "arguments": {}}}]});
+    let long = [says("system", "S"), says("user", "a"), call, says("tool", "1"), answer];
+    fs_err::write(&history, json!(long).to_string()).expect("written");
+    let out = chatted(&[&args[..], &["--json"]].concat(), "b\nc\n");
+    let report: Value = serde_json::from_slice(&out.stdout).unwrap_or_else(|e| {
+        panic!(
+            "{e}: {} {}",
+            String::from_utf8_lossy(&out.stdout),
+            String::from_utf8_lossy(&out.stderr)
+        )
+    });
+    assert_eq!(report["messages"].as_array().map(Vec::len), Some(9));
+    assert_eq!(
+        (&report["turns"][1]["text"], &report["turns"][1]["finish"]),
+        (&json!(RECITED), &json!("stop"))
+    );
+    let read = |i: usize| report["turns"][i]["prompt_tokens"].as_u64().expect("a number");
+    assert!(read(1) < read(0), "a turn reads its own tokens only: {report}");
+    assert_eq!(kept().as_array().map(Vec::len), Some(9));
+}
+
+/// The context becomes full within the answer.
+#[test]
+fn a_full_context_shifts_within_an_answer_or_stops_it_clearly() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let model = endless(dir.path());
+    let history = dir.path().join("talk.json");
+    let args = [text(&model), "--greedy", "-n", "700", "--ctx", "256", "--kv", "f32", "--json"];
+    let turns = |more: &[&str], typed: &str| -> (Value, String) {
+        let out = chatted(&[&args[..], more].concat(), typed);
+        let stderr = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(out.status.success(), "{stderr}");
+        let report: Value = serde_json::from_slice(&out.stdout).expect("JSON");
+        (report["turns"].clone(), stderr)
+    };
+    let (shifted, said) = turns(&["--history", text(&history)], "x\nagain\n");
+    for turn in shifted.as_array().expect("turns") {
+        assert_eq!((&turn["finish"], &turn["tokens"]), (&json!("length"), &json!(700)), "{said}");
+    }
+    assert!(
+        said.contains("became full") && said.contains("what was oldest is forgotten"),
+        "{said}"
+    );
+    // what the model no longer sees is still in the history
+    let kept = fs_err::read_to_string(&history).expect("a history");
+    let kept: Value = serde_json::from_str(&kept).expect("JSON");
+    assert_eq!((kept.as_array().map(Vec::len), &kept[0]["content"]), (Some(4), &json!("x")));
+
+    let (stopped, said) = turns(&["--when-full", "stop"], "x\n");
+    assert_eq!(stopped[0]["finish"], "context");
+    assert!(said.contains("the answer stops here") && said.contains("--when-full shift"), "{said}");
+    // up to there both are the same text
+    let text_of = |turns: &Value| turns[0]["text"].as_str().expect("a text").to_owned();
+    let (stopped, shifted) = (text_of(&stopped), text_of(&shifted));
+    let stopped = stopped.trim_end_matches('\u{fffd}');
+    assert!(stopped.len() > 100 && shifted.starts_with(stopped), "{stopped:?} {shifted:?}");
+    // a conversation without room for an answer is refused, with what helps
+    let words = "word ".repeat(200);
+    let out = chatted(&args, &format!("{words}\n"));
+    let stderr = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert_eq!(out.status.code(), Some(1), "{stderr}");
+    assert!(
+        stderr.contains("error: the context of 256 tokens is full")
+            && stderr.contains("hint: `--ctx`"),
+        "{stderr}"
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_stops_an_answer_and_not_the_chat() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let model = endless(dir.path());
+    let history = dir.path().join("talk.json");
+    let args = [text(&model), "--greedy", "-n", "10000000", "--ctx", "256"];
+    let mut child = chat(&[&args[..], &["--history", text(&history)]].concat());
+    let mut stdin = child.stdin.take().expect("a pipe");
+    let mut out = Heard::new(child.stdout.take().expect("a pipe"));
+    let mut err = Heard::new(child.stderr.take().expect("a pipe"));
+    let id = child.id().to_string();
+    let interrupt = || {
+        let sent = Command::new("kill").args(["-INT", &id]).status().expect("kill");
+        assert!(sent.success());
+    };
+    stdin.write_all(b"first\n").expect("typed");
+    // more than a context holds: the answer goes on and on
+    assert!(out.until(|said| said.len() > 4000), "{}", String::from_utf8_lossy(&err.all));
+    interrupt();
+    stdin.write_all(b"/reset\n").expect("typed");
+    let forgotten = err.until(|said| said.contains("the conversation is forgotten"));
+    assert!(forgotten, "the chat is still there: {}", String::from_utf8_lossy(&err.all));
+    let before = out.all.len();
+    stdin.write_all(b"second\n").expect("typed");
+    assert!(out.until(|said| said.len() > before + 4000), "it answers again");
+    interrupt();
+    drop(stdin);
+    assert!(child.wait().expect("an end").success());
+    let kept: Value =
+        serde_json::from_str(&fs_err::read_to_string(&history).expect("a history")).expect("JSON");
+    assert_eq!(kept[0]["content"], "second");
+    assert!(
+        kept[1]["content"].as_str().is_some_and(|answer| answer.len() > 1000),
+        "what was said is kept"
+    );
 }

@@ -11,6 +11,8 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use common::{RECITED, mmx_json, reciting, shared, text};
+use mmx_converters::chat::Options;
+use mmx_converters::tokenizer::Tokenizer;
 use serde_json::{Value, json};
 use server::{Server, streamed_text};
 
@@ -24,71 +26,210 @@ fn golden(dir: &Path, set: &str, model: &str) -> PathBuf {
     PathBuf::from(path)
 }
 
+/// Reads until the text so far is what is waited for.
+fn until(stream: &mut std::net::TcpStream, bytes: &mut Vec<u8>, found: impl Fn(&str) -> bool) {
+    let mut buffer = [0; 4096];
+    while !found(&String::from_utf8_lossy(bytes)) {
+        let n = stream.read(&mut buffer).expect("readable");
+        assert!(n > 0, "it ended before: {}", String::from_utf8_lossy(bytes));
+        bytes.extend_from_slice(&buffer[..n]);
+    }
+}
+
 fn user(content: &str) -> Value {
     json!([{"role": "user", "content": content}])
 }
 
-/// The cases sse-protocol and sse-usage.
+/// A case's file.
+fn case(path: &str) -> Value {
+    let text = fs_err::read_to_string(shared("cases/files").join(path)).expect("a case");
+    serde_json::from_str(&text).expect("JSON")
+}
+
+/// Sends a streamed request and the same one unstreamed: the chunks, and the whole answer. What both cases ask of every
+/// chunk is checked.
+fn streamed_and_whole(server: &Server, request: &Value) -> (Vec<Value>, Value) {
+    let mut request = request.clone();
+    request["seed"] = 1.into();
+    let answer = server.post("/v1/chat/completions", &request);
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let events = answer.events();
+    request["stream"] = false.into();
+    let whole = server.ask("/v1/chat/completions", &request);
+    for event in &events {
+        for key in ["id", "created", "model", "object"] {
+            assert_eq!(event[key], events[0][key], "{key}");
+        }
+        assert_eq!(event["object"], "chat.completion.chunk");
+    }
+    assert_eq!(streamed_text(&events), whole["choices"][0]["message"]["content"], "{request}");
+    (events, whole)
+}
+
 #[test]
-fn streams_keep_the_protocol_and_count_tokens() {
+fn sse_protocol() {
     let dir = tempfile::tempdir().expect("a folder");
     let model = golden(dir.path(), "golden", "minimind2");
     let server = Server::start(&[text(&model), "--name", "m"]);
-    let case = |path: &str| -> Value {
-        let text = fs_err::read_to_string(shared("cases/files").join(path)).expect("a case");
-        serde_json::from_str(&text).expect("JSON")
-    };
     let rules = case("sse-protocol/rules.json");
-    let requests = case("sse-usage/requests.json");
-    let mut all: Vec<Value> = requests.as_array().expect("requests").clone();
-    all.push(rules["request"].clone());
-    for mut request in all {
-        request["seed"] = 1.into();
-        let answer = server.post("/v1/chat/completions", &request);
-        assert_eq!(answer.status, 200, "{}", answer.text());
-        let events = answer.events();
-        request["stream"] = false.into();
-        let whole = server.ask("/v1/chat/completions", &request);
-        let usage = request["stream_options"]["include_usage"] == true;
-        let (chunks, last) = events.split_at(events.len() - usize::from(usage));
-        for event in &events {
-            for key in ["id", "created", "model", "object"] {
-                assert_eq!(event[key], events[0][key], "{key}");
-            }
-            assert_eq!(event["object"], "chat.completion.chunk");
+    let (chunks, whole) = streamed_and_whole(&server, &rules["request"]);
+    for (i, chunk) in chunks.iter().enumerate() {
+        let choice = &chunk["choices"][0];
+        assert_eq!(choice["index"], 0);
+        assert!(choice["delta"].is_object() && choice.get("finish_reason").is_some());
+        let ends = i + 1 == chunks.len();
+        assert_eq!(choice["finish_reason"].is_null(), !ends);
+        assert_eq!(choice["delta"]["role"], if i == 0 { json!("assistant") } else { Value::Null });
+        if i > 0 && !ends {
+            let keys: Vec<_> = choice["delta"].as_object().expect("an object").keys().collect();
+            assert_eq!(keys, ["content"]);
         }
-        for (i, chunk) in chunks.iter().enumerate() {
-            assert_eq!(chunk.get("usage"), usage.then_some(&Value::Null));
-            let choice = &chunk["choices"][0];
-            assert_eq!(choice["index"], 0);
-            assert!(choice["delta"].is_object() && choice.get("finish_reason").is_some());
-            let ends = i + 1 == chunks.len();
-            assert_eq!(choice["finish_reason"].is_null(), !ends);
-            assert_eq!(
-                choice["delta"]["role"],
-                if i == 0 { json!("assistant") } else { Value::Null }
-            );
-            if i > 0 && !ends {
-                let keys: Vec<_> = choice["delta"].as_object().expect("an object").keys().collect();
-                assert_eq!(keys, ["content"]);
-            }
-            if ends {
-                assert_eq!(choice["delta"], json!({}));
-                assert_eq!(choice["finish_reason"], whole["choices"][0]["finish_reason"]);
-            }
-        }
-        assert_eq!(streamed_text(chunks), whole["choices"][0]["message"]["content"], "{request}");
-        if usage {
-            assert_eq!(last[0]["choices"], json!([]));
-            for key in ["prompt_tokens", "completion_tokens", "total_tokens"] {
-                assert_eq!(last[0]["usage"][key], whole["usage"][key], "{key}");
-            }
+        if ends {
+            assert_eq!(choice["delta"], json!({}));
+            assert_eq!(choice["finish_reason"], whole["choices"][0]["finish_reason"]);
         }
     }
     let one = json!({"messages": user("hi"), "max_tokens": 1, "ignore_eos": true});
     let one = server.ask("/v1/chat/completions", &one);
     assert_eq!(one["usage"]["completion_tokens"], 1);
     assert_eq!(one["choices"][0]["finish_reason"], "length");
+    // the client is gone: generation stops
+    let mut long = rules["request"].clone();
+    (long["max_tokens"], long["ignore_eos"]) = (3000.into(), true.into());
+    let body = long.to_string();
+    let mut stream = server.send("POST", "/v1/chat/completions", "", body.as_bytes());
+    assert!(stream.read(&mut [0; 256]).expect("a beginning") > 0);
+    drop(stream);
+    let stopped = (0..400).any(|_| {
+        std::thread::sleep(Duration::from_millis(25));
+        server.metric("texts_cancelled_total{") == 1.0 && server.metric("active{") == 0.0
+    });
+    assert!(stopped && server.metric("completion_tokens_total{") < 3000.0, "it was written on");
+}
+
+#[test]
+fn sse_usage() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let model = golden(dir.path(), "golden", "minimind2");
+    let server = Server::start(&[text(&model), "--name", "m"]);
+    let tokenizer = Tokenizer::open(shared("golden")).expect("golden");
+    for request in case("sse-usage/requests.json").as_array().expect("requests") {
+        let (events, whole) = streamed_and_whole(&server, request);
+        let usage = request["stream_options"]["include_usage"] == true;
+        let (chunks, last) = events.split_at(events.len() - usize::from(usage));
+        for chunk in chunks {
+            assert_eq!(chunk.get("usage"), usage.then_some(&Value::Null), "{request}");
+        }
+        let found = &whole["usage"];
+        let messages = request["messages"].as_array().expect("messages");
+        let prompt = tokenizer.encode_chat(messages, &Options::generation()).expect("a prompt");
+        assert_eq!(found["prompt_tokens"], prompt.ids.len());
+        let sum = found["prompt_tokens"].as_u64().zip(found["completion_tokens"].as_u64());
+        assert_eq!(found["total_tokens"].as_u64(), sum.map(|(a, b)| a + b));
+        if usage {
+            assert_eq!(last[0]["choices"], json!([]));
+            for key in ["prompt_tokens", "completion_tokens", "total_tokens"] {
+                assert_eq!(last[0]["usage"][key], found[key], "{key}");
+            }
+        }
+    }
+}
+
+/// A token ends within a character: whole characters go out, each at once.
+#[test]
+fn sse_utf8() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let model = reciting(dir.path(), None, json!(2), 2);
+    let server = Server::start(&[text(&model), "--name", "m"]);
+    let body = json!({"messages": user("x"), "temperature": 0, "stream": true, "logprobs": true});
+    let events = server.post("/v1/chat/completions", &body).events();
+    let mut said = String::new();
+    for event in &events {
+        said.push_str(event["choices"][0]["delta"]["content"].as_str().unwrap_or_default());
+        assert!(RECITED.starts_with(&said), "{said}");
+        // the tokens of what was said so far are all sent: nothing complete is held back
+        let tokens = event["choices"][0]["logprobs"]["content"].as_array();
+        assert!(tokens.is_none_or(|t| !t.is_empty()), "{event}");
+    }
+    assert_eq!(said, RECITED);
+    let deltas = events.iter().filter_map(|e| e["choices"][0]["delta"]["content"].as_str());
+    let deltas: Vec<&str> = deltas.filter(|delta| !delta.is_empty()).collect();
+    assert!(deltas.iter().all(|delta| !delta.contains('\u{fffd}')), "{deltas:?}");
+    assert!(deltas.len() >= 4, "more than one delta: {deltas:?}");
+}
+
+#[test]
+fn api_content_parts() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let model = golden(dir.path(), "golden", "minimind2");
+    let server = Server::start(&[text(&model), "--name", "m"]);
+    let tokenizer = Tokenizer::open(shared("golden")).expect("golden");
+    for request in case("api-content-parts/requests.json").as_array().expect("requests") {
+        let body = json!({"messages": request["messages"], "max_tokens": 1, "ignore_eos": true});
+        let answer = server.post("/v1/chat/completions", &body);
+        assert_eq!(answer.status, request["status"], "{request}: {}", answer.text());
+        if answer.status == 200 {
+            let prompt = tokenizer.encode(request["prompt"].as_str().expect("a prompt"));
+            let length = prompt.expect("ids").len();
+            assert_eq!(answer.json()["usage"]["prompt_tokens"], length, "{request}");
+            continue;
+        }
+        let error = &answer.json()["error"];
+        assert_eq!(error["type"], "invalid_request_error");
+        assert!(error["param"].is_string() && error.get("code").is_some(), "{error}");
+        let named = request["message_names"].as_str().expect("what the message names");
+        assert!(answer.message().contains(named), "{request}: {error}");
+    }
+}
+
+/// A message that says `<|im_end|>` has said ten characters.
+#[test]
+fn tok_special_in_content() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let model = golden(dir.path(), "golden", "minimind2");
+    let server = Server::start(&[text(&model)]);
+    let case = case("tok-special-in-content/messages.json");
+    let body = json!({"messages": case["messages"], "max_tokens": 1});
+    let found = server.ask("/v1/chat/completions", &body);
+    let ids = case["serve_ids"].as_array().expect("ids").len();
+    assert_ne!(Some(ids), case["train_ids"].as_array().map(Vec::len));
+    assert_eq!(found["usage"]["prompt_tokens"], ids, "no control id from a message");
+}
+
+/// Tags of a chat template that only Transformers knows, one that refuses, and one that does not compile.
+#[test]
+fn tmpl_generation_tag() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let template = shared("cases/files/tmpl-generation-tag/tokenizer_config.json");
+    let tagged = reciting(dir.path(), Some(&template), json!(2), 2);
+    let broken = dir.path().join("broken.json");
+    let bad = r#"{"eos_token": "<|im_end|>", "chat_template": "{% for x in %}"}"#;
+    fs_err::write(&broken, bad).expect("a file");
+    fs_err::create_dir_all(dir.path().join("b")).expect("a folder");
+    let broken = reciting(&dir.path().join("b"), Some(&broken), json!(2), 2);
+    let names = ["--name", "tagged", "--name", "broken"];
+    let server = Server::start(&[&[text(&tagged), text(&broken)], &names[..]].concat());
+    let expected = case("tmpl-generation-tag/expect.json");
+    let chat = |model: &str, messages: &Value| {
+        let body = json!({"model": model, "messages": messages, "max_tokens": 4});
+        server.post("/v1/chat/completions", &body)
+    };
+    let good = chat("tagged", &expected["messages"]);
+    assert_eq!(good.status, 200, "{}", good.text());
+    let prompt = Tokenizer::open(shared("golden")).expect("golden");
+    let prompt = prompt.encode(expected["expected"].as_str().expect("a prompt")).expect("ids");
+    assert_eq!(good.json()["usage"]["prompt_tokens"], prompt.len());
+    // a role that OpenAI's API knows and the template does not: the template's own words
+    let refused = chat("tagged", &json!([{"role": "tool", "content": "x"}]));
+    assert_eq!(refused.status, 400);
+    let words = expected["error_contains"].as_str().expect("words").replace("critic", "tool");
+    assert!(refused.message().contains(&words), "{}", refused.message());
+    assert_eq!(chat("tagged", &expected["error_messages"]).status, 400);
+    let answer = chat("broken", &expected["messages"]);
+    assert_eq!(answer.status, 400);
+    assert!(answer.message().contains("does not compile"), "{}", answer.message());
+    let raw = json!({"model": "broken", "prompt": "好", "temperature": 0});
+    assert_eq!(server.ask("/v1/completions", &raw)["choices"][0]["text"], RECITED[3..]);
 }
 
 /// Texts computed together, with shared beginnings, are those of `mmx run`, for all four families.
@@ -218,44 +359,15 @@ fn thoughts_and_tool_calls_have_places_of_their_own() {
     assert!(found["message"]["thinking"].is_string() || found["eval_count"] == 0, "{found}");
 }
 
-/// The cases tok-special-in-content and tmpl-generation-tag, and everything else that is refused.
 #[test]
 fn refuses_what_makes_no_sense_and_says_why() {
     let dir = tempfile::tempdir().expect("a folder");
-    let template = shared("cases/files/tmpl-generation-tag/tokenizer_config.json");
-    let tagged = reciting(dir.path(), Some(&template), json!(2), 2);
-    let broken = dir.path().join("broken.json");
-    fs_err::write(&broken, r#"{"eos_token": "<|im_end|>", "chat_template": "{% for x in %}"}"#)
-        .expect("a file");
-    fs_err::create_dir_all(dir.path().join("b")).expect("a folder");
-    let broken = reciting(&dir.path().join("b"), Some(&broken), json!(2), 2);
     let plain = golden(dir.path(), "golden", "minimind2");
-    let mut args = vec![text(&tagged), text(&broken), text(&plain)];
-    args.extend(["--name", "tagged", "--name", "broken", "--name", "plain", "--ctx", "256"]);
+    let other = reciting(dir.path(), None, json!(2), 2);
+    let mut args = vec![text(&other), text(&plain)];
+    args.extend(["--name", "recites", "--name", "plain", "--ctx", "256"]);
     args.extend(["--parallel", "2", "--queue", "3", "--max-body", "20000"]);
     let server = Server::start(&args);
-    let chat = |model: &str, messages: Value| {
-        server.post(
-            "/v1/chat/completions",
-            &json!({"model": model, "messages": messages, "max_tokens": 4}),
-        )
-    };
-    let refused = chat("tagged", json!([{"role": "tool", "content": "x"}]));
-    assert_eq!(refused.status, 400);
-    assert!(refused.message().contains("unknown role tool"), "{}", refused.message());
-    assert_eq!(chat("tagged", user("x")).status, 200);
-    let answer = chat("broken", user("x"));
-    assert_eq!(answer.status, 400);
-    assert!(answer.message().contains("does not compile"), "{}", answer.message());
-    let raw = json!({"model": "broken", "prompt": "好", "temperature": 0});
-    assert_eq!(server.ask("/v1/completions", &raw)["choices"][0]["text"], RECITED[3..]);
-
-    let case = fs_err::read_to_string(shared("cases/files/tok-special-in-content/messages.json"));
-    let case: Value = serde_json::from_str(&case.expect("a case")).expect("JSON");
-    let found = chat("plain", case["messages"].clone()).json();
-    let ids = case["serve_ids"].as_array().expect("ids").len();
-    assert_eq!(found["usage"]["prompt_tokens"], ids, "no control id from a message");
-
     let base = json!({"model": "plain", "messages": user("x"), "max_tokens": 2});
     let with = |key: &str, value: Value| {
         let mut body = base.clone();
@@ -266,7 +378,7 @@ fn refuses_what_makes_no_sense_and_says_why() {
         (with("messages", json!([])), 400, "at least one"),
         (with("messages", json!([{"role": "critic", "content": "x"}])), 400, "found critic"),
         (with("messages", user(&"x ".repeat(400))), 400, "the context holds 256"),
-        (with("model", json!("other")), 404, "expected one of tagged, broken, plain"),
+        (with("model", json!("other")), 404, "expected one of recites, plain"),
         (with("temperature", json!(-1)), 400, "temperature: expected 0"),
         (with("top_p", json!(1.5)), 400, "top-p"),
         (with("max_tokens", json!(0)), 400, "max_tokens: expected at least 1"),
@@ -440,10 +552,14 @@ fn soak() {
             let body = greedy(i, true).to_string();
             let start = Instant::now();
             let mut stream = server.send("POST", "/v1/chat/completions", key, body.as_bytes());
-            let mut bytes = vec![0; 4096];
-            let n = stream.read(&mut bytes).expect("a beginning");
+            let mut bytes = Vec::new();
+            // headers come first, then a chunk with the role alone: what counts is the first text
+            until(&mut stream, &mut bytes, |text| {
+                text.split("\"content\":\"")
+                    .skip(1)
+                    .any(|rest| !rest.is_empty() && !rest.starts_with('"'))
+            });
             first_tokens.lock().expect("a list").push(start.elapsed());
-            bytes.truncate(n);
             stream.read_to_end(&mut bytes).expect("the rest");
             let all = String::from_utf8_lossy(&bytes).into_owned();
             let found: String = all
@@ -467,16 +583,23 @@ fn soak() {
         7 => {
             let answer = server.request("POST", "/v1/chat/completions", key, b"{\"messages\": [}");
             assert_eq!(answer.status, 400);
+            assert_eq!(answer.json()["error"]["type"], "invalid_request_error");
         }
         8 if i % 20 == 8 => {
             let answer = server.request("POST", "/v1/chat/completions", key, &[b'x'; 200_000]);
-            assert_eq!(answer.status, 413);
+            assert_eq!(
+                (answer.status, &answer.json()["error"]["code"]),
+                (413, &json!("body_too_large"))
+            );
         }
         8 => {
             let body = greedy(i, false).to_string();
             let wrong = "Authorization: Bearer wrong\r\n";
             let answer = server.request("POST", "/v1/chat/completions", wrong, body.as_bytes());
-            assert_eq!(answer.status, 401);
+            assert_eq!(
+                (answer.status, &answer.json()["error"]["code"]),
+                (401, &json!("invalid_api_key"))
+            );
         }
         _ => {
             let body = json!({"input": prompts[i % 4]});
@@ -513,6 +636,10 @@ fn soak() {
     assert!(grown < 16e6, "memory grew by {grown} bytes");
     assert!(metrics("texts_cancelled_total{") >= 5.0, "clients left");
     assert_eq!(metrics("texts_failed_total{"), 0.0);
+    for (status, sent) in [(400, 26.0), (413, 13.0), (401, 13.0)] {
+        let name = format!("requests_total{{path=\"/v1/chat/completions\",status=\"{status}\"}}");
+        assert_eq!(metrics(&name), sent, "answers {status}");
+    }
     let again = text_of(post("/v1/chat/completions", &greedy(2, false)).json());
     assert_eq!(again, expected[2]);
     let mut times = first_tokens.into_inner().expect("a list");

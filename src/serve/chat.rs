@@ -10,13 +10,12 @@ use axum::response::{IntoResponse, Response};
 use mmx_ggml::run::Finish;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::engine::{Event, Summary, TokenLogprob};
+use super::engine::{Event, Events, Summary, TokenLogprob};
 use super::error::ApiError;
 use super::params::{Params, check_logprobs, parse, schema_of};
 use super::served::Served;
-use super::stream::{Translate, Usage, finish_name, respond, sse, sse_done};
+use super::stream::{Translate, Usage, collect, finish_name, respond, sse, sse_done};
 use super::{App, blocking, messages, new_id, now};
 use crate::answer::{Call, Piece, Splitter};
 
@@ -50,7 +49,7 @@ pub(crate) struct StreamOptions {
 /// A chat on its way: what any protocol needs to answer it.
 pub(crate) struct Chat {
     pub(crate) served: Arc<Served>,
-    pub(crate) events: UnboundedReceiver<(usize, Event)>,
+    pub(crate) events: Events,
     pub(crate) splitters: Vec<Splitter>,
 }
 
@@ -275,40 +274,30 @@ struct Answer {
 
 impl Answer {
     /// The answer as one object.
-    async fn whole(
-        mut self,
-        mut events: UnboundedReceiver<(usize, Event)>,
-    ) -> Result<Response, ApiError> {
-        while self.left > 0 {
-            let Some((index, event)) = events.recv().await else {
-                return Err(ApiError::unavailable("the engine has ended"));
-            };
-            let Some(choice) = self.choices.get_mut(index) else { continue };
+    async fn whole(mut self, events: Events) -> Result<Response, ApiError> {
+        collect(events, self.left, |index, event| {
+            let Some(choice) = self.choices.get_mut(index) else { return };
             let pieces = match event {
                 Event::Text(text, tokens) => {
                     choice.logprobs.extend(tokens.iter().map(|t| logprob_json(&self.served, t)));
                     choice.splitter.push(&text)
                 }
                 Event::Done(summary) => {
-                    self.left -= 1;
                     self.usage.add(&summary, true);
-                    let pieces = choice.splitter.finish();
                     choice.finish = finish_name(summary.finish);
-                    pieces
+                    choice.splitter.finish()
                 }
-                Event::Embedding(..) => continue,
-                Event::Failed(error) => return Err(error),
+                Event::Embedding(..) | Event::Failed(_) => return,
             };
             for piece in pieces {
                 match piece {
                     Piece::Content(text) => choice.content.push_str(&text),
                     Piece::Thought(text) => choice.thought.push_str(&text),
-                    Piece::Call(call) => {
-                        choice.tool_calls.push(call_json(&call));
-                    }
+                    Piece::Call(call) => choice.tool_calls.push(call_json(&call)),
                 }
             }
-        }
+        })
+        .await?;
         let logprobs = self.logprobs;
         let choices: Vec<Value> = self
             .choices

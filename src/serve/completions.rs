@@ -8,14 +8,13 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::chat::StreamOptions;
-use super::engine::{Event, Summary, TokenLogprob};
+use super::engine::{Event, Events, Summary, TokenLogprob};
 use super::error::ApiError;
 use super::params::{Params, check_logprobs, parse, schema_of};
 use super::served::Served;
-use super::stream::{Translate, Usage, finish_name, respond, sse, sse_done};
+use super::stream::{Translate, Usage, collect, finish_name, respond, sse, sse_done};
 use super::{App, blocking, new_id, now};
 
 /// Texts of one request.
@@ -151,15 +150,9 @@ struct Answer {
 }
 
 impl Answer {
-    async fn whole(
-        mut self,
-        mut events: UnboundedReceiver<(usize, Event)>,
-    ) -> Result<Response, ApiError> {
-        while self.left > 0 {
-            let Some((index, event)) = events.recv().await else {
-                return Err(ApiError::unavailable("the engine has ended"));
-            };
-            let Some(choice) = self.choices.get_mut(index) else { continue };
+    async fn whole(mut self, events: Events) -> Result<Response, ApiError> {
+        collect(events, self.left, |index, event| {
+            let Some(choice) = self.choices.get_mut(index) else { return };
             match event {
                 Event::Text(text, tokens) => {
                     choice.text.push_str(&text);
@@ -168,12 +161,11 @@ impl Answer {
                 Event::Done(summary) => {
                     choice.finish = finish_name(summary.finish);
                     self.usage.add(&summary, choice.same_prompt);
-                    self.left -= 1;
                 }
-                Event::Embedding(..) => {}
-                Event::Failed(error) => return Err(error),
+                Event::Embedding(..) | Event::Failed(_) => {}
             }
-        }
+        })
+        .await?;
         let choices: Vec<Value> = self
             .choices
             .iter()

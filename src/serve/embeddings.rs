@@ -17,6 +17,7 @@ use super::engine::Event;
 use super::error::ApiError;
 use super::params::parse;
 use super::served::Served;
+use super::stream::collect;
 use super::{App, blocking};
 
 #[derive(Debug, Deserialize)]
@@ -78,7 +79,7 @@ pub(crate) async fn compute(
     input: Input,
 ) -> Result<(Vec<Vec<f32>>, usize), ApiError> {
     let (app, model) = (app.clone(), served.clone());
-    let (mut events, count) = blocking(move || {
+    let (events, count) = blocking(move || {
         let texts = input.ids(&model, "input")?;
         if let Some(long) = texts.iter().find(|ids| ids.len() > model.n_ctx) {
             let text = format!("input: {} tokens, the context holds {}", long.len(), model.n_ctx);
@@ -89,20 +90,15 @@ pub(crate) async fn compute(
     })
     .await?;
     let mut vectors = vec![Vec::new(); count];
-    let (mut left, mut tokens) = (count, 0);
-    while left > 0 {
-        match events.recv().await {
-            None => return Err(ApiError::unavailable("the engine has ended")),
-            Some((_, Event::Failed(error))) => return Err(error),
-            Some((index, Event::Embedding(vector, read))) => {
-                if let Some(slot) = vectors.get_mut(index) {
-                    *slot = vector;
-                }
-                tokens += read;
-                left -= 1;
+    let mut tokens = 0;
+    collect(events, count, |index, event| {
+        if let Event::Embedding(vector, read) = event {
+            if let Some(slot) = vectors.get_mut(index) {
+                *slot = vector;
             }
-            Some(_) => {}
+            tokens += read;
         }
-    }
+    })
+    .await?;
     Ok((vectors, tokens))
 }

@@ -1,5 +1,6 @@
 //! The thread that owns a model's runner. Requests reach it as [`Job`]s through a bounded queue; what it
-//! computes goes back as [`Event`]s. A job whose receiver is gone is given up.
+//! computes goes back as [`Event`]s through a bounded channel: a text whose client reads slowly is not written further until
+//! there is room (others go on), and one that does not read for [`STALL`] is given up, as a job whose receiver is gone.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -8,13 +9,32 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use mmx_ggml::run::{Finish, Model, Sampling, Slots, SlotsOptions};
-use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use super::error::ApiError;
 use super::grammar::Constraint;
 use super::metrics::Histogram;
 use super::scheduler::Scheduler;
 use crate::error::{Error, Result};
+
+/// Events of a request that wait for its client before its texts wait, besides [`RESERVE`].
+const EVENTS: usize = 128;
+/// Events that stay free for each text of a request: what is held back and the end must always find room.
+const RESERVE: usize = 4;
+/// Longest time a text waits for a client that does not read.
+pub(crate) const STALL: Duration = Duration::from_secs(30);
+/// Pause of the engine when every text waits for its client.
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// Where the events of a request's texts go, each with the text's index.
+pub(crate) type EventSender = Sender<(usize, Event)>;
+/// Where they come out.
+pub(crate) type Events = Receiver<(usize, Event)>;
+
+/// The channel of a request of so many texts.
+pub(crate) fn events(texts: usize) -> (EventSender, Events) {
+    channel(EVENTS + RESERVE * texts.max(1))
+}
 
 /// One text to be computed.
 pub(crate) struct Job {
@@ -27,7 +47,26 @@ pub(crate) struct Job {
     pub(crate) since: Instant,
     /// Which of a request's texts this is.
     pub(crate) index: usize,
-    pub(crate) events: UnboundedSender<(usize, Event)>,
+    /// Texts of the request.
+    pub(crate) texts: usize,
+    pub(crate) events: EventSender,
+}
+
+impl Job {
+    /// True while the client keeps up: a step of all the request's texts finds room for its events.
+    pub(crate) fn has_room(&self) -> bool {
+        self.events.capacity() > RESERVE * self.texts
+    }
+
+    pub(crate) fn send(&self, event: Event) {
+        send(&self.events, self.index, event);
+    }
+}
+
+/// Sends an event of a request's text. A client that is gone is noticed in the next round; that there is room is seen to
+/// by [`Job::has_room`] before a step.
+pub(crate) fn send(events: &EventSender, index: usize, event: Event) {
+    let _ = events.try_send((index, event));
 }
 
 /// What a job is for.
@@ -143,7 +182,12 @@ impl Engine {
                     if thread_stopping.load(Ordering::Relaxed) {
                         scheduler.give_up();
                     }
-                    scheduler.round();
+                    if !scheduler.round() && !scheduler.is_idle() {
+                        // nothing to compute: every client is slower than its text
+                        if let Ok(job) = receiver.recv_timeout(PAUSE) {
+                            scheduler.queue(job);
+                        }
+                    }
                 }
             })
             .map_err(|e| Error::failed(format!("a thread for the engine: {e}")))?;

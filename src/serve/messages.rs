@@ -127,9 +127,9 @@ mod tests {
     use mmx_converters::tokenizer::Tokenizer;
     use serde_json::json;
 
-    /// The case `api-content-parts`: the prompts that pass, and what a refusal names.
+    /// The prompts that pass, and what a refusal names.
     #[test]
-    fn content_parts_are_joined_and_others_refused() {
+    fn api_content_parts() {
         let shared = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared");
         let path = format!("{shared}/cases/files/api-content-parts/requests.json");
         let cases: Value = serde_json::from_str(&fs_err::read_to_string(path).unwrap()).unwrap();

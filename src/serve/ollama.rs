@@ -10,15 +10,14 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::chat::{Ask, start, thinking_variables};
 use super::completions::Input;
-use super::engine::{Event, Summary};
+use super::engine::{Event, Events, Summary};
 use super::error::ApiError;
 use super::params::{OneOrMany, Params, parse};
 use super::served::{Served, parameters};
-use super::stream::{Translate, finish_name, respond};
+use super::stream::{Translate, collect, finish_name, respond};
 use super::{App, blocking, embeddings};
 use crate::answer::{Piece, Splitter};
 
@@ -245,18 +244,17 @@ impl Answer {
         object
     }
 
-    async fn whole(
-        mut self,
-        mut events: UnboundedReceiver<(usize, Event)>,
-    ) -> Result<Response, ApiError> {
+    async fn whole(mut self, events: Events) -> Result<Response, ApiError> {
         let (mut content, mut thought, mut calls) = (String::new(), String::new(), Vec::new());
-        loop {
-            let (pieces, end) = match events.recv().await {
-                None => return Err(ApiError::unavailable("the engine has ended")),
-                Some((_, Event::Failed(error))) => return Err(error),
-                Some((_, Event::Text(text, _))) => (self.splitter.push(&text), None),
-                Some((_, Event::Done(summary))) => (self.splitter.finish(), Some(summary)),
-                Some((_, Event::Embedding(..))) => continue,
+        let mut end = None;
+        collect(events, 1, |_, event| {
+            let pieces = match event {
+                Event::Text(text, _) => self.splitter.push(&text),
+                Event::Done(summary) => {
+                    end = Some(summary);
+                    self.splitter.finish()
+                }
+                Event::Embedding(..) | Event::Failed(_) => return,
             };
             for piece in pieces {
                 match piece {
@@ -265,11 +263,11 @@ impl Answer {
                     Piece::Call(call) => calls.push(call_json(&call)),
                 }
             }
-            if let Some(summary) = end {
-                let object = self.part(&content, &thought, calls);
-                return Ok(Json(self.end(object, &summary)).into_response());
-            }
-        }
+        })
+        .await?;
+        let end = end.ok_or_else(|| ApiError::unavailable("the engine has ended"))?;
+        let object = self.part(&content, &thought, calls);
+        Ok(Json(self.end(object, &end)).into_response())
     }
 
     fn lines(&self, pieces: Vec<Piece>, out: &mut Vec<u8>) {

@@ -80,6 +80,10 @@ impl Params {
         prompt: usize,
     ) -> Result<Checked, ApiError> {
         let n_ctx = model.n_ctx;
+        if prompt == 0 {
+            let text = "the prompt has no tokens: nothing could follow it";
+            return Err(ApiError::invalid("messages", text));
+        }
         if prompt >= n_ctx {
             let text = format!(
                 "the prompt has {prompt} tokens and the context holds {n_ctx}: nothing could be written"

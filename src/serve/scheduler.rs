@@ -11,9 +11,9 @@ use std::time::Instant;
 use mmx_converters::tokenizer::{DecodeStream, Tokenizer};
 use mmx_ggml::run::{BATCH, Finish, Part, Sampler, Slots, StopFilter, log_probabilities};
 
-use tokio::sync::mpsc::UnboundedSender;
-
-use super::engine::{Event, Job, Stats, Summary, Task, TokenLogprob, Write};
+use super::engine::{
+    self, Event, EventSender, Job, STALL, Stats, Summary, Task, TokenLogprob, Write,
+};
 use super::error::ApiError;
 
 /// Tokens of prompts read beside texts that are being written: they wait for these, so few.
@@ -39,6 +39,8 @@ struct Run<'t> {
     started: Instant,
     /// When the prompt was read.
     read: Option<Instant>,
+    /// Since when its client has had no room for more.
+    stalled: Option<Instant>,
     kind: Kind<'t>,
 }
 
@@ -111,15 +113,16 @@ impl<'t> Scheduler<'t> {
         }
     }
 
-    /// One round: jobs to slots, a step, what became certain to the clients.
-    pub(crate) fn round(&mut self) {
+    /// One round: jobs to slots, a step, what became certain to the clients. False when there was nothing to compute.
+    pub(crate) fn round(&mut self) -> bool {
         self.round += 1;
         self.drop_late();
         self.admit();
-        self.embed();
-        self.step();
+        let embedded = self.embed();
+        let stepped = self.step();
         let active = self.lanes.iter().filter(|lane| lane.run.is_some()).count();
         self.stats.active.store(active, Ordering::Relaxed);
+        embedded || stepped
     }
 
     /// Gives up jobs whose client is gone or whose time is over.
@@ -140,9 +143,13 @@ impl<'t> Scheduler<'t> {
         });
         for lane in 0..self.lanes.len() {
             let Some(run) = &self.lanes[lane].run else { continue };
-            if run.job.events.is_closed() {
+            let stalled = run.stalled.is_some_and(|since| now >= since + STALL);
+            if run.job.events.is_closed() || stalled {
                 self.stats.cancelled.fetch_add(1, Ordering::Relaxed);
-                self.end(lane);
+                if let (Some(run), true) = (self.end(lane), stalled) {
+                    let text = format!("nothing was read for {} seconds", STALL.as_secs());
+                    fail(&run.job, ApiError::unavailable(text).coded("client_too_slow"));
+                }
             } else if now >= run.job.deadline {
                 match run.kind {
                     Kind::Write(_) if run.read.is_some() => self.finish(lane, Finish::Length),
@@ -217,7 +224,15 @@ impl<'t> Scheduler<'t> {
         let lane = &mut self.lanes[target];
         lane.used = self.round;
         lane.tenancy += 1;
-        lane.run = Some(Run { job, borrow, cached, started: Instant::now(), read: None, kind });
+        lane.run = Some(Run {
+            job,
+            borrow,
+            cached,
+            started: Instant::now(),
+            read: None,
+            stalled: None,
+            kind,
+        });
     }
 
     /// Copies a beginning from slot to slot; gives how many tokens were copied.
@@ -274,8 +289,8 @@ impl<'t> Scheduler<'t> {
         false
     }
 
-    /// Reads a piece of one embedding's text: its hidden states need a step of their own.
-    fn embed(&mut self) {
+    /// Reads a piece of one embedding's text: its hidden states need a step of their own. False when there is none.
+    fn embed(&mut self) -> bool {
         let embeds = |lane: &Lane<'_>| {
             lane.run.as_ref().is_some_and(|run| matches!(run.kind, Kind::Embed(_)))
         };
@@ -283,10 +298,10 @@ impl<'t> Scheduler<'t> {
         let next = (0..self.lanes.len())
             .filter(|&i| embeds(&self.lanes[i]))
             .min_by_key(|&i| self.lanes[i].run.as_ref().map(|run| run.job.since));
-        let Some(index) = next else { return };
+        let Some(index) = next else { return false };
         let lane = &mut self.lanes[index];
-        let Some(run) = &mut lane.run else { return };
-        let Kind::Embed(sum) = &mut run.kind else { return };
+        let Some(run) = &mut lane.run else { return false };
+        let Kind::Embed(sum) = &mut run.kind else { return false };
         let rest = &run.job.prompt[lane.held.len()..];
         let piece = &rest[..rest.len().min(BATCH)];
         match self.slots.hidden_all(index, piece) {
@@ -311,21 +326,29 @@ impl<'t> Scheduler<'t> {
                     let mean = sum.iter().map(|&x| (x / count as f64) as f32).collect();
                     if let Some(run) = self.end(index) {
                         self.stats.done.fetch_add(1, Ordering::Relaxed);
-                        let _ = run.job.events.send((run.job.index, Event::Embedding(mean, count)));
+                        run.job.send(Event::Embedding(mean, count));
                     }
                 }
             }
         }
+        true
     }
 
-    /// Computes the next token of every text and pieces of prompts.
-    fn step(&mut self) {
+    /// Computes the next token of every text whose client keeps up, and pieces of prompts. False when there is neither.
+    fn step(&mut self) -> bool {
         let mut work: Vec<(usize, Vec<u32>, bool)> = Vec::new();
         let mut reading = Vec::new();
         for index in 0..self.lanes.len() {
             let waits = self.borrows(index);
-            let lane = &self.lanes[index];
-            let Some(Run { kind: Kind::Write(writing), job, .. }) = &lane.run else { continue };
+            let lane = &mut self.lanes[index];
+            let Some(Run { kind: Kind::Write(writing), job, stalled, .. }) = &mut lane.run else {
+                continue;
+            };
+            if !job.has_room() {
+                stalled.get_or_insert_with(Instant::now);
+                continue;
+            }
+            *stalled = None;
             match writing.next {
                 Some(id) => work.push((index, vec![id], true)),
                 None if !waits => reading.push((job.since, index)),
@@ -346,7 +369,7 @@ impl<'t> Scheduler<'t> {
             }
         }
         if work.is_empty() {
-            return;
+            return false;
         }
         let parts: Vec<Part<'_>> = work
             .iter()
@@ -365,7 +388,7 @@ impl<'t> Scheduler<'t> {
                     self.slots.truncate(lane, 0);
                     self.lanes[lane].held.clear();
                 }
-                return;
+                return true;
             }
         };
         self.stats.steps.fetch_add(1, Ordering::Relaxed);
@@ -377,6 +400,7 @@ impl<'t> Scheduler<'t> {
                 self.advance(lane, row);
             }
         }
+        true
     }
 
     /// Draws the next token of a text whose logits are there.
@@ -468,23 +492,25 @@ impl<'t> Scheduler<'t> {
             decode: read.elapsed(),
         };
         self.stats.done.fetch_add(1, Ordering::Relaxed);
-        let _ = run.job.events.send((run.job.index, Event::Done(summary)));
+        run.job.send(Event::Done(summary));
     }
 }
 
 impl Writing<'_> {
     /// Sends text that is certain with the tokens that end in it.
-    fn send(&mut self, events: &UnboundedSender<(usize, Event)>, index: usize, text: String) {
+    fn send(&mut self, events: &EventSender, index: usize, text: String) {
         self.sent += text.len();
         let certain = self.pending.iter().take_while(|(end, _)| *end <= self.sent).count();
         let tokens: Vec<_> = self.pending.drain(..certain).map(|(_, token)| token).collect();
         if !text.is_empty() || !tokens.is_empty() {
-            // a client that is gone is noticed in the next round
-            let _ = events.send((index, Event::Text(text, tokens)));
+            engine::send(events, index, Event::Text(text, tokens));
         }
     }
 }
 
 fn fail(job: &Job, error: ApiError) {
-    let _ = job.events.send((job.index, Event::Failed(error)));
+    job.send(Event::Failed(error));
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,10 +10,9 @@ use mmx_converters::tokenizer::Tokenizer;
 use mmx_ggml::run::{LoadOptions, Model, Sampling, SlotsOptions};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::Options;
-use super::engine::{Engine, Event, Job, Task, Write};
+use super::engine::{self, Engine, Events, Job, Task, Write};
 use super::error::ApiError;
 use super::grammar::{Constraint, Grammars};
 use crate::error::{Error, Result};
@@ -154,7 +153,7 @@ impl Served {
         &self,
         options: &Options,
         texts: Vec<(Vec<u32>, Write)>,
-    ) -> std::result::Result<UnboundedReceiver<(usize, Event)>, ApiError> {
+    ) -> std::result::Result<Events, ApiError> {
         let tasks = texts.into_iter().map(|(prompt, write)| (prompt, Task::Write(Box::new(write))));
         self.submit(options, tasks.collect())
     }
@@ -167,7 +166,7 @@ impl Served {
         &self,
         options: &Options,
         texts: Vec<Vec<u32>>,
-    ) -> std::result::Result<UnboundedReceiver<(usize, Event)>, ApiError> {
+    ) -> std::result::Result<Events, ApiError> {
         self.submit(options, texts.into_iter().map(|ids| (ids, Task::Embed)).collect())
     }
 
@@ -175,8 +174,9 @@ impl Served {
         &self,
         options: &Options,
         tasks: Vec<(Vec<u32>, Task)>,
-    ) -> std::result::Result<UnboundedReceiver<(usize, Event)>, ApiError> {
-        let (events, receiver) = unbounded_channel();
+    ) -> std::result::Result<Events, ApiError> {
+        let count = tasks.len();
+        let (events, receiver) = engine::events(count);
         let since = Instant::now();
         let deadline = since + options.timeout;
         let jobs = tasks.into_iter().enumerate().map(|(index, (prompt, task))| Job {
@@ -185,6 +185,7 @@ impl Served {
             since,
             deadline,
             index,
+            texts: count,
             events: events.clone(),
         });
         self.engine.submit(jobs.collect())?;

@@ -7,14 +7,14 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use mmx_ggml::run::Finish;
 use serde_json::{Value, json};
-use tokio::sync::mpsc::{UnboundedReceiver, channel};
+use tokio::sync::mpsc::channel;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::engine::{Event, Summary};
+use super::engine::{Event, Events, Summary};
 use super::error::ApiError;
 
-/// Pieces that wait for a slow client before the engine's events wait instead.
-const PIECES: usize = 64;
+/// Pieces that wait for a slow client before the engine's events wait, and then its text.
+const PIECES: usize = 16;
 
 /// A protocol's words for the events of one request.
 pub(crate) trait Translate: Send + 'static {
@@ -29,7 +29,7 @@ pub(crate) trait Translate: Send + 'static {
 /// engine notices.
 pub(crate) fn respond(
     content_type: &'static str,
-    mut events: UnboundedReceiver<(usize, Event)>,
+    mut events: Events,
     mut translate: impl Translate,
 ) -> Response {
     let (sender, receiver) = channel::<Result<Bytes, Infallible>>(PIECES);
@@ -57,6 +57,29 @@ pub(crate) fn respond(
     });
     let headers = [(header::CONTENT_TYPE, content_type), (header::CACHE_CONTROL, "no-store")];
     (headers, Body::from_stream(ReceiverStream::new(receiver))).into_response()
+}
+
+/// Waits for the end of `texts` texts; `take` gets what comes.
+///
+/// # Errors
+/// The first text that could not be computed.
+pub(crate) async fn collect(
+    mut events: Events,
+    texts: usize,
+    mut take: impl FnMut(usize, Event),
+) -> Result<(), ApiError> {
+    let mut left = texts;
+    while left > 0 {
+        match events.recv().await {
+            None => return Err(ApiError::unavailable("the engine has ended")),
+            Some((_, Event::Failed(error))) => return Err(error),
+            Some((index, event)) => {
+                left -= usize::from(matches!(event, Event::Done(_) | Event::Embedding(..)));
+                take(index, event);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Adds a server-sent event.

@@ -36,6 +36,8 @@ await page.fill("#seed", "3");
 await page.fill("#temperature", "1");
 await page.fill("#system", "Answer briefly.");
 await page.screenshot({ path: `${shots}/2-settings.png` });
+const lines = p => p.locator("#defaults").evaluate(e => Math.round((e.clientHeight - 10) / parseFloat(getComputedStyle(e).lineHeight)));
+check((await lines(page)) === 1, "the button of defaults is one line");
 await page.locator("#open").click();
 await page.focus("#box");
 let sent;
@@ -68,6 +70,13 @@ check((await page.locator(".turn.user .text").allTextContents()).join() === "edi
 await page.reload();
 await page.waitForFunction(() => document.querySelectorAll("#model option").length === 2);
 check((await page.locator(".turn").count()) === 2, "a reload keeps the conversation");
+
+// one token is no plural
+await page.evaluate(() => { document.querySelector("#max_tokens").value = "1"; });
+await page.fill("#box", "one");
+await page.keyboard.press("Enter");
+await done(page);
+check(/^1 token ·/.test(await page.locator(".figures").last().textContent()), "one token: " + await page.locator(".figures").last().textContent());
 
 // stop, and thoughts
 await page.evaluate(() => { document.querySelector("#max_tokens").value = ""; });
@@ -138,6 +147,7 @@ check(await phone.locator("#send").isVisible(), "the button is on the screen");
 await phone.screenshot({ path: `${shots}/7-phone.png` });
 await phone.locator("#open").tap();
 await phone.screenshot({ path: `${shots}/8-phone-settings.png` });
+check((await lines(phone)) === 1, "and so is it on a phone");
 check(await phone.evaluate(() => document.documentElement.scrollWidth <= innerWidth), "nor are the settings");
 
 for (const p of [page, hostile, phone]) assert.deepEqual(p.faults, [], "no error and no foreign request");

@@ -52,6 +52,8 @@ pub struct Generated {
     pub decoded: usize,
     /// Time for them.
     pub decode: Duration,
+    /// What the session holds now.
+    pub held: Vec<u32>,
 }
 
 impl Generated {
@@ -95,7 +97,23 @@ pub fn generate_after(
     seen: &[u32],
     prompt: &[u32],
     request: &Generation,
+    on_text: impl FnMut(&str) -> bool,
+) -> Result<Generated> {
+    generate_shifting(session, seen, prompt, request, on_text, |_| None)
+}
+
+/// The same where a full context is no end: `on_full` gets the ids written so far and gives those to go on after (what
+/// is left of the prompt, and of the text written), fewer than the context holds, or nothing to end there.
+///
+/// # Errors
+/// See [`generate`]; ids to go on after that fill the context.
+pub fn generate_shifting(
+    session: &mut Session,
+    seen: &[u32],
+    prompt: &[u32],
+    request: &Generation,
     mut on_text: impl FnMut(&str) -> bool,
+    mut on_full: impl FnMut(&[u32]) -> Option<Vec<u32>>,
 ) -> Result<Generated> {
     let model = session.model().clone();
     let tokenizer = model.tokenizer()?;
@@ -115,6 +133,7 @@ pub fn generate_after(
     };
     let prefill = start.elapsed();
     let start = Instant::now();
+    let mut held = [seen, prompt].concat();
     let mut ids = Vec::new();
     let mut text = String::new();
     let mut decoded = 0;
@@ -137,10 +156,19 @@ pub fn generate_after(
         if ids.len() >= request.max_tokens {
             break Finish::Length;
         }
-        if session.n_past() >= session.n_ctx() {
-            break Finish::Context;
-        }
-        next = Some(sampler.sample(session.decode(id)?)?);
+        let logits = if session.n_past() < session.n_ctx() {
+            held.push(id);
+            session.decode(id)?
+        } else {
+            let Some(context) = on_full(&ids) else { break Finish::Context };
+            // what is read already stays, but the last token, whose logits are needed
+            let equal = held.iter().zip(&context).take_while(|(a, b)| a == b).count();
+            let common = equal.min(context.len().saturating_sub(1));
+            session.truncate(common);
+            held.clone_from(&context);
+            session.prefill(&context[common..])?
+        };
+        next = Some(sampler.sample(logits)?);
         decoded += 1;
     };
     if !filter.stopped() {
@@ -158,6 +186,7 @@ pub fn generate_after(
         prefill,
         decoded,
         decode: start.elapsed(),
+        held,
     })
 }
 
@@ -218,9 +247,9 @@ impl StopFilter {
 mod tests {
     use super::*;
 
-    /// The case `stop-split`: after each piece exactly the expected text has been added.
+    /// After each piece exactly the expected text has been added.
     #[test]
-    fn stop_strings_over_several_pieces_are_held_back() {
+    fn stop_split() {
         let path =
             concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/cases/files/stop-split/expect.json");
         let cases: serde_json::Value =

@@ -17,7 +17,9 @@ mod slots;
 mod weights;
 
 pub use bench::{bench, bench_streams};
-pub use generate::{Finish, Generated, Generation, StopFilter, generate, generate_after};
+pub use generate::{
+    Finish, Generated, Generation, StopFilter, generate, generate_after, generate_shifting,
+};
 pub use model::{LoadOptions, Model};
 pub use sampler::{Sampler, Sampling, log_probabilities};
 pub use session::{KvType, Session, SessionOptions};

@@ -1,0 +1,107 @@
+//! Back-pressure: what happens to a text whose client is slow.
+
+use mmx_ggml::run::{KvType, LoadOptions, Model, Sampling, SlotsOptions};
+
+use super::*;
+use crate::form::Form;
+use crate::serve::engine::Events;
+
+const TOKENS: usize = 500;
+
+/// Slots of a golden model, and its tokenizer.
+fn golden() -> (Slots, Tokenizer) {
+    let shared = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/golden");
+    let form = Form::open(&shared.join("minimind2")).expect("a golden model");
+    let gguf = form.to_gguf().expect("a GGUF");
+    let model = Model::from_gguf(gguf, LoadOptions::default()).expect("a model");
+    let options = SlotsOptions { slots: 2, n_ctx: Some(600), kv: KvType::F32, threads: Some(1) };
+    let tokenizer = Tokenizer::open(shared).expect("a tokenizer");
+    (Slots::new(&model, options).expect("slots"), tokenizer)
+}
+
+fn job(tokenizer: &Tokenizer) -> (Job, Events) {
+    let (events, receiver) = engine::events(1);
+    let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
+    let write = Write {
+        max_tokens: TOKENS,
+        sampling,
+        stop: Vec::new(),
+        logprobs: Some(0),
+        constraint: None,
+        ignore_end: true,
+    };
+    let since = Instant::now();
+    let job = Job {
+        prompt: tokenizer.encode("apples").expect("ids"),
+        task: Task::Write(Box::new(write)),
+        deadline: since + std::time::Duration::from_secs(600),
+        since,
+        index: 0,
+        texts: 1,
+        events,
+    };
+    (job, receiver)
+}
+
+/// Takes what is there: ids so far, and true at the end.
+fn read(events: &mut Events, ids: &mut Vec<u32>) -> bool {
+    while let Ok((_, event)) = events.try_recv() {
+        match event {
+            Event::Text(_, tokens) => ids.extend(tokens.iter().map(|t| t.id)),
+            Event::Done(summary) => {
+                assert_eq!((summary.completion_tokens, summary.finish), (TOKENS, Finish::Length));
+                return true;
+            }
+            other => panic!("expected text or its end, found {other:?}"),
+        }
+    }
+    false
+}
+
+#[test]
+fn a_text_waits_for_a_client_that_reads_slowly_and_loses_nothing() {
+    let (slots, tokenizer) = golden();
+    let stats = Stats::default();
+    let mut scheduler = Scheduler::new(slots, &tokenizer, &stats);
+    let (one, mut quick) = job(&tokenizer);
+    let (other, mut slow) = job(&tokenizer);
+    scheduler.queue(one);
+    scheduler.queue(other);
+    let (mut expected, mut found) = (Vec::new(), Vec::new());
+    let rounds = (0..TOKENS * 2).take_while(|_| {
+        scheduler.round();
+        !read(&mut quick, &mut expected)
+    });
+    assert!(rounds.count() < TOKENS * 2, "the quick client's text ends");
+    assert_eq!(expected.len(), TOKENS);
+    let written = stats.completion_tokens.load(Ordering::Relaxed) as usize - TOKENS;
+    assert!(slow.len() < 150 && written < 150, "{} wait, {written} written", slow.len());
+    assert!(!scheduler.round() && !scheduler.is_idle(), "nothing to compute, but not done");
+    while !read(&mut slow, &mut found) {
+        assert!(scheduler.round() || !slow.is_empty(), "goes on once there is room");
+    }
+    assert_eq!(found, expected);
+    assert!(scheduler.is_idle());
+}
+
+#[test]
+fn a_client_that_does_not_read_at_all_loses_its_slot_and_is_told() {
+    let (slots, tokenizer) = golden();
+    let stats = Stats::default();
+    let mut scheduler = Scheduler::new(slots, &tokenizer, &stats);
+    let (job, mut events) = job(&tokenizer);
+    scheduler.queue(job);
+    while scheduler.round() {}
+    let run = scheduler.lanes.iter_mut().find_map(|lane| lane.run.as_mut()).expect("a run");
+    assert!(run.stalled.is_some());
+    run.stalled = Instant::now().checked_sub(STALL);
+    assert!(run.stalled.is_some(), "a clock that runs for half a minute");
+    scheduler.round();
+    assert!(scheduler.is_idle() && stats.cancelled.load(Ordering::Relaxed) == 1);
+    let mut last = None;
+    while let Ok((_, event)) = events.try_recv() {
+        last = Some(event);
+    }
+    let Some(Event::Failed(error)) = last else { panic!("expected an error, found {last:?}") };
+    assert_eq!(error.code, Some("client_too_slow"));
+}
