@@ -196,13 +196,18 @@ impl Drop for Pool {
 impl Pool {
     /// `threads` threads, the caller's being one of them.
     pub(crate) fn new(threads: usize) -> Result<Self> {
+        Self::with_poll(threads, POLL)
+    }
+
+    /// The same with another time of spinning.
+    pub(crate) fn with_poll(threads: usize, poll: u32) -> Result<Self> {
         log::install();
         // SAFETY: the parameters are filled in by ggml.
         let ptr = unsafe {
             sys::ggml_cpu_init();
             let mut params = std::mem::zeroed();
             sys::ggml_threadpool_params_init(&mut params, threads as i32);
-            params.poll = POLL;
+            params.poll = poll;
             sys::ggml_threadpool_new(&mut params)
         };
         NonNull::new(ptr)
@@ -212,6 +217,10 @@ impl Pool {
 
     pub(crate) fn threads(&self) -> usize {
         self.threads
+    }
+
+    pub(crate) fn raw(&self) -> *mut sys::ggml_threadpool {
+        self.ptr.as_ptr()
     }
 }
 

@@ -48,9 +48,12 @@
 //! several texts together. Longer programs: `examples/generate_text.rs` and `examples/next_tokens.rs`; from
 //! C: the crate `mmx-capi`.
 
+mod arena;
 mod attention;
 mod backend;
+mod clock;
 pub mod context;
+mod dense;
 pub mod error;
 pub mod file_type;
 pub mod graph;
@@ -64,6 +67,7 @@ mod rng;
 pub mod run;
 pub mod tensor;
 
+pub use clock::Clock;
 pub use error::{Error, Result};
 pub use file_type::{Fallback, FileType, recipe};
 pub use mmx_converters as converters;

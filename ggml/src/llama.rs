@@ -10,17 +10,20 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::Once;
-use std::time::Instant;
 
 use llama_cpp_sys_2 as sys;
 use mmx_converters::imatrix::Imatrix;
 
+use crate::backend::Pool;
+use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::file_type::FileType;
 use crate::log;
 
 /// Tokens evaluated in one go, llama.cpp's own default of a physical batch.
 const BATCH: usize = 512;
+/// How long threads spin before they sleep, in ggml's unit: llama-bench's own default.
+const LLAMA_BENCH_POLL: u32 = 50;
 
 /// A path as a C string.
 fn c_path(path: &Path) -> Result<CString> {
@@ -392,8 +395,30 @@ impl LlamaModel {
         Ok(text)
     }
 
+    /// The most likely token after `ids`, read into an empty float16 cache of `n_ctx` cells: what happens from
+    /// an opened model to its first token.
+    ///
+    /// # Errors
+    /// An empty prompt, or what llama.cpp says.
+    pub fn first_token(
+        &self,
+        ids: &[u32],
+        n_ctx: usize,
+        threads: usize,
+        flash: bool,
+    ) -> Result<u32> {
+        let settings = Settings { n_ctx, threads, cache: sys::GGML_TYPE_F16, flash };
+        let mut context = self.context(&settings)?;
+        for chunk in ids.chunks(BATCH) {
+            context.evaluate(chunk, false)?;
+        }
+        let row = context.logits_of(-1)?;
+        Ok((0..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best }) as u32)
+    }
+
     /// Speed as llama-bench measures it: float16 cache; prefill of `n_prompt` made-up tokens, then, from
-    /// an empty cache, `n_gen` tokens one by one without sampling. One warm-up before each.
+    /// an empty cache, `n_gen` tokens one by one without sampling. One warm-up before each. Threads are kept
+    /// from step to step, as llama-bench keeps them.
     ///
     /// # Errors
     /// What llama.cpp says.
@@ -403,10 +428,13 @@ impl LlamaModel {
         n_gen: usize,
         threads: usize,
         flash: bool,
+        clock: Clock,
     ) -> Result<Speed> {
         let n_ctx = n_prompt.max(n_gen).max(1);
         let settings = Settings { n_ctx, threads, cache: sys::GGML_TYPE_F16, flash };
+        let pool = Pool::with_poll(threads, LLAMA_BENCH_POLL)?; // freed after the context
         let mut context = self.context(&settings)?;
+        context.attach(&pool);
         let vocab = self.vocab_size().max(1);
         let token = |i: usize| (i.wrapping_mul(2_654_435_761) >> 7) as u32 % vocab as u32;
         let prompt: Vec<_> = (0..n_prompt).map(token).collect();
@@ -414,22 +442,22 @@ impl LlamaModel {
         let mut prefill = 0.0;
         for _warm_then_timed in 0..2 {
             context.clear();
-            let start = Instant::now();
+            let start = clock.now();
             for chunk in prompt.chunks(BATCH) {
                 context.evaluate(chunk, false)?;
             }
             context.synchronize();
-            prefill = n_prompt as f64 / start.elapsed().as_secs_f64();
+            prefill = n_prompt as f64 / (clock.now() - start);
         }
         context.clear();
         context.evaluate(&[token(0)], false)?;
         context.clear();
-        let start = Instant::now();
+        let start = clock.now();
         for i in 0..n_gen {
             context.evaluate(&[token(i)], false)?;
             context.synchronize();
         }
-        let decode = n_gen as f64 / start.elapsed().as_secs_f64();
+        let decode = n_gen as f64 / (clock.now() - start);
         Ok(Speed { prefill, decode })
     }
 
@@ -494,6 +522,14 @@ impl Context<'_> {
         // SAFETY: not null means a row of vocab_size values, valid until the next evaluation, which
         // needs the context mutably.
         Ok(unsafe { std::slice::from_raw_parts(row, self.model.vocab_size()) })
+    }
+
+    /// Computes with the pool's threads from now on; the pool must outlive the context.
+    fn attach(&mut self, pool: &Pool) {
+        // SAFETY: both are alive, and the caller drops the pool after the context; null would mean the first.
+        unsafe {
+            sys::llama_attach_threadpool(self.context.as_ptr(), pool.raw(), std::ptr::null_mut());
+        }
     }
 
     fn clear(&mut self) {

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use mmx_converters::arch::presets;
-use mmx_ggml::FileType;
 use mmx_ggml::llama::{LlamaModel, Speed};
 use mmx_ggml::random::write_random_gguf;
 use mmx_ggml::run::{LoadOptions, Model, bench, bench_streams};
+use mmx_ggml::{Clock, FileType};
 use serde_json::{Value, json};
 
 use super::format;
@@ -94,12 +94,18 @@ pub(super) fn run(args: BenchArgs, as_json: bool) -> Result<()> {
     let mut together = vec![Vec::new(); args.streams.len()];
     for _ in 0..repeats {
         for (&n, rates) in args.streams.iter().zip(&mut together) {
-            rates.push(bench_streams(&model, n, 0, args.n_gen, args.threads)?);
+            rates.push(bench_streams(&model, n, 0, args.n_gen, args.threads, Clock::Wall)?);
         }
-        ours.push(bench(&model, args.n_prompt, args.n_gen, args.threads)?);
+        ours.push(bench(&model, args.n_prompt, args.n_gen, args.threads, Clock::Wall)?);
         if let Some((judge, _)) = &judge {
             for (flash, speeds) in [false, true].into_iter().zip(&mut theirs) {
-                speeds.push(judge.bench(args.n_prompt, args.n_gen, args.threads, flash)?);
+                speeds.push(judge.bench(
+                    args.n_prompt,
+                    args.n_gen,
+                    args.threads,
+                    flash,
+                    Clock::Wall,
+                )?);
             }
         }
     }

@@ -1,10 +1,9 @@
 //! The runner's speed, measured as llama-bench measures llama.cpp's.
 
-use std::time::Instant;
-
 use super::model::Model;
 use super::session::{KvType, Session, SessionOptions};
 use super::slots::{Part, Slots, SlotsOptions};
+use crate::clock::Clock;
 use crate::error::Result;
 use crate::llama::Speed;
 
@@ -14,7 +13,13 @@ use crate::llama::Speed;
 ///
 /// # Errors
 /// See [`Session::new`] and [`Session::prefill`].
-pub fn bench(model: &Model, n_prompt: usize, n_gen: usize, threads: usize) -> Result<Speed> {
+pub fn bench(
+    model: &Model,
+    n_prompt: usize,
+    n_gen: usize,
+    threads: usize,
+    clock: Clock,
+) -> Result<Speed> {
     let options = SessionOptions {
         n_ctx: Some(n_prompt.max(n_gen).max(1)),
         kv: KvType::F16,
@@ -29,9 +34,9 @@ pub fn bench(model: &Model, n_prompt: usize, n_gen: usize, threads: usize) -> Re
     if n_prompt > 0 {
         for _warm_then_timed in 0..2 {
             session.truncate(0);
-            let start = Instant::now();
+            let start = clock.now();
             session.prefill(&prompt)?;
-            prefill = n_prompt as f64 / start.elapsed().as_secs_f64();
+            prefill = n_prompt as f64 / (clock.now() - start);
         }
     }
     let mut decode = 0.0;
@@ -39,11 +44,11 @@ pub fn bench(model: &Model, n_prompt: usize, n_gen: usize, threads: usize) -> Re
         session.truncate(0);
         session.decode(token(0))?;
         session.truncate(0);
-        let start = Instant::now();
+        let start = clock.now();
         for i in 0..n_gen {
             session.decode(token(i))?;
         }
-        decode = n_gen as f64 / start.elapsed().as_secs_f64();
+        decode = n_gen as f64 / (clock.now() - start);
     }
     Ok(Speed { prefill, decode })
 }
@@ -59,6 +64,7 @@ pub fn bench_streams(
     n_prompt: usize,
     n_gen: usize,
     threads: usize,
+    clock: Clock,
 ) -> Result<f64> {
     let options = SlotsOptions {
         slots: streams,
@@ -78,7 +84,7 @@ pub fn bench_streams(
                 slots.step(&[Part { slot, ids, output: false }])?;
             }
         }
-        let start = Instant::now();
+        let start = clock.now();
         for i in 0..n_gen {
             let ids: Vec<_> = (0..streams).map(|slot| [token(i * streams + slot)]).collect();
             let parts: Vec<_> = ids
@@ -88,7 +94,7 @@ pub fn bench_streams(
                 .collect();
             slots.step(&parts)?;
         }
-        rate = (streams * n_gen) as f64 / start.elapsed().as_secs_f64();
+        rate = (streams * n_gen) as f64 / (clock.now() - start);
     }
     Ok(rate)
 }

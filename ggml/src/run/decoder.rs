@@ -290,14 +290,14 @@ impl<'c> Decoder<'c> {
             .gate_up
             .products
             .iter()
-            .map(|product| c.mul_mat_id(self.stack(product)?, x, chosen))
+            .map(|product| self.expert_product(product, x, chosen))
             .collect::<Result<_>>()?; // [n, 1, hidden] -> [n, k, 2 * ffn] or twice [n, k, ffn]
         let gated = match products.as_slice() {
             [both] => c.swiglu(*both)?,
             [gate, up] => c.swiglu_split(*gate, *up)?,
             _ => return Err(unexpected_products(products.len())),
         };
-        let out = c.mul_mat_id(self.stack(&ffn.down)?, gated, chosen)?; // [n, k, ffn] -> [n, k, hidden]
+        let out = self.expert_product(&ffn.down, gated, chosen)?; // [n, k, ffn] -> [n, k, hidden]
         let out = c.mul(out, share)?;
         let mut sum = c.middle(out, 0)?;
         for index in 1..k {
@@ -312,19 +312,26 @@ impl<'c> Decoder<'c> {
 
     /// `[n, in] -> [n, out]`
     fn product(&self, matrix: &'c Matrix, x: Tensor<'c>) -> Result<Tensor<'c>> {
+        let c = self.context;
         match matrix {
-            Matrix::Plain(weight) => self.context.mul_mat(self.weights.get(*weight)?, x),
-            Matrix::Packed(packed) => self.context.packed_product(packed, x),
+            Matrix::Plain(weight) => c.mul_mat(self.weights.get(*weight)?, x),
+            Matrix::Dense(weight) => c.dense_product(self.weights.get(*weight)?, x),
+            Matrix::Packed(packed) => c.packed_product(packed, x),
         }
     }
 
-    /// The tensor of stacked experts.
-    fn stack(&self, matrix: &Matrix) -> Result<Tensor<'c>> {
+    /// `[n, 1 or k, in] -> [n, k, out]` with the experts `chosen` `[n, k]`.
+    fn expert_product(
+        &self,
+        matrix: &'c Matrix,
+        x: Tensor<'c>,
+        chosen: Tensor<'c>,
+    ) -> Result<Tensor<'c>> {
+        let c = self.context;
         match matrix {
-            Matrix::Plain(weight) => self.weights.get(*weight),
-            Matrix::Packed(_) => {
-                Err(crate::Error::Request { message: "experts cannot be packed".to_owned() })
-            }
+            Matrix::Plain(weight) => c.mul_mat_id(self.weights.get(*weight)?, x, chosen),
+            Matrix::Dense(weight) => c.dense_expert_product(self.weights.get(*weight)?, x, chosen),
+            Matrix::Packed(packed) => c.packed_expert_product(packed, x, chosen),
         }
     }
 }

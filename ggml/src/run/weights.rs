@@ -15,10 +15,12 @@ use mmx_converters::error::TensorReport;
 use mmx_converters::gguf::{GgmlType, Gguf, TensorInfo};
 
 use super::model::LoadOptions;
+use crate::arena::{Arena, LINE};
 use crate::backend::{ALIGNMENT, Buffer, BufferType, fill};
 use crate::context::Context;
+use crate::dense;
 use crate::error::Result;
-use crate::packed::{self, PackedQ4};
+use crate::packed::{self, Packed};
 use crate::quantize::dequantize_rows;
 use crate::tensor::Tensor;
 
@@ -31,8 +33,10 @@ pub(super) struct Weight(NonNull<sys::ggml_tensor>);
 pub(super) enum Matrix {
     /// For ggml's own operations.
     Plain(Weight),
-    /// For our own kernel.
-    Packed(Arc<PackedQ4>),
+    /// Floats for our own kernel.
+    Dense(Weight),
+    /// Blocks in an order for our own kernel.
+    Packed(Arc<Packed>),
 }
 
 /// Matrices over the same input: where each one's rows lie among the products that are computed.
@@ -101,13 +105,18 @@ impl Weights {
                 kinds.push((kind, Context::new(count, 0)?));
             }
         }
+        let own = options.repack && packed::is_available();
+        // more than enough for each, joined or not: what is not used costs nothing
+        let taken = gguf.tensors().iter().filter(|t| own && packed::takes(t.ty));
+        let room = taken.map(|t| 2 * t.bytes + 2 * LINE).sum();
         let mut loader = Loader {
             gguf: &gguf,
             file: Buffer::of_file(&gguf)?,
             mapped: Context::new(count, 0)?,
             plain: Context::new(2 * count, 0)?,
             kinds,
-            pack: options.repack && packed::is_available(),
+            arena: if own { Some(Arena::new(room)?) } else { None },
+            dense: options.repack && dense::is_available(),
             copies: Vec::new(),
         };
         let embedding = loader.table("token_embd.weight")?;
@@ -245,8 +254,9 @@ struct Loader<'g> {
     mapped: Context,
     plain: Context,
     kinds: Vec<(BufferType, Context)>,
-    /// Our own kernel is preferred where it applies.
-    pack: bool,
+    /// Our own kernels are preferred where they apply: memory for blocks, and whether floats are taken.
+    arena: Option<Arena>,
+    dense: bool,
     copies: Vec<(Weight, Source)>,
 }
 
@@ -323,13 +333,17 @@ impl Loader<'_> {
         let rows_at = shape.len() - 2;
         shape[rows_at] = tensors.iter().map(|t| t.shape[rows_at]).sum();
         let experts = if shape.len() == 3 { shape[0] } else { 1 };
-        if self.pack && packed::fits(ty, &shape) {
+        if let Some(arena) = &mut self.arena
+            && packed::arena_bytes(ty, &shape).is_some()
+        {
             let data = Source::Joined { tensors, experts };
-            let packed = PackedQ4::new(&data.bytes(self.gguf)?, shape[0], shape[1])?;
+            let packed = Packed::new(arena, ty, &shape, &data.bytes(self.gguf)?)?;
             return Ok(Matrix::Packed(Arc::new(packed)));
         }
+        let dense = self.dense && dense::fits(ty, &shape);
+        let own = |weight| if dense { Matrix::Dense(weight) } else { Matrix::Plain(weight) };
         for (kind, context) in &self.kinds {
-            if is_supported(*kind, ty, &shape)? {
+            if !dense && is_supported(*kind, ty, &shape)? {
                 let weight = weight_of(context.tensor(ty, &shape)?);
                 self.copies.push((weight, Source::Joined { tensors, experts }));
                 return Ok(Matrix::Plain(weight));
@@ -338,11 +352,11 @@ impl Loader<'_> {
         let neighbours = tensors.windows(2).all(|pair| pair[0].range().end == pair[1].offset);
         let joins = tensors.len() == 1 || (neighbours && experts == 1);
         if joins && let Some(weight) = self.in_place(&tensors[0], &shape)? {
-            return Ok(Matrix::Plain(weight));
+            return Ok(own(weight));
         }
         let weight = weight_of(self.plain.tensor(ty, &shape)?);
         self.copies.push((weight, Source::Joined { tensors, experts }));
-        Ok(Matrix::Plain(weight))
+        Ok(own(weight))
     }
 
     /// A table of rows that are looked up: in the file's order.

@@ -1,0 +1,136 @@
+//! The measurements of `scripts/bench-run`: our runner and llama.cpp (the linked library) on the same file.
+//!
+//!   bench_run make PRESET TYPE TOKENIZER OUT      a GGUF with random weights
+//!   bench_run first mmx|llama|flash FILE THREADS  a fresh process from the file to its first token
+//!   bench_run speed FILE THREADS REPEATS wall|cpu prefill (512) and decode (128), in turns
+//!
+//! Each prints one line of JSON. Memory is the process's largest, so `first` measures one engine each.
+use std::io::Write;
+use std::path::Path;
+use std::time::Instant;
+
+use mmx_converters::arch::presets;
+use mmx_converters::tokenizer::Tokenizer;
+use mmx_ggml::Clock;
+use mmx_ggml::llama::LlamaModel;
+use mmx_ggml::random::random_gguf;
+use mmx_ggml::run::{KvType, LoadOptions, Model, Session, SessionOptions, bench};
+use serde_json::{Value, json};
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+/// Tokens of the prompt before the first token, and cells of the cache it is read into.
+const FIRST_PROMPT: usize = 32;
+const FIRST_N_CTX: usize = 2048;
+/// As llama-bench's usual tests: pp512 and tg128.
+const PREFILL: usize = 512;
+const DECODE: usize = 128;
+
+fn main() -> Result<()> {
+    let start = Instant::now();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let result = match arguments[..] {
+        ["make", preset, file, tokenizer, out] => {
+            let config = presets::preset(preset).ok_or("no such preset")?;
+            let tokenizer = Tokenizer::open(tokenizer)?;
+            fs_err::write(out, random_gguf(&config, Some(&tokenizer), file.parse()?, 1)?)?;
+            json!({"file": out})
+        }
+        ["first", engine, file, threads] => first(engine, file.as_ref(), threads.parse()?, start)?,
+        ["speed", file, threads, repeats, clock] => {
+            let clock = if clock == "cpu" { Clock::Cpu } else { Clock::Wall };
+            speed(file.as_ref(), threads.parse()?, repeats.parse()?, clock)?
+        }
+        _ => return Err("usage: see the head of ggml/examples/bench_run.rs".into()),
+    };
+    writeln!(std::io::stdout(), "{result}")?;
+    Ok(())
+}
+
+fn first(engine: &str, file: &Path, threads: usize, start: Instant) -> Result<Value> {
+    let ids: Vec<u32> = (0..FIRST_PROMPT as u32).map(|i| 10 + i * 7).collect();
+    let ms = || start.elapsed().as_secs_f64() * 1e3;
+    let clock = Clock::Cpu;
+    let load_ms;
+    if engine == "mmx" {
+        let model = Model::load(file, LoadOptions::default())?;
+        model.tokenizer()?;
+        load_ms = ms();
+        let options =
+            SessionOptions { n_ctx: Some(FIRST_N_CTX), kv: KvType::F16, threads: Some(threads) };
+        Session::new(&model, options)?.prefill(&ids)?;
+    } else {
+        let model = LlamaModel::open(file)?;
+        load_ms = ms();
+        model.first_token(&ids, FIRST_N_CTX, threads, engine == "flash")?;
+    }
+    Ok(json!({
+        "load_ms": load_ms,
+        "first_token_ms": ms(),
+        "first_token_cpu_ms": clock.now() * 1e3, // of the process, since it began
+        "peak_rss_bytes": peak_rss_bytes(),
+    }))
+}
+
+fn speed(file: &Path, threads: usize, repeats: usize, clock: Clock) -> Result<Value> {
+    let model = Model::load(file, LoadOptions::default())?;
+    let judge = LlamaModel::open(file)?;
+    let bytes = model.bytes_per_token();
+    let mut engines = vec![(Vec::new(), Vec::new()); 3];
+    let mut bandwidth = Vec::new();
+    for _ in 0..repeats {
+        let speeds = [
+            bench(&model, PREFILL, DECODE, threads, clock)?,
+            judge.bench(PREFILL, DECODE, threads, false, clock)?,
+            judge.bench(PREFILL, DECODE, threads, true, clock)?,
+        ];
+        for ((prefill, decode), speed) in engines.iter_mut().zip(speeds) {
+            prefill.push(speed.prefill);
+            decode.push(speed.decode);
+        }
+        bandwidth.push(read_rate(bytes, threads, clock));
+    }
+    let engine = |i: usize| json!({"prefill": engines[i].0, "decode": engines[i].1});
+    Ok(json!({
+        "mmx": engine(0), "llama": engine(1), "flash": engine(2),
+        "bytes_per_token": bytes,
+        "bytes_per_s": bandwidth,
+    }))
+}
+
+/// Bytes per second that `threads` threads read together, each its part of `bytes` again and again, as decoding
+/// reads the weights: from a cache where they fit, else from memory.
+fn read_rate(bytes: usize, threads: usize, clock: Clock) -> f64 {
+    /// A fortieth of a second at the usual rate.
+    const TOTAL: usize = 1 << 30;
+    let words = bytes / 8 / threads;
+    let parts: Vec<Vec<u64>> = (0..threads).map(|i| vec![i as u64 + 1; words]).collect();
+    let rounds = (TOTAL / bytes.max(1)).max(2);
+    let read = |part: &[u64]| {
+        let mut sums = [0u64; 64]; // eight registers
+        for chunk in part.as_chunks::<64>().0 {
+            for (sum, word) in sums.iter_mut().zip(chunk) {
+                *sum ^= word;
+            }
+        }
+        std::hint::black_box(sums);
+    };
+    parts.iter().for_each(|part| read(part));
+    let start = clock.now();
+    std::thread::scope(|scope| {
+        let rounds = |part: &[u64]| (0..rounds).for_each(|_| read(part));
+        for part in &parts[1..] {
+            scope.spawn(move || rounds(part));
+        }
+        rounds(&parts[0]);
+    });
+    (words * 8 * threads * rounds) as f64 / (clock.now() - start)
+}
+
+/// The most memory this process has held, where the system tells (Linux).
+fn peak_rss_bytes() -> Option<u64> {
+    let status = fs_err::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
+}

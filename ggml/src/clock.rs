@@ -1,0 +1,46 @@
+//! The clock of a benchmark.
+#![cfg_attr(unix, expect(unsafe_code, reason = "the system's clock of this process"))]
+
+use std::sync::OnceLock;
+use std::time::Instant;
+
+/// What a benchmark's seconds are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Clock {
+    /// Those on the wall: what counts, on a machine that nobody else uses.
+    #[default]
+    Wall,
+    /// Those this process's threads computed: nearly the same for one thread, also on a busy machine. Wall
+    /// time where the system does not tell.
+    Cpu,
+}
+
+impl Clock {
+    /// Seconds since a beginning that never changes.
+    pub fn now(self) -> f64 {
+        #[cfg(unix)]
+        if self == Self::Cpu {
+            let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+            // SAFETY: a live structure to be filled in.
+            let code = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
+            if code == 0 {
+                return time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9;
+            }
+        }
+        static START: OnceLock<Instant> = OnceLock::new();
+        START.get_or_init(Instant::now).elapsed().as_secs_f64()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sleep_is_no_work() {
+        let starts = [Clock::Wall, Clock::Cpu].map(Clock::now);
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        let [wall, cpu] = [Clock::Wall.now() - starts[0], Clock::Cpu.now() - starts[1]];
+        assert!(wall >= 0.03 && cpu >= 0.0, "{wall}, {cpu}");
+    }
+}

@@ -1,0 +1,590 @@
+//! Quantized matrices in an order made for AVX-512 VNNI, and their product with float32 rows as a ggml operation.
+//!
+//! ggml's own kernels on x86 look q4_0's nibbles up in a table 32 bytes at a time, and multiply q8_0 and q6_k row
+//! by row; with 16 rows side by side in one register, four columns each, VNNI multiplies 64 numbers in one
+//! instruction. The arithmetic is ggml's: activations are rounded to q8_0 blocks, products of a block are exact
+//! integers, scales are multiplied in float32; only the order of the float32 sums differs. A row's result is the
+//! same to the last bit whatever is computed beside it.
+//!
+//! In: a file's blocks, one matrix or a stack of experts. Out: nodes of a graph.
+#![expect(unsafe_code, reason = "vector instructions, and a callback from C")]
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(clippy::needless_range_loop, reason = "indices name registers of several arrays")
+)]
+
+mod activations;
+mod q4_0;
+mod q6_k;
+mod q8_0;
+
+use std::cell::RefCell;
+use std::ffi::{c_int, c_void};
+use std::ops::Range;
+
+use llama_cpp_sys_2 as sys;
+use mmx_converters::gguf::GgmlType;
+
+use self::activations::Activations;
+use crate::arena::{Arena, Piece, padded};
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::tensor::Tensor;
+
+/// Rows side by side in a register.
+const LANES: usize = 16;
+/// Columns of a block of activations.
+const BLOCK: usize = 32;
+/// Weights that are multiplied with all tokens before the next ones, bytes: they stay in the second cache.
+const CHUNK: usize = 256 << 10;
+
+/// A quantized matrix, or experts' matrices one after the other, in groups of 16 rows.
+#[derive(Debug)]
+pub(crate) struct Packed {
+    ty: GgmlType,
+    experts: usize,
+    rows: usize,
+    cols: usize,
+    /// Numbers of each group, then of the next.
+    values: Piece,
+    /// Scales of each group.
+    scales: Piece,
+}
+
+/// How a type's blocks are kept.
+trait Layout {
+    /// Columns that a unit of the file holds, its bytes there.
+    const UNIT: usize;
+    const UNIT_BYTES: usize;
+    /// Bytes of numbers and of scales of a unit of 16 rows.
+    const VALUES: usize;
+    const SCALES: usize;
+
+    /// Puts a unit of the file into those of 16 rows, as row `lane`.
+    fn pack(lane: usize, unit: &[u8], values: &mut [u8], scales: &mut [u8]);
+
+    /// The products of 16 rows with `T` tokens.
+    ///
+    /// # Safety
+    /// The CPU has AVX-512 F, BW, VL, VNNI; the tile's pointers are those of `units` units.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn multiply<const T: usize>(tile: &Tile<T>) -> [std::arch::x86_64::__m512; T];
+}
+
+/// A group of 16 rows and `T` rounded rows of activations.
+struct Tile<const T: usize> {
+    units: usize,
+    values: *const u8,
+    scales: *const u8,
+    inputs: [Input; T],
+}
+
+/// A rounded row.
+#[derive(Clone, Copy)]
+struct Input {
+    values: *const i8,
+    scales: *const f32,
+    sums: *const [i32; 2],
+}
+
+/// Runs `$do` with the layout of a type as `L`, or `$else`.
+macro_rules! layout {
+    ($ty:expr, $do:expr, $else:expr) => {
+        match $ty {
+            GgmlType::Q4_0 => {
+                type L = q4_0::Q4;
+                $do
+            }
+            GgmlType::Q8_0 => {
+                type L = q8_0::Q8;
+                $do
+            }
+            GgmlType::Q6_K => {
+                type L = q6_k::Q6;
+                $do
+            }
+            _ => $else,
+        }
+    };
+}
+
+/// True when this CPU can compute with such matrices.
+pub(crate) fn is_available() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512vnni")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        false
+    }
+}
+
+/// The sizes of `[rows, cols]` or `[experts, rows, cols]`.
+fn sizes(shape: &[usize]) -> Option<[usize; 3]> {
+    match *shape {
+        [rows, cols] => Some([1, rows, cols]),
+        [experts, rows, cols] => Some([experts, rows, cols]),
+        _ => None,
+    }
+}
+
+/// Bytes of numbers and of scales of a packed matrix; nothing for a type or shape that cannot be packed.
+fn packed_bytes(ty: GgmlType, shape: &[usize]) -> Option<[usize; 2]> {
+    let [experts, rows, cols] = sizes(shape)?;
+    layout!(
+        ty,
+        {
+            let fits = rows.is_multiple_of(LANES) && cols.is_multiple_of(L::UNIT);
+            let units = experts * (rows / LANES) * (cols / L::UNIT);
+            (fits && units > 0).then_some([units * L::VALUES, units * L::SCALES])
+        },
+        None
+    )
+}
+
+/// True for types that can be packed; that takes at most twice the bytes they have, and a line for each matrix's
+/// two parts.
+pub(crate) fn takes(ty: GgmlType) -> bool {
+    matches!(ty, GgmlType::Q4_0 | GgmlType::Q8_0 | GgmlType::Q6_K)
+}
+
+/// Bytes of an arena that a packed matrix takes; nothing for a type or shape that cannot be packed.
+pub(crate) fn arena_bytes(ty: GgmlType, shape: &[usize]) -> Option<usize> {
+    packed_bytes(ty, shape).map(|sizes| sizes.into_iter().map(padded).sum())
+}
+
+impl Packed {
+    /// Packs blocks of a type and shape that have [`arena_bytes`].
+    ///
+    /// # Errors
+    /// Another type, shape or number of bytes; an arena that is full.
+    pub(crate) fn new(
+        arena: &mut Arena,
+        ty: GgmlType,
+        shape: &[usize],
+        data: &[u8],
+    ) -> Result<Self> {
+        let refused = || Error::Request {
+            message: format!("{} bytes of {} for shape {shape:?}", data.len(), ty.name()),
+        };
+        let [values, scales] = packed_bytes(ty, shape).ok_or_else(refused)?;
+        let [experts, rows, cols] = sizes(shape).ok_or_else(refused)?;
+        if Some(data.len()) != ty.row_bytes(cols).map(|bytes| experts * rows * bytes) {
+            return Err(refused());
+        }
+        let (values, scales) = (arena.take(values)?, arena.take(scales)?);
+        let mut packed = Self { ty, experts, rows, cols, values, scales };
+        layout!(ty, packed.fill::<L>(data), ());
+        Ok(packed)
+    }
+
+    fn fill<L: Layout>(&mut self, data: &[u8]) {
+        let units = self.cols / L::UNIT;
+        let groups = data.chunks_exact(LANES * units * L::UNIT_BYTES);
+        let values = self.values.bytes_mut().chunks_exact_mut(units * L::VALUES);
+        let scales = self.scales.bytes_mut().chunks_exact_mut(units * L::SCALES);
+        for (group, (values, scales)) in groups.zip(values.zip(scales)) {
+            for (lane, row) in group.chunks_exact(units * L::UNIT_BYTES).enumerate() {
+                let values = values.chunks_exact_mut(L::VALUES);
+                let scales = scales.chunks_exact_mut(L::SCALES);
+                for (unit, (values, scales)) in
+                    row.chunks_exact(L::UNIT_BYTES).zip(values.zip(scales))
+                {
+                    L::pack(lane, unit, values, scales);
+                }
+            }
+        }
+    }
+}
+
+/// What a thread needs while it multiplies.
+#[derive(Default)]
+struct Scratch {
+    /// Each thread rounds the activations it needs itself: cheaper than waiting for another to do it.
+    rounded: Activations,
+    /// Rows of activations and of results that belong together.
+    pairs: Vec<(u32, u32)>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+impl Context {
+    /// The product of `x` `[n, cols]` with a packed matrix: `[n, rows]`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or no room.
+    pub(crate) fn packed_product<'c>(
+        &'c self,
+        matrix: &'c Packed,
+        x: Tensor<'c>,
+    ) -> Result<Tensor<'c>> {
+        let ne = x.ne();
+        self.packed_node(matrix, &[x], [ne[1], 1], matrix.experts == 1 && ne[2] == 1)
+    }
+
+    /// Per token the products with the chosen experts: `x` `[n, 1 or k, cols]`, `ids` i32 `[n, k]`:
+    /// `[n, k, rows]`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, or no room.
+    pub(crate) fn packed_expert_product<'c>(
+        &'c self,
+        matrix: &'c Packed,
+        x: Tensor<'c>,
+        ids: Tensor<'c>,
+    ) -> Result<Tensor<'c>> {
+        let (v, i) = (x.ne(), ids.ne());
+        let fits = i[2] * i[3] == 1
+            && i[1] == v[2]
+            && (v[1] == 1 || v[1] == i[0])
+            && x.nb()[2] == v[1] * x.nb()[1]
+            && ids.nb()[0] == size_of::<i32>()
+            && ids.ty() == Some(GgmlType::I32);
+        self.packed_node(matrix, &[x, ids], [i[0], i[1]], fits)
+    }
+
+    fn packed_node<'c>(
+        &'c self,
+        matrix: &'c Packed,
+        arguments: &[Tensor<'c>],
+        [k, n]: [usize; 2],
+        fits: bool,
+    ) -> Result<Tensor<'c>> {
+        let x = arguments[0];
+        let (ne, nb) = (x.ne(), x.nb());
+        let plain = nb[0] == size_of::<f32>() && x.ty() == Some(GgmlType::F32);
+        if !fits || !plain || ne[0] != matrix.cols || ne[3] != 1 || !is_available() {
+            return Err(Error::Request {
+                message: format!(
+                    "packed product: shapes [{}, {}, {}] and {:?} do not fit",
+                    matrix.experts,
+                    matrix.rows,
+                    matrix.cols,
+                    x.shape()
+                ),
+            });
+        }
+        self.require_room("a product")?;
+        let mut raw: Vec<_> = arguments.iter().map(|tensor| tensor.raw()).collect();
+        // SAFETY: the arguments live as long as this context, and so does the matrix, which the callback
+        // gets as its user data; -1 tasks means as many as there are threads.
+        unsafe {
+            let node = sys::ggml_custom_4d(
+                self.raw(),
+                sys::GGML_TYPE_F32,
+                matrix.rows as i64,
+                k as i64,
+                n as i64,
+                1,
+                raw.as_mut_ptr(),
+                raw.len() as c_int,
+                Some(compute),
+                -1,
+                std::ptr::from_ref(matrix).cast_mut().cast::<c_void>(),
+            );
+            Tensor::from_raw(node, "a product")
+        }
+    }
+}
+
+/// One thread's share of a product: some groups of rows (of every expert) for all tokens.
+unsafe extern "C" fn compute(
+    target: *mut sys::ggml_tensor,
+    index: c_int,
+    threads: c_int,
+    matrix: *mut c_void,
+) {
+    // SAFETY: ggml calls this for nodes made by packed_node only, whose matrix and operands are alive, once
+    // the operands are computed; target is contiguous float32 of `rows` values per product, and each thread
+    // writes rows of its own groups only.
+    unsafe {
+        let matrix = &*matrix.cast::<Packed>();
+        let (x, ids) = (&*(*target).src[0], (*target).src[1]);
+        let out = (*target).data.cast::<f32>();
+        let tokens = (x.ne[1] * x.ne[2]) as usize;
+        let (index, threads) = (index as usize, (threads as usize).max(1));
+        let groups = matrix.rows / LANES;
+        let share = groups * index / threads..groups * (index + 1) / threads;
+        if share.is_empty() {
+            return;
+        }
+        #[cfg(target_arch = "x86_64")]
+        SCRATCH.with(|scratch| {
+            let Scratch { rounded, pairs } = &mut *scratch.borrow_mut();
+            rounded.resize(tokens, matrix.cols);
+            for token in 0..tokens {
+                let row = x.data.cast::<u8>().add(token * x.nb[1]).cast::<f32>();
+                rounded.round_row(std::slice::from_raw_parts(row, matrix.cols), token);
+            }
+            for expert in 0..matrix.experts {
+                pairs.clear();
+                if ids.is_null() {
+                    pairs.extend((0..tokens as u32).map(|row| (row, row)));
+                } else {
+                    chosen(&*ids, expert, x.ne[1] as usize, pairs);
+                }
+                layout!(
+                    matrix.ty,
+                    products::<L>(matrix, rounded, pairs, expert, share.clone(), out),
+                    ()
+                );
+            }
+        });
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (out, tokens, share, ids);
+    }
+}
+
+/// The rows of activations (`per_token` of each token) and of results that belong to an expert.
+///
+/// # Safety
+/// `ids` is a computed tensor i32 `[n, k]` with rows at its stride.
+pub(crate) unsafe fn chosen(
+    ids: &sys::ggml_tensor,
+    expert: usize,
+    per_token: usize,
+    pairs: &mut Vec<(u32, u32)>,
+) {
+    let (k, n) = (ids.ne[0] as usize, ids.ne[1] as usize);
+    for token in 0..n {
+        for slot in 0..k {
+            // SAFETY: an element of the tensor.
+            let id = unsafe {
+                ids.data.cast::<u8>().add(token * ids.nb[1]).cast::<i32>().add(slot).read()
+            };
+            if id as usize == expert {
+                pairs.push((
+                    (token * per_token + slot % per_token) as u32,
+                    (token * k + slot) as u32,
+                ));
+            }
+        }
+    }
+}
+
+/// The products of the groups `share` of an expert with rows of activations, each to its row of `out`.
+///
+/// # Safety
+/// The CPU has the features; the rows are there in `rounded` and in `out`.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn products<L: Layout>(
+    matrix: &Packed,
+    rounded: &Activations,
+    pairs: &[(u32, u32)],
+    expert: usize,
+    share: Range<usize>,
+    out: *mut f32,
+) {
+    let units = matrix.cols / L::UNIT;
+    let step = (CHUNK / (units * (L::VALUES + L::SCALES))).max(1);
+    let mut first = share.start;
+    while first < share.end {
+        let groups = first..(first + step).min(share.end);
+        first = groups.end;
+        let mut rest = pairs;
+        macro_rules! tiles {
+            ($($t:literal)*) => {$(
+                while let Some((tile, after)) = rest.split_first_chunk::<$t>() {
+                    // SAFETY: as the caller says.
+                    unsafe { tiles::<L, $t>(matrix, rounded, tile, expert, groups.clone(), out) };
+                    rest = after;
+                }
+            )*};
+        }
+        tiles!(8 4 2 1);
+    }
+}
+
+/// The products of some groups with `T` rows.
+///
+/// # Safety
+/// As for [`products`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn tiles<L: Layout, const T: usize>(
+    matrix: &Packed,
+    rounded: &Activations,
+    pairs: &[(u32, u32); T],
+    expert: usize,
+    groups: Range<usize>,
+    out: *mut f32,
+) {
+    let (cols, units) = (rounded.cols, matrix.cols / L::UNIT);
+    let inputs = pairs.map(|(row, _)| {
+        let row = row as usize;
+        Input {
+            values: rounded.values[row * cols..].as_ptr(),
+            scales: rounded.scales[row * (cols / BLOCK)..].as_ptr(),
+            sums: rounded.sums[row * (cols / BLOCK)..].as_ptr(),
+        }
+    });
+    let before = expert * (matrix.rows / LANES);
+    for group in groups {
+        let at = (before + group) * units;
+        let tile = Tile {
+            units,
+            values: matrix.values.bytes()[at * L::VALUES..].as_ptr(),
+            scales: matrix.scales.bytes()[at * L::SCALES..].as_ptr(),
+            inputs,
+        };
+        // SAFETY: group and rows are complete; the results' rows have `rows` values each.
+        unsafe {
+            let sums = L::multiply::<T>(&tile);
+            for (sum, &(_, row)) in sums.into_iter().zip(pairs) {
+                let to = out.add(row as usize * matrix.rows + group * LANES);
+                std::arch::x86_64::_mm512_storeu_ps(to, sum);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::{Plan, Pool, Slot};
+    use crate::quantize::{dequantize_rows, quantize_rows};
+    use crate::rng::SplitMix64;
+
+    const TYPES: [GgmlType; 3] = [GgmlType::Q4_0, GgmlType::Q8_0, GgmlType::Q6_K];
+
+    fn pack(ty: GgmlType, shape: &[usize], blocks: &[u8]) -> Packed {
+        let mut arena = Arena::new(arena_bytes(ty, shape).unwrap()).unwrap();
+        Packed::new(&mut arena, ty, shape, blocks).unwrap()
+    }
+
+    fn random(rng: &mut SplitMix64, n: usize, width: f32) -> Vec<f32> {
+        (0..n).map(|_| (rng.next_f64() as f32 - 0.5) * width).collect()
+    }
+
+    /// The product as one would write it down, on rounded values: `[tokens, rows]`.
+    fn naive(ty: GgmlType, blocks: &[u8], cols: usize, x: &[f32]) -> Vec<f32> {
+        let weights = dequantize_rows(ty, blocks, cols).unwrap();
+        let rounded = quantize_rows(GgmlType::Q8_0, x, cols).unwrap();
+        let x = dequantize_rows(GgmlType::Q8_0, &rounded, cols).unwrap();
+        let dot = |x: &[f32], w: &[f32]| -> f64 {
+            x.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum()
+        };
+        x.chunks(cols).flat_map(|x| weights.chunks(cols).map(move |w| dot(x, w) as f32)).collect()
+    }
+
+    /// Products with `x` `[n, per token, cols]`; with ids `[n, k]` those of experts.
+    fn product(
+        matrix: &Packed,
+        x: &[f32],
+        shape: &[usize],
+        ids: Option<(&[i32], usize)>,
+        threads: usize,
+    ) -> Vec<f32> {
+        let plan = Plan::new(8).unwrap();
+        let nodes = plan.nodes();
+        let input = nodes.input(GgmlType::F32, shape).unwrap();
+        let chosen = ids.map(|(ids, k)| nodes.input(GgmlType::I32, &[ids.len() / k, k]).unwrap());
+        let node = match chosen {
+            None => nodes.context.packed_product(matrix, input),
+            Some(chosen) => nodes.context.packed_expert_product(matrix, input, chosen),
+        };
+        let (slot, chosen_slot) = (Slot::of(input), chosen.map(Slot::of));
+        let output = nodes.output(node.unwrap());
+        let mut plan = plan.finish().unwrap();
+        plan.data_mut::<f32>(slot).copy_from_slice(x);
+        if let (Some(slot), Some((ids, _))) = (chosen_slot, ids) {
+            plan.data_mut::<i32>(slot).copy_from_slice(ids);
+        }
+        plan.compute(&mut Pool::new(threads).unwrap()).unwrap();
+        plan.data_mut::<f32>(output).to_vec()
+    }
+
+    #[test]
+    fn products_equal_the_naive_twin_and_do_not_depend_on_their_neighbours() {
+        if !is_available() {
+            return; // nothing packs a matrix on such a CPU
+        }
+        let mut rng = SplitMix64::new(9);
+        for ty in TYPES {
+            for (rows, cols) in [(16, 256), (48, 512), (32, 1536), (16, 64), (32, 1408)] {
+                let Some(_) = arena_bytes(ty, &[rows, cols]) else {
+                    assert!(ty == GgmlType::Q6_K && cols % 256 != 0);
+                    continue;
+                };
+                let blocks = quantize_rows(ty, &random(&mut rng, rows * cols, 0.2), cols).unwrap();
+                let matrix = pack(ty, &[rows, cols], &blocks);
+                for tokens in [1, 2, 3, 4, 9, 16] {
+                    let mut x = random(&mut rng, tokens * cols, 4.0);
+                    x[..BLOCK].fill(0.0); // a block without a largest value
+                    let expected = naive(ty, &blocks, cols, &x);
+                    for threads in [1, 2, 5] {
+                        let found = product(&matrix, &x, &[tokens, cols], None, threads);
+                        for (found, expected) in found.iter().zip(&expected) {
+                            let limit = 2e-5 * expected.abs().max(1.0);
+                            let error = (found - expected).abs();
+                            assert!(error <= limit, "{}: {found} for {expected}", ty.name());
+                        }
+                        let last = product(&matrix, &x[(tokens - 1) * cols..], &[1, cols], None, 1);
+                        assert_eq!(found[(tokens - 1) * rows..], last, "{}", ty.name());
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn each_token_meets_the_experts_it_chose() {
+        if !is_available() {
+            return;
+        }
+        let mut rng = SplitMix64::new(10);
+        let (experts, rows, cols, k) = (4, 32, 256, 2);
+        for ty in TYPES {
+            let weights = random(&mut rng, experts * rows * cols, 0.2);
+            let blocks = quantize_rows(ty, &weights, cols).unwrap();
+            let matrix = pack(ty, &[experts, rows, cols], &blocks);
+            for tokens in [1, 13] {
+                let ids: Vec<i32> = (0..tokens)
+                    .flat_map(|_| {
+                        let first = (rng.next_f64() * 4.0) as i32;
+                        [first, (first + 1 + (rng.next_f64() * 3.0) as i32) % 4]
+                    })
+                    .collect();
+                // the token's one row for all its experts, or a row for each
+                for per_token in [1, k] {
+                    let x = random(&mut rng, tokens * per_token * cols, 4.0);
+                    let all = naive(ty, &blocks, cols, &x); // [tokens * per_token, experts * rows]
+                    let expected = ids.iter().enumerate().flat_map(|(i, &id)| {
+                        let row = i / k * per_token + i % k % per_token;
+                        let from = (row * experts + id as usize) * rows;
+                        all[from..from + rows].to_vec()
+                    });
+                    let expected: Vec<f32> = expected.collect();
+                    for threads in [1, 3] {
+                        let shape = [tokens, per_token, cols];
+                        let found = product(&matrix, &x, &shape, Some((&ids, k)), threads);
+                        assert_eq!(found.len(), expected.len());
+                        for (found, expected) in found.iter().zip(&expected) {
+                            let limit = 2e-5 * expected.abs().max(1.0);
+                            assert!((found - expected).abs() <= limit, "{found} for {expected}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn only_whole_groups_and_blocks_fit() {
+        assert!(arena_bytes(GgmlType::Q4_0, &[16, 32]).is_some());
+        assert!(arena_bytes(GgmlType::Q4_0, &[24, 32]).is_none());
+        assert!(arena_bytes(GgmlType::Q4_0, &[16, 48]).is_none());
+        assert!(arena_bytes(GgmlType::Q6_K, &[16, 32]).is_none());
+        assert!(arena_bytes(GgmlType::Q5_0, &[16, 32]).is_none());
+        assert!(arena_bytes(GgmlType::Q8_0, &[4, 16, 32]).is_some());
+        let mut arena = Arena::new(1000).unwrap();
+        assert!(Packed::new(&mut arena, GgmlType::Q4_0, &[16, 32], &[0; 17]).is_err());
+    }
+}

@@ -1,0 +1,64 @@
+//! q8_0: 16 rows side by side, four columns each, in one register.
+#![expect(unsafe_code, reason = "vector instructions")]
+
+use super::{BLOCK, LANES, Layout};
+
+/// Bytes of a block: a float16 scale and 32 signed bytes.
+const BLOCK_BYTES: usize = 34;
+
+/// Per group and block: values plus 128, since VNNI multiplies unsigned bytes with signed ones, per four
+/// columns 16 rows of four bytes; and 16 scales.
+pub(super) struct Q8;
+
+impl Layout for Q8 {
+    const UNIT: usize = BLOCK;
+    const UNIT_BYTES: usize = BLOCK_BYTES;
+    const VALUES: usize = LANES * BLOCK;
+    const SCALES: usize = LANES * 2;
+
+    fn pack(lane: usize, unit: &[u8], values: &mut [u8], scales: &mut [u8]) {
+        scales[2 * lane..][..2].copy_from_slice(&unit[..2]);
+        for (k, four) in unit[2..].as_chunks::<4>().0.iter().enumerate() {
+            let shifted = u32::from_ne_bytes(*four) ^ 0x8080_8080;
+            values[(k * LANES + lane) * 4..][..4].copy_from_slice(&shifted.to_ne_bytes());
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    unsafe fn multiply<const T: usize>(tile: &super::Tile<T>) -> [std::arch::x86_64::__m512; T] {
+        use std::arch::x86_64::*;
+
+        let mut sums = [_mm512_setzero_ps(); T];
+        for block in 0..tile.units {
+            // SAFETY: the tile's rows have `units` blocks each, and so has the group.
+            unsafe {
+                let bytes = tile.values.add(block * Self::VALUES).cast::<__m512i>();
+                let scale = tile.scales.add(block * Self::SCALES).cast::<__m256i>();
+                let scale = _mm512_cvtph_ps(_mm256_loadu_si256(scale));
+                let mut weights = [_mm512_setzero_si512(); 8];
+                for k in 0..8 {
+                    weights[k] = _mm512_loadu_si512(bytes.add(k));
+                }
+                for t in 0..T {
+                    let at = tile.inputs[t].values.add(block * BLOCK).cast::<i32>();
+                    let [first, last] = *tile.inputs[t].sums.add(block);
+                    // two sums that do not wait for each other
+                    let mut dots = _mm512_set1_epi32(-128 * (first + last));
+                    let mut other = _mm512_setzero_si512();
+                    for k in 0..4 {
+                        let even = _mm512_set1_epi32(at.add(2 * k).read_unaligned());
+                        let odd = _mm512_set1_epi32(at.add(2 * k + 1).read_unaligned());
+                        dots = _mm512_dpbusd_epi32(dots, weights[2 * k], even);
+                        other = _mm512_dpbusd_epi32(other, weights[2 * k + 1], odd);
+                    }
+                    let dots = _mm512_add_epi32(dots, other);
+                    let factor = _mm512_set1_ps(*tile.inputs[t].scales.add(block));
+                    let factor = _mm512_mul_ps(scale, factor);
+                    sums[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots), factor, sums[t]);
+                }
+            }
+        }
+        sums
+    }
+}
