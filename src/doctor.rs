@@ -106,6 +106,7 @@ pub fn machine() -> Vec<Finding> {
         },
         fix: None,
     });
+    findings.extend(runner());
     for (what, program, fix) in [
         ("Ollama", "ollama", "https://ollama.com/download, for `mmx ollama create`"),
         ("Python", "python3", "apt-get install python3, for the peer tests only"),
@@ -185,6 +186,41 @@ fn cpu_features() -> Vec<&'static str> {
     }
     #[cfg(not(target_arch = "x86_64"))]
     Vec::new()
+}
+
+/// What the runner computes with: the CPU's kernels, and devices.
+fn runner() -> Vec<Finding> {
+    let kernels = mmx_ggml::cpu_kernels();
+    let mut findings = vec![Finding {
+        what: "kernels",
+        ok: kernels.is_ok(),
+        fix: None,
+        found: kernels.unwrap_or_else(|error| error.to_string()),
+    }];
+    let devices = mmx_ggml::devices().unwrap_or_default();
+    findings.extend(devices.into_iter().map(|device| Finding {
+        what: "device",
+        ok: true,
+        fix: None,
+        found: format!(
+            "{}: {}, {:.1} GB, {:.1} free",
+            device.name,
+            device.description,
+            device.memory as f64 / 1e9,
+            device.free as f64 / 1e9
+        ),
+    }));
+    if findings.len() == 1 {
+        findings.push(Finding {
+            what: "device",
+            ok: false,
+            found: "none for the runner but the CPU".to_owned(),
+            fix: Some(
+                "cargo build --release --features vulkan, cuda or metal, for GPUs".to_owned(),
+            ),
+        });
+    }
+    findings
 }
 
 /// Where a program lies.

@@ -61,6 +61,11 @@ typedef struct {
   // Keep weights in the order the CPU likes best, which costs a copy; else they stay in the file's
   // memory map where they can.
   bool repack;
+  // Layers computed on a GPU, counted from the end, the output matrix being the last; 0: none,
+  // SIZE_MAX: all. For libraries built with a GPU's feature.
+  size_t gpu_layers;
+  // That GPU, CUDA0 or Vulkan0 for instance; null: the first.
+  const char *device;
 } mmx_model_options;
 
 // How a session computes. Null instead of a pointer to it: everything as mmx_session_options_init says.

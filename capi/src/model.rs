@@ -23,6 +23,11 @@ pub struct MmxModelOptions {
     /// Keep weights in the order the CPU likes best, which costs a copy; else they stay in the file's
     /// memory map where they can.
     pub repack: bool,
+    /// Layers computed on a GPU, counted from the end, the output matrix being the last; 0: none,
+    /// SIZE_MAX: all. For libraries built with a GPU's feature.
+    pub gpu_layers: usize,
+    /// That GPU, CUDA0 or Vulkan0 for instance; null: the first.
+    pub device: *const c_char,
 }
 
 /// Fills in the usual options.
@@ -31,20 +36,27 @@ pub struct MmxModelOptions {
 /// `options` is null or points to memory for options.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mmx_model_options_init(options: *mut MmxModelOptions) -> MmxStatus {
-    let usual = MmxModelOptions { repack: LoadOptions::default().repack };
+    let LoadOptions { repack, gpu_layers, .. } = LoadOptions::default();
+    let usual = MmxModelOptions { repack, gpu_layers, device: std::ptr::null() };
     // SAFETY: this function's own condition.
     guarded(|| unsafe { store(options, usual, "options") })
 }
 
 /// # Safety
-/// Null or valid options.
+/// Null or valid options, with a device that is null or a string.
 unsafe fn load_options(options: *const MmxModelOptions) -> Result<LoadOptions, Failure> {
     if options.is_null() {
         return Ok(LoadOptions::default());
     }
     // SAFETY: not null, so valid by this function's own condition.
     let options = unsafe { reference(options, "options")? };
-    Ok(LoadOptions { repack: options.repack })
+    // SAFETY: the same condition.
+    let device = unsafe { optional_text(options.device, "device")? };
+    Ok(LoadOptions {
+        repack: options.repack,
+        gpu_layers: options.gpu_layers,
+        device: device.map(str::to_owned),
+    })
 }
 
 /// Opens a GGUF and stores a handle, to be freed with mmx_model_free.

@@ -77,6 +77,12 @@ int main(int argc, char **argv) {
     EXPECT(mmx_model_options_init(&load) == MMX_STATUS_OK);
     EXPECT(mmx_model_options_init(NULL) == MMX_STATUS_INVALID_ARGUMENT);
     load.repack = false;
+    EXPECT(load.gpu_layers == 0 && load.device == NULL);
+    load.gpu_layers = 1;
+    load.device = "Abacus7";
+    EXPECT(mmx_model_open(argv[1], &load, &model) == MMX_STATUS_FAILED);
+    SAYS("found Abacus7");
+    load.gpu_layers = 0;
     EXPECT(mmx_model_open(argv[1], &load, &model) == MMX_STATUS_OK);
     mmx_model_free(NULL);
     mmx_session_free(NULL);

@@ -1,15 +1,18 @@
-//! Memory for tensors, and graphs computed on the CPU by a pool of threads.
+//! Memory for tensors, and graphs computed by a pool of threads, or by a device and these threads together.
 //!
 //! A [`Buffer`] owns the data of tensors, a [`Plan`] a graph with its memory, a [`Pool`] the threads.
 #![expect(unsafe_code, reason = "buffers, graphs and threads are C objects")]
 
 use std::ffi::c_void;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use llama_cpp_sys_2 as sys;
 use mmx_converters::gguf::Gguf;
 
 use crate::context::Context;
+use crate::cpu::kernels;
+use crate::device::{Pair, Stream};
 use crate::error::{Error, Result};
 use crate::log;
 use crate::tensor::Tensor;
@@ -33,48 +36,16 @@ impl BufferType {
     }
 
     /// The CPU's kinds of memory that keep weights in another order for speed.
-    pub(crate) fn extra() -> Vec<Self> {
-        log::install();
-        // SAFETY: static objects; the function pointer has the type that ggml documents for this name;
-        // the list it returns ends with null and is static.
-        unsafe {
-            let registry = sys::ggml_backend_cpu_reg();
-            let device = sys::ggml_backend_reg_dev_get(registry, 0);
-            let name = c"ggml_backend_dev_get_extra_bufts";
-            let found = sys::ggml_backend_reg_get_proc_address(registry, name.as_ptr());
-            let Some(get) =
-                std::mem::transmute::<*mut c_void, sys::ggml_backend_dev_get_extra_bufts_t>(found)
-            else {
-                return Vec::new();
-            };
-            let mut list = get(device);
-            let mut types = Vec::new();
-            while !list.is_null() && !(*list).is_null() {
-                types.push(Self(*list));
-                list = list.add(1);
-            }
-            types
-        }
+    pub(crate) fn extra() -> Result<Vec<Self>> {
+        Ok(kernels()?.extra_types().into_iter().map(Self).collect())
     }
 
-    /// True when the CPU can compute `op` with its first operand, which has no memory yet, in memory of
-    /// this kind.
-    pub(crate) fn supports(self, op: Tensor<'_>) -> bool {
-        // SAFETY: op and its first operand are live tensors without memory; the operand gets an empty
-        // buffer for the question and loses it again.
-        unsafe {
-            let weight = (*op.raw()).src[0];
-            let buffer = sys::ggml_backend_buft_alloc_buffer(self.0, 0);
-            if weight.is_null() || buffer.is_null() {
-                return false;
-            }
-            (*weight).buffer = buffer;
-            let device = sys::ggml_backend_reg_dev_get(sys::ggml_backend_cpu_reg(), 0);
-            let answer = sys::ggml_backend_dev_supports_op(device, op.raw());
-            (*weight).buffer = std::ptr::null_mut();
-            sys::ggml_backend_buffer_free(buffer);
-            answer
-        }
+    pub(crate) fn from_raw(raw: sys::ggml_backend_buffer_type_t) -> Self {
+        Self(raw)
+    }
+
+    pub(crate) fn raw(self) -> sys::ggml_backend_buffer_type_t {
+        self.0
     }
 }
 
@@ -157,6 +128,17 @@ impl Buffer {
         Err(log::library_error("memory for tensors", format!("status {status}")))
     }
 
+    /// Tells ggml's scheduler that operations are to be computed where these tensors lie.
+    pub(crate) fn holds_weights(&self) {
+        // SAFETY: sets a property of a live buffer.
+        unsafe {
+            sys::ggml_backend_buffer_set_usage(
+                self.ptr.as_ptr(),
+                sys::GGML_BACKEND_BUFFER_USAGE_WEIGHTS,
+            );
+        }
+    }
+
     /// Fills all of the memory with zeros.
     pub(crate) fn clear(&mut self) {
         // SAFETY: a live buffer.
@@ -176,9 +158,32 @@ pub(crate) fn fill(tensor: Tensor<'_>, data: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// Copies `length` bytes of a tensor's data from one place in it to another.
+pub(crate) fn copy_within(tensor: Tensor<'_>, from: usize, to: usize, length: usize) -> Result<()> {
+    let end = from.max(to).checked_add(length);
+    if !tensor.is_allocated() || end.is_none_or(|end| end > tensor.bytes()) {
+        return Err(Error::Request {
+            message: format!(
+                "{length} bytes from {from} to {to} of a tensor of {} bytes",
+                tensor.bytes()
+            ),
+        });
+    }
+    let mut bytes = vec![0u8; length];
+    // SAFETY: the tensor has memory and both ranges lie in it, as checked; the bytes are a vector here.
+    unsafe {
+        let data = bytes.as_mut_ptr().cast::<c_void>();
+        sys::ggml_backend_tensor_get(tensor.raw(), data, from, length);
+        sys::ggml_backend_tensor_set(tensor.raw(), data, to, length);
+    }
+    Ok(())
+}
+
 /// Threads that compute graphs.
 #[derive(Debug)]
 pub(crate) struct Pool {
+    /// The CPU with its scratch memory, bound to these threads; dropped before them.
+    stream: Option<Stream>,
     ptr: NonNull<sys::ggml_threadpool>,
     threads: usize,
 }
@@ -188,8 +193,11 @@ unsafe impl Send for Pool {}
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        // SAFETY: the pointer came from ggml_threadpool_new; no graph is being computed.
-        unsafe { sys::ggml_threadpool_free(self.ptr.as_ptr()) }
+        self.stream = None;
+        if let Ok(kernels) = kernels() {
+            // SAFETY: the pointer came from ggml_threadpool_new; no graph is being computed.
+            unsafe { (kernels.free_pool)(self.ptr.as_ptr()) }
+        }
     }
 }
 
@@ -201,18 +209,34 @@ impl Pool {
 
     /// The same with another time of spinning.
     pub(crate) fn with_poll(threads: usize, poll: u32) -> Result<Self> {
-        log::install();
+        let kernels = kernels()?;
+        let stream = kernels.device.start()?;
         // SAFETY: the parameters are filled in by ggml.
         let ptr = unsafe {
-            sys::ggml_cpu_init();
             let mut params = std::mem::zeroed();
             sys::ggml_threadpool_params_init(&mut params, threads as i32);
             params.poll = poll;
-            sys::ggml_threadpool_new(&mut params)
+            (kernels.new_pool)(&mut params)
         };
-        NonNull::new(ptr)
-            .map(|ptr| Self { ptr, threads })
-            .ok_or_else(|| log::library_error(format!("{threads} threads"), String::new()))
+        let ptr = NonNull::new(ptr)
+            .ok_or_else(|| log::library_error(format!("{threads} threads"), String::new()))?;
+        let pool = Self { stream: Some(stream), ptr, threads };
+        if let Some(stream) = &pool.stream {
+            pool.bind(stream)?;
+        }
+        Ok(pool)
+    }
+
+    /// Has the CPU's part of what is given to `stream` computed by these threads.
+    fn bind(&self, stream: &Stream) -> Result<()> {
+        let kernels = kernels()?;
+        // SAFETY: a live CPU stream and live threads, which outlive their use: a pool's own stream is dropped
+        // before it, a pair's is bound anew before each computation.
+        unsafe {
+            (kernels.set_threads)(stream.raw(), self.threads as i32);
+            (kernels.set_pool)(stream.raw(), self.ptr.as_ptr());
+        }
+        Ok(())
     }
 
     pub(crate) fn threads(&self) -> usize {
@@ -243,18 +267,38 @@ impl Slot {
 pub(crate) struct Plan {
     context: Context,
     graph: NonNull<sys::ggml_cgraph>,
-    allocator: NonNull<sys::ggml_gallocr>,
-    /// ggml's scratch memory while it computes, in units that are aligned well.
-    work: Vec<u128>,
+    /// Tensors at most.
+    size: usize,
+    /// Nothing until the graph is finished.
+    memory: Memory,
+}
+
+/// Who gives memory to a graph's results, and who computes it.
+#[derive(Debug)]
+enum Memory {
+    None,
+    /// The CPU alone.
+    Cpu(NonNull<sys::ggml_gallocr>),
+    /// A device and the CPU; the scheduler is freed before the pair it names.
+    Split(NonNull<sys::ggml_backend_sched>, Arc<Pair>),
 }
 
 // SAFETY: everything in it is owned and used by the thread that holds the plan.
 unsafe impl Send for Plan {}
 
-impl Drop for Plan {
+impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: the pointer came from ggml_gallocr_new; the graph's data are not used afterwards.
-        unsafe { sys::ggml_gallocr_free(self.allocator.as_ptr()) }
+        match self {
+            Self::None => {}
+            Self::Cpu(allocator) => {
+                // SAFETY: the pointer came from ggml_gallocr_new; the graph's data are not used afterwards.
+                unsafe { sys::ggml_gallocr_free(allocator.as_ptr()) }
+            }
+            Self::Split(scheduler, _) => {
+                // SAFETY: the pointer came from ggml_backend_sched_new; the graph's data are not used afterwards.
+                unsafe { sys::ggml_backend_sched_free(scheduler.as_ptr()) }
+            }
+        }
     }
 }
 
@@ -264,14 +308,9 @@ impl Plan {
         let context = Context::new(tensors, tensors)?;
         // SAFETY: the context was made with room for this graph.
         let graph = unsafe { sys::ggml_new_graph_custom(context.raw(), tensors, false) };
-        // SAFETY: a static buffer type.
-        let allocator = unsafe { sys::ggml_gallocr_new(sys::ggml_backend_cpu_buffer_type()) };
-        match (NonNull::new(graph), NonNull::new(allocator)) {
-            (Some(graph), Some(allocator)) => {
-                Ok(Self { context, graph, allocator, work: Vec::new() })
-            }
-            _ => Err(log::library_error("a graph", String::new())),
-        }
+        let graph =
+            NonNull::new(graph).ok_or_else(|| log::library_error("a graph", String::new()))?;
+        Ok(Self { context, graph, size: tensors, memory: Memory::None })
     }
 
     /// Where nodes are made.
@@ -280,35 +319,106 @@ impl Plan {
     }
 
     /// Gives memory to the complete graph.
+    #[cfg(test)]
     pub(crate) fn finish(self) -> Result<Self> {
-        // SAFETY: the graph's nodes are complete; every leaf has memory or is flagged as an input.
-        let (done, said) = log::capture(|| unsafe {
-            sys::ggml_gallocr_alloc_graph(self.allocator.as_ptr(), self.graph.as_ptr())
-        });
+        self.finish_on(None)
+    }
+
+    /// Gives memory to the complete graph, and divides it between a device and the CPU if there is a pair.
+    pub(crate) fn finish_on(mut self, pair: Option<&Arc<Pair>>) -> Result<Self> {
+        let done = match pair {
+            None => {
+                // SAFETY: a static buffer type.
+                let new = unsafe { sys::ggml_gallocr_new(sys::ggml_backend_cpu_buffer_type()) };
+                let allocator = NonNull::new(new)
+                    .ok_or_else(|| log::library_error("a graph", String::new()))?;
+                self.memory = Memory::Cpu(allocator);
+                // SAFETY: the graph's nodes are complete; every leaf has memory or is flagged as an input.
+                log::capture(|| unsafe {
+                    sys::ggml_gallocr_alloc_graph(allocator.as_ptr(), self.graph.as_ptr())
+                })
+            }
+            Some(pair) => {
+                let mut streams = [pair.device.raw(), pair.cpu.raw()];
+                // SAFETY: live streams, the CPU last, as ggml asks; their memory is that of their own. Leaves
+                // and nodes are counted separately, so twice the tensors are room enough.
+                let new = unsafe {
+                    sys::ggml_backend_sched_new(
+                        streams.as_mut_ptr(),
+                        std::ptr::null_mut(),
+                        2,
+                        2 * self.size,
+                        false,
+                        false,
+                    )
+                };
+                let scheduler = NonNull::new(new)
+                    .ok_or_else(|| log::library_error("a graph", String::new()))?;
+                self.memory = Memory::Split(scheduler, Arc::clone(pair));
+                // SAFETY: as above; nothing was given memory by this scheduler before.
+                log::capture(|| unsafe {
+                    sys::ggml_backend_sched_alloc_graph(scheduler.as_ptr(), self.graph.as_ptr())
+                })
+            }
+        };
+        let (done, said) = done;
         if done { Ok(self) } else { Err(log::library_error("memory for a graph", said)) }
     }
 
     /// Computes the graph with the pool's threads.
     pub(crate) fn compute(&mut self, pool: &mut Pool) -> Result<()> {
-        // SAFETY: graph and pool are live; the work memory is as large as the plan says and lives during
-        // the call; the pool is held mutably, so nothing else computes with it.
-        let status = unsafe {
-            let mut plan =
-                sys::ggml_graph_plan(self.graph.as_ptr(), pool.threads as i32, pool.ptr.as_ptr());
-            let units = plan.work_size.div_ceil(size_of::<u128>());
-            if self.work.len() < units {
-                self.work.resize(units, 0);
+        let (status, said) = match (&self.memory, &pool.stream) {
+            (Memory::Cpu(_), Some(stream)) => {
+                // SAFETY: graph, stream and pool are live; the pool is held mutably, so nothing else computes
+                // with it.
+                (
+                    unsafe { sys::ggml_backend_graph_compute(stream.raw(), self.graph.as_ptr()) },
+                    None,
+                )
             }
-            plan.work_data = self.work.as_mut_ptr().cast();
-            sys::ggml_graph_compute(self.graph.as_ptr(), &mut plan)
+            (Memory::Split(scheduler, pair), _) => {
+                pool.bind(&pair.cpu)?;
+                // SAFETY: as above; the scheduler has given the graph its memory.
+                let (status, said) = log::capture(|| unsafe {
+                    sys::ggml_backend_sched_graph_compute(scheduler.as_ptr(), self.graph.as_ptr())
+                });
+                (status, Some(said))
+            }
+            _ => {
+                return Err(Error::Request {
+                    message: "a graph was to be computed before it was finished".to_owned(),
+                });
+            }
         };
         if status == sys::GGML_STATUS_SUCCESS {
             return Ok(());
         }
-        Err(log::library_error("computing a graph", format!("status {status}")))
+        let said = said.filter(|said| !said.is_empty());
+        Err(log::library_error("computing a graph", said.unwrap_or(format!("status {status}"))))
     }
 
-    /// A tensor's data as plain values; its slot must be of this plan, made of values of this size.
+    /// Adds a result's values, wherever they lie, to `to`; its slot must be of this plan, made of float32.
+    pub(crate) fn read(&mut self, slot: Slot, to: &mut Vec<f32>) {
+        // SAFETY: slots are made from tensors of this plan, which live as long as its context.
+        let on_host = unsafe { sys::ggml_backend_buffer_is_host((*slot.0.as_ptr()).buffer) };
+        if on_host {
+            to.extend_from_slice(self.data_mut::<f32>(slot));
+            return;
+        }
+        // SAFETY: as above; a result is contiguous and has memory of ggml_nbytes bytes; the vector has been made
+        // as long before it is written.
+        unsafe {
+            let tensor = slot.0.as_ptr();
+            let bytes = sys::ggml_nbytes(tensor);
+            let first = to.len();
+            to.resize(first + bytes / size_of::<f32>(), 0.0);
+            let data = to[first..].as_mut_ptr().cast::<c_void>();
+            sys::ggml_backend_tensor_get(tensor, data, 0, bytes);
+        }
+    }
+
+    /// An input's data, or a result's on the CPU, as plain values; its slot must be of this plan, made of values of
+    /// this size.
     pub(crate) fn data_mut<T: bytemuck::Pod>(&mut self, slot: Slot) -> &mut [T] {
         // SAFETY: slots are made from tensors of this plan, which live as long as its context; contiguous
         // inputs and outputs of the graph have memory of ggml_nbytes bytes in plain CPU memory, aligned to

@@ -53,7 +53,9 @@ mod attention;
 mod backend;
 mod clock;
 pub mod context;
+mod cpu;
 mod dense;
+mod device;
 pub mod error;
 pub mod file_type;
 pub mod graph;
@@ -68,6 +70,8 @@ pub mod run;
 pub mod tensor;
 
 pub use clock::Clock;
+pub use cpu::cpu_kernels;
+pub use device::{Device, devices};
 pub use error::{Error, Result};
 pub use file_type::{Fallback, FileType, recipe};
 pub use mmx_converters as converters;

@@ -16,6 +16,7 @@ use mmx_converters::imatrix::Imatrix;
 
 use crate::backend::Pool;
 use crate::clock::Clock;
+use crate::cpu::kernels;
 use crate::error::{Error, Result};
 use crate::file_type::FileType;
 use crate::log;
@@ -44,6 +45,7 @@ pub fn quantize_file(
     threads: usize,
     imatrix: Option<&Imatrix>,
 ) -> Result<()> {
+    kernels()?;
     let (c_input, c_output) = (c_path(input)?, c_path(output)?);
     let mut weights: Vec<(CString, Vec<f32>)> = Vec::new();
     for (name, entry) in imatrix.iter().flat_map(|imatrix| &imatrix.entries) {
@@ -142,15 +144,18 @@ impl LlamaModel {
     /// What llama.cpp says.
     pub fn open(path: &Path) -> Result<Self> {
         static STARTED: Once = Once::new();
-        log::install();
+        kernels()?;
         // SAFETY: called once, before anything else of the library.
         STARTED.call_once(|| unsafe { sys::llama_backend_init() });
         let c = c_path(path)?;
+        let mut no_devices = [std::ptr::null_mut()]; // a list ends with null: the judge is the CPU
         let (model, said) = log::capture(|| {
-            // SAFETY: the string lives during the call; the default parameters hold no pointer of ours.
+            // SAFETY: the string lives during the call; the list of devices and it are all that is ours among the
+            // parameters.
             unsafe {
                 let mut params = sys::llama_model_default_params();
                 params.n_gpu_layers = 0;
+                params.devices = no_devices.as_mut_ptr();
                 sys::llama_model_load_from_file(c.as_ptr(), params)
             }
         });

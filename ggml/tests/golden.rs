@@ -121,7 +121,8 @@ fn quantized_files_give_llama_cpps_logits() {
             fs_err::write(&path, gguf_bytes(&source, file)).unwrap();
             let judge = LlamaModel::open(&path).unwrap().logits(ids, 1).unwrap();
             for repack in [true, false] {
-                let model = Model::load(&path, LoadOptions { repack }).unwrap();
+                let model =
+                    Model::load(&path, LoadOptions { repack, ..LoadOptions::default() }).unwrap();
                 let vocab = model.config().vocab_size;
                 let logits = Session::new(&model, exact()).unwrap().logits_all(ids).unwrap();
                 // The same weights; activations are quantized alike, but a sum in another order may round

@@ -10,6 +10,7 @@ use mmx_ggml::run::{LoadOptions, Model, bench, bench_streams};
 use mmx_ggml::{Clock, FileType};
 use serde_json::{Value, json};
 
+use super::device::{self, DeviceArgs};
 use super::format;
 use crate::error::{Error, Result};
 use crate::form::Form;
@@ -59,6 +60,8 @@ pub struct BenchArgs {
     /// Leave weights in the file's order
     #[arg(long)]
     no_repack: bool,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 /// Runs it.
@@ -80,7 +83,9 @@ pub(super) fn run(args: BenchArgs, as_json: bool) -> Result<()> {
     };
     let start = Instant::now();
     let gguf = Form::open(&path)?.to_gguf()?;
-    let model = Model::from_gguf(gguf, LoadOptions { repack: !args.no_repack })?;
+    let options = LoadOptions { repack: !args.no_repack, ..args.device.load_options()? };
+    let model = Model::from_gguf(gguf, options)?;
+    device::announce(&model);
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
     let peak_rss = peak_rss_bytes();
 

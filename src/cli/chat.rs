@@ -10,6 +10,7 @@ use mmx_ggml::run::{Finish, Generated};
 use rustyline::error::ReadlineError;
 use serde_json::json;
 
+use super::device::DeviceArgs;
 use super::format;
 use super::run::{RunnerArgs, SamplingArgs, finish_name};
 use crate::answer::Piece;
@@ -49,6 +50,8 @@ pub struct ChatArgs {
     sampling: SamplingArgs,
     #[command(flatten)]
     runner: RunnerArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 /// What to do when the context is full.

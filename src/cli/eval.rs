@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use mmx_ggml::run::{LoadOptions, Model, SessionOptions};
+use mmx_ggml::run::{Model, SessionOptions};
 use serde_json::{Value, json};
 
+use super::device::{self, DeviceArgs};
 use super::format::{self, line};
 use crate::engine::{self, Kind};
 use crate::error::{Error, Result};
@@ -91,6 +92,8 @@ pub struct EvalArgs {
     /// Threads
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 /// Runs it.
@@ -213,7 +216,8 @@ fn measure(
 ) -> Result<Row> {
     let tokenizer = form.expect_tokenizer()?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut engine = engine::open(kind, form, args.threads.unwrap_or(cores))?;
+    let threads = args.threads.unwrap_or(cores);
+    let mut engine = engine::open_on(kind, form, threads, args.device.load_options()?)?;
     let bar = indicatif::ProgressBar::new(0);
     let style = indicatif::ProgressStyle::with_template("{prefix} {bar:40} {pos}/{len} {eta}");
     bar.set_style(style.unwrap_or_else(|_| indicatif::ProgressStyle::default_bar()));
@@ -391,7 +395,8 @@ fn run_exact(args: &EvalArgs, path: &Path, as_json: bool) -> Result<()> {
     let questions = exact::read_questions(path)?;
     let form = Form::open(model_path)?;
     let tokenizer = form.expect_tokenizer()?;
-    let model = Model::from_gguf(form.to_gguf()?, LoadOptions::default())?;
+    let model = Model::from_gguf(form.to_gguf()?, args.device.load_options()?)?;
+    device::announce(&model);
     let options = SessionOptions { threads: args.threads, ..SessionOptions::default() };
     let answered = exact::answer_all(&model, &tokenizer, questions, args.max_tokens, options)?;
     let n = answered.len();

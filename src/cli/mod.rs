@@ -6,6 +6,7 @@
 mod bench;
 mod chat;
 mod data;
+pub(crate) mod device;
 mod doctor;
 mod eval;
 mod export;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use mmx_ggml::run::KvType;
 use serde_json::json;
 
+use super::device::DeviceArgs;
 use super::format;
 use super::run::Kv;
 use crate::error::{Error, Result};
@@ -68,6 +69,8 @@ pub struct ServeArgs {
     /// Time for what is being written when the server is told to stop
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     grace: u64,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 /// Runs it.
@@ -95,6 +98,7 @@ pub(super) fn run(args: ServeArgs, as_json: bool) -> Result<()> {
         port: args.port,
         api_key: args.api_key,
         parallel: args.parallel,
+        load: args.device.load_options()?,
         ctx: args.ctx,
         threads: args.threads,
         kv: KvType::from(args.kv),

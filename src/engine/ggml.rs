@@ -18,8 +18,9 @@ pub(super) struct Ggml {
 const POSITIONS: usize = 256;
 
 impl Ggml {
-    pub(super) fn open(form: &Form, threads: usize) -> Result<Self> {
-        let model = Model::from_gguf(form.to_gguf()?, LoadOptions::default())?;
+    pub(super) fn open(form: &Form, threads: usize, options: LoadOptions) -> Result<Self> {
+        let model = Model::from_gguf(form.to_gguf()?, options)?;
+        crate::cli::device::announce(&model);
         Ok(Self { model, threads, session: None, held: Vec::new() })
     }
 }

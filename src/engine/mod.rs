@@ -6,6 +6,8 @@ mod llama_cpp;
 #[cfg(feature = "train")]
 mod native;
 
+use mmx_ggml::run::LoadOptions;
+
 use crate::error::{Error, Result};
 use crate::form::Form;
 
@@ -66,6 +68,19 @@ pub trait Engine {
 /// # Errors
 /// A form the engine cannot open, or an engine this build lacks.
 pub fn open(kind: Kind, form: &Form, threads: usize) -> Result<Box<dyn Engine>> {
+    open_on(kind, form, threads, LoadOptions::default())
+}
+
+/// The same with the runner's model loaded in another way, on a device for instance.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_on(
+    kind: Kind,
+    form: &Form,
+    threads: usize,
+    options: LoadOptions,
+) -> Result<Box<dyn Engine>> {
     if !form.engines().contains(&kind) {
         let missing = kind == Kind::Native && !cfg!(feature = "train");
         return Err(Error::usage(format!(
@@ -86,7 +101,7 @@ pub fn open(kind: Kind, form: &Form, threads: usize) -> Result<Box<dyn Engine>> 
         Kind::Native => {
             Err(Error::usage("the engine native is not part of this build (feature train)"))
         }
-        Kind::Ggml => Ok(Box::new(ggml::Ggml::open(form, threads)?)),
+        Kind::Ggml => Ok(Box::new(ggml::Ggml::open(form, threads, options)?)),
         Kind::LlamaCpp => Ok(Box::new(llama_cpp::LlamaCpp::open(form, threads)?)),
     }
 }

@@ -31,7 +31,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
-use mmx_ggml::run::KvType;
+use mmx_ggml::run::{KvType, LoadOptions};
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
@@ -49,6 +49,8 @@ pub(crate) struct Options {
     pub(crate) api_key: Option<String>,
     /// Texts of one model that are computed together.
     pub(crate) parallel: usize,
+    /// How models are loaded.
+    pub(crate) load: LoadOptions,
     /// Tokens a text can have.
     pub(crate) ctx: Option<usize>,
     pub(crate) threads: Option<usize>,

@@ -7,7 +7,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use mmx_converters::chat;
 use mmx_converters::generation::Generation as Defaults;
 use mmx_converters::tokenizer::Tokenizer;
-use mmx_ggml::run::{LoadOptions, Model, Sampling, SlotsOptions};
+use mmx_ggml::run::{Model, Sampling, SlotsOptions};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -46,7 +46,8 @@ impl Served {
     /// A model that cannot be opened, that has no tokenizer, or for which there is no memory.
     pub(crate) fn open(path: &Path, name: Option<&str>, options: &Options) -> Result<Self> {
         let form = Form::open(path)?;
-        let model = Model::from_gguf(form.to_gguf()?, LoadOptions::default())?;
+        let model = Model::from_gguf(form.to_gguf()?, options.load.clone())?;
+        crate::cli::device::announce(&model);
         if model.gguf().metadata().get("tokenizer.ggml.model").is_none() {
             form.expect_tokenizer()?;
         }

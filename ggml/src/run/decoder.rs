@@ -113,7 +113,7 @@ impl Graph {
         };
         let results = nodes.output(decoder.results(ids)?);
         Ok(Self {
-            plan: plan.finish()?,
+            plan: plan.finish_on(cache.pair())?,
             batch,
             ids: ids_slot,
             positions: positions_slot,

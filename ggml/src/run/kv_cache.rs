@@ -2,13 +2,15 @@
 #![expect(unsafe_code, reason = "the cache's tensors live in a context kept beside them")]
 
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use llama_cpp_sys_2 as sys;
 use mmx_converters::arch::Config;
 use mmx_converters::gguf::GgmlType;
 
-use crate::backend::{Buffer, BufferType};
+use crate::backend::{Buffer, BufferType, copy_within};
 use crate::context::Context;
+use crate::device::{Pair, Split};
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 
@@ -20,21 +22,38 @@ pub(super) const CELLS: usize = 256;
 pub(super) struct KvCache {
     /// Per layer: keys, values.
     layers: Vec<(NonNull<sys::ggml_tensor>, NonNull<sys::ggml_tensor>)>,
-    _buffer: Buffer,
-    _context: Context,
+    /// The device that some of the layers lie on, and the CPU.
+    pair: Option<Arc<Pair>>,
+    _buffers: Vec<Buffer>,
+    _contexts: Vec<Context>,
 }
 
 // SAFETY: owned by one holder of graphs, which hands out nothing but graphs that it computes itself.
 unsafe impl Send for KvCache {}
 
 impl KvCache {
-    /// Zeroed memory for `cells` positions (rounded up to [`CELLS`]).
-    pub(super) fn new(config: &Config, cells: usize, ty: GgmlType) -> Result<Self> {
+    /// Zeroed memory for `cells` positions (rounded up to [`CELLS`]), each layer's beside its weights.
+    pub(super) fn new(
+        config: &Config,
+        split: Option<Split>,
+        cells: usize,
+        ty: GgmlType,
+    ) -> Result<Self> {
         let width = config.num_key_value_heads * config.head_dim;
         let cells = cells.next_multiple_of(CELLS);
-        let context = Context::new(2 * config.num_hidden_layers, 0)?;
+        let tensors = 2 * config.num_hidden_layers;
+        let host = (Context::new(tensors, 0)?, BufferType::cpu());
+        let mut places = vec![host];
+        let mut first_on_device = usize::MAX;
+        if let Some(split) = split
+            && can_store(split, width, ty)?
+        {
+            first_on_device = split.first_layer;
+            places.push((Context::new(tensors, 0)?, split.device.memory()));
+        }
         let mut layers = Vec::new();
-        for _ in 0..config.num_hidden_layers {
+        for layer in 0..config.num_hidden_layers {
+            let (context, _) = &places[usize::from(layer >= first_on_device)];
             let keys = context.tensor(ty, &[cells, width])?;
             let values = context.tensor(ty, &[cells, width])?;
             // SAFETY: a Tensor is never null.
@@ -42,12 +61,23 @@ impl KvCache {
                 (NonNull::new_unchecked(keys.raw()), NonNull::new_unchecked(values.raw()))
             });
         }
-        let mut buffer = Buffer::for_all(&context, BufferType::cpu())?.ok_or_else(|| {
-            Error::Request { message: "a model without layers has no cache".to_owned() }
-        })?;
+        let mut buffers = Vec::new();
+        for (context, kind) in &places {
+            buffers.extend(Buffer::for_all(context, *kind)?);
+        }
         // cells that were never written are masked, but zero times an unknown value may be NaN
-        buffer.clear();
-        Ok(Self { layers, _buffer: buffer, _context: context })
+        buffers.iter_mut().for_each(Buffer::clear);
+        Ok(Self {
+            layers,
+            pair: split.map(|split| Pair::start(split.device).map(Arc::new)).transpose()?,
+            _buffers: buffers,
+            _contexts: places.into_iter().map(|(context, _)| context).collect(),
+        })
+    }
+
+    /// What graphs over this cache are computed by, if not by the CPU alone.
+    pub(super) fn pair(&self) -> Option<&Arc<Pair>> {
+        self.pair.as_ref()
     }
 
     /// Keys and values of a layer.
@@ -61,6 +91,7 @@ impl KvCache {
             ))
         }
     }
+
     /// Copies `length` cells from `from` on to those from `to` on, in every layer.
     ///
     /// # Errors
@@ -78,18 +109,19 @@ impl KvCache {
                         ),
                     });
                 }
-                // SAFETY: the tensor's data are `cells` rows of `row` bytes in plain memory; both runs lie
-                // in it and do not overlap, as checked; `&mut self`: nothing is being computed.
-                unsafe {
-                    let data = (*tensor.raw()).data.cast::<u8>();
-                    std::ptr::copy_nonoverlapping(
-                        data.add(from * row),
-                        data.add(to * row),
-                        length * row,
-                    );
-                }
+                copy_within(tensor, from * row, to * row, length * row)?;
             }
         }
         Ok(())
     }
+}
+
+/// True when the device can write rows of a cache that lies in its memory.
+fn can_store(split: Split, width: usize, ty: GgmlType) -> Result<bool> {
+    let trial = Context::new(8, 0)?;
+    let cache = trial.tensor(ty, &[2, width])?;
+    let rows = trial.tensor(GgmlType::F32, &[1, width])?;
+    let store = trial.set_rows(cache, rows, trial.tensor(GgmlType::I64, &[1])?)?;
+    // the cache is the operand that is written; source: ggml_set_rows, ggml.c
+    Ok(split.device.supports(store, 2, split.device.memory()))
 }

@@ -10,19 +10,25 @@ use mmx_converters::tokenizer::Tokenizer;
 
 use super::sampler::Sampling;
 use super::weights::Weights;
+use crate::device::Device;
 use crate::error::Result;
 
 /// How a model is loaded.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct LoadOptions {
     /// Keep weights in the order that the CPU's kernels like best, which costs a copy at load. Without,
     /// weights stay in the file's memory map wherever they can.
     pub repack: bool,
+    /// Layers computed on a device instead of the CPU, counted from the end, the output matrix being the last:
+    /// 0 none, `usize::MAX` all.
+    pub gpu_layers: usize,
+    /// That device, one of [`devices`](crate::devices); nothing means the first.
+    pub device: Option<String>,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { repack: true }
+        Self { repack: true, gpu_layers: 0, device: None }
     }
 }
 
@@ -64,7 +70,7 @@ impl Model {
     pub fn from_gguf(gguf: Gguf, options: LoadOptions) -> Result<Self> {
         let tied = gguf.tensor("output.weight").is_none();
         let config = Config::from_gguf_keys(gguf.metadata(), gguf.path(), tied)?;
-        let weights = Weights::load(gguf, &config, options)?;
+        let weights = Weights::load(gguf, &config, &options)?;
         Ok(Self(Arc::new(Inner { config, weights, tokenizer: OnceLock::new() })))
     }
 
@@ -94,6 +100,13 @@ impl Model {
     pub fn sampling(&self, seed: u64) -> Sampling {
         let defaults = Defaults::from_gguf_keys(self.gguf().metadata()).unwrap_or_default();
         Sampling::from_defaults(&defaults, seed)
+    }
+
+    /// The device that some of the layers lie on, and how many (the output matrix being one).
+    pub fn device(&self) -> Option<(Device, usize)> {
+        let split = self.0.weights.split()?;
+        let layers = self.config().num_hidden_layers + 1 - split.first_layer;
+        Some((split.device.describe(), layers))
     }
 
     /// Bytes of weights that computing one token reads.

@@ -114,7 +114,7 @@ impl Slots {
             graphs: Vec::new(),
             one: Pool::new(1)?,
             many,
-            cache: KvCache::new(config, cells.ok_or_else(too_many)?, ty)?,
+            cache: KvCache::new(config, model.weights().split(), cells.ok_or_else(too_many)?, ty)?,
             model: model.clone(),
             n_ctx,
             past: vec![0; slots],
@@ -293,7 +293,10 @@ impl Slots {
         let count = if want == Want::Last { outputs.len() } else { tokens };
         let past = rows.iter().map(|&(_, position, first)| first + position + 1).max();
         let past = cells_for(past.unwrap_or(1));
-        let batch = Batch::new(self.model.config(), tokens, past, count);
+        let mut batch = Batch::new(self.model.config(), tokens, past, count);
+        if self.cache.pair().is_some() {
+            batch.past = past; // our own attention is for the CPU
+        }
         self.graph(Batch { hidden: want == Want::Hidden, ..batch })?;
         let Some(graph) = self.graphs.last_mut() else { return Ok(()) };
 
@@ -343,7 +346,7 @@ impl Slots {
         }
         self.results.clear();
         if asked > 0 {
-            self.results.extend_from_slice(plan.data_mut::<f32>(graph.results));
+            plan.read(graph.results, &mut self.results);
         }
         for part in parts {
             self.past[part.slot] += part.ids.len();

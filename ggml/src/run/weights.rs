@@ -3,7 +3,7 @@
 //! Matrices that see the same input are joined along their rows where their types are equal (q, k and v;
 //! gate and up): one product instead of three. Rows of blocks are joined by joining their bytes. A matrix
 //! that lies in the file as it is needed, or as neighbours that join, stays in the memory map; others are
-//! copied, into memory of the CPU's preferred order where there is one.
+//! copied, into memory of the CPU's preferred order where there is one. Layers on a device lie in its memory.
 #![expect(unsafe_code, reason = "weights are tensors of contexts kept beside them")]
 
 use std::ptr::NonNull;
@@ -18,7 +18,9 @@ use super::model::LoadOptions;
 use crate::arena::{Arena, LINE};
 use crate::backend::{ALIGNMENT, Buffer, BufferType, fill};
 use crate::context::Context;
+use crate::cpu::kernels;
 use crate::dense;
+use crate::device::{DeviceRef, Split};
 use crate::error::Result;
 use crate::packed::{self, Packed};
 use crate::quantize::dequantize_rows;
@@ -83,6 +85,7 @@ pub(super) struct Weights {
     pub(super) output_norm: Weight,
     pub(super) output: Matrix,
     bytes_per_token: usize,
+    split: Option<Split>,
     // dropped in this order: memory, then descriptions, then the file the memory may be
     _buffers: Vec<Buffer>,
     _contexts: Vec<Context>,
@@ -96,12 +99,19 @@ unsafe impl Sync for Weights {}
 
 impl Weights {
     /// Checks the file's tensors against the family's table and takes them up.
-    pub(super) fn load(gguf: Gguf, config: &Config, options: LoadOptions) -> Result<Self> {
+    pub(super) fn load(gguf: Gguf, config: &Config, options: &LoadOptions) -> Result<Self> {
         check_tensors(&gguf, config)?;
         let count = gguf.tensors().len();
+        let split = match options.gpu_layers {
+            0 => None,
+            layers => Some(Split {
+                device: DeviceRef::find(options.device.as_deref())?,
+                first_layer: (config.num_hidden_layers + 1).saturating_sub(layers),
+            }),
+        };
         let mut kinds = Vec::new();
         if options.repack {
-            for kind in BufferType::extra() {
+            for kind in BufferType::extra()? {
                 kinds.push((kind, Context::new(count, 0)?));
             }
         }
@@ -115,6 +125,9 @@ impl Weights {
             mapped: Context::new(count, 0)?,
             plain: Context::new(2 * count, 0)?,
             kinds,
+            device: Context::new(2 * count, 0)?,
+            split,
+            on_device: false,
             arena: if own { Some(Arena::new(room)?) } else { None },
             dense: options.repack && dense::is_available(),
             copies: Vec::new(),
@@ -123,18 +136,21 @@ impl Weights {
         let layers = (0..config.num_hidden_layers)
             .map(|i| loader.layer(config, i))
             .collect::<Result<_>>()?;
+        loader.turn_to(config.num_hidden_layers);
         let output_norm = loader.norm("output_norm.weight")?;
         let head = if config.tie_word_embeddings { "token_embd.weight" } else { "output.weight" };
         let output = loader.matrix(&[head])?;
 
-        let Loader { file, mapped, plain, kinds, copies, .. } = loader;
+        let Loader { file, mapped, plain, mut kinds, device, copies, .. } = loader;
         let mut buffers: Vec<_> = file.into_iter().collect();
         buffers.extend(Buffer::for_all(&plain, BufferType::cpu())?);
         let mut contexts = vec![mapped, plain];
+        kinds.extend(split.map(|split| (split.device.memory(), device)));
         for (kind, context) in kinds {
             buffers.extend(Buffer::for_all(&context, kind)?);
             contexts.push(context);
         }
+        buffers.iter().for_each(Buffer::holds_weights);
         for (weight, data) in copies {
             // SAFETY: made by the loader in one of the contexts above.
             let tensor = unsafe { Tensor::from_raw(weight.0.as_ptr(), "a weight")? };
@@ -147,6 +163,7 @@ impl Weights {
             output_norm,
             output,
             bytes_per_token,
+            split,
             _buffers: buffers,
             _contexts: contexts,
             gguf,
@@ -165,6 +182,11 @@ impl Weights {
 
     pub(super) fn bytes_per_token(&self) -> usize {
         self.bytes_per_token
+    }
+
+    /// Which layers lie on a device, if any do.
+    pub(super) fn split(&self) -> Option<Split> {
+        self.split
     }
 }
 
@@ -254,6 +276,11 @@ struct Loader<'g> {
     mapped: Context,
     plain: Context,
     kinds: Vec<(BufferType, Context)>,
+    /// What lies on a device.
+    device: Context,
+    split: Option<Split>,
+    /// What comes next is to lie there.
+    on_device: bool,
     /// Our own kernels are preferred where they apply: memory for blocks, and whether floats are taken.
     arena: Option<Arena>,
     dense: bool,
@@ -268,7 +295,13 @@ impl Loader<'_> {
         })
     }
 
+    /// Has what comes next lie where the layer does; the output matrix is the one after the last.
+    fn turn_to(&mut self, layer: usize) {
+        self.on_device = self.split.is_some_and(|split| layer >= split.first_layer);
+    }
+
     fn layer(&mut self, config: &Config, layer: usize) -> Result<Layer> {
+        self.turn_to(layer);
         let name = |part: &str| format!("blk.{layer}.{part}.weight");
         let qk_norm = config.family.qk_norm();
         let (router, ffn, shared) = match &config.moe {
@@ -333,6 +366,14 @@ impl Loader<'_> {
         let rows_at = shape.len() - 2;
         shape[rows_at] = tensors.iter().map(|t| t.shape[rows_at]).sum();
         let experts = if shape.len() == 3 { shape[0] } else { 1 };
+        if self.on_device
+            && let Some(split) = self.split
+            && is_supported(split.device, split.device.memory(), ty, &shape)?
+        {
+            let weight = weight_of(self.device.tensor(ty, &shape)?);
+            self.copies.push((weight, Source::Joined { tensors, experts }));
+            return Ok(Matrix::Plain(weight));
+        }
         if let Some(arena) = &mut self.arena
             && packed::arena_bytes(ty, &shape).is_some()
         {
@@ -343,7 +384,7 @@ impl Loader<'_> {
         let dense = self.dense && dense::fits(ty, &shape);
         let own = |weight| if dense { Matrix::Dense(weight) } else { Matrix::Plain(weight) };
         for (kind, context) in &self.kinds {
-            if !dense && is_supported(*kind, ty, &shape)? {
+            if !dense && is_supported(kernels()?.device, *kind, ty, &shape)? {
                 let weight = weight_of(context.tensor(ty, &shape)?);
                 self.copies.push((weight, Source::Joined { tensors, experts }));
                 return Ok(Matrix::Plain(weight));
@@ -373,12 +414,13 @@ impl Loader<'_> {
     /// A norm's gain, float32 whatever the file holds.
     fn norm(&mut self, name: &str) -> Result<Weight> {
         let info = self.info(name)?;
-        if info.ty == GgmlType::F32 {
+        if info.ty == GgmlType::F32 && !self.on_device {
             return self.table(name);
         }
         let row = info.shape.last().copied().unwrap_or(0);
         let values = dequantize_rows(info.ty, self.gguf.data(&info), row)?;
-        let weight = weight_of(self.plain.tensor(GgmlType::F32, &info.shape)?);
+        let context = if self.on_device { &self.device } else { &self.plain };
+        let weight = weight_of(context.tensor(GgmlType::F32, &info.shape)?);
         self.copies.push((weight, Source::Values(values)));
         Ok(weight)
     }
@@ -400,8 +442,13 @@ fn weight_of(tensor: Tensor<'_>) -> Weight {
     Weight(unsafe { NonNull::new_unchecked(tensor.raw()) })
 }
 
-/// True when products with a weight of this type and shape can be computed from memory of this kind.
-fn is_supported(kind: BufferType, ty: GgmlType, shape: &[usize]) -> Result<bool> {
+/// True when the device can compute products with a weight of this type and shape from memory of this kind.
+fn is_supported(
+    device: DeviceRef,
+    kind: BufferType,
+    ty: GgmlType,
+    shape: &[usize],
+) -> Result<bool> {
     let trial = Context::new(8, 0)?;
     let weight = trial.tensor(ty, shape)?;
     let row = shape[shape.len() - 1];
@@ -412,5 +459,5 @@ fn is_supported(kind: BufferType, ty: GgmlType, shape: &[usize]) -> Result<bool>
     } else {
         trial.mul_mat(weight, trial.tensor(GgmlType::F32, &[2, row])?)?
     };
-    Ok(kind.supports(op))
+    Ok(device.supports(op, 0, kind))
 }

@@ -10,11 +10,11 @@ use mmx_converters::chat;
 use mmx_converters::generation::Generation as Defaults;
 use mmx_converters::tokenizer::{Prompt, Tokenizer};
 use mmx_ggml::run::{
-    Finish, Generated, Generation, LoadOptions, Model, Sampling, Session, SessionOptions,
-    generate_shifting,
+    Finish, Generated, Generation, Model, Sampling, Session, SessionOptions, generate_shifting,
 };
 use serde_json::{Map, Value};
 
+use super::super::device;
 use super::{ANSWERING, ChatArgs, STOPPED, Screen, WhenFull};
 use crate::answer::{Piece, Splitter};
 use crate::error::{Error, Result};
@@ -80,7 +80,8 @@ impl Messages {
 impl Talk {
     pub(super) fn open(args: &ChatArgs) -> Result<Self> {
         let form = Form::open(&args.model)?;
-        let model = Model::from_gguf(form.to_gguf()?, LoadOptions::default())?;
+        let model = Model::from_gguf(form.to_gguf()?, args.device.load_options()?)?;
+        device::announce(&model);
         if model.gguf().metadata().get("tokenizer.ggml.model").is_none() {
             form.expect_tokenizer()?;
         }

@@ -1,0 +1,49 @@
+//! `--gpu-layers` and `--device`: where the runner's layers are computed.
+
+use mmx_ggml::devices;
+use mmx_ggml::run::{LoadOptions, Model};
+
+use crate::error::{Error, Result};
+
+/// Where layers are computed.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub(super) struct DeviceArgs {
+    /// Layers computed on a GPU, counted from the end, the output matrix being the last; by default all where
+    /// there is a GPU and mmx was built for it
+    #[arg(long, value_name = "N")]
+    gpu_layers: Option<usize>,
+    /// The GPU, as `mmx doctor` names it, or cpu
+    #[arg(long, value_name = "NAME")]
+    device: Option<String>,
+}
+
+impl DeviceArgs {
+    /// The options to load a model with.
+    ///
+    /// # Errors
+    /// Layers for the CPU.
+    pub(super) fn load_options(&self) -> Result<LoadOptions> {
+        let usual = LoadOptions::default();
+        let on_cpu = self.device.as_deref().is_some_and(|name| name.eq_ignore_ascii_case("cpu"));
+        match (self.gpu_layers, &self.device) {
+            (None | Some(0), _) if on_cpu => Ok(usual),
+            (Some(layers), _) if on_cpu => {
+                Err(Error::usage(format!("--gpu-layers {layers}: expected 0 with --device cpu")))
+            }
+            (None, None) if devices()?.is_empty() => Ok(usual),
+            (layers, device) => Ok(LoadOptions {
+                gpu_layers: layers.unwrap_or(usize::MAX),
+                device: device.clone(),
+                ..usual
+            }),
+        }
+    }
+}
+
+/// Says where a model's layers went, if not to the CPU.
+pub(crate) fn announce(model: &Model) {
+    if let Some((device, layers)) = model.device() {
+        let all = model.config().num_hidden_layers + 1;
+        eprintln!("{layers} of {all} layers on {} ({})", device.name, device.description);
+    }
+}
