@@ -118,6 +118,23 @@ fn perplexity_is_the_same_in_every_engine_and_what_verify_says() {
     let short = eval(&[text(&f32_file)], &["--ctx", "32", "--stride", "8"]);
     assert_eq!(number(&short["rows"][0]["perplexity"]["tokens"]), tokens, "each token once");
     assert_ne!(number(&short["rows"][0]["perplexity"]["ppl"]), ppl);
+    #[cfg(feature = "train")]
+    {
+        let source = dir.path().join("folder");
+        fs_err::create_dir_all(&source).expect("a folder");
+        for name in [
+            "minimind3/config.json",
+            "minimind3/model.safetensors",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        ] {
+            let from = shared("golden-2026").join(name);
+            fs_err::copy(&from, source.join(from.file_name().expect("a name"))).expect("copied");
+        }
+        let native = eval(&[text(&source)], &["--engine", "native"]);
+        let found = number(&native["rows"][0]["perplexity"]["ppl"]);
+        assert!((found / ppl - 1.0).abs() < 1e-5, "{found} in tch, {ppl} in the runner");
+    }
     let engines = ["--engine", "ggml", "--engine", "llama.cpp"];
     for cut in [&["--ctx", "64"][..], &["--ctx", "64", "--chunks"]] {
         let models = [text(&f32_file), text(&q8_file)];
@@ -129,6 +146,12 @@ fn perplexity_is_the_same_in_every_engine_and_what_verify_says() {
         assert!((ppl(0) / ppl(1) - 1.0).abs() < 1e-5, "{cut:?}: {rows}");
         assert!((ppl(2) / ppl(3) - 1.0).abs() < 5e-3, "{cut:?}: {rows}");
         assert!(ppl(0) != ppl(2) && rows[0]["bytes"].as_u64() > rows[2]["bytes"].as_u64());
+        // the same model in another engine is the same, the quantized one is not
+        let against = |i: usize| &rows[i]["perplexity"]["against_first"];
+        let ends = |i: usize| [0, 1].map(|at| number(&against(i)["interval"][at]));
+        assert!(ends(1)[0] > 0.999 && ends(1)[1] < 1.001, "{rows}");
+        let own = number(&against(2)["ratio"]);
+        assert!((own - ppl(2) / ppl(0)).abs() < 1e-9 && ends(2)[0] < own && own < ends(2)[1]);
         if cut.len() == 3 {
             let chunks = (tokens + 1.0) as usize / 64;
             assert_eq!(number(&rows[0]["perplexity"]["tokens"]) as usize, chunks * 31);
@@ -193,6 +216,8 @@ fn questions_are_answered_by_likelihood_and_the_page_shows_it() {
     mmx_json(&[&args[..], &["--html", text(&page)]].concat());
     assert_eq!(fs_err::read_to_string(&page).expect("a page"), html, "the same twice");
 
+    let twice = mmx_json(&[&["eval", text(&model)], &args[1..]].concat());
+    assert_eq!(twice["rows"][1]["choice"]["same_answers_as_first"]["answer"], 4, "{twice}");
     let shown = mmx_ok(&[&args[..], &["--by", "answer"]].concat());
     assert!(
         shown.contains("4 questions of 2 subjects") && shown.contains("75.0 % (30.1 to 95.4)"),

@@ -1,5 +1,7 @@
 //! `mmx eval`: how good a model is.
 
+mod show;
+
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -7,7 +9,7 @@ use mmx_ggml::run::{Model, SessionOptions};
 use serde_json::{Value, json};
 
 use super::device::{self, DeviceArgs};
-use super::format::{self, line};
+use super::format;
 use crate::engine::{self, Kind};
 use crate::error::{Error, Result};
 use crate::eval::choice::{self, Request};
@@ -132,9 +134,9 @@ pub(super) fn run(args: EvalArgs, as_json: bool) -> Result<()> {
         eprintln!("{}: a page with tables and plots", path.display());
     }
     if as_json {
-        return format::print_json(&to_json(&report));
+        return format::print_json(&show::to_json(&report));
     }
-    format::print(&to_text(&report))
+    format::print(&show::to_text(&report))
 }
 
 /// The questions and how they are asked, where some were given.
@@ -288,101 +290,6 @@ fn write_answers(path: &Path, rows: &[Row], request: &Request) -> Result<()> {
         }
     }
     Ok(mmx_converters::file::write_bytes(path, lines.as_bytes())?)
-}
-
-fn to_json(report: &Report<'_>) -> Value {
-    let rows = report.rows.iter().map(|row| {
-        let mut object = json!({
-            "model": row.path, "engine": row.engine.name(), "type": row.ty.name(), "bytes": row.bytes,
-        });
-        if let Some(p) = &row.perplexity {
-            object["perplexity"] = json!({
-                "ppl": p.ppl(), "stderr": p.stderr(), "bits_per_byte": p.bits_per_byte(), "nll": p.nll,
-                "tokens": p.tokens, "bytes": p.bytes,
-            });
-        }
-        if let (Some(scores), Some(request)) = (&row.choice, report.choice) {
-            object["choice"] = scores.to_json(request);
-        }
-        object
-    });
-    let mut object = json!({"rows": rows.collect::<Vec<_>>()});
-    if let Some((text, cut)) = report.text {
-        object["text"] = json!({
-            "path": text.path, "documents": text.documents.len(), "bytes": text.bytes(), "cut": cut.name(),
-            "window": cut.window(), "stride": cut.stride(),
-        });
-    }
-    if let Some(request) = report.choice {
-        let measures: Vec<_> = request.measures().iter().map(|m| m.name()).collect();
-        object["questions"] = json!({
-            "subjects": request.subjects.len(), "questions": request.questions(), "shots": request.shots,
-            "measures": measures, "chance": request.chance(),
-        });
-    }
-    object
-}
-
-fn to_text(report: &Report<'_>) -> String {
-    let mut out = String::new();
-    let width = report.rows.iter().map(|row| row.name.chars().count()).max().unwrap_or(0).max(5);
-    let model = |row: &Row| {
-        let engine = row.engine.name();
-        let size = format::bytes(row.bytes);
-        format!("{:width$}  {engine:<9}  {:<6}  {size:>9}", row.name, row.ty.name())
-    };
-    let head = format!("{:width$}  {:<9}  {:<6}  {:>9}", "model", "engine", "type", "size");
-    if let Some((text, cut)) = report.text {
-        line!(out, "{}: {}", text.path.display(), cut.describe());
-        line!(out, "{head}  {:>8}  {:>22}  {:>13}", "tokens", "perplexity", "bits per byte");
-        for row in report.rows {
-            let Some(p) = &row.perplexity else { continue };
-            let ppl = format!("{:.4} ± {:.4}", p.ppl(), p.stderr());
-            line!(out, "{}  {:>8}  {ppl:>22}  {:>13.4}", model(row), p.tokens, p.bits_per_byte());
-        }
-    }
-    let Some(request) = report.choice else { return out };
-    if report.text.is_some() {
-        out.push('\n');
-    }
-    let measures = request.measures();
-    line!(
-        out,
-        "{} questions of {} subjects, {} examples before each; choosing blindly gets {:.1} % right",
-        request.questions(),
-        request.subjects.len(),
-        request.shots,
-        100.0 * request.chance()
-    );
-    let titles: String = measures.iter().map(|m| format!("  {:>24}", m.title())).collect();
-    line!(out, "{head}{titles}");
-    for row in report.rows {
-        let Some(scores) = &row.choice else { continue };
-        let cells: String = measures
-            .iter()
-            .map(|&m| format!("  {:>24}", report::share(scores.count(request, m, None))))
-            .collect();
-        line!(out, "{}{cells}", model(row));
-        if scores.cut > 0 {
-            line!(
-                out,
-                "  {} prompts were longer than the context and lost their beginning",
-                scores.cut
-            );
-        }
-    }
-    for row in report.rows.iter().filter(|_| request.subjects.len() > 1) {
-        let Some(scores) = &row.choice else { continue };
-        line!(out, "\n{}", row.name);
-        for (i, subject) in request.subjects.iter().enumerate() {
-            let cells: String = measures
-                .iter()
-                .map(|&m| format!("  {:>24}", report::share(scores.count(request, m, Some(i)))))
-                .collect();
-            line!(out, "  {:<28}{:>6}{cells}", subject.name, subject.questions.len());
-        }
-    }
-    out
 }
 
 fn run_exact(args: &EvalArgs, path: &Path, as_json: bool) -> Result<()> {

@@ -164,6 +164,13 @@ impl Scores {
         (right, all)
     }
 
+    /// Questions that get the same answer as in `reference`, right or wrong.
+    pub fn same_answers(&self, reference: &Self, measure: Measure) -> usize {
+        let chosen = |a: &Answered| a.chosen.iter().find(|(m, _)| *m == measure).map(|(_, i)| *i);
+        let pairs = self.answered.iter().zip(&reference.answered);
+        pairs.filter(|(a, b)| chosen(a).is_some() && chosen(a) == chosen(b)).count()
+    }
+
     /// The mean of the subjects' shares, as C-Eval's own table has it.
     pub fn mean_of_subjects(&self, request: &Request, measure: Measure) -> f64 {
         let n = request.subjects.len();
@@ -387,6 +394,10 @@ mod tests {
         };
         let answered = vec![answered(0, 0), answered(1, 0), answered(1, 1), answered(1, 2)];
         let scores = Scores { answered, cut: 0 };
+        let mut other = scores.clone();
+        other.answered[2].chosen[0].1 = 1;
+        assert_eq!(other.same_answers(&scores, Measure::Letter), 3);
+        assert_eq!(other.same_answers(&scores, Measure::Answer), 0);
         let json = scores.to_json(&request);
         assert_eq!(json["overall"]["letter"]["right"], 2);
         assert_eq!(json["overall"]["letter"]["accuracy"], 0.5);

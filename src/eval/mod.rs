@@ -40,6 +40,11 @@ pub struct Row {
     pub choice: Option<choice::Scores>,
 }
 
+/// How wide a character stands in a table: Chinese ones and their like are as wide as two others.
+pub(crate) fn columns(c: char) -> usize {
+    if u32::from(c) >= 0x2e80 { 2 } else { 1 }
+}
+
 /// Wilson's interval at 95 % for `right` of `n`. Source: Wilson 1927.
 pub fn interval(right: usize, n: usize) -> (f64, f64) {
     let (n, z) = (n.max(1) as f64, Z95);

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use mmx_converters::tokenizer::Tokenizer;
 
+use super::Z95;
 use crate::compare;
 use crate::data::jsonl;
 use crate::data::texts;
@@ -165,44 +166,64 @@ pub(super) fn fault_at(path: &Path, fault: jsonl::Fault) -> Error {
     }
 }
 
-/// Sums over scored tokens.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+/// What the scored tokens cost.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Perplexity {
-    /// Tokens scored.
-    pub tokens: usize,
+    /// Of each token the negative log-likelihood, nats.
+    pub nlls: Vec<f64>,
     /// Bytes of the text in them.
     pub bytes: usize,
-    /// Sum of negative log-likelihoods, nats.
-    pub nll: f64,
-    /// Sum of their squares.
-    pub squares: f64,
 }
 
 impl Perplexity {
+    /// Tokens scored.
+    pub fn tokens(&self) -> usize {
+        self.nlls.len()
+    }
+
+    /// Sum of the negative log-likelihoods, nats.
+    pub fn nll(&self) -> f64 {
+        self.nlls.iter().sum()
+    }
+
     /// exp of the mean negative log-likelihood of a token.
     pub fn ppl(&self) -> f64 {
-        (self.nll / self.tokens as f64).exp()
+        (self.nll() / self.tokens() as f64).exp()
     }
 
     /// The perplexity's standard error, from the spread of the tokens' log-likelihoods. Source: llama-perplexity.
     pub fn stderr(&self) -> f64 {
-        let n = self.tokens as f64;
-        let mean = self.nll / n;
-        let variance = (self.squares / n - mean * mean).max(0.0);
-        self.ppl() * (variance / (n - 1.0).max(1.0)).sqrt()
+        self.ppl() * mean_and_error(self.nlls.iter().copied()).1
+    }
+
+    /// This perplexity divided by another of the same tokens, and its 95 % interval: token by token, so that what is
+    /// hard for both does not blur it. Nothing where the tokens are others.
+    pub fn ratio(&self, reference: &Self) -> Option<(f64, f64, f64)> {
+        if self.tokens() != reference.tokens() || self.bytes != reference.bytes {
+            return None;
+        }
+        let differences = self.nlls.iter().zip(&reference.nlls).map(|(a, b)| a - b);
+        let (mean, error) = mean_and_error(differences);
+        Some((mean.exp(), (mean - Z95 * error).exp(), (mean + Z95 * error).exp()))
     }
 
     /// Bits for a byte of the scored tokens' text.
     pub fn bits_per_byte(&self) -> f64 {
-        self.nll / std::f64::consts::LN_2 / self.bytes as f64
+        self.nll() / std::f64::consts::LN_2 / self.bytes as f64
     }
 
     fn add(&mut self, log_likelihood: f64, bytes: usize) {
-        self.tokens += 1;
+        self.nlls.push(-log_likelihood);
         self.bytes += bytes;
-        self.nll -= log_likelihood;
-        self.squares += log_likelihood * log_likelihood;
     }
+}
+
+/// A mean and its standard error.
+fn mean_and_error(values: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
+    let n = values.clone().count().max(1) as f64;
+    let mean = values.clone().sum::<f64>() / n;
+    let squares = values.map(|v| (v - mean) * (v - mean)).sum::<f64>() / n;
+    (mean, (squares / (n - 1.0).max(1.0)).sqrt())
 }
 
 /// The token that begins every text, for models that say so.
@@ -307,6 +328,22 @@ mod tests {
         (0..10).for_each(|_| sums.add(-(256f64.ln()), 1));
         assert!((sums.ppl() - 256.0).abs() < 1e-9 && (sums.bits_per_byte() - 8.0).abs() < 1e-12);
         assert!(sums.stderr() < 1e-4, "all alike: {}", sums.stderr());
+    }
+
+    #[test]
+    fn a_ratio_is_taken_token_by_token() {
+        let of = |costs: &[f64]| {
+            let mut sums = Perplexity::default();
+            costs.iter().for_each(|cost| sums.add(-cost, 1));
+            sums
+        };
+        // hard and easy tokens, each a tenth harder: sure, though both perplexities are not
+        let (one, other) = (of(&[0.1, 9.0, 3.0, 0.5]), of(&[0.2, 9.1, 3.1, 0.6]));
+        let (ratio, low, high) = other.ratio(&one).expect("the same tokens");
+        assert!((ratio - 0.1f64.exp()).abs() < 1e-9 && high - low < 1e-9 && one.stderr() > 1.0);
+        let (ratio, low, high) = of(&[0.2, 8.9, 3.4, 0.5]).ratio(&one).expect("the same tokens");
+        assert!(low < 1.0 && 1.0 < ratio && ratio < high);
+        assert!(of(&[1.0]).ratio(&one).is_none());
     }
 
     #[test]

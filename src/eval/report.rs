@@ -8,7 +8,7 @@ use std::path::Path;
 use mmx_converters::file;
 
 use super::choice::{Measure, Request};
-use super::perplexity::{Cut, Text};
+use super::perplexity::{Cut, Perplexity, Text};
 use super::svg::{Group, Mark, Point, escape, intervals, scatter};
 use super::{Row, Z95, interval};
 use crate::error::Result;
@@ -21,11 +21,11 @@ const STYLE: &str = "\
 body{font:15px/1.5 system-ui,\"Noto Sans CJK SC\",\"Microsoft YaHei\",\"PingFang SC\",sans-serif;color:var(--fg);\
 background:var(--bg);max-width:900px;margin:2rem auto;padding:0 1rem}\
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}p,figcaption{color:var(--dim)}figure{margin:1rem 0}\
-.wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}\
+.wide,figure{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}\
 th,td{padding:.25rem .7rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}\
-th:first-child,td:first-child{text-align:left}svg{width:100%;height:auto;font-size:12px}svg text{fill:var(--fg)}\
+th:first-child,td:first-child{text-align:left}svg{width:100%;min-width:640px;height:auto;font-size:12px}svg text{fill:var(--fg)}\
 svg .tick,svg .value{fill:var(--dim)}.grid{stroke:var(--line)}.chance{stroke:var(--dim);stroke-dasharray:4 3}\
-.key{display:inline-block;width:.7em;height:.7em;border-radius:50%;margin:0 .35em 0 1em}\
+.name{display:inline-block;margin-left:1em}.key{display:inline-block;width:.7em;height:.7em;border-radius:50%;margin-right:.35em}\
 .s0{stroke:var(--c0);fill:var(--c0)}.s1{stroke:var(--c1);fill:var(--c1)}.s2{stroke:var(--c2);fill:var(--c2)}\
 .s3{stroke:var(--c3);fill:var(--c3)}.s4{stroke:var(--c4);fill:var(--c4)}.s5{stroke:var(--c5);fill:var(--c5)}\
 .k0{background:var(--c0)}.k1{background:var(--c1)}.k2{background:var(--c2)}.k3{background:var(--c3)}\
@@ -68,7 +68,8 @@ pub fn html(report: &Report<'_>) -> String {
     }
     let _ = write!(
         out,
-        "<p>mmx {}. Intervals are 95 %: Wilson's for shares, 1.96 standard errors for perplexity.</p>\n</body></html>\n",
+        "<p>mmx {}. Intervals are 95 %: Wilson's for shares, 1.96 standard errors for perplexity; against the \
+         first: of the tokens' differences.</p>\n</body></html>\n",
         env!("CARGO_PKG_VERSION")
     );
     out
@@ -76,10 +77,10 @@ pub fn html(report: &Report<'_>) -> String {
 
 /// Names of the models in their colours.
 fn key(rows: &[Row]) -> String {
-    let keys = rows
-        .iter()
-        .enumerate()
-        .map(|(i, row)| format!("<span class=\"key k{}\"></span>{}", i % 6, escape(&row.name)));
+    let keys = rows.iter().enumerate().map(|(i, row)| {
+        let name = escape(&row.name);
+        format!(" <span class=\"name\"><span class=\"key k{}\"></span>{name}</span>", i % 6)
+    });
     keys.collect()
 }
 
@@ -110,25 +111,23 @@ fn perplexity(rows: &[Row], text: &Text, cut: Cut, out: &mut String) {
         text.bytes(),
         cut.describe()
     );
-    let first = rows.iter().find_map(|row| row.perplexity.as_ref()).map(|p| p.bits_per_byte());
+    let first = rows.iter().find_map(|row| row.perplexity.as_ref());
     for (i, row) in rows.iter().enumerate() {
         let Some(p) = &row.perplexity else { continue };
-        let change = match first {
-            Some(first) if i > 0 => format!("{:+.2} %", 100.0 * (p.bits_per_byte() / first - 1.0)),
-            _ => String::new(),
-        };
+        let change = first.filter(|_| i > 0).map(|first| change(p, first)).unwrap_or_default();
         let _ = writeln!(
             out,
             "<tr>{}<td>{}</td><td>{:.4} ± {:.4}</td><td>{change}</td><td>{:.4}</td></tr>",
             model_cells(row),
-            p.tokens,
+            p.tokens(),
             p.ppl(),
             p.stderr(),
             p.bits_per_byte()
         );
     }
     out.push_str("</table></div>\n");
-    let measured = || rows.iter().enumerate().filter_map(|(i, r)| Some((i, r, r.perplexity?)));
+    let measured =
+        || rows.iter().enumerate().filter_map(|(i, r)| Some((i, r, r.perplexity.as_ref()?)));
     let groups: Vec<Group> = measured()
         .map(|(series, row, p)| {
             let (value, room) = (p.ppl(), Z95 * p.stderr());
@@ -136,8 +135,8 @@ fn perplexity(rows: &[Row], text: &Text, cut: Cut, out: &mut String) {
             Group { label: row.name.clone(), marks }
         })
         .collect();
-    let caption = "Perplexity, lower is better. All models read the same text, so that small differences between \
-                   them are surer than the intervals say.";
+    let caption = "Perplexity, lower is better. The models read the same text: a difference between two is surer than \
+                   these intervals say, see the table.";
     figure(&intervals("perplexity", &groups, false, None), caption, out);
     if rows.len() > 1 {
         let points: Vec<Point> = measured()
@@ -168,11 +167,15 @@ fn choice(rows: &[Row], request: &Request, out: &mut String) {
         let _ = write!(out, "<th>{}</th>", measure.title());
     }
     out.push_str("</tr>\n");
-    for row in rows {
+    let first = rows.iter().find_map(|row| row.choice.as_ref());
+    for (i, row) in rows.iter().enumerate() {
         let Some(scores) = &row.choice else { continue };
         let _ = write!(out, "<tr>{}", model_cells(row));
         for &measure in &measures {
-            let _ = write!(out, "<td>{}</td>", share(scores.count(request, measure, None)));
+            let count = scores.count(request, measure, None);
+            let same = first.filter(|_| i > 0).map(|first| scores.same_answers(first, measure));
+            let same = same.map(|n| format!("<br><small>{n} of {} as the first</small>", count.1));
+            let _ = write!(out, "<td>{}{}</td>", share(count), same.unwrap_or_default());
         }
         out.push_str("</tr>\n");
     }
@@ -193,7 +196,9 @@ fn choice(rows: &[Row], request: &Request, out: &mut String) {
     if request.subjects.len() < 2 {
         return;
     }
-    for &measure in &measures {
+    // of the three ways to weigh whole answers the plot shows the usual one
+    let plotted = [Measure::Letter, Measure::AnswerPerCharacter];
+    for measure in plotted.into_iter().filter(|m| measures.contains(m)) {
         let subjects = request.subjects.iter().enumerate();
         let groups: Vec<Group> =
             subjects.clone().map(|(i, s)| group(&s.name, marks(measure, Some(i)))).collect();
@@ -228,6 +233,17 @@ fn choice(rows: &[Row], request: &Request, out: &mut String) {
         out.push_str("</tr>\n");
     }
     out.push_str("</table></div>\n");
+}
+
+/// `+0.84 % (+0.31 to +1.37)`: a perplexity against another of the same tokens.
+pub(crate) fn change(p: &Perplexity, first: &Perplexity) -> String {
+    let percent = |ratio: f64| 100.0 * (ratio - 1.0);
+    p.ratio(first).map_or_else(
+        || "other tokens".to_owned(),
+        |(ratio, low, high)| {
+            format!("{:+.2} % ({:+.2} to {:+.2})", percent(ratio), percent(low), percent(high))
+        },
+    )
 }
 
 /// `62.5 % (45.3 to 77.1)`.

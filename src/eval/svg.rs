@@ -5,6 +5,8 @@
 
 use std::fmt::Write as _;
 
+use super::columns;
+
 /// Colours there are: classes `s0` to `s5`.
 const COLOURS: usize = 6;
 /// Width of a plot, its labels and its right margin, pixels.
@@ -56,11 +58,11 @@ pub(super) fn escape(text: &str) -> String {
     out
 }
 
-/// A label no wider than its place: a Chinese character is as wide as two others.
+/// A label no wider than its place.
 fn fitted(label: &str, units: usize) -> String {
     let mut width = 0;
     for (at, c) in label.char_indices() {
-        width += if u32::from(c) >= 0x2e80 { 2 } else { 1 };
+        width += columns(c);
         if width > units {
             return format!("{}…", &label[..at]);
         }

@@ -1,0 +1,139 @@
+//! What `mmx eval` measured, as JSON and as tables.
+
+use serde_json::{Value, json};
+
+use crate::cli::format::{self, line};
+use crate::eval::report::{self, Report};
+use crate::eval::{self, Row, choice};
+
+/// As scripts read it.
+pub(super) fn to_json(report: &Report<'_>) -> Value {
+    let rows = report.rows.iter().enumerate().map(|(i, row)| {
+        let mut object = json!({
+            "model": row.path, "engine": row.engine.name(), "type": row.ty.name(), "bytes": row.bytes,
+        });
+        if let Some(p) = &row.perplexity {
+            object["perplexity"] = json!({
+                "ppl": p.ppl(), "stderr": p.stderr(), "bits_per_byte": p.bits_per_byte(), "nll": p.nll(),
+                "tokens": p.tokens(), "bytes": p.bytes,
+            });
+            let first = report.rows[0].perplexity.as_ref().filter(|_| i > 0);
+            if let Some((ratio, low, high)) = first.and_then(|first| p.ratio(first)) {
+                let against = json!({"ratio": ratio, "interval": [low, high]});
+                object["perplexity"]["against_first"] = against;
+            }
+        }
+        if let (Some(scores), Some(request)) = (&row.choice, report.choice) {
+            object["choice"] = scores.to_json(request);
+            if let Some(first) = report.rows[0].choice.as_ref().filter(|_| i > 0) {
+                let same = |m: &choice::Measure| {
+                    (m.name().to_owned(), scores.same_answers(first, *m).into())
+                };
+                let same: serde_json::Map<_, Value> = request.measures().iter().map(same).collect();
+                object["choice"]["same_answers_as_first"] = same.into();
+            }
+        }
+        object
+    });
+    let mut object = json!({"rows": rows.collect::<Vec<_>>()});
+    if let Some((text, cut)) = report.text {
+        object["text"] = json!({
+            "path": text.path, "documents": text.documents.len(), "bytes": text.bytes(), "cut": cut.name(),
+            "window": cut.window(), "stride": cut.stride(),
+        });
+    }
+    if let Some(request) = report.choice {
+        let measures: Vec<_> = request.measures().iter().map(|m| m.name()).collect();
+        object["questions"] = json!({
+            "subjects": request.subjects.len(), "questions": request.questions(), "shots": request.shots,
+            "measures": measures, "chance": request.chance(),
+        });
+    }
+    object
+}
+
+/// As people read it.
+pub(super) fn to_text(report: &Report<'_>) -> String {
+    let mut out = String::new();
+    let width = report.rows.iter().map(|row| columns(&row.name)).max().unwrap_or(0).max(5);
+    let model = |row: &Row| {
+        let engine = row.engine.name();
+        let size = format::bytes(row.bytes);
+        format!("{}  {engine:<9}  {:<6}  {size:>9}", padded(&row.name, width), row.ty.name())
+    };
+    let head = format!("{:width$}  {:<9}  {:<6}  {:>9}", "model", "engine", "type", "size");
+    if let Some((text, cut)) = report.text {
+        line!(out, "{}: {}", text.path.display(), cut.describe());
+        let against = if report.rows.len() > 1 { "  against the first" } else { "" };
+        let titles = format!("{:>8}  {:>22}  {:>13}", "tokens", "perplexity", "bits per byte");
+        line!(out, "{head}  {titles}{against}");
+        let first = report.rows[0].perplexity.as_ref();
+        for (i, row) in report.rows.iter().enumerate() {
+            let Some(p) = &row.perplexity else { continue };
+            let ppl = format!("{:.4} ± {:.4}", p.ppl(), p.stderr());
+            let change = first.filter(|_| i > 0).map(|first| report::change(p, first));
+            let change = change.map(|text| format!("  {text}")).unwrap_or_default();
+            let (tokens, bits) = (p.tokens(), p.bits_per_byte());
+            line!(out, "{}  {tokens:>8}  {ppl:>22}  {bits:>13.4}{change}", model(row));
+        }
+    }
+    let Some(request) = report.choice else { return out };
+    if report.text.is_some() {
+        out.push('\n');
+    }
+    let measures = request.measures();
+    line!(
+        out,
+        "{} questions of {} subjects, {} examples before each; choosing blindly gets {:.1} % right",
+        request.questions(),
+        request.subjects.len(),
+        request.shots,
+        100.0 * request.chance()
+    );
+    let titles: String = measures.iter().map(|m| format!("  {:>24}", m.title())).collect();
+    line!(out, "{head}{titles}");
+    for (i, row) in report.rows.iter().enumerate() {
+        let Some(scores) = &row.choice else { continue };
+        let cells: String = measures
+            .iter()
+            .map(|&m| format!("  {:>24}", report::share(scores.count(request, m, None))))
+            .collect();
+        line!(out, "{}{cells}", model(row));
+        if let Some(first) = report.rows[0].choice.as_ref().filter(|_| i > 0) {
+            let same = measures.iter().map(|&m| {
+                let same = format!("{} as the first", scores.same_answers(first, m));
+                format!("  {same:>24}")
+            });
+            line!(out, "{}{}", padded("", columns(&head)), same.collect::<String>());
+        }
+        if scores.cut > 0 {
+            line!(
+                out,
+                "  {} prompts were longer than the context and lost their beginning",
+                scores.cut
+            );
+        }
+    }
+    for row in report.rows.iter().filter(|_| request.subjects.len() > 1) {
+        let Some(scores) = &row.choice else { continue };
+        line!(out, "\n{}", row.name);
+        for (i, subject) in request.subjects.iter().enumerate() {
+            let cells: String = measures
+                .iter()
+                .map(|&m| format!("  {:>24}", report::share(scores.count(request, m, Some(i)))))
+                .collect();
+            line!(out, "  {}{:>6}{cells}", padded(&subject.name, 28), subject.questions.len());
+        }
+    }
+    out
+}
+
+/// How wide a text stands in a table.
+fn columns(text: &str) -> usize {
+    text.chars().map(eval::columns).sum()
+}
+
+/// A text with blanks up to a width.
+fn padded(text: &str, width: usize) -> String {
+    format!("{text}{:1$}", "", width.saturating_sub(columns(text)))
+}
