@@ -8,6 +8,7 @@
 //! control ids in [`Tokenizer::encode`] and never in [`Tokenizer::encode_plain`].
 
 mod bytes;
+mod fast;
 mod gguf;
 mod open;
 mod protect;
@@ -15,6 +16,7 @@ mod save;
 mod special;
 mod stream;
 pub mod train;
+mod words;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -41,6 +43,9 @@ pub struct Tokenizer {
     full: tokenizers::Tokenizer,
     /// Knows no control token.
     plain: tokenizers::Tokenizer,
+    /// The same as `full` and `plain`, where it can be computed directly.
+    fast: Option<fast::Fast>,
+    fast_plain: Option<fast::Fast>,
     /// By id; None where an id has no token.
     tokens: Vec<Option<Token>>,
     ids: HashMap<String, u32>,
@@ -96,7 +101,7 @@ impl Tokenizer {
     /// # Errors
     /// The library's own, on a text it cannot split.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        self.run(&self.full, text)
+        self.run(self.fast.as_ref(), &self.full, text)
     }
 
     /// The ids of a text in which nothing is a control token, whatever it says.
@@ -104,7 +109,7 @@ impl Tokenizer {
     /// # Errors
     /// The library's own, on a text it cannot split.
     pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
-        self.run(&self.plain, text)
+        self.run(self.fast_plain.as_ref(), &self.plain, text)
     }
 
     /// [`Tokenizer::encode`] of many texts, in parallel, in order.
@@ -115,7 +120,15 @@ impl Tokenizer {
         texts.par_iter().map(|text| self.encode(text.as_ref())).collect()
     }
 
-    fn run(&self, tokenizer: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>> {
+    fn run(
+        &self,
+        fast: Option<&fast::Fast>,
+        tokenizer: &tokenizers::Tokenizer,
+        text: &str,
+    ) -> Result<Vec<u32>> {
+        if let Some(fast) = fast {
+            return Ok(fast.encode(text));
+        }
         let encoding = tokenizer.encode_fast(text, false).map_err(|e| self.fault(e.to_string()))?;
         Ok(encoding.get_ids().to_vec())
     }

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::fast::Fast;
 use super::{Specials, Token, TokenKind, Tokenizer, bytes};
 use crate::chat::Template;
 use crate::error::{Error, Result};
@@ -93,7 +94,10 @@ impl Tokenizer {
             .filter_map(|(id, token)| Some((token.as_ref()?.text.clone(), id)))
             .collect();
         let full = library(path, &value)?;
-        let plain = library(path, &without_control(value))?;
+        let fast = Fast::new(&value, &ids);
+        let value = without_control(value);
+        let fast_plain = fast.as_ref().and_then(|fast| fast.with_added(&value, &ids));
+        let plain = library(path, &value)?;
 
         let mut warnings = Vec::new();
         let mut role = |key: &str, usual: &str| {
@@ -132,7 +136,20 @@ impl Tokenizer {
             ));
         }
         let path = path.to_owned();
-        Ok(Self { path, json, settings, full, plain, tokens, ids, specials, template, warnings })
+        Ok(Self {
+            path,
+            json,
+            settings,
+            full,
+            plain,
+            fast,
+            fast_plain,
+            tokens,
+            ids,
+            specials,
+            template,
+            warnings,
+        })
     }
 }
 
