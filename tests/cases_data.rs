@@ -245,9 +245,74 @@ fn tokens_are_kept_and_made_again_when_anything_they_depend_on_changes() {
     grows(&new, &SampleOptions { system_ratio: 0.5, ..base.clone() });
     grows(&new, &SampleOptions { empty_think_ratio: 0.5, ..base.clone() });
     grows(&new, &SampleOptions { seed: 2, ..base.clone() });
+    let other_template = dir.path().join("tokenizer");
+    new.save(&other_template).unwrap();
+    let template = other_template.join("chat_template.jinja");
+    let source = fs_err::read_to_string(&template).unwrap();
+    fs_err::write(&template, format!("{{# changed #}}{source}")).unwrap();
+    grows(&Tokenizer::open(&other_template).unwrap(), &base);
     let text = fs_err::read_to_string(&path).unwrap();
     fs_err::write(&path, text.trim_end()).unwrap();
     grows(&new, &base);
+}
+
+/// No folder, no right to write there, no room: training goes on without a cache.
+#[test]
+fn a_cache_that_cannot_be_written_is_done_without() {
+    let dir = tempfile::tempdir().unwrap();
+    let in_the_way = dir.path().join("file");
+    fs_err::write(&in_the_way, "no folder").unwrap();
+    let (paths, options) = ([shared("golden/sft.jsonl")], options(Kind::Chat, 128));
+    let plain = Dataset::load(&paths, &tokenizer(), &options).unwrap();
+    for folder in [in_the_way.join("tokens"), PathBuf::from("/proc/mmx-tokens"), "/sys".into()] {
+        let cache = Cache::at(&folder);
+        let data = Dataset::load_cached(&paths, &tokenizer(), &options, &cache).unwrap();
+        assert!(data.samples().eq(plain.samples()), "{}", folder.display());
+        assert_says(&data.warnings[0], &["sft.jsonl are not kept", folder.to_str().unwrap()]);
+        assert_eq!(data.warnings[1..], plain.warnings);
+    }
+}
+
+#[test]
+fn old_tokens_are_removed_beyond_the_limit_unless_they_are_in_use() {
+    let dir = tempfile::tempdir().unwrap();
+    let paths = [shared("golden/sft.jsonl")];
+    let load = |max_seq_len: usize, limit: u64| {
+        let cache = Cache::at(dir.path()).with_limit(limit);
+        let options = options(Kind::Chat, max_seq_len);
+        Dataset::load_cached(&paths, &tokenizer(), &options, &cache).unwrap()
+    };
+    let names = || kept(dir.path()).into_iter().map(|(path, _)| path).collect::<Vec<_>>();
+    // which file belongs to which length, none of them in use
+    let mut made = std::collections::BTreeMap::new();
+    for max_seq_len in [128, 127, 126] {
+        let before = names();
+        drop(load(max_seq_len, u64::MAX));
+        let new = names().into_iter().find(|path| !before.contains(path)).unwrap();
+        made.insert(max_seq_len, new);
+    }
+    let sizes = |lengths: &[usize]| -> u64 {
+        lengths.iter().map(|n| fs_err::metadata(&made[n]).unwrap().len()).sum()
+    };
+    let room_for_two = sizes(&[128, 127]) + sizes(&[126]) / 2;
+    drop(load(128, u64::MAX)); // used again: 127 is the oldest now
+    let abandoned = dir.path().join(".mmx-killed.part");
+    let file = fs_err::File::create(&abandoned).unwrap();
+    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(7200);
+    file.file().set_modified(long_ago).unwrap();
+    drop(file);
+    let in_use = load(126, u64::MAX);
+    drop(load(125, room_for_two));
+    let left = names();
+    assert!(!left.contains(&made[&127]) && !left.contains(&made[&128]), "{left:?}");
+    assert!(left.contains(&made[&126]) && left.len() == 2, "{left:?}");
+    // a limit below any file: what is read stays, and what was just made
+    drop(load(124, 1));
+    assert!(names().contains(&made[&126]) && names().len() == 2, "{:?}", names());
+    assert_eq!(in_use.len(), in_use.samples().count());
+    drop(in_use);
+    drop(load(123, 1));
+    assert_eq!(names().len(), 1);
 }
 
 #[test]
@@ -360,7 +425,7 @@ fn batches_from_kept_tokens_go_on_in_the_middle_of_an_epoch() {
     let all = |source: &mut dyn Batches| {
         let of = |source: &mut dyn Batches, epoch| {
             let count = source.micro_steps(epoch);
-            (0..count).map(|index| source.batch(epoch, index)).collect::<Vec<_>>()
+            (0..count).map(|index| source.batch(epoch, index).unwrap()).collect::<Vec<_>>()
         };
         [of(source, 0), of(source, 1)]
     };
@@ -376,7 +441,7 @@ fn batches_from_kept_tokens_go_on_in_the_middle_of_an_epoch() {
             // at once in the middle of the second epoch, as a resumed run begins
             let middle = unbroken[1].len() / 2;
             for (index, batch) in unbroken[1].iter().enumerate().skip(middle) {
-                assert_eq!(&source.batch(1, index), batch, "time {time}, {index}");
+                assert_eq!(&source.batch(1, index).unwrap(), batch, "time {time}, {index}");
             }
             assert_eq!(&all(source), unbroken);
         }

@@ -1,6 +1,6 @@
 //! Files in and out: bytes by memory map, and files that appear whole or not at all.
 
-#![expect(unsafe_code, reason = "a memory map: see the SAFETY comment at the one call")]
+#![expect(unsafe_code, reason = "a memory map: see the SAFETY comments at the two calls")]
 
 use std::io::{BufWriter, Write};
 use std::path::Path;
@@ -44,6 +44,17 @@ impl Bytes {
     pub fn owned(bytes: Vec<u8>, path: &Path) -> Result<Self> {
         refuse_lfs_pointer(&bytes, path)?;
         Ok(Self(Inner::Owned(bytes)))
+    }
+
+    /// Unmaps the pages that were read, which are read again when they are needed: a map of which much was read no
+    /// longer counts as memory of this process. Does nothing for bytes in memory.
+    pub fn give_back(&self) {
+        #[cfg(unix)]
+        if let Inner::Mapped(map) = &self.0 {
+            // SAFETY: the map is read only, of a file, and never written through: every page that is dropped is
+            // read from the file again, with the bytes it had.
+            let _ = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+        }
     }
 
     /// True for a memory map: page-aligned, and shared with the system's cache.

@@ -22,3 +22,16 @@ pub mod tokenizer;
 
 pub use error::{Error, Result};
 pub use model::Model;
+
+/// The source of what turns messages into text and text into ids. Whoever keeps ids keeps a digest of it with them:
+/// with other code they may be others.
+pub const CODE_OF_TEXT: [&str; 8] = [
+    include_str!("chat/mod.rs"),
+    include_str!("chat/python.rs"),
+    include_str!("chat/tags.rs"),
+    include_str!("tokenizer/bytes.rs"),
+    include_str!("tokenizer/fast.rs"),
+    include_str!("tokenizer/mod.rs"),
+    include_str!("tokenizer/open.rs"),
+    include_str!("tokenizer/words.rs"),
+];

@@ -65,15 +65,25 @@ impl Dataset {
             .map(|&i| self.sample(i as usize))
             .chain(indices.iter().filter_map(|&i| self.rejected(i as usize)))
             .collect();
-        let shifted = self.shifts_inside_model();
         let longest = rows.iter().map(|s| s.ids.len()).max().unwrap_or(0);
-        let length = if padded { self.options.max_seq_len } else { longest };
-        let seq = if shifted { length } else { length.saturating_sub(1) };
+        let seq = self.positions(longest, padded);
         let mut batch = Batch { batch: rows.len(), seq, ..Batch::default() };
         for sample in &rows {
             self.push_row(&mut batch, sample);
         }
         batch
+    }
+
+    /// Rows and positions of [`Dataset::batch`], which is not read for this.
+    pub(crate) fn batch_size(&self, indices: &[u32], padded: bool) -> (usize, usize) {
+        let longest = indices.iter().map(|&i| self.longest_of(i as usize)).max().unwrap_or(0);
+        (indices.len() * self.per_sample(), self.positions(longest, padded))
+    }
+
+    /// Positions of a row whose longest sample has so many ids.
+    fn positions(&self, longest: usize, padded: bool) -> usize {
+        let length = if padded { self.options.max_seq_len } else { longest };
+        if self.shifts_inside_model() { length } else { length.saturating_sub(1) }
     }
 
     /// The 2026 reference reads whole rows and shifts inside the model, except in DPO.

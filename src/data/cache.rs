@@ -1,24 +1,25 @@
-//! The token cache: a data file is checked and tokenized once, in parallel and in bounded memory, into a
-//! [`TokenFile`] that is found again by what its samples depend on.
+//! The token cache: a data file is checked and tokenized once ([`super::make`]) into a [`TokenFile`] that is found again
+//! by what its samples depend on.
 //!
 //! The key holds the digests of the file and the tokenizer with its template, the options that change
-//! samples, mmx's version and the source of the code that makes samples. Whoever builds writes a file of
-//! its own and renames it, so several processes may build the same one.
+//! samples, mmx's version and the source of the code that makes samples. Whoever makes one writes a file of
+//! its own and renames it, so several processes may make the same one. Files grow old unused: where all of them take
+//! more than a limit, the least recently used are removed. None that a process reads is: readers hold a lock.
 
-use std::io::{BufWriter, Read, Seek, Write};
+use std::collections::HashMap;
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
-use indicatif::{ProgressBar, ProgressStyle};
 use mmx_converters::tokenizer::Tokenizer;
-use rayon::prelude::*;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
+use super::make::{Failure, Job, Place};
 use super::sample::Encoder;
-use super::source::{Block, Blocks};
-use super::tokens::{Key, TokenFile, Writer};
-use super::{Fault, Kind, Sample, SampleOptions, jsonl};
+use super::tokens::{Key, TokenFile};
+use super::{Kind, SampleOptions};
 use crate::error::{Error, Result};
 
 /// The code that turns lines into samples: with another, samples may be others.
@@ -29,28 +30,83 @@ const CODE: [&str; 4] = [
     include_str!("tokens.rs"),
 ];
 
+/// Bytes that the kept files may take: the tokens of some 50 GB of text.
+const LIMIT: u64 = 20_000_000_000;
+
 /// Where token files are kept.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Cache(Option<PathBuf>);
+#[derive(Clone, Debug)]
+pub struct Cache {
+    folder: Option<PathBuf>,
+    limit: u64,
+    /// What was hashed, as it was then.
+    digests: Arc<Mutex<HashMap<PathBuf, (State, Digested)>>>,
+}
+
+/// Size and time of a file.
+type State = (u64, Option<SystemTime>);
+type Digested = [u8; 32];
 
 impl Cache {
+    fn new(folder: Option<PathBuf>) -> Self {
+        Self { folder, limit: LIMIT, digests: Arc::default() }
+    }
+
     /// Nowhere: each data set is tokenized into a temporary file.
     pub fn none() -> Self {
-        Self(None)
+        Self::new(None)
     }
 
     /// In a folder, which is made when it is first needed.
     pub fn at(folder: impl Into<PathBuf>) -> Self {
-        Self(Some(folder.into()))
+        Self::new(Some(folder.into()))
     }
 
-    /// The user's: `$MMX_CACHE/tokens`, else `$XDG_CACHE_HOME/mmx/tokens`, else `~/.cache/mmx/tokens`.
+    /// With another limit on the bytes that files may take (20 GB). The one made last stays whatever its size.
+    pub fn with_limit(self, limit: u64) -> Self {
+        Self { limit, ..self }
+    }
+
+    /// The user's: `$MMX_CACHE/tokens`, else `$XDG_CACHE_HOME/mmx/tokens`, else `~/.cache/mmx/tokens`. Files there may
+    /// take `$MMX_TOKENS_GB` gigabytes, 20 where that is no number.
     pub fn user() -> Self {
         let variable = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
         let folder = variable("MMX_CACHE")
             .or_else(|| variable("XDG_CACHE_HOME").map(|dir| dir.join("mmx")))
             .or_else(|| variable("HOME").map(|dir| dir.join(".cache/mmx")));
-        Self(folder.map(|dir| dir.join("tokens")))
+        let cache = Self::new(folder.map(|dir| dir.join("tokens")));
+        let limit = std::env::var("MMX_TOKENS_GB").ok().and_then(|text| text.parse::<f64>().ok());
+        match limit.filter(|limit| *limit >= 0.0) {
+            Some(limit) => cache.with_limit((limit * 1e9) as u64),
+            None => cache,
+        }
+    }
+
+    /// A file's SHA-256 in hexadecimal; computed once while the file stays as it is.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn digest(&self, path: &Path) -> Result<String> {
+        Ok(hexadecimal(&self.digested(path)?))
+    }
+
+    fn digested(&self, path: &Path) -> Result<Digested> {
+        let now = state(path)?;
+        let known = || self.digests.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, digest)) = known().get(path).filter(|(then, _)| *then == now) {
+            return Ok(*digest);
+        }
+        let mut hash = Sha256::new();
+        let mut source = fs_err::File::open(path).map_err(|e| Error::io(path, e))?;
+        let mut buffer = vec![0; 1 << 20];
+        loop {
+            match source.read(&mut buffer).map_err(|e| Error::io(path, e))? {
+                0 => break,
+                read => hash.update(&buffer[..read]),
+            }
+        }
+        let digest = hash.finalize().into();
+        known().insert(path.to_owned(), (now, digest));
+        Ok(digest)
     }
 
     /// The samples of a file: those kept, or made now. Sentences for the user go to `warnings`.
@@ -64,13 +120,14 @@ impl Cache {
         warnings: &mut Vec<String>,
     ) -> Result<TokenFile> {
         let wide = tokenizer.vocab_size() > 1 << 16;
-        let Some(folder) = &self.0 else {
-            return build(path, &[0; 32], None, wide, encoder, file);
+        let Some(folder) = &self.folder else {
+            let job = Job { path, file, encoder, key: [0; 32], wide };
+            return passing(&job, warnings);
         };
         let before = state(path)?;
-        let key = key(path, file, tokenizer, options)?;
-        let name: String = key[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-        let kept = folder.join(format!("{name}.tokens"));
+        let key = self.key(path, file, tokenizer, options)?;
+        let job = Job { path, file, encoder, key, wide };
+        let kept = folder.join(format!("{}.tokens", hexadecimal(&key[..16])));
         if kept.exists() {
             match TokenFile::open(&kept, &key) {
                 Ok(tokens) => return Ok(tokens),
@@ -81,11 +138,19 @@ impl Cache {
                 )),
             }
         }
-        if let Err(error) = fs_err::create_dir_all(folder) {
-            warnings.push(format!("{error}: the tokens of {} are not kept", path.display()));
-            return build(path, &key, None, wide, encoder, file);
-        }
-        let tokens = build(path, &key, Some(&kept), wide, encoder, file)?;
+        let made = fs_err::create_dir_all(folder).map_err(Failure::Write);
+        let tokens = match made.and_then(|()| job.run(Place::Kept(&kept))) {
+            Ok(tokens) => tokens,
+            Err(Failure::Source(error)) => return Err(*error),
+            Err(Failure::Write(error)) => {
+                warnings.push(format!(
+                    "{}: {error}: the tokens of {} are not kept",
+                    kept.display(),
+                    path.display()
+                ));
+                return passing(&job, warnings);
+            }
+        };
         if state(path)? != before {
             let _ = fs_err::remove_file(&kept); // perhaps of the new content under the old key
             return Err(Error::failed(format!(
@@ -93,170 +158,113 @@ impl Cache {
                 path.display()
             )));
         }
+        trim(folder, &kept, self.limit);
         Ok(tokens)
+    }
+
+    /// Digest of everything that samples depend on.
+    fn key(
+        &self,
+        path: &Path,
+        file: u32,
+        tokenizer: &Tokenizer,
+        options: &SampleOptions,
+    ) -> Result<Key> {
+        let mut code = Sha256::new();
+        CODE.iter().chain(&mmx_converters::CODE_OF_TEXT).for_each(|text| code.update(text));
+        // what only chats depend on: augmentation draws for the file's index and the line
+        let chat = json!({
+            "system_ratio": options.system_ratio.to_bits(),
+            "empty_think_ratio": options.empty_think_ratio.to_bits(),
+            "seed": options.seed,
+            "file": file,
+        });
+        let parts = json!({
+            "mmx": env!("CARGO_PKG_VERSION"),
+            "code": hexadecimal(&code.finalize()),
+            "content": hexadecimal(&self.digested(path)?),
+            "tokenizer": hexadecimal(&Sha256::digest(tokenizer.json())),
+            // with the chat template
+            "tokenizer_config": tokenizer.config_json(),
+            "special": [tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.pad_id()],
+            "recipe": format!("{:?}", options.recipe),
+            "kind": format!("{:?}", options.kind),
+            "max_seq_len": options.max_seq_len,
+            "chat": if options.kind == Kind::Text { json!(null) } else { chat },
+        });
+        Ok(Sha256::digest(parts.to_string()).into())
     }
 }
 
-/// Size and time of a file.
-fn state(path: &Path) -> Result<(u64, Option<SystemTime>)> {
+/// Tokens that are gone when they are closed: in a temporary file, or in memory where there is no place for one.
+fn passing(job: &Job<'_>, warnings: &mut Vec<String>) -> Result<TokenFile> {
+    let folder = std::env::temp_dir();
+    match job.run(Place::Temporary(&folder)) {
+        Ok(tokens) => return Ok(tokens),
+        Err(Failure::Source(error)) => return Err(*error),
+        Err(Failure::Write(error)) => warnings.push(format!(
+            "{}: {error}: the tokens of {} are held in memory",
+            folder.display(),
+            job.path.display()
+        )),
+    }
+    job.run(Place::Memory).map_err(|failure| match failure {
+        Failure::Source(error) => *error,
+        Failure::Write(error) => Error::io(job.path, error),
+    })
+}
+
+/// Removes what was used least recently until the files take `limit` bytes at most, and what killed processes left
+/// half written. `made` stays, and so does what a process reads. Nothing is said where a file cannot be removed: the
+/// next one to make tokens tries again.
+fn trim(folder: &Path, made: &Path, limit: u64) {
+    /// A file half written whose writer has not touched it for so long.
+    const ABANDONED: Duration = Duration::from_secs(3600);
+    let Ok(entries) = fs_err::read_dir(folder) else { return };
+    let mut files = Vec::new();
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let Ok(meta) = fs_err::metadata(&path) else { continue };
+        let (size, Ok(written)) = (meta.len(), meta.modified()) else { continue };
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("tokens") => {
+                // readers set the time of access themselves: many systems do not
+                let used = meta.accessed().map_or(written, |read| read.max(written));
+                files.push((used, size, path));
+            }
+            Some("part") if written.elapsed().is_ok_and(|age| age > ABANDONED) => {
+                remove_unused(&path)
+            }
+            _ => {}
+        }
+    }
+    files.sort();
+    let mut total: u64 = files.iter().map(|(_, size, _)| size).sum();
+    for (_, size, path) in files {
+        if total <= limit {
+            break;
+        }
+        if path != made {
+            remove_unused(&path);
+        }
+        if !path.exists() {
+            total -= size;
+        }
+    }
+}
+
+/// Removes a file that nobody holds a lock on.
+fn remove_unused(path: &Path) {
+    let Ok(file) = fs_err::File::open(path) else { return };
+    if file.file().try_lock().is_ok() {
+        let _ = fs_err::remove_file(path);
+    }
+}
+
+fn state(path: &Path) -> Result<State> {
     let meta = fs_err::metadata(path).map_err(|e| Error::io(path, e))?;
     Ok((meta.len(), meta.modified().ok()))
 }
 
-/// Digest of everything that samples depend on.
-fn key(path: &Path, file: u32, tokenizer: &Tokenizer, options: &SampleOptions) -> Result<Key> {
-    let hex = |hash: Sha256| -> String {
-        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
-    };
-    let mut content = Sha256::new();
-    let mut source = fs_err::File::open(path).map_err(|e| Error::io(path, e))?;
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match source.read(&mut buffer).map_err(|e| Error::io(path, e))? {
-            0 => break,
-            read => content.update(&buffer[..read]),
-        }
-    }
-    let mut code = Sha256::new();
-    CODE.iter().for_each(|text| code.update(text));
-    let mut vocabulary = Sha256::new();
-    vocabulary.update(tokenizer.json());
-    // what only chats depend on: augmentation draws for the file's index and the line
-    let chat = json!({
-        "system_ratio": options.system_ratio.to_bits(),
-        "empty_think_ratio": options.empty_think_ratio.to_bits(),
-        "seed": options.seed,
-        "file": file,
-    });
-    let parts = json!({
-        "mmx": env!("CARGO_PKG_VERSION"),
-        "code": hex(code),
-        "content": hex(content),
-        "tokenizer": hex(vocabulary),
-        "tokenizer_config": tokenizer.config_json(),
-        "special": [tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.pad_id()],
-        "recipe": format!("{:?}", options.recipe),
-        "kind": format!("{:?}", options.kind),
-        "max_seq_len": options.max_seq_len,
-        "chat": if options.kind == Kind::Text { json!(null) } else { chat },
-    });
-    Ok(Sha256::digest(parts.to_string()).into())
-}
-
-/// Checks and tokenizes a file, block by block: the next is read while one is tokenized. `kept`: where
-/// the token file stays; else it is gone when it is closed.
-fn build(
-    path: &Path,
-    key: &Key,
-    kept: Option<&Path>,
-    wide: bool,
-    encoder: &Encoder<'_>,
-    file: u32,
-) -> Result<TokenFile> {
-    let temporary = std::env::temp_dir();
-    let folder = kept.and_then(Path::parent).unwrap_or(&temporary);
-    let io = |e| Error::io(folder, e);
-    let named = tempfile::Builder::new().prefix(".mmx-").suffix(".part").tempfile_in(folder);
-    let named = named.map_err(io)?;
-    let index = tempfile::tempfile_in(folder).map_err(io)?;
-    let out = BufWriter::with_capacity(1 << 20, named.as_file());
-    let mut writer = Writer::new(out, index, key, wide).map_err(io)?;
-
-    let mut blocks = Blocks::open(path)?;
-    let progress = progress(path);
-    let mut block = blocks.next_block()?;
-    while let Some(current) = block {
-        let (next, outcomes) =
-            rayon::join(|| blocks.next_block(), || outcomes(&current, encoder, file));
-        for (line, outcome) in outcomes {
-            add(&mut writer, line, outcome).map_err(io)?;
-        }
-        progress.inc(current.size() as u64);
-        block = next?;
-    }
-    progress.finish_and_clear();
-    writer.finish().map_err(io)?;
-    if let Some(kept) = kept {
-        named.as_file().sync_all().map_err(io)?;
-        let part = named.into_temp_path();
-        let tokens = TokenFile::open(&part, key).map_err(|why| unreadable(&part, &why))?;
-        part.persist(kept).map_err(|e| Error::io(kept, e.error))?;
-        return Ok(tokens);
-    }
-    TokenFile::open(named.path(), key).map_err(|why| unreadable(named.path(), &why))
-}
-
-fn unreadable(path: &Path, why: &str) -> Error {
-    Error::failed(format!("{}: expected the token file just written, but {why}", path.display()))
-}
-
-/// Bytes of text read, for files that take a while; of packed files the end is not known before.
-fn progress(path: &Path) -> ProgressBar {
-    const LARGE: u64 = 64 << 20;
-    let size = std::fs::metadata(path).map_or(0, |meta| meta.len());
-    if size < LARGE {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::new(size).with_message("tokenizing");
-    let style = ProgressStyle::with_template("{msg} {bytes} of {total_bytes} ({bytes_per_sec})");
-    match style {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
-    }
-}
-
-/// What became of one line.
-enum Outcome {
-    One(Sample),
-    Pair(Sample, Sample),
-    NothingToLearn,
-    Bad(Fault),
-}
-
-fn outcomes(block: &Block, encoder: &Encoder<'_>, file: u32) -> Vec<(usize, Outcome)> {
-    let encode = |line: &jsonl::Line<'_>| {
-        let encoded = jsonl::parse(line, encoder.kind())
-            .and_then(|record| encoder.encode(&record, file, line.number));
-        let outcome = match encoded {
-            Err(fault) => Outcome::Bad(fault),
-            Ok(samples) => match <[Sample; 2]>::try_from(samples) {
-                Ok(pair) if !pair.iter().all(Sample::teaches) => Outcome::NothingToLearn,
-                Ok([chosen, rejected]) => Outcome::Pair(chosen, rejected),
-                Err(mut one) => one.pop().map_or(Outcome::NothingToLearn, Outcome::One),
-            },
-        };
-        (line.number, outcome)
-    };
-    block.lines().par_iter().map(encode).collect()
-}
-
-fn add<W: Write, I: Read + Write + Seek>(
-    writer: &mut Writer<W, I>,
-    line: usize,
-    outcome: Outcome,
-) -> std::io::Result<()> {
-    let samples = match outcome {
-        Outcome::One(sample) => {
-            if !sample.teaches() {
-                writer.meta.nothing_to_learn.push(line);
-            }
-            vec![sample]
-        }
-        Outcome::Pair(chosen, rejected) => vec![chosen, rejected],
-        Outcome::NothingToLearn => {
-            writer.meta.nothing_to_learn.push(line);
-            Vec::new()
-        }
-        Outcome::Bad(fault) => {
-            writer.meta.faults.push(fault);
-            Vec::new()
-        }
-    };
-    for sample in &samples {
-        if sample.has_control_text {
-            writer.meta.control_line.get_or_insert(line);
-        }
-        writer.push(sample)?;
-    }
-    Ok(())
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -1,5 +1,5 @@
 //! Training data: JSON Lines to records ([`jsonl`]), records to token ids with a loss mask ([`sample`]),
-//! those into a memory-mapped file ([`cache`]), samples to batches ([`batch`]).
+//! those into a memory-mapped file ([`make`], found again by [`cache`]), samples to batches ([`batch`]).
 //!
 //! Everything here is plain Rust and deterministic: the same files, tokenizer, options and seed give
 //! the same batches, and a position (epoch, index) is enough to go on from.
@@ -7,6 +7,7 @@
 pub mod batch;
 pub mod cache;
 pub mod jsonl;
+mod make;
 pub mod pack;
 pub mod random;
 pub mod sample;
@@ -243,6 +244,18 @@ impl Dataset {
     pub(crate) fn tokens_of(&self, index: usize) -> usize {
         let (file, entry) = self.place(index);
         self.files[file].length(entry)
+    }
+
+    /// Lets go of what was read of the files; it is read again when it is needed.
+    fn give_back(&self) {
+        self.files.iter().for_each(tokens::TokenFile::give_back);
+    }
+
+    /// The same of a preference pair's longer answer.
+    fn longest_of(&self, index: usize) -> usize {
+        let (file, entry) = self.place(index);
+        let entries = entry..entry + self.per_sample();
+        entries.map(|entry| self.files[file].length(entry)).max().unwrap_or(0)
     }
 
     /// Tokens of all samples; of preference pairs, of both answers.

@@ -22,8 +22,8 @@ const OPEN_ROWS: usize = 32;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rows {
     indices: Vec<u32>,
-    /// Where each row ends in `indices`.
-    ends: Vec<u32>,
+    /// Where each row ends in `indices`, and how many of its positions are used.
+    ends: Vec<(u32, u32)>,
 }
 
 impl Rows {
@@ -41,9 +41,14 @@ impl Rows {
     pub fn slice(&self, from: usize, to: usize) -> impl ExactSizeIterator<Item = &[u32]> {
         let to = to.min(self.len());
         (from.min(to)..to).map(|row| {
-            let start = row.checked_sub(1).map_or(0, |before| self.ends[before] as usize);
-            &self.indices[start..self.ends[row] as usize]
+            let start = row.checked_sub(1).map_or(0, |before| self.ends[before].0 as usize);
+            &self.indices[start..self.ends[row].0 as usize]
         })
+    }
+
+    /// Positions of a row that samples fill.
+    pub(crate) fn used(&self, row: usize) -> usize {
+        self.ends.get(row).map_or(0, |&(_, used)| used as usize)
     }
 
     /// All rows.
@@ -51,9 +56,9 @@ impl Rows {
         self.slice(0, self.len())
     }
 
-    fn push(&mut self, row: &[u32]) {
+    fn push(&mut self, row: &[u32], used: usize) {
         self.indices.extend_from_slice(row);
-        self.ends.push(self.indices.len() as u32);
+        self.ends.push((self.indices.len() as u32, used as u32));
     }
 }
 
@@ -63,7 +68,10 @@ impl Dataset {
     pub fn pack(&self, order: &[u32]) -> Rows {
         let mut done = Rows::default();
         if self.is_pairs() {
-            order.iter().for_each(|&i| done.push(&[i]));
+            for &index in order {
+                let used = self.tokens_of(index as usize).saturating_sub(1);
+                done.push(&[index], used);
+            }
             return done;
         }
         let room = self.row_len();
@@ -79,13 +87,15 @@ impl Dataset {
                     if open.len() == OPEN_ROWS {
                         // the fullest is the least likely to take more
                         let fullest = (0..open.len()).max_by_key(|&i| (open[i].0, usize::MAX - i));
-                        done.push(&open.remove(fullest.unwrap_or(0)).1);
+                        let (used, row) = open.remove(fullest.unwrap_or(0));
+                        done.push(&row, used);
                     }
                     open.push((length, vec![index]));
                 }
             }
         }
-        open.iter().for_each(|(_, row)| done.push(row));
+        open.iter().for_each(|(used, row)| done.push(row, *used));
+        self.give_back(); // of every sample the length was read
         done
     }
 

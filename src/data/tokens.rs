@@ -5,8 +5,11 @@
 //! ([`Meta`]), and an end (where index, JSON and end begin, CRC-32 of all before, magic). Preference
 //! pairs are two samples, chosen first.
 
+use std::fs::FileTimes;
 use std::io::{self, BufWriter, Read, Seek, Write};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::SystemTime;
 
 use mmx_converters::file::Bytes;
 use serde::{Deserialize, Serialize};
@@ -131,6 +134,10 @@ pub(super) struct TokenFile {
     bytes: Bytes,
     index_at: usize,
     pub(super) meta: Meta,
+    /// Holds the lock that says it is read.
+    _held: Option<fs_err::File>,
+    /// Places read since pages were last given back.
+    touched: AtomicUsize,
 }
 
 impl TokenFile {
@@ -139,8 +146,27 @@ impl TokenFile {
     /// # Errors
     /// In words: why it is no whole token file with this key.
     pub(super) fn open(path: &Path, key: &Key) -> Result<Self, String> {
-        let crc = checksum(path).map_err(|e| e.to_string())?;
+        let held = fs_err::File::open(path).map_err(|e| e.to_string())?;
+        // where files cannot be locked, they are not removed either
+        let _ = held.file().try_lock_shared();
+        // used now: what is not used for long is removed first
+        let _ = held.file().set_times(FileTimes::new().set_accessed(SystemTime::now()));
+        let crc = checksum(&held).map_err(|e| e.to_string())?;
         let bytes = Bytes::map(path).map_err(|e| e.to_string())?;
+        Self::new(bytes, crc, key, Some(held))
+    }
+
+    /// The same of bytes in memory.
+    ///
+    /// # Errors
+    /// See [`TokenFile::open`].
+    pub(super) fn in_memory(bytes: Vec<u8>, key: &Key) -> Result<Self, String> {
+        let crc = checksum(&bytes[..]).map_err(|e| e.to_string())?;
+        let bytes = Bytes::owned(bytes, Path::new("memory")).map_err(|e| e.to_string())?;
+        Self::new(bytes, crc, key, None)
+    }
+
+    fn new(bytes: Bytes, crc: u32, key: &Key, held: Option<fs_err::File>) -> Result<Self, String> {
         let cut = || "it is cut off".to_owned();
         let end_at = bytes.len().checked_sub(END).filter(|&at| at >= HEAD).ok_or_else(cut)?;
         let end = &bytes[end_at..];
@@ -162,7 +188,23 @@ impl TokenFile {
         if index_at.checked_add(meta.entries * ENTRY) != Some(meta_at) {
             return Err("its index has another length than it says".into());
         }
-        Ok(Self { bytes, index_at, meta })
+        Ok(Self { bytes, index_at, meta, _held: held, touched: AtomicUsize::new(0) })
+    }
+
+    /// Counts places that were read, and now and then gives the pages that were mapped for them back: they stay in the
+    /// system's cache, but a large file read in any order would count as this process's memory as a whole.
+    fn touch(&self, places: usize) {
+        /// Up to 16 pages of 4 KiB come with each place: 64 MB.
+        const PLACES: usize = 1000;
+        if self.touched.fetch_add(places, Ordering::Relaxed) >= PLACES {
+            self.give_back();
+        }
+    }
+
+    /// Lets go of the pages that were read.
+    pub(super) fn give_back(&self) {
+        self.touched.store(0, Ordering::Relaxed);
+        self.bytes.give_back();
     }
 
     fn entry(&self, index: usize) -> &[u8] {
@@ -182,6 +224,7 @@ impl TokenFile {
 
     /// A sample; `file` is the index of its file in the data set.
     pub(super) fn sample(&self, index: usize, file: u32) -> Sample {
+        self.touch(2);
         let entry = self.entry(index);
         let at = u64_at(entry, 0) as usize;
         let (ids, spans) = (u32_at(entry, 8) as usize, u32_at(entry, 12));
@@ -209,22 +252,22 @@ impl TokenFile {
     }
 }
 
-/// CRC-32 of a file without its end.
-fn checksum(path: &Path) -> io::Result<u32> {
-    let mut file = fs_err::File::open(path)?;
-    let mut left = file.metadata()?.len().saturating_sub(END as u64) as usize;
+/// CRC-32 of all bytes but the end.
+fn checksum(mut bytes: impl Read) -> io::Result<u32> {
+    // what may be the end waits until more has come
     let (mut buffer, mut crc) = (vec![0; 1 << 20], crc32fast::Hasher::new());
-    while left > 0 {
-        let want = left.min(buffer.len());
-        match file.read(&mut buffer[..want])? {
-            0 => break,
-            read => {
-                crc.update(&buffer[..read]);
-                left -= read;
-            }
+    let mut waiting = 0;
+    loop {
+        let read = bytes.read(&mut buffer[waiting..])?;
+        let there = waiting + read;
+        let sure = there.saturating_sub(END);
+        crc.update(&buffer[..sure]);
+        buffer.copy_within(sure..there, 0);
+        waiting = there - sure;
+        if read == 0 {
+            return Ok(crc.finalize());
         }
     }
-    Ok(crc.finalize())
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {

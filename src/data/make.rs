@@ -1,0 +1,166 @@
+//! Tokens of a data file: checked and tokenized block by block, in parallel and in bounded memory, into a [`TokenFile`].
+
+use std::io::{self, BufWriter, Cursor, Read, Seek, Write};
+use std::path::Path;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use rayon::prelude::*;
+
+use super::sample::Encoder;
+use super::source::{Block, Blocks};
+use super::tokens::{Key, TokenFile, Writer};
+use super::{Fault, Sample, jsonl};
+use crate::error::Error;
+
+/// A file to be tokenized.
+pub(super) struct Job<'a> {
+    pub(super) path: &'a Path,
+    /// Its index in the data set.
+    pub(super) file: u32,
+    pub(super) encoder: &'a Encoder<'a>,
+    pub(super) key: Key,
+    /// Ids take 4 bytes.
+    pub(super) wide: bool,
+}
+
+/// Where tokens go.
+#[derive(Clone, Copy)]
+pub(super) enum Place<'a> {
+    /// A file that stays.
+    Kept(&'a Path),
+    /// A file in this folder that is gone when it is closed.
+    Temporary(&'a Path),
+    Memory,
+}
+
+/// Why there are no tokens.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// The data cannot be read.
+    Source(Box<Error>),
+    /// The tokens cannot be written: another place may take them.
+    Write(io::Error),
+}
+
+impl Job<'_> {
+    pub(super) fn run(&self, place: Place<'_>) -> Result<TokenFile, Failure> {
+        let folder = match place {
+            Place::Kept(kept) => kept.parent().unwrap_or(Path::new(".")),
+            Place::Temporary(folder) => folder,
+            Place::Memory => {
+                let mut out = Vec::new();
+                self.write(&mut out, Cursor::new(Vec::new()))?;
+                return TokenFile::in_memory(out, &self.key).map_err(unreadable);
+            }
+        };
+        let named = tempfile::Builder::new().prefix(".mmx-").suffix(".part").tempfile_in(folder);
+        let named = named.map_err(Failure::Write)?;
+        let index = tempfile::tempfile_in(folder).map_err(Failure::Write)?;
+        // tells others that it is not abandoned; where files cannot be locked, its age does
+        let _ = named.as_file().try_lock();
+        self.write(BufWriter::with_capacity(1 << 20, named.as_file()), index)?;
+        let _ = named.as_file().unlock();
+        let Place::Kept(kept) = place else {
+            return TokenFile::open(named.path(), &self.key).map_err(unreadable);
+        };
+        named.as_file().sync_all().map_err(Failure::Write)?;
+        let part = named.into_temp_path();
+        let tokens = TokenFile::open(&part, &self.key).map_err(unreadable)?;
+        part.persist(kept).map_err(|e| Failure::Write(e.error))?;
+        Ok(tokens)
+    }
+
+    /// The next block is read while one is tokenized.
+    fn write<W: Write, I: Read + Write + Seek>(&self, out: W, index: I) -> Result<(), Failure> {
+        let mut writer = Writer::new(out, index, &self.key, self.wide).map_err(Failure::Write)?;
+        let mut blocks = Blocks::open(self.path).map_err(|e| Failure::Source(Box::new(e)))?;
+        let progress = progress(self.path);
+        let mut block = blocks.next_block().map_err(|e| Failure::Source(Box::new(e)))?;
+        while let Some(current) = block {
+            let (next, outcomes) =
+                rayon::join(|| blocks.next_block(), || outcomes(&current, self.encoder, self.file));
+            for (line, outcome) in outcomes {
+                add(&mut writer, line, outcome).map_err(Failure::Write)?;
+            }
+            progress.inc(current.size() as u64);
+            block = next.map_err(|e| Failure::Source(Box::new(e)))?;
+        }
+        progress.finish_and_clear();
+        writer.finish().map_err(Failure::Write)
+    }
+}
+
+fn unreadable(why: String) -> Failure {
+    Failure::Write(io::Error::other(format!("expected the tokens just written, but {why}")))
+}
+
+/// Bytes of text read, for files that take a while; of packed files the end is not known before.
+fn progress(path: &Path) -> ProgressBar {
+    const LARGE: u64 = 64 << 20;
+    let size = std::fs::metadata(path).map_or(0, |meta| meta.len());
+    if size < LARGE {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(size).with_message("tokenizing");
+    let style = ProgressStyle::with_template("{msg} {bytes} of {total_bytes} ({bytes_per_sec})");
+    match style {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+/// What became of one line.
+enum Outcome {
+    One(Sample),
+    Pair(Sample, Sample),
+    NothingToLearn,
+    Bad(Fault),
+}
+
+fn outcomes(block: &Block, encoder: &Encoder<'_>, file: u32) -> Vec<(usize, Outcome)> {
+    let encode = |line: &jsonl::Line<'_>| {
+        let encoded = jsonl::parse(line, encoder.kind())
+            .and_then(|record| encoder.encode(&record, file, line.number));
+        let outcome = match encoded {
+            Err(fault) => Outcome::Bad(fault),
+            Ok(samples) => match <[Sample; 2]>::try_from(samples) {
+                Ok(pair) if !pair.iter().all(Sample::teaches) => Outcome::NothingToLearn,
+                Ok([chosen, rejected]) => Outcome::Pair(chosen, rejected),
+                Err(mut one) => one.pop().map_or(Outcome::NothingToLearn, Outcome::One),
+            },
+        };
+        (line.number, outcome)
+    };
+    block.lines().par_iter().map(encode).collect()
+}
+
+fn add<W: Write, I: Read + Write + Seek>(
+    writer: &mut Writer<W, I>,
+    line: usize,
+    outcome: Outcome,
+) -> io::Result<()> {
+    let samples = match outcome {
+        Outcome::One(sample) => {
+            if !sample.teaches() {
+                writer.meta.nothing_to_learn.push(line);
+            }
+            vec![sample]
+        }
+        Outcome::Pair(chosen, rejected) => vec![chosen, rejected],
+        Outcome::NothingToLearn => {
+            writer.meta.nothing_to_learn.push(line);
+            Vec::new()
+        }
+        Outcome::Bad(fault) => {
+            writer.meta.faults.push(fault);
+            Vec::new()
+        }
+    };
+    for sample in &samples {
+        if sample.has_control_text {
+            writer.meta.control_line.get_or_insert(line);
+        }
+        writer.push(sample)?;
+    }
+    Ok(())
+}
