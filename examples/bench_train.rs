@@ -62,7 +62,7 @@ impl Batches for Made {
         self.steps
     }
 
-    fn batch(&mut self, _epoch: usize, index: usize) -> Batch {
+    fn batch(&mut self, _epoch: usize, index: usize) -> Result<Batch> {
         let rows = self.rows(index);
         let seq = rows.iter().map(|row| row.iter().sum()).max().unwrap_or(0);
         let mut state = index as u64;
@@ -81,7 +81,7 @@ impl Batches for Made {
         if !self.lengths.is_empty() {
             batch.packed = rows;
         }
-        batch
+        Ok(batch)
     }
 
     fn file(&self, _index: u32) -> String {

@@ -5,9 +5,11 @@
 
 use tch::{Device, Kind, TchError, Tensor};
 
+use crate::autograd::differentiable;
 use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::kernel;
+use crate::model::device::upload;
 use crate::model::{Model, wide};
 
 /// The learned targets of a batch, on the device.
@@ -67,7 +69,7 @@ impl Targets {
             let weights = match weight {
                 Some(_) => {
                     let weights: Vec<f32> = rows.iter().map(|&i| of(i)).collect();
-                    Some(Tensor::f_from_slice(&weights)?.f_to_device(device)?)
+                    Some(upload(&Tensor::f_from_slice(&weights)?, device)?)
                 }
                 None => None,
             };
@@ -75,9 +77,9 @@ impl Targets {
             let rows: Vec<i64> = rows.iter().map(|&i| i as i64).collect();
             let rows = match all {
                 true => None,
-                false => Some(Tensor::f_from_slice(&rows)?.f_to_device(device)?),
+                false => Some(upload(&Tensor::f_from_slice(&rows)?, device)?),
             };
-            let ids = Tensor::f_from_slice(&ids)?.f_to_device(device)?;
+            let ids = upload(&Tensor::f_from_slice(&ids)?, device)?;
             Ok(Self { rows, ids, weights, count })
         };
         build().map(Some).map_err(|e| Error::torch("targets to the device", &e))
@@ -322,15 +324,22 @@ struct Gradients<'a> {
 }
 
 impl Gradients<'_> {
-    /// The value with these as its gradient: autograd gets them through a scalar that is zero.
-    fn attach(&self, value: &Tensor) -> Result<Tensor, TchError> {
-        let Some(of_rows) = &self.of_rows else { return Ok(value.shallow_clone()) };
-        let wide = wide(self.rows.kind());
-        let mut through = self.rows.f_mul(of_rows)?.f_sum(wide)?;
-        if let Some(of_head) = &self.of_head {
-            through = through.f_add(&self.head.f_mul(of_head)?.f_sum(wide)?)?;
-        }
-        through.f_sub(&through.detach())?.f_add(value)
+    /// The value with these as its gradient.
+    fn attach(self, value: &Tensor) -> Result<Tensor, TchError> {
+        let value = tch::no_grad(|| value.f_detach()?.f_mul_scalar(1.0))?;
+        let Self { rows, head, of_rows: Some(of_rows), of_head } = self else { return Ok(value) };
+        differentiable(&[rows, head], &[&value], move |given, wanted| {
+            let Some(outer) = &given[0] else { return Ok(vec![None, None]) };
+            // on the CPU it costs nothing to look: without accumulation there is nothing to do
+            let is_one = outer.device() == Device::Cpu && outer.f_double_value(&[])? == 1.0;
+            let times = |gradient: &Tensor| match is_one {
+                true => Ok(gradient.shallow_clone()),
+                false => gradient.f_mul(outer)?.f_to_kind(gradient.kind()),
+            };
+            let of_head = of_head.as_ref().filter(|_| wanted[1]).map(times).transpose()?;
+            Ok(vec![Some(times(&of_rows)?), of_head])
+        })?;
+        Ok(value)
     }
 }
 

@@ -127,6 +127,80 @@ fn accumulation_tail() {
     }
 }
 
+/// A batch that no machine holds is refused before the first step, with the option to lower; a run that fits says what
+/// it takes.
+#[test]
+fn what_cannot_fit_into_memory_is_refused_before_the_first_step() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (data, out) = (dir.path().join("long.jsonl"), dir.path().join("run"));
+    // 400 texts of 10 000 words: 4 million positions in one batch need 2.5 TB for their activations
+    let line = format!("{{\"text\": \"{}\"}}\n", "the ".repeat(10_000));
+    fs_err::write(&data, line.repeat(400)).expect("a file");
+    let tokenizer = shared("golden");
+    let train = |batch_size: &str| {
+        let mut args =
+            vec!["train", "pretrain", "--preset", "minimind2", "--tokenizer", text(&tokenizer)];
+        args.extend(["--data", text(&data), "--batch-size", batch_size, "--max-seq-len", "10000"]);
+        args.extend(["--pack", "off", "--dtype", "f32", "--device", "cpu", "--out", text(&out)]);
+        mmx(&args)
+    };
+    let done = train("400");
+    let stderr = String::from_utf8(done.stderr).expect("UTF-8");
+    assert_eq!(done.status.code(), Some(1), "{stderr}");
+    let error = stderr.lines().find(|line| line.starts_with("error:")).expect("an error");
+    assert!(error.contains("memory: expected a run that fits into the "), "{error}");
+    assert!(error.contains("a batch of 400 rows of 10000 positions"), "{error}");
+    assert!(stderr.contains("hint: lower --"), "{stderr}");
+    assert!(!out.exists(), "something was written");
+
+    // the same number of rows is no reason where there are few samples
+    let few = dir.path().join("few");
+    let args = sft(&shared("golden/sft.jsonl"), &few, &["--batch-size", "1000000000"]);
+    let done = mmx(&refs(&args));
+    let stderr = String::from_utf8(done.stderr).expect("UTF-8");
+    assert!(done.status.success(), "{stderr}");
+    let (before, _) = stderr.split_once("step 1/").expect("a first step");
+    assert!(before.contains("memory: about 0."), "{stderr}");
+    assert!(before.contains("can be had"), "{stderr}");
+}
+
+/// A place for tokens that cannot be written costs a warning, not the run.
+#[test]
+fn training_goes_on_without_a_place_for_its_tokens() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let in_the_way = dir.path().join("file");
+    fs_err::write(&in_the_way, "no folder").expect("a file");
+    let args = sft(&shared("golden/sft.jsonl"), &dir.path().join("run"), &["--max-steps", "1"]);
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_mmx"));
+    command.args(&args).env("MMX_CACHE", &in_the_way).env("TMPDIR", dir.path().join("none"));
+    let done = command.output().expect("mmx starts");
+    let stderr = String::from_utf8(done.stderr).expect("UTF-8");
+    assert!(done.status.success(), "{stderr}");
+    assert!(stderr.contains("the tokens of") && stderr.contains("are not kept"), "{stderr}");
+    assert!(stderr.contains("are held in memory"), "{stderr}");
+}
+
+/// Held-out loss: once per step, however often a run that is over is resumed.
+#[test]
+fn a_finished_run_that_is_resumed_validates_no_second_time() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (data, out) = (shared("golden/sft.jsonl"), dir.path().join("run"));
+    let more = ["--max-steps", "2", "--save-every", "1", "--val", text(&data), "--json"];
+    let args = sft(&data, &out, &[&more[..], &["--batch-size", "4"]].concat());
+    let log = || fs_err::read_to_string(out.join("metrics.jsonl")).expect("a log");
+    let run = |args: &[String]| {
+        let done = mmx(&refs(args));
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        serde_json::from_slice::<Value>(&done.stdout).expect("one JSON object")["val_loss"].clone()
+    };
+    let loss = run(&args);
+    let first = log();
+    assert_eq!(first.matches("val_loss").count(), 2, "{first}");
+    let again = [&args[..], &["--resume".to_owned()]].concat();
+    assert_eq!(run(&again), loss, "the loss of the end is known without computing it");
+    assert_eq!(log(), first);
+}
+
 /// Case resume-exact: changed settings and data are reported, and the run's folder stays as it was.
 #[test]
 fn resuming_with_other_settings_is_refused() {

@@ -183,10 +183,11 @@ fn packed_rows_have_the_loss_and_gradient_of_separate_ones() {
         // long enough that several of the samples fit into one row
         let options = SampleOptions::new(recipe, stage.kind(), 512);
         let data = Dataset::load(&files, &tokenizer, &options).expect("golden data");
-        let all: Batch = Ordered::new(&data, &files, 1, false, data.len(), false).batch(0, 0);
+        let all: Batch =
+            Ordered::new(&data, &files, 1, false, data.len(), false).batch(0, 0).expect("a batch");
         let mut packed = Packed::new(&data, &files, 1, false, data.len());
         assert_eq!(packed.micro_steps(0), 1);
-        let shared_rows = packed.batch(0, 0);
+        let shared_rows = packed.batch(0, 0).expect("a batch");
         assert!(shared_rows.batch * 2 < all.batch, "{} rows of {}", shared_rows.batch, all.batch);
         assert!(shared_rows.packed.iter().any(|row| row.len() > 2), "rows hold several samples");
         assert_eq!(shared_rows.lines.len(), data.len(), "each sample once");

@@ -18,7 +18,10 @@ use crate::error::{Error, Result};
 use crate::model::device;
 use crate::runs;
 use crate::stage::{self, Setup, Stage};
+use crate::train::ahead::Ahead;
+use crate::train::available::available;
 use crate::train::batches::{Batches, Ordered, Packed};
+use crate::train::estimate::{Estimate, Workload};
 use crate::train::session::{self, Outcome, Session, Validation};
 use crate::train::{Position, Trainer};
 
@@ -250,7 +253,6 @@ pub(super) fn run(args: TrainArgs, as_json: bool) -> Result<()> {
         knobs = knobs.or(file);
     }
     let request = Request { stage, data: args.data, out: args.out, resume: args.resume, knobs };
-    crate::train::keep_memory();
     let outcome = request.train()?;
     if as_json {
         println!("{}", to_json(&outcome));
@@ -332,21 +334,21 @@ impl Request {
         };
         let models = start.open()?;
         let Models { mut model, generation, adapters, base, frozen, .. } = models;
-        let mut sources = self.sources(&tokenizer)?;
+        let cache = Cache::user();
+        let mut sources = self.sources(&tokenizer, &cache)?;
         sources.extend(models.sources);
         if let Some((path, state)) = &resumed {
             refuse_changes(path, state, &config, &sources)?;
         }
+        let frozen_weights = frozen.as_ref().map_or(0, |model| model.config().parameters().0);
         let tags = Some(&tokenizer);
         let setup = Setup { config: &config, adapters, base, frozen, tokenizer: tags };
         self.stage.prepare(&mut model, setup)?;
 
         let options = self.sample_options(&config)?;
-        let cache = Cache::user();
         let dataset = Dataset::load_cached(&self.data, &tokenizer, &options, &cache)?;
         dataset.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
         let padded = self.stage.counts_padding(&model);
-        let mut batches = batches_of(&config, &dataset, &self.data, config.shuffle, padded);
         let held_out = self.knobs.val.iter().cloned().collect::<Vec<_>>();
         let held_out_set = match held_out.is_empty() {
             true => None,
@@ -360,28 +362,53 @@ impl Request {
             let mut dumped = batches_of(&config, &dataset, &self.data, config.shuffle, true);
             session::dump_batches(path, dumped.as_mut(), config.epochs)?;
         }
-        let mut trainer = Trainer::new(&model, self.stage.as_ref(), &config, batches.as_mut())?;
-        if let Some((path, state)) = &resumed {
-            checkpoint::restore(path, state, &mut trainer)?;
-        }
-        announce(&trainer, &dataset, resumed.as_ref().map(|(_, state)| state.position));
-        let save_tokenizer = |dir: &Path| tokenizer.save(dir);
-        let mut session = Session {
-            claim,
-            context: Context {
-                dir: &self.out,
-                tokenizer: Some(&save_tokenizer),
-                generation: &generation,
-                sources: &sources,
-                keep: self.knobs.keep.unwrap_or(2),
-            },
-            save_every: self.knobs.save_every,
-            trace: self.knobs.trace.as_deref(),
-            validation: held_out_batches
-                .as_mut()
-                .map(|batches| Validation::new(batches.as_mut(), &tokenizer)),
-        };
-        session::run(&mut trainer, self.stage.as_ref(), &mut session, stop_flag()?)
+        let stage = self.stage.as_ref();
+        std::thread::scope(|scope| {
+            let source = batches_of(&config, &dataset, &self.data, config.shuffle, padded);
+            let mut batches = Ahead::new(scope, source, config.epochs);
+            crate::train::keep_memory();
+            let trained = stage.trainable(&model).iter().map(|v| v.tensor.numel()).sum();
+            let estimate = Estimate::new(&Workload {
+                config: model.config(),
+                compute,
+                device,
+                trained,
+                weights: model.config().parameters().0 + frozen_weights,
+                two_distributions: config.distill.is_some(),
+                largest: batches.largest()?,
+            });
+            let can_be_had = available(device);
+            estimate.check(can_be_had)?;
+            let mut trainer = Trainer::new(&model, stage, &config, &mut batches)?;
+            if let Some((path, state)) = &resumed {
+                checkpoint::restore(path, state, &mut trainer)?;
+            }
+            announce(&trainer, &dataset);
+            eprintln!("{}", estimate.describe(can_be_had));
+            if let Some((_, state)) = &resumed {
+                let Position { step, micro_step, epoch, .. } = state.position;
+                eprintln!("resumed after step {step} (micro-step {micro_step}, epoch {epoch})");
+            }
+            let save_tokenizer = |dir: &Path| tokenizer.save(dir);
+            let validation = match &mut held_out_batches {
+                Some(batches) => Some(Validation::new(batches.as_mut(), &tokenizer)?),
+                None => None,
+            };
+            let mut session = Session {
+                claim,
+                context: Context {
+                    dir: &self.out,
+                    tokenizer: Some(&save_tokenizer),
+                    generation: &generation,
+                    sources: &sources,
+                    keep: self.knobs.keep.unwrap_or(2),
+                },
+                save_every: self.knobs.save_every,
+                trace: self.knobs.trace.as_deref(),
+                validation,
+            };
+            session::run(&mut trainer, stage, &mut session, stop_flag()?)
+        })
     }
 
     /// Options over the stage's defaults; an element type that is to be chosen is not chosen yet.
@@ -524,10 +551,10 @@ impl Request {
     }
 
     /// Names and digests of what the run learns from.
-    fn sources(&self, tokenizer: &Tokenizer) -> Result<Vec<(String, String)>> {
+    fn sources(&self, tokenizer: &Tokenizer, cache: &Cache) -> Result<Vec<(String, String)>> {
         let mut sources = Vec::new();
         for path in &self.data {
-            sources.push((path.display().to_string(), checkpoint::sha256(path)?));
+            sources.push((path.display().to_string(), cache.digest(path)?));
         }
         sources.push(("tokenizer".to_owned(), checkpoint::digest(tokenizer.json())));
         Ok(sources)
@@ -541,7 +568,7 @@ fn batches_of<'d>(
     files: &[PathBuf],
     shuffle: bool,
     padded: bool,
-) -> Box<dyn Batches + 'd> {
+) -> Box<dyn Batches + Send + 'd> {
     let (seed, size) = (config.seed, config.batch_size);
     match config.pack {
         true => Box::new(Packed::new(dataset, files, seed, shuffle, size)),
@@ -579,7 +606,7 @@ fn refuse_changes(
 }
 
 /// What the run is, before its first step.
-fn announce(trainer: &Trainer<'_>, dataset: &Dataset, resumed: Option<Position>) {
+fn announce(trainer: &Trainer<'_>, dataset: &Dataset) {
     let (model, config, plan) = (trainer.model(), trainer.config(), trainer.plan());
     let (total, active) = model.config().parameters();
     let active = match active == total {
@@ -599,12 +626,6 @@ fn announce(trainer: &Trainer<'_>, dataset: &Dataset, resumed: Option<Position>)
         "run: {} optimizer steps in {} micro-steps of {} rows, {} epochs, recipe {}",
         plan.steps, plan.micro_steps, config.batch_size, config.epochs, config.recipe
     );
-    if let Some(position) = resumed {
-        eprintln!(
-            "resumed after step {} (micro-step {}, epoch {})",
-            position.step, position.micro_step, position.epoch
-        );
-    }
 }
 
 /// Set by Ctrl-C and SIGTERM; a second one ends the process at once.

@@ -14,6 +14,7 @@ use crate::config::TrainConfig;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::runs;
+use crate::train::estimate::check_model;
 
 /// What the command line says about models.
 pub(super) struct Start<'a> {
@@ -57,7 +58,7 @@ impl Start<'_> {
             (None, None) => None,
         };
         let (model, generation) = match path {
-            Some(path) => self.open_model(&path)?,
+            Some(path) => self.open_model(&path, true)?,
             None => (self.new_model()?, Generation::default()),
         };
         let frozen = self.open_frozen()?;
@@ -84,7 +85,7 @@ impl Start<'_> {
                 self.train.stage
             )));
         };
-        let (model, _) = self.open_model(&runs::resolve(path)?)?;
+        let (model, _) = self.open_model(&runs::resolve(path)?, false)?;
         Ok(Some((option, model)))
     }
 
@@ -109,7 +110,7 @@ impl Start<'_> {
                 "--adapter goes on with them; `mmx import` writes the model with them merged",
             ));
         }
-        let (model, generation) = self.open_model(&path)?;
+        let (model, generation) = self.open_model(&path, false)?;
         let adapters = match (resumed, self.adapter) {
             (Some(found), _) => Some(found),
             (None, Some(path)) => {
@@ -125,10 +126,12 @@ impl Start<'_> {
         Ok(Models { model, generation, adapters, base, frozen: None, sources })
     }
 
-    fn open_model(&self, path: &Path) -> Result<(Model, Generation)> {
+    /// `trained`: all its weights are.
+    fn open_model(&self, path: &Path, trained: bool) -> Result<(Model, Generation)> {
         let open = mmx_converters::Model::open(path)?;
         open.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
         check_vocabulary(&open.config, self.tokenizer, path)?;
+        check_model(&open.config, trained, self.device)?;
         Ok((Model::from_model(&open, self.device, self.compute)?, open.generation.clone()))
     }
 
@@ -163,6 +166,7 @@ impl Start<'_> {
                 )));
             }
         };
+        check_model(&config, true, self.device)?;
         Model::random(&config, self.train.seed, self.device, self.compute)
     }
 }

@@ -18,7 +18,7 @@ pub(crate) use attention::attention;
 pub(crate) use entropy::entropy_and_gradient;
 pub(crate) use gate::swiglu;
 pub(crate) use norm::{add_norm, norm};
-pub(crate) use product::{add_mm, linear, mm};
+pub(crate) use product::{add_mm, linear, linears, mm};
 pub(crate) use rotate::rotate;
 
 use std::sync::LazyLock;

@@ -107,28 +107,63 @@ fn product_on_all_threads(to: &mut [f32], a: Matrix<'_>, b: Matrix<'_>, add: boo
     });
 }
 
-/// A bias-free linear layer computed in float32: `x [.., in]` to `[.., out]` in its type, `weight [out, in]` float32.
-pub(crate) fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor, TchError> {
-    let (outputs, inputs) = weight.size2()?;
+/// Bias-free linear layers over the same input, computed in float32: `x [.., in]` to `[.., out]` in its type for each of
+/// the weights `[out, in]`, float32. The input's gradient is summed as it is made, not in passes of its own.
+pub(crate) fn linears(x: &Tensor, weights: &[&Tensor]) -> Result<Vec<Tensor>, TchError> {
     let (size, kind) = (x.size(), x.kind());
+    let inputs = size.last().copied().unwrap_or_default();
     let wide = |t: &Tensor, width| t.f_reshape([-1, width])?.f_contiguous()?.f_to_kind(Kind::Float);
     let flat = x.f_detach()?.f_reshape([-1, inputs])?.f_contiguous()?;
-    let w = weight.f_detach()?.f_contiguous()?;
-    let mut to = size.clone();
-    if let Some(last) = to.last_mut() {
-        *last = outputs;
+    let plain = weights.iter().map(|weight| weight.f_detach()?.f_contiguous());
+    let plain = plain.collect::<Result<Vec<_>, TchError>>()?;
+    let x_wide = wide(&flat, inputs)?;
+    let mut outputs = Vec::with_capacity(weights.len());
+    for weight in &plain {
+        let mut to = size.clone();
+        if let Some(last) = to.last_mut() {
+            *last = weight.size2()?.0;
+        }
+        outputs.push(made(&to, matrix(&x_wide)?, matrix(weight)?.transposed())?.f_to_kind(kind)?);
     }
-    let y = made(&to, matrix(&wide(&flat, inputs)?)?, matrix(&w)?.transposed())?.f_to_kind(kind)?;
-    differentiable(&[x, weight], &[&y], move |given, wanted| {
-        let Some(dy) = &given[0] else { return Ok(vec![None, None]) };
-        let dy = wide(dy, outputs)?;
-        let of_x = || made(&size, matrix(&dy)?, matrix(&w)?)?.f_to_kind(kind);
-        let of_weight =
-            || made(&[outputs, inputs], matrix(&dy)?.transposed(), matrix(&wide(&flat, inputs)?)?);
-        let of_x = wanted[0].then(of_x).transpose()?;
-        Ok(vec![of_x, wanted[1].then(of_weight).transpose()?])
+    drop(x_wide);
+    let given: Vec<&Tensor> = [x].into_iter().chain(weights.iter().copied()).collect();
+    let results: Vec<&Tensor> = outputs.iter().collect();
+    differentiable(&given, &results, move |given, wanted| {
+        let x_wide = match wanted[1..].contains(&true) {
+            true => Some(wide(&flat, inputs)?),
+            false => None,
+        };
+        let mut of_x: Option<Tensor> = None;
+        let mut of_weights = Vec::with_capacity(plain.len());
+        for ((dy, weight), wanted_weight) in given.iter().zip(&plain).zip(&wanted[1..]) {
+            let Some(dy) = dy else {
+                of_weights.push(None);
+                continue;
+            };
+            let outputs = weight.size2()?.0;
+            let dy = wide(dy, outputs)?;
+            match &mut of_x {
+                _ if !wanted[0] => {}
+                Some(sum) => {
+                    product_on_all_threads(write(sum)?, matrix(&dy)?, matrix(weight)?, true);
+                }
+                none => *none = Some(made(&size, matrix(&dy)?, matrix(weight)?)?),
+            }
+            of_weights.push(match x_wide.as_ref().filter(|_| *wanted_weight) {
+                Some(x) => Some(made(&[outputs, inputs], matrix(&dy)?.transposed(), matrix(x)?)?),
+                None => None,
+            });
+        }
+        let of_x = of_x.map(|of_x| of_x.f_to_kind(kind)).transpose()?;
+        Ok([of_x].into_iter().chain(of_weights).collect())
     })?;
-    Ok(y)
+    Ok(outputs)
+}
+
+/// One of them.
+pub(crate) fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor, TchError> {
+    let none = || TchError::Torch("linear: expected one output, found none".into());
+    linears(x, &[weight])?.pop().ok_or_else(none)
 }
 
 /// a `[m, k]` times b `[k, n]`, both float32 with any strides, without automatic differentiation.
@@ -182,6 +217,24 @@ mod tests {
             });
             close(&ours, &theirs, 2e-2); // libtorch rounds the weight to 8 bits too
         }
+    }
+
+    #[test]
+    fn layers_over_one_input_equal_libtorchs_also_where_some_are_not_used() {
+        let (x, up) = (random(&[2, 70, 96], 1), random(&[2, 70, 130], 3));
+        let (a, b, c) = (random(&[130, 96], 2), random(&[3, 96], 4), random(&[65, 96], 5));
+        let loss = |t: &[Tensor]| &t[0] + t[1].sum_dim_intlist(-1, true, Kind::Float);
+        let inputs = [&x, &a, &b, &c];
+        let ours = gradients(&inputs, &up, |t| {
+            loss(&linears(&t[0], &[&t[1], &t[3], &t[2]]).expect("linears"))
+                + (&t[2] * 0.0).sum(Kind::Float)
+        });
+        let theirs = gradients(&inputs, &up, |t| {
+            loss(&[&t[1], &t[3]].map(|w| t[0].linear(w, None::<Tensor>)))
+                + (&t[2] * 0.0).sum(Kind::Float)
+        });
+        close(&ours[..3], &theirs[..3], 2e-6); // sums in another order
+        close(&ours[4..], &theirs[4..], 2e-6);
     }
 
     #[test]

@@ -53,10 +53,11 @@ impl Attention {
     ) -> Torch<Tensor> {
         let (batch, seq, _) = x.size3()?;
         let compute = x.kind();
+        let [query, key, value] = Linear::several(x, [&self.query, &self.key, &self.value])?;
         // [batch, seq, hidden] -> [batch, seq, heads, head_dim]
-        let mut query = self.query.forward(x)?.f_view([batch, seq, self.heads, self.head_dim])?;
-        let mut key = self.key.forward(x)?.f_view([batch, seq, self.kv_heads, self.head_dim])?;
-        let value = self.value.forward(x)?.f_view([batch, seq, self.kv_heads, self.head_dim])?;
+        let mut query = query.f_view([batch, seq, self.heads, self.head_dim])?;
+        let mut key = key.f_view([batch, seq, self.kv_heads, self.head_dim])?;
+        let value = value.f_view([batch, seq, self.kv_heads, self.head_dim])?;
         if let Some((query_norm, key_norm)) = &self.query_key_norm {
             query = query_norm.forward(&query, compute)?;
             key = key_norm.forward(&key, compute)?;

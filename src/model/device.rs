@@ -6,7 +6,7 @@
 
 use std::sync::Once;
 
-use tch::{Cuda, Device};
+use tch::{Cuda, Device, TchError, Tensor};
 
 use crate::error::{Error, Result};
 use crate::kernel;
@@ -52,6 +52,21 @@ fn load_cuda() {
         // SAFETY: a constant string; the library's initializers are libtorch's own, and it is never unloaded.
         unsafe { libc::dlopen(c"libtorch_cuda.so".as_ptr(), libc::RTLD_LAZY | libc::RTLD_GLOBAL) };
     });
+}
+
+/// A tensor of the host on a device. To CUDA it goes from page-locked memory, so that the host need not wait for the
+/// copy: libtorch keeps such memory until the copy has been made.
+///
+/// # Errors
+/// libtorch's.
+pub(crate) fn upload(tensor: &Tensor, device: Device) -> Result<Tensor, TchError> {
+    if !device.is_cuda() {
+        return tensor.f_to_device(device);
+    }
+    match tensor.f_pin_memory(device) {
+        Ok(pinned) => pinned.f_to_device_(device, tensor.kind(), true, false),
+        Err(_) => tensor.f_to_device(device), // no more of it can be locked
+    }
 }
 
 /// What `--dtype auto` stands for: bf16 on CUDA and on CPUs where it is measured to be clearly faster, else f32.

@@ -48,7 +48,7 @@ impl Dense {
 
     /// `[.., hidden]` to the same, through `[.., ffn]`.
     pub(super) fn forward(&self, x: &Tensor) -> Torch<Tensor> {
-        let (gate, up) = (self.gate.forward(x)?, self.up.forward(x)?);
+        let [gate, up] = Linear::several(x, [&self.gate, &self.up])?;
         let gated = match kernel::takes(&[&gate, &up]) {
             true => kernel::swiglu(&gate, &up)?,
             false => gate.f_silu()?.f_mul(&up)?,

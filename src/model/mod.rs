@@ -149,7 +149,28 @@ struct Linear {
 impl Linear {
     /// `[.., in]` to `[.., out]`, in the type of `x`.
     fn forward(&self, x: &Tensor) -> Torch<Tensor> {
-        let y = linear(x, &self.weight)?;
+        self.adapted(x, linear(x, &self.weight)?)
+    }
+
+    /// Several over the same input.
+    fn several<const N: usize>(x: &Tensor, layers: [&Self; N]) -> Torch<[Tensor; N]> {
+        let all: Vec<&Tensor> = [x].into_iter().chain(layers.map(|layer| &layer.weight)).collect();
+        let ys = match kernel::takes_products(&all) {
+            true => kernel::linears(x, &all[1..])?,
+            false => layers.iter().map(|layer| linear(x, &layer.weight)).collect::<Torch<_>>()?,
+        };
+        let ys = layers
+            .iter()
+            .zip(ys)
+            .map(|(layer, y)| layer.adapted(x, y))
+            .collect::<Torch<Vec<_>>>()?;
+        ys.try_into().map_err(|ys: Vec<Tensor>| {
+            TchError::Torch(format!("linear layers: expected {N} outputs, found {}", ys.len()))
+        })
+    }
+
+    /// With what the adapter adds.
+    fn adapted(&self, x: &Tensor, y: Tensor) -> Torch<Tensor> {
         match &self.adapter {
             Some(adapter) => y.f_add(&adapter.forward(x)?),
             None => Ok(y),
@@ -389,7 +410,7 @@ impl Model {
             let shared = SharedRows::new(packed, seq as usize);
             let positions: Vec<i64> = shared.lengths.iter().flat_map(|&length| 0..length).collect();
             let positions = Tensor::f_from_slice(&positions)?.f_view([batch, seq])?;
-            (self.rope.tables_at(&positions.f_to_device(self.device)?, seq)?, Some(shared))
+            (self.rope.tables_at(&device::upload(&positions, self.device)?, seq)?, Some(shared))
         };
         // [batch, seq] -> [batch, seq, hidden], float32: the residual stream
         let mut x = Tensor::f_embedding(&self.embedding, ids, -1, false, false)?;

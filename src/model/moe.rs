@@ -6,6 +6,7 @@
 use mmx_converters::arch::{AuxLoss, Family, Moe};
 use tch::Tensor;
 
+use super::device::upload;
 use super::ffn::Dense;
 use super::{Parts, SharedRows, Torch};
 use crate::error::Result;
@@ -164,11 +165,9 @@ impl Mixture {
             }
             of_token.extend(std::iter::repeat_n(group, length as usize));
         }
-        let of_token = Tensor::f_from_slice(&of_token)?.f_to_device(scores.device())?;
-        let tokens = Tensor::f_from_slice(&tokens)?
-            .f_to_kind(kind)?
-            .f_to_device(scores.device())?
-            .f_unsqueeze(1)?; // [groups, 1]
+        let of_token = upload(&Tensor::f_from_slice(&of_token)?, scores.device())?;
+        let tokens = Tensor::f_from_slice(&tokens)?.f_to_kind(kind)?.f_unsqueeze(1)?;
+        let tokens = upload(&tokens, scores.device())?; // [groups, 1]
         let cell = of_token.f_unsqueeze(1)?.f_mul_scalar(experts)?.f_add(chosen)?; // [tokens, k]
         let counts = cell
             .f_reshape([-1])?

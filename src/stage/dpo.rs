@@ -12,6 +12,7 @@ use crate::data::{Batch, Kind, Recipe};
 use crate::error::{Error, Result};
 use crate::loss::{self, Targets};
 use crate::model::Model;
+use crate::model::device::upload;
 
 /// -log sigmoid(beta * ((pc - pr) - (rc - rr))), the mean over pairs; in 2026 plus the balancing loss.
 #[derive(Debug, Default)]
@@ -121,10 +122,10 @@ impl Answers {
                     let rows = batch.mask.chunks(batch.seq.max(1));
                     let lengths: Vec<f32> =
                         rows.map(|row| row.iter().sum::<f32>().max(1.0)).collect();
-                    Some(Tensor::f_from_slice(&lengths)?.f_to_device(model.device())?)
+                    Some(upload(&Tensor::f_from_slice(&lengths)?, model.device())?)
                 }
             };
-            let of_target = Tensor::f_from_slice(&of_target)?.f_to_device(model.device())?;
+            let of_target = upload(&Tensor::f_from_slice(&of_target)?, model.device())?;
             Ok(Self { of_target, lengths, rows: batch.batch as i64 })
         };
         build().map_err(|e| Error::torch("answers to the device", &e))

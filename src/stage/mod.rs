@@ -29,6 +29,7 @@ use crate::config::TrainConfig;
 use crate::data::{Batch, Kind, Recipe};
 use crate::error::{Error, Result};
 use crate::loss::{self, Targets};
+use crate::model::device::upload;
 use crate::model::{Model, Variable};
 
 /// One stage.
@@ -170,9 +171,8 @@ pub fn by_name(name: &str) -> Result<Box<dyn Stage>> {
 /// A batch's input ids on the model's device, `[batch, seq]`.
 fn inputs(model: &Model, batch: &Batch) -> Result<Tensor> {
     let build = || -> Result<Tensor, TchError> {
-        Tensor::f_from_slice(&batch.x)?
-            .f_view([batch.batch as i64, batch.seq as i64])?
-            .f_to_device(model.device())
+        let ids = Tensor::f_from_slice(&batch.x)?;
+        upload(&ids.f_view([batch.batch as i64, batch.seq as i64])?, model.device())
     };
     build().map_err(|e| Error::torch("batch to the device", &e))
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::data::{self, Batch, Dataset};
+use crate::error::Result;
 
 /// A source of batches.
 pub trait Batches {
@@ -10,10 +11,31 @@ pub trait Batches {
     fn micro_steps(&mut self, epoch: usize) -> usize;
 
     /// The batch of a micro-step of an epoch.
-    fn batch(&mut self, epoch: usize, index: usize) -> Batch;
+    ///
+    /// # Errors
+    /// The batch could not be put together.
+    fn batch(&mut self, epoch: usize, index: usize) -> Result<Batch>;
 
     /// The name of a file that [`Batch::lines`] speaks of.
     fn file(&self, index: u32) -> String;
+
+    /// Rows and positions of the first epoch's largest batch, which need not be read for this.
+    ///
+    /// # Errors
+    /// See [`Batches::batch`].
+    fn largest(&mut self) -> Result<(usize, usize)> {
+        let mut largest = (0, 0);
+        for index in 0..self.micro_steps(0) {
+            let Batch { batch, seq, .. } = self.batch(0, index)?;
+            largest = larger(largest, (batch, seq));
+        }
+        Ok(largest)
+    }
+}
+
+/// The size of more positions in all.
+fn larger(a: (usize, usize), b: (usize, usize)) -> (usize, usize) {
+    if b.0 * b.1 > a.0 * a.1 { b } else { a }
 }
 
 /// A data set whose samples share rows, `batch_size` rows at a time.
@@ -52,15 +74,25 @@ impl Batches for Packed<'_> {
         self.rows(epoch).len().div_ceil(batch_size)
     }
 
-    fn batch(&mut self, epoch: usize, index: usize) -> Batch {
+    fn batch(&mut self, epoch: usize, index: usize) -> Result<Batch> {
         let (dataset, batch_size) = (self.ordered.dataset, self.ordered.batch_size);
         let rows = self.rows(epoch);
-        let start = index * batch_size;
-        shared_rows(dataset.packed_batch(rows.slice(start, start + batch_size)))
+        let start = index.saturating_mul(batch_size);
+        Ok(shared_rows(dataset.packed_batch(rows.slice(start, start.saturating_add(batch_size)))))
     }
 
     fn file(&self, index: u32) -> String {
         self.ordered.file(index)
+    }
+
+    fn largest(&mut self) -> Result<(usize, usize)> {
+        let batch_size = self.ordered.batch_size;
+        let rows = self.rows(0);
+        let sizes = (0..rows.len()).step_by(batch_size).map(|start| {
+            let end = start.saturating_add(batch_size).min(rows.len());
+            (end - start, (start..end).map(|row| rows.used(row)).max().unwrap_or(0))
+        });
+        Ok(sizes.fold((0, 0), larger))
     }
 }
 
@@ -110,6 +142,14 @@ impl<'a> Ordered<'a> {
         let files = files.to_vec();
         Self { dataset, files, seed, shuffle, batch_size, padded, order: None }
     }
+
+    fn order(&mut self, epoch: usize) -> &[u32] {
+        if self.order.as_ref().is_none_or(|(cached, _)| *cached != epoch) {
+            self.order = None;
+        }
+        let order = || self.dataset.order(self.seed, epoch as u64, self.shuffle);
+        &self.order.get_or_insert_with(|| (epoch, order())).1
+    }
 }
 
 impl Batches for Ordered<'_> {
@@ -117,21 +157,22 @@ impl Batches for Ordered<'_> {
         self.dataset.len().div_ceil(self.batch_size)
     }
 
-    fn batch(&mut self, epoch: usize, index: usize) -> Batch {
-        let order = match &mut self.order {
-            Some((cached, order)) if *cached == epoch => order,
-            slot => {
-                let order = self.dataset.order(self.seed, epoch as u64, self.shuffle);
-                &mut slot.insert((epoch, order)).1
-            }
-        };
-        let start = (index * self.batch_size).min(order.len());
-        let end = (start + self.batch_size).min(order.len());
-        self.dataset.batch(&order[start..end], self.padded)
+    fn batch(&mut self, epoch: usize, index: usize) -> Result<Batch> {
+        let (dataset, batch_size, padded) = (self.dataset, self.batch_size, self.padded);
+        let order = self.order(epoch);
+        let start = index.saturating_mul(batch_size).min(order.len());
+        let end = start.saturating_add(batch_size).min(order.len());
+        Ok(dataset.batch(&order[start..end], padded))
     }
 
     fn file(&self, index: u32) -> String {
         let path = self.files.get(index as usize);
         path.map_or_else(|| format!("file {index}"), |path| path.display().to_string())
+    }
+
+    fn largest(&mut self) -> Result<(usize, usize)> {
+        let (dataset, batch_size, padded) = (self.dataset, self.batch_size, self.padded);
+        let batches = self.order(0).chunks(batch_size);
+        Ok(batches.map(|indices| dataset.batch_size(indices, padded)).fold((0, 0), larger))
     }
 }

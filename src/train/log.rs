@@ -23,6 +23,8 @@ pub struct Metrics {
     begun: Instant,
     tokens: usize,
     since: Instant,
+    /// Step and loss of the last validation.
+    validated: Option<(usize, Option<f64>)>,
 }
 
 impl Metrics {
@@ -34,23 +36,32 @@ impl Metrics {
     pub fn open(dir: &Path, step: usize) -> Result<Self> {
         let path = dir.join("metrics.jsonl");
         // cut in place: nothing is left over by a kill, and a full disk has room for it
-        let mut kept = 0;
+        let (mut kept, mut validated) = (0, None);
         if step > 0 && path.exists() {
             let text = fs_err::read(&path).map_err(|e| Error::io(&path, e))?;
             for line in text.split_inclusive(|&byte| byte == b'\n') {
                 let value: Option<Value> = serde_json::from_slice(line).ok();
-                let of = value.and_then(|v| v.get("step").and_then(Value::as_u64));
-                if !line.ends_with(b"\n") || of.is_none_or(|n| n > step as u64) {
+                let of = value.as_ref().and_then(|v| v.get("step").and_then(Value::as_u64));
+                let Some(of) = of.filter(|&n| n <= step as u64 && line.ends_with(b"\n")) else {
                     break;
-                }
+                };
                 kept += line.len() as u64;
+                if let Some(loss) = value.as_ref().and_then(|v| v.get("val_loss")) {
+                    validated = Some((of as usize, loss.as_f64()));
+                }
             }
         }
         let file = fs_err::OpenOptions::new().append(true).create(true).open(&path);
         let file = file.map_err(|e| Error::io(&path, e))?;
         file.set_len(kept).map_err(|e| Error::io(&path, e))?;
         let events = Events::open(dir, step)?;
-        Ok(Self { path, file, events, begun: Instant::now(), tokens: 0, since: Instant::now() })
+        let now = Instant::now();
+        Ok(Self { path, file, events, begun: now, tokens: 0, since: now, validated })
+    }
+
+    /// Step and loss of the last validation in the log, also of a session before this one.
+    pub fn validated(&self) -> Option<(usize, Option<f64>)> {
+        self.validated
     }
 
     /// Counts a micro-step's tokens.
@@ -103,7 +114,7 @@ impl Metrics {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn validation(&self, step: usize, loss: Option<f64>, samples: &[Sample]) -> Result<()> {
+    pub fn validation(&mut self, step: usize, loss: Option<f64>, samples: &[Sample]) -> Result<()> {
         let mut line = json!({"step": step, "val_loss": loss});
         if !samples.is_empty() {
             line["samples"] = samples
@@ -116,7 +127,9 @@ impl Metrics {
         if let Some(loss) = loss {
             self.events.scalars(step, &[("val_loss", loss)])?;
         }
-        self.write(&line)
+        self.write(&line)?;
+        self.validated = Some((step, loss));
+        Ok(())
     }
 
     fn write(&self, line: &Value) -> Result<()> {
@@ -288,7 +301,9 @@ mod tests {
         let mut text = fs_err::read_to_string(&path).expect("a file");
         text.push_str("{\"step\": 2, \"lo"); // killed while it wrote
         fs_err::write(&path, text).expect("a file");
-        drop(Metrics::open(dir.path(), 2).expect("opened"));
+        let metrics = Metrics::open(dir.path(), 2).expect("opened");
+        assert_eq!(metrics.validated(), Some((2, Some(1.5))));
+        drop(metrics);
         let text = fs_err::read_to_string(&path).expect("a file");
         let lines: Vec<Value> =
             text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();

@@ -4,7 +4,10 @@
 //! micro-step, in which the losses of a whole accumulation arrive together with the optimizer step, so
 //! that the device is waited for once per step. [`session`] adds logs, checkpoints and Ctrl-C.
 
+pub mod ahead;
+pub mod available;
 pub mod batches;
+pub mod estimate;
 pub mod events;
 pub mod log;
 mod memory;
@@ -258,7 +261,7 @@ impl<'a> Trainer<'a> {
         }
         self.mark();
         let Position { epoch, index, micro_step, .. } = self.position;
-        let batch = self.batches.batch(epoch, index);
+        let batch = self.batches.batch(epoch, index)?;
         let lr = self.schedule.lr(micro_step);
         let loss = self.stage.loss(self.model, &batch)?;
         if let Some(total) = &loss.total {

@@ -61,10 +61,13 @@ pub struct Prompts(Vec<Vec<u32>>);
 
 impl Prompts {
     /// From the first held-out batches; none where all are too long.
-    pub fn new(batches: &mut dyn Batches) -> Self {
+    ///
+    /// # Errors
+    /// See [`Batches::batch`].
+    pub fn new(batches: &mut dyn Batches) -> Result<Self> {
         let mut prompts = Vec::new();
         for index in 0..batches.micro_steps(0) {
-            for prompt in of_batch(&batches.batch(0, index)) {
+            for prompt in of_batch(&batches.batch(0, index)?) {
                 // a pair's two answers have the same one
                 if !prompts.contains(&prompt) {
                     prompts.push(prompt);
@@ -75,7 +78,7 @@ impl Prompts {
             }
         }
         prompts.truncate(PROMPTS);
-        Self(prompts)
+        Ok(Self(prompts))
     }
 
     /// Continues each greedily.

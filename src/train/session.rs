@@ -47,9 +47,12 @@ pub struct Validation<'a> {
 
 impl<'a> Validation<'a> {
     /// Of batches that the tokenizer made.
-    pub fn new(batches: &'a mut dyn Batches, tokenizer: &'a Tokenizer) -> Self {
-        let prompts = Prompts::new(batches);
-        Self { batches, prompts, tokenizer }
+    ///
+    /// # Errors
+    /// See [`Batches::batch`].
+    pub fn new(batches: &'a mut dyn Batches, tokenizer: &'a Tokenizer) -> Result<Self> {
+        let prompts = Prompts::new(batches)?;
+        Ok(Self { batches, prompts, tokenizer })
     }
 }
 
@@ -155,7 +158,7 @@ impl Run {
                 };
             if due && trainer.position().micro_step < trainer.plan().micro_steps {
                 self.save(trainer, session)?;
-                self.validate(trainer, stage, session, &metrics, &progress)?;
+                self.validate(trainer, stage, session, &mut metrics, &progress)?;
             }
         }
         if session.trace.is_some() {
@@ -167,7 +170,7 @@ impl Run {
             _ => self.save(trainer, session)?,
         };
         if !interrupted {
-            self.validate(trainer, stage, session, &metrics, &progress)?;
+            self.validate(trainer, stage, session, &mut metrics, &progress)?;
         }
         progress.finish();
         if let Some(path) = session.trace {
@@ -196,17 +199,27 @@ impl Run {
         Ok(path)
     }
 
-    /// The loss of the held-out batches and a few continuations, written to the logs and shown.
+    /// The loss of the held-out batches and a few continuations, written to the logs and shown; once per step.
     fn validate(
         &mut self,
         trainer: &Trainer<'_>,
         stage: &dyn Stage,
         session: &mut Session<'_>,
-        metrics: &Metrics,
+        metrics: &mut Metrics,
         progress: &Progress,
     ) -> Result<()> {
         let Some(validation) = &mut session.validation else { return Ok(()) };
         let (model, step) = (trainer.model(), trainer.position().step);
+        if let Some((of, loss)) = metrics.validated()
+            && of == step
+        {
+            // the model has not changed since the session before
+            self.val_loss = loss;
+            if let Some(loss) = loss {
+                progress.say(&format!("step {step}  held-out loss {loss:.4}, as logged before"));
+            }
+            return Ok(());
+        }
         let loss = held_out_loss(stage, model, validation.batches)?;
         let samples = validation.prompts.continued(model, validation.tokenizer)?;
         metrics.validation(step, loss, &samples)?;
@@ -245,7 +258,7 @@ pub fn held_out_loss(
 ) -> Result<Option<f64>> {
     let (mut sum, mut count) = (0.0, 0usize);
     for index in 0..batches.micro_steps(0) {
-        let batch = batches.batch(0, index);
+        let batch = batches.batch(0, index)?;
         let loss = tch::no_grad(|| stage.loss(model, &batch))?;
         let entropy = loss.parts.iter().find_map(|(name, part)| match part {
             Part::Scalar(tensor) if *name == "ce" => Some(tensor),
@@ -294,7 +307,7 @@ pub fn dump_batches(path: &Path, batches: &mut dyn Batches, epochs: usize) -> Re
     let mut number = 0;
     for epoch in 0..epochs {
         for index in 0..batches.micro_steps(epoch) {
-            let batch = batches.batch(epoch, index);
+            let batch = batches.batch(epoch, index)?;
             let shape = vec![batch.batch, batch.seq];
             let mask = batch.mask.iter().map(|&m| m as i64).collect();
             for (name, values) in [("x", batch.x), ("y", batch.y), ("mask", mask)] {

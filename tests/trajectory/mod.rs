@@ -5,6 +5,7 @@ use std::path::Path;
 
 use mmx::config::TrainConfig;
 use mmx::data::{Batch, Recipe};
+use mmx::error::Result;
 use mmx::model::{HostTensor, Model};
 use mmx::stage::Stage;
 use mmx::train::batches::Batches;
@@ -88,8 +89,8 @@ impl Batches for Recorded {
         self.batches.len()
     }
 
-    fn batch(&mut self, _epoch: usize, index: usize) -> Batch {
-        self.batches[index].clone()
+    fn batch(&mut self, _epoch: usize, index: usize) -> Result<Batch> {
+        Ok(self.batches[index].clone())
     }
 
     fn file(&self, _index: u32) -> String {
