@@ -368,6 +368,9 @@ impl Request {
             let mut batches = Ahead::new(scope, source, config.epochs);
             crate::train::keep_memory();
             let trained = stage.trainable(&model).iter().map(|v| v.tensor.numel()).sum();
+            let micro_steps = config
+                .max_steps
+                .map_or(usize::MAX, |steps| steps.saturating_mul(config.accumulation));
             let estimate = Estimate::new(&Workload {
                 config: model.config(),
                 compute,
@@ -375,10 +378,12 @@ impl Request {
                 trained,
                 weights: model.config().parameters().0 + frozen_weights,
                 two_distributions: config.distill.is_some(),
-                largest: batches.largest()?,
+                largest: batches.largest(micro_steps)?,
             });
             let can_be_had = available(device);
-            estimate.check(can_be_had)?;
+            if resumed.is_none() {
+                estimate.check(can_be_had)?; // what goes on has fitted before
+            }
             let mut trainer = Trainer::new(&model, stage, &config, &mut batches)?;
             if let Some((path, state)) = &resumed {
                 checkpoint::restore(path, state, &mut trainer)?;

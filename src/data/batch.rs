@@ -75,7 +75,10 @@ impl Dataset {
     }
 
     /// Rows and positions of [`Dataset::batch`], which is not read for this.
-    pub(crate) fn batch_size(&self, indices: &[u32], padded: bool) -> (usize, usize) {
+    ///
+    /// # Panics
+    /// See [`Dataset::batch`].
+    pub fn batch_size(&self, indices: &[u32], padded: bool) -> (usize, usize) {
         let longest = indices.iter().map(|&i| self.longest_of(i as usize)).max().unwrap_or(0);
         (indices.len() * self.per_sample(), self.positions(longest, padded))
     }

@@ -47,7 +47,7 @@ impl Rows {
     }
 
     /// Positions of a row that samples fill.
-    pub(crate) fn used(&self, row: usize) -> usize {
+    pub fn used(&self, row: usize) -> usize {
         self.ends.get(row).map_or(0, |&(_, used)| used as usize)
     }
 

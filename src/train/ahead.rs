@@ -142,8 +142,8 @@ impl Batches for Ahead<'_> {
         locked(&self.source).file(index)
     }
 
-    fn largest(&mut self) -> Result<(usize, usize)> {
-        locked(&self.source).largest()
+    fn largest(&mut self, micro_steps: usize) -> Result<(usize, usize)> {
+        locked(&self.source).largest(micro_steps)
     }
 }
 

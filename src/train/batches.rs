@@ -19,13 +19,13 @@ pub trait Batches {
     /// The name of a file that [`Batch::lines`] speaks of.
     fn file(&self, index: u32) -> String;
 
-    /// Rows and positions of the first epoch's largest batch, which need not be read for this.
+    /// Rows and positions of the largest of the first epoch's first batches, which need not be read for this.
     ///
     /// # Errors
     /// See [`Batches::batch`].
-    fn largest(&mut self) -> Result<(usize, usize)> {
+    fn largest(&mut self, micro_steps: usize) -> Result<(usize, usize)> {
         let mut largest = (0, 0);
-        for index in 0..self.micro_steps(0) {
+        for index in 0..self.micro_steps(0).min(micro_steps) {
             let Batch { batch, seq, .. } = self.batch(0, index)?;
             largest = larger(largest, (batch, seq));
         }
@@ -85,10 +85,11 @@ impl Batches for Packed<'_> {
         self.ordered.file(index)
     }
 
-    fn largest(&mut self) -> Result<(usize, usize)> {
+    fn largest(&mut self, micro_steps: usize) -> Result<(usize, usize)> {
         let batch_size = self.ordered.batch_size;
         let rows = self.rows(0);
-        let sizes = (0..rows.len()).step_by(batch_size).map(|start| {
+        let starts = (0..rows.len()).step_by(batch_size).take(micro_steps);
+        let sizes = starts.map(|start| {
             let end = start.saturating_add(batch_size).min(rows.len());
             (end - start, (start..end).map(|row| rows.used(row)).max().unwrap_or(0))
         });
@@ -170,9 +171,9 @@ impl Batches for Ordered<'_> {
         path.map_or_else(|| format!("file {index}"), |path| path.display().to_string())
     }
 
-    fn largest(&mut self) -> Result<(usize, usize)> {
+    fn largest(&mut self, micro_steps: usize) -> Result<(usize, usize)> {
         let (dataset, batch_size, padded) = (self.dataset, self.batch_size, self.padded);
-        let batches = self.order(0).chunks(batch_size);
+        let batches = self.order(0).chunks(batch_size).take(micro_steps);
         Ok(batches.map(|indices| dataset.batch_size(indices, padded)).fold((0, 0), larger))
     }
 }
