@@ -197,5 +197,6 @@ unsafe fn request(options: &MmxGenerateOptions) -> Result<Generation, Failure> {
         },
         stop,
         ignore_end: options.ignore_end,
+        speculate: 0,
     })
 }

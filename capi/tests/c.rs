@@ -91,6 +91,7 @@ fn answer(bytes: Vec<u8>, question: &str, max_tokens: usize) -> (String, usize, 
         sampling: Sampling::default(),
         stop: Vec::new(),
         ignore_end: false,
+        speculate: 0,
     };
     let last = &prompt[prompt.len() - 1..];
     let out = generate(&mut session, last, &request, |_| true).unwrap();

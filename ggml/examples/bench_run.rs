@@ -3,6 +3,7 @@
 //!   bench_run make PRESET TYPE TOKENIZER OUT      a GGUF with random weights
 //!   bench_run first mmx|llama|flash FILE THREADS  a fresh process from the file to its first token
 //!   bench_run speed FILE THREADS REPEATS wall|cpu prefill (512) and decode (128), in turns
+//!   bench_run decode mmx|llama|flash FILE THREADS decode (128) of one engine
 //!
 //! Each prints one line of JSON. Memory is the process's largest, so `first` measures one engine each.
 use std::io::Write;
@@ -42,6 +43,7 @@ fn main() -> Result<()> {
             let clock = if clock == "cpu" { Clock::Cpu } else { Clock::Wall };
             speed(file.as_ref(), threads.parse()?, repeats.parse()?, clock)?
         }
+        ["decode", engine, file, threads] => decode(engine, file.as_ref(), threads.parse()?)?,
         _ => return Err("usage: see the head of ggml/examples/bench_run.rs".into()),
     };
     writeln!(std::io::stdout(), "{result}")?;
@@ -53,9 +55,12 @@ fn first(engine: &str, file: &Path, threads: usize, start: Instant) -> Result<Va
     let ms = || start.elapsed().as_secs_f64() * 1e3;
     let clock = Clock::Cpu;
     let load_ms;
+    let mut parts = vec![clock.now() * 1e3]; // the process's start
     if engine == "mmx" {
         let model = Model::load(file, LoadOptions::default())?;
+        parts.push(clock.now() * 1e3); // weights
         model.tokenizer()?;
+        parts.push(clock.now() * 1e3);
         load_ms = ms();
         let options =
             SessionOptions { n_ctx: Some(FIRST_N_CTX), kv: KvType::F16, threads: Some(threads) };
@@ -68,6 +73,7 @@ fn first(engine: &str, file: &Path, threads: usize, start: Instant) -> Result<Va
     Ok(json!({
         "load_ms": load_ms,
         "first_token_ms": ms(),
+        "cpu_ms_before": parts,
         "first_token_cpu_ms": clock.now() * 1e3, // of the process, since it began
         "peak_rss_bytes": peak_rss_bytes(),
     }))
@@ -97,6 +103,17 @@ fn speed(file: &Path, threads: usize, repeats: usize, clock: Clock) -> Result<Va
         "bytes_per_token": bytes,
         "bytes_per_s": bandwidth,
     }))
+}
+
+fn decode(engine: &str, file: &Path, threads: usize) -> Result<Value> {
+    let speed = if engine == "mmx" {
+        let model = Model::load(file, LoadOptions::default())?;
+        bench(&model, 0, 4 * DECODE, threads, Clock::Wall)?
+    } else {
+        let flash = engine == "flash";
+        LlamaModel::open(file)?.bench(0, DECODE, threads, flash, Clock::Wall)?
+    };
+    Ok(json!({"decode": speed.decode}))
 }
 
 /// Bytes per second that `threads` threads read together, each its part of `bytes` again and again, as decoding

@@ -45,6 +45,7 @@ fn answer(model: &Model, question: &str, on_text: impl FnMut(&str) -> bool) -> R
         sampling: model.sampling(1),
         stop: Vec::new(),
         ignore_end: false,
+        speculate: 0,
     };
     let mut session = Session::new(model, SessionOptions::default())?;
     generate(&mut session, &prompt.ids, &request, on_text)

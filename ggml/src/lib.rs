@@ -33,6 +33,7 @@
 //!     sampling: Sampling { temperature: 0.8, top_p: 0.9, seed: 7, ..Sampling::default() },
 //!     stop: vec!["\n\n".to_owned()],
 //!     ignore_end: false,
+//!     speculate: 0,
 //! };
 //! let mut streamed = String::new();
 //! let answer = generate(&mut session, &prompt, &request, |piece| {

@@ -6,7 +6,7 @@ mod common;
 
 use std::path::Path;
 
-use common::{gguf, shared};
+use common::{GOLDEN, gguf, shared};
 use mmx_converters::Model as Source;
 use mmx_converters::gguf::Gguf;
 use mmx_converters::to_gguf::ToGguf;
@@ -19,6 +19,10 @@ use mmx_ggml::run::{
 
 /// A folder of weights with a tokenizer that lies elsewhere.
 fn model(weights: &str, tokenizer: &str) -> Model {
+    model_of(weights, tokenizer, FileType::F32)
+}
+
+fn model_of(weights: &str, tokenizer: &str, file: FileType) -> Model {
     let source = Source::open(shared(weights)).unwrap();
     let keys = Tokenizer::open(shared(tokenizer)).unwrap().to_gguf_keys(&source.config).unwrap();
     let request = ToGguf {
@@ -26,11 +30,9 @@ fn model(weights: &str, tokenizer: &str) -> Model {
         name: "test",
         license: None,
         generation: &source.generation,
-        file_type: 0,
+        file_type: file.id(),
         tokenizer: &keys,
-        recipe: &|name, shape| {
-            (mmx_ggml::recipe(FileType::F32, &source.config, name, shape, false).0, None)
-        },
+        recipe: &|name, shape| (mmx_ggml::recipe(file, &source.config, name, shape, false).0, None),
         quantize: &|_, ty, values, row| Ok(quantize_rows(ty, values, row).unwrap()),
         extra: &[],
         strict: false,
@@ -47,7 +49,7 @@ fn session(model: &Model) -> Session {
 }
 
 fn request(sampling: Sampling, max_tokens: usize) -> Generation {
-    Generation { max_tokens, sampling, stop: Vec::new(), ignore_end: true }
+    Generation { max_tokens, sampling, stop: Vec::new(), ignore_end: true, speculate: 0 }
 }
 
 fn wild(seed: u64) -> Sampling {
@@ -83,6 +85,37 @@ fn a_seed_repeats_and_greedy_needs_none() {
     assert_eq!(run(wild(3)), run(wild(3)));
     assert_ne!(run(wild(3)), run(wild(4)));
     assert_eq!(run(Sampling::default()), run(Sampling { seed: 9, ..Sampling::default() }));
+}
+
+/// All four families: greedy and drawn with a seed, from the first guess to a full context.
+#[test]
+fn guessing_ahead_writes_the_same_text() {
+    for folder in GOLDEN {
+        let tokenizer = folder.split('/').next().unwrap();
+        for file in [FileType::F32, FileType::F16, FileType::Q8_0, FileType::Q4_0] {
+            let model = model_of(folder, tokenizer, file);
+            let mut guessed = 0;
+            for sampling in [Sampling::default(), Sampling { temperature: 0.7, ..wild(5) }] {
+                let run = |speculate: usize, max_tokens: usize| {
+                    let mut session = session(&model);
+                    let wanted = Generation { speculate, ..request(sampling.clone(), max_tokens) };
+                    let prompt = [1, 5, 9, 7, 1, 5, 9];
+                    let out = generate(&mut session, &prompt, &wanted, |_| true).unwrap();
+                    (out.ids, out.text, out.finish, out.decoded, session.n_past(), out.guessed)
+                };
+                for max_tokens in [150, 1000] {
+                    let alone = run(0, max_tokens);
+                    assert_eq!(alone.5, 0);
+                    for speculate in [1, 3, 7] {
+                        let mut ahead = run(speculate, max_tokens);
+                        guessed += std::mem::take(&mut ahead.5);
+                        assert_eq!(ahead, alone, "{folder} {file}, {speculate} ahead");
+                    }
+                }
+            }
+            assert_eq!(guessed > 0, model.is_batch_invariant(), "{folder} {file}: {guessed}");
+        }
+    }
 }
 
 /// The case `tok-vocab-padding`: rows 259..271 of the embedding have no token.

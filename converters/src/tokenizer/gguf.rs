@@ -228,7 +228,7 @@ impl Tokenizer {
             None => &[],
             Some(_) => return Err(missing("tokenizer.ggml.merges", "an array of strings")),
         };
-        let json = tokenizer_json(path, texts, &types, merges)?;
+        let (json, value) = tokenizer_json(path, texts, &types, merges)?;
         let mut settings = Map::new();
         let id_of = |name: &str| -> Result<Option<u32>> {
             let key = format!("tokenizer.ggml.{name}");
@@ -249,7 +249,7 @@ impl Tokenizer {
             settings.insert(key.into(), text.map_or(Json::Null, Json::from));
         }
         let template = metadata.string("tokenizer.chat_template").map(str::to_owned);
-        let mut tokenizer = Self::assemble(path, json, settings, template)?;
+        let mut tokenizer = Self::assemble_parsed(path, json, value, settings, template)?;
         let ends: Vec<u32> =
             [id_of("eos_token_id")?, id_of("eot_token_id")?, id_of("eom_token_id")?]
                 .into_iter()
@@ -295,13 +295,13 @@ fn part_name(part: &Json) -> String {
     part.get("type").and_then(Json::as_str).unwrap_or("none").to_owned()
 }
 
-/// tokenizer.json of a GGUF's arrays, as the tokenizers library spells it.
+/// tokenizer.json of a GGUF's arrays, as the tokenizers library spells it: its text, and the same as values.
 fn tokenizer_json(
     path: &Path,
     texts: &[String],
     types: &[i32],
     merges: &[String],
-) -> Result<Vec<u8>> {
+) -> Result<(Vec<u8>, Json)> {
     let mut vocab = Map::new();
     let mut added = Vec::new();
     let mut seen = HashSet::new();
@@ -343,5 +343,6 @@ fn tokenizer_json(
         }
     }
     let value = open::tokenizer_json(added, vocab, pairs);
-    serde_json::to_vec_pretty(&value).map_err(|e| Error::format(path, e.to_string()))
+    let text = serde_json::to_vec_pretty(&value).map_err(|e| Error::format(path, e.to_string()))?;
+    Ok((text, value))
 }

@@ -5,7 +5,10 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use serde_json::{Map, Value};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use tokenizers::AddedToken;
+use tokenizers::models::bpe::BPE;
 
 use super::fast::Fast;
 use super::{Specials, Token, TokenKind, Tokenizer, bytes};
@@ -87,17 +90,27 @@ impl Tokenizer {
     ) -> Result<Self> {
         let value: Value = serde_json::from_slice(&json)
             .map_err(|e| fault(path, format!("expected a JSON object: {e}")))?;
+        Self::assemble_parsed(path, json, value, settings, template)
+    }
+
+    /// The same where `json` was parsed, or made from, `value`.
+    pub(super) fn assemble_parsed(
+        path: &Path,
+        json: Vec<u8>,
+        value: Value,
+        settings: Map<String, Value>,
+        template: Option<String>,
+    ) -> Result<Self> {
         require_byte_level_bpe(path, &value)?;
         let tokens = tokens(path, &value)?;
         let ids: HashMap<String, u32> = (0..)
             .zip(&tokens)
             .filter_map(|(id, token)| Some((token.as_ref()?.text.clone(), id)))
             .collect();
-        let full = library(path, &value)?;
         let fast = Fast::new(&value, &ids);
-        let value = without_control(value);
-        let fast_plain = fast.as_ref().and_then(|fast| fast.with_added(&value, &ids));
-        let plain = library(path, &value)?;
+        let fast_plain =
+            fast.as_ref().and_then(|fast| fast.with_added(&without_control(&value), &ids));
+        let (full, plain) = libraries(path, value)?;
 
         let mut warnings = Vec::new();
         let mut role = |key: &str, usual: &str| {
@@ -175,14 +188,49 @@ fn template_text(value: &Value) -> Option<String> {
     }
 }
 
-/// The tokenizers library's own object, with truncation and padding off.
-fn library(path: &Path, value: &Value) -> Result<tokenizers::Tokenizer> {
-    let bytes = serde_json::to_vec(value).map_err(|e| fault(path, e.to_string()))?;
-    let mut tokenizer = tokenizers::Tokenizer::from_bytes(bytes)
-        .map_err(|e| fault(path, format!("expected a tokenizer of the tokenizers library: {e}")))?;
-    tokenizer.with_truncation(None).map_err(|e| fault(path, e.to_string()))?;
-    tokenizer.with_padding(None);
-    Ok(tokenizer)
+/// The tokenizers library's own objects, with truncation and padding off: one that knows all added tokens, and one
+/// without control tokens, which text of messages is read with.
+///
+/// Vocabulary and merges are read straight from the JSON's values: the library's way from text keeps a copy of
+/// everything to try one kind of model after the other (measured: ten times as long).
+fn libraries(
+    path: &Path,
+    mut value: Value,
+) -> Result<(tokenizers::Tokenizer, tokenizers::Tokenizer)> {
+    let refused = |error: &dyn std::fmt::Display| {
+        fault(path, format!("expected a tokenizer of the tokenizers library: {error}"))
+    };
+    let added = value.get_mut("added_tokens").map(Value::take).unwrap_or_default();
+    let added: Vec<AddedToken> = match added {
+        Value::Null => Vec::new(),
+        list => serde_json::from_value(list).map_err(|e| refused(&e))?,
+    };
+    let model = value.get_mut("model").map(Value::take).unwrap_or_default();
+    let model = BPE::deserialize(&model).map_err(|e| refused(&e))?;
+    if let Some(object) = value.as_object_mut() {
+        object.remove("added_tokens");
+        object.insert("model".into(), json!({"type": "BPE", "vocab": {}, "merges": []}));
+    }
+    let shell = serde_json::to_vec(&value).map_err(|e| refused(&e))?;
+    let mut full = tokenizers::Tokenizer::from_bytes(shell).map_err(|e| refused(&e))?;
+    full.with_model(model);
+    full.with_truncation(None).map_err(|e| refused(&e))?;
+    full.with_padding(None);
+    let mut plain = full.clone();
+    let texts = added.iter().filter(|t| !is_control(&t.content, t.special)).cloned();
+    plain.add_tokens(texts).map_err(|e| refused(&e))?;
+    full.add_tokens(added).map_err(|e| refused(&e))?;
+    Ok((full, plain))
+}
+
+/// The added tokens of a tokenizer.json that are no control tokens.
+fn without_control(value: &Value) -> Value {
+    let added = value.get("added_tokens").and_then(Value::as_array).into_iter().flatten();
+    let kept = added.filter(|token| {
+        let text = token.get("content").and_then(Value::as_str).unwrap_or_default();
+        !is_control(text, token.get("special").and_then(Value::as_bool).unwrap_or(false))
+    });
+    json!({"added_tokens": kept.collect::<Vec<_>>()})
 }
 
 /// What token bytes rest on: BPE over the byte-level alphabet.
@@ -262,17 +310,6 @@ fn tokens(path: &Path, value: &Value) -> Result<Vec<Option<Token>>> {
     Ok(tokens)
 }
 
-/// tokenizer.json without its control tokens: what text of messages is read with.
-fn without_control(mut value: Value) -> Value {
-    if let Some(added) = value.get_mut("added_tokens").and_then(Value::as_array_mut) {
-        added.retain(|token| {
-            let text = token.get("content").and_then(Value::as_str).unwrap_or_default();
-            !is_control(text, token.get("special").and_then(Value::as_bool).unwrap_or(false))
-        });
-    }
-    value
-}
-
 /// A tokenizer.json of MiniMind's kind: byte-level BPE with GPT-2's regex, nothing before or after.
 pub(super) fn tokenizer_json(
     added_tokens: Vec<Value>,
@@ -280,11 +317,11 @@ pub(super) fn tokenizer_json(
     merges: Vec<Value>,
 ) -> Value {
     let byte_level = |prefix: bool| {
-        serde_json::json!({
+        json!({
             "type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": true, "use_regex": true,
         })
     };
-    serde_json::json!({
+    json!({
         "version": "1.0",
         "truncation": null,
         "padding": null,

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::sampler::{Sampler, Sampling};
 use super::session::Session;
+use super::speculate::Ahead;
 use crate::error::{Error, Result};
 
 /// What to generate.
@@ -20,6 +21,11 @@ pub struct Generation {
     pub stop: Vec<String>,
     /// Go on after an end token, which then is part of the text.
     pub ignore_end: bool,
+    /// Tokens that are guessed ahead at most, from what followed the same tokens earlier in the text, and computed
+    /// in one step with the next one; 0: none. The text stays what it is without: every token is drawn from its
+    /// own logits, and guesses beside it are forgotten. Without effect on models whose logits depend on what is
+    /// computed beside them ([`Model::is_batch_invariant`](super::Model::is_batch_invariant)).
+    pub speculate: usize,
 }
 
 /// Why a generation ended.
@@ -52,6 +58,8 @@ pub struct Generated {
     pub decoded: usize,
     /// Time for them.
     pub decode: Duration,
+    /// How many of them were guessed ahead.
+    pub guessed: usize,
     /// What the session holds now.
     pub held: Vec<u32>,
 }
@@ -134,6 +142,7 @@ pub fn generate_shifting(
     let prefill = start.elapsed();
     let start = Instant::now();
     let mut held = [seen, prompt].concat();
+    let mut ahead = Ahead::new(session, request.speculate);
     let mut ids = Vec::new();
     let mut text = String::new();
     let mut decoded = 0;
@@ -156,9 +165,9 @@ pub fn generate_shifting(
         if ids.len() >= request.max_tokens {
             break Finish::Length;
         }
-        let logits = if session.n_past() < session.n_ctx() {
+        let logits = if ahead.n_past() < session.n_ctx() {
             held.push(id);
-            session.decode(id)?
+            ahead.decode(session, &held, id, request.max_tokens - ids.len())?
         } else {
             let Some(context) = on_full(&ids) else { break Finish::Context };
             // what is read already stays, but the last token, whose logits are needed
@@ -166,11 +175,13 @@ pub fn generate_shifting(
             let common = equal.min(context.len().saturating_sub(1));
             session.truncate(common);
             held.clone_from(&context);
+            ahead.restart(context.len());
             session.prefill(&context[common..])?
         };
         next = Some(sampler.sample(logits)?);
         decoded += 1;
     };
+    session.truncate(ahead.n_past());
     if !filter.stopped() {
         let rest = filter.push(&stream.finish()) + &filter.finish();
         if !rest.is_empty() {
@@ -186,6 +197,7 @@ pub fn generate_shifting(
         prefill,
         decoded,
         decode: start.elapsed(),
+        guessed: ahead.guessed(),
         held,
     })
 }

@@ -8,6 +8,7 @@ use llama_cpp_sys_2 as sys;
 use mmx_converters::arch::Config;
 use mmx_converters::gguf::GgmlType;
 
+use crate::attention;
 use crate::backend::{Buffer, BufferType, copy_within};
 use crate::context::Context;
 use crate::device::{Pair, Split};
@@ -32,7 +33,7 @@ pub(super) struct KvCache {
 unsafe impl Send for KvCache {}
 
 impl KvCache {
-    /// Zeroed memory for `cells` positions (rounded up to [`CELLS`]), each layer's beside its weights.
+    /// Memory for `cells` positions (rounded up to [`CELLS`]), each layer's beside its weights.
     pub(super) fn new(
         config: &Config,
         split: Option<Split>,
@@ -65,8 +66,11 @@ impl KvCache {
         for (context, kind) in &places {
             buffers.extend(Buffer::for_all(context, *kind)?);
         }
-        // cells that were never written are masked, but zero times an unknown value may be NaN
-        buffers.iter_mut().for_each(Buffer::clear);
+        // Cells that were never written are masked, but zero times an unknown value may be NaN. Our own attention
+        // does not look at them: pages of a long context are touched once it is long.
+        if split.is_some() || !attention::is_available(config.head_dim) {
+            buffers.iter_mut().for_each(Buffer::clear);
+        }
         Ok(Self {
             layers,
             pair: split.map(|split| Pair::start(split.device).map(Arc::new)).transpose()?,

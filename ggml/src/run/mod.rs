@@ -14,6 +14,7 @@ mod pace;
 pub mod sampler;
 mod session;
 mod slots;
+mod speculate;
 mod weights;
 
 pub use bench::{bench, bench_streams};

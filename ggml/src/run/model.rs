@@ -10,6 +10,7 @@ use mmx_converters::tokenizer::Tokenizer;
 
 use super::sampler::Sampling;
 use super::weights::Weights;
+use crate::attention;
 use crate::device::Device;
 use crate::error::Result;
 
@@ -107,6 +108,14 @@ impl Model {
         let split = self.0.weights.split()?;
         let layers = self.config().num_hidden_layers + 1 - split.first_layer;
         Some((split.device.describe(), layers))
+    }
+
+    /// True when a token's logits are the same to the last bit whatever is computed in the same step: on CPUs that
+    /// our own kernels are for, with matrices they are for.
+    pub fn is_batch_invariant(&self) -> bool {
+        self.device().is_none()
+            && attention::is_available(self.config().head_dim)
+            && self.0.weights.are_batch_invariant()
     }
 
     /// Bytes of weights that computing one token reads.

@@ -102,6 +102,16 @@ impl Session {
         self.0.step(&[Part { slot: 0, ids: &[id], output: true }])
     }
 
+    /// Reads at most [`BATCH`] ids in one step that keeps the logits of each for [`Session::row`].
+    pub(super) fn rows(&mut self, ids: &[u32]) -> Result<()> {
+        self.0.logits_all(0, ids).map(|_| ())
+    }
+
+    /// The logits of a token of the last step, `[vocab]`; none for a token it did not have.
+    pub(super) fn row(&self, index: usize) -> &[f32] {
+        self.0.row(index)
+    }
+
     /// Reads `ids`; gives the logits of every one, `[seq, vocab]`.
     ///
     /// # Errors

@@ -204,6 +204,12 @@ impl Slots {
         Ok(&self.results)
     }
 
+    /// A row of what the last step gave.
+    pub(super) fn row(&self, index: usize) -> &[f32] {
+        let vocab = self.model.config().vocab_size;
+        self.results.get(index * vocab..(index + 1) * vocab).unwrap_or_default()
+    }
+
     pub(super) fn check_ids(&self, slot: usize, ids: &[u32]) -> Result<()> {
         let vocab = self.model.config().vocab_size;
         let past = self.n_past(slot);

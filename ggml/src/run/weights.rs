@@ -180,6 +180,20 @@ impl Weights {
         &self.gguf
     }
 
+    /// True when every product is computed by a kernel of ours.
+    pub(super) fn are_batch_invariant(&self) -> bool {
+        let ours = |matrix: &Matrix| !matches!(matrix, Matrix::Plain(_));
+        let network = |ffn: &Ffn| ffn.gate_up.products.iter().all(ours) && ours(&ffn.down);
+        let layer = |layer: &Layer| {
+            layer.qkv.products.iter().all(ours)
+                && ours(&layer.attn_output)
+                && layer.router.iter().all(ours)
+                && network(&layer.ffn)
+                && layer.shared.iter().all(network)
+        };
+        ours(&self.output) && self.layers.iter().all(layer)
+    }
+
     pub(super) fn bytes_per_token(&self) -> usize {
         self.bytes_per_token
     }

@@ -114,6 +114,7 @@ impl Talk {
                 sampling: args.sampling.resolve(&defaults),
                 stop: Vec::new(),
                 ignore_end: false,
+                speculate: args.runner.speculate,
             },
             options: chat::Options {
                 add_generation_prompt: true,
