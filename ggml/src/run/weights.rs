@@ -353,8 +353,10 @@ impl Loader<'_> {
             let info = self.info(name)?;
             let rows = info.shape[info.shape.len().saturating_sub(2)];
             let at = groups.len();
+            // experts' floats that our own kernel multiplies where they lie would have to be copied to join
+            let apart = info.shape.len() == 3 && self.dense && dense::fits(info.ty, &info.shape);
             match groups.last_mut() {
-                Some((ty, members, total)) if *ty == info.ty => {
+                Some((ty, members, total)) if *ty == info.ty && !apart => {
                     outputs.push((at - 1, *total, rows));
                     members.push(name);
                     *total += rows;
