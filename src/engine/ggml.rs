@@ -1,6 +1,6 @@
 //! mmx's own runner as an engine: the GGUF, or a folder as a GGUF in memory, through our graphs on ggml.
 
-use mmx_ggml::run::{KvType, LoadOptions, Model, Session, SessionOptions};
+use mmx_ggml::run::{BATCH, KvType, LoadOptions, Model, Session, SessionOptions};
 
 use super::{Engine, check_ids};
 use crate::error::Result;
@@ -50,8 +50,13 @@ impl Engine for Ggml {
         };
         self.held.clear();
         session.truncate(common);
-        let mut rows = session.logits_all(&ids[common..])?; // [ids.len() - common, vocab]
-        rows.drain(..(from - common) * self.vocab());
+        // whole steps before `from` need no logits: of a long text they would fill the memory
+        let quiet = (from - common) / BATCH * BATCH;
+        if quiet > 0 {
+            session.prefill(&ids[common..common + quiet])?;
+        }
+        let mut rows = session.logits_all(&ids[common + quiet..])?; // [ids.len() - common - quiet, vocab]
+        rows.drain(..(from - common - quiet) * self.vocab());
         self.session = Some(session);
         self.held.extend_from_slice(ids);
         Ok(rows)
@@ -66,5 +71,39 @@ impl Engine for Ggml {
 
     fn vocab(&self) -> usize {
         self.model.config().vocab_size
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::verify::made_up_ids;
+
+    /// 1e-4: sums of float32 in another order.
+    #[test]
+    fn logits_from_a_position_on_are_those_of_the_whole_sequence() {
+        let shared = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/golden");
+        let form = Form::open(&shared.join("minimind3")).expect("a golden model");
+        let mut engine = Ggml::open(&form, 1, LoadOptions::default()).expect("an engine");
+        let vocab = engine.vocab();
+        let ids = made_up_ids(1300, vocab);
+        let whole = engine.logits(&ids).expect("logits");
+        let mut check = |length: usize, from: usize| {
+            let found = engine.logits_from(&ids[..length], from).expect("logits");
+            let expected = &whole[from.min(length - 1) * vocab..length * vocab];
+            assert_eq!(found.len(), expected.len(), "{from} of {length}");
+            let far = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+            assert!(far < 1e-4, "{from} of {length}: {far:e}");
+        };
+        // all of it known, a beginning known, steps without logits, and more than fits the session so far
+        for (length, from) in [(1300, 1299), (700, 650), (20, 5), (1300, 1250), (3, 9), (1280, 0)] {
+            check(length, from);
+        }
+        let mut other = ids[..900].to_vec();
+        other[600] = (other[600] + 1) % vocab as u32;
+        let found = engine.logits_from(&other, 590).expect("logits");
+        let same = &whole[590 * vocab..600 * vocab];
+        let far = found.iter().zip(same).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+        assert!(far < 1e-4 && found[10 * vocab..11 * vocab] != whole[600 * vocab..601 * vocab]);
     }
 }
