@@ -1,9 +1,14 @@
 //! Gives the binary an rpath to libtorch, so that it runs without LD_LIBRARY_PATH, and compiles src/bridge.cpp.
+//! With the feature `dynamic`, the rpath is that of a release.
 //! torch-sys links libtorch but emits no rpath; it tells its direct dependents where the libraries are. The
 //! same path is where the CUDA part is found when a CUDA device is asked for (src/model/device.rs).
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
+    if cfg!(feature = "dynamic") {
+        // ggml's libraries lie in lib beside bin (scripts/release); DT_RPATH, so that it holds for theirs, too
+        println!("cargo::rustc-link-arg-bins=-Wl,--disable-new-dtags,-rpath,$ORIGIN/../lib");
+    }
     if let Ok(lib) = std::env::var("DEP_TCH_LIBTORCH_LIB") {
         println!("cargo::rustc-link-arg=-Wl,-rpath,{lib}");
         #[cfg(feature = "train")]

@@ -10,7 +10,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use common::{GOLDEN, RECITED, mmx_error, mmx_json, mmx_ok, reciting, shared, text};
+use common::{GOLDEN, RECITED, mmx, mmx_error, mmx_json, mmx_ok, reciting, shared, text};
 use mmx_converters::tokenizer::Tokenizer;
 use serde_json::{Value, json};
 
@@ -482,4 +482,16 @@ fn ctrl_c_stops_an_answer_and_not_the_chat() {
         kept[1]["content"].as_str().is_some_and(|answer| answer.len() > 1000),
         "what was said is kept"
     );
+}
+
+#[test]
+fn layers_for_a_device_that_is_not_there_are_refused() {
+    let folder = shared("golden/minimind2");
+    let folder = text(&folder);
+    let error = mmx_error(&["run", folder, "-p", "a", "--raw", "--device", "Abacus7"]);
+    assert!(error.contains("found Abacus7"), "{error}");
+    let out = mmx(&["run", folder, "-p", "a", "--gpu-layers", "2", "--device", "cpu"]);
+    let stderr = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("expected 0 with --device cpu"), "{stderr}");
 }
