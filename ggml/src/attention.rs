@@ -67,25 +67,10 @@ impl Context {
                 ),
             });
         }
-        self.require_room("attention")?;
-        let mut arguments = [q, keys, values, positions, firsts].map(Tensor::raw);
-        // SAFETY: the arguments live as long as this context; -1 tasks means as many as there are threads.
-        unsafe {
-            let node = sys::ggml_custom_4d(
-                self.raw(),
-                sys::GGML_TYPE_F32,
-                (heads * head_dim) as i64,
-                n as i64,
-                1,
-                1,
-                arguments.as_mut_ptr(),
-                arguments.len() as c_int,
-                Some(compute),
-                -1,
-                std::ptr::null_mut(),
-            );
-            Tensor::from_raw(node, "attention")
-        }
+        let operands = [q, keys, values, positions, firsts];
+        let shape = [n, heads * head_dim];
+        // SAFETY: the operands are what `compute` takes, as checked; it has no user data.
+        unsafe { self.custom("attention", &shape, &operands, compute, std::ptr::null_mut()) }
     }
 }
 

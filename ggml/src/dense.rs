@@ -12,16 +12,14 @@ use llama_cpp_sys_2 as sys;
 use mmx_converters::gguf::GgmlType;
 
 use crate::context::Context;
+use crate::custom::{self, Activations};
 use crate::error::{Error, Result};
-use crate::packed::chosen;
 use crate::tensor::Tensor;
 
 /// Values of a register.
 const LANES: usize = 16;
 /// Rows of a tile for several tokens.
 const ROWS: usize = 4;
-/// Weights that are multiplied with all tokens before the next ones, bytes: they stay in the second cache.
-const CHUNK: usize = 256 << 10;
 
 /// True when this CPU can compute so.
 pub(crate) fn is_available() -> bool {
@@ -46,81 +44,32 @@ pub(crate) fn fits(ty: GgmlType, shape: &[usize]) -> bool {
 }
 
 impl Context {
-    /// The product of `x` `[n, cols]` with `weight` `[rows, cols]`: `[n, rows]`.
+    /// The products of activations with `weight` `[rows, cols]`: `[n, rows]`; with chosen experts of `weight`
+    /// `[experts, rows, cols]`: `[n, k, rows]`.
     ///
     /// # Errors
     /// Shapes that do not fit, or no room.
     pub(crate) fn dense_product<'c>(
         &'c self,
         weight: Tensor<'c>,
-        x: Tensor<'c>,
+        activations: Activations<'c>,
     ) -> Result<Tensor<'c>> {
-        let ne = x.ne();
-        self.dense_node(&[x, weight], [ne[1], 1], weight.ne()[2] == 1 && ne[2] == 1)
-    }
-
-    /// Per token the products with the chosen experts: `weight` `[experts, rows, cols]`, `x`
-    /// `[n, 1 or k, cols]`, `ids` i32 `[n, k]`: `[n, k, rows]`.
-    ///
-    /// # Errors
-    /// Shapes that do not fit, or no room.
-    pub(crate) fn dense_expert_product<'c>(
-        &'c self,
-        weight: Tensor<'c>,
-        x: Tensor<'c>,
-        ids: Tensor<'c>,
-    ) -> Result<Tensor<'c>> {
-        let (v, i) = (x.ne(), ids.ne());
-        let fits = i[2] * i[3] == 1
-            && i[1] == v[2]
-            && (v[1] == 1 || v[1] == i[0])
-            && x.nb()[2] == v[1] * x.nb()[1]
-            && ids.nb()[0] == size_of::<i32>()
-            && ids.ty() == Some(GgmlType::I32);
-        self.dense_node(&[x, weight, ids], [i[0], i[1]], fits)
-    }
-
-    fn dense_node<'c>(
-        &'c self,
-        arguments: &[Tensor<'c>],
-        [k, n]: [usize; 2],
-        fits: bool,
-    ) -> Result<Tensor<'c>> {
-        let (x, weight) = (arguments[0], arguments[1]);
-        let (v, w) = (x.ne(), weight.ne());
-        let element = weight.ty().filter(|&ty| self::fits(ty, &[w[2], w[1], w[0]]));
+        let w = weight.ne();
+        let element = weight.ty().filter(|&ty| fits(ty, &[w[2], w[1], w[0]]));
         let rows_touch = w[3] == 1
             && element.is_some_and(|ty| Some(weight.nb()[1]) == ty.row_bytes(w[0]))
             && weight.nb()[2] == w[1] * weight.nb()[1];
-        let plain = x.nb()[0] == size_of::<f32>() && x.ty() == Some(GgmlType::F32);
-        if !fits || !rows_touch || !plain || v[0] != w[0] || v[3] != 1 || !is_available() {
-            return Err(Error::Request {
-                message: format!(
-                    "dense product: shapes {:?} and {:?} do not fit",
-                    weight.shape(),
-                    x.shape()
-                ),
-            });
-        }
-        self.require_room("a product")?;
-        let mut raw: Vec<_> = arguments.iter().map(|tensor| tensor.raw()).collect();
-        // SAFETY: the arguments live as long as this context; -1 tasks means as many as there are threads.
-        unsafe {
-            let node = sys::ggml_custom_4d(
-                self.raw(),
-                sys::GGML_TYPE_F32,
-                w[1] as i64,
-                k as i64,
-                n as i64,
-                1,
-                raw.as_mut_ptr(),
-                raw.len() as c_int,
-                Some(compute),
-                -1,
-                std::ptr::null_mut(),
-            );
-            Tensor::from_raw(node, "a product")
-        }
+        let shape = activations.products(w[2], w[1], w[0]).filter(|_| rows_touch && is_available());
+        let shape = shape.ok_or_else(|| Error::Request {
+            message: format!(
+                "dense product: shapes {:?} and {:?} do not fit",
+                weight.shape(),
+                activations.x.shape()
+            ),
+        })?;
+        let operands = activations.operands(&[weight]);
+        // SAFETY: the operands are what `compute` takes, as checked; it has no user data.
+        unsafe { self.custom("a product", &shape, &operands, compute, std::ptr::null_mut()) }
     }
 }
 
@@ -136,28 +85,20 @@ unsafe extern "C" fn compute(
     threads: c_int,
     _user: *mut c_void,
 ) {
-    // SAFETY: ggml calls this for nodes made by dense_node only, once the operands are computed; they are of
+    // SAFETY: ggml calls this for nodes made by dense_product only, once the operands are computed; they are of
     // the shapes and types checked there, and each thread writes results of its own rows only.
     unsafe {
         let [x, weight] = [0, 1].map(|i: usize| &*(*target).src[i]);
-        let ids = (*target).src[2];
-        let tokens = (x.ne[1] * x.ne[2]) as usize;
-        let (index, threads) = (index as usize, (threads as usize).max(1));
         let (rows, cols) = (weight.ne[1] as usize, weight.ne[0] as usize);
-        let tiles = rows / ROWS;
-        let share = tiles * index / threads * ROWS..tiles * (index + 1) / threads * ROWS;
+        let tiles = custom::share(rows / ROWS, index, threads);
+        let share = tiles.start * ROWS..tiles.end * ROWS;
         if share.is_empty() {
             return;
         }
         PAIRS.with(|pairs| {
             let mut pairs = pairs.borrow_mut();
             for expert in 0..weight.ne[2] as usize {
-                pairs.clear();
-                if ids.is_null() {
-                    pairs.extend((0..tokens as u32).map(|row| (row, row)));
-                } else {
-                    chosen(&*ids, expert, x.ne[1] as usize, &mut pairs);
-                }
+                custom::pairs(x, (*target).src[2], expert, &mut pairs);
                 let product = Product {
                     x: x.data.cast(),
                     stride: x.nb[1],
@@ -195,14 +136,15 @@ struct Product {
 
 #[cfg(target_arch = "x86_64")]
 #[expect(clippy::needless_range_loop, reason = "indices name registers of several arrays")]
-pub(crate) mod avx512 {
+mod avx512 {
     use std::arch::x86_64::*;
     use std::ops::Range;
 
-    use super::{CHUNK, LANES, Product, ROWS};
+    use super::{LANES, Product, ROWS};
+    use crate::custom::CHUNK;
 
     /// An element type.
-    pub(crate) trait Element {
+    pub(super) trait Element {
         /// Bytes of a value.
         const SIZE: usize;
 
@@ -213,9 +155,9 @@ pub(crate) mod avx512 {
         unsafe fn load(from: *const u8) -> __m512;
     }
 
-    pub(crate) struct F32;
-    pub(crate) struct F16;
-    pub(crate) struct Bf16;
+    pub(super) struct F32;
+    pub(super) struct F16;
+    pub(super) struct Bf16;
 
     impl Element for F32 {
         const SIZE: usize = 4;
@@ -250,7 +192,7 @@ pub(crate) mod avx512 {
 
     /// The sums of four registers each: values 8 apart added, then 4, 2 and 1 apart.
     #[target_feature(enable = "avx512f,avx512dq")]
-    pub(crate) fn reduce(a: __m512, b: __m512, c: __m512, d: __m512) -> __m128 {
+    fn reduce(a: __m512, b: __m512, c: __m512, d: __m512) -> __m128 {
         /// `[a's halves added, b's halves added]`
         #[target_feature(enable = "avx512f,avx512dq")]
         fn halves(a: __m512, b: __m512) -> __m512 {
@@ -367,36 +309,25 @@ pub(crate) mod avx512 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::{Plan, Pool, Slot};
+    use crate::backend::{Plan, Slot};
+    use crate::custom::trial::Numbers;
     use crate::quantize::{dequantize_rows, quantize_rows};
     use crate::rng::SplitMix64;
 
     fn product(
         (ty, weights, w_shape): (GgmlType, &[u8], &[usize]),
-        x: &[f32],
-        x_shape: &[usize],
-        ids: Option<(&[i32], usize)>,
+        numbers: &Numbers<'_>,
         threads: usize,
     ) -> Vec<f32> {
         let plan = Plan::new(8).unwrap();
         let nodes = plan.nodes();
         let weight = nodes.input(ty, w_shape).unwrap();
-        let input = nodes.input(GgmlType::F32, x_shape).unwrap();
-        let chosen = ids.map(|(ids, k)| nodes.input(GgmlType::I32, &[ids.len() / k, k]).unwrap());
-        let node = match chosen {
-            None => nodes.context.dense_product(weight, input),
-            Some(chosen) => nodes.context.dense_expert_product(weight, input, chosen),
-        };
-        let slots = (Slot::of(weight), Slot::of(input), chosen.map(Slot::of));
-        let output = nodes.output(node.unwrap());
+        let inputs = numbers.inputs(&nodes);
+        let output = nodes.output(nodes.context.dense_product(weight, inputs).unwrap());
+        let (slots, weight) = (Numbers::slots(inputs), Slot::of(weight));
         let mut plan = plan.finish().unwrap();
-        plan.data_mut::<u8>(slots.0).copy_from_slice(weights);
-        plan.data_mut::<f32>(slots.1).copy_from_slice(x);
-        if let (Some(slot), Some((ids, _))) = (slots.2, ids) {
-            plan.data_mut::<i32>(slot).copy_from_slice(ids);
-        }
-        plan.compute(&mut Pool::new(threads).unwrap()).unwrap();
-        plan.data_mut::<f32>(output).to_vec()
+        plan.data_mut::<u8>(weight).copy_from_slice(weights);
+        numbers.compute(&mut plan, slots, output, threads)
     }
 
     #[test]
@@ -433,15 +364,17 @@ mod tests {
                             w.iter().zip(x).map(|(&w, &x)| f64::from(w) * f64::from(x)).sum()
                         })
                         .collect();
+                    let numbers = Numbers { x: &x, shape: x_shape, chosen: ids };
                     for threads in [1, 3] {
-                        let found = product(weight, &x, x_shape, ids, threads);
+                        let found = product(weight, &numbers, threads);
                         for (found, expected) in found.iter().zip(&expected) {
                             let error = (f64::from(*found) - expected).abs();
                             assert!(error < 1e-5, "{}: {found} for {expected}", ty.name());
                         }
                         if experts == 1 {
                             let x = &x[(tokens - 1) * cols..];
-                            let last = product(weight, x, &[1, cols], None, 1);
+                            let last = Numbers { x, shape: &[1, cols], chosen: None };
+                            let last = product(weight, &last, 1);
                             assert_eq!(found[(tokens - 1) * rows..], last);
                         }
                     }

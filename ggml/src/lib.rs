@@ -55,6 +55,7 @@ mod backend;
 mod clock;
 pub mod context;
 mod cpu;
+mod custom;
 mod dense;
 mod device;
 pub mod error;

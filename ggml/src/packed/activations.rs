@@ -5,7 +5,7 @@ use super::BLOCK;
 
 /// Rounded rows.
 #[derive(Default)]
-pub(super) struct Activations {
+pub(super) struct Rounded {
     /// Values of a row.
     pub(super) cols: usize,
     /// `[n, cols]`
@@ -16,7 +16,7 @@ pub(super) struct Activations {
     pub(super) sums: Vec<[i32; 2]>,
 }
 
-impl Activations {
+impl Rounded {
     /// Makes room for `n` rows.
     pub(super) fn resize(&mut self, n: usize, cols: usize) {
         self.cols = cols;

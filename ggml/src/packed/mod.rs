@@ -25,9 +25,10 @@ use std::ops::Range;
 use llama_cpp_sys_2 as sys;
 use mmx_converters::gguf::GgmlType;
 
-use self::activations::Activations;
+use self::activations::Rounded;
 use crate::arena::{Arena, Piece, padded};
 use crate::context::Context;
+use crate::custom::{self, Activations, CHUNK};
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 
@@ -35,9 +36,6 @@ use crate::tensor::Tensor;
 const LANES: usize = 16;
 /// Columns of a block of activations.
 const BLOCK: usize = 32;
-/// Weights that are multiplied with all tokens before the next ones, bytes: they stay in the second cache.
-const CHUNK: usize = 256 << 10;
-
 /// A quantized matrix, or experts' matrices one after the other, in groups of 16 rows.
 #[derive(Debug)]
 pub(crate) struct Packed {
@@ -205,7 +203,7 @@ impl Packed {
 #[derive(Default)]
 struct Scratch {
     /// Each thread rounds the activations it needs itself: cheaper than waiting for another to do it.
-    rounded: Activations,
+    rounded: Rounded,
     /// Rows of activations and of results that belong together.
     pairs: Vec<(u32, u32)>,
 }
@@ -215,81 +213,27 @@ thread_local! {
 }
 
 impl Context {
-    /// The product of `x` `[n, cols]` with a packed matrix: `[n, rows]`.
+    /// The products of activations with a packed matrix: `[n, rows]`, or with chosen experts `[n, k, rows]`.
     ///
     /// # Errors
     /// Shapes that do not fit, or no room.
     pub(crate) fn packed_product<'c>(
         &'c self,
         matrix: &'c Packed,
-        x: Tensor<'c>,
+        activations: Activations<'c>,
     ) -> Result<Tensor<'c>> {
-        let ne = x.ne();
-        self.packed_node(matrix, &[x], [ne[1], 1], matrix.experts == 1 && ne[2] == 1)
-    }
-
-    /// Per token the products with the chosen experts: `x` `[n, 1 or k, cols]`, `ids` i32 `[n, k]`:
-    /// `[n, k, rows]`.
-    ///
-    /// # Errors
-    /// Shapes that do not fit, or no room.
-    pub(crate) fn packed_expert_product<'c>(
-        &'c self,
-        matrix: &'c Packed,
-        x: Tensor<'c>,
-        ids: Tensor<'c>,
-    ) -> Result<Tensor<'c>> {
-        let (v, i) = (x.ne(), ids.ne());
-        let fits = i[2] * i[3] == 1
-            && i[1] == v[2]
-            && (v[1] == 1 || v[1] == i[0])
-            && x.nb()[2] == v[1] * x.nb()[1]
-            && ids.nb()[0] == size_of::<i32>()
-            && ids.ty() == Some(GgmlType::I32);
-        self.packed_node(matrix, &[x, ids], [i[0], i[1]], fits)
-    }
-
-    fn packed_node<'c>(
-        &'c self,
-        matrix: &'c Packed,
-        arguments: &[Tensor<'c>],
-        [k, n]: [usize; 2],
-        fits: bool,
-    ) -> Result<Tensor<'c>> {
-        let x = arguments[0];
-        let (ne, nb) = (x.ne(), x.nb());
-        let plain = nb[0] == size_of::<f32>() && x.ty() == Some(GgmlType::F32);
-        if !fits || !plain || ne[0] != matrix.cols || ne[3] != 1 || !is_available() {
-            return Err(Error::Request {
-                message: format!(
-                    "packed product: shapes [{}, {}, {}] and {:?} do not fit",
-                    matrix.experts,
-                    matrix.rows,
-                    matrix.cols,
-                    x.shape()
-                ),
-            });
-        }
-        self.require_room("a product")?;
-        let mut raw: Vec<_> = arguments.iter().map(|tensor| tensor.raw()).collect();
-        // SAFETY: the arguments live as long as this context, and so does the matrix, which the callback
-        // gets as its user data; -1 tasks means as many as there are threads.
-        unsafe {
-            let node = sys::ggml_custom_4d(
-                self.raw(),
-                sys::GGML_TYPE_F32,
-                matrix.rows as i64,
-                k as i64,
-                n as i64,
-                1,
-                raw.as_mut_ptr(),
-                raw.len() as c_int,
-                Some(compute),
-                -1,
-                std::ptr::from_ref(matrix).cast_mut().cast::<c_void>(),
-            );
-            Tensor::from_raw(node, "a product")
-        }
+        let Packed { experts, rows, cols, .. } = *matrix;
+        let shape = activations.products(experts, rows, cols).filter(|_| is_available());
+        let shape = shape.ok_or_else(|| Error::Request {
+            message: format!(
+                "packed product: shapes [{experts}, {rows}, {cols}] and {:?} do not fit",
+                activations.x.shape()
+            ),
+        })?;
+        let operands = activations.operands(&[]);
+        let user = std::ptr::from_ref(matrix).cast_mut().cast::<c_void>();
+        // SAFETY: the operands are what `compute` takes, as checked; the matrix lives as long as this context.
+        unsafe { self.custom("a product", &shape, &operands, compute, user) }
     }
 }
 
@@ -300,35 +244,28 @@ unsafe extern "C" fn compute(
     threads: c_int,
     matrix: *mut c_void,
 ) {
-    // SAFETY: ggml calls this for nodes made by packed_node only, whose matrix and operands are alive, once
+    // SAFETY: ggml calls this for nodes made by packed_product only, whose matrix and operands are alive, once
     // the operands are computed; target is contiguous float32 of `rows` values per product, and each thread
     // writes rows of its own groups only.
     unsafe {
         let matrix = &*matrix.cast::<Packed>();
-        let (x, ids) = (&*(*target).src[0], (*target).src[1]);
-        let out = (*target).data.cast::<f32>();
+        let x = &*(*target).src[0];
         let tokens = (x.ne[1] * x.ne[2]) as usize;
-        let (index, threads) = (index as usize, (threads as usize).max(1));
-        let groups = matrix.rows / LANES;
-        let share = groups * index / threads..groups * (index + 1) / threads;
+        let share = custom::share(matrix.rows / LANES, index, threads);
         if share.is_empty() {
             return;
         }
         #[cfg(target_arch = "x86_64")]
         SCRATCH.with(|scratch| {
             let Scratch { rounded, pairs } = &mut *scratch.borrow_mut();
+            let out = (*target).data.cast::<f32>();
             rounded.resize(tokens, matrix.cols);
             for token in 0..tokens {
                 let row = x.data.cast::<u8>().add(token * x.nb[1]).cast::<f32>();
                 rounded.round_row(std::slice::from_raw_parts(row, matrix.cols), token);
             }
             for expert in 0..matrix.experts {
-                pairs.clear();
-                if ids.is_null() {
-                    pairs.extend((0..tokens as u32).map(|row| (row, row)));
-                } else {
-                    chosen(&*ids, expert, x.ne[1] as usize, pairs);
-                }
+                custom::pairs(x, (*target).src[1], expert, pairs);
                 layout!(
                     matrix.ty,
                     products::<L>(matrix, rounded, pairs, expert, share.clone(), out),
@@ -337,34 +274,7 @@ unsafe extern "C" fn compute(
             }
         });
         #[cfg(not(target_arch = "x86_64"))]
-        let _ = (out, tokens, share, ids);
-    }
-}
-
-/// The rows of activations (`per_token` of each token) and of results that belong to an expert.
-///
-/// # Safety
-/// `ids` is a computed tensor i32 `[n, k]` with rows at its stride.
-pub(crate) unsafe fn chosen(
-    ids: &sys::ggml_tensor,
-    expert: usize,
-    per_token: usize,
-    pairs: &mut Vec<(u32, u32)>,
-) {
-    let (k, n) = (ids.ne[0] as usize, ids.ne[1] as usize);
-    for token in 0..n {
-        for slot in 0..k {
-            // SAFETY: an element of the tensor.
-            let id = unsafe {
-                ids.data.cast::<u8>().add(token * ids.nb[1]).cast::<i32>().add(slot).read()
-            };
-            if id as usize == expert {
-                pairs.push((
-                    (token * per_token + slot % per_token) as u32,
-                    (token * k + slot) as u32,
-                ));
-            }
-        }
+        let _ = (tokens, share);
     }
 }
 
@@ -376,7 +286,7 @@ pub(crate) unsafe fn chosen(
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn products<L: Layout>(
     matrix: &Packed,
-    rounded: &Activations,
+    rounded: &Rounded,
     pairs: &[(u32, u32)],
     expert: usize,
     share: Range<usize>,
@@ -410,7 +320,7 @@ unsafe fn products<L: Layout>(
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn tiles<L: Layout, const T: usize>(
     matrix: &Packed,
-    rounded: &Activations,
+    rounded: &Rounded,
     pairs: &[(u32, u32); T],
     expert: usize,
     groups: Range<usize>,
@@ -448,7 +358,8 @@ unsafe fn tiles<L: Layout, const T: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::{Plan, Pool, Slot};
+    use crate::backend::Plan;
+    use crate::custom::trial::Numbers;
     use crate::quantize::{dequantize_rows, quantize_rows};
     use crate::rng::SplitMix64;
 
@@ -474,31 +385,13 @@ mod tests {
         x.chunks(cols).flat_map(|x| weights.chunks(cols).map(move |w| dot(x, w) as f32)).collect()
     }
 
-    /// Products with `x` `[n, per token, cols]`; with ids `[n, k]` those of experts.
-    fn product(
-        matrix: &Packed,
-        x: &[f32],
-        shape: &[usize],
-        ids: Option<(&[i32], usize)>,
-        threads: usize,
-    ) -> Vec<f32> {
+    fn product(matrix: &Packed, numbers: &Numbers<'_>, threads: usize) -> Vec<f32> {
         let plan = Plan::new(8).unwrap();
         let nodes = plan.nodes();
-        let input = nodes.input(GgmlType::F32, shape).unwrap();
-        let chosen = ids.map(|(ids, k)| nodes.input(GgmlType::I32, &[ids.len() / k, k]).unwrap());
-        let node = match chosen {
-            None => nodes.context.packed_product(matrix, input),
-            Some(chosen) => nodes.context.packed_expert_product(matrix, input, chosen),
-        };
-        let (slot, chosen_slot) = (Slot::of(input), chosen.map(Slot::of));
-        let output = nodes.output(node.unwrap());
-        let mut plan = plan.finish().unwrap();
-        plan.data_mut::<f32>(slot).copy_from_slice(x);
-        if let (Some(slot), Some((ids, _))) = (chosen_slot, ids) {
-            plan.data_mut::<i32>(slot).copy_from_slice(ids);
-        }
-        plan.compute(&mut Pool::new(threads).unwrap()).unwrap();
-        plan.data_mut::<f32>(output).to_vec()
+        let inputs = numbers.inputs(&nodes);
+        let output = nodes.output(nodes.context.packed_product(matrix, inputs).unwrap());
+        let slots = Numbers::slots(inputs);
+        numbers.compute(&mut plan.finish().unwrap(), slots, output, threads)
     }
 
     #[test]
@@ -519,14 +412,17 @@ mod tests {
                     let mut x = random(&mut rng, tokens * cols, 4.0);
                     x[..BLOCK].fill(0.0); // a block without a largest value
                     let expected = naive(ty, &blocks, cols, &x);
+                    let numbers = Numbers { x: &x, shape: &[tokens, cols], chosen: None };
                     for threads in [1, 2, 5] {
-                        let found = product(&matrix, &x, &[tokens, cols], None, threads);
+                        let found = product(&matrix, &numbers, threads);
                         for (found, expected) in found.iter().zip(&expected) {
                             let limit = 2e-5 * expected.abs().max(1.0);
                             let error = (found - expected).abs();
                             assert!(error <= limit, "{}: {found} for {expected}", ty.name());
                         }
-                        let last = product(&matrix, &x[(tokens - 1) * cols..], &[1, cols], None, 1);
+                        let last = &x[(tokens - 1) * cols..];
+                        let last = Numbers { x: last, shape: &[1, cols], chosen: None };
+                        let last = product(&matrix, &last, 1);
                         assert_eq!(found[(tokens - 1) * rows..], last, "{}", ty.name());
                     }
                 }
@@ -562,9 +458,10 @@ mod tests {
                         all[from..from + rows].to_vec()
                     });
                     let expected: Vec<f32> = expected.collect();
+                    let shape = &[tokens, per_token, cols];
+                    let numbers = Numbers { x: &x, shape, chosen: Some((&ids, k)) };
                     for threads in [1, 3] {
-                        let shape = [tokens, per_token, cols];
-                        let found = product(&matrix, &x, &shape, Some((&ids, k)), threads);
+                        let found = product(&matrix, &numbers, threads);
                         assert_eq!(found.len(), expected.len());
                         for (found, expected) in found.iter().zip(&expected) {
                             let limit = 2e-5 * expected.abs().max(1.0);

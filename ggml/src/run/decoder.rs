@@ -12,6 +12,7 @@ use super::weights::{Ffn, Fused, Layer, Matrix, Weights};
 use crate::attention;
 use crate::backend::{Nodes, Plan, Slot};
 use crate::context::Context;
+use crate::custom::Activations;
 use crate::error::Result;
 use crate::graph::Rope;
 use crate::tensor::Tensor;
@@ -315,8 +316,10 @@ impl<'c> Decoder<'c> {
         let c = self.context;
         match matrix {
             Matrix::Plain(weight) => c.mul_mat(self.weights.get(*weight)?, x),
-            Matrix::Dense(weight) => c.dense_product(self.weights.get(*weight)?, x),
-            Matrix::Packed(packed) => c.packed_product(packed, x),
+            Matrix::Dense(weight) => {
+                c.dense_product(self.weights.get(*weight)?, Activations::all(x))
+            }
+            Matrix::Packed(packed) => c.packed_product(packed, Activations::all(x)),
         }
     }
 
@@ -327,11 +330,11 @@ impl<'c> Decoder<'c> {
         x: Tensor<'c>,
         chosen: Tensor<'c>,
     ) -> Result<Tensor<'c>> {
-        let c = self.context;
+        let (c, activations) = (self.context, Activations::of_experts(x, chosen));
         match matrix {
             Matrix::Plain(weight) => c.mul_mat_id(self.weights.get(*weight)?, x, chosen),
-            Matrix::Dense(weight) => c.dense_expert_product(self.weights.get(*weight)?, x, chosen),
-            Matrix::Packed(packed) => c.packed_expert_product(packed, x, chosen),
+            Matrix::Dense(weight) => c.dense_product(self.weights.get(*weight)?, activations),
+            Matrix::Packed(packed) => c.packed_product(packed, activations),
         }
     }
 }
