@@ -21,9 +21,9 @@ use mmx_converters::generation::Generation;
 use mmx_converters::safetensors::{self, SafeTensors, TensorSpec};
 use mmx_converters::tensor::Dtype;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use crate::config::TrainConfig;
+use crate::digest;
 use crate::error::{Error, Result};
 use crate::model::HostTensor;
 use crate::optim::{AdamW, Part};
@@ -305,7 +305,7 @@ pub fn check(checkpoint: &Path) -> Result<State, Fault> {
     let state: State = serde_json::from_slice(&bytes).map_err(bad)?;
     for (name, expected) in &state.files {
         let file = checkpoint.join(name);
-        let found = digest_of(&file).map_err(|e| Fault::io(&file, e))?;
+        let found = digest::of_file(&file).map_err(|e| Fault::io(&file, e))?;
         if found != *expected {
             return Err(Fault::Damaged(format!(
                 "{}: expected SHA-256 {expected}, found {found}",
@@ -338,7 +338,8 @@ fn digests(dir: &Path) -> Result<BTreeMap<String, String>> {
             if entry.path().is_dir() {
                 walk(&entry.path(), &format!("{name}/"), out)?;
             } else {
-                out.insert(name, sha256(&entry.path())?);
+                let path = entry.path();
+                out.insert(name, digest::of_file(&path).map_err(|e| Error::io(&path, e))?);
             }
         }
         Ok(())
@@ -346,36 +347,6 @@ fn digests(dir: &Path) -> Result<BTreeMap<String, String>> {
     let mut out = BTreeMap::new();
     walk(dir, "", &mut out)?;
     Ok(out)
-}
-
-/// A file's SHA-256 in hexadecimal.
-///
-/// # Errors
-/// The file cannot be read.
-pub fn sha256(path: &Path) -> Result<String> {
-    digest_of(path).map_err(|e| Error::io(path, e))
-}
-
-fn digest_of(path: &Path) -> std::io::Result<String> {
-    let mut file = fs_err::File::open(path)?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match std::io::Read::read(&mut file, &mut buffer)? {
-            0 => break,
-            read => hash.update(&buffer[..read]),
-        }
-    }
-    Ok(hexadecimal(&hash.finalize()))
-}
-
-/// The SHA-256 of bytes in hexadecimal.
-pub fn digest(bytes: &[u8]) -> String {
-    hexadecimal(&Sha256::digest(bytes))
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Makes a folder's entries durable.

@@ -64,6 +64,7 @@ pub mod compare;
 #[cfg(feature = "train")]
 pub mod config;
 pub mod data;
+mod digest;
 pub mod doctor;
 pub mod engine;
 pub mod error;

@@ -3,7 +3,7 @@
 
 use std::sync::{Mutex, MutexGuard, TryLockError};
 
-use mmx_ggml::run::{KvType, Session, SessionOptions};
+use mmx_ggml::run::{KvType, Session, SessionOptions, reusable};
 
 use crate::model::MmxModel;
 use crate::pointers::{fill, reference, store, values};
@@ -153,8 +153,7 @@ pub unsafe extern "C" fn mmx_session_reuse(
     guarded(|| unsafe {
         let ids = values(ids, count, "ids")?;
         let mut text = reference(session, "session")?.lock()?;
-        let same = text.held.iter().zip(ids).take_while(|(a, b)| a == b).count();
-        let same = same.min(ids.len().saturating_sub(1)); // the last id's logits are computed anew
+        let same = reusable(&text.held, ids);
         text.session.truncate(same);
         text.held.truncate(same);
         store(kept, same, "where the number is to be stored")

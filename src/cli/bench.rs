@@ -6,11 +6,11 @@ use std::time::Instant;
 use mmx_converters::arch::presets;
 use mmx_ggml::llama::{LlamaModel, Speed};
 use mmx_ggml::random::write_random_gguf;
-use mmx_ggml::run::{LoadOptions, Model, bench, bench_streams};
+use mmx_ggml::run::{bench, bench_streams};
 use mmx_ggml::{Clock, FileType};
 use serde_json::{Value, json};
 
-use super::device::{self, DeviceArgs};
+use super::device::DeviceArgs;
 use super::format;
 use crate::error::{Error, Result};
 use crate::form::Form;
@@ -82,10 +82,7 @@ pub(super) fn run(args: BenchArgs, as_json: bool) -> Result<()> {
         }
     };
     let start = Instant::now();
-    let gguf = Form::open(&path)?.to_gguf()?;
-    let options = LoadOptions { repack: !args.no_repack, ..args.device.load_options()? };
-    let model = Model::from_gguf(gguf, options)?;
-    device::announce(&model);
+    let model = args.device.load_with(&Form::open(&path)?, !args.no_repack)?;
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
     let peak_rss = peak_rss_bytes();
 

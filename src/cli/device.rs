@@ -4,6 +4,7 @@ use mmx_ggml::devices;
 use mmx_ggml::run::{LoadOptions, Model};
 
 use crate::error::{Error, Result};
+use crate::form::Form;
 
 /// Where layers are computed.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -18,6 +19,25 @@ pub(super) struct DeviceArgs {
 }
 
 impl DeviceArgs {
+    /// Loads a model for the runner and says where its layers went, if not to the CPU.
+    ///
+    /// # Errors
+    /// Layers for the CPU, a model the runner cannot load.
+    pub(super) fn load(&self, form: &Form) -> Result<Model> {
+        self.load_with(form, true)
+    }
+
+    /// The same with weights in the file's order unless `repack`.
+    ///
+    /// # Errors
+    /// As [`DeviceArgs::load`].
+    pub(super) fn load_with(&self, form: &Form, repack: bool) -> Result<Model> {
+        let options = LoadOptions { repack, ..self.load_options()? };
+        let model = Model::from_gguf(form.to_gguf()?, options)?;
+        announce(model.placement());
+        Ok(model)
+    }
+
     /// The options to load a model with.
     ///
     /// # Errors
@@ -40,10 +60,9 @@ impl DeviceArgs {
     }
 }
 
-/// Says where a model's layers went, if not to the CPU.
-pub(crate) fn announce(model: &Model) {
-    if let Some((device, layers)) = model.device() {
-        let all = model.config().num_hidden_layers + 1;
-        eprintln!("{layers} of {all} layers on {} ({})", device.name, device.description);
+/// Says where layers went, if not to the CPU.
+pub(super) fn announce(placement: Option<String>) {
+    if let Some(placement) = placement {
+        eprintln!("{placement}");
     }
 }

@@ -5,7 +5,7 @@ mod show;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use mmx_ggml::run::{Model, SessionOptions};
+use mmx_ggml::run::SessionOptions;
 use serde_json::{Value, json};
 
 use super::device::{self, DeviceArgs};
@@ -220,6 +220,7 @@ fn measure(
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = args.threads.unwrap_or(cores);
     let mut engine = engine::open_on(kind, form, threads, args.device.load_options()?)?;
+    device::announce(engine.placement());
     let bar = indicatif::ProgressBar::new(0);
     let style = indicatif::ProgressStyle::with_template("{prefix} {bar:40} {pos}/{len} {eta}");
     bar.set_style(style.unwrap_or_else(|_| indicatif::ProgressStyle::default_bar()));
@@ -302,8 +303,7 @@ fn run_exact(args: &EvalArgs, path: &Path, as_json: bool) -> Result<()> {
     let questions = exact::read_questions(path)?;
     let form = Form::open(model_path)?;
     let tokenizer = form.expect_tokenizer()?;
-    let model = Model::from_gguf(form.to_gguf()?, args.device.load_options()?)?;
-    device::announce(&model);
+    let model = args.device.load(&form)?;
     let options = SessionOptions { threads: args.threads, ..SessionOptions::default() };
     let answered = exact::answer_all(&model, &tokenizer, questions, args.max_tokens, options)?;
     let n = answered.len();

@@ -12,9 +12,9 @@ use mmx_converters::safetensors::SafeTensors;
 use mmx_converters::tensor::{Dtype, TensorView};
 use mmx_ggml::FileType;
 use serde_json::json;
-use sha2::{Digest, Sha256};
 
 use super::format::{self, line};
+use crate::digest;
 use crate::error::{Error, Result};
 
 /// Show what a model's files hold: keys, tensors, sizes, digests
@@ -86,17 +86,13 @@ type Files<'a> = Vec<(&'a PathBuf, (u64, String))>;
 
 fn size_and_digest(path: &Path) -> Result<(u64, String)> {
     let bytes = Bytes::map(path)?;
-    Ok((bytes.len() as u64, hex(Sha256::digest(&bytes[..]).as_slice())))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
+    Ok((bytes.len() as u64, digest::of_bytes(&bytes)))
 }
 
 fn values_digest(dtype: Dtype, data: &[u8]) -> String {
     let single =
         mmx_converters::tensor::convert(std::borrow::Cow::Borrowed(data), dtype, Dtype::F32);
-    hex(Sha256::digest(&single[..]).as_slice())
+    digest::of_bytes(&single)
 }
 
 fn gguf(path: &Path, args: &InspectArgs) -> Result<Shown> {
@@ -121,7 +117,8 @@ fn gguf(path: &Path, args: &InspectArgs) -> Result<Shown> {
     let config = config.filter(|_| is_model);
     let mut tensors = Vec::new();
     for tensor in file.tensors() {
-        let digest = args.tensors.then(|| digest(tensor.ty, file.data(tensor), tensor.elements()));
+        let digest =
+            args.tensors.then(|| digest_as_f32(tensor.ty, file.data(tensor), tensor.elements()));
         tensors.push(Tensor {
             name: tensor.name.clone(),
             shape: tensor.shape.clone(),
@@ -149,7 +146,7 @@ fn gguf(path: &Path, args: &InspectArgs) -> Result<Shown> {
 }
 
 /// Nothing for integers, which have no digest of float values.
-fn digest(ty: GgmlType, data: &[u8], elements: usize) -> Result<Option<String>> {
+fn digest_as_f32(ty: GgmlType, data: &[u8], elements: usize) -> Result<Option<String>> {
     match ty.dtype() {
         Some(Dtype::I32 | Dtype::I64) => Ok(None),
         Some(dtype) => Ok(Some(values_digest(dtype, data))),

@@ -5,12 +5,10 @@ use std::path::PathBuf;
 
 use mmx_converters::chat;
 use mmx_converters::generation::Generation as Defaults;
-use mmx_ggml::run::{
-    Finish, Generation, KvType, Model, Sampling, Session, SessionOptions, generate,
-};
+use mmx_ggml::run::{Finish, Generation, KvType, Sampling, Session, SessionOptions, generate};
 use serde_json::json;
 
-use super::device::{self, DeviceArgs};
+use super::device::DeviceArgs;
 use super::format;
 use crate::error::{Error, Result};
 use crate::form::Form;
@@ -142,8 +140,7 @@ impl SamplingArgs {
 /// A model that cannot be opened or lacks a tokenizer or template, settings without sense, a full context.
 pub(super) fn run(args: RunArgs, as_json: bool) -> Result<()> {
     let form = Form::open(&args.model)?;
-    let model = Model::from_gguf(form.to_gguf()?, args.device.load_options()?)?;
-    device::announce(&model);
+    let model = args.device.load(&form)?;
     if model.gguf().metadata().get("tokenizer.ggml.model").is_none() {
         form.expect_tokenizer()?;
     }

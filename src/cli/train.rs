@@ -14,6 +14,7 @@ use super::train_models::{Models, Start};
 use crate::checkpoint::{self, Context, State};
 use crate::config::{Logps, TrainConfig};
 use crate::data::{Cache, Dataset, Recipe, SampleOptions};
+use crate::digest;
 use crate::error::{Error, Result};
 use crate::model::device;
 use crate::runs;
@@ -561,7 +562,7 @@ impl Request {
         for path in &self.data {
             sources.push((path.display().to_string(), cache.digest(path)?));
         }
-        sources.push(("tokenizer".to_owned(), checkpoint::digest(tokenizer.json())));
+        sources.push(("tokenizer".to_owned(), digest::of_bytes(tokenizer.json())));
         Ok(sources)
     }
 }

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use tch::{Device, Kind};
 
 use crate::config::TrainConfig;
+use crate::digest::hexadecimal;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::runs;
@@ -191,5 +192,5 @@ fn digest(model: &Model) -> Result<String> {
         hash.update(tensor.name.as_bytes());
         hash.update(bytemuck::cast_slice::<f32, u8>(&tensor.values));
     }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hexadecimal(&hash.finalize()))
 }

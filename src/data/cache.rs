@@ -7,7 +7,6 @@
 //! more than a limit, the least recently used are removed. None that a process reads is: readers hold a lock.
 
 use std::collections::HashMap;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -20,6 +19,7 @@ use super::make::{Failure, Job, Place};
 use super::sample::Encoder;
 use super::tokens::{Key, TokenFile};
 use super::{Kind, SampleOptions};
+use crate::digest;
 use crate::error::{Error, Result};
 
 /// The code that turns lines into samples: with another, samples may be others.
@@ -39,12 +39,11 @@ pub struct Cache {
     folder: Option<PathBuf>,
     limit: u64,
     /// What was hashed, as it was then.
-    digests: Arc<Mutex<HashMap<PathBuf, (State, Digested)>>>,
+    digests: Arc<Mutex<HashMap<PathBuf, (State, String)>>>,
 }
 
 /// Size and time of a file.
 type State = (u64, Option<SystemTime>);
-type Digested = [u8; 32];
 
 impl Cache {
     fn new(folder: Option<PathBuf>) -> Self {
@@ -86,26 +85,13 @@ impl Cache {
     /// # Errors
     /// The file cannot be read.
     pub fn digest(&self, path: &Path) -> Result<String> {
-        Ok(hexadecimal(&self.digested(path)?))
-    }
-
-    fn digested(&self, path: &Path) -> Result<Digested> {
         let now = state(path)?;
         let known = || self.digests.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, digest)) = known().get(path).filter(|(then, _)| *then == now) {
-            return Ok(*digest);
+            return Ok(digest.clone());
         }
-        let mut hash = Sha256::new();
-        let mut source = fs_err::File::open(path).map_err(|e| Error::io(path, e))?;
-        let mut buffer = vec![0; 1 << 20];
-        loop {
-            match source.read(&mut buffer).map_err(|e| Error::io(path, e))? {
-                0 => break,
-                read => hash.update(&buffer[..read]),
-            }
-        }
-        let digest = hash.finalize().into();
-        known().insert(path.to_owned(), (now, digest));
+        let digest = digest::of_file(path).map_err(|e| Error::io(path, e))?;
+        known().insert(path.to_owned(), (now, digest.clone()));
         Ok(digest)
     }
 
@@ -127,7 +113,7 @@ impl Cache {
         let before = state(path)?;
         let key = self.key(path, file, tokenizer, options)?;
         let job = Job { path, file, encoder, key, wide };
-        let kept = folder.join(format!("{}.tokens", hexadecimal(&key[..16])));
+        let kept = folder.join(format!("{}.tokens", digest::hexadecimal(&key[..16])));
         if kept.exists() {
             match TokenFile::open(&kept, &key) {
                 Ok(tokens) => return Ok(tokens),
@@ -181,9 +167,9 @@ impl Cache {
         });
         let parts = json!({
             "mmx": env!("CARGO_PKG_VERSION"),
-            "code": hexadecimal(&code.finalize()),
-            "content": hexadecimal(&self.digested(path)?),
-            "tokenizer": hexadecimal(&Sha256::digest(tokenizer.json())),
+            "code": digest::hexadecimal(&code.finalize()),
+            "content": self.digest(path)?,
+            "tokenizer": digest::of_bytes(tokenizer.json()),
             // with the chat template
             "tokenizer_config": tokenizer.config_json(),
             "special": [tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.pad_id()],
@@ -263,8 +249,4 @@ fn remove_unused(path: &Path) {
 fn state(path: &Path) -> Result<State> {
     let meta = fs_err::metadata(path).map_err(|e| Error::io(path, e))?;
     Ok((meta.len(), meta.modified().ok()))
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

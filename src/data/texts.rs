@@ -18,15 +18,20 @@ const BATCH_BYTES: usize = 4 << 20;
 /// A line of plain text longer than this is handed over in parts.
 const LONGEST_BYTES: usize = 1 << 20;
 
+/// True for JSON Lines by the file's name, packed or not; other files are plain text.
+pub fn is_json_lines(path: &Path) -> bool {
+    let packed = path.extension().is_some_and(|e| e == "gz" || e == "zst");
+    let name = if packed { path.with_extension("") } else { path.to_owned() };
+    name.extension().is_some_and(|e| e == "jsonl" || e == "json" || e == "ndjson")
+}
+
 /// Calls `each` with batches of texts until the file ends.
 ///
 /// # Errors
 /// A file that cannot be read, is not UTF-8, or (`.jsonl`, `.json`) holds a line without text, naming
 /// the line; whatever `each` returns.
 pub fn for_each_batch(path: &Path, mut each: impl FnMut(&[String]) -> Result<()>) -> Result<()> {
-    let packed = path.extension().is_some_and(|e| e == "gz" || e == "zst");
-    let name = if packed { path.with_extension("") } else { path.to_owned() };
-    let json = name.extension().is_some_and(|e| e == "jsonl" || e == "json" || e == "ndjson");
+    let json = is_json_lines(path);
     let mut file = Source::open(path)?;
     let (mut number, mut offset, mut bytes) = (0, 0, Vec::new());
     let (mut texts, mut size): (Vec<String>, usize) = (Vec::new(), 0);

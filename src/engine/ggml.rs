@@ -1,6 +1,6 @@
 //! mmx's own runner as an engine: the GGUF, or a folder as a GGUF in memory, through our graphs on ggml.
 
-use mmx_ggml::run::{BATCH, KvType, LoadOptions, Model, Session, SessionOptions};
+use mmx_ggml::run::{BATCH, KvType, LoadOptions, Model, Session, SessionOptions, reusable};
 
 use super::{Engine, check_ids};
 use crate::error::Result;
@@ -20,7 +20,6 @@ const POSITIONS: usize = 256;
 impl Ggml {
     pub(super) fn open(form: &Form, threads: usize, options: LoadOptions) -> Result<Self> {
         let model = Model::from_gguf(form.to_gguf()?, options)?;
-        crate::cli::device::announce(&model);
         Ok(Self { model, threads, session: None, held: Vec::new() })
     }
 }
@@ -34,8 +33,7 @@ impl Engine for Ggml {
     fn logits_from(&mut self, ids: &[u32], from: usize) -> Result<Vec<f32>> {
         check_ids(ids, self.vocab())?;
         let from = from.min(ids.len() - 1);
-        let equal = self.held.iter().zip(ids).take_while(|(a, b)| a == b).count();
-        let mut common = equal.min(from);
+        let mut common = reusable(&self.held, ids).min(from);
         let mut session = match self.session.take().filter(|s| s.n_ctx() >= ids.len()) {
             Some(session) => session,
             None => {
@@ -67,6 +65,10 @@ impl Engine for Ggml {
             return Ok(None);
         }
         Ok(Some(self.model.tokenizer()?.encode(text)?))
+    }
+
+    fn placement(&self) -> Option<String> {
+        self.model.placement()
     }
 
     fn vocab(&self) -> usize {

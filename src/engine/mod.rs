@@ -59,6 +59,11 @@ pub trait Engine {
     /// The tokenizer's own failure.
     fn tokenize(&mut self, text: &str) -> Result<Option<Vec<u32>>>;
 
+    /// Where the model's layers lie, in words, if that is to be said.
+    fn placement(&self) -> Option<String> {
+        None
+    }
+
     /// Logits per position.
     fn vocab(&self) -> usize;
 }

@@ -12,11 +12,13 @@ pub mod questions;
 pub mod report;
 mod svg;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use mmx_converters::gguf::GgmlType;
 
+use crate::data::jsonl::Fault;
 use crate::engine::Kind;
+use crate::error::Error;
 
 /// z of a normal distribution within which 95 % lie.
 pub const Z95: f64 = 1.959_964;
@@ -52,6 +54,15 @@ pub fn interval(right: usize, n: usize) -> (f64, f64) {
     let centre = (p + z * z / (2.0 * n)) / (1.0 + z * z / n);
     let half = z * (p * (1.0 - p) / n + z * z / (4.0 * n * n)).sqrt() / (1.0 + z * z / n);
     ((centre - half).max(0.0), (centre + half).min(1.0))
+}
+
+/// A line's fault as an error that names the file.
+fn fault_at(path: &Path, fault: Fault) -> Error {
+    let message = format!("{}:{}: {}", path.display(), fault.line, fault.message);
+    match fault.hint {
+        Some(hint) => Error::failed_with_hint(message, hint),
+        None => Error::failed(message),
+    }
 }
 
 #[cfg(test)]

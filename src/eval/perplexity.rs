@@ -120,14 +120,8 @@ impl Text {
     /// # Errors
     /// A file that cannot be read, is not UTF-8 (with the line), or holds no text.
     pub fn read(path: &Path) -> Result<Self> {
-        let name = match path.extension().and_then(|e| e.to_str()) {
-            Some("gz" | "zst") => path.with_extension(""),
-            _ => path.to_owned(),
-        };
-        let is_json =
-            name.extension().is_some_and(|e| e == "jsonl" || e == "json" || e == "ndjson");
         let mut documents = Vec::new();
-        if is_json {
+        if texts::is_json_lines(path) {
             texts::for_each_batch(path, |batch| {
                 documents.extend_from_slice(batch);
                 Ok(())
@@ -135,7 +129,7 @@ impl Text {
         } else {
             let bytes = fs_err::read(path).map_err(|e| Error::io(path, e))?;
             for line in jsonl::lines(&bytes) {
-                jsonl::utf8(&line).map_err(|fault| fault_at(path, fault))?;
+                jsonl::utf8(&line).map_err(|fault| super::fault_at(path, fault))?;
             }
             let text = String::from_utf8_lossy(&bytes);
             let mut text = text.strip_prefix('\u{feff}').unwrap_or(&text).to_owned();
@@ -154,15 +148,6 @@ impl Text {
     /// Bytes of all texts.
     pub fn bytes(&self) -> usize {
         self.documents.iter().map(String::len).sum()
-    }
-}
-
-/// A line's fault as an error that names the file.
-pub(super) fn fault_at(path: &Path, fault: jsonl::Fault) -> Error {
-    let message = format!("{}:{}: {}", path.display(), fault.line, fault.message);
-    match fault.hint {
-        Some(hint) => Error::failed_with_hint(message, hint),
-        None => Error::failed(message),
     }
 }
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use csv::ByteRecord;
 use serde_json::{Map, Value};
 
-use super::perplexity::fault_at;
+use super::fault_at;
 use crate::data::jsonl::{self, Fault, Line};
 use crate::error::{Error, Result};
 

@@ -11,39 +11,24 @@ pub mod upload;
 
 use std::path::Path;
 
-use sha2::{Digest, Sha256};
+use sha1::{Digest, Sha1};
 
+use crate::digest;
 use crate::error::{Error, Result};
 
 /// A file's SHA-256 in hexadecimal.
 fn sha256(path: &Path) -> Result<String> {
-    let mut hash = Sha256::new();
-    read_through(path, |piece| hash.update(piece))?;
-    Ok(hexadecimal(&hash.finalize()))
+    digest::of_file(path).map_err(|e| Error::io(path, e))
 }
 
 /// A file's id in git: SHA-1 over its length and bytes.
 fn git_id(path: &Path) -> Result<String> {
-    let size = fs_err::metadata(path).map_err(|e| Error::io(path, e))?.len();
-    let mut hash = sha1::Sha1::new();
-    sha1::Digest::update(&mut hash, format!("blob {size}\0"));
-    read_through(path, |piece| sha1::Digest::update(&mut hash, piece))?;
-    Ok(hexadecimal(&sha1::Digest::finalize(hash)))
-}
-
-fn read_through(path: &Path, mut take: impl FnMut(&[u8])) -> Result<()> {
-    let mut file = fs_err::File::open(path).map_err(|e| Error::io(path, e))?;
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match std::io::Read::read(&mut file, &mut buffer).map_err(|e| Error::io(path, e))? {
-            0 => return Ok(()),
-            read => take(&buffer[..read]),
-        }
-    }
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    let io = |e| Error::io(path, e);
+    let size = fs_err::metadata(path).map_err(io)?.len();
+    let mut hash = Sha1::new();
+    hash.update(format!("blob {size}\0"));
+    digest::read_through(path, |piece| hash.update(piece)).map_err(io)?;
+    Ok(digest::hexadecimal(&hash.finalize()))
 }
 
 #[cfg(test)]

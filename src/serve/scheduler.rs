@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use mmx_converters::tokenizer::{DecodeStream, Tokenizer};
-use mmx_ggml::run::{BATCH, Finish, Part, Sampler, Slots, StopFilter, log_probabilities};
+use mmx_ggml::run::{BATCH, Finish, Part, Sampler, Slots, StopFilter, log_probabilities, reusable};
 
 use super::engine::{
     self, Event, EventSender, Job, STALL, Stats, Summary, Task, TokenLogprob, Write,
@@ -186,15 +186,13 @@ impl<'t> Scheduler<'t> {
                 return fail(&job, error);
             }
         };
-        // the last token of the prompt is always computed: its logits are needed
-        let usable = if matches!(kind, Kind::Embed(_)) { 0 } else { job.prompt.len() - 1 };
+        let embeds = matches!(kind, Kind::Embed(_)); // every token's state is needed
         let shared = |lane: &Lane<'_>| {
             let whole = lane.run.as_ref().filter(|run| matches!(run.kind, Kind::Write(_)));
             let whole = whole.map_or(&lane.held, |run| {
                 if lane.held.len() < run.job.prompt.len() { &run.job.prompt } else { &lane.held }
             });
-            let equal = whole.iter().zip(&job.prompt).take_while(|(a, b)| a == b).count();
-            equal.min(usable)
+            if embeds { 0 } else { reusable(whole, &job.prompt) }
         };
         let free = |lane: &&(usize, &Lane<'_>)| lane.1.run.is_none();
         let lanes: Vec<(usize, &Lane<'_>)> = self.lanes.iter().enumerate().collect();
@@ -280,8 +278,8 @@ impl<'t> Scheduler<'t> {
             return true;
         }
         // the other one may have ended early: what it left is taken as far as it fits
-        let equal = from.held.iter().zip(&run.job.prompt).take_while(|(a, b)| a == b).count();
-        let copied = self.copy(source, lane, equal.min(length));
+        let usable = reusable(&from.held, &run.job.prompt).min(length);
+        let copied = self.copy(source, lane, usable);
         if let Some(run) = &mut self.lanes[lane].run {
             run.borrow = None;
             run.cached = copied;

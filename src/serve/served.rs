@@ -9,12 +9,12 @@ use mmx_converters::generation::Generation as Defaults;
 use mmx_converters::tokenizer::Tokenizer;
 use mmx_ggml::run::{Model, Sampling, SlotsOptions};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 use super::Options;
 use super::engine::{self, Engine, Events, Job, Task, Write};
 use super::error::ApiError;
 use super::grammar::{Constraint, Grammars};
+use crate::digest;
 use crate::error::{Error, Result};
 use crate::form::Form;
 
@@ -47,7 +47,9 @@ impl Served {
     pub(crate) fn open(path: &Path, name: Option<&str>, options: &Options) -> Result<Self> {
         let form = Form::open(path)?;
         let model = Model::from_gguf(form.to_gguf()?, options.load.clone())?;
-        crate::cli::device::announce(&model);
+        if let Some(placement) = model.placement() {
+            eprintln!("{placement}");
+        }
         if model.gguf().metadata().get("tokenizer.ggml.model").is_none() {
             form.expect_tokenizer()?;
         }
@@ -232,10 +234,7 @@ impl Served {
 
     /// SHA-256 of the GGUF, computed when first asked for.
     pub(crate) fn digest(&self) -> &str {
-        self.digest.get_or_init(|| {
-            let hash = Sha256::digest(self.model.gguf().bytes());
-            hash.iter().map(|byte| format!("{byte:02x}")).collect()
-        })
+        self.digest.get_or_init(|| digest::of_bytes(self.model.gguf().bytes()))
     }
 }
 

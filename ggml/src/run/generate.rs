@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use super::sampler::{Sampler, Sampling};
-use super::session::Session;
+use super::session::{Session, reusable};
 use super::speculate::Ahead;
 use crate::error::{Error, Result};
 
@@ -170,9 +170,7 @@ pub fn generate_shifting(
             ahead.decode(session, &held, id, request.max_tokens - ids.len())?
         } else {
             let Some(context) = on_full(&ids) else { break Finish::Context };
-            // what is read already stays, but the last token, whose logits are needed
-            let equal = held.iter().zip(&context).take_while(|(a, b)| a == b).count();
-            let common = equal.min(context.len().saturating_sub(1));
+            let common = reusable(&held, &context);
             session.truncate(common);
             held.clone_from(&context);
             ahead.restart(context.len());

@@ -23,5 +23,5 @@ pub use generate::{
 };
 pub use model::{LoadOptions, Model};
 pub use sampler::{Sampler, Sampling, log_probabilities};
-pub use session::{KvType, Session, SessionOptions};
+pub use session::{KvType, Session, SessionOptions, reusable};
 pub use slots::{BATCH, Part, Slots, SlotsOptions};

@@ -110,6 +110,13 @@ impl Model {
         Some((split.device.describe(), layers))
     }
 
+    /// Where the layers lie, in words, if not all of them are computed by the CPU.
+    pub fn placement(&self) -> Option<String> {
+        let (device, layers) = self.device()?;
+        let all = self.config().num_hidden_layers + 1;
+        Some(format!("{layers} of {all} layers on {} ({})", device.name, device.description))
+    }
+
     /// True when a token's logits are the same to the last bit whatever is computed in the same step: on CPUs that
     /// our own kernels are for, with matrices they are for.
     pub fn is_batch_invariant(&self) -> bool {

@@ -136,3 +136,10 @@ pub(super) fn default_threads(bytes_per_token: usize) -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     (bytes_per_token / 4_000_000).clamp(1, cores)
 }
+
+/// How many of `ids` a session that holds `held` need not read again: those that are equal, but never the last one,
+/// whose logits are needed.
+pub fn reusable(held: &[u32], ids: &[u32]) -> usize {
+    let equal = held.iter().zip(ids).take_while(|(a, b)| a == b).count();
+    equal.min(ids.len().saturating_sub(1))
+}

@@ -11,10 +11,10 @@ use mmx_converters::generation::Generation as Defaults;
 use mmx_converters::tokenizer::{Prompt, Tokenizer};
 use mmx_ggml::run::{
     Finish, Generated, Generation, Model, Sampling, Session, SessionOptions, generate_shifting,
+    reusable,
 };
 use serde_json::{Map, Value};
 
-use super::super::device;
 use super::{ANSWERING, ChatArgs, STOPPED, Screen, WhenFull};
 use crate::answer::{Piece, Splitter};
 use crate::error::{Error, Result};
@@ -80,8 +80,7 @@ impl Messages {
 impl Talk {
     pub(super) fn open(args: &ChatArgs) -> Result<Self> {
         let form = Form::open(&args.model)?;
-        let model = Model::from_gguf(form.to_gguf()?, args.device.load_options()?)?;
-        device::announce(&model);
+        let model = args.device.load(&form)?;
         if model.gguf().metadata().get("tokenizer.ggml.model").is_none() {
             form.expect_tokenizer()?;
         }
@@ -190,9 +189,7 @@ impl Talk {
                 return Err(error);
             }
         };
-        // what is read already stays, but the last token, whose logits are needed
-        let equal = self.held.iter().zip(&ids).take_while(|(a, b)| a == b).count();
-        let common = equal.min(ids.len().saturating_sub(1));
+        let common = reusable(&self.held, &ids);
         self.session.truncate(common);
         self.held.clear(); // an error leaves nothing that can be trusted
         let (seen, rest) = ids.split_at(common);
