@@ -3,8 +3,7 @@
 //!     bench_train PRESET BATCH SEQ STEPS f32|bf16 [LENGTHS]
 //!
 //! Without LENGTHS every step reads BATCH full rows of SEQ tokens. LENGTHS is a file with a number of tokens per
-//! line: every step then reads BATCH samples of those lengths, several to a row of SEQ, and only their tokens
-//! are counted. scripts/bench-train runs this beside PyTorch.
+//! line: every step then reads BATCH samples of those lengths, one after the other. scripts/bench-train runs this beside PyTorch.
 
 #![expect(clippy::result_large_err, reason = "one call, whose error ends the program")]
 
@@ -34,26 +33,14 @@ struct Made {
 }
 
 impl Made {
-    /// Lengths of the samples in each row of a step: first fit, in order.
-    fn rows(&self, step: usize) -> Vec<Vec<usize>> {
-        if self.lengths.is_empty() {
-            return vec![vec![self.seq]; self.batch];
+    /// Of the samples of a step.
+    fn samples(&self, step: usize) -> Vec<usize> {
+        match self.lengths.len() {
+            0 => vec![self.seq; self.batch],
+            n => (0..self.batch)
+                .map(|i| self.lengths[(step * self.batch + i) % n].min(self.seq))
+                .collect(),
         }
-        let mut rows: Vec<Vec<usize>> = Vec::new();
-        for i in 0..self.batch {
-            let length = self.lengths[(step * self.batch + i) % self.lengths.len()].min(self.seq);
-            let room = |row: &&mut Vec<usize>| row.iter().sum::<usize>() + length <= self.seq;
-            match rows.iter_mut().find(room) {
-                Some(row) => row.push(length),
-                None => rows.push(vec![length]),
-            }
-        }
-        rows
-    }
-
-    /// Tokens of a step without padding.
-    fn tokens(&self, step: usize) -> usize {
-        self.rows(step).iter().flatten().sum()
     }
 }
 
@@ -63,25 +50,20 @@ impl Batches for Made {
     }
 
     fn batch(&mut self, _epoch: usize, index: usize) -> Result<Batch> {
-        let rows = self.rows(index);
-        let seq = rows.iter().map(|row| row.iter().sum()).max().unwrap_or(0);
+        let samples = self.samples(index);
+        let tokens = samples.iter().sum();
         let mut state = index as u64;
         let mut id = || {
             state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             1 + (state >> 33) as i64 % (self.vocab - 1)
         };
-        let mut batch = Batch { batch: rows.len(), seq, ..Batch::default() };
-        for row in &rows {
-            let used = row.iter().sum();
-            batch.x.extend((0..seq).map(|i| if i < used { id() } else { 0 }));
-            batch.mask.extend((0..seq).map(|i| f32::from(u8::from(i < used))));
-            batch.lines.push((0, 1));
-        }
-        batch.y = batch.x.iter().skip(1).copied().chain([1]).collect();
-        if !self.lengths.is_empty() {
-            batch.packed = rows;
-        }
-        Ok(batch)
+        let x: Vec<i64> = (0..tokens).map(|_| id()).collect();
+        let y = x.iter().skip(1).copied().chain([1]).collect();
+        let (mask, lines) = (vec![1.0; tokens], vec![(0, 1); samples.len()]);
+        Ok(match self.lengths.len() {
+            0 => Batch { x, y, mask, lines, batch: self.batch, seq: self.seq, packed: Vec::new() },
+            _ => Batch { x, y, mask, lines, batch: 1, seq: tokens, packed: samples },
+        })
     }
 
     fn file(&self, _index: u32) -> String {
@@ -115,7 +97,8 @@ fn main() -> Result<()> {
     let model = Model::random(&model, 1, Device::cuda_if_available(), compute)?;
     let config = TrainConfig { accumulation: 1, ..TrainConfig::new(&Pretrain, Recipe::R2026) };
     let mut batches = Made { batch, seq, steps: steps + WARM_UP, vocab, lengths: lengths? };
-    let tokens: usize = (WARM_UP..WARM_UP + steps).map(|step| batches.tokens(step)).sum();
+    let tokens: usize =
+        (WARM_UP..WARM_UP + steps).map(|step| batches.samples(step).iter().sum::<usize>()).sum();
     let mut trainer = Trainer::new(&model, &Pretrain, &config, &mut batches)?;
     let mut begun = Instant::now();
     let (mut done, mut loss) = (0, None);

@@ -188,8 +188,8 @@ fn packed_rows_have_the_loss_and_gradient_of_separate_ones() {
         let mut packed = Packed::new(&data, &files, 1, false, data.len());
         assert_eq!(packed.micro_steps(0), 1);
         let shared_rows = packed.batch(0, 0).expect("a batch");
-        assert!(shared_rows.batch * 2 < all.batch, "{} rows of {}", shared_rows.batch, all.batch);
-        assert!(shared_rows.packed.iter().any(|row| row.len() > 2), "rows hold several samples");
+        assert_eq!(shared_rows.packed.len(), all.batch, "all in one row");
+        assert!(shared_rows.seq < all.batch * all.seq, "without padding");
         assert_eq!(shared_rows.lines.len(), data.len(), "each sample once");
         assert_eq!(shared_rows.trained_tokens(), all.trained_tokens());
 
@@ -197,17 +197,12 @@ fn packed_rows_have_the_loss_and_gradient_of_separate_ones() {
     }
 }
 
-/// The same for mixtures of experts, whose balancing losses count samples, not rows and their padding: six samples of
-/// ten tokens, in rows of their own and two to a row of 23.
+/// The same for mixtures of experts, whose balancing losses count samples, not rows: six samples of ten tokens.
 #[test]
 fn packed_rows_have_the_balancing_loss_of_separate_ones() {
     use mmx::data::Batch;
 
     let token = |sample: usize, i: usize| 3 + (sample * 131 + i * i * 17 + i) as i64 % 200;
-    let id = |row: usize, at: usize| match at {
-        0..20 => token(row * 2 + at / 10, at % 10),
-        _ => 0,
-    };
     let separate = Batch {
         x: (0..60).map(|i| token(i / 10, i % 10)).collect(),
         y: (0..60).map(|i| token(i / 10, i % 10 + 1)).collect(),
@@ -216,20 +211,7 @@ fn packed_rows_have_the_balancing_loss_of_separate_ones() {
         seq: 10,
         ..Batch::default()
     };
-    let next = |row: usize, at: usize| match at {
-        0..20 => token(row * 2 + at / 10, at % 10 + 1),
-        _ => 0,
-    };
-    let places = || (0..3).flat_map(|row| (0..23).map(move |at| (row, at)));
-    let packed = Batch {
-        x: places().map(|(row, at)| id(row, at)).collect(),
-        y: places().map(|(row, at)| next(row, at)).collect(),
-        mask: places().map(|(_, at)| if at < 20 { 1.0 } else { 0.0 }).collect(),
-        batch: 3,
-        seq: 23,
-        packed: vec![vec![10, 10]; 3],
-        ..Batch::default()
-    };
+    let packed = Batch { batch: 1, seq: 60, packed: vec![10; 6], ..separate.clone() };
     let stage = stage::by_name("pretrain").expect("a stage");
     for name in
         ["golden/minimind2-moe", "golden-2026/minimind3-moe", "golden-2026/minimind3-moe-top2"]

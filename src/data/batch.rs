@@ -17,9 +17,9 @@ pub struct Batch {
     pub seq: usize,
     /// Where each sample comes from: (file's index, line).
     pub lines: Vec<(u32, u32)>,
-    /// Of packed batches, per row the positions of each sample in it, in order; what they leave of a row
-    /// is padding. Empty: one sample per row.
-    pub packed: Vec<Vec<usize>>,
+    /// Of packed batches, the positions of each sample: they follow one another in a single row without padding.
+    /// Empty: one sample per row.
+    pub packed: Vec<usize>,
 }
 
 impl Batch {

@@ -18,7 +18,7 @@ mod tokens;
 pub use batch::Batch;
 pub use cache::Cache;
 pub use jsonl::{Fault, Kind, Record};
-pub use pack::{Packed, Rows};
+pub use pack::Rows;
 pub use sample::{OnBad, Recipe, Sample, SampleOptions};
 
 use std::path::{Path, PathBuf};

@@ -1,19 +1,7 @@
-//! Packing: several samples share a row, so that short ones waste no padding. No token attends across
-//! samples (their segments differ) and positions begin anew with each, so the loss is the same.
+//! Packing: several samples share a row, so that a batch of rows is about as many tokens each time. No token attends
+//! across samples and positions begin anew with each, so the loss is the same.
 
 use super::{Batch, Dataset};
-
-/// A batch whose rows hold several samples.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Packed {
-    /// Input, target and mask; its `lines` name every sample, row after row.
-    pub batch: Batch,
-    /// Which sample of its row a position belongs to, from 1; 0 is padding. `[batch, seq]`.
-    /// A position attends to earlier ones of the same number.
-    pub segments: Vec<i64>,
-    /// Position within the sample, from 0; 0 in padding. `[batch, seq]`.
-    pub positions: Vec<i64>,
-}
 
 /// Rows that are filled at the same time: more pack tighter, fewer keep the order closer.
 const OPEN_ROWS: usize = 32;
@@ -104,42 +92,28 @@ impl Dataset {
         self.options.max_seq_len - 1
     }
 
-    /// A batch of packed rows (of texts or chats).
+    /// The samples of some packed rows (of texts or chats), one after the other. What the rows leave free is not in it:
+    /// padding would be computed, and learns nothing.
     ///
     /// # Shapes
-    /// `[rows, max_seq_len - 1]`.
+    /// `[1, positions of all samples]`, one position per target.
     ///
     /// # Panics
     /// When an index is not below [`Dataset::len`] (a bug of the caller).
-    pub fn packed_batch<'r>(&self, rows: impl ExactSizeIterator<Item = &'r [u32]>) -> Packed {
-        let seq = self.row_len();
-        let pad = i64::from(self.pad);
-        let mut packed = Packed::default();
-        packed.batch.batch = rows.len();
-        packed.batch.seq = seq;
-        for (row, indices) in rows.enumerate() {
-            for (segment, &index) in (1i64..).zip(indices) {
-                let sample = self.sample(index as usize);
-                let length = sample.ids.len().saturating_sub(1); // one position per target
-                let ids =
-                    |from: usize| sample.ids[from..from + length].iter().map(|&id| i64::from(id));
-                packed.batch.x.extend(ids(0));
-                packed.batch.y.extend(ids(1));
-                packed
-                    .batch
-                    .mask
-                    .extend((1..=length).map(|i| if sample.is_learned(i) { 1.0 } else { 0.0 }));
-                packed.segments.extend(std::iter::repeat_n(segment, length));
-                packed.positions.extend(0..length as i64);
-                packed.batch.lines.push((sample.file, sample.line));
-            }
-            let end = (row + 1) * seq;
-            packed.batch.x.resize(end, pad);
-            packed.batch.y.resize(end, pad);
-            packed.batch.mask.resize(end, 0.0);
-            packed.segments.resize(end, 0);
-            packed.positions.resize(end, 0);
+    pub fn packed_batch<'r>(&self, rows: impl Iterator<Item = &'r [u32]>) -> Batch {
+        let mut batch = Batch { batch: 1, ..Batch::default() };
+        for &index in rows.flatten() {
+            let sample = self.sample(index as usize);
+            let length = sample.ids.len().saturating_sub(1);
+            let ids = |from: usize| sample.ids[from..from + length].iter().map(|&id| i64::from(id));
+            batch.x.extend(ids(0));
+            batch.y.extend(ids(1));
+            let learned = |i| if sample.is_learned(i) { 1.0 } else { 0.0 };
+            batch.mask.extend((1..=length).map(learned));
+            batch.lines.push((sample.file, sample.line));
+            batch.packed.extend((length > 0).then_some(length));
         }
-        packed
+        batch.seq = batch.x.len();
+        batch
     }
 }

@@ -43,13 +43,13 @@ impl Attention {
         })
     }
 
-    /// `[batch, seq, hidden]` to the same. `parts` are the lengths of the samples that share rows, and of
-    /// the padding after them, over all `batch * seq` positions; none where each row is one sample.
+    /// `[batch, seq, hidden]` to the same. `samples` are the lengths of those that follow one another
+    /// in the `batch * seq` positions; none where each row is one.
     pub(super) fn forward(
         &self,
         x: &Tensor,
         rope: &Tables,
-        parts: Option<&[i64]>,
+        samples: Option<&[i64]>,
     ) -> Torch<Tensor> {
         let (batch, seq, _) = x.size3()?;
         let compute = x.kind();
@@ -65,37 +65,37 @@ impl Attention {
         let (query, key) = (rope.rotate(&query)?, rope.rotate(&key)?);
         let mixed = if kernel::takes(&[&query, &key, &value]) {
             let rows = vec![seq; batch as usize];
-            kernel::attention(&query, &key, &value, parts.unwrap_or(&rows))?
+            kernel::attention(&query, &key, &value, samples.unwrap_or(&rows))?
         } else {
-            self.with_libtorch(&query, &key, &value, parts)?
+            self.with_libtorch(&query, &key, &value, samples)?
         };
         // [.., heads, head_dim] -> [batch, seq, heads * head_dim]
         self.output.forward(&mixed.f_reshape([batch, seq, self.heads * self.head_dim])?)
     }
 
     /// The same by libtorch's kernels, for devices: `[batch, seq, heads, head_dim]`, or
-    /// `[batch * seq, heads, head_dim]` where there are parts.
+    /// `[batch * seq, heads, head_dim]` where there are samples.
     fn with_libtorch(
         &self,
         query: &Tensor,
         key: &Tensor,
         value: &Tensor,
-        parts: Option<&[i64]>,
+        samples: Option<&[i64]>,
     ) -> Torch<Tensor> {
         let (batch, seq, _, _) = query.size4()?;
         let (key, value) = (self.repeated(key)?, self.repeated(value)?);
-        let Some(parts) = parts else { return causal(query, &key, &value) };
+        let Some(samples) = samples else { return causal(query, &key, &value) };
         // each sample by itself: no position sees another sample, and no work is done for it.
         // One split each way: the gradient of a slice would be as large as the whole.
         let split = |t: &Tensor| {
-            t.f_view([batch * seq, self.heads, self.head_dim])?.f_split_with_sizes(parts, 0)
+            t.f_view([batch * seq, self.heads, self.head_dim])?.f_split_with_sizes(samples, 0)
         };
         let (query, key, value) = (split(query)?, split(&key)?, split(&value)?);
-        let samples = query.iter().zip(&key).zip(&value).map(|((query, key), value)| {
+        let mixed = query.iter().zip(&key).zip(&value).map(|((query, key), value)| {
             let one = |t: &Tensor| t.f_unsqueeze(0);
             causal(&one(query)?, &one(key)?, &one(value)?)?.f_squeeze_dim(0)
         });
-        Tensor::f_cat(&samples.collect::<Torch<Vec<_>>>()?, 0)
+        Tensor::f_cat(&mixed.collect::<Torch<Vec<_>>>()?, 0)
     }
 
     /// Each key or value head for the query heads that share it:

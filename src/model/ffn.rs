@@ -3,7 +3,7 @@
 use tch::Tensor;
 
 use super::moe::Mixture;
-use super::{Linear, Parts, SharedRows, Torch};
+use super::{Linear, Parts, Torch};
 use crate::error::Result;
 use crate::kernel;
 
@@ -20,11 +20,11 @@ impl FeedForward {
         &self,
         x: &Tensor,
         train: bool,
-        shared: Option<&SharedRows>,
+        samples: Option<&[i64]>,
     ) -> Torch<(Tensor, Option<Tensor>)> {
         match self {
             Self::Dense(dense) => Ok((dense.forward(x)?, None)),
-            Self::Mixture(mixture) => mixture.forward(x, train, shared),
+            Self::Mixture(mixture) => mixture.forward(x, train, samples),
         }
     }
 }

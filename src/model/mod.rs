@@ -387,30 +387,27 @@ impl Model {
         self.forward_hidden(ids, &[], train).map_err(|e| Error::torch("forward pass", &e))
     }
 
-    /// The same where samples share rows: `packed[row]` are the positions of each sample in it, in order;
-    /// what they leave of a row is padding. No position sees another sample, and each sample's rotary
-    /// positions begin at 0. The balancing losses are those of the samples, without the padding.
+    /// The same of samples that follow one another, `packed` being the positions of each: together all of `ids`. No
+    /// position sees another sample, each sample's rotary positions begin at 0, and the balancing losses are those of
+    /// the samples. Without lengths, each row is a sample.
     ///
     /// # Errors
-    /// libtorch's, as [`Model::hidden`]; samples that do not fit their row.
-    pub fn hidden_packed(
-        &self,
-        ids: &Tensor,
-        packed: &[Vec<usize>],
-        train: bool,
-    ) -> Result<Hidden> {
+    /// libtorch's, as [`Model::hidden`]; samples that are more or fewer positions than there are ids.
+    pub fn hidden_packed(&self, ids: &Tensor, packed: &[usize], train: bool) -> Result<Hidden> {
         self.forward_hidden(ids, packed, train).map_err(|e| Error::torch("forward pass", &e))
     }
 
-    fn forward_hidden(&self, ids: &Tensor, packed: &[Vec<usize>], train: bool) -> Torch<Hidden> {
+    fn forward_hidden(&self, ids: &Tensor, packed: &[usize], train: bool) -> Torch<Hidden> {
         let (batch, seq) = ids.size2()?;
-        let (rope, shared) = if packed.is_empty() {
-            (self.rope.tables(seq)?, None)
-        } else {
-            let shared = SharedRows::new(packed, seq as usize);
-            let positions: Vec<i64> = shared.lengths.iter().flat_map(|&length| 0..length).collect();
-            let positions = Tensor::f_from_slice(&positions)?.f_view([batch, seq])?;
-            (self.rope.tables_at(&device::upload(&positions, self.device)?, seq)?, Some(shared))
+        let lengths: Vec<i64> = packed.iter().map(|&length| length as i64).collect();
+        let (rope, samples) = match lengths.iter().max() {
+            None => (self.rope.tables(seq)?, None),
+            Some(&longest) => {
+                let positions: Vec<i64> = lengths.iter().flat_map(|&length| 0..length).collect();
+                let positions = Tensor::f_from_slice(&positions)?.f_view([batch, seq])?;
+                let positions = device::upload(&positions, self.device)?;
+                (self.rope.tables_at(&positions, longest)?, Some(lengths.as_slice()))
+            }
         };
         // [batch, seq] -> [batch, seq, hidden], float32: the residual stream
         let mut x = Tensor::f_embedding(&self.embedding, ids, -1, false, false)?;
@@ -422,10 +419,9 @@ impl Model {
         };
         let mut aux: Option<Tensor> = None;
         for (layer, next_norm) in self.layers.iter().zip(&mut norms) {
-            let parts = shared.as_ref().map(|shared| shared.lengths.as_slice());
-            let mixed = layer.attention.forward(&normed, &rope, parts)?;
+            let mixed = layer.attention.forward(&normed, &rope, samples)?;
             (x, normed) = layer.post_attention_norm.add(&x, &mixed, self.compute)?;
-            let (out, layer_aux) = layer.feed_forward.forward(&normed, train, shared.as_ref())?;
+            let (out, layer_aux) = layer.feed_forward.forward(&normed, train, samples)?;
             (x, normed) = next_norm.add(&x, &out, self.compute)?;
             aux = match (aux, layer_aux) {
                 (Some(sum), Some(more)) => Some(sum.f_add(&more)?),
@@ -515,29 +511,6 @@ fn layers(config: &Config, parts: &Parts<'_>) -> Result<Vec<Layer>> {
         })
     };
     (0..config.num_hidden_layers).map(layer).collect()
-}
-
-/// Samples that share rows: all `batch * seq` positions, row after row.
-struct SharedRows {
-    /// Of the samples, and of the padding after them in each row.
-    lengths: Vec<i64>,
-    /// Which of these are padding.
-    padding: Vec<bool>,
-}
-
-impl SharedRows {
-    fn new(packed: &[Vec<usize>], seq: usize) -> Self {
-        let mut shared = Self { lengths: Vec::new(), padding: Vec::new() };
-        for row in packed {
-            let rest = seq.saturating_sub(row.iter().sum());
-            let samples = row.iter().map(|&n| (n, false)).chain([(rest, true)]);
-            for (length, padding) in samples.filter(|&(length, _)| length > 0) {
-                shared.lengths.push(length as i64);
-                shared.padding.push(padding);
-            }
-        }
-        shared
-    }
 }
 
 /// What is kept and computed in float32 beside a compute type: that, or float64 beside float64.

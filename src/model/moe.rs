@@ -8,7 +8,7 @@ use tch::Tensor;
 
 use super::device::upload;
 use super::ffn::Dense;
-use super::{Parts, SharedRows, Torch};
+use super::{Parts, Torch};
 use crate::error::Result;
 
 /// One layer's mixture.
@@ -47,7 +47,7 @@ impl Mixture {
         &self,
         x: &Tensor,
         train: bool,
-        shared: Option<&SharedRows>,
+        samples: Option<&[i64]>,
     ) -> Torch<(Tensor, Option<Tensor>)> {
         let (batch, seq, hidden) = x.size3()?;
         let wide = super::wide(x.kind());
@@ -66,10 +66,10 @@ impl Mixture {
         for shared in &self.shared {
             out = out.f_add(&shared.forward(&tokens)?)?;
         }
-        let aux = match (train, shared) {
+        let aux = match (train, samples) {
             (false, _) => None,
             (true, None) => Some(self.aux(&scores, &chosen, batch, seq)?),
-            (true, Some(shared)) => Some(self.aux_of_samples(&scores, &chosen, shared)?),
+            (true, Some(samples)) => Some(self.aux_of_samples(&scores, &chosen, samples)?),
         };
         Ok((out.f_view([batch, seq, hidden])?, aux))
     }
@@ -138,46 +138,32 @@ impl Mixture {
             .f_mul_scalar(coefficient / groups as f64)
     }
 
-    /// The same where samples share rows: each is a sequence, and padding is none.
-    fn aux_of_samples(
-        &self,
-        scores: &Tensor,
-        chosen: &Tensor,
-        shared: &SharedRows,
-    ) -> Torch<Tensor> {
+    /// The same where samples share a row: each is a sequence.
+    fn aux_of_samples(&self, scores: &Tensor, chosen: &Tensor, samples: &[i64]) -> Torch<Tensor> {
         let (experts, kind) = (self.experts.len() as i64, scores.kind());
-        let per_sequence = matches!(self.aux_loss, AuxLoss::PerSequence { .. });
-        // group of each token: its sample, or one for all; padding goes to a last one, which is dropped
-        let samples = shared.padding.iter().filter(|padding| !**padding).count() as i64;
-        let groups = if per_sequence { samples } else { samples.min(1) };
-        let mut tokens = vec![0.0f64; groups as usize];
-        let mut of_token = Vec::new();
-        let mut sample = 0;
-        for (&length, &padding) in shared.lengths.iter().zip(&shared.padding) {
-            let group = match (padding, per_sequence) {
-                (true, _) => groups,
-                (false, true) => sample,
-                (false, false) => 0,
-            };
-            sample += i64::from(!padding);
-            if let Some(tokens) = tokens.get_mut(group as usize) {
-                *tokens += length as f64;
+        // group of each token: its sample, or one for all
+        let (tokens, of_token): (Vec<i64>, Vec<i64>) = match self.aux_loss {
+            AuxLoss::PerSequence { .. } => {
+                let of = |(group, &n): (i64, &i64)| std::iter::repeat_n(group, n as usize);
+                (samples.to_vec(), (0i64..).zip(samples).flat_map(of).collect())
             }
-            of_token.extend(std::iter::repeat_n(group, length as usize));
-        }
+            AuxLoss::PerBatch { .. } | AuxLoss::Switch { .. } => {
+                let all: i64 = samples.iter().sum();
+                (vec![all], vec![0; all as usize])
+            }
+        };
+        let groups = tokens.len() as i64;
         let of_token = upload(&Tensor::f_from_slice(&of_token)?, scores.device())?;
         let tokens = Tensor::f_from_slice(&tokens)?.f_to_kind(kind)?.f_unsqueeze(1)?;
         let tokens = upload(&tokens, scores.device())?; // [groups, 1]
         let cell = of_token.f_unsqueeze(1)?.f_mul_scalar(experts)?.f_add(chosen)?; // [tokens, k]
         let counts = cell
             .f_reshape([-1])?
-            .f_bincount(None::<Tensor>, (groups + 1) * experts)?
-            .f_view([groups + 1, experts])?
-            .f_narrow(0, 0, groups)?
+            .f_bincount(None::<Tensor>, groups * experts)?
+            .f_view([groups, experts])?
             .f_to_kind(kind)?;
-        let sums = Tensor::f_zeros([groups + 1, experts], (kind, scores.device()))?
-            .f_index_add(0, &of_token, scores)?
-            .f_narrow(0, 0, groups)?;
+        let sums = Tensor::f_zeros([groups, experts], (kind, scores.device()))?
+            .f_index_add(0, &of_token, scores)?;
         // f_e or load_e, and mean scores: as in `aux`
         let coefficient = match self.aux_loss {
             AuxLoss::PerSequence { alpha } | AuxLoss::PerBatch { alpha } => {

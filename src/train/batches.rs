@@ -47,7 +47,7 @@ pub struct Packed<'a> {
 }
 
 impl<'a> Packed<'a> {
-    /// See [`Ordered::new`]; rows are as long as the batch's longest.
+    /// See [`Ordered::new`].
     pub fn new(
         dataset: &'a Dataset,
         files: &[PathBuf],
@@ -78,7 +78,7 @@ impl Batches for Packed<'_> {
         let (dataset, batch_size) = (self.ordered.dataset, self.ordered.batch_size);
         let rows = self.rows(epoch);
         let start = index.saturating_mul(batch_size);
-        Ok(shared_rows(dataset.packed_batch(rows.slice(start, start.saturating_add(batch_size)))))
+        Ok(dataset.packed_batch(rows.slice(start, start.saturating_add(batch_size))))
     }
 
     fn file(&self, index: u32) -> String {
@@ -95,25 +95,6 @@ impl Batches for Packed<'_> {
         });
         Ok(sizes.fold((0, 0), larger))
     }
-}
-
-/// The batch of packed rows with the lengths of the samples in each, cut to the longest row.
-fn shared_rows(packed: data::Packed) -> Batch {
-    let data::Packed { mut batch, segments, .. } = packed;
-    let old = batch.seq;
-    let lengths = |row: &[i64]| -> Vec<usize> {
-        let samples = row.chunk_by(|a, b| a == b).filter(|sample| sample.first() != Some(&0));
-        samples.map(<[i64]>::len).collect()
-    };
-    batch.packed = segments.chunks(old.max(1)).map(lengths).collect();
-    batch.seq = batch.packed.iter().map(|row| row.iter().sum()).max().unwrap_or(old);
-    fn cut<T: Copy>(values: &[T], old: usize, new: usize) -> Vec<T> {
-        values.chunks(old.max(1)).flat_map(|row| &row[..new.min(row.len())]).copied().collect()
-    }
-    batch.x = cut(&batch.x, old, batch.seq);
-    batch.y = cut(&batch.y, old, batch.seq);
-    batch.mask = cut(&batch.mask, old, batch.seq);
-    batch
 }
 
 /// A data set in the order of each epoch, `batch_size` samples at a time; the last batch of an epoch

@@ -110,7 +110,7 @@ fn of_batch(batch: &Batch) -> Vec<Vec<u32>> {
     let whole = [batch.seq];
     for row in 0..batch.batch {
         let mut start = row * batch.seq;
-        for &length in batch.packed.get(row).map_or(&whole[..], Vec::as_slice) {
+        for &length in if batch.packed.is_empty() { &whole } else { batch.packed.as_slice() } {
             let (x, mask) = (&batch.x[start..start + length], &batch.mask[start..start + length]);
             start += length;
             // the target at position i is the id at i + 1
@@ -137,13 +137,13 @@ mod tests {
             batch: 2,
             seq: 8,
             lines: vec![(0, 1), (0, 2)],
-            packed: vec![vec![4, 3], vec![3, 5]],
+            packed: Vec::new(),
         };
-        let expected: [&[u32]; 3] = [&[0, 1, 2], &[8, 9, 10], &[11, 12, 13, 14, 15]];
-        assert_eq!(of_batch(&batch), expected);
-        let alone = Batch { packed: Vec::new(), ..batch };
         let expected: [&[u32]; 2] = [&[0, 1, 2], &[8, 9, 10, 11, 12, 13, 14, 15]];
-        assert_eq!(of_batch(&alone), expected);
+        assert_eq!(of_batch(&batch), expected);
+        let shared = Batch { batch: 1, seq: 16, packed: vec![4, 4, 3, 5], ..batch };
+        let expected: [&[u32]; 3] = [&[0, 1, 2], &[8, 9, 10], &[11, 12, 13, 14, 15]];
+        assert_eq!(of_batch(&shared), expected);
     }
 
     #[test]
