@@ -14,17 +14,23 @@ fn stands_for_itself(byte: u8) -> bool {
     matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff)
 }
 
-/// The byte that a character stands for, for all 256.
-pub(super) struct Alphabet(std::collections::HashMap<char, u8>);
+/// The byte that a character stands for, by the character's number; they are all below U+0144.
+pub(super) struct Alphabet([Option<u8>; 0x144]);
 
 impl Alphabet {
     pub(super) fn new() -> Self {
-        Self((0..=u8::MAX).map(|byte| (char_of(byte), byte)).collect())
+        let mut bytes = [None; 0x144];
+        for byte in 0..=u8::MAX {
+            if let Some(place) = bytes.get_mut(char_of(byte) as usize) {
+                *place = Some(byte);
+            }
+        }
+        Self(bytes)
     }
 
     /// The bytes of a token's spelling; None when a character is outside the alphabet.
     pub(super) fn bytes(&self, text: &str) -> Option<Vec<u8>> {
-        text.chars().map(|c| self.0.get(&c).copied()).collect()
+        text.chars().map(|c| self.0.get(c as usize).copied().flatten()).collect()
     }
 }
 

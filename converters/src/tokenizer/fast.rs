@@ -14,6 +14,7 @@ use aho_corasick::{AhoCorasick, MatchKind};
 use serde_json::Value;
 
 use super::bytes::char_of;
+use super::open::is_control;
 use super::words::Words;
 
 /// A tokenizer's merges and its added tokens.
@@ -41,15 +42,37 @@ struct Merges {
 }
 
 impl Fast {
-    /// From a parsed tokenizer.json and the ids by their texts; nothing where it is of another kind.
-    pub(super) fn new(json: &Value, ids: &HashMap<String, u32>) -> Option<Self> {
-        let merges = Arc::new(Merges::new(json)?);
-        Some(Self { added: added(json, ids)?, merges })
+    /// Of a parsed tokenizer.json and the ids by their texts, once with all added tokens and once without control
+    /// tokens; nothing where it is of another kind.
+    pub(super) fn of_json(json: &Value, ids: &HashMap<String, u32>) -> Option<[Self; 2]> {
+        let added = added(json, ids)?;
+        let vocab = json.pointer("/model/vocab")?.as_object()?;
+        let id = |text: &str| u32::try_from(vocab.get(text)?.as_u64()?).ok();
+        Self::new(&merges(json)?, id, &added)
     }
 
-    /// The same vocabulary with the added tokens of another tokenizer.json.
-    pub(super) fn with_added(&self, json: &Value, ids: &HashMap<String, u32>) -> Option<Self> {
-        Some(Self { added: added(json, ids)?, merges: self.merges.clone() })
+    /// The same of byte-level BPE with GPT-2's regex and nothing before or after: its merges, the ids of its tokens,
+    /// and the added tokens, each with its id and whether it is a control token. Nothing without a token for each byte,
+    /// or where a merge is of or to something that is no token.
+    pub(super) fn new(
+        merges: &[(&str, &str)],
+        id: impl Fn(&str) -> Option<u32>,
+        added: &[(&str, u32, bool)],
+    ) -> Option<[Self; 2]> {
+        let merges = Arc::new(Merges::new(merges, id)?);
+        let with = |control: bool| {
+            let kept = added.iter().filter(|added| control || !added.2);
+            let (texts, of): (Vec<&str>, Vec<u32>) = kept.map(|added| (added.0, added.1)).unzip();
+            let added = if texts.is_empty() {
+                None
+            } else {
+                let mut finder = AhoCorasick::builder();
+                finder.match_kind(MatchKind::LeftmostLongest);
+                Some((finder.build(texts).ok()?, of))
+            };
+            Some(Self { added, merges: merges.clone() })
+        };
+        Some([with(true)?, with(false)?])
     }
 
     /// The ids of a text.
@@ -75,64 +98,65 @@ impl Fast {
 }
 
 /// The added tokens, if none of them strips blanks, wants whole words or reads normalized text.
-#[expect(clippy::option_option, reason = "no tokens are not the same as tokens of another kind")]
-fn added(json: &Value, ids: &HashMap<String, u32>) -> Option<Option<(AhoCorasick, Vec<u32>)>> {
-    let mut texts = Vec::new();
-    let mut of = Vec::new();
-    for token in json.get("added_tokens").and_then(Value::as_array).into_iter().flatten() {
-        let off = |key: &str| token.get(key).and_then(Value::as_bool) == Some(false);
-        if !["single_word", "lstrip", "rstrip", "normalized"].into_iter().all(off) {
-            return None;
+fn added<'v>(json: &'v Value, ids: &HashMap<String, u32>) -> Option<Vec<(&'v str, u32, bool)>> {
+    let list = json.get("added_tokens").and_then(Value::as_array).into_iter().flatten();
+    let one = |token: &'v Value| {
+        let flag = |key: &str| token.get(key).and_then(Value::as_bool);
+        let plain = ["single_word", "lstrip", "rstrip", "normalized"]
+            .into_iter()
+            .all(|key| flag(key) == Some(false));
+        let text = token.get("content").and_then(Value::as_str).filter(|text| !text.is_empty());
+        let text = text.filter(|_| plain)?;
+        Some((text, *ids.get(text)?, is_control(text, flag("special").unwrap_or(false))))
+    };
+    list.map(one).collect()
+}
+
+/// The merges, if the tokenizer is of the kind and they are well formed.
+fn merges(json: &Value) -> Option<Vec<(&str, &str)>> {
+    let absent = |value: Option<&Value>| value.is_none_or(Value::is_null);
+    let (model, before) = (json.get("model")?, json.get("pre_tokenizer")?);
+    let plain = ["unk_token", "continuing_subword_prefix", "end_of_word_suffix"]
+        .into_iter()
+        .all(|key| absent(model.get(key)) || model[key] == "")
+        && absent(model.get("dropout"))
+        && ["fuse_unk", "byte_fallback", "ignore_merges"]
+            .into_iter()
+            .all(|key| absent(model.get(key)) || model[key] == false);
+    let split = before["type"] == "ByteLevel"
+        && before["add_prefix_space"] == false
+        && before["use_regex"] != false;
+    let alone = absent(json.get("normalizer"))
+        && (absent(json.get("post_processor")) || json["post_processor"]["type"] == "ByteLevel");
+    if !(plain && split && alone) {
+        return None;
+    }
+    fn pair(merge: &Value) -> Option<(&str, &str)> {
+        match merge {
+            Value::String(text) => text.split_once(' '),
+            Value::Array(pair) => match pair.as_slice() {
+                [left, right] => Some((left.as_str()?, right.as_str()?)),
+                _ => None,
+            },
+            _ => None,
         }
-        let text = token.get("content").and_then(Value::as_str).filter(|text| !text.is_empty())?;
-        texts.push(text);
-        of.push(*ids.get(text)?);
     }
-    if texts.is_empty() {
-        return Some(None);
-    }
-    let finder = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(texts).ok()?;
-    Some(Some((finder, of)))
+    model.get("merges")?.as_array()?.iter().map(pair).collect()
 }
 
 impl Merges {
-    fn new(json: &Value) -> Option<Self> {
-        let absent = |value: Option<&Value>| value.is_none_or(Value::is_null);
-        let (model, before) = (json.get("model")?, json.get("pre_tokenizer")?);
-        let plain = ["unk_token", "continuing_subword_prefix", "end_of_word_suffix"]
-            .into_iter()
-            .all(|key| absent(model.get(key)) || model[key] == "")
-            && absent(model.get("dropout"))
-            && ["fuse_unk", "byte_fallback", "ignore_merges"]
-                .into_iter()
-                .all(|key| absent(model.get(key)) || model[key] == false);
-        let split = before["type"] == "ByteLevel"
-            && before["add_prefix_space"] == false
-            && before["use_regex"] != false;
-        let alone = absent(json.get("normalizer"))
-            && (absent(json.get("post_processor"))
-                || json["post_processor"]["type"] == "ByteLevel");
-        if !(plain && split && alone) {
-            return None;
-        }
-        let vocab = model.get("vocab")?.as_object()?;
-        let id = |text: &str| u32::try_from(vocab.get(text)?.as_u64()?).ok();
+    fn new(merges: &[(&str, &str)], id: impl Fn(&str) -> Option<u32>) -> Option<Self> {
         let mut bytes = [0; 256];
         for (byte, place) in (0..=u8::MAX).zip(&mut bytes) {
             *place = id(char_of(byte).encode_utf8(&mut [0; 4]))?;
         }
-        let list = model.get("merges")?.as_array()?;
-        let mut ranks = Pairs::with_room(list.len());
-        for (rank, merge) in (0..).zip(list) {
-            let (left, right) = match merge {
-                Value::String(text) => text.split_once(' ')?,
-                Value::Array(pair) => match pair.as_slice() {
-                    [left, right] => (left.as_str()?, right.as_str()?),
-                    _ => return None,
-                },
-                _ => return None,
-            };
-            ranks.set(id(left)?, id(right)?, rank, id(&format!("{left}{right}"))?);
+        let mut ranks = Pairs::with_room(merges.len());
+        let mut joined = String::new();
+        for (rank, (left, right)) in (0..).zip(merges) {
+            joined.clear();
+            joined.push_str(left);
+            joined.push_str(right);
+            ranks.set(id(left)?, id(right)?, rank, id(&joined)?);
         }
         static NUMBER: AtomicU64 = AtomicU64::new(1);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -358,22 +382,32 @@ fn place(key: u128) -> usize {
 #[cfg(test)]
 mod tests {
     use super::super::Tokenizer;
+    use super::super::encoder::{Encoder, libraries};
 
-    fn tokenizers() -> Vec<Tokenizer> {
+    /// Each with the library's two forms of it.
+    fn tokenizers() -> Vec<(Tokenizer, [tokenizers::Tokenizer; 2])> {
         let folder = |name: &str| format!("{}/../../shared/{name}", env!("CARGO_MANIFEST_DIR"));
         ["golden", "golden-2026", "minimind-tokenizer/2025-04", "minimind-tokenizer/2026-08"]
             .iter()
-            .map(|name| Tokenizer::open(folder(name)).expect(name))
+            .map(|name| {
+                let tokenizer = Tokenizer::open(folder(name)).expect(name);
+                let value = serde_json::from_slice(tokenizer.json()).expect(name);
+                let (full, plain) = libraries(tokenizer.path(), value).expect(name);
+                (tokenizer, [full, plain])
+            })
             .collect()
     }
 
-    fn assert_same(tokenizer: &Tokenizer, text: &str) {
-        for (fast, library) in
-            [(&tokenizer.fast, &tokenizer.full), (&tokenizer.fast_plain, &tokenizer.plain)]
+    fn assert_same(
+        (tokenizer, [full, plain]): &(Tokenizer, [tokenizers::Tokenizer; 2]),
+        text: &str,
+    ) {
+        assert!(matches!(tokenizer.encoder, Encoder::Fast { .. }), "MiniMind's kind");
+        for (ids, library) in
+            [(tokenizer.encode(text), full), (tokenizer.encode_plain(text), plain)]
         {
-            let fast = fast.as_ref().expect("MiniMind's kind");
             let expected = library.encode_fast(text, false).expect("any text");
-            assert_eq!(fast.encode(text), expected.get_ids(), "{text:?}");
+            assert_eq!(ids.expect("any text"), expected.get_ids(), "{text:?}");
         }
     }
 
@@ -468,15 +502,16 @@ mod tests {
 
     #[test]
     fn other_kinds_are_left_to_the_library() {
-        let tokenizer = &tokenizers()[0];
+        let (tokenizer, _) = &tokenizers()[0];
         let json = String::from_utf8(tokenizer.json().to_vec()).expect("UTF-8");
         let open = |json: &str| Tokenizer::from_json(json.into(), "x.json").expect("a tokenizer");
-        assert!(open(&json).fast.is_some());
+        let is_fast = |json: &str| matches!(open(json).encoder, Encoder::Fast { .. });
+        assert!(is_fast(&json));
         let value: serde_json::Value = serde_json::from_str(&json).expect("JSON");
         let with = |change: &dyn Fn(&mut serde_json::Value)| {
             let mut value = value.clone();
             change(&mut value);
-            open(&value.to_string()).fast.is_none()
+            !is_fast(&value.to_string())
         };
         assert!(with(&|v| v["pre_tokenizer"]["add_prefix_space"] = true.into()));
         assert!(with(&|v| v["pre_tokenizer"]["use_regex"] = false.into()));

@@ -3,12 +3,16 @@
 //! Source: GGUF_FACTS section 5 and EXPORT_FACTS section 4. The pre-tokenizer's name is `gpt-2`: the
 //! only common name whose regex equals ByteLevel's; others split digits and line ends otherwise.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
+use std::sync::OnceLock;
 
 use serde_json::{Map, Value as Json, json};
 
-use super::{Token, TokenKind, Tokenizer, open};
+use super::bytes::Alphabet;
+use super::fast::Fast;
+use super::open::{self, Parts, is_control};
+use super::{Text, Token, TokenKind, Tokenizer};
 use crate::arch::Config;
 use crate::error::{Error, Result};
 use crate::gguf::{Metadata, Value};
@@ -31,7 +35,7 @@ impl Tokenizer {
     /// post-processor, BPE without merges, added tokens that strip blanks, more tokens than rows.
     pub fn to_gguf_keys(&self, config: &Config) -> Result<Vec<(String, Value)>> {
         let json: Json =
-            serde_json::from_slice(&self.json).map_err(|e| self.fault(e.to_string()))?;
+            serde_json::from_slice(self.json()).map_err(|e| self.fault(e.to_string()))?;
         self.check_carried(&json)?;
         let merges = self.merges(&json)?;
         if config.vocab_size < self.vocab_size() {
@@ -228,7 +232,6 @@ impl Tokenizer {
             None => &[],
             Some(_) => return Err(missing("tokenizer.ggml.merges", "an array of strings")),
         };
-        let (json, value) = tokenizer_json(path, texts, &types, merges)?;
         let mut settings = Map::new();
         let id_of = |name: &str| -> Result<Option<u32>> {
             let key = format!("tokenizer.ggml.{name}");
@@ -249,7 +252,37 @@ impl Tokenizer {
             settings.insert(key.into(), text.map_or(Json::Null, Json::from));
         }
         let template = metadata.string("tokenizer.chat_template").map(str::to_owned);
-        let mut tokenizer = Self::assemble_parsed(path, json, value, settings, template)?;
+        let tokens = tokens(path, texts, &types)?;
+        let ids: HashMap<String, u32> = (0..)
+            .zip(&tokens)
+            .filter_map(|(id, token)| Some((token.as_ref()?.text.clone(), id)))
+            .collect();
+        if let Some(twice) = repeated(&tokens, &ids) {
+            let message = format!("expected unique tokens, found {twice:?} twice");
+            return Err(Error::key(path, tokens_key, message));
+        }
+        let pairs = pairs(path, merges)?;
+        let added: Vec<(&str, u32, bool)> = (0..)
+            .zip(&tokens)
+            .filter_map(|(id, token)| Some((id, token.as_ref()?)))
+            .filter(|(_, token)| token.kind != TokenKind::Normal)
+            .map(|(id, token)| (token.text.as_str(), id, token.kind == TokenKind::Control))
+            .collect();
+        let fast = Fast::new(&pairs, |text| ids.get(text).copied(), &added);
+        let special = (0..).zip(&types).filter(|(_, kind)| matches!(**kind, CONTROL | UNKNOWN));
+        let made = Made {
+            special: special.map(|(id, _)| id).collect(),
+            merges: merges.to_vec(),
+            text: OnceLock::new(),
+        };
+        let mut tokenizer = match fast {
+            Some(fast) => {
+                let parts = Parts { json: Text::Made(made), encoder: fast.into(), tokens, ids };
+                Self::of_parts(path, parts, settings, template)
+            }
+            // the library says what is wrong with it
+            None => Self::assemble(path, made.json(&tokens).to_vec(), settings, template)?,
+        };
         let ends: Vec<u32> =
             [id_of("eos_token_id")?, id_of("eot_token_id")?, id_of("eom_token_id")?]
                 .into_iter()
@@ -295,54 +328,87 @@ fn part_name(part: &Json) -> String {
     part.get("type").and_then(Json::as_str).unwrap_or("none").to_owned()
 }
 
-/// tokenizer.json of a GGUF's arrays, as the tokenizers library spells it: its text, and the same as values.
-fn tokenizer_json(
-    path: &Path,
-    texts: &[String],
-    types: &[i32],
-    merges: &[String],
-) -> Result<(Vec<u8>, Json)> {
-    let mut vocab = Map::new();
-    let mut added = Vec::new();
-    let mut seen = HashSet::new();
-    for (id, (text, kind)) in texts.iter().zip(types).enumerate() {
-        if !seen.insert(text) {
-            let message = format!("expected unique tokens, found {text:?} twice");
-            return Err(Error::key(path, "tokenizer.ggml.tokens", message));
-        }
-        if *kind == UNUSED {
-            continue;
-        }
+/// The tokens of a GGUF's arrays.
+fn tokens(path: &Path, texts: &[String], types: &[i32]) -> Result<Vec<Option<Token>>> {
+    let alphabet = Alphabet::new();
+    let token = |(id, (text, kind)): (usize, (&String, &i32))| {
+        let special = match *kind {
+            UNUSED => return Ok(None),
+            CONTROL | UNKNOWN => Some(true),
+            USER_DEFINED => Some(false),
+            _ => None,
+        };
         if text.is_empty() {
             let message = format!("token {id}: expected a text, found an empty one");
             return Err(Error::key(path, "tokenizer.ggml.tokens", message));
         }
-        vocab.insert(text.clone(), id.into());
-        let special = match *kind {
-            CONTROL | UNKNOWN => true,
-            USER_DEFINED => false,
-            _ => continue,
+        let as_is = || text.as_bytes().to_vec();
+        let (bytes, kind) = match special {
+            None => (alphabet.bytes(text).unwrap_or_else(as_is), TokenKind::Normal),
+            Some(special) if is_control(text, special) => (as_is(), TokenKind::Control),
+            Some(_) => (as_is(), TokenKind::UserDefined),
         };
-        added.push(json!({
-            "id": id, "content": text, "single_word": false, "lstrip": false, "rstrip": false,
-            "normalized": false, "special": special,
-        }));
-    }
-    let mut pairs = Vec::with_capacity(merges.len());
-    for (rank, merge) in merges.iter().enumerate() {
-        match merge.split_once(' ') {
-            Some((left, right))
-                if !left.is_empty() && !right.is_empty() && !right.contains(' ') =>
-            {
-                pairs.push(json!([left, right]));
-            }
-            _ => {
-                let message = format!("merge {rank}: expected \"left right\", found {merge:?}");
-                return Err(Error::key(path, "tokenizer.ggml.merges", message));
-            }
+        Ok(Some(Token { text: text.clone(), bytes, kind }))
+    };
+    let mut tokens = texts.iter().zip(types).enumerate().map(token).collect::<Result<Vec<_>>>()?;
+    // rows of the model beyond the tokenizer are none of its tokens
+    tokens.truncate(tokens.iter().rposition(Option::is_some).map_or(0, |last| last + 1));
+    Ok(tokens)
+}
+
+/// A text that two tokens have.
+fn repeated<'t>(tokens: &'t [Option<Token>], ids: &HashMap<String, u32>) -> Option<&'t str> {
+    let mut tokens = (0..).zip(tokens).filter_map(|(id, token)| Some((id, token.as_ref()?)));
+    let (_, token) = tokens.find(|(id, token)| ids.get(&token.text) != Some(id))?;
+    Some(&token.text)
+}
+
+/// Left and right of each merge.
+fn pairs<'m>(path: &Path, merges: &'m [String]) -> Result<Vec<(&'m str, &'m str)>> {
+    let pair = |(rank, merge): (usize, &'m String)| match merge.split_once(' ') {
+        Some((left, right)) if !left.is_empty() && !right.is_empty() && !right.contains(' ') => {
+            Ok((left, right))
         }
+        _ => {
+            let message = format!("merge {rank}: expected \"left right\", found {merge:?}");
+            Err(Error::key(path, "tokenizer.ggml.merges", message))
+        }
+    };
+    merges.iter().enumerate().map(pair).collect()
+}
+
+/// What of a GGUF's arrays the tokens do not say, for their tokenizer.json.
+#[derive(Clone, Debug)]
+pub(super) struct Made {
+    /// Ids of tokens that tokenizer.json calls special.
+    special: HashSet<u32>,
+    /// Each as `left right`.
+    merges: Vec<String>,
+    text: OnceLock<Vec<u8>>,
+}
+
+impl Made {
+    /// tokenizer.json as the tokenizers library spells it.
+    pub(super) fn json(&self, tokens: &[Option<Token>]) -> &[u8] {
+        self.text.get_or_init(|| {
+            let mut vocab = Map::new();
+            let mut added = Vec::new();
+            for (id, token) in (0u32..).zip(tokens) {
+                let Some(Token { text, kind, .. }) = token else { continue };
+                vocab.insert(text.clone(), id.into());
+                if *kind != TokenKind::Normal {
+                    added.push(json!({
+                        "id": id, "content": text, "single_word": false, "lstrip": false,
+                        "rstrip": false, "normalized": false, "special": self.special.contains(&id),
+                    }));
+                }
+            }
+            let pair = |merge: &String| {
+                let (left, right) = merge.split_once(' ').unwrap_or((merge, ""));
+                json!([left, right])
+            };
+            let merges = self.merges.iter().map(pair).collect();
+            format!("{:#}", open::tokenizer_json(added, vocab, merges)).into_bytes()
+        })
     }
-    let value = open::tokenizer_json(added, vocab, pairs);
-    let text = serde_json::to_vec_pretty(&value).map_err(|e| Error::format(path, e.to_string()))?;
-    Ok((text, value))
 }

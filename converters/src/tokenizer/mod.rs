@@ -8,6 +8,7 @@
 //! control ids in [`Tokenizer::encode`] and never in [`Tokenizer::encode_plain`].
 
 mod bytes;
+mod encoder;
 mod fast;
 mod gguf;
 mod open;
@@ -35,17 +36,10 @@ pub use stream::DecodeStream;
 pub struct Tokenizer {
     /// What messages name: the file it came from.
     path: PathBuf,
-    /// tokenizer.json, byte for byte as read.
-    json: Vec<u8>,
+    json: Text,
     /// tokenizer_config.json as read, without the template.
     settings: Map<String, Value>,
-    /// Recognises all added tokens.
-    full: tokenizers::Tokenizer,
-    /// Knows no control token.
-    plain: tokenizers::Tokenizer,
-    /// The same as `full` and `plain`, where it can be computed directly.
-    fast: Option<fast::Fast>,
-    fast_plain: Option<fast::Fast>,
+    encoder: encoder::Encoder,
     /// By id; None where an id has no token.
     tokens: Vec<Option<Token>>,
     ids: HashMap<String, u32>,
@@ -53,6 +47,15 @@ pub struct Tokenizer {
     template: Option<Template>,
     /// Sentences for the user: what looks odd but is no error.
     pub warnings: Vec<String>,
+}
+
+/// tokenizer.json.
+#[derive(Clone, Debug)]
+enum Text {
+    /// Byte for byte as read.
+    Read(Vec<u8>),
+    /// As a GGUF's arrays say, written when it is asked for.
+    Made(gguf::Made),
 }
 
 /// The ids with a role.
@@ -101,7 +104,7 @@ impl Tokenizer {
     /// # Errors
     /// The library's own, on a text it cannot split.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        self.run(self.fast.as_ref(), &self.full, text)
+        self.encoder.encode(text, false).map_err(|e| self.fault(e))
     }
 
     /// The ids of a text in which nothing is a control token, whatever it says.
@@ -109,7 +112,7 @@ impl Tokenizer {
     /// # Errors
     /// The library's own, on a text it cannot split.
     pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
-        self.run(self.fast_plain.as_ref(), &self.plain, text)
+        self.encoder.encode(text, true).map_err(|e| self.fault(e))
     }
 
     /// [`Tokenizer::encode`] of many texts, in parallel, in order.
@@ -118,19 +121,6 @@ impl Tokenizer {
     /// The first text that failed.
     pub fn encode_batch<T: AsRef<str> + Sync>(&self, texts: &[T]) -> Result<Vec<Vec<u32>>> {
         texts.par_iter().map(|text| self.encode(text.as_ref())).collect()
-    }
-
-    fn run(
-        &self,
-        fast: Option<&fast::Fast>,
-        tokenizer: &tokenizers::Tokenizer,
-        text: &str,
-    ) -> Result<Vec<u32>> {
-        if let Some(fast) = fast {
-            return Ok(fast.encode(text));
-        }
-        let encoding = tokenizer.encode_fast(text, false).map_err(|e| self.fault(e.to_string()))?;
-        Ok(encoding.get_ids().to_vec())
     }
 
     /// Renders messages and encodes the prompt. Control ids come from the template's own text only:
@@ -296,7 +286,10 @@ impl Tokenizer {
 
     /// tokenizer.json, byte for byte as read (or as built from a GGUF).
     pub fn json(&self) -> &[u8] {
-        &self.json
+        match &self.json {
+            Text::Read(json) => json,
+            Text::Made(made) => made.json(&self.tokens),
+        }
     }
 
     fn fault(&self, message: impl Into<String>) -> Error {

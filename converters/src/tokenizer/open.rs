@@ -5,13 +5,10 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use tokenizers::AddedToken;
-use tokenizers::models::bpe::BPE;
 
-use super::fast::Fast;
-use super::{Specials, Token, TokenKind, Tokenizer, bytes};
+use super::encoder::Encoder;
+use super::{Specials, Text, Token, TokenKind, Tokenizer, bytes};
 use crate::chat::Template;
 use crate::error::{Error, Result};
 use crate::file::Bytes;
@@ -107,11 +104,19 @@ impl Tokenizer {
             .zip(&tokens)
             .filter_map(|(id, token)| Some((token.as_ref()?.text.clone(), id)))
             .collect();
-        let fast = Fast::new(&value, &ids);
-        let fast_plain =
-            fast.as_ref().and_then(|fast| fast.with_added(&without_control(&value), &ids));
-        let (full, plain) = libraries(path, value)?;
+        let encoder = Encoder::new(path, value, &ids)?;
+        let parts = Parts { json: Text::Read(json), encoder, tokens, ids };
+        Ok(Self::of_parts(path, parts, settings, template))
+    }
 
+    /// A tokenizer of its parts, once it is known which tokens have which role.
+    pub(super) fn of_parts(
+        path: &Path,
+        parts: Parts,
+        settings: Map<String, Value>,
+        template: Option<String>,
+    ) -> Self {
+        let Parts { json, encoder, tokens, ids } = parts;
         let mut warnings = Vec::new();
         let mut role = |key: &str, usual: &str| {
             // without a configuration, MiniMind's names; null in it means none
@@ -149,21 +154,17 @@ impl Tokenizer {
             ));
         }
         let path = path.to_owned();
-        Ok(Self {
-            path,
-            json,
-            settings,
-            full,
-            plain,
-            fast,
-            fast_plain,
-            tokens,
-            ids,
-            specials,
-            template,
-            warnings,
-        })
+        Self { path, json, settings, encoder, tokens, ids, specials, template, warnings }
     }
+}
+
+/// What a tokenizer is made of.
+pub(super) struct Parts {
+    pub(super) json: Text,
+    pub(super) encoder: Encoder,
+    pub(super) tokens: Vec<Option<Token>>,
+    /// By their texts.
+    pub(super) ids: HashMap<String, u32>,
 }
 
 fn id(value: &Value) -> Option<u32> {
@@ -186,51 +187,6 @@ fn template_text(value: &Value) -> Option<String> {
         }
         _ => None,
     }
-}
-
-/// The tokenizers library's own objects, with truncation and padding off: one that knows all added tokens, and one
-/// without control tokens, which text of messages is read with.
-///
-/// Vocabulary and merges are read straight from the JSON's values: the library's way from text keeps a copy of
-/// everything to try one kind of model after the other (measured: ten times as long).
-fn libraries(
-    path: &Path,
-    mut value: Value,
-) -> Result<(tokenizers::Tokenizer, tokenizers::Tokenizer)> {
-    let refused = |error: &dyn std::fmt::Display| {
-        fault(path, format!("expected a tokenizer of the tokenizers library: {error}"))
-    };
-    let added = value.get_mut("added_tokens").map(Value::take).unwrap_or_default();
-    let added: Vec<AddedToken> = match added {
-        Value::Null => Vec::new(),
-        list => serde_json::from_value(list).map_err(|e| refused(&e))?,
-    };
-    let model = value.get_mut("model").map(Value::take).unwrap_or_default();
-    let model = BPE::deserialize(&model).map_err(|e| refused(&e))?;
-    if let Some(object) = value.as_object_mut() {
-        object.remove("added_tokens");
-        object.insert("model".into(), json!({"type": "BPE", "vocab": {}, "merges": []}));
-    }
-    let shell = serde_json::to_vec(&value).map_err(|e| refused(&e))?;
-    let mut full = tokenizers::Tokenizer::from_bytes(shell).map_err(|e| refused(&e))?;
-    full.with_model(model);
-    full.with_truncation(None).map_err(|e| refused(&e))?;
-    full.with_padding(None);
-    let mut plain = full.clone();
-    let texts = added.iter().filter(|t| !is_control(&t.content, t.special)).cloned();
-    plain.add_tokens(texts).map_err(|e| refused(&e))?;
-    full.add_tokens(added).map_err(|e| refused(&e))?;
-    Ok((full, plain))
-}
-
-/// The added tokens of a tokenizer.json that are no control tokens.
-fn without_control(value: &Value) -> Value {
-    let added = value.get("added_tokens").and_then(Value::as_array).into_iter().flatten();
-    let kept = added.filter(|token| {
-        let text = token.get("content").and_then(Value::as_str).unwrap_or_default();
-        !is_control(text, token.get("special").and_then(Value::as_bool).unwrap_or(false))
-    });
-    json!({"added_tokens": kept.collect::<Vec<_>>()})
 }
 
 /// What token bytes rest on: BPE over the byte-level alphabet.

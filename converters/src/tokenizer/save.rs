@@ -16,7 +16,7 @@ impl Tokenizer {
     /// A folder or file that cannot be written.
     pub fn save(&self, dir: &Path) -> Result<()> {
         fs_err::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
-        write_bytes(&dir.join("tokenizer.json"), &self.json)?;
+        write_bytes(&dir.join("tokenizer.json"), self.json())?;
         let mut text = serde_json::to_string_pretty(&self.config_json())
             .map_err(|e| self.fault(e.to_string()))?;
         text.push('\n');
@@ -70,7 +70,7 @@ impl Tokenizer {
     }
 
     fn added_tokens_decoder(&self) -> Map<String, Value> {
-        let value: Value = serde_json::from_slice(&self.json).unwrap_or_default();
+        let value: Value = serde_json::from_slice(self.json()).unwrap_or_default();
         let mut decoder = Map::new();
         for token in value.get("added_tokens").and_then(Value::as_array).into_iter().flatten() {
             let flag = |key: &str| token.get(key).and_then(Value::as_bool).unwrap_or(false);
