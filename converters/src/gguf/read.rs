@@ -141,6 +141,11 @@ impl Gguf {
         self.data_offset
     }
 
+    /// Lets go of the pages that were read: see [`Bytes::give_back`].
+    pub fn give_back(&self) {
+        self.bytes.give_back();
+    }
+
     /// `general.alignment`, or its default of 32.
     pub fn alignment(&self) -> usize {
         self.alignment

@@ -58,8 +58,8 @@ trait Layout {
     const VALUES: usize;
     const SCALES: usize;
 
-    /// Puts a unit of the file into those of 16 rows, as row `lane`.
-    fn pack(lane: usize, unit: &[u8], values: &mut [u8], scales: &mut [u8]);
+    /// Puts units of the file side by side, one of each of 16 rows, which begin `stride` bytes apart.
+    fn pack(rows: &[u8], stride: usize, values: &mut [u8], scales: &mut [u8]);
 
     /// The products of 16 rows with `T` tokens.
     ///
@@ -156,7 +156,8 @@ pub(crate) fn arena_bytes(ty: GgmlType, shape: &[usize]) -> Option<usize> {
 }
 
 impl Packed {
-    /// Packs blocks of a type and shape that have [`arena_bytes`].
+    /// Packs blocks of a type and shape that have [`arena_bytes`]; the rows may lie in several pieces, which follow
+    /// one another.
     ///
     /// # Errors
     /// Another type, shape or number of bytes; an arena that is full.
@@ -164,38 +165,99 @@ impl Packed {
         arena: &mut Arena,
         ty: GgmlType,
         shape: &[usize],
-        data: &[u8],
+        data: &[&[u8]],
     ) -> Result<Self> {
+        let found: usize = data.iter().map(|piece| piece.len()).sum();
         let refused = || Error::Request {
-            message: format!("{} bytes of {} for shape {shape:?}", data.len(), ty.name()),
+            message: format!("{found} bytes of {} for shape {shape:?}", ty.name()),
         };
         let [values, scales] = packed_bytes(ty, shape).ok_or_else(refused)?;
         let [experts, rows, cols] = sizes(shape).ok_or_else(refused)?;
-        if Some(data.len()) != ty.row_bytes(cols).map(|bytes| experts * rows * bytes) {
-            return Err(refused());
-        }
+        let row_bytes = ty.row_bytes(cols).filter(|bytes| experts * rows * bytes == found);
+        let group_bytes = LANES * row_bytes.ok_or_else(refused)?;
         let (values, scales) = (arena.take(values)?, arena.take(scales)?);
         let mut packed = Self { ty, experts, rows, cols, values, scales };
-        layout!(ty, packed.fill::<L>(data), ());
+        // a group of rows that two pieces share has to be joined
+        match data.iter().all(|piece| piece.len().is_multiple_of(group_bytes)) {
+            true => layout!(ty, packed.fill::<L>(data), ()),
+            false => layout!(ty, packed.fill::<L>(&[&data.concat()]), ()),
+        }
         Ok(packed)
     }
 
-    fn fill<L: Layout>(&mut self, data: &[u8]) {
+    fn fill<L: Layout>(&mut self, data: &[&[u8]]) {
         let units = self.cols / L::UNIT;
-        let groups = data.chunks_exact(LANES * units * L::UNIT_BYTES);
+        let groups =
+            data.iter().flat_map(|piece| piece.chunks_exact(LANES * units * L::UNIT_BYTES));
         let values = self.values.bytes_mut().chunks_exact_mut(units * L::VALUES);
         let scales = self.scales.bytes_mut().chunks_exact_mut(units * L::SCALES);
+        let stride = units * L::UNIT_BYTES;
         for (group, (values, scales)) in groups.zip(values.zip(scales)) {
-            for (lane, row) in group.chunks_exact(units * L::UNIT_BYTES).enumerate() {
-                let values = values.chunks_exact_mut(L::VALUES);
-                let scales = scales.chunks_exact_mut(L::SCALES);
-                for (unit, (values, scales)) in
-                    row.chunks_exact(L::UNIT_BYTES).zip(values.zip(scales))
-                {
-                    L::pack(lane, unit, values, scales);
-                }
+            let values = values.chunks_exact_mut(L::VALUES);
+            let scales = scales.chunks_exact_mut(L::SCALES);
+            for (unit, (values, scales)) in values.zip(scales).enumerate() {
+                L::pack(&group[unit * L::UNIT_BYTES..], stride, values, scales);
             }
         }
+    }
+}
+
+/// 16 bytes of each of 16 rows, `at` bytes from where they begin: per four bytes 16 rows of them, after one another.
+fn side_by_side(rows: &[u8], stride: usize, at: usize) -> [u8; 256] {
+    let mut all = [0; 256];
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512f") && rows.len() >= 15 * stride + at + 16 {
+        // SAFETY: the CPU has the feature, and the last row's 16 bytes are there, as checked.
+        unsafe { side_by_side_512(rows.as_ptr().add(at), stride, &mut all) };
+        return all;
+    }
+    for lane in 0..LANES {
+        let fours = rows[lane * stride + at..][..16].as_chunks::<4>().0;
+        for (k, four) in fours.iter().enumerate() {
+            all[(k * LANES + lane) * 4..][..4].copy_from_slice(four);
+        }
+    }
+    all
+}
+
+/// The same.
+///
+/// # Safety
+/// The CPU has AVX-512 F; at `first` and each of 15 times `stride` further there are 16 bytes.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn side_by_side_512(first: *const u8, stride: usize, to: &mut [u8; 256]) {
+    use std::arch::x86_64::*;
+
+    // SAFETY: as the caller says.
+    let row = |lane: usize| unsafe { _mm_loadu_si128(first.add(lane * stride).cast()) };
+    // rows j, j + 4, j + 8, j + 12 in the four parts of a register
+    let quarter = |j: usize| {
+        let all = _mm512_castsi128_si512(row(j));
+        let all = _mm512_inserti32x4::<1>(all, row(j + 4));
+        let all = _mm512_inserti32x4::<2>(all, row(j + 8));
+        _mm512_inserti32x4::<3>(all, row(j + 12))
+    };
+    // in each part, four rows of four numbers are turned into four columns
+    let (a, b, c, d) = (quarter(0), quarter(1), quarter(2), quarter(3));
+    let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+    let (ab_high, cd_high) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+    let columns = [
+        _mm512_unpacklo_epi64(ab, cd),
+        _mm512_unpackhi_epi64(ab, cd),
+        _mm512_unpacklo_epi64(ab_high, cd_high),
+        _mm512_unpackhi_epi64(ab_high, cd_high),
+    ];
+    for (column, to) in columns.into_iter().zip(to.as_chunks_mut::<64>().0) {
+        // SAFETY: 64 bytes.
+        unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), column) };
+    }
+}
+
+/// The two bytes of each row's float16 scale, `at` bytes from where the rows begin.
+fn half_scales(rows: &[u8], stride: usize, at: usize, to: &mut [u8]) {
+    for (lane, to) in to.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+        to.copy_from_slice(&rows[lane * stride + at..][..2]);
     }
 }
 
@@ -367,7 +429,7 @@ mod tests {
 
     fn pack(ty: GgmlType, shape: &[usize], blocks: &[u8]) -> Packed {
         let mut arena = Arena::new(arena_bytes(ty, shape).unwrap()).unwrap();
-        Packed::new(&mut arena, ty, shape, blocks).unwrap()
+        Packed::new(&mut arena, ty, shape, &[blocks]).unwrap()
     }
 
     fn random(rng: &mut SplitMix64, n: usize, width: f32) -> Vec<f32> {
@@ -482,6 +544,6 @@ mod tests {
         assert!(arena_bytes(GgmlType::Q5_0, &[16, 32]).is_none());
         assert!(arena_bytes(GgmlType::Q8_0, &[4, 16, 32]).is_some());
         let mut arena = Arena::new(1000).unwrap();
-        assert!(Packed::new(&mut arena, GgmlType::Q4_0, &[16, 32], &[0; 17]).is_err());
+        assert!(Packed::new(&mut arena, GgmlType::Q4_0, &[16, 32], &[&[0; 17]]).is_err());
     }
 }

@@ -1,7 +1,7 @@
 //! q4_0: 16 rows side by side, four columns each, in one register: 64 nibbles to an instruction.
 #![expect(unsafe_code, reason = "vector instructions")]
 
-use super::{BLOCK, LANES, Layout};
+use super::{BLOCK, LANES, Layout, half_scales, side_by_side};
 
 /// Bytes of a block: a float16 scale and 32 nibbles.
 const BLOCK_BYTES: usize = 18;
@@ -16,11 +16,9 @@ impl Layout for Q4 {
     const VALUES: usize = LANES * BLOCK / 2;
     const SCALES: usize = LANES * 2;
 
-    fn pack(lane: usize, unit: &[u8], values: &mut [u8], scales: &mut [u8]) {
-        scales[2 * lane..][..2].copy_from_slice(&unit[..2]);
-        for (k, four) in unit[2..].as_chunks::<4>().0.iter().enumerate() {
-            values[(k * LANES + lane) * 4..][..4].copy_from_slice(four);
-        }
+    fn pack(rows: &[u8], stride: usize, values: &mut [u8], scales: &mut [u8]) {
+        half_scales(rows, stride, 0, scales);
+        values.copy_from_slice(&side_by_side(rows, stride, 2));
     }
 
     #[cfg(target_arch = "x86_64")]

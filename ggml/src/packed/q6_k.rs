@@ -3,7 +3,7 @@
 //! Activations are rounded in blocks of 32 here, of 256 in ggml's own kernel: nearer to the truth.
 #![expect(unsafe_code, reason = "vector instructions")]
 
-use super::{BLOCK, LANES, Layout};
+use super::{BLOCK, LANES, Layout, half_scales, side_by_side};
 
 /// Columns of a super-block.
 const SUPER: usize = 256;
@@ -21,22 +21,24 @@ impl Layout for Q6 {
     const VALUES: usize = LANES * SUPER;
     const SCALES: usize = LANES * (SUPER / PART) + LANES * 2;
 
-    fn pack(lane: usize, unit: &[u8], values: &mut [u8], scales: &mut [u8]) {
-        let (low, rest) = unit.split_at(128);
-        let (high, rest) = rest.split_at(64);
-        let (parts, whole) = rest.split_at(SUPER / PART);
-        for (part, &scale) in parts.iter().enumerate() {
-            scales[part * LANES + lane] = scale;
+    fn pack(rows: &[u8], stride: usize, values: &mut [u8], scales: &mut [u8]) {
+        let (parts, wholes) = scales.split_at_mut(LANES * (SUPER / PART));
+        half_scales(rows, stride, Self::UNIT_BYTES - 2, wholes);
+        for lane in 0..LANES {
+            let unit = &rows[lane * stride..][..Self::UNIT_BYTES];
+            for (part, &scale) in unit[192..].iter().take(SUPER / PART).enumerate() {
+                parts[part * LANES + lane] = scale;
+            }
         }
-        scales[LANES * (SUPER / PART) + 2 * lane..][..2].copy_from_slice(whole);
-        for half in 0..2 {
-            let (low, high) = (&low[64 * half..][..64], &high[32 * half..][..32]);
+        // 64 columns' low halves, 32 columns' upper two bits of four kinds, 16 bytes of each row at a time
+        for (half, part) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            let low = [0, 32].map(|at| side_by_side(rows, stride, 64 * half + at + 16 * part));
+            let high = side_by_side(rows, stride, 128 + 32 * half + 16 * part);
             for quarter in 0..4 {
-                for i in 0..32 {
-                    let nibble = low[32 * (quarter % 2) + i] >> (4 * (quarter / 2)) & 15;
-                    let value = nibble | (high[i] >> (2 * quarter) & 3) << 4;
-                    let column = 128 * half + 32 * quarter + i;
-                    values[(column / 4 * LANES + lane) * 4 + column % 4] = value;
+                let column = 128 * half + 32 * quarter + 16 * part;
+                let to = &mut values[column * LANES..][..256];
+                for ((to, low), high) in to.iter_mut().zip(low[quarter % 2]).zip(high) {
+                    *to = low >> (4 * (quarter / 2)) & 15 | (high >> (2 * quarter) & 3) << 4;
                 }
             }
         }

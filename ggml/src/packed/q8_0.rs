@@ -1,7 +1,7 @@
 //! q8_0: 16 rows side by side, four columns each, in one register.
 #![expect(unsafe_code, reason = "vector instructions")]
 
-use super::{BLOCK, LANES, Layout};
+use super::{BLOCK, LANES, Layout, half_scales, side_by_side};
 
 /// Bytes of a block: a float16 scale and 32 signed bytes.
 const BLOCK_BYTES: usize = 34;
@@ -16,11 +16,10 @@ impl Layout for Q8 {
     const VALUES: usize = LANES * BLOCK;
     const SCALES: usize = LANES * 2;
 
-    fn pack(lane: usize, unit: &[u8], values: &mut [u8], scales: &mut [u8]) {
-        scales[2 * lane..][..2].copy_from_slice(&unit[..2]);
-        for (k, four) in unit[2..].as_chunks::<4>().0.iter().enumerate() {
-            let shifted = u32::from_ne_bytes(*four) ^ 0x8080_8080;
-            values[(k * LANES + lane) * 4..][..4].copy_from_slice(&shifted.to_ne_bytes());
+    fn pack(rows: &[u8], stride: usize, values: &mut [u8], scales: &mut [u8]) {
+        half_scales(rows, stride, 0, scales);
+        for (half, values) in values.as_chunks_mut::<256>().0.iter_mut().enumerate() {
+            *values = side_by_side(rows, stride, 2 + 16 * half).map(|byte| byte ^ 0x80);
         }
     }
 

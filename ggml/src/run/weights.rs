@@ -154,7 +154,7 @@ impl Weights {
         for (weight, data) in copies {
             // SAFETY: made by the loader in one of the contexts above.
             let tensor = unsafe { Tensor::from_raw(weight.0.as_ptr(), "a weight")? };
-            fill(tensor, &data.bytes(&gguf)?)?;
+            fill(tensor, &data.bytes(&gguf))?;
         }
         let bytes_per_token = bytes_per_token(&gguf, config);
         Ok(Self {
@@ -264,20 +264,25 @@ enum Source {
 }
 
 impl Source {
-    fn bytes<'a>(&'a self, gguf: &'a Gguf) -> Result<std::borrow::Cow<'a, [u8]>> {
+    /// The bytes, in as many pieces as they lie in.
+    fn pieces<'a>(&'a self, gguf: &'a Gguf) -> Vec<&'a [u8]> {
         match self {
-            Self::Values(values) => Ok(bytemuck::cast_slice(values).into()),
-            Self::Joined { tensors, .. } if tensors.len() == 1 => Ok(gguf.data(&tensors[0]).into()),
+            Self::Values(values) => vec![bytemuck::cast_slice(values)],
             Self::Joined { tensors, experts } => {
-                let mut all = Vec::with_capacity(tensors.iter().map(|t| t.bytes).sum());
-                for expert in 0..*experts {
-                    for tensor in tensors {
-                        let size = tensor.bytes / experts;
-                        all.extend_from_slice(&gguf.data(tensor)[expert * size..][..size]);
-                    }
-                }
-                Ok(all.into())
+                let of = |expert: usize, tensor: &TensorInfo| {
+                    let size = tensor.bytes / experts;
+                    &gguf.data(tensor)[expert * size..][..size]
+                };
+                let of_expert = |expert| tensors.iter().map(move |tensor| of(expert, tensor));
+                (0..*experts).flat_map(of_expert).collect()
             }
+        }
+    }
+
+    fn bytes<'a>(&'a self, gguf: &'a Gguf) -> std::borrow::Cow<'a, [u8]> {
+        match self.pieces(gguf).as_slice() {
+            [one] => (*one).into(),
+            several => several.concat().into(),
         }
     }
 }
@@ -394,7 +399,8 @@ impl Loader<'_> {
             && packed::arena_bytes(ty, &shape).is_some()
         {
             let data = Source::Joined { tensors, experts };
-            let packed = Packed::new(arena, ty, &shape, &data.bytes(self.gguf)?)?;
+            let packed = Packed::new(arena, ty, &shape, &data.pieces(self.gguf))?;
+            self.gguf.give_back(); // packed, they are not read again
             return Ok(Matrix::Packed(Arc::new(packed)));
         }
         let dense = self.dense && dense::fits(ty, &shape);
