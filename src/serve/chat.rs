@@ -283,7 +283,7 @@ impl Answer {
                     choice.splitter.push(&text)
                 }
                 Event::Done(summary) => {
-                    self.usage.add(&summary, true);
+                    self.usage.add(&summary, index > 0);
                     choice.finish = finish_name(summary.finish);
                     choice.splitter.finish()
                 }
@@ -407,7 +407,7 @@ impl Answer {
         self.pieces(index, rest, Vec::new(), out);
         let finish = self.choices[index].finish_name(summary.finish);
         sse(out, &self.delta(index, json!({}), None, Some(finish)));
-        self.usage.add(summary, true);
+        self.usage.add(summary, index > 0);
         self.left -= 1;
         if self.left == 0 {
             if self.include_usage {

@@ -112,9 +112,9 @@ pub(crate) struct Usage {
 }
 
 impl Usage {
-    /// Adds a text; texts after the same prompt count it once.
+    /// Adds a text; texts after the same prompt count it once, with the first of them, whichever ends first.
     pub(crate) fn add(&mut self, summary: &Summary, same_prompt: bool) {
-        if !same_prompt || self.summary.is_none() {
+        if !same_prompt {
             self.prompt += summary.prompt_tokens;
             self.cached += summary.cached_tokens;
         }
