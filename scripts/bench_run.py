@@ -141,8 +141,10 @@ def serving(path, options, work):
     most = max(options.streams)
     threads = str(options.serve_threads)
     llama = [options.llama_server, "-m", path, "--port", "PORT", "-np", str(most), "-c", str(1024 * most), "-t", threads, "--no-webui"]
+    # without guesses: random weights repeat themselves as no model should, and llama-server computes every token
+    ours = [MMX, "serve", path, "--name", "m", "--port", "PORT", "--parallel", str(most), "--ctx", "1024", "-t", threads, "--speculate", "0"]
     servers = {
-        "mmx": Server([MMX, "serve", path, "--name", "m", "--port", "PORT", "--parallel", str(most), "--ctx", "1024", "-t", threads], f"{work}/mmx.log"),
+        "mmx": Server(ours, f"{work}/mmx.log"),
         "llama": Server([*llama, "-fa", "off"], f"{work}/llama.log"),
         "flash": Server([*llama, "-fa", "on"], f"{work}/flash.log"),
     }

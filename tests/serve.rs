@@ -274,6 +274,77 @@ fn texts_computed_together_are_those_of_run() {
     }
 }
 
+/// Guesses never show: texts and all that belongs to them are what they are without, alone and together.
+#[test]
+fn texts_guessed_ahead_are_those_written_token_by_token() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let phrase = "3 apples and 4 pears, ".repeat(5);
+    let schema = json!({"type": "array", "items": {"enum": ["apples", "pears"]}, "minItems": 3});
+    let format = json!({"type": "json_schema", "json_schema": {"name": "x", "schema": schema}});
+    let (chat, raw) = ("/v1/chat/completions", "/v1/completions");
+    let requests = [
+        (raw, json!({"prompt": phrase, "temperature": 0, "max_tokens": 120, "logprobs": 2})),
+        (raw, json!({"prompt": phrase, "temperature": 0.3, "seed": 5, "max_tokens": 90, "n": 2})),
+        (raw, json!({"prompt": phrase, "temperature": 0, "max_tokens": 61, "ignore_eos": true})),
+        // to the end of the context
+        (raw, json!({"prompt": phrase, "temperature": 0.3, "seed": 6, "ignore_eos": true})),
+        (
+            chat,
+            json!({"messages": user(&phrase), "temperature": 0, "max_tokens": 90,
+            "frequency_penalty": 0.1, "repetition_penalty": 1.01}),
+        ),
+        (
+            chat,
+            json!({"messages": user(&phrase), "temperature": 0, "max_tokens": 90,
+            "response_format": format}),
+        ),
+    ];
+    for (set, name) in [("golden", "minimind2"), ("golden-2026", "minimind3-moe")] {
+        let model = golden(dir.path(), set, name);
+        let start = |speculate: &str| {
+            let args = ["--ctx", "320", "--parallel", "3", "--speculate", speculate];
+            Server::start(&[&[text(&model), "--name", "m"], &args[..]].concat())
+        };
+        let (plain, ahead) = (start("0"), start("3"));
+        let both = |path: &str, body: &Value| {
+            let [expected, found] = [&plain, &ahead].map(|server| server.ask(path, body));
+            assert_eq!(found["choices"], expected["choices"], "{name}, {body}");
+            assert_eq!(found["usage"], expected["usage"], "{name}, {body}");
+            expected
+        };
+        let expected: Vec<Value> = requests.iter().map(|(path, body)| both(path, body)).collect();
+        // a stop string in the middle of what is repeated
+        let said = expected[0]["choices"][0]["text"].as_str().expect("text");
+        let stop: String = said.chars().skip(said.chars().count() / 2).take(4).collect();
+        let (_, mut stopped) = requests[0].clone();
+        stopped["stop"] = json!([stop]);
+        assert_eq!(both(raw, &stopped)["choices"][0]["finish_reason"], "stop");
+        // chunk by chunk
+        let streamed = json!({"messages": user(&phrase), "temperature": 0, "max_tokens": 90,
+            "stream": true, "logprobs": true});
+        let [one, other] = [&plain, &ahead].map(|server| server.post(chat, &streamed).events());
+        let choices =
+            |events: &[Value]| events.iter().map(|e| e["choices"].clone()).collect::<Vec<_>>();
+        assert_eq!(choices(&other), choices(&one));
+        std::thread::scope(|scope| {
+            for ((path, body), expected) in requests.iter().zip(&expected) {
+                let ahead = &ahead;
+                scope.spawn(move || {
+                    let found = ahead.ask(path, body);
+                    assert_eq!(found["choices"], expected["choices"], "{name}, together, {body}");
+                });
+            }
+        });
+        assert_eq!(plain.metric("guessed_tokens_total{"), 0.0);
+        let [guessed, accepted] =
+            ["guessed", "accepted"].map(|what| ahead.metric(&format!("{what}_tokens_total{{")));
+        assert!(accepted > 0.0 && accepted <= guessed, "{name}: {accepted} of {guessed}");
+        let written = ahead.metric("completion_tokens_total{");
+        let steps = ahead.metric("steps_total{");
+        eprintln!("{name}: {written} tokens in {steps} steps, {accepted} of {guessed} guesses");
+    }
+}
+
 #[test]
 fn stop_texts_and_forms_are_obeyed_streamed_and_not() {
     let dir = tempfile::tempdir().expect("a folder");

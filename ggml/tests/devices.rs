@@ -124,11 +124,11 @@ fn texts_computed_together_and_shared_beginnings_equal_one_alone() {
     let expected = alone.decode(ids[20]).unwrap().to_vec();
     let wanted = SlotsOptions { slots: 3, n_ctx: Some(300), kv: KvType::F32, threads: Some(2) };
     let mut slots = Slots::new(&model, wanted).unwrap();
-    slots.step(&[Part { slot: 0, ids: &ids[..20], output: false }]).unwrap();
+    slots.step(&[Part { slot: 0, ids: &ids[..20], outputs: 0 }]).unwrap();
     slots.share(0, 2, 20).unwrap();
     let next = &ids[20..21];
-    let other = [Part { slot: 1, ids: &ids[5..9], output: true }];
-    let both = [0, 2].map(|slot| Part { slot, ids: next, output: true });
+    let other = [Part { slot: 1, ids: &ids[5..9], outputs: 1 }];
+    let both = [0, 2].map(|slot| Part { slot, ids: next, outputs: 1 });
     let logits = slots.step(&[both[0], other[0], both[1]]).unwrap();
     for row in [0, 2] {
         let row = &logits[row * vocab..(row + 1) * vocab];

@@ -10,7 +10,8 @@ use mmx_converters::arch::presets;
 use mmx_ggml::FileType;
 use mmx_ggml::random::write_random_gguf;
 use mmx_ggml::run::{
-    KvType, LoadOptions, Model, Part, Session, SessionOptions, Slots, SlotsOptions,
+    Guesser, KvType, LoadOptions, Model, Part, Sampler, Sampling, Session, SessionOptions, Slots,
+    SlotsOptions,
 };
 
 const N_CTX: usize = 400;
@@ -35,11 +36,16 @@ fn masked(preset: &str) -> Model {
 }
 
 fn alone(model: &Model, prompt: &[u32], kv: KvType) -> Vec<u32> {
+    drawn_alone(model, prompt, kv, &Sampling::default())
+}
+
+fn drawn_alone(model: &Model, prompt: &[u32], kv: KvType, sampling: &Sampling) -> Vec<u32> {
     let options = SessionOptions { n_ctx: Some(N_CTX), kv, threads: Some(1) };
     let mut session = Session::new(model, options).unwrap();
-    let mut ids = vec![argmax(session.prefill(prompt).unwrap())];
+    let mut sampler = Sampler::new(sampling.clone(), model.config().vocab_size).unwrap();
+    let mut ids = vec![sampler.sample(session.prefill(prompt).unwrap()).unwrap()];
     while ids.len() < LENGTH {
-        ids.push(argmax(session.decode(ids[ids.len() - 1]).unwrap()));
+        ids.push(sampler.sample(session.decode(ids[ids.len() - 1]).unwrap()).unwrap());
     }
     ids
 }
@@ -51,39 +57,78 @@ fn slots(model: &Model, slots: usize, kv: KvType, threads: usize) -> Slots {
 
 /// All prompts together, one joining every few steps, its prompt read in pieces beside the others' tokens.
 fn together(slots: &mut Slots, prompts: &[Vec<u32>]) -> Vec<Vec<u32>> {
+    drawn_together(slots, prompts, &Sampling::default(), 0, None).0
+}
+
+/// The same with at most `ahead` tokens guessed ahead of each text, and how many of all came true. `shared` is two texts,
+/// and how many tokens of its prompt the second takes over from the first.
+fn drawn_together(
+    slots: &mut Slots,
+    prompts: &[Vec<u32>],
+    sampling: &Sampling,
+    ahead: usize,
+    shared: Option<(usize, usize, usize)>,
+) -> (Vec<Vec<u32>>, usize) {
     let vocab = slots.model().config().vocab_size;
+    let sampler = |_: &Vec<u32>| Sampler::new(sampling.clone(), vocab).unwrap();
+    let mut samplers: Vec<_> = prompts.iter().map(sampler).collect();
+    let mut guessers = vec![Guesser::new(slots.model(), ahead); prompts.len()];
+    let mut came_true = 0;
     let mut read = vec![0; prompts.len()];
     let mut texts = vec![Vec::new(); prompts.len()];
     let mut round = 0;
     while texts.iter().any(|text: &Vec<u32>| text.len() < LENGTH) {
         round += 1;
-        let mut work: Vec<(usize, Vec<u32>, bool)> = Vec::new();
+        let mut work: Vec<(usize, Vec<u32>, usize)> = Vec::new();
         for (slot, prompt) in prompts.iter().enumerate() {
             if round < 5 * slot || texts[slot].len() >= LENGTH {
                 continue;
             }
+            if let Some((from, to, length)) = shared
+                && (to, 0) == (slot, read[slot])
+            {
+                slots.share(from, to, length).unwrap();
+                read[slot] = length;
+            }
             if read[slot] < prompt.len() {
                 let end = (read[slot] + 7).min(prompt.len());
-                work.push((slot, prompt[read[slot]..end].to_vec(), end == prompt.len()));
+                let outputs = usize::from(end == prompt.len());
+                work.push((slot, prompt[read[slot]..end].to_vec(), outputs));
                 read[slot] = end;
             } else {
-                work.push((slot, vec![texts[slot][texts[slot].len() - 1]], true));
+                let text = [prompt.as_slice(), &texts[slot]].concat();
+                let guesses = guessers[slot].guess(&text, LENGTH - texts[slot].len() - 1);
+                let ids = [&text[text.len() - 1..], &guesses].concat();
+                let outputs = ids.len();
+                work.push((slot, ids, outputs));
             }
         }
         let parts: Vec<_> = work
             .iter()
-            .map(|(slot, ids, output)| Part { slot: *slot, ids, output: *output })
+            .map(|(slot, ids, outputs)| Part { slot: *slot, ids, outputs: *outputs })
             .collect();
         let logits = slots.step(&parts).unwrap().to_vec();
         let mut rows = logits.chunks(vocab);
-        for (slot, _, output) in &work {
-            if *output {
-                texts[*slot].push(argmax(rows.next().unwrap()));
+        for (slot, ids, outputs) in &work {
+            let guesses = &ids[ids.len() + 1 - (*outputs).max(1)..];
+            let rows: Vec<_> = rows.by_ref().take(*outputs).collect();
+            assert_eq!(rows.len(), *outputs);
+            let mut used = 0;
+            for row in rows {
+                let id = samplers[*slot].sample(row).unwrap();
+                texts[*slot].push(id);
+                if guesses.get(used) != Some(&id) {
+                    break;
+                }
+                used += 1;
             }
+            slots.truncate(*slot, slots.n_past(*slot) - (guesses.len() - used));
+            guessers[*slot].learn(guesses.len(), used);
+            came_true += used;
         }
         assert!(rows.next().is_none());
     }
-    texts
+    (texts, came_true)
 }
 
 fn check(name: &str, model: &Model, prompts: &[Vec<u32>], kv: KvType) {
@@ -132,18 +177,45 @@ fn a_shared_beginning_continues_as_if_read() {
         let row = &forward(folder).ids[0];
         let expected = alone(&model, row, KvType::F32);
         let mut slots = slots(&model, 3, KvType::F32, 1);
-        slots.step(&[Part { slot: 1, ids: &row[..25], output: false }]).unwrap();
+        slots.step(&[Part { slot: 1, ids: &row[..25], outputs: 0 }]).unwrap();
         slots.share(1, 0, 20).unwrap();
         assert_eq!((slots.n_past(0), slots.n_past(1), slots.n_past(2)), (20, 25, 0));
         // the source goes on with something else; the copy stays
-        slots.step(&[Part { slot: 1, ids: &[7, 7, 7], output: false }]).unwrap();
-        let logits = slots.step(&[Part { slot: 0, ids: &row[20..], output: true }]).unwrap();
+        slots.step(&[Part { slot: 1, ids: &[7, 7, 7], outputs: 0 }]).unwrap();
+        let logits = slots.step(&[Part { slot: 0, ids: &row[20..], outputs: 1 }]).unwrap();
         let mut ids = vec![argmax(logits)];
         while ids.len() < LENGTH {
             let last = [ids[ids.len() - 1]];
-            ids.push(argmax(slots.step(&[Part { slot: 0, ids: &last, output: true }]).unwrap()));
+            ids.push(argmax(slots.step(&[Part { slot: 0, ids: &last, outputs: 1 }]).unwrap()));
         }
         assert_eq!(ids, expected, "{folder}");
+    }
+}
+
+/// All four families: greedy and drawn with a seed, beside each other and each other's prompts, with a shared beginning.
+#[test]
+fn texts_guessed_ahead_together_say_what_each_says_alone() {
+    let seeded = Sampling { temperature: 0.3, seed: 7, ..Sampling::default() };
+    for folder in GOLDEN {
+        for file in [FileType::F32, FileType::F16, FileType::Q4_0] {
+            let model = golden(folder, file);
+            let prompts = prompts(folder);
+            assert_eq!(prompts[4][..3], prompts[0]);
+            let mut came_true = 0;
+            for sampling in [Sampling::default(), seeded.clone()] {
+                let each = |prompt| drawn_alone(&model, prompt, KvType::F32, &sampling);
+                let expected: Vec<_> = prompts.iter().map(|prompt| each(prompt)).collect();
+                for ahead in [1, 3] {
+                    let mut slots = slots(&model, prompts.len(), KvType::F32, ahead.min(2));
+                    let shared = Some((0, 4, 3));
+                    let (found, guessed) =
+                        drawn_together(&mut slots, &prompts, &sampling, ahead, shared);
+                    assert_eq!(found, expected, "{folder} {file}, {sampling:?}, {ahead} ahead");
+                    came_true += guessed;
+                }
+            }
+            assert_eq!(came_true > 0, model.is_batch_invariant(), "{folder} {file}: {came_true}");
+        }
     }
 }
 
@@ -175,7 +247,7 @@ fn refuses_what_slots_cannot_serve_and_reads_nothing_then() {
     let model = golden("golden/minimind2", FileType::F32);
     let options = SlotsOptions { slots: 2, n_ctx: Some(8), kv: KvType::F32, threads: Some(1) };
     let mut slots = Slots::new(&model, options).unwrap();
-    let part = |slot, ids| Part { slot, ids, output: true };
+    let part = |slot, ids| Part { slot, ids, outputs: 1 };
     let mut message = |parts: &[Part<'_>]| slots.step(parts).unwrap_err().to_string();
     assert!(message(&[]).contains("1 to 512 tokens"));
     assert!(message(&[part(0, &[1]), part(0, &[2])]).contains("different slots"));
@@ -183,6 +255,7 @@ fn refuses_what_slots_cannot_serve_and_reads_nothing_then() {
     assert!(message(&[part(0, &[1]), part(1, &[])]).contains("at least one token"));
     assert!(message(&[part(0, &[1]), part(1, &[512])]).contains("found 512"));
     assert!(message(&[part(0, &[1]), part(1, &[1; 9])]).contains("context of 8 tokens is full"));
+    assert!(message(&[Part { outputs: 2, ..part(0, &[1]) }]).contains("at most 1 tokens, found 2"));
     assert_eq!((slots.n_past(0), slots.n_past(1)), (0, 0));
     assert!(slots.share(0, 0, 0).is_err());
     assert!(slots.share(0, 1, 1).is_err());

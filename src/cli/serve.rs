@@ -51,6 +51,9 @@ pub struct ServeArgs {
     /// Element type of the keys and values that are kept; f32 rounds nothing, f16 is quicker
     #[arg(long, value_name = "TYPE", value_enum, default_value = "f16")]
     kv: Kv,
+    /// Tokens guessed ahead at most where a text repeats itself and few are written; it stays the same. 0: none
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    speculate: usize,
     /// Texts that may wait; beyond, requests get 429
     #[arg(long, value_name = "N", default_value_t = 64)]
     queue: usize,
@@ -102,6 +105,7 @@ pub(super) fn run(args: ServeArgs, as_json: bool) -> Result<()> {
         ctx: args.ctx,
         threads: args.threads,
         kv: KvType::from(args.kv),
+        speculate: args.speculate,
         queue: args.queue,
         max_body: args.max_body,
         max_tokens: args.max_tokens,

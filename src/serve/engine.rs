@@ -53,9 +53,11 @@ pub(crate) struct Job {
 }
 
 impl Job {
-    /// True while the client keeps up: a step of all the request's texts finds room for its events.
-    pub(crate) fn has_room(&self) -> bool {
-        self.events.capacity() > RESERVE * self.texts
+    /// Tokens that a step may write of each of the request's texts, so that all their events find room; 0 while the
+    /// client does not keep up.
+    pub(crate) fn room(&self) -> usize {
+        let of_each = self.events.capacity().saturating_sub(1) / self.texts.max(1);
+        (of_each + 1).saturating_sub(RESERVE)
     }
 
     pub(crate) fn send(&self, event: Event) {
@@ -64,7 +66,7 @@ impl Job {
 }
 
 /// Sends an event of a request's text. A client that is gone is noticed in the next round; that there is room is seen to
-/// by [`Job::has_room`] before a step.
+/// by [`Job::room`] before a step.
 pub(crate) fn send(events: &EventSender, index: usize, event: Event) {
     let _ = events.try_send((index, event));
 }
@@ -133,6 +135,8 @@ pub(crate) struct Stats {
     pub(crate) prompt_tokens: AtomicU64,
     pub(crate) cached_tokens: AtomicU64,
     pub(crate) completion_tokens: AtomicU64,
+    pub(crate) guessed_tokens: AtomicU64,
+    pub(crate) accepted_tokens: AtomicU64,
     pub(crate) steps: AtomicU64,
     pub(crate) cancelled: AtomicU64,
     pub(crate) failed: AtomicU64,
@@ -151,11 +155,16 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    /// Starts the thread.
+    /// Starts the thread; `speculate` tokens of a text are guessed ahead at most.
     ///
     /// # Errors
     /// No memory for the slots, a model without a tokenizer, no thread.
-    pub(crate) fn start(model: &Model, options: SlotsOptions, queue: usize) -> Result<Self> {
+    pub(crate) fn start(
+        model: &Model,
+        options: SlotsOptions,
+        speculate: usize,
+        queue: usize,
+    ) -> Result<Self> {
         let slots = Slots::new(model, options)?;
         model.tokenizer()?;
         let stats = Arc::new(Stats::default());
@@ -168,7 +177,7 @@ impl Engine {
             .spawn(move || {
                 // the tokenizer was read above
                 let Ok(tokenizer) = model.tokenizer() else { return };
-                let mut scheduler = Scheduler::new(slots, tokenizer, &thread_stats);
+                let mut scheduler = Scheduler::new(slots, speculate, tokenizer, &thread_stats);
                 loop {
                     if scheduler.is_idle() {
                         match receiver.recv() {

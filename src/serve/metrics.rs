@@ -66,7 +66,7 @@ pub(crate) fn render(app: &App) -> String {
     }
     let label = |id: &str| format!("{{model=\"{}\"}}", escaped(id));
     type Read = fn(&super::engine::Stats) -> u64;
-    let values: [(&str, &str, &str, Read); 9] = [
+    let values: [(&str, &str, &str, Read); 11] = [
         ("waiting", "gauge", "Texts in the queue.", |s| s.waiting.load(Ordering::Relaxed) as u64),
         ("active", "gauge", "Texts being computed.", |s| s.active.load(Ordering::Relaxed) as u64),
         ("prompt_tokens_total", "counter", "Tokens of prompts computed.", |s| {
@@ -77,6 +77,12 @@ pub(crate) fn render(app: &App) -> String {
         }),
         ("completion_tokens_total", "counter", "Tokens written.", |s| {
             s.completion_tokens.load(Ordering::Relaxed)
+        }),
+        ("guessed_tokens_total", "counter", "Tokens guessed ahead and computed.", |s| {
+            s.guessed_tokens.load(Ordering::Relaxed)
+        }),
+        ("accepted_tokens_total", "counter", "Guessed tokens that came true.", |s| {
+            s.accepted_tokens.load(Ordering::Relaxed)
         }),
         ("steps_total", "counter", "Computations of the runner.", |s| {
             s.steps.load(Ordering::Relaxed)

@@ -55,6 +55,8 @@ pub(crate) struct Options {
     pub(crate) ctx: Option<usize>,
     pub(crate) threads: Option<usize>,
     pub(crate) kv: KvType,
+    /// Tokens guessed ahead of a text at most.
+    pub(crate) speculate: usize,
     /// Texts that may wait.
     pub(crate) queue: usize,
     /// Bytes of a request's body.

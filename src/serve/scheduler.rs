@@ -1,20 +1,22 @@
 //! Which tokens are computed next: continuous batching over the runner's slots.
 //!
 //! In: jobs. Each round gives free slots to waiting jobs, computes one step (the next token of every text
-//! that is being written, and pieces of prompts up to a budget), and sends what became certain. A slot
-//! keeps what it computed after its job; a new job takes over the longest beginning it shares with any slot.
+//! that is being written, with guesses of those after it where few texts are, and pieces of prompts up to a
+//! budget), and sends what became certain. A slot keeps what it computed after its job; a new job takes over
+//! the longest beginning it shares with any slot.
+
+mod writing;
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use mmx_converters::tokenizer::{DecodeStream, Tokenizer};
-use mmx_ggml::run::{BATCH, Finish, Part, Sampler, Slots, StopFilter, log_probabilities, reusable};
+use mmx_converters::tokenizer::Tokenizer;
+use mmx_ggml::run::{BATCH, Finish, Part, Slots, reusable};
 
-use super::engine::{
-    self, Event, EventSender, Job, STALL, Stats, Summary, Task, TokenLogprob, Write,
-};
+use super::engine::{Event, Job, STALL, Stats, Task};
 use super::error::ApiError;
+use writing::{Writing, most_guesses};
 
 /// Tokens of prompts read beside texts that are being written: they wait for these, so few.
 const PROMPT_TOKENS_BESIDE: usize = 128;
@@ -50,21 +52,6 @@ enum Kind<'t> {
     Embed(Vec<f64>),
 }
 
-/// A text in progress.
-struct Writing<'t> {
-    sampler: Sampler,
-    stream: DecodeStream<'t>,
-    filter: StopFilter,
-    /// Drawn, but not computed yet.
-    next: Option<u32>,
-    tokens: usize,
-    /// Bytes of text decoded and sent.
-    decoded: usize,
-    sent: usize,
-    /// Tokens whose text is not sent yet, with its end.
-    pending: VecDeque<(usize, TokenLogprob)>,
-}
-
 /// Slots, jobs and the order among them.
 pub(crate) struct Scheduler<'t> {
     slots: Slots,
@@ -74,11 +61,26 @@ pub(crate) struct Scheduler<'t> {
     /// Ids that end a text.
     ends: Vec<u32>,
     stats: &'t Stats,
+    /// Tokens guessed ahead of a text at most.
+    speculate: usize,
     round: u64,
 }
 
+/// Tokens of a slot in a step.
+struct Turn {
+    lane: usize,
+    ids: Vec<u32>,
+    /// Of how many of them, the last ones, the logits are needed: all but the first of these are guesses.
+    outputs: usize,
+}
+
 impl<'t> Scheduler<'t> {
-    pub(crate) fn new(slots: Slots, tokenizer: &'t Tokenizer, stats: &'t Stats) -> Self {
+    pub(crate) fn new(
+        slots: Slots,
+        speculate: usize,
+        tokenizer: &'t Tokenizer,
+        stats: &'t Stats,
+    ) -> Self {
         let lane = || Lane { held: Vec::new(), run: None, used: 0, tenancy: 0 };
         Self {
             lanes: (0..slots.n_slots()).map(|_| lane()).collect(),
@@ -87,6 +89,7 @@ impl<'t> Scheduler<'t> {
             waiting: VecDeque::new(),
             tokenizer,
             stats,
+            speculate,
             round: 0,
         }
     }
@@ -244,23 +247,6 @@ impl<'t> Scheduler<'t> {
         length
     }
 
-    fn writing(&self, write: &mut Write, prompt: &[u32]) -> Result<Box<Writing<'t>>, ApiError> {
-        let vocab = self.slots.model().config().vocab_size;
-        let sampling = std::mem::take(&mut write.sampling);
-        let mut sampler = Sampler::new(sampling, vocab)?.restricted_to(self.tokenizer);
-        prompt.iter().for_each(|&id| sampler.see(id));
-        Ok(Box::new(Writing {
-            sampler,
-            stream: self.tokenizer.decode_stream(true),
-            filter: StopFilter::new(std::mem::take(&mut write.stop))?,
-            next: None,
-            tokens: 0,
-            decoded: 0,
-            sent: 0,
-            pending: VecDeque::new(),
-        }))
-    }
-
     /// Frees a slot; what it computed stays for others.
     fn end(&mut self, lane: usize) -> Option<Run<'t>> {
         let lane = &mut self.lanes[lane];
@@ -332,9 +318,10 @@ impl<'t> Scheduler<'t> {
         true
     }
 
-    /// Computes the next token of every text whose client keeps up, and pieces of prompts. False when there is neither.
+    /// Computes the next token of every text whose client keeps up, with guesses of what comes after, and pieces of
+    /// prompts. False when there is neither.
     fn step(&mut self) -> bool {
-        let mut work: Vec<(usize, Vec<u32>, bool)> = Vec::new();
+        let mut work: Vec<Turn> = Vec::new();
         let mut reading = Vec::new();
         for index in 0..self.lanes.len() {
             let waits = self.borrows(index);
@@ -342,19 +329,26 @@ impl<'t> Scheduler<'t> {
             let Some(Run { kind: Kind::Write(writing), job, stalled, .. }) = &mut lane.run else {
                 continue;
             };
-            if !job.has_room() {
+            if job.room() == 0 {
                 stalled.get_or_insert_with(Instant::now);
                 continue;
             }
             *stalled = None;
             match writing.next {
-                Some(id) => work.push((index, vec![id], true)),
+                Some(id) => work.push(Turn { lane: index, ids: vec![id], outputs: 1 }),
                 None if !waits => reading.push((job.since, index)),
                 None => {}
             }
         }
+        let most = most_guesses(self.speculate, work.len());
+        for turn in &mut work {
+            let guesses = self.guess(turn.lane, most);
+            turn.outputs += guesses.len();
+            turn.ids.extend(guesses);
+        }
         let mut budget = if work.is_empty() { BATCH } else { PROMPT_TOKENS_BESIDE };
-        budget = budget.min(BATCH.saturating_sub(work.len()));
+        let written: usize = work.iter().map(|turn| turn.ids.len()).sum();
+        budget = budget.min(BATCH.saturating_sub(written));
         reading.sort_unstable(); // who came first is served first
         for (_, index) in reading {
             let lane = &self.lanes[index];
@@ -363,7 +357,8 @@ impl<'t> Scheduler<'t> {
             let piece = &rest[..rest.len().min(budget)];
             if !piece.is_empty() {
                 budget -= piece.len();
-                work.push((index, piece.to_vec(), piece.len() == rest.len()));
+                let outputs = usize::from(piece.len() == rest.len());
+                work.push(Turn { lane: index, ids: piece.to_vec(), outputs });
             }
         }
         if work.is_empty() {
@@ -371,14 +366,14 @@ impl<'t> Scheduler<'t> {
         }
         let parts: Vec<Part<'_>> = work
             .iter()
-            .map(|(slot, ids, output)| Part { slot: *slot, ids, output: *output })
+            .map(|turn| Part { slot: turn.lane, ids: &turn.ids, outputs: turn.outputs })
             .collect();
         let logits = match self.slots.step(&parts) {
             Ok(logits) => logits.to_vec(),
             Err(error) => {
                 // none of these can be trusted to go on
                 let error: ApiError = error.into();
-                for (lane, ..) in work {
+                for Turn { lane, .. } in work {
                     if let Some(run) = self.end(lane) {
                         self.stats.failed.fetch_add(1, Ordering::Relaxed);
                         fail(&run.job, error.clone());
@@ -391,118 +386,13 @@ impl<'t> Scheduler<'t> {
         };
         self.stats.steps.fetch_add(1, Ordering::Relaxed);
         let vocab = self.slots.model().config().vocab_size;
-        let mut rows = logits.chunks_exact(vocab);
-        for (lane, ids, output) in work {
-            self.lanes[lane].held.extend_from_slice(&ids);
-            if output && let Some(row) = rows.next() {
-                self.advance(lane, row);
-            }
+        let mut rest = logits.as_slice();
+        for turn in work {
+            let (rows, others) = rest.split_at(rest.len().min(turn.outputs * vocab));
+            rest = others;
+            self.take_turn(&turn, rows.chunks_exact(vocab));
         }
         true
-    }
-
-    /// Draws the next token of a text whose logits are there.
-    fn advance(&mut self, index: usize, logits: &[f32]) {
-        let n_ctx = self.slots.n_ctx();
-        let lane = &mut self.lanes[index];
-        let full = lane.held.len() >= n_ctx;
-        let Some(run) = &mut lane.run else { return };
-        let (Kind::Write(writing), Task::Write(write)) = (&mut run.kind, &mut run.job.task) else {
-            return;
-        };
-        if run.read.is_none() {
-            run.read = Some(Instant::now());
-            let computed = run.job.prompt.len() - run.cached;
-            self.stats.first_token.record(run.job.since.elapsed());
-            self.stats.prompt_tokens.fetch_add(computed as u64, Ordering::Relaxed);
-            self.stats.cached_tokens.fetch_add(run.cached as u64, Ordering::Relaxed);
-        }
-        let drawn = match &mut write.constraint {
-            None => writing.sampler.sample(logits).map_err(ApiError::from),
-            Some(constraint) => constraint.mask().map_err(ApiError::unavailable).and_then(|mask| {
-                let bits = mask.as_ref().map(toktrie::SimpleVob::as_slice);
-                Ok(writing.sampler.sample_among(logits, bits)?)
-            }),
-        };
-        let id = match drawn {
-            Ok(id) => id,
-            Err(error) => {
-                self.stats.failed.fetch_add(1, Ordering::Relaxed);
-                if let Some(run) = self.end(index) {
-                    let status = axum::http::StatusCode::INTERNAL_SERVER_ERROR;
-                    fail(&run.job, ApiError { status, ..error });
-                }
-                return;
-            }
-        };
-        if self.ends.contains(&id) && !write.ignore_end {
-            return self.finish(index, Finish::Stop);
-        }
-        writing.tokens += 1;
-        writing.sampler.accept(id);
-        let text = writing.stream.push(id);
-        let mut complete = false;
-        if let Some(constraint) = &mut write.constraint {
-            complete = constraint.consume(id, &text).is_err() || constraint.is_complete();
-        }
-        writing.decoded += text.len();
-        if let Some(n) = write.logprobs {
-            let (logprob, top) = log_probabilities(logits, id, n);
-            // a token within a character is certain only with what completes it
-            let end = writing.decoded + usize::from(text.is_empty());
-            writing.pending.push_back((end, TokenLogprob { id, logprob, top }));
-        }
-        let certain = writing.filter.push(&text);
-        writing.send(&run.job.events, run.job.index, certain);
-        self.stats.completion_tokens.fetch_add(1, Ordering::Relaxed);
-        let finish = if writing.filter.stopped() || complete {
-            Finish::Stop
-        } else if writing.tokens >= write.max_tokens {
-            Finish::Length
-        } else if full {
-            Finish::Context
-        } else {
-            writing.next = Some(id);
-            return;
-        };
-        self.finish(index, finish);
-    }
-
-    /// Ends a text: what was held back is text after all, unless a stop string was complete.
-    fn finish(&mut self, lane: usize, finish: Finish) {
-        let Some(mut run) = self.end(lane) else { return };
-        let Kind::Write(writing) = &mut run.kind else { return };
-        if !writing.filter.stopped() {
-            let tail = writing.stream.finish();
-            writing.decoded += tail.len();
-            let rest = writing.filter.push(&tail) + &writing.filter.finish();
-            writing.pending.iter_mut().for_each(|(end, _)| *end = 0); // nothing can take them back now
-            writing.send(&run.job.events, run.job.index, rest);
-        }
-        let read = run.read.unwrap_or_else(Instant::now);
-        let summary = Summary {
-            finish,
-            prompt_tokens: run.job.prompt.len(),
-            cached_tokens: run.cached,
-            completion_tokens: writing.tokens,
-            queued: run.started - run.job.since,
-            prefill: read - run.started,
-            decode: read.elapsed(),
-        };
-        self.stats.done.fetch_add(1, Ordering::Relaxed);
-        run.job.send(Event::Done(summary));
-    }
-}
-
-impl Writing<'_> {
-    /// Sends text that is certain with the tokens that end in it.
-    fn send(&mut self, events: &EventSender, index: usize, text: String) {
-        self.sent += text.len();
-        let certain = self.pending.iter().take_while(|(end, _)| *end <= self.sent).count();
-        let tokens: Vec<_> = self.pending.drain(..certain).map(|(_, token)| token).collect();
-        if !text.is_empty() || !tokens.is_empty() {
-            engine::send(events, index, Event::Text(text, tokens));
-        }
     }
 }
 

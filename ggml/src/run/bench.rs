@@ -81,17 +81,14 @@ pub fn bench_streams(
             slots.truncate(slot, 0);
             let prompt: Vec<_> = (0..n_prompt).map(|i| token(i + slot)).collect();
             for ids in prompt.chunks(super::slots::BATCH) {
-                slots.step(&[Part { slot, ids, output: false }])?;
+                slots.step(&[Part { slot, ids, outputs: 0 }])?;
             }
         }
         let start = clock.now();
         for i in 0..n_gen {
             let ids: Vec<_> = (0..streams).map(|slot| [token(i * streams + slot)]).collect();
-            let parts: Vec<_> = ids
-                .iter()
-                .enumerate()
-                .map(|(slot, ids)| Part { slot, ids, output: true })
-                .collect();
+            let parts: Vec<_> =
+                ids.iter().enumerate().map(|(slot, ids)| Part { slot, ids, outputs: 1 }).collect();
             slots.step(&parts)?;
         }
         rate = (streams * n_gen) as f64 / (clock.now() - start);

@@ -2,7 +2,7 @@
 //!
 //! A GGUF becomes a [`Model`] (weights, shared), a [`Session`] of it keeps keys and values of one text and
 //! turns token ids into logits, [`Slots`] do so for several texts together. [`sampler`] turns logits into
-//! an id, [`mod@generate`] a prompt into text.
+//! an id, [`mod@generate`] a prompt into text; a [`Guesser`] has several tokens of a text computed in one step.
 //! The crate's head shows all of it at work.
 
 mod bench;
@@ -25,3 +25,4 @@ pub use model::{LoadOptions, Model};
 pub use sampler::{Sampler, Sampling, log_probabilities};
 pub use session::{KvType, Session, SessionOptions, reusable};
 pub use slots::{BATCH, Part, Slots, SlotsOptions};
+pub use speculate::Guesser;

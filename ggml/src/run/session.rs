@@ -89,9 +89,9 @@ impl Session {
         self.0.check_ids(0, ids)?;
         let last = ids.len().next_multiple_of(BATCH) - BATCH;
         for ids in ids[..last].chunks(BATCH) {
-            self.0.step(&[Part { slot: 0, ids, output: false }])?;
+            self.0.step(&[Part { slot: 0, ids, outputs: 0 }])?;
         }
-        self.0.step(&[Part { slot: 0, ids: &ids[last..], output: true }])
+        self.0.step(&[Part { slot: 0, ids: &ids[last..], outputs: 1 }])
     }
 
     /// Reads one id; gives the logits of what follows, `[vocab]`.
@@ -99,7 +99,7 @@ impl Session {
     /// # Errors
     /// See [`Session::prefill`].
     pub fn decode(&mut self, id: u32) -> Result<&[f32]> {
-        self.0.step(&[Part { slot: 0, ids: &[id], output: true }])
+        self.0.step(&[Part { slot: 0, ids: &[id], outputs: 1 }])
     }
 
     /// Reads at most [`BATCH`] ids in one step that keeps the logits of each for [`Session::row`].

@@ -22,8 +22,11 @@ use crate::error::{Error, Result};
 /// Tokens computed in one step at most (llama.cpp's own size of a physical batch).
 pub const BATCH: usize = 512;
 
-/// Graphs kept beside those of plain decoding: those of prompts, of many sizes, take much memory.
+/// Graphs kept beside those of writing: those of prompts, of many sizes, take much memory.
 const OTHER_GRAPHS: usize = 1;
+
+/// Tokens of a step that counts as writing though there are fewer slots: a few texts with what is guessed of them.
+const FEW: usize = 16;
 
 /// How slots compute.
 #[derive(Clone, Copy, Debug)]
@@ -45,19 +48,8 @@ pub struct Part<'a> {
     pub slot: usize,
     /// Tokens to read, at least one.
     pub ids: &'a [u32],
-    /// Whether the logits of the last one are asked for.
-    pub output: bool,
-}
-
-/// What a step is to give.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Want {
-    /// Logits of the last token of each part that asks.
-    Last,
-    /// Logits of every token.
-    All,
-    /// Final hidden states of every token.
-    Hidden,
+    /// Of how many of them, the last ones, the logits are asked for.
+    pub outputs: usize,
 }
 
 /// Texts in progress.
@@ -66,8 +58,8 @@ pub struct Slots {
     // graphs refer to cache and weights: dropped before them
     graphs: Vec<Graph>,
     one: Pool,
-    /// More threads than one, and when to use them for steps of one token per text, by number of texts;
-    /// nothing where one is all there may be.
+    /// More threads than one, and when to use them for steps of writing, by number of tokens; nothing where one
+    /// is all there may be.
     many: Option<(Pool, Vec<Pace>)>,
     cache: KvCache,
     model: Model,
@@ -108,7 +100,7 @@ impl Slots {
         };
         let many = match threads {
             1 => None,
-            _ => Some((Pool::new(threads)?, vec![Pace::new(); slots])),
+            _ => Some((Pool::new(threads)?, vec![Pace::new(); slots.max(FEW)])),
         };
         Ok(Self {
             graphs: Vec::new(),
@@ -175,13 +167,13 @@ impl Slots {
     }
 
     /// Reads the parts' tokens after what their slots hold, all in one computation; gives the logits of the
-    /// last token of each part that asked, `[parts that asked, vocab]`.
+    /// tokens that were asked for, part by part, `[sum of outputs, vocab]`.
     ///
     /// # Errors
     /// No part, more than [`BATCH`] tokens, a slot twice or one that does not exist, an id outside the
-    /// vocabulary, a full context; nothing is read then.
+    /// vocabulary, a full context, logits of more tokens than a part has; nothing is read then.
     pub fn step(&mut self, parts: &[Part<'_>]) -> Result<&[f32]> {
-        self.compute(parts, Want::Last)?;
+        self.compute(parts, false)?;
         Ok(&self.results)
     }
 
@@ -190,8 +182,7 @@ impl Slots {
     /// # Errors
     /// See [`Slots::step`].
     pub fn logits_all(&mut self, slot: usize, ids: &[u32]) -> Result<&[f32]> {
-        self.compute(&[Part { slot, ids, output: true }], Want::All)?;
-        Ok(&self.results)
+        self.step(&[Part { slot, ids, outputs: ids.len() }])
     }
 
     /// Reads at most [`BATCH`] ids into a slot; gives the final hidden state of every one (after the last
@@ -200,7 +191,7 @@ impl Slots {
     /// # Errors
     /// See [`Slots::step`].
     pub fn hidden_all(&mut self, slot: usize, ids: &[u32]) -> Result<&[f32]> {
-        self.compute(&[Part { slot, ids, output: true }], Want::Hidden)?;
+        self.compute(&[Part { slot, ids, outputs: ids.len() }], true)?;
         Ok(&self.results)
     }
 
@@ -248,6 +239,15 @@ impl Slots {
                 });
             }
             self.check_ids(part.slot, part.ids)?;
+            if part.outputs > part.ids.len() {
+                return Err(Error::Request {
+                    message: format!(
+                        "expected logits of at most {} tokens, found {} asked for",
+                        part.ids.len(),
+                        part.outputs
+                    ),
+                });
+            }
         }
         Ok(())
     }
@@ -259,8 +259,8 @@ impl Slots {
             self.graphs.push(graph);
             return Ok(());
         }
-        let slots = self.past.len();
-        let plain = |b: &Batch| b.tokens <= slots && b.outputs == b.tokens && !b.hidden;
+        let most = self.past.len().max(FEW);
+        let plain = |b: &Batch| b.tokens <= most && b.outputs == b.tokens && !b.hidden;
         // its memory first; a graph with a mask is of no use for another length of the past
         let stale = |b: &Batch| plain(&batch) && plain(b) && b.tokens == batch.tokens;
         self.graphs.retain(|g| !stale(&g.batch));
@@ -276,8 +276,8 @@ impl Slots {
         Ok(())
     }
 
-    /// Computes one step; what it gives is in `self.results`.
-    fn compute(&mut self, parts: &[Part<'_>], want: Want) -> Result<()> {
+    /// Computes one step; what it gives, logits or final hidden states of the tokens asked for, is in `self.results`.
+    fn compute(&mut self, parts: &[Part<'_>], hidden: bool) -> Result<()> {
         self.check(parts)?;
         let tokens: usize = parts.iter().map(|p| p.ids.len()).sum();
         let n_ctx = self.n_ctx;
@@ -288,22 +288,21 @@ impl Slots {
             let past = self.past[part.slot];
             let numbered = part.ids.iter().zip(past..);
             rows.extend(numbered.map(|(&id, position)| (id, position, part.slot * n_ctx)));
-            if part.output {
-                outputs.push(rows.len() as i32 - 1);
-            }
+            let asked = rows.len() - part.outputs..rows.len();
+            outputs.extend(asked.map(|row| row as i32));
         }
         let asked = outputs.len();
         if asked == 0 {
             outputs.push(0); // a graph has a result
         }
-        let count = if want == Want::Last { outputs.len() } else { tokens };
+        let count = outputs.len();
         let past = rows.iter().map(|&(_, position, first)| first + position + 1).max();
         let past = cells_for(past.unwrap_or(1));
         let mut batch = Batch::new(self.model.config(), tokens, past, count);
         if self.cache.pair().is_some() {
             batch.past = past; // our own attention is for the CPU
         }
-        self.graph(Batch { hidden: want == Want::Hidden, ..batch })?;
+        self.graph(Batch { hidden, ..batch })?;
         let Some(graph) = self.graphs.last_mut() else { return Ok(()) };
 
         let plan = &mut graph.plan;
@@ -336,7 +335,7 @@ impl Slots {
         if let Some((pool, paces)) = &mut self.many {
             let threads = pool.threads();
             let free = || free_threads(threads) == threads;
-            let pace = if tokens == parts.len() { paces.get_mut(tokens - 1) } else { None };
+            let pace = if tokens == asked { paces.get_mut(tokens - 1) } else { None };
             match pace {
                 Some(pace) => {
                     let all = pace.all_threads(free);

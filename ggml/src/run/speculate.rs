@@ -1,9 +1,11 @@
 //! Guessing ahead: small models repeat themselves and their prompt, so what followed the last tokens earlier in the
-//! text often follows again. One step over the next token and its guesses costs little more than one token's.
+//! text often follows again. One step over the next token and its guesses costs less than a step for each.
 //!
-//! In: the next token. Out: its logits, which guesses that came true have computed already. Logits are those of
-//! single steps to the last bit, so whoever draws from them writes the same text.
+//! In: a text's ids, and how many guesses came true. Out: guesses, which are computed in the step of the text's next
+//! token. Logits are those of single steps to the last bit, so whoever draws from them, and forgets what lies behind
+//! the first guess that was not drawn, writes the same text.
 
+use super::model::Model;
 use super::session::Session;
 use super::slots::BATCH;
 use crate::error::Result;
@@ -14,32 +16,74 @@ const SHORTEST: usize = 2;
 /// Tokens computed singly after a guess that failed at once; twice as many each time, up to the most.
 const FIRST_PAUSE: usize = 2;
 const LONGEST_PAUSE: usize = 32;
+/// Guesses of a step that must come true, where there are so many: a step with three guesses takes about as long as two
+/// without.
+const ENOUGH: usize = 2;
 
-/// Guesses of one text.
-pub(super) struct Ahead {
+/// Guesses of one text, fewer where they do not come true.
+#[derive(Clone, Debug)]
+pub struct Guesser {
     /// Guesses in a step; 0: none are made.
     width: usize,
+    /// Steps until the next guess, and after the next one that fails.
+    pause: usize,
+    next_pause: usize,
+}
+
+impl Guesser {
+    /// For a text that `model` writes: at most `width` guesses in a step, none where a token's logits depend on what is
+    /// computed beside it ([`Model::is_batch_invariant`]).
+    pub fn new(model: &Model, width: usize) -> Self {
+        let width = if model.is_batch_invariant() { width.min(BATCH - 1) } else { 0 };
+        Self { width, pause: 0, next_pause: FIRST_PAUSE }
+    }
+
+    /// What may follow `ids`, the whole text: at most `most` tokens, often none. To be asked before each step.
+    pub fn guess(&mut self, ids: &[u32], most: usize) -> Vec<u32> {
+        let width = self.width.min(most);
+        if width == 0 {
+            return Vec::new();
+        }
+        if self.pause > 0 {
+            self.pause -= 1;
+            return Vec::new();
+        }
+        follow(ids, width)
+    }
+
+    /// Of `guesses` that were computed, the first `came_true` were drawn.
+    pub fn learn(&mut self, guesses: usize, came_true: usize) {
+        if guesses == 0 {
+            return;
+        }
+        if came_true >= ENOUGH.min(guesses) {
+            self.next_pause = FIRST_PAUSE;
+        } else {
+            self.pause = self.next_pause;
+            self.next_pause = (2 * self.next_pause).min(LONGEST_PAUSE);
+        }
+    }
+}
+
+/// A session's text, guessed ahead.
+pub(super) struct Ahead {
+    guesser: Guesser,
     /// Tokens of the last step after its first, and how many came true.
     guesses: Vec<u32>,
     used: usize,
     /// Tokens of the text that are in the session; guesses that did not come true may lie behind them.
     past: usize,
-    pause: usize,
-    next_pause: usize,
     guessed: usize,
 }
 
 impl Ahead {
     /// For the text that the session holds.
     pub(super) fn new(session: &Session, width: usize) -> Self {
-        let width = if session.model().is_batch_invariant() { width } else { 0 };
         Self {
-            width: width.min(BATCH - 1),
+            guesser: Guesser::new(session.model(), width),
             guesses: Vec::new(),
             used: 0,
             past: session.n_past(),
-            pause: 0,
-            next_pause: FIRST_PAUSE,
             guessed: 0,
         }
     }
@@ -62,16 +106,11 @@ impl Ahead {
             self.guessed += 1;
             return Ok(session.row(self.used));
         }
-        self.judge();
+        self.guesser.learn(self.guesses.len(), self.used);
         session.truncate(self.past - 1);
-        self.guesses.clear();
         self.used = 0;
         let room = session.n_ctx() - session.n_past();
-        if self.pause > 0 {
-            self.pause -= 1;
-        } else if self.width > 0 && room > self.width && wanted > self.width {
-            self.guesses = follow(held, self.width);
-        }
+        self.guesses = self.guesser.guess(held, room.min(wanted).saturating_sub(1));
         if self.guesses.is_empty() {
             return session.decode(id);
         }
@@ -89,20 +128,6 @@ impl Ahead {
     /// Tokens of the text that are in the session.
     pub(super) fn n_past(&self) -> usize {
         self.past
-    }
-
-    /// Learns from the last step's guesses.
-    fn judge(&mut self) {
-        if self.guesses.is_empty() {
-            return;
-        }
-        // a step with guesses takes about as long as two without
-        if self.used >= 2 {
-            self.next_pause = FIRST_PAUSE;
-        } else {
-            self.pause = self.next_pause;
-            self.next_pause = (2 * self.next_pause).min(LONGEST_PAUSE);
-        }
     }
 
     /// Tokens whose guesses came true.
@@ -149,5 +174,33 @@ mod tests {
         assert!(follow(&[1, 2, 3, 2], 4).is_empty());
         assert!(follow(&[], 4).is_empty());
         assert!(follow(&[1, 1], 4).is_empty());
+    }
+
+    #[test]
+    fn a_text_whose_guesses_fail_is_guessed_less_and_less() {
+        let text = [1, 2, 3, 1, 2];
+        let new = || Guesser { width: 3, pause: 0, next_pause: FIRST_PAUSE };
+        let steps_with_guesses = |guesser: &mut Guesser, came_true: usize, steps: usize| {
+            (0..steps)
+                .filter(|_| {
+                    let guesses = guesser.guess(&text, 8).len();
+                    guesser.learn(guesses, came_true.min(guesses));
+                    guesses > 0
+                })
+                .count()
+        };
+        assert_eq!(steps_with_guesses(&mut new(), 2, 100), 100);
+        assert_eq!(steps_with_guesses(&mut new(), 3, 100), 100);
+        let mut failing = new();
+        assert_eq!(steps_with_guesses(&mut failing, 0, 100), 6, "after 0, 3, 8, 17, 34, 67");
+        assert_eq!(steps_with_guesses(&mut failing, 1, 330), 10);
+        // one that comes true after all ends it
+        while failing.guess(&text, 8).is_empty() {}
+        failing.learn(3, 3);
+        assert_eq!(steps_with_guesses(&mut failing, 0, 4), 2);
+        // a single guess can be enough, and where there is room for none, none is made
+        assert_eq!(steps_with_guesses(&mut Guesser { width: 1, ..new() }, 1, 10), 10);
+        assert!(new().guess(&text, 0).is_empty());
+        assert_eq!(new().guess(&text, 2), [3, 1]);
     }
 }

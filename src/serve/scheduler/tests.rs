@@ -4,9 +4,11 @@ use mmx_ggml::run::{KvType, LoadOptions, Model, Sampling, SlotsOptions};
 
 use super::*;
 use crate::form::Form;
-use crate::serve::engine::Events;
+use crate::serve::engine::{self, Events, Write};
 
 const TOKENS: usize = 500;
+/// More guesses than a client's channel has room for.
+const AHEAD: usize = 400;
 
 /// Slots of a golden model, and its tokenizer.
 fn golden() -> (Slots, Tokenizer) {
@@ -62,7 +64,7 @@ fn read(events: &mut Events, ids: &mut Vec<u32>) -> bool {
 fn a_text_waits_for_a_client_that_reads_slowly_and_loses_nothing() {
     let (slots, tokenizer) = golden();
     let stats = Stats::default();
-    let mut scheduler = Scheduler::new(slots, &tokenizer, &stats);
+    let mut scheduler = Scheduler::new(slots, AHEAD, &tokenizer, &stats);
     let (one, mut quick) = job(&tokenizer);
     let (other, mut slow) = job(&tokenizer);
     scheduler.queue(one);
@@ -82,13 +84,14 @@ fn a_text_waits_for_a_client_that_reads_slowly_and_loses_nothing() {
     }
     assert_eq!(found, expected);
     assert!(scheduler.is_idle());
+    assert!(stats.accepted_tokens.load(Ordering::Relaxed) > 100, "guesses came true");
 }
 
 #[test]
 fn a_client_that_does_not_read_at_all_loses_its_slot_and_is_told() {
     let (slots, tokenizer) = golden();
     let stats = Stats::default();
-    let mut scheduler = Scheduler::new(slots, &tokenizer, &stats);
+    let mut scheduler = Scheduler::new(slots, 3, &tokenizer, &stats);
     let (job, mut events) = job(&tokenizer);
     scheduler.queue(job);
     while scheduler.round() {}
