@@ -15,6 +15,7 @@ use mmx_ggml::FileType;
 use mmx_ggml::quantize::quantize_rows;
 use mmx_ggml::run::{
     Finish, Generation, LoadOptions, Model, Sampling, Session, SessionOptions, generate,
+    generate_after, generate_shifting,
 };
 
 /// A folder of weights with a tokenizer that lies elsewhere.
@@ -166,6 +167,56 @@ fn stops_at_an_end_token_a_text_a_full_context_or_the_callers_wish() {
 
     let none = generate(&mut session(&model), &prompt, &request(wild(1), 0), |_| true).unwrap();
     assert_eq!((none.finish, none.text.as_str()), (Finish::Length, ""));
+}
+
+/// A caller that has had enough is heard before there is text to show, and what was read until then is not lost.
+#[test]
+fn who_listens_is_asked_after_every_token_and_within_a_long_prompt() {
+    let model = model("golden/minimind2", "golden");
+    let options = SessionOptions { n_ctx: Some(1600), threads: Some(1), ..Default::default() };
+    let session = || Session::new(&model, options).unwrap();
+    let prompt: Vec<u32> = (0..1100).map(|i| i * 7 % 300 + 3).collect();
+    let request = request(wild(4), 40);
+    let whole = generate(&mut session(), &prompt, &request, |_| true).unwrap();
+
+    let mut asked = Vec::new();
+    let listen = |text: &str| {
+        asked.push(text.to_owned());
+        true
+    };
+    let found =
+        generate_shifting(&mut session(), &[], &prompt, &request, listen, |_| None).unwrap();
+    assert_eq!((&found.ids, &found.text), (&whole.ids, &whole.text));
+    assert_eq!(&asked[..2], ["", ""], "between three pieces of the prompt");
+    assert!(asked.iter().skip(2).any(String::is_empty), "a token within a character");
+    assert!((42..=43).contains(&asked.len()), "40 tokens, and what was held back: {asked:?}");
+    assert_eq!(asked.concat(), whole.text);
+
+    let mut stopped = session();
+    let mut left = 1;
+    let listen = |_: &str| {
+        left -= 1;
+        left >= 0
+    };
+    let cut = generate_shifting(&mut stopped, &[], &prompt, &request, listen, |_| None).unwrap();
+    assert_eq!((cut.finish, cut.ids.len(), cut.prompt_tokens), (Finish::Cancelled, 0, 1024));
+    assert_eq!((stopped.n_past(), &cut.held[..]), (1024, &prompt[..1024]));
+    let rest = &prompt[1024..];
+    let found = generate_after(&mut stopped, &cut.held, rest, &request, |_| true).unwrap();
+    assert_eq!(found.text, whole.text, "what was read is as good as new");
+
+    // within what is read after the context became full
+    let mut full = Session::new(&model, SessionOptions { n_ctx: Some(1110), ..options }).unwrap();
+    let shifted: Vec<u32> = prompt[200..1000].to_vec();
+    let turned = std::cell::Cell::new(false);
+    let on_full = |_: &[u32]| {
+        turned.set(true);
+        Some(shifted.clone())
+    };
+    let cut =
+        generate_shifting(&mut full, &[], &prompt, &request, |_| !turned.get(), on_full).unwrap();
+    assert_eq!((cut.finish, full.n_past(), cut.held.len()), (Finish::Cancelled, 512, 512));
+    assert_eq!(cut.held, shifted[..512]);
 }
 
 #[test]

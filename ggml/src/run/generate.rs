@@ -105,13 +105,16 @@ pub fn generate_after(
     seen: &[u32],
     prompt: &[u32],
     request: &Generation,
-    on_text: impl FnMut(&str) -> bool,
+    mut on_text: impl FnMut(&str) -> bool,
 ) -> Result<Generated> {
+    let on_text = |text: &str| text.is_empty() || on_text(text);
     generate_shifting(session, seen, prompt, request, on_text, |_| None)
 }
 
 /// The same where a full context is no end: `on_full` gets the ids written so far and gives those to go on after (what
-/// is left of the prompt, and of the text written), fewer than the context holds, or nothing to end there.
+/// is left of the prompt, and of the text written), fewer than the context holds, or nothing to end there. `on_text` is
+/// asked whether to go on after every token, and between pieces of a long prompt: with an empty text where none became
+/// certain.
 ///
 /// # Errors
 /// See [`generate`]; ids to go on after that fill the context.
@@ -135,18 +138,28 @@ pub fn generate_shifting(
     }
 
     let start = Instant::now();
-    let mut next = match session.prefill(prompt)? {
-        _ if request.max_tokens == 0 => None,
-        logits => Some(sampler.sample(logits)?),
+    let before = session.n_past();
+    let mut interrupted = false;
+    let mut next = match session.prefill_while(prompt, || on_text(""))? {
+        Some(_) if request.max_tokens == 0 => None,
+        Some(logits) => Some(sampler.sample(logits)?),
+        None => {
+            interrupted = true;
+            None
+        }
     };
     let prefill = start.elapsed();
     let start = Instant::now();
-    let mut held = [seen, prompt].concat();
+    let read = session.n_past() - before;
+    let mut held = [seen, &prompt[..read]].concat();
     let mut ahead = Ahead::new(session, request.speculate);
     let mut ids = Vec::new();
     let mut text = String::new();
     let mut decoded = 0;
     let finish = loop {
+        if interrupted {
+            break Finish::Cancelled;
+        }
         let Some(id) = next.take() else { break Finish::Length };
         if ends.contains(&id) && !request.ignore_end {
             break Finish::Stop;
@@ -155,7 +168,7 @@ pub fn generate_shifting(
         sampler.accept(id);
         let certain = filter.push(&stream.push(id));
         text.push_str(&certain);
-        let wanted = certain.is_empty() || on_text(&certain);
+        let wanted = on_text(&certain);
         if filter.stopped() {
             break Finish::Stop;
         }
@@ -169,12 +182,19 @@ pub fn generate_shifting(
             held.push(id);
             ahead.decode(session, &held, id, request.max_tokens - ids.len())?
         } else {
-            let Some(context) = on_full(&ids) else { break Finish::Context };
+            let Some(mut context) = on_full(&ids) else { break Finish::Context };
             let common = reusable(&held, &context);
             session.truncate(common);
-            held.clone_from(&context);
+            let logits = session.prefill_while(&context[common..], || on_text(""))?;
+            let Some(logits) = logits else {
+                context.truncate(session.n_past());
+                ahead.restart(context.len());
+                held = context;
+                break Finish::Cancelled;
+            };
             ahead.restart(context.len());
-            session.prefill(&context[common..])?
+            held = context;
+            logits
         };
         next = Some(sampler.sample(logits)?);
         decoded += 1;
@@ -191,7 +211,7 @@ pub fn generate_shifting(
         text,
         ids,
         finish,
-        prompt_tokens: prompt.len(),
+        prompt_tokens: read,
         prefill,
         decoded,
         decode: start.elapsed(),

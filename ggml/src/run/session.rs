@@ -86,12 +86,25 @@ impl Session {
     /// # Errors
     /// No ids, an id outside the vocabulary, or a full context; nothing is read then.
     pub fn prefill(&mut self, ids: &[u32]) -> Result<&[f32]> {
+        Ok(self.prefill_while(ids, || true)?.unwrap_or_default())
+    }
+
+    /// The same, but `goes_on` is asked between steps of [`BATCH`] ids whether to: nothing is given once it does not, and
+    /// what was read stays.
+    pub(super) fn prefill_while(
+        &mut self,
+        ids: &[u32],
+        mut goes_on: impl FnMut() -> bool,
+    ) -> Result<Option<&[f32]>> {
         self.0.check_ids(0, ids)?;
         let last = ids.len().next_multiple_of(BATCH) - BATCH;
         for ids in ids[..last].chunks(BATCH) {
             self.0.step(&[Part { slot: 0, ids, outputs: 0 }])?;
+            if !goes_on() {
+                return Ok(None);
+            }
         }
-        self.0.step(&[Part { slot: 0, ids: &ids[last..], outputs: 1 }])
+        self.0.step(&[Part { slot: 0, ids: &ids[last..], outputs: 1 }]).map(Some)
     }
 
     /// Reads one id; gives the logits of what follows, `[vocab]`.

@@ -222,7 +222,8 @@ impl Talk {
         let on_text = |text: &str| {
             let pieces = splitter.push(text);
             keep(&pieces);
-            screen.show(&pieces, &mut in_thought) && !STOPPED.load(Ordering::SeqCst)
+            let shown = pieces.is_empty() || screen.show(&pieces, &mut in_thought);
+            shown && !STOPPED.load(Ordering::SeqCst)
         };
         let generated =
             generate_shifting(&mut self.session, seen, rest, &self.request, on_text, on_full);
