@@ -24,6 +24,7 @@ use std::ops::Range;
 
 use llama_cpp_sys_2 as sys;
 use mmx_converters::gguf::GgmlType;
+use rayon::prelude::*;
 
 use self::activations::Rounded;
 use crate::arena::{Arena, Piece, padded};
@@ -185,20 +186,25 @@ impl Packed {
         Ok(packed)
     }
 
+    /// On all cores: what it takes is mostly the system's, who hands out pages.
     fn fill<L: Layout>(&mut self, data: &[&[u8]]) {
+        /// Bytes of the file that are worth a thread's start.
+        const SHARE: usize = 1 << 17;
         let units = self.cols / L::UNIT;
-        let groups =
-            data.iter().flat_map(|piece| piece.chunks_exact(LANES * units * L::UNIT_BYTES));
-        let values = self.values.bytes_mut().chunks_exact_mut(units * L::VALUES);
-        let scales = self.scales.bytes_mut().chunks_exact_mut(units * L::SCALES);
         let stride = units * L::UNIT_BYTES;
-        for (group, (values, scales)) in groups.zip(values.zip(scales)) {
+        let group_bytes = LANES * stride;
+        let groups: Vec<&[u8]> =
+            data.iter().flat_map(|piece| piece.chunks_exact(group_bytes)).collect();
+        let values = self.values.bytes_mut().par_chunks_exact_mut(units * L::VALUES);
+        let scales = self.scales.bytes_mut().par_chunks_exact_mut(units * L::SCALES);
+        let groups = groups.into_par_iter().zip(values.zip(scales));
+        groups.with_min_len(SHARE.div_ceil(group_bytes)).for_each(|(group, (values, scales))| {
             let values = values.chunks_exact_mut(L::VALUES);
             let scales = scales.chunks_exact_mut(L::SCALES);
             for (unit, (values, scales)) in values.zip(scales).enumerate() {
                 L::pack(&group[unit * L::UNIT_BYTES..], stride, values, scales);
             }
-        }
+        });
     }
 }
 
