@@ -137,14 +137,18 @@ def streams(port, count, path):
 
 
 def serving(path, options, work):
-    """`mmx serve` beside llama-server with flash attention on and off, in turns."""
+    """`mmx serve`, guessing ahead and not, beside llama-server with flash attention on and off, in turns.
+
+    The ratio is that of the server that does not guess: how often guesses are right depends on the text.
+    """
     most = max(options.streams)
     threads = str(options.serve_threads)
     llama = [options.llama_server, "-m", path, "--port", "PORT", "-np", str(most), "-c", str(1024 * most), "-t", threads, "--no-webui"]
     # without guesses: random weights repeat themselves as no model should, and llama-server computes every token
-    ours = [MMX, "serve", path, "--name", "m", "--port", "PORT", "--parallel", str(most), "--ctx", "1024", "-t", threads, "--speculate", "0"]
+    ours = [MMX, "serve", path, "--name", "m", "--port", "PORT", "--parallel", str(most), "--ctx", "1024", "-t", threads]
     servers = {
-        "mmx": Server(ours, f"{work}/mmx.log"),
+        "mmx": Server([*ours, "--speculate", "0"], f"{work}/mmx.log"),
+        "guessing": Server(ours, f"{work}/guessing.log"),
         "llama": Server([*llama, "-fa", "off"], f"{work}/llama.log"),
         "flash": Server([*llama, "-fa", "on"], f"{work}/flash.log"),
     }
@@ -156,7 +160,7 @@ def serving(path, options, work):
             for turn in range(options.repeats + 1):
                 for who, server in servers.items():
                     # llama-server's own form: its OpenAI form fails where random weights write half characters
-                    rate, delay = streams(server.port, count, "/v1/completions" if who == "mmx" else "/completion")
+                    rate, delay = streams(server.port, count, "/v1/completions" if who in ("mmx", "guessing") else "/completion")
                     if turn:  # the first warms up
                         rates[who].append(rate), delays[who].append(delay)
             better = max(("llama", "flash"), key=lambda who: statistics.median(rates[who]))
@@ -165,6 +169,7 @@ def serving(path, options, work):
                 "streams": count,
                 "tokens_per_s": statistics.median(rates["mmx"]), "llama_tokens_per_s": statistics.median(rates[better]),
                 "ratio": statistics.median(ours / max(theirs) for ours, *theirs in pairs),
+                "guessing_tokens_per_s": statistics.median(rates["guessing"]),
                 "first_ms": 1e3 * statistics.median(delays["mmx"]), "llama_first_ms": 1e3 * statistics.median(delays[better]),
             })
             say(f"  {count} streams: {rows[-1]['ratio']:.2f}")
@@ -255,7 +260,7 @@ def main():
         print(f"mmx serve / llama-server, {served['model']}, {options.serve_threads} threads")
         for row in served["rows"]:
             print(f"{row['streams']:4} streams: {row['tokens_per_s']:6.0f} / {row['llama_tokens_per_s']:6.0f} tokens/s = {row['ratio']:.2f},"
-                  f" first token {row['first_ms']:.0f} / {row['llama_first_ms']:.0f} ms")
+                  f" first token {row['first_ms']:.0f} / {row['llama_first_ms']:.0f} ms; guessing ahead {row['guessing_tokens_per_s']:.0f} tokens/s")
         print()
     if "busy" in result:
         row = result["busy"]
