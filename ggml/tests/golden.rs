@@ -183,8 +183,15 @@ fn lists_every_tensor_that_does_not_fit() {
     };
     patch(&mut patched, b"llama.block_count", 3);
     patch(&mut patched, b"llama.feed_forward_length", 96);
-    let gguf = mmx_converters::gguf::Gguf::from_bytes(patched, "patched.gguf").unwrap();
-    let message = Model::from_gguf(gguf, LoadOptions::default()).unwrap_err().to_string();
+    let message = |bytes: &[u8]| {
+        let options = LoadOptions::default();
+        Model::from_bytes(bytes.to_vec(), "patched.gguf", options).unwrap_err().to_string()
+    };
+    // a list of this many would take all memory
+    let mut endless = bytes.clone();
+    patch(&mut endless, b"llama.block_count", i32::MAX as u32);
+    assert!(message(&endless).contains("expected at most 262144 tensors in all"));
+    let message = message(&patched);
     assert!(message.starts_with("patched.gguf"), "{message}");
     assert!(message.contains("9 missing: blk.2.attn_norm.weight"), "{message}");
     assert!(message.contains("expected shape [96, 64], found [192, 64]"), "{message}");

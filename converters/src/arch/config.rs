@@ -9,6 +9,9 @@ use super::{Family, Layout, minimind2, minimind3};
 use crate::error::{Error, Result};
 use crate::tensor::Dtype;
 
+/// Tensors a model may have by its configuration: the largest mixtures of experts have some 50 thousand.
+const MAX_ROWS: usize = 1 << 18;
+
 /// A model's dimensions and constants. Fields carry config.json's names.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -256,7 +259,8 @@ impl Config {
         Ok((config, warnings))
     }
 
-    /// Constraints between the fields.
+    /// Constraints between the fields, and what bounds the table of a model's tensors: it is made before they are
+    /// looked for in a file.
     ///
     /// # Errors
     /// The first one that does not hold, naming `path` and the key.
@@ -289,6 +293,14 @@ impl Config {
                     "expected at most the number of experts ({}), found {}",
                     moe.num_experts, moe.num_experts_per_tok
                 ),
+            );
+        }
+        let experts = self.moe.as_ref().map_or(0, |m| m.num_experts + m.shared_experts);
+        let rows = self.num_hidden_layers.saturating_mul(experts.saturating_mul(3) + 12);
+        if rows > MAX_ROWS {
+            return fault(
+                "num_hidden_layers",
+                format!("expected at most {MAX_ROWS} tensors in all, found some {rows}"),
             );
         }
         Ok(())
