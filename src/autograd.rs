@@ -90,8 +90,9 @@ unsafe extern "C" fn call(
     wanted: *const bool,
     made: *mut Pointer,
 ) -> *mut c_char {
-    // SAFETY: `state` is the box of `differentiable`, not yet given back; `given` holds a pointer to a live
-    // tensor, or null, per output, `wanted` a truth value and `made` a place per input.
+    // SAFETY: `state` is the box of `differentiable`, not yet given back and nobody else's now: an operator is called by
+    // one thread at a time, since mmx walks each graph once. `given` holds a pointer to a live tensor, or null, per
+    // output, `wanted` a truth value and `made` a place per input.
     let (state, given, wanted, made) = unsafe {
         let state = &*state.cast::<State>();
         (

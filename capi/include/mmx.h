@@ -72,7 +72,7 @@ typedef struct {
 typedef struct {
   // Positions kept, tokens; 0: the model's own length, at most 4096.
   size_t n_ctx;
-  // Threads; 0: what suits the model's size.
+  // Threads, 512 at most; 0: what suits the model's size.
   size_t threads;
   // Keep keys and values in float32, which rounds nothing, instead of float16.
   bool exact;

@@ -52,7 +52,7 @@ impl Text {
 pub struct MmxSessionOptions {
     /// Positions kept, tokens; 0: the model's own length, at most 4096.
     pub n_ctx: usize,
-    /// Threads; 0: what suits the model's size.
+    /// Threads, 512 at most; 0: what suits the model's size.
     pub threads: usize,
     /// Keep keys and values in float32, which rounds nothing, instead of float16.
     pub exact: bool,

@@ -119,6 +119,12 @@ int main(int argc, char **argv) {
     mmx_session_options options;
     EXPECT(mmx_session_options_init(NULL) == MMX_STATUS_INVALID_ARGUMENT);
     EXPECT(mmx_session_options_init(&options) == MMX_STATUS_OK);
+    options.threads = 513;
+    EXPECT(mmx_session_new(model, &options, &session) == MMX_STATUS_FAILED);
+    EXPECT(strstr(mmx_last_error(), "1 to 512 threads") != NULL);
+    options.threads = (size_t)1 << 32; /* no thread at all, as an int */
+    EXPECT(mmx_session_new(model, &options, &session) == MMX_STATUS_FAILED);
+    options.threads = 0;
     options.n_ctx = 64;
     options.exact = true;
     EXPECT(mmx_session_new(model, &options, &session) == MMX_STATUS_OK);

@@ -19,6 +19,8 @@ use crate::tensor::Tensor;
 
 /// Where ggml wants a tensor's data to begin. Source: TENSOR_ALIGNMENT, ggml-backend.cpp.
 pub(crate) const ALIGNMENT: usize = 32;
+/// Threads that compute together at most. Source: GGML_MAX_N_THREADS, ggml.h (a macro, so not in the bindings).
+pub const MAX_THREADS: usize = 512;
 /// Rounds a worker spins while it waits for the next graph, in ggml's unit of some 6 ms: the pause between
 /// two tokens is shorter, and a worker that waits longer sleeps.
 const POLL: u32 = 1;
@@ -87,14 +89,16 @@ impl Buffer {
     }
 
     /// The file's own bytes as memory for tensors, or nothing where they begin at an odd address (a file in
-    /// memory); the caller keeps `gguf` alive as long.
-    pub(crate) fn of_file(gguf: &Gguf) -> Result<Option<Self>> {
+    /// memory).
+    ///
+    /// # Safety
+    /// The tensors put there are weights, which nothing writes, and are not read once `gguf` is gone.
+    pub(crate) unsafe fn of_file(gguf: &Gguf) -> Result<Option<Self>> {
         let bytes = gguf.bytes();
         if bytes.as_ptr().align_offset(ALIGNMENT) != 0 {
             return Ok(None);
         }
-        // SAFETY: the pointer is that of a live slice that does not move; ggml never writes into a buffer
-        // that only holds weights, which is all that is put there.
+        // SAFETY: the pointer is that of a live slice that does not move; the rest is this function's own condition.
         let ptr = unsafe {
             sys::ggml_backend_cpu_buffer_from_ptr(
                 bytes.as_ptr().cast_mut().cast::<c_void>(),
@@ -117,7 +121,7 @@ impl Buffer {
                 message: format!("a tensor of {} bytes at {offset} of the file", tensor.bytes()),
             });
         }
-        // SAFETY: the range lies in the buffer and is aligned, as checked.
+        // SAFETY: the range lies in the file and is aligned, as checked; ggml checks that it lies in the buffer.
         let status = unsafe {
             let address = gguf.bytes().as_ptr().add(offset).cast_mut().cast::<c_void>();
             sys::ggml_backend_tensor_alloc(self.ptr.as_ptr(), tensor.raw(), address)
@@ -203,18 +207,22 @@ impl Drop for Pool {
 
 impl Pool {
     /// `threads` threads, the caller's being one of them.
+    ///
+    /// # Errors
+    /// None, or more than [`MAX_THREADS`]: ggml would write beyond its list of them, or end the process.
     pub(crate) fn new(threads: usize) -> Result<Self> {
         Self::with_poll(threads, POLL)
     }
 
     /// The same with another time of spinning.
     pub(crate) fn with_poll(threads: usize, poll: u32) -> Result<Self> {
+        let count = thread_count(threads)?;
         let kernels = kernels()?;
         let stream = kernels.device.start()?;
-        // SAFETY: the parameters are filled in by ggml.
+        // SAFETY: numbers and flags, for which zeros are values, filled in by ggml; at least one thread.
         let ptr = unsafe {
             let mut params = std::mem::zeroed();
-            sys::ggml_threadpool_params_init(&mut params, threads as i32);
+            sys::ggml_threadpool_params_init(&mut params, count);
             params.poll = poll;
             (kernels.new_pool)(&mut params)
         };
@@ -245,6 +253,19 @@ impl Pool {
 
     pub(crate) fn raw(&self) -> *mut sys::ggml_threadpool {
         self.ptr.as_ptr()
+    }
+}
+
+/// A number of threads as C takes it.
+///
+/// # Errors
+/// None, or more than [`MAX_THREADS`].
+pub(crate) fn thread_count(threads: usize) -> Result<i32> {
+    match i32::try_from(threads) {
+        Ok(count) if (1..=MAX_THREADS).contains(&threads) => Ok(count),
+        _ => Err(Error::Request {
+            message: format!("expected 1 to {MAX_THREADS} threads, found {threads}"),
+        }),
     }
 }
 
@@ -418,14 +439,21 @@ impl Plan {
     }
 
     /// An input's data, or a result's on the CPU, as plain values; its slot must be of this plan, made of values of
-    /// this size.
+    /// this size or a multiple.
     pub(crate) fn data_mut<T: bytemuck::Pod>(&mut self, slot: Slot) -> &mut [T] {
         // SAFETY: slots are made from tensors of this plan, which live as long as its context; contiguous
-        // inputs and outputs of the graph have memory of ggml_nbytes bytes in plain CPU memory, aligned to
+        // inputs and outputs of the finished graph have memory of ggml_nbytes bytes in plain CPU memory, aligned to
         // 32 bytes. `&mut self` keeps it from being computed or read elsewhere meanwhile.
         unsafe {
             let tensor = slot.0.as_ptr();
             let bytes = sys::ggml_nbytes(tensor);
+            let element = sys::ggml_type_size((*tensor).type_);
+            assert!(
+                !(*tensor).data.is_null() && element.is_multiple_of(size_of::<T>()),
+                "a tensor of a finished graph, of elements of {} bytes, as {}",
+                element,
+                size_of::<T>()
+            );
             std::slice::from_raw_parts_mut((*tensor).data.cast::<T>(), bytes / size_of::<T>())
         }
     }
@@ -464,5 +492,20 @@ impl<'c> Nodes<'c> {
         unsafe { sys::ggml_set_output(tensor.raw()) };
         self.compute(tensor);
         Slot::of(tensor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As an `i32` the third is none, the fourth less than that: ggml writes beyond the list of no threads.
+    #[test]
+    fn impossible_numbers_of_threads_are_refused() {
+        for threads in [0, MAX_THREADS + 1, 1 << 32, 1 << 31] {
+            let message = Pool::new(threads).unwrap_err().to_string();
+            assert!(message.contains(&format!("found {threads}")), "{message}");
+        }
+        assert_eq!(Pool::new(3).unwrap().threads(), 3);
     }
 }

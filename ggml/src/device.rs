@@ -120,12 +120,15 @@ impl DeviceRef {
     /// True when the device can compute `op` with its operand number `operand`, which has no memory yet, in
     /// memory of this kind.
     pub(crate) fn supports(self, op: Tensor<'_>, operand: usize, kind: BufferType) -> bool {
-        // SAFETY: op and its operand are live tensors without memory; the operand (and what it is a view of)
-        // gets an empty buffer for the question and loses it again.
+        // SAFETY: op and its operand are live tensors without memory, which one thread holds; the operand gets an
+        // empty buffer for the question and loses it again.
         unsafe {
             let tensor = (*op.raw()).src[operand];
+            if tensor.is_null() {
+                return false;
+            }
             let buffer = sys::ggml_backend_buft_alloc_buffer(kind.raw(), 0);
-            if tensor.is_null() || buffer.is_null() {
+            if buffer.is_null() {
                 return false;
             }
             (*tensor).buffer = buffer;

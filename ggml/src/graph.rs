@@ -37,6 +37,17 @@ pub struct Rope {
     pub beta_slow: f32,
 }
 
+/// True for rows one after the other without gaps, within each row too.
+fn is_contiguous(x: Tensor<'_>) -> bool {
+    // SAFETY: a valid tensor.
+    unsafe { sys::ggml_is_contiguous(x.raw()) }
+}
+
+/// True where ggml takes a matrix for a transposed one.
+fn is_transposed(x: Tensor<'_>) -> bool {
+    x.nb()[0] > x.nb()[1]
+}
+
 fn mismatch(op: &str, found: &[&Tensor<'_>]) -> Error {
     let shapes: Vec<_> = found.iter().map(|t| format!("{:?}", t.shape())).collect();
     Error::Request { message: format!("{op}: shapes {} do not fit", shapes.join(" and ")) }
@@ -66,6 +77,7 @@ impl Context {
     pub fn mul_mat<'c>(&'c self, weight: Tensor<'c>, x: Tensor<'c>) -> Result<Tensor<'c>> {
         let (w, v) = (weight.ne(), x.ne());
         let fits = w[0] == v[0]
+            && !is_transposed(weight)
             && w[2] > 0
             && w[3] > 0
             && v[2].is_multiple_of(w[2])
@@ -87,6 +99,7 @@ impl Context {
     ) -> Result<Tensor<'c>> {
         let (w, v, i) = (weight.ne(), x.ne(), ids.ne());
         let fits = w[0] == v[0]
+            && !is_transposed(weight)
             && w[3] == 1
             && v[3] == 1
             && i[2] * i[3] == 1
@@ -105,7 +118,7 @@ impl Context {
     /// Shapes that do not fit, or no room.
     pub fn get_rows<'c>(&'c self, table: Tensor<'c>, ids: Tensor<'c>) -> Result<Tensor<'c>> {
         let (t, i) = (table.ne(), ids.ne());
-        let fits = t[2] == i[1] && i[3] == 1 && ids.ty() == Some(GgmlType::I32);
+        let fits = t[2] == i[1] && t[3] == i[2] && i[3] == 1 && ids.ty() == Some(GgmlType::I32);
         check("row look-up", fits, &[&table, &ids])?;
         node!(self, "rows", sys::ggml_get_rows(self.raw(), table.raw(), ids.raw()))
     }
@@ -173,7 +186,7 @@ impl Context {
     /// # Errors
     /// An odd last dimension, or no room.
     pub fn swiglu<'c>(&'c self, x: Tensor<'c>) -> Result<Tensor<'c>> {
-        check("SwiGLU", x.ne()[0].is_multiple_of(2), &[&x])?;
+        check("SwiGLU", x.ne()[0].is_multiple_of(2) && is_contiguous(x), &[&x])?;
         node!(self, "a SwiGLU", sys::ggml_swiglu(self.raw(), x.raw()))
     }
 
@@ -182,7 +195,9 @@ impl Context {
     /// # Errors
     /// Shapes that differ, or no room.
     pub fn swiglu_split<'c>(&'c self, gate: Tensor<'c>, up: Tensor<'c>) -> Result<Tensor<'c>> {
-        check("SwiGLU", gate.ne() == up.ne(), &[&gate, &up])?;
+        let fits = gate.ne() == up.ne() && gate.ty() == up.ty();
+        let fits = fits && is_contiguous(gate) && is_contiguous(up);
+        check("SwiGLU", fits, &[&gate, &up])?;
         node!(self, "a SwiGLU", sys::ggml_swiglu_split(self.raw(), gate.raw(), up.raw()))
     }
 
@@ -196,7 +211,7 @@ impl Context {
         positions: Tensor<'c>,
         rope: &Rope,
     ) -> Result<Tensor<'c>> {
-        let fits = x.ne()[2] == positions.ne()[0]
+        let fits = positions.ne() == [x.ne()[2], 1, 1, 1]
             && positions.ty() == Some(GgmlType::I32)
             && rope.dims <= x.ne()[0]
             && rope.dims.is_multiple_of(2);
@@ -244,6 +259,7 @@ impl Context {
             && qs[2].is_multiple_of(ks[2])
             && ms == [ks[1], qs[1], 1, 1]
             && qs[3] * ks[3] * vs[3] == 1
+            && is_contiguous(mask)
             && mask.ty() == Some(GgmlType::F16);
         check("attention", fits, &[&q, &k, &v, &mask])?;
         let out: Tensor<'c> = node!(
@@ -265,11 +281,12 @@ impl Context {
         Ok(out)
     }
 
-    /// Softmax over the last dimension.
+    /// Softmax over the last dimension of contiguous data.
     ///
     /// # Errors
-    /// No room.
+    /// Data that are not contiguous, or no room.
     pub fn soft_max<'c>(&'c self, x: Tensor<'c>) -> Result<Tensor<'c>> {
+        check("softmax", is_contiguous(x), &[&x])?;
         node!(self, "a softmax", sys::ggml_soft_max(self.raw(), x.raw()))
     }
 
@@ -296,10 +313,9 @@ impl Context {
     /// Another number of elements, data that are not contiguous, or no room.
     pub fn reshape<'c>(&'c self, x: Tensor<'c>, shape: &[usize]) -> Result<Tensor<'c>> {
         let ne = crate::tensor::to_ne(shape);
-        // SAFETY: a valid tensor.
-        let contiguous = unsafe { sys::ggml_is_contiguous(x.raw()) };
-        let fits = shape.iter().product::<usize>() == x.elements() && shape.len() <= 4;
-        check("reshape", fits && contiguous, &[&x])?;
+        let elements = shape.iter().try_fold(1usize, |n, &dim| n.checked_mul(dim));
+        let fits = elements == Some(x.elements()) && shape.len() <= 4 && is_contiguous(x);
+        check("reshape", fits, &[&x])?;
         node!(
             self,
             "a shape",
@@ -320,7 +336,8 @@ impl Context {
         head_dim: usize,
     ) -> Result<Tensor<'c>> {
         let (ne, nb) = (x.ne(), x.nb());
-        let fits = first + heads * head_dim <= ne[0] && ne[2] * ne[3] == 1;
+        let end = heads.checked_mul(head_dim).and_then(|n| n.checked_add(first));
+        let fits = end.is_some_and(|end| end <= ne[0]) && ne[2] * ne[3] == 1;
         let plain = x.ty().is_some_and(|ty| ty.block_elements() == 1);
         check("columns", fits && plain, &[&x])?;
         node!(
@@ -345,7 +362,8 @@ impl Context {
     /// Rows beyond the tensor, or no room.
     pub fn rows<'c>(&'c self, x: Tensor<'c>, first: usize, rows: usize) -> Result<Tensor<'c>> {
         let (ne, nb) = (x.ne(), x.nb());
-        check("rows", first + rows <= ne[1] && ne[2] * ne[3] == 1, &[&x])?;
+        let end = first.checked_add(rows);
+        check("rows", end.is_some_and(|end| end <= ne[1]) && ne[2] * ne[3] == 1, &[&x])?;
         let offset = first * nb[1];
         node!(
             self,
@@ -401,6 +419,43 @@ mod tests {
         assert!(c.top_k(x, 8).is_err());
         assert!(c.swiglu(x).is_err(), "an odd row has no halves");
         assert!(c.get_rows(w, x).is_err(), "float ids");
+        assert!(c.rows(x, usize::MAX, 2).is_err());
+        assert!(c.columns(x, 2, usize::MAX, 2).is_err());
+        assert!(c.reshape(x, &[1 << 63, 2, 21]).is_err());
+    }
+
+    #[test]
+    fn rejects_orders_that_ggml_would_abort_on() {
+        let c = Context::new(16, 0).unwrap();
+        let ids = |shape: &[usize]| c.tensor(GgmlType::I32, shape).unwrap();
+        let x = c.tensor(GgmlType::F32, &[4, 2, 6]).unwrap();
+        let turned = c.swap_outer(x).unwrap(); // [2, 4, 6]
+        assert!(c.soft_max(turned).is_err());
+        assert!(c.swiglu(turned).is_err());
+        assert!(c.swiglu_split(turned, turned).is_err());
+        let halves = c.tensor(GgmlType::F16, &[4, 2, 6]).unwrap();
+        assert!(c.swiglu_split(x, halves).is_err(), "of two types");
+        let deep = c.tensor(GgmlType::F32, &[2, 1, 3, 6]).unwrap();
+        assert!(c.get_rows(deep, ids(&[1, 3])).is_err(), "no ids for the outermost");
+        let rope = Rope {
+            dims: 6,
+            pairs: true,
+            theta: 1e4,
+            original_length: 1,
+            scale: 1.0,
+            extrapolation: 0.0,
+            attention_factor: 1.0,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+        };
+        assert!(c.rope(x, ids(&[2, 4]), &rope).is_err(), "positions are one row");
+        assert!(c.rope(x, ids(&[4]), &rope).is_ok());
+        // SAFETY: a valid tensor and a context with room.
+        let across =
+            unsafe { Tensor::from_raw(sys::ggml_transpose(c.raw(), x.raw()), "a view").unwrap() };
+        let v = c.tensor(GgmlType::F32, &[4, 1, 2]).unwrap();
+        assert!(c.mul_mat(across, v).is_err());
+        assert!(c.mul_mat_id(across, v, ids(&[4, 1])).is_err());
     }
 
     #[test]

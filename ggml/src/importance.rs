@@ -75,7 +75,9 @@ impl LlamaModel {
     ) -> Result<BTreeMap<String, Sums>> {
         let mut collector = Box::<Collector>::default();
         let user = std::ptr::from_mut(collector.as_mut()).cast::<c_void>();
-        self.observe(pieces, threads, all_experts, (Some(observe), user), progress)?;
+        // SAFETY: the pointer is that of a Collector, which lives in its box until the end of this function and which
+        // nothing but the callback touches meanwhile.
+        unsafe { self.observe(pieces, threads, all_experts, (Some(observe), user), progress)? };
         match collector.fault {
             Some(fault) => Err(Error::Request { message: fault }),
             None => Ok(collector.matrices),
@@ -126,6 +128,9 @@ impl Collector {
         node: &sys::ggml_tensor,
         routed: bool,
     ) -> std::result::Result<(), String> {
+        if input.nb[0] != size_of::<f32>() {
+            return Err(format!("expected values side by side, found {} bytes apart", input.nb[0]));
+        }
         let size = |n: i64| usize::try_from(n).unwrap_or(0);
         let columns = size(input.ne[0]);
         let experts = if routed { size(weight.ne[2]) } else { 1 };
@@ -139,7 +144,7 @@ impl Collector {
         }
         let row = |i1: usize, i2: usize, i3: usize| {
             let offset = i1 * input.nb[1] + i2 * input.nb[2] + i3 * input.nb[3];
-            // SAFETY: indices below the tensor's extents, so within its data; float32 rows are contiguous.
+            // SAFETY: indices below the tensor's extents, so within its data; values side by side (checked).
             unsafe {
                 let data = input.data.cast::<u8>().add(offset).cast::<f32>();
                 std::slice::from_raw_parts(data, columns)
@@ -160,7 +165,8 @@ impl Collector {
             }
             return Ok(());
         }
-        // SAFETY: a routed product's third source holds the chosen experts, int32 `[tokens, used]`.
+        // SAFETY: a routed product's third source holds the chosen experts, int32 `[tokens, used]`, tokens being
+        // the input's outer extent (ggml_mul_mat_id).
         let ids = unsafe { &*node.src[2] };
         for token in 0..size(ids.ne[1]) {
             for used in 0..size(ids.ne[0]) {

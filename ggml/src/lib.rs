@@ -71,6 +71,7 @@ mod rng;
 pub mod run;
 pub mod tensor;
 
+pub use backend::MAX_THREADS;
 pub use clock::Clock;
 pub use cpu::cpu_kernels;
 pub use device::{Device, devices};

@@ -14,7 +14,7 @@ use std::sync::Once;
 use llama_cpp_sys_2 as sys;
 use mmx_converters::imatrix::Imatrix;
 
-use crate::backend::Pool;
+use crate::backend::{MAX_THREADS, Pool, thread_count};
 use crate::clock::Clock;
 use crate::cpu::kernels;
 use crate::error::{Error, Result};
@@ -74,7 +74,7 @@ pub fn quantize_file(
         unsafe {
             let mut params = sys::llama_model_quantize_default_params();
             params.ftype = file.id() as sys::llama_ftype;
-            params.nthread = threads as i32;
+            params.nthread = threads.min(MAX_THREADS) as i32; // none: as many as there are cores
             if imatrix.is_some() {
                 params.imatrix = list.as_ptr();
             }
@@ -180,26 +180,31 @@ impl LlamaModel {
     }
 
     fn context(&self, settings: &Settings) -> Result<Context<'_>> {
-        self.context_with(settings, (None, std::ptr::null_mut()))
+        // SAFETY: no callback.
+        unsafe { self.context_with(settings, (None, std::ptr::null_mut())) }
     }
 
     /// A context whose nodes are shown to `callback` (with the pointer beside it) as they are computed.
-    fn context_with(
+    ///
+    /// # Safety
+    /// The callback may be called with that pointer as long as the context lives.
+    unsafe fn context_with(
         &self,
         settings: &Settings,
         callback: (sys::ggml_backend_sched_eval_callback, *mut c_void),
     ) -> Result<Context<'_>> {
+        let threads = thread_count(settings.threads.max(1))?;
         let (context, said) = log::capture(|| {
-            // SAFETY: the model is alive; every pointer in the default parameters is null, and that of the
-            // callback outlives the context (`observe`).
+            // SAFETY: the model is alive; every pointer in the default parameters is null, and the callback's is
+            // this function's own condition.
             unsafe {
                 let mut params = sys::llama_context_default_params();
                 params.n_ctx = settings.n_ctx as u32;
                 params.n_batch = BATCH as u32;
                 params.n_ubatch = BATCH as u32;
                 params.n_outputs_max_per_seq = 0;
-                params.n_threads = settings.threads.max(1) as i32;
-                params.n_threads_batch = settings.threads.max(1) as i32;
+                params.n_threads = threads;
+                params.n_threads_batch = threads;
                 params.type_k = settings.cache;
                 params.type_v = settings.cache;
                 params.flash_attn_type = if settings.flash {
@@ -285,9 +290,12 @@ impl LlamaModel {
         Ok(logits)
     }
 
-    /// Reads pieces of text, each from its beginning, and shows every node to `callback`, which must be safe to
-    /// call with the pointer beside it until this returns. `all_experts`: every expert computes for every token.
-    pub(crate) fn observe(
+    /// Reads pieces of text, each from its beginning, and shows every node to `callback`. `all_experts`: every expert
+    /// computes for every token.
+    ///
+    /// # Safety
+    /// The callback may be called with the pointer beside it until this returns.
+    pub(crate) unsafe fn observe(
         &self,
         pieces: &[&[u32]],
         threads: usize,
@@ -296,7 +304,9 @@ impl LlamaModel {
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<()> {
         let longest = pieces.iter().map(|piece| piece.len()).max().unwrap_or(0);
-        let mut context = self.context_with(&Self::exact(longest.max(1), threads), callback)?;
+        let settings = Self::exact(longest.max(1), threads);
+        // SAFETY: the context is dropped before this returns; the rest is this function's own condition.
+        let mut context = unsafe { self.context_with(&settings, callback)? };
         // SAFETY: the context is alive.
         unsafe { sys::llama_set_warmup(context.context.as_ptr(), all_experts) }
         for (i, piece) in pieces.iter().enumerate() {
@@ -437,9 +447,10 @@ impl LlamaModel {
     ) -> Result<Speed> {
         let n_ctx = n_prompt.max(n_gen).max(1);
         let settings = Settings { n_ctx, threads, cache: sys::GGML_TYPE_F16, flash };
-        let pool = Pool::with_poll(threads, LLAMA_BENCH_POLL)?; // freed after the context
+        let pool = Pool::with_poll(threads, LLAMA_BENCH_POLL)?;
         let mut context = self.context(&settings)?;
-        context.attach(&pool);
+        // SAFETY: variables are dropped in reverse order, the pool after the context.
+        unsafe { context.attach(&pool) };
         let vocab = self.vocab_size().max(1);
         let token = |i: usize| (i.wrapping_mul(2_654_435_761) >> 7) as u32 % vocab as u32;
         let prompt: Vec<_> = (0..n_prompt).map(token).collect();
@@ -529,9 +540,12 @@ impl Context<'_> {
         Ok(unsafe { std::slice::from_raw_parts(row, self.model.vocab_size()) })
     }
 
-    /// Computes with the pool's threads from now on; the pool must outlive the context.
-    fn attach(&mut self, pool: &Pool) {
-        // SAFETY: both are alive, and the caller drops the pool after the context; null would mean the first.
+    /// Computes with the pool's threads from now on.
+    ///
+    /// # Safety
+    /// The pool outlives the context.
+    unsafe fn attach(&mut self, pool: &Pool) {
+        // SAFETY: both are alive, the rest is this function's own condition; null means the first for both.
         unsafe {
             sys::llama_attach_threadpool(self.context.as_ptr(), pool.raw(), std::ptr::null_mut());
         }

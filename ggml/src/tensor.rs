@@ -62,6 +62,14 @@ impl<'c> Tensor<'c> {
         self.ptr.as_ptr()
     }
 
+    /// Names it, up to a zero byte and 63 bytes at most.
+    pub(crate) fn set_name(self, name: &str) {
+        let bytes: Vec<u8> = name.bytes().take_while(|&byte| byte != 0).chain([0]).collect();
+        // SAFETY: a valid tensor that the caller does not share yet, and a string that ends in zero, of which ggml
+        // copies what it has room for.
+        unsafe { sys::ggml_set_name(self.ptr.as_ptr(), bytes.as_ptr().cast()) };
+    }
+
     fn get(&self) -> &sys::ggml_tensor {
         // SAFETY: the pointer is valid while the context lives, which 'c says.
         unsafe { self.ptr.as_ref() }
@@ -118,6 +126,11 @@ mod tests {
         assert_eq!((tensor.elements(), tensor.bytes()), (48, 96));
         assert_eq!(tensor.ty(), Some(GgmlType::F16));
         assert!(!tensor.is_allocated());
+        tensor.set_name(&"long".repeat(40)); // ggml has room for 64 bytes
+        assert_eq!(
+            tensor.get().name.map(|c| c as u8),
+            *format!("{}\0", &"long".repeat(16)[..63]).as_bytes()
+        );
         let one = context.tensor(GgmlType::F32, &[1]).unwrap();
         assert_eq!(one.shape(), [1]);
     }

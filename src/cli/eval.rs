@@ -217,7 +217,8 @@ fn measure(
     request: Option<&Request>,
 ) -> Result<Row> {
     let tokenizer = form.expect_tokenizer()?;
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let cores =
+        std::thread::available_parallelism().map_or(1, usize::from).min(mmx_ggml::MAX_THREADS);
     let threads = args.threads.unwrap_or(cores);
     let mut engine = engine::open_on(kind, form, threads, args.device.load_options()?)?;
     device::announce(engine.placement());

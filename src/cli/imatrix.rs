@@ -44,7 +44,8 @@ pub struct ImatrixArgs {
 /// See [`collect`].
 pub(super) fn run(args: &ImatrixArgs, json: bool) -> Result<()> {
     let begin = std::time::Instant::now();
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let cores =
+        std::thread::available_parallelism().map_or(1, usize::from).min(mmx_ggml::MAX_THREADS);
     let request = Request {
         model: args.model.clone(),
         data: args.data.clone(),

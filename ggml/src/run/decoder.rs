@@ -4,6 +4,8 @@
 //! the past). Out: logits or final hidden states of some tokens or of all. Shapes are outermost first:
 //! `n` tokens of the batch, of one text or of several, `past` cells that are looked at.
 
+#![expect(unsafe_code, reason = "a graph must not outlive what it refers to")]
+
 use mmx_converters::arch::{Config, Moe, rope};
 use mmx_converters::gguf::GgmlType;
 
@@ -68,8 +70,11 @@ pub(super) enum Sight<T> {
 }
 
 impl Graph {
-    /// Makes the graph. It refers to weights and cache, so it must not outlive them.
-    pub(super) fn new(
+    /// Makes the graph. It refers to weights and cache.
+    ///
+    /// # Safety
+    /// It is not computed once the weights or the cache are gone.
+    pub(super) unsafe fn new(
         config: &Config,
         weights: &Weights,
         cache: &KvCache,

@@ -4,6 +4,7 @@ use mmx_converters::arch::Config;
 
 use super::model::Model;
 use super::slots::{BATCH, Part, Slots, SlotsOptions};
+use crate::backend::MAX_THREADS;
 use crate::error::Result;
 
 /// The type of cached keys and values.
@@ -50,7 +51,7 @@ impl Session {
     /// An empty text.
     ///
     /// # Errors
-    /// `n_ctx` or `threads` of zero, or no memory.
+    /// `n_ctx` or `threads` of zero, more threads than [`MAX_THREADS`], or no memory.
     pub fn new(model: &Model, options: SessionOptions) -> Result<Self> {
         let SessionOptions { n_ctx, kv, threads } = options;
         Ok(Self(Slots::new(model, SlotsOptions { slots: 1, n_ctx, kv, threads })?))
@@ -146,7 +147,7 @@ pub(super) fn default_n_ctx(config: &Config) -> usize {
 
 /// One thread for each 4 MB of weights per token, at most as many as there are cores.
 pub(super) fn default_threads(bytes_per_token: usize) -> usize {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
     (bytes_per_token / 4_000_000).clamp(1, cores)
 }
 

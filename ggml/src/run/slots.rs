@@ -6,6 +6,8 @@
 //! the same whatever is computed beside it, up to the last bit of kernels that add in another order for
 //! more rows (float32, float16 and bfloat16 weights; blocks of integers are exact).
 
+#![expect(unsafe_code, reason = "graphs refer to weights and cache, which must outlive them")]
+
 use std::time::Instant;
 
 use half::f16;
@@ -73,7 +75,7 @@ impl Slots {
     /// Empty texts.
     ///
     /// # Errors
-    /// No slots, `n_ctx` or `threads` of zero, or no memory.
+    /// No slots, `n_ctx` or `threads` of zero, more threads than [`MAX_THREADS`](crate::MAX_THREADS), or no memory.
     pub fn new(model: &Model, options: SlotsOptions) -> Result<Self> {
         let config = model.config();
         let n_ctx = options.n_ctx.unwrap_or_else(|| default_n_ctx(config));
@@ -272,7 +274,8 @@ impl Slots {
             self.graphs.remove(oldest);
         }
         let (config, weights) = (self.model.config(), self.model.weights());
-        self.graphs.push(Graph::new(config, weights, &self.cache, batch)?);
+        // SAFETY: graphs are fields of what holds cache and model, dropped before both, and never moved out.
+        self.graphs.push(unsafe { Graph::new(config, weights, &self.cache, batch)? });
         Ok(())
     }
 

@@ -92,7 +92,8 @@ pub(super) struct Weights {
     gguf: Gguf,
 }
 
-// SAFETY: weights are written while loading only; afterwards every thread just reads them.
+// SAFETY: weights are written while loading only; afterwards every thread just reads them. That includes their
+// descriptions: making a graph would name those that have no name (tested).
 unsafe impl Send for Weights {}
 // SAFETY: as above.
 unsafe impl Sync for Weights {}
@@ -119,9 +120,11 @@ impl Weights {
         // more than enough for each, joined or not: what is not used costs nothing
         let taken = gguf.tensors().iter().filter(|t| own && packed::takes(t.ty));
         let room = taken.map(|t| 2 * t.bytes + 2 * LINE).sum();
+        // SAFETY: weights only lie there, and they are kept together with the file, which is dropped last.
+        let file = unsafe { Buffer::of_file(&gguf)? };
         let mut loader = Loader {
             gguf: &gguf,
-            file: Buffer::of_file(&gguf)?,
+            file,
             mapped: Context::new(count, 0)?,
             plain: Context::new(2 * count, 0)?,
             kinds,
@@ -391,7 +394,7 @@ impl Loader<'_> {
             && let Some(split) = self.split
             && is_supported(split.device, split.device.memory(), ty, &shape)?
         {
-            let weight = weight_of(self.device.tensor(ty, &shape)?);
+            let weight = weight_of(self.device.tensor(ty, &shape)?, names[0]);
             self.copies.push((weight, Source::Joined { tensors, experts }));
             return Ok(Matrix::Plain(weight));
         }
@@ -407,7 +410,7 @@ impl Loader<'_> {
         let own = |weight| if dense { Matrix::Dense(weight) } else { Matrix::Plain(weight) };
         for (kind, context) in &self.kinds {
             if !dense && is_supported(kernels()?.device, *kind, ty, &shape)? {
-                let weight = weight_of(context.tensor(ty, &shape)?);
+                let weight = weight_of(context.tensor(ty, &shape)?, names[0]);
                 self.copies.push((weight, Source::Joined { tensors, experts }));
                 return Ok(Matrix::Plain(weight));
             }
@@ -417,7 +420,7 @@ impl Loader<'_> {
         if joins && let Some(weight) = self.in_place(&tensors[0], &shape)? {
             return Ok(own(weight));
         }
-        let weight = weight_of(self.plain.tensor(ty, &shape)?);
+        let weight = weight_of(self.plain.tensor(ty, &shape)?, names[0]);
         self.copies.push((weight, Source::Joined { tensors, experts }));
         Ok(own(weight))
     }
@@ -428,7 +431,7 @@ impl Loader<'_> {
         if let Some(weight) = self.in_place(&info, &info.shape)? {
             return Ok(weight);
         }
-        let weight = weight_of(self.plain.tensor(info.ty, &info.shape)?);
+        let weight = weight_of(self.plain.tensor(info.ty, &info.shape)?, name);
         self.copies.push((weight, Source::Joined { tensors: vec![info], experts: 1 }));
         Ok(weight)
     }
@@ -440,7 +443,7 @@ impl Loader<'_> {
         let row = info.shape.last().copied().unwrap_or(0);
         let values = dequantize_rows(info.ty, self.gguf.data(&info), row)?;
         let context = if self.on_device { &self.device } else { &self.plain };
-        let weight = weight_of(context.tensor(GgmlType::F32, &info.shape)?);
+        let weight = weight_of(context.tensor(GgmlType::F32, &info.shape)?, name);
         self.copies.push((weight, Source::Values(values)));
         Ok(weight)
     }
@@ -453,11 +456,13 @@ impl Loader<'_> {
         }
         let tensor = self.mapped.tensor(first.ty, shape)?;
         file.place(self.gguf, tensor, first.offset)?;
-        Ok(Some(weight_of(tensor)))
+        Ok(Some(weight_of(tensor, &first.name)))
     }
 }
 
-fn weight_of(tensor: Tensor<'_>) -> Weight {
+/// The weight that a tensor is; `name` is that in the file, of the first where several are joined.
+fn weight_of(tensor: Tensor<'_>, name: &str) -> Weight {
+    tensor.set_name(name);
     // SAFETY: a Tensor is never null.
     Weight(unsafe { NonNull::new_unchecked(tensor.raw()) })
 }
@@ -480,4 +485,44 @@ fn is_supported(
         trial.mul_mat(weight, trial.tensor(GgmlType::F32, &[2, row])?)?
     };
     Ok(device.supports(op, 0, kind))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::CStr;
+
+    use super::*;
+    use crate::run::{Model, Session, SessionOptions};
+
+    /// Names of all tensors that the weights are.
+    fn names(weights: &Weights) -> Vec<String> {
+        let mut names = Vec::new();
+        for context in &weights._contexts {
+            // SAFETY: a live context, whose tensors' names end in zero.
+            unsafe {
+                let mut tensor = sys::ggml_get_first_tensor(context.raw());
+                while !tensor.is_null() {
+                    let name = CStr::from_ptr((*tensor).name.as_ptr());
+                    names.push(name.to_str().unwrap().to_owned());
+                    tensor = sys::ggml_get_next_tensor(context.raw(), tensor);
+                }
+            }
+        }
+        names
+    }
+
+    #[test]
+    fn computing_leaves_the_descriptions_of_weights_alone() {
+        for repack in [true, false] {
+            let bytes = crate::random::tiny_gguf(1).unwrap();
+            let options = LoadOptions { repack, ..LoadOptions::default() };
+            let model = Model::from_bytes(bytes, "tiny.gguf", options).unwrap();
+            let before = names(model.weights());
+            assert!(before.contains(&"blk.0.attn_norm.weight".to_owned()), "{before:?}");
+            assert!(before.iter().all(|name| !name.is_empty()), "{before:?}");
+            let mut session = Session::new(&model, SessionOptions::default()).unwrap();
+            session.prefill(&[1, 2, 3]).unwrap();
+            assert_eq!(names(model.weights()), before);
+        }
+    }
 }
