@@ -29,7 +29,8 @@ pub(crate) fn is_available(head_dim: usize) -> bool {
 
 impl Context {
     /// Attention of `q` `[n, heads, head_dim]` over the cells `keys`, `values` `[cells, kv_heads * head_dim]`
-    /// (float32 or float16): token i over the `positions[i] + 1` cells from `firsts[i]` on (both i32).
+    /// (float32 or float16): token i over the `positions[i] + 1` cells from `firsts[i]` on (both i32), or as many
+    /// of them as there are.
     /// Gives `[n, heads * head_dim]`.
     ///
     /// # Errors
@@ -54,9 +55,12 @@ impl Context {
             && keys.nb() == values.nb()
             && keys.ty() == values.ty()
             && matches!(keys.ty(), Some(GgmlType::F32 | GgmlType::F16))
-            && positions.ne() == [n, 1, 1, 1]
-            && firsts.ne() == [n, 1, 1, 1]
-            && [positions, firsts].iter().all(|t| t.ty() == Some(GgmlType::I32));
+            && keys.ty().is_some_and(|ty| keys.nb()[0] == ty.block_bytes())
+            && [positions, firsts].iter().all(|t| {
+                t.ne() == [n, 1, 1, 1]
+                    && t.nb()[0] == size_of::<i32>()
+                    && t.ty() == Some(GgmlType::I32)
+            });
         if !fits {
             return Err(Error::Request {
                 message: format!(
@@ -131,9 +135,12 @@ mod avx512 {
     }
 
     /// Values `at..at + 16` of a row of the cache.
+    ///
+    /// # Safety
+    /// The CPU has AVX-512 F and VL; the row has these values.
     #[target_feature(enable = "avx512f,avx512vl")]
     unsafe fn load<const HALF: bool>(row: *const u8, at: usize) -> __m512 {
-        // SAFETY: the caller says that the row has these values.
+        // SAFETY: this function's own condition.
         unsafe {
             if HALF {
                 _mm512_cvtph_ps(_mm256_loadu_si256(row.add(2 * at).cast()))
@@ -144,14 +151,16 @@ mod avx512 {
     }
 
     /// # Safety
-    /// `target` is a node of `cached_attention` with computed operands and heads of 16 * `D` values.
+    /// The CPU has AVX-512 F and VL; `target` is a node of `cached_attention` with computed operands and heads of
+    /// 16 * `D` values.
     #[target_feature(enable = "avx512f,avx512vl")]
     pub(super) unsafe fn share<const D: usize>(
         target: *mut sys::ggml_tensor,
         index: usize,
         threads: usize,
     ) {
-        // SAFETY: as the caller says; rows and heads are addressed by the strides of the tensors.
+        // SAFETY: as the caller says; rows and heads are addressed by the strides of the tensors, and cells beyond
+        // the last are left out, whatever positions and firsts say.
         unsafe {
             let [q, keys, values, positions, firsts] =
                 [0, 1, 2, 3, 4].map(|i: usize| &*(*target).src[i]);
@@ -165,13 +174,15 @@ mod avx512 {
                 let mut item = index;
                 while item < heads * q.ne[2] as usize {
                     let (token, head) = (item / heads, item % heads);
-                    let position = *positions.data.cast::<i32>().add(token) as usize;
-                    let start = *firsts.data.cast::<i32>().add(token) as usize;
-                    let seen = (position + 1).min(cells.saturating_sub(start));
+                    let position = *positions.data.cast::<i32>().add(token);
+                    let start = *firsts.data.cast::<i32>().add(token);
+                    let start = usize::try_from(start).map_or(cells, |start| start.min(cells));
+                    let seen = usize::try_from(position).map_or(0, |at| at + 1).min(cells - start);
                     let query = q.data.cast::<u8>().add(token * q.nb[2] + head * q.nb[1]);
                     let first = start * keys.nb[1] + head / group * head_dim * keys.nb[0];
+                    // wrapping: where nothing is seen the first cell may be none
                     let of = |tensor: &sys::ggml_tensor| {
-                        tensor.data.cast::<u8>().add(first).cast_const()
+                        tensor.data.cast::<u8>().wrapping_add(first).cast_const()
                     };
                     let out = (*target).data.cast::<f32>().add((token * heads + head) * head_dim);
                     let (k, v, stride) = (of(keys), of(values), keys.nb[1]);
@@ -187,6 +198,10 @@ mod avx512 {
     }
 
     /// One token and head: `q` `[head_dim]` over `seen` cells, `stride` bytes apart.
+    ///
+    /// # Safety
+    /// The CPU has AVX-512 F and VL; `q` and `out` have `D` * 16 values, `keys` and `values` as many in each of `seen`
+    /// rows.
     #[target_feature(enable = "avx512f,avx512vl")]
     unsafe fn one<const D: usize, const HALF: bool>(
         q: *const f32,
@@ -197,7 +212,7 @@ mod avx512 {
         out: *mut f32,
         scores: &mut Vec<f32>,
     ) {
-        // SAFETY: the caller says that q and out have D * 16 values and the cache `seen` rows of them.
+        // SAFETY: this function's own condition; scores are made for `seen` cells, rounded up to whole registers.
         unsafe {
             let scale = _mm512_set1_ps(1.0 / ((D * LANES) as f32).sqrt());
             let query: [__m512; D] =
@@ -252,6 +267,8 @@ mod tests {
 
     use super::*;
     use crate::backend::{Plan, Pool, Slot};
+    use crate::custom::Compute;
+    use crate::custom::trial::compute_apart;
     use crate::rng::SplitMix64;
 
     /// Attention as one would write it down.
@@ -347,5 +364,103 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// The last cell that is looked at is the last there is, of lengths around those of registers.
+    #[test]
+    fn nothing_beside_queries_cells_and_results_is_touched() {
+        let mut rng = SplitMix64::new(5);
+        for (heads, kv_heads, d) in [(1, 1, 16), (4, 2, 48), (3, 1, 128)] {
+            if !is_available(d) {
+                continue;
+            }
+            for cells in [1, 2, 15, 16, 17, 33] {
+                let last = cells as i32 - 1;
+                for at in [vec![], vec![(0, last)], vec![(last, 0), (last / 2, last - last / 2)]] {
+                    let mut random = |n: usize| -> Vec<f16> {
+                        (0..n).map(|_| f16::from_f64(rng.next_f64() * 4.0 - 2.0)).collect()
+                    };
+                    let [q, k, v] = [at.len() * heads, cells * kv_heads, cells * kv_heads]
+                        .map(|rows| random(rows * d));
+                    let wide = |x: &[f16]| x.iter().map(|x| x.to_f32()).collect::<Vec<_>>();
+                    let [q, k_wide, v_wide] = [&q, &k, &v].map(|x| wide(x));
+                    let expected = naive(&q, &k_wide, &v_wide, heads, kv_heads, d, &at);
+                    for ty in [GgmlType::F32, GgmlType::F16] {
+                        let context = Context::new(8, 0).unwrap();
+                        let shape = [cells, kv_heads * d];
+                        let [keys, values] = [(); 2].map(|()| context.tensor(ty, &shape).unwrap());
+                        let query = context.tensor(GgmlType::F32, &[at.len(), heads, d]).unwrap();
+                        let numbers = || context.tensor(GgmlType::I32, &[at.len()]).unwrap();
+                        let node = context
+                            .cached_attention(query, keys, values, numbers(), numbers())
+                            .unwrap();
+                        let cache: [&[u8]; 2] = match ty {
+                            GgmlType::F32 => [&k_wide, &v_wide].map(|x| bytemuck::cast_slice(x)),
+                            _ => [&k, &v].map(|x| bytemuck::cast_slice(x)),
+                        };
+                        for beyond in [0, 1, 1000] {
+                            // a text that goes on beyond the cells is seen as far as there are any
+                            let positions: Vec<i32> = at.iter().map(|(_, p)| p + beyond).collect();
+                            let firsts: Vec<i32> = at.iter().map(|&(first, _)| first).collect();
+                            let operands = [
+                                bytemuck::cast_slice(&q),
+                                cache[0],
+                                cache[1],
+                                bytemuck::cast_slice(&positions),
+                                bytemuck::cast_slice(&firsts),
+                            ];
+                            for threads in [1, 3] {
+                                let how = (compute as Compute, std::ptr::null_mut());
+                                let found = compute_apart(node, &operands, how, threads);
+                                assert_eq!(found.len(), expected.len());
+                                for (found, expected) in found.iter().zip(&expected) {
+                                    let error = (found - expected).abs();
+                                    assert!(error < 5e-6, "{found} for {expected}, {at:?}");
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn cells_that_are_not_there_are_not_looked_for() {
+        if !is_available(16) {
+            return;
+        }
+        let context = Context::new(8, 0).unwrap();
+        let query = context.tensor(GgmlType::F32, &[3, 1, 16]).unwrap();
+        let [keys, values] = [(); 2].map(|()| context.tensor(GgmlType::F32, &[2, 16]).unwrap());
+        let [positions, firsts] = [(); 2].map(|()| context.tensor(GgmlType::I32, &[3]).unwrap());
+        let node = context.cached_attention(query, keys, values, positions, firsts).unwrap();
+        let bytes = |x: &[i32]| -> Vec<u8> { bytemuck::cast_slice(x).to_vec() };
+        let ones: Vec<u8> = bytemuck::cast_slice(&[1f32; 48]).to_vec();
+        let (positions, firsts) = (bytes(&[-1, 0, i32::MAX]), bytes(&[0, i32::MAX, -1]));
+        let operands = [&ones[..], &ones[..128], &ones[..128], &positions, &firsts];
+        let how = (compute as Compute, std::ptr::null_mut());
+        let found = compute_apart(node, &operands, how, 1);
+        assert!(found.iter().all(|x| x.is_nan()), "the mean of nothing: {found:?}");
+    }
+
+    #[test]
+    fn rows_with_gaps_do_not_fit() {
+        if !is_available(16) {
+            return;
+        }
+        let context = Context::new(16, 0).unwrap();
+        let query = context.tensor(GgmlType::F32, &[2, 1, 16]).unwrap();
+        let numbers = context.tensor(GgmlType::I32, &[2]).unwrap();
+        let cells = context.tensor(GgmlType::F32, &[16, 16, 16]).unwrap();
+        let turned = context.middle(context.swap_outer(cells).unwrap(), 0).unwrap();
+        assert!(context.cached_attention(query, turned, turned, numbers, numbers).is_ok());
+        // SAFETY: operands and axes are valid.
+        let turned = unsafe {
+            let raw = llama_cpp_sys_2::ggml_transpose(context.raw(), turned.raw());
+            Tensor::from_raw(raw, "a view").unwrap()
+        };
+        let refused = context.cached_attention(query, turned, turned, numbers, numbers);
+        assert!(refused.unwrap_err().to_string().contains("do not fit"));
     }
 }

@@ -146,11 +146,51 @@ pub(crate) unsafe fn pairs(
     }
 }
 
-/// Products of plain numbers, for the tests of both kinds.
+/// Operations on plain numbers, for the tests of their kernels.
 #[cfg(test)]
 pub(crate) mod trial {
     use super::*;
     use crate::backend::{Nodes, Plan, Pool, Slot};
+
+    /// Computes a node that no graph is made for: each operand (`operands`: their bytes, those of a view: of what it
+    /// is a view of) and the result lie in an allocation of their own that ends where they do. A memory checker sees
+    /// every byte that `compute` touches beside them, which it cannot in a graph's one buffer.
+    pub(crate) fn compute_apart(
+        node: Tensor<'_>,
+        operands: &[&[u8]],
+        (compute, user): (Compute, *mut c_void),
+        threads: usize,
+    ) -> Vec<f32> {
+        // words: aligned for every operand; rows of all of them are whole words
+        let words = |bytes: &&[u8]| -> Box<[u32]> {
+            bytes.as_chunks().0.iter().map(|&word| u32::from_ne_bytes(word)).collect()
+        };
+        let mut memory: Vec<Box<[u32]>> = operands.iter().map(words).collect();
+        let mut result = vec![0f32; node.elements()].into_boxed_slice();
+        // SAFETY: the node and its operands are alive and nobody else's; their data are set to memory of as many bytes
+        // as they have (asserted), and to null again before that is gone. `compute` is the node's own.
+        unsafe {
+            let raw = node.raw();
+            (*raw).data = result.as_mut_ptr().cast();
+            for (i, memory) in memory.iter_mut().enumerate() {
+                let operand = (*raw).src[i];
+                let whole =
+                    if (*operand).view_src.is_null() { operand } else { (*operand).view_src };
+                assert_eq!(sys::ggml_nbytes(whole), size_of_val(&**memory), "operand {i}");
+                (*operand).data =
+                    memory.as_mut_ptr().wrapping_byte_add((*operand).view_offs).cast();
+            }
+            assert!((*raw).src[operands.len()].is_null(), "more operands than {}", operands.len());
+            for index in 0..threads {
+                compute(raw, index as c_int, threads as c_int, user);
+            }
+            (*raw).data = std::ptr::null_mut();
+            for i in 0..operands.len() {
+                (*(*raw).src[i]).data = std::ptr::null_mut();
+            }
+        }
+        result.into_vec()
+    }
 
     /// Rows to be multiplied and, with experts, the chosen ones and how many each token chose.
     pub(crate) struct Numbers<'a> {

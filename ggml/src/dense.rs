@@ -57,6 +57,7 @@ impl Context {
         let w = weight.ne();
         let element = weight.ty().filter(|&ty| fits(ty, &[w[2], w[1], w[0]]));
         let rows_touch = w[3] == 1
+            && element.is_some_and(|ty| weight.nb()[0] == ty.block_bytes())
             && element.is_some_and(|ty| Some(weight.nb()[1]) == ty.row_bytes(w[0]))
             && weight.nb()[2] == w[1] * weight.nb()[1];
         let shape = activations.products(w[2], w[1], w[0]).filter(|_| rows_touch && is_available());
@@ -241,7 +242,10 @@ mod avx512 {
         }
     }
 
-    /// Some rows with `T` tokens, `R` rows at a time.
+    /// Some rows, a multiple of [`ROWS`], with `T` tokens, `R` rows at a time.
+    ///
+    /// # Safety
+    /// As for [`share`]; the matrix has these rows.
     #[target_feature(enable = "avx512f,avx512dq")]
     unsafe fn tiles<E: Element, const R: usize, const T: usize>(
         product: &Product,
@@ -261,13 +265,17 @@ mod avx512 {
         }
     }
 
+    /// The rows `row..row + R` with `T` tokens.
+    ///
+    /// # Safety
+    /// As for [`share`]; the matrix has these rows, of a multiple of 16 values.
     #[target_feature(enable = "avx512f,avx512dq")]
     unsafe fn tile<E: Element, const R: usize, const T: usize>(
         product: &Product,
         pairs: &[(u32, u32); T],
         row: usize,
     ) {
-        // SAFETY: rows `row..row + R` are the matrix's, `cols` is a multiple of 16, rows of the pairs exist.
+        // SAFETY: this function's own condition; what is fetched ahead may be anywhere.
         unsafe {
             let row_bytes = product.cols * E::SIZE;
             let weights = product.weights.add(row * row_bytes);
@@ -310,7 +318,8 @@ mod avx512 {
 mod tests {
     use super::*;
     use crate::backend::{Plan, Slot};
-    use crate::custom::trial::Numbers;
+    use crate::custom::Compute;
+    use crate::custom::trial::{Numbers, compute_apart};
     use crate::quantize::{dequantize_rows, quantize_rows};
     use crate::rng::SplitMix64;
 
@@ -376,6 +385,61 @@ mod tests {
                             let last = Numbers { x, shape: &[1, cols], chosen: None };
                             let last = product(weight, &last, 1);
                             assert_eq!(found[(tokens - 1) * rows..], last);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_beside_matrix_activations_and_results_is_touched() {
+        if !is_available() {
+            return;
+        }
+        let mut rng = SplitMix64::new(13);
+        let mut random =
+            |n: usize| -> Vec<f32> { (0..n).map(|_| rng.next_f64() as f32 - 0.5).collect() };
+        for ty in [GgmlType::F32, GgmlType::F16, GgmlType::BF16] {
+            // the smallest; rows that are no multiple of the larger tiles; more than stay in the cache at a time
+            for (experts, rows, cols) in [(1, 4, 16), (1, 20, 80), (1, 28, 16 * 1024), (3, 12, 48)]
+            {
+                let bytes = quantize_rows(ty, &random(experts * rows * cols), cols).unwrap();
+                for tokens in [0, 1, 2, 3, 5, 11] {
+                    let k = 2;
+                    let ids: Vec<i32> =
+                        random(tokens * k).iter().map(|r| ((r + 0.5) * 3.0) as i32).collect();
+                    let ids = (experts > 1).then_some((&ids[..], k));
+                    let shape = [experts, rows, cols];
+                    let w_shape = if experts > 1 { &shape[..] } else { &shape[1..] };
+                    // rows of `wide` are twice as long: activations are the last of two parts, or the only one
+                    for parts in if experts > 1 { 1..2 } else { 1..3 } {
+                        let wide = random(tokens * parts * cols);
+                        let own: Vec<f32> = wide
+                            .chunks(parts * cols)
+                            .flat_map(|row| row[(parts - 1) * cols..].to_vec())
+                            .collect();
+                        let x_shape = [tokens, 1, cols];
+                        let x_shape: &[usize] =
+                            if experts > 1 { &x_shape } else { &[tokens, cols] };
+                        let numbers = Numbers { x: &own, shape: x_shape, chosen: ids };
+                        let expected = product((ty, &bytes, w_shape), &numbers, 1);
+
+                        let context = Context::new(8, 0).unwrap();
+                        let weight = context.tensor(ty, w_shape).unwrap();
+                        let x = context.tensor(GgmlType::F32, &[tokens, parts, cols]).unwrap();
+                        let chosen = ids.map(|(ids, k)| {
+                            context.tensor(GgmlType::I32, &[ids.len() / k, k]).unwrap()
+                        });
+                        let x = if experts > 1 { x } else { context.middle(x, parts - 1).unwrap() };
+                        let activations = Activations { x, chosen };
+                        let node = context.dense_product(weight, activations).unwrap();
+                        let mut operands = vec![bytemuck::cast_slice(&wide), &bytes[..]];
+                        operands.extend(ids.map(|(ids, _)| bytemuck::cast_slice(ids)));
+                        for threads in [1, 2, 9] {
+                            let how = (compute as Compute, std::ptr::null_mut());
+                            let found = compute_apart(node, &operands, how, threads);
+                            assert_eq!(found, expected, "{}, {shape:?}, {tokens}", ty.name());
                         }
                     }
                 }

@@ -12,7 +12,8 @@ pub(super) struct Rounded {
     pub(super) values: Vec<i8>,
     /// `[n, cols / 32]`: scales, rounded to float16 as q8_0 keeps them.
     pub(super) scales: Vec<f32>,
-    /// `[n, cols / 32]`: sums of a block's first and last 16 values, since weights are kept as numbers from 0 on.
+    /// `[n, cols / 32]`: sums of a block's first and last 16 values, since weights are kept as numbers from 0 on. Of
+    /// values that are no numbers they may be any.
     pub(super) sums: Vec<[i32; 2]>,
 }
 

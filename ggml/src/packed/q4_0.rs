@@ -51,7 +51,7 @@ impl Layout for Q4 {
                     let at = tile.inputs[t].values.add(block * BLOCK).cast::<i32>();
                     let [first, last] = *tile.inputs[t].sums.add(block);
                     // nibbles stand for -8..7
-                    let mut dots = _mm512_set1_epi32(-8 * (first + last));
+                    let mut dots = _mm512_set1_epi32(first.wrapping_add(last).wrapping_mul(-8));
                     let mut upper = _mm512_setzero_si512();
                     for k in 0..4 {
                         let low_four = _mm512_set1_epi32(at.add(k).read_unaligned());

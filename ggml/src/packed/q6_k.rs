@@ -69,8 +69,10 @@ impl Layout for Q6 {
                     for t in 0..T {
                         let at = tile.inputs[t].values.add(at_block * BLOCK).cast::<i32>();
                         let sum = *tile.inputs[t].sums.add(at_block);
-                        let mut dots =
-                            [_mm512_set1_epi32(-32 * sum[0]), _mm512_set1_epi32(-32 * sum[1])];
+                        let mut dots = [
+                            _mm512_set1_epi32(sum[0].wrapping_mul(-32)),
+                            _mm512_set1_epi32(sum[1].wrapping_mul(-32)),
+                        ];
                         for k in 0..4 {
                             let first = _mm512_set1_epi32(at.add(k).read_unaligned());
                             let last = _mm512_set1_epi32(at.add(k + 4).read_unaligned());

@@ -43,7 +43,7 @@ impl Layout for Q8 {
                     let at = tile.inputs[t].values.add(block * BLOCK).cast::<i32>();
                     let [first, last] = *tile.inputs[t].sums.add(block);
                     // two sums that do not wait for each other
-                    let mut dots = _mm512_set1_epi32(-128 * (first + last));
+                    let mut dots = _mm512_set1_epi32(first.wrapping_add(last).wrapping_mul(-128));
                     let mut other = _mm512_setzero_si512();
                     for k in 0..4 {
                         let even = _mm512_set1_epi32(at.add(2 * k).read_unaligned());

@@ -65,9 +65,6 @@ impl Model {
     ///
     /// # Errors
     /// See [`Model::load`].
-    ///
-    /// # Errors
-    /// See [`Model::load`].
     pub fn from_gguf(gguf: Gguf, options: LoadOptions) -> Result<Self> {
         let tied = gguf.tensor("output.weight").is_none();
         let config = Config::from_gguf_keys(gguf.metadata(), gguf.path(), tied)?;
@@ -132,5 +129,66 @@ impl Model {
 
     pub(super) fn weights(&self) -> &Weights {
         &self.0.weights
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mmx_converters::arch::presets;
+
+    use super::*;
+    use crate::file_type::FileType;
+    use crate::random::random_gguf;
+    use crate::rng::SplitMix64;
+    use crate::run::{Session, SessionOptions};
+
+    /// Two bytes at random places of the header or of the weights: nothing but an error or logits may come of it. What
+    /// would be read or written beside memory is seen by scripts/check-asan.
+    #[test]
+    fn files_with_broken_bytes_are_refused_or_run() {
+        let mut rng = SplitMix64::new(21);
+        let mut below = |n: usize| rng.next_u64() as usize % n;
+        let (mut refused, mut ran) = (0, 0);
+        for preset in ["minimind2", "minimind3", "minimind2-moe", "minimind3-moe"] {
+            // our own kernels, and a width that they are not for
+            for (file, head_dim) in
+                [(FileType::F32, 16), (FileType::Q8_0, 16), (FileType::Q4_0, 24)]
+            {
+                let mut config = presets::preset(preset).unwrap();
+                (config.vocab_size, config.num_hidden_layers, config.head_dim) = (64, 1, head_dim);
+                (config.num_attention_heads, config.num_key_value_heads) = (4, 2);
+                (config.hidden_size, config.intermediate_size) = (4 * head_dim, 96);
+                if let Some(moe) = &mut config.moe {
+                    moe.intermediate_size = 32;
+                }
+                let whole = random_gguf(&config, None, file, 3).unwrap();
+                let header = Gguf::from_bytes(whole.clone(), "whole").unwrap().data_offset();
+                for trial in 0..100 {
+                    let mut bytes = whole.clone();
+                    let from = if trial % 2 == 0 { header..bytes.len() } else { 0..header };
+                    for _ in 0..2 {
+                        let at = from.start + below(from.len());
+                        bytes[at] =
+                            [0, 1, 0x7f, 0xff, bytes[at] ^ 8, bytes[at].wrapping_add(1)][below(6)];
+                    }
+                    let options = LoadOptions { repack: trial % 4 < 2, ..LoadOptions::default() };
+                    let Ok(model) = Model::from_bytes(bytes, "broken", options) else {
+                        refused += 1;
+                        continue;
+                    };
+                    let options = SessionOptions {
+                        n_ctx: Some(8),
+                        threads: Some(1),
+                        ..SessionOptions::default()
+                    };
+                    let mut session = Session::new(&model, options).unwrap();
+                    let vocab = model.config().vocab_size;
+                    assert_eq!(session.prefill(&[1, 2, 3]).unwrap().len(), vocab);
+                    assert_eq!(session.decode(4).unwrap().len(), vocab);
+                    ran += 1;
+                }
+            }
+        }
+        assert!(refused > 300 && ran > 300, "{refused} refused, {ran} ran");
     }
 }
