@@ -2,6 +2,9 @@
 //!
 //! Pieces begin at a line of the cache, so that no load of a register touches two, and large pages spare the
 //! processor most look-ups of addresses while all weights are read once per token.
+//!
+//! To a memory checker all of a map is one thing: with the feature `asan` (scripts/check-asan) what has not been given
+//! out is forbidden, the padding behind each piece included.
 #![expect(unsafe_code, reason = "pieces of one map that do not overlap")]
 
 use std::ptr::NonNull;
@@ -25,7 +28,9 @@ pub(crate) struct Arena {
 
 /// The map, kept alive by every piece of it; reached through pieces only.
 #[derive(Debug)]
-struct Memory(#[expect(dead_code, reason = "kept for its memory")] MmapMut);
+struct Memory(
+    #[cfg_attr(not(feature = "asan"), expect(dead_code, reason = "kept for its memory"))] MmapMut,
+);
 
 /// A piece of memory, at first zeros.
 #[derive(Debug)]
@@ -57,6 +62,8 @@ impl Arena {
         let Some(start) = NonNull::new(map.as_mut_ptr()) else {
             return Err(refused(std::io::ErrorKind::OutOfMemory.into()));
         };
+        #[cfg(feature = "asan")]
+        asan::forbid(start, size);
         Ok(Self { memory: Arc::new(Memory(map)), start, used: 0, size })
     }
 
@@ -75,6 +82,8 @@ impl Arena {
         // SAFETY: `used` is within the map.
         let start = unsafe { self.start.add(self.used) };
         self.used = end.next_multiple_of(LINE).min(self.size);
+        #[cfg(feature = "asan")]
+        asan::allow(start, size);
         Ok(Piece { start, size, _memory: self.memory.clone() })
     }
 }
@@ -93,6 +102,45 @@ impl Piece {
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as above, and pieces do not overlap.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.size) }
+    }
+}
+
+/// AddressSanitizer's marks on memory that is not its own.
+#[cfg(feature = "asan")]
+mod asan {
+    use std::ffi::c_void;
+    use std::ptr::NonNull;
+
+    /// Maps end at a page's end. Source: x86-64 and most others have pages of 4 KiB, or multiples of it.
+    const PAGE: usize = 4096;
+
+    // Source: sanitizer/asan_interface.h
+    unsafe extern "C" {
+        fn __asan_poison_memory_region(start: *const c_void, size: usize);
+        fn __asan_unpoison_memory_region(start: *const c_void, size: usize);
+    }
+
+    /// A map's memory up to the end of its last page is not to be touched.
+    pub(super) fn forbid(start: NonNull<u8>, size: usize) {
+        // SAFETY: marks memory of a live map, changes none of it.
+        unsafe {
+            __asan_poison_memory_region(start.as_ptr().cast(), size.next_multiple_of(PAGE));
+        }
+    }
+
+    /// A part of it may be used.
+    pub(super) fn allow(start: NonNull<u8>, size: usize) {
+        // SAFETY: as above.
+        unsafe { __asan_unpoison_memory_region(start.as_ptr().cast(), size) }
+    }
+
+    impl Drop for super::Memory {
+        fn drop(&mut self) {
+            // the addresses may be another map's next
+            if let Some(start) = NonNull::new(self.0.as_mut_ptr()) {
+                allow(start, self.0.len().next_multiple_of(PAGE));
+            }
+        }
     }
 }
 
