@@ -6,6 +6,7 @@
 use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::time::Duration;
 
 use llama_cpp_sys_2 as sys;
 use mmx_converters::gguf::Gguf;
@@ -24,6 +25,8 @@ pub const MAX_THREADS: usize = 512;
 /// Rounds a worker spins while it waits for the next graph, in ggml's unit of some 6 ms: the pause between
 /// two tokens is shorter, and a worker that waits longer sleeps.
 const POLL: u32 = 1;
+/// So long at least, after a graph, its workers spin, whatever the CPU takes for a pause.
+pub(crate) const SPIN: Duration = Duration::from_millis(1);
 
 /// A kind of memory.
 #[derive(Clone, Copy, Debug)]

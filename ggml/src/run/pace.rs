@@ -6,6 +6,8 @@
 //! one thread does 1481). So single-thread steps are the measure: steps with all threads that take
 //! longer send the session back to one thread, for longer each time it happens.
 
+use std::time::{Duration, Instant};
+
 /// Steps on one thread before all threads are tried for the first time: enough for a measure.
 const FIRST: u32 = 2;
 /// Steps on one thread after a bad try: one lost time slice of some milliseconds must cost little
@@ -17,6 +19,9 @@ const LONGEST: u32 = 2048;
 const LOOK: u32 = 16;
 /// Good steps in a row that make earlier bad tries forgotten.
 const FORGET: u32 = 256;
+/// What of a step's time on one thread may be waited for busy cores: what sends the last tokens runs just when the next
+/// step begins.
+const PATIENCE: f64 = 0.1;
 /// Weight of the newest step in the running means.
 const NEWEST: f64 = 0.25;
 /// A step this many times longer than one thread's ends the use of all threads at once.
@@ -35,20 +40,28 @@ pub(super) struct Pace {
     hold: u32,
     /// Good steps on all threads in a row.
     good: u32,
+    /// Steps on one thread after the next look that finds a core busy: few at first, since what runs for a moment
+    /// (who sends the last token, say) will be gone.
+    wait: u32,
 }
 
 impl Pace {
     pub(super) fn new() -> Self {
-        Self { alone: None, together: None, left: FIRST, hold: HOLD, good: 0 }
+        Self { alone: None, together: None, left: FIRST, hold: HOLD, good: 0, wait: 1 }
     }
 
-    /// Whether the next step is to use all threads; `free` looks whether the cores are free, and is asked
-    /// before a try and then every [`LOOK`] steps. A step that meets a busy core waits at each of its
+    /// Whether the next step is to use all threads; `free` looks whether the cores are free within so many seconds, and is
+    /// asked before a try and then every [`LOOK`] steps. A step that meets a busy core waits at each of its
     /// operations (measured: up to half a second), so a look is cheaper than a try.
-    pub(super) fn all_threads(&mut self, free: impl FnOnce() -> bool) -> bool {
-        if self.left == 0 && self.good.is_multiple_of(LOOK) && !free() {
-            self.left = HOLD;
-            (self.together, self.good) = (None, 0);
+    pub(super) fn all_threads(&mut self, free: impl FnOnce(f64) -> bool) -> bool {
+        if self.left == 0 && self.good.is_multiple_of(LOOK) {
+            if free(self.alone.unwrap_or_default() * PATIENCE) {
+                self.wait = 1;
+            } else {
+                self.left = self.wait;
+                self.wait = (self.wait * 2).min(HOLD);
+                (self.together, self.good) = (None, 0);
+            }
         }
         self.left == 0
     }
@@ -82,13 +95,28 @@ impl Pace {
     }
 }
 
-/// Threads of at most `threads` that find a core free at this moment, at least one. Where the system does
-/// not tell (it does on Linux), all.
-pub(super) fn free_threads(threads: usize) -> usize {
+/// True once `threads` threads find a core free, at the latest after `patience` seconds, and at least one look; `spinning`
+/// threads of our own are not in the way.
+pub(super) fn are_free(threads: usize, spinning: usize, patience: f64) -> bool {
+    /// Between two looks.
+    const PAUSE: Duration = Duration::from_micros(50);
+    let start = Instant::now();
+    while free_threads(threads, spinning) < threads {
+        if start.elapsed().as_secs_f64() >= patience {
+            return false;
+        }
+        std::thread::sleep(PAUSE);
+    }
+    true
+}
+
+/// Threads of at most `threads` that find a core free at this moment, at least one. Where the system does not tell (it does
+/// on Linux), all.
+fn free_threads(threads: usize, spinning: usize) -> usize {
     let cores = std::thread::available_parallelism().map_or(threads, usize::from);
     let others = fs_err::read_to_string("/proc/loadavg").ok().and_then(|text| running(&text));
     match others {
-        Some(others) => cores.saturating_sub(others).clamp(1, threads),
+        Some(others) => cores.saturating_sub(others.saturating_sub(spinning)).clamp(1, threads),
         None => threads,
     }
 }
@@ -107,7 +135,7 @@ mod tests {
     fn simulate(pace: &mut Pace, steps: usize, all: impl Fn(usize) -> f64) -> (f64, usize) {
         let (mut time, mut together) = (0.0, 0);
         for step in 0..steps {
-            let many = pace.all_threads(|| true);
+            let many = pace.all_threads(|_| true);
             let seconds = if many { all(step) } else { 1.0 };
             together += usize::from(many);
             pace.record(seconds);
@@ -137,16 +165,32 @@ mod tests {
     fn cores_seen_busy_are_not_tried() {
         let mut pace = Pace::new();
         for _ in 0..1000 {
-            assert!(!pace.all_threads(|| false));
+            assert!(!pace.all_threads(|_| false));
             pace.record(1.0);
         }
         let mut together = 0;
         for _ in 0..100 {
-            let many = pace.all_threads(|| true);
+            let many = pace.all_threads(|_| true);
             together += usize::from(many);
             pace.record(if many { 0.6 } else { 1.0 });
         }
         assert!(together > 60, "{together}");
+    }
+
+    /// A look at the wrong moment costs a step, not many.
+    #[test]
+    fn what_runs_for_a_moment_does_not_keep_threads_away() {
+        let mut pace = Pace::new();
+        let (mut looks, mut together) = (0, 0);
+        for _ in 0..1000 {
+            let many = pace.all_threads(|_| {
+                looks += 1;
+                looks % 2 == 0
+            });
+            together += usize::from(many);
+            pace.record(if many { 0.6 } else { 1.0 });
+        }
+        assert!(together > 900, "{together}");
     }
 
     #[test]
@@ -169,6 +213,7 @@ mod tests {
         assert_eq!(running("8.44 8.19 6.35 3/412 9123\n"), Some(2));
         assert_eq!(running("0.00 0.00 0.00 1/80 5"), Some(0));
         assert_eq!(running("nonsense"), None);
-        assert!((1..=4).contains(&free_threads(4)));
+        assert!((1..=4).contains(&free_threads(4, 0)));
+        assert!(free_threads(4, 0) <= free_threads(4, 1_000_000));
     }
 }

@@ -16,9 +16,9 @@ use mmx_converters::gguf::GgmlType;
 use super::decoder::{Batch, Graph, Sight};
 use super::kv_cache::{CELLS, KvCache};
 use super::model::Model;
-use super::pace::{Pace, free_threads};
+use super::pace::{Pace, are_free};
 use super::session::{KvType, default_n_ctx, default_threads};
-use crate::backend::Pool;
+use crate::backend::{Pool, SPIN};
 use crate::error::{Error, Result};
 
 /// Tokens computed in one step at most (llama.cpp's own size of a physical batch).
@@ -54,6 +54,9 @@ pub struct Part<'a> {
     pub outputs: usize,
 }
 
+/// Seconds that a step which reads many tokens may wait for busy cores: it takes ten times as long.
+const READING_PATIENCE: f64 = 5e-4;
+
 /// Texts in progress.
 #[derive(Debug)]
 pub struct Slots {
@@ -63,6 +66,8 @@ pub struct Slots {
     /// More threads than one, and when to use them for steps of writing, by number of tokens; nothing where one
     /// is all there may be.
     many: Option<(Pool, Vec<Pace>)>,
+    /// When all threads last ended a step.
+    together: Option<Instant>,
     cache: KvCache,
     model: Model,
     n_ctx: usize,
@@ -108,6 +113,7 @@ impl Slots {
             graphs: Vec::new(),
             one: Pool::new(1)?,
             many,
+            together: None,
             cache: KvCache::new(config, model.weights().split(), cells.ok_or_else(too_many)?, ty)?,
             model: model.clone(),
             n_ctx,
@@ -337,7 +343,10 @@ impl Slots {
         }
         if let Some((pool, paces)) = &mut self.many {
             let threads = pool.threads();
-            let free = || free_threads(threads) == threads;
+            // workers that computed a moment ago spin still
+            let recent = self.together.is_some_and(|end| end.elapsed() < SPIN);
+            let spinning = if recent { threads - 1 } else { 0 };
+            let free = |patience| are_free(threads, spinning, patience);
             let pace = if tokens == asked { paces.get_mut(tokens - 1) } else { None };
             match pace {
                 Some(pace) => {
@@ -345,9 +354,14 @@ impl Slots {
                     let start = Instant::now();
                     plan.compute(if all { pool } else { &mut self.one })?;
                     pace.record(start.elapsed().as_secs_f64());
+                    self.together = if all { Some(Instant::now()) } else { self.together };
                 }
                 // a long step: it is worth a look at how busy the cores are
-                None => plan.compute(if free() { pool } else { &mut self.one })?,
+                None => {
+                    let all = free(READING_PATIENCE);
+                    plan.compute(if all { pool } else { &mut self.one })?;
+                    self.together = if all { Some(Instant::now()) } else { self.together };
+                }
             }
         } else {
             plan.compute(&mut self.one)?;
