@@ -158,7 +158,7 @@ pub(crate) fn arena_bytes(ty: GgmlType, shape: &[usize]) -> Option<usize> {
 
 impl Packed {
     /// Packs blocks of a type and shape that have [`arena_bytes`]; the rows may lie in several pieces, which follow
-    /// one another.
+    /// one another. `read` is called each time that some megabytes of them have been read, and at the end.
     ///
     /// # Errors
     /// Another type, shape or number of bytes; an arena that is full.
@@ -167,6 +167,7 @@ impl Packed {
         ty: GgmlType,
         shape: &[usize],
         data: &[&[u8]],
+        read: &dyn Fn(),
     ) -> Result<Self> {
         let found: usize = data.iter().map(|piece| piece.len()).sum();
         let refused = || Error::Request {
@@ -180,31 +181,41 @@ impl Packed {
         let mut packed = Self { ty, experts, rows, cols, values, scales };
         // a group of rows that two pieces share has to be joined
         match data.iter().all(|piece| piece.len().is_multiple_of(group_bytes)) {
-            true => layout!(ty, packed.fill::<L>(data), ()),
-            false => layout!(ty, packed.fill::<L>(&[&data.concat()]), ()),
+            true => layout!(ty, packed.fill::<L>(data, read), ()),
+            false => layout!(ty, packed.fill::<L>(&[&data.concat()], read), ()),
         }
         Ok(packed)
     }
 
     /// On all cores: what it takes is mostly the system's, who hands out pages.
-    fn fill<L: Layout>(&mut self, data: &[&[u8]]) {
+    fn fill<L: Layout>(&mut self, data: &[&[u8]], read: &dyn Fn()) {
         /// Bytes of the file that are worth a thread: of less, two take as long as one (measured).
         const SHARE: usize = 1 << 20;
+        /// Bytes of the file between two calls of `read`.
+        const PART: usize = 8 << 20;
         let units = self.cols / L::UNIT;
         let stride = units * L::UNIT_BYTES;
         let group_bytes = LANES * stride;
+        let part = PART.div_ceil(group_bytes);
         let groups: Vec<&[u8]> =
             data.iter().flat_map(|piece| piece.chunks_exact(group_bytes)).collect();
-        let values = self.values.bytes_mut().par_chunks_exact_mut(units * L::VALUES);
-        let scales = self.scales.bytes_mut().par_chunks_exact_mut(units * L::SCALES);
-        let groups = groups.into_par_iter().zip(values.zip(scales));
-        groups.with_min_len(SHARE.div_ceil(group_bytes)).for_each(|(group, (values, scales))| {
-            let values = values.chunks_exact_mut(L::VALUES);
-            let scales = scales.chunks_exact_mut(L::SCALES);
-            for (unit, (values, scales)) in values.zip(scales).enumerate() {
-                L::pack(&group[unit * L::UNIT_BYTES..], stride, values, scales);
-            }
-        });
+        let values = self.values.bytes_mut().chunks_mut(part * units * L::VALUES);
+        let scales = self.scales.bytes_mut().chunks_mut(part * units * L::SCALES);
+        for (groups, (values, scales)) in groups.chunks(part).zip(values.zip(scales)) {
+            let values = values.par_chunks_exact_mut(units * L::VALUES);
+            let scales = scales.par_chunks_exact_mut(units * L::SCALES);
+            let groups = groups.par_iter().zip(values.zip(scales));
+            groups.with_min_len(SHARE.div_ceil(group_bytes)).for_each(
+                |(group, (values, scales))| {
+                    let values = values.chunks_exact_mut(L::VALUES);
+                    let scales = scales.chunks_exact_mut(L::SCALES);
+                    for (unit, (values, scales)) in values.zip(scales).enumerate() {
+                        L::pack(&group[unit * L::UNIT_BYTES..], stride, values, scales);
+                    }
+                },
+            );
+            read();
+        }
     }
 }
 

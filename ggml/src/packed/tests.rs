@@ -9,7 +9,7 @@ const TYPES: [GgmlType; 3] = [GgmlType::Q4_0, GgmlType::Q8_0, GgmlType::Q6_K];
 
 fn pack(ty: GgmlType, shape: &[usize], blocks: &[u8]) -> Packed {
     let mut arena = Arena::new(arena_bytes(ty, shape).unwrap()).unwrap();
-    Packed::new(&mut arena, ty, shape, &[blocks]).unwrap()
+    Packed::new(&mut arena, ty, shape, &[blocks], &|| ()).unwrap()
 }
 
 fn random(rng: &mut SplitMix64, n: usize, width: f32) -> Vec<f32> {
@@ -188,7 +188,7 @@ fn pieces_are_packed_as_if_joined() {
             pieces.push(rest.to_vec());
             let pieces: Vec<&[u8]> = pieces.iter().map(Vec::as_slice).collect();
             let mut arena = Arena::new(arena_bytes(ty, &[rows, cols]).unwrap()).unwrap();
-            let packed = Packed::new(&mut arena, ty, &[rows, cols], &pieces).unwrap();
+            let packed = Packed::new(&mut arena, ty, &[rows, cols], &pieces, &|| ()).unwrap();
             assert_eq!(packed.values.bytes(), joined.values.bytes(), "{}", ty.name());
             assert_eq!(packed.scales.bytes(), joined.scales.bytes(), "{}", ty.name());
         }
@@ -204,5 +204,5 @@ fn only_whole_groups_and_blocks_fit() {
     assert!(arena_bytes(GgmlType::Q5_0, &[16, 32]).is_none());
     assert!(arena_bytes(GgmlType::Q8_0, &[4, 16, 32]).is_some());
     let mut arena = Arena::new(1000).unwrap();
-    assert!(Packed::new(&mut arena, GgmlType::Q4_0, &[16, 32], &[&[0; 17]]).is_err());
+    assert!(Packed::new(&mut arena, GgmlType::Q4_0, &[16, 32], &[&[0; 17]], &|| ()).is_err());
 }

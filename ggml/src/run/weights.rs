@@ -159,6 +159,7 @@ impl Weights {
             let tensor = unsafe { Tensor::from_raw(weight.0.as_ptr(), "a weight")? };
             fill(tensor, &data.bytes(&gguf))?;
         }
+        gguf.give_back(); // what is computed where it lies comes back when it is read
         let bytes_per_token = bytes_per_token(&gguf, config);
         Ok(Self {
             embedding,
@@ -402,8 +403,9 @@ impl Loader<'_> {
             && packed::arena_bytes(ty, &shape).is_some()
         {
             let data = Source::Joined { tensors, experts };
-            let packed = Packed::new(arena, ty, &shape, &data.pieces(self.gguf))?;
-            self.gguf.give_back(); // packed, they are not read again
+            // packed, they are not read again
+            let read = || self.gguf.give_back();
+            let packed = Packed::new(arena, ty, &shape, &data.pieces(self.gguf), &read)?;
             return Ok(Matrix::Packed(Arc::new(packed)));
         }
         let dense = self.dense && dense::fits(ty, &shape);
@@ -436,8 +438,7 @@ impl Loader<'_> {
         Ok(weight)
     }
 
-    /// A norm's gain, float32 whatever the file holds. Copied: a system that maps files by large pages would otherwise
-    /// keep megabytes of what was packed for each of them.
+    /// A norm's gain, float32 whatever the file holds.
     fn norm(&mut self, name: &str) -> Result<Weight> {
         let info = self.info(name)?;
         let row = info.shape.last().copied().unwrap_or(0);
@@ -448,9 +449,13 @@ impl Loader<'_> {
         Ok(weight)
     }
 
-    /// A weight of `shape` that begins where `first` does in the file, if it may lie there.
+    /// A weight of `shape` that begins where `first` does in the file, if it may lie there. Small ones are better
+    /// copied: a system that maps files by large pages would keep megabytes of what was packed for each of them.
     fn in_place(&self, first: &TensorInfo, shape: &[usize]) -> Result<Option<Weight>> {
-        let Some(file) = &self.file else { return Ok(None) };
+        const SMALL: usize = 64 << 10;
+        let Some(file) = self.file.as_ref().filter(|_| first.bytes > SMALL) else {
+            return Ok(None);
+        };
         if self.gguf.data(first).as_ptr().align_offset(ALIGNMENT) != 0 {
             return Ok(None);
         }
