@@ -1,8 +1,7 @@
 //! q4_0: 16 rows side by side, four columns each, in one register: 64 nibbles to an instruction.
 #![expect(unsafe_code, reason = "vector instructions")]
 
-use super::lanes::{half_scales, side_by_side};
-use super::{BLOCK, LANES, Layout};
+use super::{BLOCK, LANES, Layout, half_scales, side_by_side};
 
 /// Bytes of a block: a float16 scale and 32 nibbles.
 const BLOCK_BYTES: usize = 18;
@@ -17,8 +16,6 @@ impl Layout for Q4 {
     const VALUES: usize = LANES * BLOCK / 2;
     const SCALES: usize = LANES * 2;
 
-    const IN_FILE: bool = false;
-
     fn pack(rows: &[u8], stride: usize, values: &mut [u8], scales: &mut [u8]) {
         half_scales(rows, stride, 0, scales);
         values.copy_from_slice(&side_by_side(rows, stride, 2));
@@ -26,9 +23,7 @@ impl Layout for Q4 {
 
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    unsafe fn multiply<const T: usize, const FILE: bool>(
-        tile: &super::Tile<T>,
-    ) -> [std::arch::x86_64::__m512; T] {
+    unsafe fn multiply<const T: usize>(tile: &super::Tile<T>) -> [std::arch::x86_64::__m512; T] {
         use std::arch::x86_64::*;
 
         let mask = _mm512_set1_epi8(0x0f);

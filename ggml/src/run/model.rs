@@ -1,7 +1,7 @@
 //! A GGUF, opened and ready to run: configuration, weights and tokenizer, shared by all sessions.
 
 use std::path::Path;
-use std::sync::{Arc, Once, OnceLock};
+use std::sync::{Arc, OnceLock};
 
 use mmx_converters::arch::Config;
 use mmx_converters::generation::Generation as Defaults;
@@ -17,8 +17,8 @@ use crate::error::Result;
 /// How a model is loaded.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
-    /// Keep weights in the order that the CPU's kernels like best, which costs a copy at load, or (q8_0) beside the steps
-    /// after the first. Without, weights stay in the file's memory map wherever they can.
+    /// Keep weights in the order that the CPU's kernels like best, which costs a copy at load. Without,
+    /// weights stay in the file's memory map wherever they can.
     pub repack: bool,
     /// Layers computed on a device instead of the CPU, counted from the end, the output matrix being the last:
     /// 0 none, `usize::MAX` all.
@@ -42,7 +42,6 @@ struct Inner {
     config: Config,
     weights: Weights,
     tokenizer: OnceLock<Tokenizer>,
-    packing: Once,
 }
 
 impl Model {
@@ -70,12 +69,7 @@ impl Model {
         let tied = gguf.tensor("output.weight").is_none();
         let config = Config::from_gguf_keys(gguf.metadata(), gguf.path(), tied)?;
         let weights = Weights::load(gguf, &config, &options)?;
-        Ok(Self(Arc::new(Inner {
-            config,
-            weights,
-            tokenizer: OnceLock::new(),
-            packing: Once::new(),
-        })))
+        Ok(Self(Arc::new(Inner { config, weights, tokenizer: OnceLock::new() })))
     }
 
     /// Dimensions and constants.
@@ -131,19 +125,6 @@ impl Model {
     /// Bytes of weights that computing one token reads.
     pub fn bytes_per_token(&self) -> usize {
         self.0.weights.bytes_per_token()
-    }
-
-    /// Has the weights packed that were left in the file, by a thread of its own; at the first call only.
-    pub(super) fn pack(&self) {
-        self.0.packing.call_once(|| {
-            if self.0.weights.are_left_to_pack() {
-                let model = self.clone();
-                // without a thread they are read from the file, only slower
-                let _ = std::thread::Builder::new()
-                    .name("packing".into())
-                    .spawn(move || model.0.weights.pack());
-            }
-        });
     }
 
     pub(super) fn weights(&self) -> &Weights {

@@ -373,7 +373,6 @@ impl Slots {
         for part in parts {
             self.past[part.slot] += part.ids.len();
         }
-        self.model.pack();
         Ok(())
     }
 }
