@@ -6,6 +6,9 @@
 //! integers, scales are multiplied in float32; only the order of the float32 sums differs. A row's result is the
 //! same to the last bit whatever is computed beside it.
 //!
+//! Packing takes longer than reading a prompt. q8_0 can do without at first: its kernel also reads rows as they are in
+//! the file, to the same bits, at two thirds of the speed; they are packed once the first step is computed.
+//!
 //! In: a file's blocks, one matrix or a stack of experts. Out: nodes of a graph.
 #![expect(unsafe_code, reason = "vector instructions, and a callback from C")]
 #![cfg_attr(
@@ -14,6 +17,8 @@
 )]
 
 mod activations;
+mod lanes;
+mod memory;
 mod q4_0;
 mod q6_k;
 mod q8_0;
@@ -21,13 +26,14 @@ mod q8_0;
 use std::cell::RefCell;
 use std::ffi::{c_int, c_void};
 use std::ops::Range;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use llama_cpp_sys_2 as sys;
 use mmx_converters::gguf::GgmlType;
-use rayon::prelude::*;
 
 use self::activations::Rounded;
-use crate::arena::{Arena, Piece, padded};
+use self::memory::{Group, InFile, Own};
+use crate::arena::{Arena, padded};
 use crate::context::Context;
 use crate::custom::{self, Activations, CHUNK};
 use crate::error::{Error, Result};
@@ -44,10 +50,8 @@ pub(crate) struct Packed {
     experts: usize,
     rows: usize,
     cols: usize,
-    /// Numbers of each group, then of the next.
-    values: Piece,
-    /// Scales of each group.
-    scales: Piece,
+    own: OnceLock<Own>,
+    file: Option<InFile>,
 }
 
 /// How a type's blocks are kept.
@@ -58,6 +62,8 @@ trait Layout {
     /// Bytes of numbers and of scales of a unit of 16 rows.
     const VALUES: usize;
     const SCALES: usize;
+    /// True where [`Layout::multiply`] can read rows as they are in the file.
+    const IN_FILE: bool;
 
     /// Puts units of the file side by side, one of each of 16 rows, which begin `stride` bytes apart.
     fn pack(rows: &[u8], stride: usize, values: &mut [u8], scales: &mut [u8]);
@@ -65,16 +71,22 @@ trait Layout {
     /// The products of 16 rows with `T` tokens.
     ///
     /// # Safety
-    /// The CPU has AVX-512 F, BW, VL, VNNI; the tile's pointers are those of `units` units.
+    /// The CPU has AVX-512 F, BW, VL, VNNI; the tile's pointers are those of `units` units; `FILE` only where the layout
+    /// has it.
     #[cfg(target_arch = "x86_64")]
-    unsafe fn multiply<const T: usize>(tile: &Tile<T>) -> [std::arch::x86_64::__m512; T];
+    unsafe fn multiply<const T: usize, const FILE: bool>(
+        tile: &Tile<T>,
+    ) -> [std::arch::x86_64::__m512; T];
 }
 
 /// A group of 16 rows and `T` rounded rows of activations.
 struct Tile<const T: usize> {
     units: usize,
+    /// Or the first row's first block in the file.
     values: *const u8,
     scales: *const u8,
+    /// Bytes from one row in the file to the next.
+    stride: usize,
     inputs: [Input; T],
 }
 
@@ -106,6 +118,7 @@ macro_rules! layout {
         }
     };
 }
+use layout;
 
 /// True when this CPU can compute with such matrices.
 pub(crate) fn is_available() -> bool {
@@ -177,104 +190,63 @@ impl Packed {
         let [experts, rows, cols] = sizes(shape).ok_or_else(refused)?;
         let row_bytes = ty.row_bytes(cols).filter(|bytes| experts * rows * bytes == found);
         let group_bytes = LANES * row_bytes.ok_or_else(refused)?;
-        let (values, scales) = (arena.take(values)?, arena.take(scales)?);
-        let mut packed = Self { ty, experts, rows, cols, values, scales };
+        let mut own = Own { values: arena.take(values)?, scales: arena.take(scales)? };
         // a group of rows that two pieces share has to be joined
-        match data.iter().all(|piece| piece.len().is_multiple_of(group_bytes)) {
-            true => layout!(ty, packed.fill::<L>(data, read), ()),
-            false => layout!(ty, packed.fill::<L>(&[&data.concat()], read), ()),
+        let joined = match data.iter().all(|piece| piece.len().is_multiple_of(group_bytes)) {
+            true => None,
+            false => Some(data.concat()),
+        };
+        let data = joined.as_ref().map_or_else(|| data.to_vec(), |joined| vec![joined]);
+        let groups = data.iter().flat_map(|piece| piece.chunks_exact(group_bytes));
+        own.fill(ty, cols, &groups.collect::<Vec<_>>(), true, read);
+        Ok(Self { ty, experts, rows, cols, own: OnceLock::from(own), file: None })
+    }
+
+    /// The same, to be packed later by [`Packed::pack`]: until then rows are read where they are. Nothing where the type
+    /// cannot do that, or where two pieces share a group of rows.
+    ///
+    /// # Safety
+    /// `data` stays where it is, unchanged, as long as the matrix.
+    ///
+    /// # Errors
+    /// An arena that is full.
+    pub(crate) unsafe fn in_file(
+        arena: &mut Arena,
+        ty: GgmlType,
+        shape: &[usize],
+        data: &[&[u8]],
+    ) -> Result<Option<Self>> {
+        let size = || {
+            let [experts, rows, cols] = sizes(shape)?;
+            Some(([experts, rows, cols], packed_bytes(ty, shape)?, ty.row_bytes(cols)?))
+        };
+        let Some(([experts, rows, cols], [values, scales], row_bytes)) = size() else {
+            return Ok(None);
+        };
+        let group_bytes = LANES * row_bytes;
+        let fits = layout!(ty, L::IN_FILE, false)
+            && data.iter().map(|piece| piece.len()).sum::<usize>() == experts * rows * row_bytes
+            && data.iter().all(|piece| piece.len().is_multiple_of(group_bytes));
+        if !fits {
+            return Ok(None);
         }
-        Ok(packed)
+        let own = Own { values: arena.take(values)?, scales: arena.take(scales)? };
+        let groups = data.iter().flat_map(|piece| piece.chunks_exact(group_bytes));
+        let groups = groups.map(|group| Group(group.as_ptr())).collect();
+        let file = Some(InFile { groups, room: Mutex::new(Some(own)) });
+        Ok(Some(Self { ty, experts, rows, cols, own: OnceLock::new(), file }))
     }
 
-    /// On all cores: what it takes is mostly the system's, who hands out pages.
-    fn fill<L: Layout>(&mut self, data: &[&[u8]], read: &dyn Fn()) {
-        /// Bytes of the file that are worth a thread: of less, two take as long as one (measured).
-        const SHARE: usize = 1 << 20;
-        /// Bytes of the file between two calls of `read`.
-        const PART: usize = 8 << 20;
-        let units = self.cols / L::UNIT;
-        let stride = units * L::UNIT_BYTES;
-        let group_bytes = LANES * stride;
-        let part = PART.div_ceil(group_bytes);
-        let groups: Vec<&[u8]> =
-            data.iter().flat_map(|piece| piece.chunks_exact(group_bytes)).collect();
-        let values = self.values.bytes_mut().chunks_mut(part * units * L::VALUES);
-        let scales = self.scales.bytes_mut().chunks_mut(part * units * L::SCALES);
-        for (groups, (values, scales)) in groups.chunks(part).zip(values.zip(scales)) {
-            let values = values.par_chunks_exact_mut(units * L::VALUES);
-            let scales = scales.par_chunks_exact_mut(units * L::SCALES);
-            let groups = groups.par_iter().zip(values.zip(scales));
-            groups.with_min_len(SHARE.div_ceil(group_bytes)).for_each(
-                |(group, (values, scales))| {
-                    let values = values.chunks_exact_mut(L::VALUES);
-                    let scales = scales.chunks_exact_mut(L::SCALES);
-                    for (unit, (values, scales)) in values.zip(scales).enumerate() {
-                        L::pack(&group[unit * L::UNIT_BYTES..], stride, values, scales);
-                    }
-                },
-            );
-            read();
-        }
-    }
-}
-
-/// 16 bytes of each of 16 rows, `at` bytes from where they begin: per four bytes 16 rows of them, after one another.
-fn side_by_side(rows: &[u8], stride: usize, at: usize) -> [u8; 256] {
-    let mut all = [0; 256];
-    #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx512f") && rows.len() >= 15 * stride + at + 16 {
-        // SAFETY: the CPU has the feature, and the last row's 16 bytes are there, as checked.
-        unsafe { side_by_side_512(rows.as_ptr().add(at), stride, &mut all) };
-        return all;
-    }
-    for lane in 0..LANES {
-        let fours = rows[lane * stride + at..][..16].as_chunks::<4>().0;
-        for (k, four) in fours.iter().enumerate() {
-            all[(k * LANES + lane) * 4..][..4].copy_from_slice(four);
-        }
-    }
-    all
-}
-
-/// The same.
-///
-/// # Safety
-/// The CPU has AVX-512 F; at `first` and each of 15 times `stride` further there are 16 bytes.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-unsafe fn side_by_side_512(first: *const u8, stride: usize, to: &mut [u8; 256]) {
-    use std::arch::x86_64::*;
-
-    // SAFETY: as the caller says.
-    let row = |lane: usize| unsafe { _mm_loadu_si128(first.add(lane * stride).cast()) };
-    // rows j, j + 4, j + 8, j + 12 in the four parts of a register
-    let quarter = |j: usize| {
-        let all = _mm512_castsi128_si512(row(j));
-        let all = _mm512_inserti32x4::<1>(all, row(j + 4));
-        let all = _mm512_inserti32x4::<2>(all, row(j + 8));
-        _mm512_inserti32x4::<3>(all, row(j + 12))
-    };
-    // in each part, four rows of four numbers are turned into four columns
-    let (a, b, c, d) = (quarter(0), quarter(1), quarter(2), quarter(3));
-    let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
-    let (ab_high, cd_high) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
-    let columns = [
-        _mm512_unpacklo_epi64(ab, cd),
-        _mm512_unpackhi_epi64(ab, cd),
-        _mm512_unpacklo_epi64(ab_high, cd_high),
-        _mm512_unpackhi_epi64(ab_high, cd_high),
-    ];
-    for (column, to) in columns.into_iter().zip(to.as_chunks_mut::<64>().0) {
-        // SAFETY: 64 bytes.
-        unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), column) };
-    }
-}
-
-/// The two bytes of each row's float16 scale, `at` bytes from where the rows begin.
-fn half_scales(rows: &[u8], stride: usize, at: usize, to: &mut [u8]) {
-    for (lane, to) in to.as_chunks_mut::<2>().0.iter_mut().enumerate() {
-        to.copy_from_slice(&rows[lane * stride + at..][..2]);
+    /// Packs what was left in the file, on one thread: others compute meanwhile. `read` as in [`Packed::new`].
+    pub(crate) fn pack(&self, read: &dyn Fn()) {
+        let Some(InFile { groups, room }) = &self.file else { return };
+        let own = room.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let (Some(mut own), Some(row_bytes)) = (own, self.ty.row_bytes(self.cols)) else { return };
+        // SAFETY: a group's bytes are there, as whoever made the matrix said.
+        let bytes =
+            |group: &Group| unsafe { std::slice::from_raw_parts(group.0, LANES * row_bytes) };
+        own.fill(self.ty, self.cols, &groups.iter().map(bytes).collect::<Vec<_>>(), false, read);
+        let _ = self.own.set(own); // the room was there once, so this is the first
     }
 }
 
@@ -285,6 +257,8 @@ struct Scratch {
     rounded: Rounded,
     /// Rows of activations and of results that belong together.
     pairs: Vec<(u32, u32)>,
+    /// Groups of rows of a file, packed for many tokens.
+    groups: Vec<u8>,
 }
 
 thread_local! {
@@ -337,7 +311,7 @@ unsafe extern "C" fn compute(
         }
         #[cfg(target_arch = "x86_64")]
         SCRATCH.with(|scratch| {
-            let Scratch { rounded, pairs } = &mut *scratch.borrow_mut();
+            let Scratch { rounded, pairs, groups } = &mut *scratch.borrow_mut();
             let out = (*target).data.cast::<f32>();
             rounded.resize(tokens, matrix.cols);
             for token in 0..tokens {
@@ -348,7 +322,7 @@ unsafe extern "C" fn compute(
                 custom::pairs(x, (*target).src[1], expert, pairs);
                 layout!(
                     matrix.ty,
-                    products::<L>(matrix, rounded, pairs, expert, share.clone(), out),
+                    products::<L>(matrix, rounded, pairs, expert, share.clone(), groups, out),
                     ()
                 );
             }
@@ -370,26 +344,66 @@ unsafe fn products<L: Layout>(
     pairs: &[(u32, u32)],
     expert: usize,
     share: Range<usize>,
+    scratch: &mut Vec<u8>,
     out: *mut f32,
 ) {
+    /// Rows of the largest tile; for more than these, a file's rows would be turned several times.
+    const MOST: usize = 8;
     let units = matrix.cols / L::UNIT;
-    let step = (CHUNK / (units * (L::VALUES + L::SCALES))).max(1);
+    let group_bytes = units * (L::VALUES + L::SCALES);
+    let step = (CHUNK / group_bytes).max(1);
+    let before = expert * (matrix.rows / LANES);
     let mut first = share.start;
     while first < share.end {
         let groups = first..(first + step).min(share.end);
+        let range = before + first..before + groups.end;
         first = groups.end;
+        let at = match (matrix.own.get(), &matrix.file) {
+            (Some(own), _) => Place::Packed {
+                values: &own.values.bytes()[range.start * units * L::VALUES..],
+                scales: &own.scales.bytes()[range.start * units * L::SCALES..],
+            },
+            (None, None) => return, // made by none of the constructors
+            (None, Some(file)) if pairs.len() <= MOST => Place::InFile(&file.groups[range]),
+            (None, Some(file)) => {
+                scratch.resize(groups.len() * group_bytes, 0);
+                let (values, scales) = scratch.split_at_mut(groups.len() * units * L::VALUES);
+                let parts = values.chunks_exact_mut(units * L::VALUES);
+                let parts = parts.zip(scales.chunks_exact_mut(units * L::SCALES));
+                for (group, (values, scales)) in file.groups[range].iter().zip(parts) {
+                    // SAFETY: a group's bytes are there, as whoever made the matrix said.
+                    let group = unsafe {
+                        std::slice::from_raw_parts(group.0, LANES * units * L::UNIT_BYTES)
+                    };
+                    memory::pack::<L>(group, values, scales);
+                }
+                Place::Packed { values, scales }
+            }
+        };
         let mut rest = pairs;
         macro_rules! tiles {
             ($($t:literal)*) => {$(
                 while let Some((tile, after)) = rest.split_first_chunk::<$t>() {
                     // SAFETY: as the caller says.
-                    unsafe { tiles::<L, $t>(matrix, rounded, tile, expert, groups.clone(), out) };
+                    unsafe { tiles::<L, $t>(matrix, rounded, tile, groups.clone(), at, out) };
                     rest = after;
                 }
             )*};
         }
         tiles!(8 4 2 1);
     }
+}
+
+/// Where some groups of rows lie.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+enum Place<'a> {
+    /// From the first one on.
+    Packed {
+        values: &'a [u8],
+        scales: &'a [u8],
+    },
+    InFile(&'a [Group]),
 }
 
 /// The products of some groups with `T` rows.
@@ -402,8 +416,8 @@ unsafe fn tiles<L: Layout, const T: usize>(
     matrix: &Packed,
     rounded: &Rounded,
     pairs: &[(u32, u32); T],
-    expert: usize,
     groups: Range<usize>,
+    at: Place<'_>,
     out: *mut f32,
 ) {
     let (cols, units) = (rounded.cols, matrix.cols / L::UNIT);
@@ -415,18 +429,21 @@ unsafe fn tiles<L: Layout, const T: usize>(
             sums: rounded.sums[row * (cols / BLOCK)..].as_ptr(),
         }
     });
-    let before = expert * (matrix.rows / LANES);
-    for group in groups {
-        let at = (before + group) * units;
-        let tile = Tile {
-            units,
-            values: matrix.values.bytes()[at * L::VALUES..].as_ptr(),
-            scales: matrix.scales.bytes()[at * L::SCALES..].as_ptr(),
-            inputs,
-        };
+    let stride = units * L::UNIT_BYTES;
+    for (i, group) in groups.enumerate() {
         // SAFETY: group and rows are complete; the results' rows have `rows` values each.
         unsafe {
-            let sums = L::multiply::<T>(&tile);
+            let sums = match at {
+                Place::Packed { values, scales } => {
+                    let values = values[i * units * L::VALUES..].as_ptr();
+                    let scales = scales[i * units * L::SCALES..].as_ptr();
+                    L::multiply::<T, false>(&Tile { units, values, scales, stride, inputs })
+                }
+                Place::InFile(starts) => {
+                    let (values, scales) = (starts[i].0, std::ptr::null());
+                    L::multiply::<T, true>(&Tile { units, values, scales, stride, inputs })
+                }
+            };
             for (sum, &(_, row)) in sums.into_iter().zip(pairs) {
                 let to = out.add(row as usize * matrix.rows + group * LANES);
                 std::arch::x86_64::_mm512_storeu_ps(to, sum);

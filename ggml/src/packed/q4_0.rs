@@ -1,7 +1,8 @@
 //! q4_0: 16 rows side by side, four columns each, in one register: 64 nibbles to an instruction.
 #![expect(unsafe_code, reason = "vector instructions")]
 
-use super::{BLOCK, LANES, Layout, half_scales, side_by_side};
+use super::lanes::{half_scales, side_by_side};
+use super::{BLOCK, LANES, Layout};
 
 /// Bytes of a block: a float16 scale and 32 nibbles.
 const BLOCK_BYTES: usize = 18;
@@ -16,6 +17,8 @@ impl Layout for Q4 {
     const VALUES: usize = LANES * BLOCK / 2;
     const SCALES: usize = LANES * 2;
 
+    const IN_FILE: bool = false;
+
     fn pack(rows: &[u8], stride: usize, values: &mut [u8], scales: &mut [u8]) {
         half_scales(rows, stride, 0, scales);
         values.copy_from_slice(&side_by_side(rows, stride, 2));
@@ -23,7 +26,9 @@ impl Layout for Q4 {
 
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    unsafe fn multiply<const T: usize>(tile: &super::Tile<T>) -> [std::arch::x86_64::__m512; T] {
+    unsafe fn multiply<const T: usize, const FILE: bool>(
+        tile: &super::Tile<T>,
+    ) -> [std::arch::x86_64::__m512; T] {
         use std::arch::x86_64::*;
 
         let mask = _mm512_set1_epi8(0x0f);

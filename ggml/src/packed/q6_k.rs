@@ -3,7 +3,8 @@
 //! Activations are rounded in blocks of 32 here, of 256 in ggml's own kernel: nearer to the truth.
 #![expect(unsafe_code, reason = "vector instructions")]
 
-use super::{BLOCK, LANES, Layout, half_scales, side_by_side};
+use super::lanes::{half_scales, side_by_side};
+use super::{BLOCK, LANES, Layout};
 
 /// Columns of a super-block.
 const SUPER: usize = 256;
@@ -20,6 +21,8 @@ impl Layout for Q6 {
     const UNIT_BYTES: usize = 210;
     const VALUES: usize = LANES * SUPER;
     const SCALES: usize = LANES * (SUPER / PART) + LANES * 2;
+
+    const IN_FILE: bool = false;
 
     fn pack(rows: &[u8], stride: usize, values: &mut [u8], scales: &mut [u8]) {
         let (parts, wholes) = scales.split_at_mut(LANES * (SUPER / PART));
@@ -46,7 +49,9 @@ impl Layout for Q6 {
 
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    unsafe fn multiply<const T: usize>(tile: &super::Tile<T>) -> [std::arch::x86_64::__m512; T] {
+    unsafe fn multiply<const T: usize, const FILE: bool>(
+        tile: &super::Tile<T>,
+    ) -> [std::arch::x86_64::__m512; T] {
         use std::arch::x86_64::*;
 
         let mut sums = [_mm512_setzero_ps(); T];

@@ -1,7 +1,10 @@
 //! q8_0: 16 rows side by side, four columns each, in one register.
 #![expect(unsafe_code, reason = "vector instructions")]
 
-use super::{BLOCK, LANES, Layout, half_scales, side_by_side};
+#[cfg(target_arch = "x86_64")]
+use super::lanes::fours;
+use super::lanes::{half_scales, side_by_side};
+use super::{BLOCK, LANES, Layout};
 
 /// Bytes of a block: a float16 scale and 32 signed bytes.
 const BLOCK_BYTES: usize = 34;
@@ -16,6 +19,8 @@ impl Layout for Q8 {
     const VALUES: usize = LANES * BLOCK;
     const SCALES: usize = LANES * 2;
 
+    const IN_FILE: bool = true;
+
     fn pack(rows: &[u8], stride: usize, values: &mut [u8], scales: &mut [u8]) {
         half_scales(rows, stride, 0, scales);
         for (half, values) in values.as_chunks_mut::<256>().0.iter_mut().enumerate() {
@@ -25,20 +30,26 @@ impl Layout for Q8 {
 
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    unsafe fn multiply<const T: usize>(tile: &super::Tile<T>) -> [std::arch::x86_64::__m512; T] {
+    unsafe fn multiply<const T: usize, const FILE: bool>(
+        tile: &super::Tile<T>,
+    ) -> [std::arch::x86_64::__m512; T] {
         use std::arch::x86_64::*;
 
         let mut sums = [_mm512_setzero_ps(); T];
         for block in 0..tile.units {
             // SAFETY: the tile's rows have `units` blocks each, and so has the group.
             unsafe {
-                let bytes = tile.values.add(block * Self::VALUES).cast::<__m512i>();
-                let scale = tile.scales.add(block * Self::SCALES).cast::<__m256i>();
-                let scale = _mm512_cvtph_ps(_mm256_loadu_si256(scale));
-                let mut weights = [_mm512_setzero_si512(); 8];
-                for k in 0..8 {
-                    weights[k] = _mm512_loadu_si512(bytes.add(k));
-                }
+                let (weights, scale) = if FILE {
+                    from_file(tile.values.add(block * BLOCK_BYTES), tile.stride)
+                } else {
+                    let bytes = tile.values.add(block * Self::VALUES).cast::<__m512i>();
+                    let scale = tile.scales.add(block * Self::SCALES).cast::<__m256i>();
+                    let mut weights = [_mm512_setzero_si512(); 8];
+                    for k in 0..8 {
+                        weights[k] = _mm512_loadu_si512(bytes.add(k));
+                    }
+                    (weights, _mm512_cvtph_ps(_mm256_loadu_si256(scale)))
+                };
                 for t in 0..T {
                     let at = tile.inputs[t].values.add(block * BLOCK).cast::<i32>();
                     let [first, last] = *tile.inputs[t].sums.add(block);
@@ -59,5 +70,30 @@ impl Layout for Q8 {
             }
         }
         sums
+    }
+}
+
+/// A block of each of 16 rows as [`Layout::pack`] would put them, and their scales.
+///
+/// # Safety
+/// The CPU has AVX-512 F, BW, VL; at `first` and each of 15 times `stride` further there is a block.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+#[inline]
+unsafe fn from_file(
+    first: *const u8,
+    stride: usize,
+) -> ([std::arch::x86_64::__m512i; 8], std::arch::x86_64::__m512) {
+    use std::arch::x86_64::*;
+
+    // SAFETY: as the caller says; of each block the scale and two bytes behind it are read, then all its bytes.
+    unsafe {
+        let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        let offsets = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(stride as i32));
+        let scales = _mm512_cvtepi32_epi16(_mm512_i32gather_epi32::<1>(offsets, first.cast()));
+        let signs = _mm512_set1_epi8(-128);
+        let [a, b, c, d] = fours(first.add(2), stride).map(|x| _mm512_xor_si512(x, signs));
+        let [e, f, g, h] = fours(first.add(18), stride).map(|x| _mm512_xor_si512(x, signs));
+        ([a, b, c, d, e, f, g, h], _mm512_cvtph_ps(scales))
     }
 }

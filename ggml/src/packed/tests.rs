@@ -189,10 +189,62 @@ fn pieces_are_packed_as_if_joined() {
             let pieces: Vec<&[u8]> = pieces.iter().map(Vec::as_slice).collect();
             let mut arena = Arena::new(arena_bytes(ty, &[rows, cols]).unwrap()).unwrap();
             let packed = Packed::new(&mut arena, ty, &[rows, cols], &pieces, &|| ()).unwrap();
+            let [packed, joined] = [&packed, &joined].map(|matrix| matrix.own.get().unwrap());
             assert_eq!(packed.values.bytes(), joined.values.bytes(), "{}", ty.name());
             assert_eq!(packed.scales.bytes(), joined.scales.bytes(), "{}", ty.name());
         }
     }
+}
+
+/// Before and after it is packed, a matrix in the file gives the bits of one that was packed at once.
+#[test]
+fn rows_in_the_file_give_the_same_bits() {
+    if !is_available() {
+        return;
+    }
+    let mut rng = SplitMix64::new(13);
+    for (experts, rows, cols) in [(1, 16, 32), (1, 48, 512), (3, 32, 96)] {
+        let shape = [experts, rows, cols];
+        let shape = if experts > 1 { &shape[..] } else { &shape[1..] };
+        let weights = random(&mut rng, experts * rows * cols, 0.2);
+        let blocks = quantize_rows(GgmlType::Q8_0, &weights, cols).unwrap();
+        let packed = pack(GgmlType::Q8_0, shape, &blocks);
+        // pieces that end where the memory does
+        let pieces: Vec<Vec<u8>> =
+            blocks.chunks(16 * blocks.len() / (experts * rows)).map(<[u8]>::to_vec).collect();
+        let pieces: Vec<&[u8]> = pieces.iter().map(Vec::as_slice).collect();
+        let mut arena = Arena::new(arena_bytes(GgmlType::Q8_0, shape).unwrap()).unwrap();
+        // SAFETY: the pieces live to the end of this test.
+        let later = unsafe { Packed::in_file(&mut arena, GgmlType::Q8_0, shape, &pieces) };
+        let later = later.unwrap().unwrap();
+        let mut same = || {
+            for tokens in [1, 2, 3, 8, 9, 16] {
+                let ids: Vec<i32> = (0..tokens).map(|i| (i % experts) as i32).collect();
+                let x = random(&mut rng, tokens * cols, 4.0);
+                let x_shape = [tokens, 1, cols];
+                let numbers = Numbers {
+                    x: &x,
+                    shape: if experts > 1 { &x_shape } else { &[tokens, cols] },
+                    chosen: (experts > 1).then_some((&ids, 1)),
+                };
+                for threads in [1, 2] {
+                    let found = product(&later, &numbers, threads);
+                    assert_eq!(found, product(&packed, &numbers, threads), "{shape:?}, {tokens}");
+                }
+            }
+        };
+        same();
+        let read = std::cell::Cell::new(0);
+        later.pack(&|| read.set(read.get() + 1));
+        assert!(later.own.get().is_some() && read.get() == 1);
+        later.pack(&|| panic!("it is packed"));
+        same();
+    }
+    let mut arena = Arena::new(1 << 20).unwrap();
+    let data = [0; 18 * 16];
+    // SAFETY: nothing comes of it.
+    let other = unsafe { Packed::in_file(&mut arena, GgmlType::Q4_0, &[16, 32], &[&data]) };
+    assert!(other.unwrap().is_none(), "q4_0 has no such kernel");
 }
 
 #[test]

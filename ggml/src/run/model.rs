@@ -1,7 +1,8 @@
 //! A GGUF, opened and ready to run: configuration, weights and tokenizer, shared by all sessions.
 
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::JoinHandle;
 
 use mmx_converters::arch::Config;
 use mmx_converters::generation::Generation as Defaults;
@@ -17,8 +18,8 @@ use crate::error::Result;
 /// How a model is loaded.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
-    /// Keep weights in the order that the CPU's kernels like best, which costs a copy at load. Without,
-    /// weights stay in the file's memory map wherever they can.
+    /// Keep weights in the order that the CPU's kernels like best, which costs a copy at load, or (q8_0) beside the steps
+    /// after the first. Without, weights stay in the file's memory map wherever they can.
     pub repack: bool,
     /// Layers computed on a device instead of the CPU, counted from the end, the output matrix being the last:
     /// 0 none, `usize::MAX` all.
@@ -40,8 +41,24 @@ pub struct Model(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     config: Config,
-    weights: Weights,
+    weights: Arc<Weights>,
     tokenizer: OnceLock<Tokenizer>,
+    /// The thread that packs what was left in the file, once there is one.
+    packing: OnceLock<Mutex<Option<JoinHandle<()>>>>,
+}
+
+/// With the last clone goes the file: nothing reads it any more.
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.weights.stop_packing();
+        let thread = self
+            .packing
+            .take()
+            .and_then(|thread| thread.into_inner().unwrap_or_else(PoisonError::into_inner));
+        if let Some(thread) = thread {
+            let _ = thread.join(); // it cannot panic but for a fault of ours, which it has told
+        }
+    }
 }
 
 impl Model {
@@ -68,8 +85,13 @@ impl Model {
     pub fn from_gguf(gguf: Gguf, options: LoadOptions) -> Result<Self> {
         let tied = gguf.tensor("output.weight").is_none();
         let config = Config::from_gguf_keys(gguf.metadata(), gguf.path(), tied)?;
-        let weights = Weights::load(gguf, &config, &options)?;
-        Ok(Self(Arc::new(Inner { config, weights, tokenizer: OnceLock::new() })))
+        let weights = Arc::new(Weights::load(gguf, &config, &options)?);
+        Ok(Self(Arc::new(Inner {
+            config,
+            weights,
+            tokenizer: OnceLock::new(),
+            packing: OnceLock::new(),
+        })))
     }
 
     /// Dimensions and constants.
@@ -125,6 +147,19 @@ impl Model {
     /// Bytes of weights that computing one token reads.
     pub fn bytes_per_token(&self) -> usize {
         self.0.weights.bytes_per_token()
+    }
+
+    /// Has the weights packed that were left in the file, by a thread of its own; at the first call only.
+    pub(super) fn pack(&self) {
+        self.0.packing.get_or_init(|| {
+            let weights = self.0.weights.clone();
+            let left = weights.are_left_to_pack();
+            let spawn = |_| {
+                let thread = std::thread::Builder::new().name("packing".into());
+                thread.spawn(move || weights.pack()).ok() // without it they are read from the file
+            };
+            Mutex::new(left.then_some(()).and_then(spawn))
+        });
     }
 
     pub(super) fn weights(&self) -> &Weights {

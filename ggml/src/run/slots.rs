@@ -373,6 +373,7 @@ impl Slots {
         for part in parts {
             self.past[part.slot] += part.ids.len();
         }
+        self.model.pack();
         Ok(())
     }
 }

@@ -3,11 +3,13 @@
 //! Matrices that see the same input are joined along their rows where their types are equal (q, k and v;
 //! gate and up): one product instead of three. Rows of blocks are joined by joining their bytes. A matrix
 //! that lies in the file as it is needed, or as neighbours that join, stays in the memory map; others are
-//! copied, into memory of the CPU's preferred order where there is one. Layers on a device lie in its memory.
+//! copied, into memory of the CPU's preferred order where there is one; some of these are read from the file at first,
+//! and copied once a step is computed. Layers on a device lie in its memory.
 #![expect(unsafe_code, reason = "weights are tensors of contexts kept beside them")]
 
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use llama_cpp_sys_2 as sys;
 use mmx_converters::arch::{Config, Layout, public_tensors, weights};
@@ -86,6 +88,9 @@ pub(super) struct Weights {
     pub(super) output: Matrix,
     bytes_per_token: usize,
     split: Option<Split>,
+    /// Read from the file until they are packed.
+    later: Vec<Arc<Packed>>,
+    stopped: AtomicBool,
     // dropped in this order: memory, then descriptions, then the file the memory may be
     _buffers: Vec<Buffer>,
     _contexts: Vec<Context>,
@@ -134,6 +139,7 @@ impl Weights {
             arena: if own { Some(Arena::new(room)?) } else { None },
             dense: options.repack && dense::is_available(),
             copies: Vec::new(),
+            later: Vec::new(),
         };
         let embedding = loader.table("token_embd.weight")?;
         let layers = (0..config.num_hidden_layers)
@@ -144,7 +150,7 @@ impl Weights {
         let head = if config.tie_word_embeddings { "token_embd.weight" } else { "output.weight" };
         let output = loader.matrix(&[head])?;
 
-        let Loader { file, mapped, plain, mut kinds, device, copies, .. } = loader;
+        let Loader { file, mapped, plain, mut kinds, device, copies, later, .. } = loader;
         let mut buffers: Vec<_> = file.into_iter().collect();
         buffers.extend(Buffer::for_all(&plain, BufferType::cpu())?);
         let mut contexts = vec![mapped, plain];
@@ -168,6 +174,8 @@ impl Weights {
             output,
             bytes_per_token,
             split,
+            later,
+            stopped: AtomicBool::new(false),
             _buffers: buffers,
             _contexts: contexts,
             gguf,
@@ -178,6 +186,23 @@ impl Weights {
     pub(super) fn get(&self, weight: Weight) -> Result<Tensor<'_>> {
         // SAFETY: weights are made by `load` only, in contexts that live as long as self.
         unsafe { Tensor::from_raw(weight.0.as_ptr(), "a weight") }
+    }
+
+    /// True where [`Weights::pack`] has something to do.
+    pub(super) fn are_left_to_pack(&self) -> bool {
+        !self.later.is_empty()
+    }
+
+    /// Packs what was left in the file; may run while others compute.
+    pub(super) fn pack(&self) {
+        for matrix in self.later.iter().take_while(|_| !self.stopped.load(Ordering::Relaxed)) {
+            matrix.pack(&|| self.gguf.give_back());
+        }
+    }
+
+    /// Has [`Weights::pack`] end with the matrix it is at.
+    pub(super) fn stop_packing(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn gguf(&self) -> &Gguf {
@@ -308,6 +333,8 @@ struct Loader<'g> {
     arena: Option<Arena>,
     dense: bool,
     copies: Vec<(Weight, Source)>,
+    /// To be packed later.
+    later: Vec<Arc<Packed>>,
 }
 
 impl Loader<'_> {
@@ -403,9 +430,15 @@ impl Loader<'_> {
             && packed::arena_bytes(ty, &shape).is_some()
         {
             let data = Source::Joined { tensors, experts };
+            let pieces = data.pieces(self.gguf);
+            // SAFETY: the pieces are the file's, which `Weights` drops last.
+            if let Some(later) = unsafe { Packed::in_file(arena, ty, &shape, &pieces)? } {
+                let later = Arc::new(later);
+                self.later.push(later.clone());
+                return Ok(Matrix::Packed(later));
+            }
             // packed, they are not read again
-            let read = || self.gguf.give_back();
-            let packed = Packed::new(arena, ty, &shape, &data.pieces(self.gguf), &read)?;
+            let packed = Packed::new(arena, ty, &shape, &pieces, &|| self.gguf.give_back())?;
             return Ok(Matrix::Packed(Arc::new(packed)));
         }
         let dense = self.dense && dense::fits(ty, &shape);

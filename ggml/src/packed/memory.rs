@@ -1,0 +1,97 @@
+//! Where a packed matrix lies: in memory of its own, or in the file until it is packed.
+#![expect(unsafe_code, reason = "addresses in a file's map are shared by threads")]
+
+use std::sync::Mutex;
+
+use mmx_converters::gguf::GgmlType;
+use rayon::prelude::*;
+
+use super::{LANES, Layout, layout, q4_0, q6_k, q8_0};
+use crate::arena::Piece;
+
+/// A packed matrix's memory.
+#[derive(Debug)]
+pub(super) struct Own {
+    /// Numbers of each group, then of the next.
+    pub(super) values: Piece,
+    /// Scales of each group.
+    pub(super) scales: Piece,
+}
+
+/// A matrix that is not packed yet.
+#[derive(Debug)]
+pub(super) struct InFile {
+    /// Of each group of 16 rows the first one's first block.
+    pub(super) groups: Vec<Group>,
+    /// Where it will be packed.
+    pub(super) room: Mutex<Option<Own>>,
+}
+
+/// The first of 16 rows in a file's blocks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Group(pub(super) *const u8);
+
+// SAFETY: only read, and kept by whoever made the matrix.
+unsafe impl Send for Group {}
+// SAFETY: as above.
+unsafe impl Sync for Group {}
+
+impl Own {
+    /// Packs groups of 16 rows; `all_cores`: what it takes is mostly the system's, who hands out pages.
+    pub(super) fn fill(
+        &mut self,
+        ty: GgmlType,
+        cols: usize,
+        groups: &[&[u8]],
+        all_cores: bool,
+        read: &dyn Fn(),
+    ) {
+        layout!(ty, self.fill_as::<L>(cols, groups, all_cores, read), ());
+    }
+
+    fn fill_as<L: Layout>(
+        &mut self,
+        cols: usize,
+        groups: &[&[u8]],
+        all_cores: bool,
+        read: &dyn Fn(),
+    ) {
+        /// Bytes of the file that are worth a thread: of less, two take as long as one (measured).
+        const SHARE: usize = 1 << 20;
+        /// Bytes of the file between two calls of `read`.
+        const PART: usize = 8 << 20;
+        let units = cols / L::UNIT;
+        let (values_bytes, scales_bytes) = (units * L::VALUES, units * L::SCALES);
+        let group_bytes = LANES * units * L::UNIT_BYTES;
+        let part = PART.div_ceil(group_bytes);
+        let values = self.values.bytes_mut().chunks_mut(part * values_bytes);
+        let scales = self.scales.bytes_mut().chunks_mut(part * scales_bytes);
+        for (groups, (values, scales)) in groups.chunks(part).zip(values.zip(scales)) {
+            if all_cores {
+                let values = values.par_chunks_exact_mut(values_bytes);
+                let scales = scales.par_chunks_exact_mut(scales_bytes);
+                let groups = groups.par_iter().zip(values.zip(scales));
+                groups
+                    .with_min_len(SHARE.div_ceil(group_bytes))
+                    .for_each(|(group, (values, scales))| pack::<L>(group, values, scales));
+            } else {
+                let values = values.chunks_exact_mut(values_bytes);
+                let scales = scales.chunks_exact_mut(scales_bytes);
+                for (group, (values, scales)) in groups.iter().zip(values.zip(scales)) {
+                    pack::<L>(group, values, scales);
+                }
+            }
+            read();
+        }
+    }
+}
+
+/// A group of rows, side by side.
+pub(super) fn pack<L: Layout>(group: &[u8], values: &mut [u8], scales: &mut [u8]) {
+    let stride = group.len() / LANES;
+    let values = values.chunks_exact_mut(L::VALUES);
+    let scales = scales.chunks_exact_mut(L::SCALES);
+    for (unit, (values, scales)) in values.zip(scales).enumerate() {
+        L::pack(&group[unit * L::UNIT_BYTES..], stride, values, scales);
+    }
+}
