@@ -9,13 +9,13 @@
 
 use std::time::Instant;
 
-use mmx::config::TrainConfig;
-use mmx::data::{Batch, Recipe};
-use mmx::error::{Error, Result};
-use mmx::model::Model;
-use mmx::stage::Pretrain;
-use mmx::train::Trainer;
-use mmx::train::batches::Batches;
+use mmx_training::config::TrainConfig;
+use mmx_data::{Batch, Recipe};
+use crate::error::{Error, Result};
+use mmx_training::model::Model;
+use mmx_training::stage::Pretrain;
+use mmx_training::trainer::Trainer;
+use mmx_data::batches::Batches;
 use mmx_converters::arch::presets;
 use tch::{Device, Kind};
 
@@ -92,7 +92,7 @@ fn main() -> Result<()> {
         }
         None => Ok(Vec::new()),
     };
-    mmx::train::keep_memory();
+    mmx_training::trainer::keep_memory();
     let vocab = model.vocab_size as i64;
     let model = Model::random(&model, 1, Device::cuda_if_available(), compute)?;
     let config = TrainConfig { accumulation: 1, ..TrainConfig::new(&Pretrain, Recipe::R2026) };

@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use mmx::data::{Cache, Dataset, Kind, OnBad, Recipe, SampleOptions};
+use mmx_data::{Cache, Dataset, Kind, OnBad, Recipe, SampleOptions};
 use mmx_converters::tokenizer::Tokenizer;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -416,7 +416,7 @@ fn packed_files_give_the_samples_and_faults_of_the_plain_one() {
 #[cfg(feature = "train")]
 #[test]
 fn batches_from_kept_tokens_go_on_in_the_middle_of_an_epoch() {
-    use mmx::train::batches::{Batches, Ordered, Packed};
+    use mmx_data::batches::{Batches, Ordered, Packed};
     let dir = tempfile::tempdir().unwrap();
     let cache = Cache::at(dir.path());
     let paths = [shared("golden/sft.jsonl"), shared("golden/reason.jsonl")];

@@ -9,14 +9,14 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::{mmx, mmx_error, mmx_json, mmx_ok, shared, text};
-use mmx_converters::adapter::Adapters;
+use mmx_converters::model::adapter::Adapters;
 use mmx_converters::arch::{Config, presets, weights};
 use mmx_converters::gguf::Gguf;
-use mmx_converters::imatrix::Imatrix;
+use mmx_converters::quant::imatrix::Imatrix;
 use mmx_converters::safetensors::SafeTensors;
 use mmx_ggml::FileType;
-use mmx_ggml::llama::LlamaModel;
-use mmx_ggml::random::write_random_gguf;
+use mmx_ggml::judge::LlamaModel;
+use mmx_ggml::run::random_model::write_random_gguf;
 use serde_json::{Value, json};
 
 /// The files of `mmx export MODEL ARGS.. --name m --out OUT`, by their names.

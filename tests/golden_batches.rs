@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use mmx::data::{Batch, Dataset, Kind, Recipe, SampleOptions, reason_tag_ids};
+use mmx_data::{Batch, Dataset, Kind, Recipe, SampleOptions, reason_tag_ids};
 use mmx_converters::safetensors::SafeTensors;
 use mmx_converters::tensor::Dtype;
 use mmx_converters::tokenizer::Tokenizer;

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use mmx::model::{HostTensor, Model};
+use mmx_training::model::{HostTensor, Model};
 use mmx_converters::arch::Config;
 use mmx_converters::safetensors::SafeTensors;
 use mmx_converters::tensor::{Dtype, TensorView};

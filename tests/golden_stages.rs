@@ -8,11 +8,11 @@ mod trajectory;
 use std::path::Path;
 
 use common::{mmx, mmx_error, mmx_json, mmx_ok, shared, text};
-use mmx::config::{DpoOptions, Logps, LoraOptions, TrainConfig};
-use mmx::data::{Batch, Dataset, Recipe, SampleOptions};
-use mmx::model::Model;
-use mmx::stage::{self, Part, Setup};
-use mmx_converters::adapter::Adapters;
+use mmx_training::config::{DpoOptions, Logps, LoraOptions, TrainConfig};
+use mmx_data::{Batch, Dataset, Recipe, SampleOptions};
+use mmx_training::model::Model;
+use mmx_training::stage::{self, Part, Setup};
+use mmx_converters::model::adapter::Adapters;
 use mmx_converters::safetensors::SafeTensors;
 use mmx_converters::tokenizer::Tokenizer;
 use tch::{Device, Kind, Tensor};
@@ -356,7 +356,7 @@ fn a_larger_vocabulary_of_the_teacher_is_cut_and_a_smaller_one_refused() {
 #[test]
 fn tags_outside_the_answers_weigh_too() {
     let tokenizer = Tokenizer::open(shared("golden")).expect("a tokenizer");
-    let tag = i64::from(mmx::data::reason_tag_ids(&tokenizer).expect("ids")[0]);
+    let tag = i64::from(mmx_data::reason_tag_ids(&tokenizer).expect("ids")[0]);
     let mut stage = stage::by_name("reason").expect("a stage");
     let config = TrainConfig::new(stage.as_ref(), Recipe::R2025);
     let mut model = model("golden/minimind2");
@@ -420,7 +420,7 @@ fn a_truncated_pair_is_left_out_and_counted() {
     let only = dir.path().join("only.jsonl");
     let all = fs_err::read_to_string(&file).expect("a fixture");
     fs_err::write(&only, all.lines().next().expect("a line")).expect("a file");
-    let options = SampleOptions::new(Recipe::R2025, mmx::data::Kind::Preference, 64);
+    let options = SampleOptions::new(Recipe::R2025, mmx_data::Kind::Preference, 64);
     let said = Dataset::load(&[only], &tokenizer, &options).expect_err("nothing to learn");
     assert!(said.to_string().contains("expected at least one sample to learn from"), "{said}");
 }

@@ -6,10 +6,10 @@ mod common;
 mod trajectory;
 
 use common::shared;
-use mmx::config::TrainConfig;
-use mmx::data::Recipe;
-use mmx::stage;
-use mmx::train::Trainer;
+use mmx_training::config::TrainConfig;
+use mmx_data::Recipe;
+use mmx_training::stage;
+use mmx_training::trainer::Trainer;
 use trajectory::{Recorded, assert_final, assert_trajectory, config, json, model, train};
 
 fn assert_golden(folder: &str, recipe: Recipe, stage_name: &str, kind: &str) {
@@ -144,7 +144,7 @@ fn a_loss_that_is_not_finite_stops_before_the_step_and_names_the_lines() {
         }
         assert!(!said.contains("golden.jsonl:4"), "{said:?} blames a batch that was finite");
         let after = model.to_host().expect("weights");
-        let bits = |of: &[mmx::model::HostTensor]| -> Vec<u32> {
+        let bits = |of: &[mmx_training::model::HostTensor]| -> Vec<u32> {
             of.iter().flat_map(|t| t.values.iter().map(|v| v.to_bits())).collect()
         };
         assert_eq!(bits(&after), bits(&before), "a weight has changed");
@@ -170,8 +170,8 @@ fn a_run_without_an_optimizer_step_is_refused() {
 /// another order).
 #[test]
 fn packed_rows_have_the_loss_and_gradient_of_separate_ones() {
-    use mmx::data::{Batch, Dataset, SampleOptions};
-    use mmx::train::batches::{Batches, Ordered, Packed};
+    use mmx_data::{Batch, Dataset, SampleOptions};
+    use mmx_data::batches::{Batches, Ordered, Packed};
     use mmx_converters::tokenizer::Tokenizer;
 
     for (folder, kind, recipe) in
@@ -200,7 +200,7 @@ fn packed_rows_have_the_loss_and_gradient_of_separate_ones() {
 /// The same for mixtures of experts, whose balancing losses count samples, not rows: six samples of ten tokens.
 #[test]
 fn packed_rows_have_the_balancing_loss_of_separate_ones() {
-    use mmx::data::Batch;
+    use mmx_data::Batch;
 
     let token = |sample: usize, i: usize| 3 + (sample * 131 + i * i * 17 + i) as i64 % 200;
     let separate = Batch {
@@ -224,13 +224,13 @@ fn packed_rows_have_the_balancing_loss_of_separate_ones() {
 fn assert_same_loss(
     name: &str,
     stage: &dyn stage::Stage,
-    separate: &mmx::data::Batch,
-    packed: &mmx::data::Batch,
+    separate: &mmx_data::Batch,
+    packed: &mmx_data::Batch,
 ) {
-    let run = |batch: &mmx::data::Batch| {
+    let run = |batch: &mmx_data::Batch| {
         let model = model(name);
         let loss = stage.loss(&model, batch).expect("a loss").total.expect("learned tokens");
-        let gradients = mmx::model::host_gradients(&model, &loss).expect("gradients");
+        let gradients = mmx_training::model::host_gradients(&model, &loss).expect("gradients");
         (loss.double_value(&[]), gradients)
     };
     let ((separate, gradients), (together, packed_gradients)) = (run(separate), run(packed));

@@ -225,11 +225,11 @@ fn greedy_ids_of_the_golden_models_equal_the_other_engines() {
         mmx_json(&[&args[..], &[text(&out)]].concat());
         let gguf = gguf_in(&out);
         let tokenizer = Tokenizer::open(&tokenizer).expect("a tokenizer");
-        let judge = mmx_ggml::llama::LlamaModel::open(&gguf).expect("a GGUF for llama.cpp");
+        let judge = mmx_ggml::judge::LlamaModel::open(&gguf).expect("a GGUF for llama.cpp");
         #[cfg(feature = "train")]
         let native = {
             let open = mmx_converters::Model::open(&model).expect("a golden model");
-            mmx::model::Model::from_model(&open, tch::Device::Cpu, tch::Kind::Float).expect("tch")
+            mmx_training::model::Model::from_model(&open, tch::Device::Cpu, tch::Kind::Float).expect("tch")
         };
         let mut compared = 0;
         for prompt in ["Translate 一下: apples", "好😀", "3 apples", "a", "一下"] {

@@ -6,12 +6,12 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 /// Bytes in hexadecimal.
-pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
+pub fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The SHA-256 of bytes, in hexadecimal.
-pub(crate) fn of_bytes(bytes: &[u8]) -> String {
+pub fn of_bytes(bytes: &[u8]) -> String {
     hexadecimal(&Sha256::digest(bytes))
 }
 
@@ -19,7 +19,7 @@ pub(crate) fn of_bytes(bytes: &[u8]) -> String {
 ///
 /// # Errors
 /// The file cannot be read.
-pub(crate) fn of_file(path: &Path) -> io::Result<String> {
+pub fn of_file(path: &Path) -> io::Result<String> {
     let mut hash = Sha256::new();
     read_through(path, |piece| hash.update(piece))?;
     Ok(hexadecimal(&hash.finalize()))
@@ -29,7 +29,7 @@ pub(crate) fn of_file(path: &Path) -> io::Result<String> {
 ///
 /// # Errors
 /// The file cannot be read.
-pub(crate) fn read_through(path: &Path, mut take: impl FnMut(&[u8])) -> io::Result<()> {
+pub fn read_through(path: &Path, mut take: impl FnMut(&[u8])) -> io::Result<()> {
     let mut file = fs_err::File::open(path)?;
     let mut buffer = vec![0; 1 << 20];
     loop {

@@ -66,6 +66,30 @@ pub enum Error {
         /// The engine's or the template's own words.
         message: String,
     },
+    /// The job could not be done.
+    #[error("{message}")]
+    Failed {
+        /// What, where, expected and found.
+        message: String,
+        /// What to do about it.
+        hint: Option<String>,
+    },
+    /// A setting has a value that makes no sense.
+    #[error("{name}: expected {expected}, found {found}")]
+    Setting {
+        /// The setting, as the field of a request or configuration spells it: `max_seq_len`.
+        name: String,
+        /// The values it can have.
+        expected: String,
+        /// The value it has.
+        found: String,
+    },
+    /// What is asked for does not fit what it is asked of: a misuse of the caller's, no fault of a file.
+    #[error("{message}")]
+    Misuse {
+        /// Expected and found.
+        message: String,
+    },
 }
 
 /// How the tensors found differ from the tensors expected.
@@ -188,6 +212,30 @@ impl Error {
         Self::Unsupported { what: what.into(), reason: reason.into() }
     }
 
+    /// A failure in a sentence.
+    pub fn failed(message: impl Into<String>) -> Self {
+        Self::Failed { message: message.into(), hint: None }
+    }
+
+    /// A failure in a sentence, and what to do about it.
+    pub fn failed_with_hint(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::Failed { message: message.into(), hint: Some(hint.into()) }
+    }
+
+    /// A setting with an impossible value.
+    pub fn setting(
+        name: impl Into<String>,
+        expected: impl Into<String>,
+        found: impl ToString,
+    ) -> Self {
+        Self::Setting { name: name.into(), expected: expected.into(), found: found.to_string() }
+    }
+
+    /// Something asked for that does not fit.
+    pub fn misuse(message: impl Into<String>) -> Self {
+        Self::Misuse { message: message.into() }
+    }
+
     /// What the user can do about it, where that is known.
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -198,6 +246,7 @@ impl Error {
                 Some("`mmx import FILE --preset NAME --out DIR` says what it is".to_owned())
             }
             Self::Tensors { report, .. } => report.hint(),
+            Self::Failed { hint, .. } => hint.clone(),
             _ => None,
         }
     }

@@ -1,31 +1,30 @@
 //! What all crates of mmx agree on, in pure Rust: model families as tables ([`arch`]), tensors, and the
 //! formats they are kept in.
 
-pub mod adapter;
 pub mod arch;
-pub mod carry;
 pub mod chat;
+pub mod digest;
 pub mod error;
 pub mod file;
-pub mod folder;
-pub mod generation;
 pub mod gguf;
-pub mod imatrix;
 pub mod model;
 pub mod modelfile;
+pub mod progress;
 pub mod pth;
+pub mod quant;
+pub mod random;
 pub mod safetensors;
-pub mod shards;
 pub mod tensor;
-pub mod to_gguf;
 pub mod tokenizer;
+pub mod wire;
 
 pub use error::{Error, Result};
 pub use model::Model;
 
 /// The source of what turns messages into text and text into ids. Whoever keeps ids keeps a digest of it with them:
 /// with other code they may be others.
-pub const CODE_OF_TEXT: [&str; 8] = [
+pub const CODE_OF_TEXT: [&str; 9] = [
+    include_str!("random.rs"),
     include_str!("chat/mod.rs"),
     include_str!("chat/python.rs"),
     include_str!("chat/tags.rs"),

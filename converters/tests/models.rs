@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use mmx_converters::arch::{self, Config, Layout, presets};
-use mmx_converters::carry::Fallback;
-use mmx_converters::folder::{self, Folder, Written};
-use mmx_converters::generation::Generation;
+use mmx_converters::model::fallback::Fallback;
+use mmx_converters::model::folder::{self, Folder, Written};
+use mmx_converters::model::generation::Generation;
 use mmx_converters::gguf::{GgmlType, Gguf, Value};
 use mmx_converters::tensor::Dtype;
-use mmx_converters::to_gguf::ToGguf;
+use mmx_converters::model::to_gguf::ToGguf;
 use mmx_converters::{Error, Model, Result};
 use sha2::{Digest, Sha256};
 
@@ -299,7 +299,7 @@ fn general_keys_say_what_the_file_is() {
     }
     let label = |preset: &str| {
         let config = presets::preset(preset).unwrap();
-        mmx_converters::to_gguf::size_label(&config, &arch::weights(&config))
+        mmx_converters::model::to_gguf::size_label(&config, &arch::weights(&config))
     };
     assert_eq!(label("minimind2-small"), "26M");
     assert_eq!(label("minimind3"), "64M");

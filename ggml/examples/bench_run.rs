@@ -13,8 +13,8 @@ use std::time::Instant;
 use mmx_converters::arch::presets;
 use mmx_converters::tokenizer::Tokenizer;
 use mmx_ggml::Clock;
-use mmx_ggml::llama::LlamaModel;
-use mmx_ggml::random::random_gguf;
+use mmx_ggml::judge::LlamaModel;
+use mmx_ggml::run::random_model::random_gguf;
 use mmx_ggml::run::{KvType, LoadOptions, Model, Session, SessionOptions, bench};
 use serde_json::{Value, json};
 

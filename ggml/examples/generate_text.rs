@@ -57,7 +57,7 @@ mod tests {
 
     #[test]
     fn pieces_add_up_and_the_caller_may_stop() -> Result<()> {
-        let bytes = mmx_ggml::random::tiny_gguf(1)?;
+        let bytes = mmx_ggml::run::random_model::tiny_gguf(1)?;
         let model = Model::from_bytes(bytes, "tiny.gguf", LoadOptions::default())?;
         let mut streamed = String::new();
         let whole = answer(&model, "What is 7 + 5?", |piece| {

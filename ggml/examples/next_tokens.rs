@@ -55,7 +55,7 @@ mod tests {
 
     #[test]
     fn probabilities_are_those_of_the_text() -> Result<()> {
-        let bytes = mmx_ggml::random::tiny_gguf(1)?;
+        let bytes = mmx_ggml::run::random_model::tiny_gguf(1)?;
         let model = Model::from_bytes(bytes, "tiny.gguf", LoadOptions::default())?;
         let vocab = model.config().vocab_size;
         let all = next_tokens(&model, "a", vocab)?;

@@ -18,7 +18,7 @@ fn main() -> std::process::ExitCode {
         eprintln!("error: seed: expected a number");
         return 2.into();
     };
-    let written = mmx_ggml::random::tiny_gguf(seed)
+    let written = mmx_ggml::run::random_model::tiny_gguf(seed)
         .map_err(|e| e.to_string())
         .and_then(|bytes| fs_err::write(path, bytes).map_err(|e| e.to_string()));
     match written {

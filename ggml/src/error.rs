@@ -25,3 +25,13 @@ pub enum Error {
         message: String,
     },
 }
+
+impl From<Error> for mmx_converters::Error {
+    /// For those who speak of models and files only.
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Converters(error) => error,
+            other => Self::failed(other.to_string()),
+        }
+    }
+}

@@ -1,9 +1,9 @@
 //! Runs the four MiniMind model families from a GGUF, on ggml: load, tokenize, generate, logits.
 //!
 //! The file is all that is needed: weights, configuration, tokenizer, chat template and sampling settings.
-//! No Python, no libtorch. [`run`] is the runner; beneath it lies a safe wrapper of ggml ([`context`],
-//! [`tensor`], [`graph`]), beside it llama.cpp as the judge ([`llama`]) and ggml's quantizers
-//! ([`mod@quantize`], [`FileType`]). Formats, tokenizer and chat templates are in [`converters`].
+//! No Python, no libtorch. [`run`] is the runner; beneath it lies a safe wrapper of ggml ([`wrap`]) with
+//! kernels of our own ([`kernel`]), beside it llama.cpp as the judge ([`judge`]) and ggml's quantizers
+//! ([`quant`], [`FileType`]). Formats, tokenizer and chat templates are in [`converters`].
 //!
 //! ```
 //! use mmx_ggml::converters::chat;
@@ -11,7 +11,7 @@
 //!
 //! # fn main() -> mmx_ggml::Result<()> {
 //! // A model of random weights, made here; from a file: Model::load(path, LoadOptions::default())
-//! let bytes = mmx_ggml::random::tiny_gguf(1)?;
+//! let bytes = mmx_ggml::run::random_model::tiny_gguf(1)?;
 //! let model = Model::from_bytes(bytes, "tiny.gguf", LoadOptions::default())?;
 //! let mut session = Session::new(&model, SessionOptions::default())?;
 //!
@@ -49,32 +49,17 @@
 //! several texts together. Longer programs: `examples/generate_text.rs` and `examples/next_tokens.rs`; from
 //! C: the crate `mmx-capi`.
 
-mod arena;
-mod attention;
-mod backend;
-mod clock;
-pub mod context;
-mod cpu;
-mod custom;
-mod dense;
-mod device;
 pub mod error;
-pub mod file_type;
-pub mod graph;
-mod importance;
-pub mod llama;
-mod log;
-mod packed;
-pub mod quantize;
-pub mod random;
-mod rng;
+pub mod judge;
+pub mod kernel;
+pub mod quant;
 pub mod run;
-pub mod tensor;
+pub mod wrap;
 
-pub use backend::MAX_THREADS;
-pub use clock::Clock;
-pub use cpu::cpu_kernels;
-pub use device::{Device, devices};
 pub use error::{Error, Result};
-pub use file_type::{Fallback, FileType, recipe};
 pub use mmx_converters as converters;
+pub use mmx_converters::quant::file_type::{Fallback, FileType, recipe};
+pub use run::clock::Clock;
+pub use wrap::cpu::cpu_kernels;
+pub use wrap::device::{Device, devices};
+pub use wrap::plan::MAX_THREADS;

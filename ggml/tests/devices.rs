@@ -10,7 +10,7 @@ use common::{GOLDEN, argmax, assert_close, forward, gguf, shared};
 use mmx_converters::Model as Source;
 use mmx_converters::gguf::{GgmlType, Gguf, TensorInfo, TensorSpec, to_bytes};
 use mmx_ggml::FileType;
-use mmx_ggml::quantize::dequantize_rows;
+use mmx_ggml::quant::dequantize_rows;
 use mmx_ggml::run::{
     KvType, LoadOptions, Model, Part, Session, SessionOptions, Slots, SlotsOptions,
 };

@@ -9,10 +9,10 @@ use std::path::Path;
 use common::{GOLDEN, gguf, shared};
 use mmx_converters::Model as Source;
 use mmx_converters::gguf::Gguf;
-use mmx_converters::to_gguf::ToGguf;
+use mmx_converters::model::to_gguf::ToGguf;
 use mmx_converters::tokenizer::Tokenizer;
 use mmx_ggml::FileType;
-use mmx_ggml::quantize::quantize_rows;
+use mmx_ggml::quant::quantize_rows;
 use mmx_ggml::run::{
     Finish, Generation, LoadOptions, Model, Sampling, Session, SessionOptions, generate,
     generate_after, generate_shifting,

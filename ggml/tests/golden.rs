@@ -7,8 +7,8 @@ use common::{GOLDEN, argmax, assert_close, forward, gguf, gguf_bytes, shared, ya
 use mmx_converters::Model as Source;
 use mmx_converters::arch::{RopeScaling, presets};
 use mmx_ggml::FileType;
-use mmx_ggml::llama::LlamaModel;
-use mmx_ggml::random::write_random_gguf;
+use mmx_ggml::judge::LlamaModel;
+use mmx_ggml::run::random_model::write_random_gguf;
 use mmx_ggml::run::{KvType, LoadOptions, Model, Session, SessionOptions};
 
 /// float32 sums in another order: EXPORT_FACTS measured up to 1.3e-5 for llama.cpp.

@@ -5,10 +5,10 @@ use std::path::Path;
 
 use mmx_converters::arch::{Config, presets};
 use mmx_converters::gguf::Gguf;
-use mmx_converters::imatrix::{Entry, Imatrix};
-use mmx_ggml::llama::quantize_file;
-use mmx_ggml::quantize::{dequantize_rows, quantize_rows, quantize_rows_weighted};
-use mmx_ggml::random::write_random_gguf;
+use mmx_converters::quant::imatrix::{Entry, Imatrix};
+use mmx_ggml::judge::quantize_file;
+use mmx_ggml::quant::{dequantize_rows, quantize_rows, quantize_rows_weighted};
+use mmx_ggml::run::random_model::write_random_gguf;
 use mmx_ggml::{FileType, recipe};
 
 /// A preset's architecture, small.

@@ -8,7 +8,7 @@ use common::{GOLDEN, argmax, assert_close, forward, gguf, shared};
 use mmx_converters::Model as Source;
 use mmx_converters::arch::presets;
 use mmx_ggml::FileType;
-use mmx_ggml::random::write_random_gguf;
+use mmx_ggml::run::random_model::write_random_gguf;
 use mmx_ggml::run::{
     Guesser, KvType, LoadOptions, Model, Part, Sampler, Sampling, Session, SessionOptions, Slots,
     SlotsOptions,

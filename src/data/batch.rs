@@ -1,6 +1,10 @@
 //! Samples to batches, in an order that depends on seed and epoch alone.
 
-use super::{Dataset, Kind, Recipe, Sample, random::Random};
+use mmx_converters::random::Random;
+
+use crate::dataset::Dataset;
+use crate::jsonl::Kind;
+use crate::sample::{Recipe, Sample};
 
 /// What one micro-step reads. All arrays are `[batch, seq]`, row by row.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -2,8 +2,10 @@
 
 use std::path::PathBuf;
 
-use crate::data::{self, Batch, Dataset};
-use crate::error::Result;
+use crate::batch::Batch;
+use crate::dataset::Dataset;
+use crate::pack::Rows;
+use mmx_converters::Result;
 
 /// A source of batches.
 pub trait Batches {
@@ -43,7 +45,7 @@ fn larger(a: (usize, usize), b: (usize, usize)) -> (usize, usize) {
 pub struct Packed<'a> {
     ordered: Ordered<'a>,
     /// The rows of the epoch last asked for.
-    rows: Option<(usize, data::Rows)>,
+    rows: Option<(usize, Rows)>,
 }
 
 impl<'a> Packed<'a> {
@@ -58,7 +60,7 @@ impl<'a> Packed<'a> {
         Self { ordered: Ordered::new(dataset, files, seed, shuffle, batch_size, false), rows: None }
     }
 
-    fn rows(&mut self, epoch: usize) -> &data::Rows {
+    fn rows(&mut self, epoch: usize) -> &Rows {
         let Ordered { dataset, seed, shuffle, .. } = self.ordered;
         if self.rows.as_ref().is_none_or(|(cached, _)| *cached != epoch) {
             self.rows = None;

@@ -18,15 +18,16 @@ use sha2::{Digest, Sha256};
 use super::make::{Failure, Job, Place};
 use super::sample::Encoder;
 use super::tokens::{Key, TokenFile};
-use super::{Kind, SampleOptions};
-use crate::digest;
-use crate::error::{Error, Result};
+use super::jsonl::Kind;
+use super::sample::SampleOptions;
+use mmx_converters::digest;
+use mmx_converters::progress::{Listener, Silent};
+use mmx_converters::{Error, Result};
 
 /// The code that turns lines into samples: with another, samples may be others.
-const CODE: [&str; 4] = [
+const CODE: [&str; 3] = [
     include_str!("sample.rs"),
     include_str!("jsonl.rs"),
-    include_str!("random.rs"),
     include_str!("tokens.rs"),
 ];
 
@@ -38,6 +39,8 @@ const LIMIT: u64 = 20_000_000_000;
 pub struct Cache {
     folder: Option<PathBuf>,
     limit: u64,
+    /// Sees how far tokenizing is.
+    listener: Arc<dyn Listener>,
     /// What was hashed, as it was then.
     digests: Arc<Mutex<HashMap<PathBuf, (State, String)>>>,
 }
@@ -47,7 +50,12 @@ type State = (u64, Option<SystemTime>);
 
 impl Cache {
     fn new(folder: Option<PathBuf>) -> Self {
-        Self { folder, limit: LIMIT, digests: Arc::default() }
+        Self { folder, limit: LIMIT, listener: Arc::new(Silent), digests: Arc::default() }
+    }
+
+    /// The same cache; `listener` sees how far the tokenizing of large files is.
+    pub fn heard_by(self, listener: Arc<dyn Listener>) -> Self {
+        Self { listener, ..self }
     }
 
     /// Nowhere: each data set is tokenized into a temporary file.
@@ -106,13 +114,14 @@ impl Cache {
         warnings: &mut Vec<String>,
     ) -> Result<TokenFile> {
         let wide = tokenizer.vocab_size() > 1 << 16;
+        let listener = self.listener.as_ref();
         let Some(folder) = &self.folder else {
-            let job = Job { path, file, encoder, key: [0; 32], wide };
+            let job = Job { path, file, encoder, key: [0; 32], wide, listener };
             return passing(&job, warnings);
         };
         let before = state(path)?;
         let key = self.key(path, file, tokenizer, options)?;
-        let job = Job { path, file, encoder, key, wide };
+        let job = Job { path, file, encoder, key, wide, listener };
         let kept = folder.join(format!("{}.tokens", digest::hexadecimal(&key[..16])));
         if kept.exists() {
             match TokenFile::open(&kept, &key) {

@@ -1,31 +1,15 @@
-//! Training data: JSON Lines to records ([`jsonl`]), records to token ids with a loss mask ([`sample`]),
-//! those into a memory-mapped file ([`make`], found again by [`cache`]), samples to batches ([`batch`]).
-//!
-//! Everything here is plain Rust and deterministic: the same files, tokenizer, options and seed give
-//! the same batches, and a position (epoch, index) is enough to go on from.
-
-pub mod batch;
-pub mod cache;
-pub mod jsonl;
-mod make;
-pub mod pack;
-pub mod random;
-pub mod sample;
-pub mod source;
-pub mod texts;
-mod tokens;
-
-pub use batch::Batch;
-pub use cache::Cache;
-pub use jsonl::{Fault, Kind, Record};
-pub use pack::Rows;
-pub use sample::{OnBad, Recipe, Sample, SampleOptions};
+//! All samples of the files of one training run, in file order.
 
 use std::path::{Path, PathBuf};
 
 use mmx_converters::tokenizer::Tokenizer;
 
-use crate::error::{Error, Result};
+use mmx_converters::{Error, Result};
+
+use crate::cache::Cache;
+use crate::jsonl::{Fault, Kind};
+use crate::sample::{self, OnBad, Sample, SampleOptions};
+use crate::tokens;
 
 /// All samples of the files of one training run, in file order, in memory-mapped files.
 #[derive(Debug)]
@@ -78,7 +62,7 @@ impl Dataset {
             let message =
                 format!("{}: line {}: {}{more}", path.display(), fault.line, fault.message);
             let hint = fault.hint.clone().unwrap_or_else(|| {
-                "`mmx data check` lists every fault; `--on-bad skip` leaves such lines out".into()
+                "`mmx data check` lists every fault; `on_bad` skip leaves such lines out".into()
             });
             return Err(Error::failed_with_hint(message, hint));
         }
@@ -185,7 +169,7 @@ impl Dataset {
                     self.nothing_to_learn.len(),
                     self.skipped.len()
                 ),
-                "raise --max-seq-len, or look at the files with `mmx data check`",
+                "raise `max_seq_len`, or look at the files with `mmx data check`",
             ));
         }
         Ok(())
@@ -207,7 +191,7 @@ impl Dataset {
     }
 
     /// Entries of a token file that make one sample of the data set.
-    fn per_sample(&self) -> usize {
+    pub(crate) fn per_sample(&self) -> usize {
         if self.is_pairs() { 2 } else { 1 }
     }
 
@@ -247,12 +231,12 @@ impl Dataset {
     }
 
     /// Lets go of what was read of the files; it is read again when it is needed.
-    fn give_back(&self) {
+    pub(crate) fn give_back(&self) {
         self.files.iter().for_each(tokens::TokenFile::give_back);
     }
 
     /// The same of a preference pair's longer answer.
-    fn longest_of(&self, index: usize) -> usize {
+    pub(crate) fn longest_of(&self, index: usize) -> usize {
         let (file, entry) = self.place(index);
         let entries = entry..entry + self.per_sample();
         entries.map(|entry| self.files[file].length(entry)).max().unwrap_or(0)
@@ -280,19 +264,4 @@ impl Dataset {
     pub fn options(&self) -> &SampleOptions {
         &self.options
     }
-}
-
-/// The ids that the reasoning stage weighs tenfold: those of `<think>`, `</think>`, `<answer>` and
-/// `</answer>`, sorted, each once.
-///
-/// # Errors
-/// The tokenizer's own.
-pub fn reason_tag_ids(tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-    let mut ids = Vec::new();
-    for tag in ["<think>", "</think>", "<answer>", "</answer>"] {
-        ids.extend(tokenizer.encode(tag)?);
-    }
-    ids.sort_unstable();
-    ids.dedup();
-    Ok(ids)
 }

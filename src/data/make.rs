@@ -3,14 +3,15 @@
 use std::io::{self, BufWriter, Cursor, Read, Seek, Write};
 use std::path::Path;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use mmx_converters::Error;
+use mmx_converters::progress::{Listener, Progress};
 use rayon::prelude::*;
 
 use super::sample::Encoder;
 use super::source::{Block, Blocks};
 use super::tokens::{Key, TokenFile, Writer};
-use super::{Fault, Sample, jsonl};
-use crate::error::Error;
+use super::jsonl::{self, Fault};
+use super::sample::Sample;
 
 /// A file to be tokenized.
 pub(super) struct Job<'a> {
@@ -21,6 +22,8 @@ pub(super) struct Job<'a> {
     pub(super) key: Key,
     /// Ids take 4 bytes.
     pub(super) wide: bool,
+    /// Sees how far a large file is.
+    pub(super) listener: &'a dyn Listener,
 }
 
 /// Where tokens go.
@@ -74,7 +77,7 @@ impl Job<'_> {
     fn write<W: Write, I: Read + Write + Seek>(&self, out: W, index: I) -> Result<(), Failure> {
         let mut writer = Writer::new(out, index, &self.key, self.wide).map_err(Failure::Write)?;
         let mut blocks = Blocks::open(self.path).map_err(|e| Failure::Source(Box::new(e)))?;
-        let progress = progress(self.path);
+        let mut progress = Sight::of(self.path, self.listener);
         let mut block = blocks.next_block().map_err(|e| Failure::Source(Box::new(e)))?;
         while let Some(current) = block {
             let (next, outcomes) =
@@ -82,10 +85,10 @@ impl Job<'_> {
             for (line, outcome) in outcomes {
                 add(&mut writer, line, outcome).map_err(Failure::Write)?;
             }
-            progress.inc(current.size() as u64);
+            progress.add(current.size() as u64);
             block = next.map_err(|e| Failure::Source(Box::new(e)))?;
         }
-        progress.finish_and_clear();
+        progress.finish();
         writer.finish().map_err(Failure::Write)
     }
 }
@@ -95,17 +98,31 @@ fn unreadable(why: String) -> Failure {
 }
 
 /// Bytes of text read, for files that take a while; of packed files the end is not known before.
-fn progress(path: &Path) -> ProgressBar {
-    const LARGE: u64 = 64 << 20;
-    let size = std::fs::metadata(path).map_or(0, |meta| meta.len());
-    if size < LARGE {
-        return ProgressBar::hidden();
+struct Sight<'a> {
+    done: u64,
+    total: u64,
+    listener: Option<&'a dyn Listener>,
+}
+
+impl<'a> Sight<'a> {
+    fn of(path: &Path, listener: &'a dyn Listener) -> Self {
+        const LARGE: u64 = 64 << 20;
+        let total = std::fs::metadata(path).map_or(0, |meta| meta.len());
+        Self { done: 0, total, listener: (total >= LARGE).then_some(listener) }
     }
-    let bar = ProgressBar::new(size).with_message("tokenizing");
-    let style = ProgressStyle::with_template("{msg} {bytes} of {total_bytes} ({bytes_per_sec})");
-    match style {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
+
+    fn add(&mut self, bytes: u64) {
+        self.done += bytes;
+        if let Some(listener) = self.listener {
+            let (done, total) = (self.done, self.total);
+            listener.progress(Progress::Bytes { doing: "tokenizing", done, total });
+        }
+    }
+
+    fn finish(&self) {
+        if let Some(listener) = self.listener {
+            listener.progress(Progress::Finished);
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! Packing: several samples share a row, so that a batch of rows is about as many tokens each time. No token attends
 //! across samples and positions begin anew with each, so the loss is the same.
 
-use super::{Batch, Dataset};
+use super::batch::Batch;
+use super::dataset::Dataset;
 
 /// Rows that are filled at the same time: more pack tighter, fewer keep the order closer.
 const OPEN_ROWS: usize = 32;

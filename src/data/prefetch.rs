@@ -8,9 +8,9 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::Scope;
 
-use super::batches::Batches;
-use crate::data::Batch;
-use crate::error::{Error, Result};
+use crate::batches::Batches;
+use crate::Batch;
+use mmx_converters::{Error, Result};
 
 /// Batches that wait in the queue; one more is in the thread's hands.
 const AHEAD: usize = 1;

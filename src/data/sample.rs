@@ -11,8 +11,8 @@ use mmx_converters::tokenizer::{TokenKind, Tokenizer};
 use serde_json::{Map, Value};
 
 use super::jsonl::{Fault, Kind, Record};
-use super::random::Random;
-use crate::error::{Error, Result};
+use mmx_converters::random::Random;
+use mmx_converters::{Error, Result};
 
 /// Whose conventions hold: the reference of 2025-04 or of 2026-08.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -155,7 +155,7 @@ impl<'a> Encoder<'a> {
     pub fn new(tokenizer: &'a Tokenizer, options: &'a SampleOptions) -> Result<Self> {
         if options.max_seq_len < 2 {
             let found = options.max_seq_len;
-            return Err(Error::usage(format!("--max-seq-len: expected at least 2, found {found}")));
+            return Err(Error::setting("max_seq_len", "at least 2", found));
         }
         let role = |id: Option<u32>, what: &str| {
             id.ok_or_else(|| {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use mmx_converters::file::Bytes;
 
 use super::jsonl::{self, Line};
-use crate::error::{Error, Result};
+use mmx_converters::{Error, Result};
 
 /// Text read at once. A line longer than this makes its block longer.
 const BLOCK_BYTES: u64 = 8 << 20;

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use super::jsonl::{self, Fault, Line};
 use super::source::Source;
-use crate::error::{Error, Result};
+use mmx_converters::{Error, Result};
 
 /// Bytes of text handed over at once.
 const BATCH_BYTES: usize = 4 << 20;

@@ -14,7 +14,8 @@ use std::time::SystemTime;
 use mmx_converters::file::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{Fault, Sample};
+use super::jsonl::Fault;
+use super::sample::Sample;
 
 const MAGIC: [u8; 8] = *b"mmxtok01";
 const HEAD: usize = 8 + 32;

@@ -11,7 +11,7 @@ use plotters::prelude::*;
 use plotters::style::{FontStyle, register_font};
 use serde_json::Value;
 
-use crate::error::{Error, Result};
+use mmx_converters::{Error, Result};
 
 /// The picture's size in pixels.
 const SIZE: (u32, u32) = (1200, 900);
@@ -97,10 +97,7 @@ pub fn draw(runs: &[Curves], out: &Path) -> Result<()> {
                 .map_err(fault)?;
             Ok(file::write_bytes(out, &png(&pixels).map_err(|e| fault(e.to_string()))?)?)
         }
-        _ => Err(Error::usage(format!(
-            "--out: expected a name that ends in .png or .svg, found {}",
-            out.display()
-        ))),
+        _ => Err(Error::setting("out", "a name that ends in .png or .svg", out.display())),
     }
 }
 

@@ -5,6 +5,7 @@
 //! [`choice`], [`exact`]) and as a page with plots ([`report`]).
 
 pub mod choice;
+pub mod curves;
 pub mod exact;
 pub mod perplexity;
 pub mod prompt;
@@ -16,9 +17,9 @@ use std::path::{Path, PathBuf};
 
 use mmx_converters::gguf::GgmlType;
 
-use crate::data::jsonl::Fault;
-use crate::engine::Kind;
-use crate::error::Error;
+use mmx_data::jsonl::Fault;
+use mmx_models::engines::Kind;
+use mmx_converters::Error;
 
 /// z of a normal distribution within which 95 % lie.
 pub const Z95: f64 = 1.959_964;

@@ -13,12 +13,12 @@ use std::path::{Path, PathBuf};
 use mmx_converters::tokenizer::Tokenizer;
 
 use super::Z95;
-use crate::compare;
-use crate::data::jsonl;
-use crate::data::texts;
-use crate::engine::Engine;
-use crate::error::{Error, Result};
-use crate::form::Form;
+use mmx_models::compare;
+use mmx_data::jsonl;
+use mmx_data::texts;
+use mmx_models::engines::Engine;
+use mmx_converters::{Error, Result};
+use mmx_models::open::Form;
 
 /// How a text is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -251,7 +251,7 @@ pub fn perplexity(
                 "{}: expected a text of at least {least} tokens, found {tokens}",
                 text.path.display()
             ),
-            "--ctx makes windows shorter",
+            "`ctx` makes windows shorter",
         ));
     }
     let vocab = engine.vocab();

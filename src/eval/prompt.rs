@@ -8,10 +8,10 @@ use mmx_converters::chat;
 use mmx_converters::tokenizer::{self, Tokenizer};
 
 use super::questions::{Question, letter};
-use crate::error::Result;
+use mmx_converters::Result;
 
 /// What is compared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum By {
     /// The options stand in the prompt, and the letters' likelihoods are compared
     Letter,

@@ -11,8 +11,8 @@ use csv::ByteRecord;
 use serde_json::{Map, Value};
 
 use super::fault_at;
-use crate::data::jsonl::{self, Fault, Line};
-use crate::error::{Error, Result};
+use mmx_data::jsonl::{self, Fault, Line};
+use mmx_converters::{Error, Result};
 
 /// Questions of a file's subject.
 #[derive(Clone, Debug, PartialEq)]
@@ -116,7 +116,7 @@ fn subject_of(path: &Path) -> String {
 
 fn read_file(path: &Path) -> Result<Vec<Question>> {
     let layout = layout(path).ok_or_else(|| {
-        Error::usage(format!(
+        Error::misuse(format!(
             "{}: expected questions in a file that ends in .csv or .jsonl",
             path.display()
         ))

@@ -11,7 +11,7 @@ use super::choice::{Measure, Request};
 use super::perplexity::{Cut, Perplexity, Text};
 use super::svg::{Group, Mark, Point, escape, intervals, scatter};
 use super::{Row, Z95, interval};
-use crate::error::Result;
+use mmx_converters::Result;
 
 const STYLE: &str = "\
 :root{color-scheme:light dark;--fg:#1d2430;--dim:#667;--bg:#fff;--line:#d8dce3;--c0:#1f77b4;--c1:#d95f02;--c2:#2a9d3a;\

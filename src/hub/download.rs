@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::http::{escaped, expect_ok};
 use super::hub::{Hub, RemoteFile};
 use super::{git_id, sha256};
-use crate::error::{Error, Result};
+use mmx_converters::{Error, Result};
 
 /// What to download.
 #[derive(Clone, Debug)]

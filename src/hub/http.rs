@@ -8,7 +8,7 @@ use serde_json::Value;
 use ureq::http::Response;
 use ureq::{Agent, Body, SendBody};
 
-use crate::error::{Error, Result};
+use mmx_converters::{Error, Result};
 
 /// Longest answer that is kept in memory: listings of large repositories have some megabytes.
 const LONGEST_ANSWER: u64 = 64 << 20;

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde_json::Value;
 
 use super::http::{Client, escaped, expect_ok, json};
-use crate::error::{Error, Result};
+use mmx_converters::{Error, Result};
 
 /// Where a hub is unless `HF_ENDPOINT` says otherwise.
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
@@ -167,7 +167,7 @@ pub fn check_name(repo: &str) -> Result<()> {
     };
     match parts.len() <= 2 && parts.iter().all(plain) {
         true => Ok(()),
-        false => Err(Error::usage(format!(
+        false => Err(Error::misuse(format!(
             "repository: expected owner/name of letters, digits, - _ and ., found {repo}"
         ))),
     }

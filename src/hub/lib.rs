@@ -7,14 +7,16 @@ pub mod download;
 mod http;
 pub mod hub;
 pub mod ollama;
+pub mod resolve;
 pub mod upload;
 
 use std::path::Path;
 
+use mmx_converters::digest;
+use mmx_converters::{Error, Result};
 use sha1::{Digest, Sha1};
 
-use crate::digest;
-use crate::error::{Error, Result};
+pub use resolve::resolve;
 
 /// A file's SHA-256 in hexadecimal.
 fn sha256(path: &Path) -> Result<String> {

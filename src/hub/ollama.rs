@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::http::{Client, Counted, expect_ok};
 use super::sha256;
-use crate::error::{Error, Result};
+use mmx_converters::{Error, Result};
 
 /// Where Ollama listens unless `OLLAMA_HOST` says otherwise.
 const DEFAULT_HOST: &str = "http://127.0.0.1:11434";

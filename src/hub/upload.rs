@@ -7,19 +7,20 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
-use mmx_converters::adapter::{self, Adapters};
+use mmx_converters::model::adapter::{self, Adapters};
 use mmx_converters::file::Bytes;
 use mmx_converters::gguf::Gguf;
 use mmx_converters::pth::Pth;
 use mmx_converters::safetensors::SafeTensors;
-use mmx_converters::{Model, shards};
+use mmx_converters::Model;
+use mmx_converters::safetensors::shards;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::http::{Counted, escaped, expect_ok, json as json_of};
 use super::hub::{Hub, RemoteFile};
 use super::{git_id, sha256};
-use crate::error::{Error, Result};
+use mmx_converters::{Error, Result};
 
 /// Larger files are kept outside git.
 const LARGE: u64 = 10_000_000;

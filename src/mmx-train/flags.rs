@@ -1,30 +1,19 @@
 //! `mmx train`: flags and recipe file to a resolved configuration, then one run.
 
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
-use mmx_converters::adapter::Adapters;
-use mmx_converters::tokenizer::Tokenizer;
+use mmx_converters::model::adapter::Adapters;
+use mmx_data::{OnBad, Recipe};
+use mmx_training::config::{self, TrainConfig};
+use mmx_training::job::{self, Outcome, Request};
+use mmx_training::stage;
 use serde::Deserialize;
 use serde_json::json;
-use tch::Kind;
 
-use super::train_models::{Models, Start};
-use crate::checkpoint::{self, Context, State};
-use crate::config::{Logps, TrainConfig};
-use crate::data::{Cache, Dataset, Recipe, SampleOptions};
-use crate::digest;
 use crate::error::{Error, Result};
-use crate::model::device;
-use crate::runs;
-use crate::stage::{self, Setup, Stage};
-use crate::train::ahead::Ahead;
-use crate::train::available::available;
-use crate::train::batches::{Batches, Ordered, Packed};
-use crate::train::estimate::{Estimate, Workload};
-use crate::train::session::{self, Outcome, Session, Validation};
-use crate::train::{Position, Trainer};
+use crate::terminal::{STOP, Terminal};
 
 /// Train a model: pretrain it from scratch, or go on from one with another stage
 #[derive(Args, Debug)]
@@ -81,6 +70,16 @@ enum StageName {
 enum Switch {
     On,
     Off,
+}
+
+/// The mean or the sum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Logps {
+    /// Their mean
+    Mean,
+    /// Their sum, as the paper
+    Sum,
 }
 
 /// What to do with what is not as it should be.
@@ -236,16 +235,16 @@ knobs! {
 ///
 /// # Errors
 /// Anything from flags to a full disk; an interrupted run is one too, after its checkpoint is saved.
-pub(super) fn run(args: TrainArgs, as_json: bool) -> Result<()> {
-    crate::omp::restart_with_short_spins();
-    let stage = stage::by_name(match args.stage {
+pub(crate) fn run(args: TrainArgs, as_json: bool) -> Result<()> {
+    mmx_training::threads::restart_with_short_spins();
+    let stage = match args.stage {
         StageName::Pretrain => "pretrain",
         StageName::Sft => "sft",
         StageName::Lora => "lora",
         StageName::Dpo => "dpo",
         StageName::Distill => "distill",
         StageName::Reason => "reason",
-    })?;
+    };
     let mut knobs = args.knobs;
     if let Some(path) = &args.recipe_file {
         let text = fs_err::read_to_string(path).map_err(|e| Error::io(path, e))?;
@@ -253,8 +252,30 @@ pub(super) fn run(args: TrainArgs, as_json: bool) -> Result<()> {
             .map_err(|e| Error::failed(format!("{}: {}", path.display(), e.message())))?;
         knobs = knobs.or(file);
     }
-    let request = Request { stage, data: args.data, out: args.out, resume: args.resume, knobs };
-    let outcome = request.train()?;
+    let config = knobs.resolve(stage)?;
+    let request = Request {
+        choose_dtype: matches!(knobs.dtype.as_deref(), None | Some("auto")),
+        resume: args.resume,
+        preset: knobs.preset,
+        dimensions: knobs.config,
+        from: knobs.from,
+        tokenizer: knobs.tokenizer,
+        adapter: knobs.adapter,
+        teacher: knobs.teacher,
+        device: knobs.device,
+        threads: knobs.threads,
+        on_bad: match knobs.on_bad {
+            Some(OnFault::Skip) => OnBad::Skip,
+            _ => OnBad::Error,
+        },
+        save_every: knobs.save_every,
+        keep: knobs.keep.unwrap_or(2),
+        val: knobs.val,
+        trace: knobs.trace,
+        dump_batches: knobs.dump_batches,
+        ..Request::new(config, args.data, args.out)
+    };
+    let outcome = job::run(request, Arc::new(Terminal::default()), &STOP)?;
     if as_json {
         println!("{}", to_json(&outcome));
     } else {
@@ -286,140 +307,10 @@ fn to_json(outcome: &Outcome) -> serde_json::Value {
     })
 }
 
-/// A validated command line.
-struct Request {
-    stage: Box<dyn Stage>,
-    data: Vec<PathBuf>,
-    out: PathBuf,
-    resume: bool,
-    knobs: Knobs,
-}
-
-impl Request {
-    fn train(mut self) -> Result<Outcome> {
-        if let Some(threads) = self.knobs.threads {
-            let count = i32::try_from(threads).ok().filter(|n| *n > 0).ok_or_else(|| {
-                Error::usage(format!("--threads: expected at least 1, found {threads}"))
-            })?;
-            tch::set_num_threads(count);
-        }
-        crate::omp::choose_kernels()?;
-        let device = device::pick(self.knobs.device.as_deref())?;
-        let mut config = self.resolve()?;
-        let claim = match self.out.is_dir() {
-            true => Some(runs::claim(&self.out)?),
-            false => None,
-        };
-        let resumed = self.checkpoint()?;
-        if matches!(self.knobs.dtype.as_deref(), None | Some("auto")) {
-            // measured once per run: measured again it might come out the other way
-            config.dtype = match &resumed {
-                Some((_, state)) => state.config.dtype.clone(),
-                None => device::best_dtype(device)?.into(),
-            };
-        }
-        let compute = if config.dtype == "bf16" { Kind::BFloat16 } else { Kind::Float };
-
-        let tokenizer = Tokenizer::open(self.tokenizer_folder(resumed.as_ref())?)?;
-        let start = Start {
-            preset: self.knobs.preset.as_deref(),
-            config: self.knobs.config.as_deref(),
-            from: self.knobs.from.as_deref(),
-            adapter: self.knobs.adapter.as_deref(),
-            teacher: self.knobs.teacher.as_deref(),
-            resumed: resumed.as_ref().map(|(path, _)| path.as_path()),
-            tokenizer: &tokenizer,
-            train: &config,
-            device,
-            compute,
-        };
-        let models = start.open()?;
-        let Models { mut model, generation, adapters, base, frozen, .. } = models;
-        let cache = Cache::user();
-        let mut sources = self.sources(&tokenizer, &cache)?;
-        sources.extend(models.sources);
-        if let Some((path, state)) = &resumed {
-            refuse_changes(path, state, &config, &sources)?;
-        }
-        let frozen_weights = frozen.as_ref().map_or(0, |model| model.config().parameters().0);
-        let tags = Some(&tokenizer);
-        let setup = Setup { config: &config, adapters, base, frozen, tokenizer: tags };
-        self.stage.prepare(&mut model, setup)?;
-
-        let options = self.sample_options(&config)?;
-        let dataset = Dataset::load_cached(&self.data, &tokenizer, &options, &cache)?;
-        dataset.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
-        let padded = self.stage.counts_padding(&model);
-        let held_out = self.knobs.val.iter().cloned().collect::<Vec<_>>();
-        let held_out_set = match held_out.is_empty() {
-            true => None,
-            false => Some(Dataset::load_cached(&held_out, &tokenizer, &options, &cache)?),
-        };
-        let mut held_out_batches =
-            held_out_set.as_ref().map(|set| batches_of(&config, set, &held_out, false, padded));
-
-        if let Some(path) = &self.knobs.dump_batches {
-            // padded as the reference builds them, also where the model is spared the padding
-            let mut dumped = batches_of(&config, &dataset, &self.data, config.shuffle, true);
-            session::dump_batches(path, dumped.as_mut(), config.epochs)?;
-        }
-        let stage = self.stage.as_ref();
-        std::thread::scope(|scope| {
-            let source = batches_of(&config, &dataset, &self.data, config.shuffle, padded);
-            let mut batches = Ahead::new(scope, source, config.epochs);
-            crate::train::keep_memory();
-            let trained = stage.trainable(&model).iter().map(|v| v.tensor.numel()).sum();
-            let micro_steps = config
-                .max_steps
-                .map_or(usize::MAX, |steps| steps.saturating_mul(config.accumulation));
-            let estimate = Estimate::new(&Workload {
-                config: model.config(),
-                compute,
-                device,
-                trained,
-                weights: model.config().parameters().0 + frozen_weights,
-                two_distributions: config.distill.is_some(),
-                largest: batches.largest(micro_steps)?,
-            });
-            let can_be_had = available(device);
-            if resumed.is_none() {
-                estimate.check(can_be_had)?; // what goes on has fitted before
-            }
-            let mut trainer = Trainer::new(&model, stage, &config, &mut batches)?;
-            if let Some((path, state)) = &resumed {
-                checkpoint::restore(path, state, &mut trainer)?;
-            }
-            announce(&trainer, &dataset);
-            eprintln!("{}", estimate.describe(can_be_had));
-            if let Some((_, state)) = &resumed {
-                let Position { step, micro_step, epoch, .. } = state.position;
-                eprintln!("resumed after step {step} (micro-step {micro_step}, epoch {epoch})");
-            }
-            let save_tokenizer = |dir: &Path| tokenizer.save(dir);
-            let validation = match &mut held_out_batches {
-                Some(batches) => Some(Validation::new(batches.as_mut(), &tokenizer)?),
-                None => None,
-            };
-            let mut session = Session {
-                claim,
-                context: Context {
-                    dir: &self.out,
-                    tokenizer: Some(&save_tokenizer),
-                    generation: &generation,
-                    sources: &sources,
-                    keep: self.knobs.keep.unwrap_or(2),
-                },
-                save_every: self.knobs.save_every,
-                trace: self.knobs.trace.as_deref(),
-                validation,
-            };
-            session::run(&mut trainer, stage, &mut session, stop_flag()?)
-        })
-    }
-
+impl Knobs {
     /// Options over the stage's defaults; an element type that is to be chosen is not chosen yet.
-    fn resolve(&self) -> Result<TrainConfig> {
-        let knobs = &self.knobs;
+    fn resolve(&self, stage: &str) -> Result<TrainConfig> {
+        let knobs = self;
         let recipe = match knobs.recipe.as_deref() {
             None | Some("2026") => Recipe::R2026,
             Some("2025") => Recipe::R2025,
@@ -429,7 +320,7 @@ impl Request {
                 )));
             }
         };
-        let mut config = TrainConfig::new(self.stage.as_ref(), recipe);
+        let mut config = TrainConfig::new(stage::by_name(stage)?.as_ref(), recipe);
         fn set<T: Clone>(target: &mut T, value: &Option<T>) {
             if let Some(value) = value {
                 *target = value.clone();
@@ -455,10 +346,14 @@ impl Request {
             config.step_at_epoch_end = tail == Switch::On;
         }
         config.skip_non_finite = knobs.non_finite == Some(OnFault::Skip);
-        self.refuse_options_of_other_stages()?;
+        self.refuse_options_of_other_stages(stage)?;
         if let Some(dpo) = &mut config.dpo {
             set(&mut dpo.beta, &knobs.beta);
-            set(&mut dpo.logps, &knobs.logps);
+            let logps = knobs.logps.map(|logps| match logps {
+                Logps::Mean => config::Logps::Mean,
+                Logps::Sum => config::Logps::Sum,
+            });
+            set(&mut dpo.logps, &logps);
         }
         if let Some(distill) = &mut config.distill {
             set(&mut distill.alpha, &knobs.alpha);
@@ -469,7 +364,7 @@ impl Request {
             lora.alpha = knobs.lora_alpha.unwrap_or(lora.rank as f64);
             set(&mut lora.target, &knobs.lora_target);
             if let Some(path) = &knobs.adapter {
-                let adapters = Adapters::open(&runs::resolve(path)?)?;
+                let adapters = Adapters::open(&mmx_hub::resolve(path)?)?;
                 (lora.rank, lora.alpha) = (adapters.rank, adapters.alpha);
                 lora.target = adapters.targets().join(",");
             }
@@ -485,8 +380,8 @@ impl Request {
     }
 
     /// An option that the stage would not look at is a mistake.
-    fn refuse_options_of_other_stages(&self) -> Result<()> {
-        let knobs = &self.knobs;
+    fn refuse_options_of_other_stages(&self, stage: &str) -> Result<()> {
+        let knobs = self;
         let options = [
             ("lora", "--lora-rank", knobs.lora_rank.is_some()),
             ("lora", "--lora-alpha", knobs.lora_alpha.is_some()),
@@ -498,7 +393,6 @@ impl Request {
             ("distill", "--alpha", knobs.alpha.is_some()),
             ("distill", "--temperature", knobs.temperature.is_some()),
         ];
-        let stage = self.stage.name();
         match options.iter().find(|(of, _, given)| *given && *of != stage) {
             Some((of, option, _)) => Err(Error::usage(format!(
                 "{option}: expected with stage {of} only, found with {stage}"
@@ -506,143 +400,4 @@ impl Request {
             None => Ok(()),
         }
     }
-
-    fn sample_options(&self, config: &TrainConfig) -> Result<SampleOptions> {
-        use crate::data::OnBad;
-        let on_bad = match self.knobs.on_bad {
-            Some(OnFault::Skip) => OnBad::Skip,
-            _ => OnBad::Error,
-        };
-        let options = SampleOptions::new(config.recipe()?, self.stage.kind(), config.max_seq_len);
-        Ok(SampleOptions {
-            on_bad,
-            system_ratio: config.system_ratio,
-            empty_think_ratio: config.empty_think_ratio,
-            seed: config.seed,
-            ..options
-        })
-    }
-
-    /// The checkpoint to go on from, if that is asked for and there is one.
-    fn checkpoint(&self) -> Result<Option<(PathBuf, State)>> {
-        if !self.resume {
-            let there = runs::checkpoints(&self.out)?;
-            return match there.last() {
-                None => Ok(None),
-                Some(path) => Err(Error::failed_with_hint(
-                    format!("{}: a checkpoint of an earlier run is here already", path.display()),
-                    "--resume goes on from it; another --out begins anew",
-                )),
-            };
-        }
-        let (found, warnings) = checkpoint::newest(&self.out)?;
-        warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
-        if found.is_none() {
-            eprintln!("{}: no checkpoint yet, beginning at the start", self.out.display());
-        }
-        Ok(found)
-    }
-
-    fn tokenizer_folder(&self, resumed: Option<&(PathBuf, State)>) -> Result<PathBuf> {
-        if let Some(dir) = &self.knobs.tokenizer {
-            return Ok(dir.clone());
-        }
-        if let Some((checkpoint, _)) = resumed {
-            return Ok(checkpoint.clone());
-        }
-        match &self.knobs.from {
-            Some(from) => runs::resolve(from),
-            None => Err(Error::usage("--tokenizer: expected a tokenizer's folder, found none")),
-        }
-    }
-
-    /// Names and digests of what the run learns from.
-    fn sources(&self, tokenizer: &Tokenizer, cache: &Cache) -> Result<Vec<(String, String)>> {
-        let mut sources = Vec::new();
-        for path in &self.data {
-            sources.push((path.display().to_string(), cache.digest(path)?));
-        }
-        sources.push(("tokenizer".to_owned(), digest::of_bytes(tokenizer.json())));
-        Ok(sources)
-    }
-}
-
-/// The batches of a data set; `padded` is for samples with rows of their own.
-fn batches_of<'d>(
-    config: &TrainConfig,
-    dataset: &'d Dataset,
-    files: &[PathBuf],
-    shuffle: bool,
-    padded: bool,
-) -> Box<dyn Batches + Send + 'd> {
-    let (seed, size) = (config.seed, config.batch_size);
-    match config.pack {
-        true => Box::new(Packed::new(dataset, files, seed, shuffle, size)),
-        false => Box::new(Ordered::new(dataset, files, seed, shuffle, size, padded)),
-    }
-}
-
-/// A run goes on exactly or not at all.
-fn refuse_changes(
-    path: &Path,
-    state: &State,
-    config: &TrainConfig,
-    sources: &[(String, String)],
-) -> Result<()> {
-    let (mut changes, harmless) = state.config.differences(config);
-    let digests = |of: &[(String, String)]| of.iter().map(|(_, d)| d.clone()).collect::<Vec<_>>();
-    if digests(&state.sources) != digests(sources) {
-        for (name, digest) in sources {
-            if !state.sources.iter().any(|(_, was)| was == digest) {
-                changes.push(format!("{name}: another content than before"));
-            }
-        }
-        if state.sources.len() != sources.len() || changes.is_empty() {
-            changes.push("--data: other files or another order than before".into());
-        }
-    }
-    if changes.is_empty() {
-        harmless.iter().for_each(|change| eprintln!("goes on with {change}"));
-        return Ok(());
-    }
-    Err(Error::failed_with_hint(
-        format!("{}: cannot go on with other settings: {}", path.display(), changes.join("; ")),
-        "give the settings of the run's beginning, or start a new run with --from and another --out",
-    ))
-}
-
-/// What the run is, before its first step.
-fn announce(trainer: &Trainer<'_>, dataset: &Dataset) {
-    let (model, config, plan) = (trainer.model(), trainer.config(), trainer.plan());
-    let (total, active) = model.config().parameters();
-    let active = match active == total {
-        true => String::new(),
-        false => format!(", {:.2} M of them per token", active as f64 / 1e6),
-    };
-    eprintln!(
-        "model: {}, {:.2} M parameters{active}; {} on {}",
-        model.config().family.name(),
-        total as f64 / 1e6,
-        config.dtype,
-        device::describe(model.device()),
-    );
-    let tokens = dataset.tokens();
-    eprintln!("data: {} samples, {tokens} tokens per epoch", dataset.len());
-    eprintln!(
-        "run: {} optimizer steps in {} micro-steps of {} rows, {} epochs, recipe {}",
-        plan.steps, plan.micro_steps, config.batch_size, config.epochs, config.recipe
-    );
-}
-
-/// Set by Ctrl-C and SIGTERM; a second one ends the process at once.
-fn stop_flag() -> Result<&'static AtomicBool> {
-    static STOP: AtomicBool = AtomicBool::new(false);
-    let handler = || {
-        if STOP.swap(true, Ordering::Relaxed) {
-            std::process::exit(130); // 128 + SIGINT
-        }
-        eprintln!("\nstopping after this micro-step; once more ends at once without saving");
-    };
-    ctrlc::set_handler(handler).map_err(|e| Error::failed(format!("catching Ctrl-C: {e}")))?;
-    Ok(&STOP)
 }

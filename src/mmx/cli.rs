@@ -1,55 +1,30 @@
 //! The command line: one file per command, each from flags to a request to a library call.
 //!
 //! stdout is data, stderr is talk; `--json` puts exactly one JSON object on stdout.
-#![expect(clippy::print_stdout, reason = "stdout is where a command's data goes")]
-
-mod bench;
-mod chat;
-mod data;
-pub(crate) mod device;
-mod doctor;
-mod eval;
-mod export;
-mod format;
-mod ids;
-mod imatrix;
-mod import;
-mod inspect;
-mod logits;
-mod ollama;
-mod plot;
-mod pull;
-mod push;
-mod quantize;
-mod run;
-mod serve;
-mod tokenizer;
-#[cfg(feature = "train")]
-mod train;
-#[cfg(feature = "train")]
-mod train_models;
-mod verify;
 
 use clap::{Parser, Subcommand};
 
+use crate::commands::{
+    bench, chat, data, doctor, eval, export, imatrix, import, inspect, logits, ollama, plot, pull, push, quantize, run,
+    serve, tokenizer, train, verify,
+};
 use crate::error::Result;
 
 /// Train tiny language models from scratch and put them everywhere, provably unchanged.
 #[derive(Parser, Debug)]
 #[command(name = "mmx", version, about, propagate_version = true)]
-pub struct Cli {
+pub(crate) struct Cli {
     /// Put exactly one JSON object on stdout
     #[arg(long, global = true)]
-    pub json: bool,
+    pub(crate) json: bool,
     /// What to do.
     #[command(subcommand)]
-    pub command: Command,
+    pub(crate) command: Command,
 }
 
 /// The commands. What each does stands at its arguments' struct, where clap takes the help from.
 #[derive(Subcommand, Debug)]
-#[expect(missing_docs, reason = "the documentation is that of the arguments")]
-pub enum Command {
+pub(crate) enum Command {
     Bench(bench::BenchArgs),
     Chat(chat::ChatArgs),
     Data(data::DataArgs),
@@ -68,10 +43,8 @@ pub enum Command {
     Run(run::RunArgs),
     Serve(serve::ServeArgs),
     Tokenizer(tokenizer::TokenizerArgs),
-    #[cfg(feature = "train")]
-    Train(Box<train::TrainArgs>),
-    /// Train a model (not in this build, which has no libtorch)
-    #[cfg(not(feature = "train"))]
+    /// Train a model: pretrain it from scratch, or go on from one with another stage
+    #[command(disable_help_flag = true)]
     Train {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
         arguments: Vec<std::ffi::OsString>,
@@ -85,7 +58,7 @@ pub enum Command {
 ///
 /// # Errors
 /// Whatever the command met; `main` prints it and picks the exit code.
-pub fn run(cli: Cli) -> Result<()> {
+pub(crate) fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Bench(args) => bench::run(args, cli.json),
         Command::Chat(args) => chat::run(args, cli.json),
@@ -105,13 +78,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Run(args) => run::run(args, cli.json),
         Command::Serve(args) => serve::run(args, cli.json),
         Command::Tokenizer(args) => tokenizer::run(args, cli.json),
-        #[cfg(feature = "train")]
-        Command::Train(args) => train::run(*args, cli.json),
-        #[cfg(not(feature = "train"))]
-        Command::Train { .. } => Err(crate::error::Error::failed_with_hint(
-            "train: expected libtorch, found a build of mmx without it",
-            ". scripts/env.sh && cargo build --release   in mmx's sources builds one that trains",
-        )),
+        Command::Train { arguments } => train::run(arguments),
         Command::Verify(args) => verify::run(args, cli.json),
         Command::Version => {
             println!("mmx {}", env!("CARGO_PKG_VERSION"));

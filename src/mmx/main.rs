@@ -1,19 +1,23 @@
 //! The command `mmx`: parse, call, print the error and its hint, exit code.
+#![expect(clippy::print_stdout, reason = "stdout is where a command's data goes")]
+
+mod args;
+mod cli;
+mod commands;
+mod error;
+mod format;
+mod terminal;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 fn main() -> ExitCode {
-    let cli = mmx::cli::Cli::parse(); // misuse: clap prints the usage and exits 2
-    match mmx::cli::run(cli) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            if let Some(hint) = error.hint() {
-                eprintln!("\nhint: {hint}");
-            }
-            ExitCode::from(error.exit_code())
-        }
+    if let Some(arguments) = commands::train::arguments(std::env::args_os().skip(1)) {
+        return error::exit_code(commands::train::run(arguments), &[]);
     }
+    let cli = cli::Cli::parse(); // misuse: clap prints the usage and exits 2
+    let result = cli::run(cli);
+    let options = if result.is_err() { error::options_of(&cli::Cli::command()) } else { Vec::new() };
+    error::exit_code(result, &options)
 }

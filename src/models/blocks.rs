@@ -1,10 +1,10 @@
 //! ggml's quantizers in the form the writers of [`mmx_converters`] take them, which know nothing of ggml.
 
 use mmx_converters::arch::Config;
-use mmx_converters::carry::Fallback;
+use mmx_converters::model::fallback::Fallback;
 use mmx_converters::gguf::GgmlType;
-use mmx_converters::imatrix::Imatrix;
-use mmx_ggml::{FileType, quantize as blocks};
+use mmx_converters::quant::imatrix::Imatrix;
+use mmx_ggml::{FileType, quant as blocks};
 
 /// The type of a tensor in a file of type `file`, as llama-quantize chooses it without importance matrix.
 pub fn recipe(
@@ -24,7 +24,7 @@ pub fn recipe_with(
     shape: &[usize],
     importance: bool,
 ) -> (GgmlType, Option<Fallback>) {
-    let (ty, fallback) = mmx_ggml::file_type::recipe(file, config, name, shape, importance);
+    let (ty, fallback) = mmx_converters::quant::file_type::recipe(file, config, name, shape, importance);
     let fallback = fallback.map(|f| Fallback {
         tensor: f.tensor,
         wanted: f.wanted.to_owned(),

@@ -3,11 +3,11 @@
 
 use std::path::{Path, PathBuf};
 
-use mmx_converters::imatrix::Imatrix;
-use mmx_ggml::llama::LlamaModel;
+use mmx_converters::quant::imatrix::Imatrix;
+use mmx_ggml::judge::LlamaModel;
 
-use crate::error::{Error, Result};
-use crate::form::Form;
+use mmx_converters::{Error, Result};
+use crate::open::Form;
 
 /// What to collect, and from what.
 #[derive(Clone, Debug)]

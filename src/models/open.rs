@@ -5,18 +5,20 @@ use std::path::{Path, PathBuf};
 
 use mmx_converters::Model;
 use mmx_converters::gguf::{GgmlType, Gguf};
-use mmx_converters::to_gguf::ToGguf;
+use mmx_converters::model::to_gguf::ToGguf;
 use mmx_converters::tokenizer::Tokenizer;
 use mmx_ggml::FileType;
 
-use crate::engine::Kind;
-use crate::error::{Error, Result};
+use crate::engines::Kind;
+use mmx_converters::{Error, Result};
 
 /// An open model and where it came from.
 #[derive(Debug)]
 pub struct Form {
     /// The weights and the configuration.
     pub model: Model,
+    /// The model that adapters belong to, where they do not name it themselves.
+    pub base: Option<PathBuf>,
 }
 
 impl Form {
@@ -25,7 +27,7 @@ impl Form {
     /// # Errors
     /// See [`Model::open`].
     pub fn open(path: &Path) -> Result<Self> {
-        Ok(Self { model: Model::open(crate::runs::resolve(path)?)? })
+        Ok(Self { model: Model::open(mmx_hub::resolve(path)?)?, base: None })
     }
 
     /// Where it came from.
@@ -38,9 +40,9 @@ impl Form {
         self.model.gguf().is_some()
     }
 
-    /// The engines of this build that can open it, the most faithful one first.
+    /// The engines of this machine that can open it, the most faithful one first.
     pub fn engines(&self) -> Vec<Kind> {
-        match (self.is_gguf(), cfg!(feature = "train")) {
+        match (self.is_gguf(), crate::trainer::program().is_some()) {
             (true, _) => vec![Kind::Ggml, Kind::LlamaCpp],
             (false, true) => vec![Kind::Native, Kind::Ggml],
             (false, false) => vec![Kind::Ggml],
@@ -122,8 +124,8 @@ impl Form {
             generation: &self.model.generation,
             file_type: file_type.id(),
             tokenizer: &tokenizer,
-            recipe: &|name, shape| crate::quantizing::recipe(file_type, config, name, shape),
-            quantize: &crate::quantizing::quantize,
+            recipe: &|name, shape| crate::blocks::recipe(file_type, config, name, shape),
+            quantize: &crate::blocks::quantize,
             extra: &[],
             strict: false,
         };

@@ -8,15 +8,15 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use mmx_converters::Model;
-use mmx_converters::carry::{self, Fallback};
+use mmx_converters::model::fallback::{self, Fallback};
 use mmx_converters::gguf::{self, GgmlType, Gguf, Metadata, TensorInfo, TensorSpec, Value};
-use mmx_converters::imatrix::Imatrix;
+use mmx_converters::quant::imatrix::Imatrix;
 use mmx_converters::tensor::{self, Dtype};
 use mmx_ggml::FileType;
 use serde::Serialize;
 
-use crate::error::{Error, Result};
-use crate::quantizing;
+use mmx_converters::{Error, Result};
+use crate::blocks;
 
 /// What to quantize.
 #[derive(Clone, Debug)]
@@ -87,7 +87,7 @@ pub fn quantize(request: &Request) -> Result<Report> {
         specs.push(TensorSpec { name: info.name.clone(), shape: info.shape.clone(), ty });
     }
     if request.strict {
-        carry::refuse_fallbacks(&request.output.display().to_string(), &fallbacks)?;
+        fallback::refuse_fallbacks(&request.output.display().to_string(), &fallbacks)?;
     }
     if let (Some(imatrix), Some(path)) = (&imatrix, &request.imatrix) {
         check_imatrix(imatrix, path, file)?;
@@ -104,8 +104,8 @@ pub fn quantize(request: &Request) -> Result<Report> {
         }
         let row = info.shape.last().copied().unwrap_or(1);
         let blocks = match &imatrix {
-            Some(imatrix) => quantizing::quantize_weighted(imatrix, &info.name, ty, &values, row),
-            None => quantizing::quantize(&info.name, ty, &values, row),
+            Some(imatrix) => blocks::quantize_weighted(imatrix, &info.name, ty, &values, row),
+            None => blocks::quantize(&info.name, ty, &values, row),
         };
         Ok(Cow::Owned(blocks?))
     })?;
@@ -128,7 +128,7 @@ fn type_of(
 ) -> Result<(GgmlType, Option<Fallback>)> {
     let config = &model.config;
     let (ty, fallback) =
-        quantizing::recipe_with(request.file, config, &info.name, &info.shape, importance);
+        blocks::recipe_with(request.file, config, &info.name, &info.shape, importance);
     if info.ty.dtype().is_none() && info.ty != ty && !request.requantize {
         return Err(Error::failed_with_hint(
             format!(
@@ -137,7 +137,7 @@ fn type_of(
                 info.name,
                 info.ty.name()
             ),
-            "start from an unquantized GGUF, or say --allow-requantize",
+            "start from an unquantized GGUF, or say `allow_requantize`",
         ));
     }
     Ok((ty, fallback))
@@ -146,7 +146,7 @@ fn type_of(
 /// A tensor's values as float32.
 fn values(file: &Gguf, info: &TensorInfo) -> mmx_converters::Result<Vec<f32>> {
     let row = info.shape.last().copied().unwrap_or(1);
-    quantizing::dequantize(info.ty, file.data(info), row)
+    blocks::dequantize(info.ty, file.data(info), row)
 }
 
 /// The fallback of a tensor with a value that the type cannot hold.
@@ -171,7 +171,7 @@ fn beyond(file: &Gguf, info: &TensorInfo, ty: GgmlType) -> Result<Option<Fallbac
             ty.name()
         )));
     }
-    Ok(carry::overflows(found.largest, ty).then(|| Fallback {
+    Ok(fallback::overflows(found.largest, ty).then(|| Fallback {
         tensor: info.name.clone(),
         wanted: ty.name().to_owned(),
         used: GgmlType::F32.name().to_owned(),

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use mmx_converters::gguf::GgmlType;
 
 use crate::compare::{self, Difference};
-use crate::engine::{self, Engine, Kind};
-use crate::error::{Error, Result};
-use crate::form::Form;
+use crate::engines::{self, Engine, Kind};
+use mmx_converters::{Error, Result};
+use crate::open::Form;
 use crate::sample_text::SAMPLE_TEXT;
 
 /// What decides whether a row is ok.
@@ -147,7 +147,7 @@ pub fn verify_form(
     // the reference is computed by its most faithful engine, whatever --engine says of the others
     let kind = reference.engines()[0];
     progress(&request.reference, kind);
-    let mut truth = engine::open(kind, reference, request.threads)?;
+    let mut truth = engines::open(kind, reference, request.threads)?;
     let vocab = truth.vocab();
     let (ids, text) = input(request, truth.as_mut())?;
     for &id in ids.iter().flatten() {
@@ -177,14 +177,14 @@ pub fn verify_form(
         let kinds: Vec<Kind> =
             form.engines().into_iter().filter(|k| allowed(k) && Some(*k) != skip).collect();
         if kinds.is_empty() && skip.is_none() {
-            return Err(Error::usage(format!(
+            return Err(Error::misuse(format!(
                 "{}: none of the engines asked for can open it",
                 path.display()
             )));
         }
         for kind in kinds {
             progress(path, kind);
-            let mut engine = engine::open(kind, form, request.threads)?;
+            let mut engine = engines::open(kind, form, request.threads)?;
             rows.push(row(
                 request,
                 form,
@@ -285,7 +285,7 @@ fn input(request: &Request, engine: &mut dyn Engine) -> Result<(Vec<Vec<u32>>, O
                 "{}: no tokenizer beside the weights, so a text cannot be compared",
                 request.reference.display()
             ),
-            "give ids with --ids, or leave both out for made-up ids",
+            "give ids with `ids`, or leave both out for made-up ids",
         )),
         None => Ok((vec![made_up_ids(most, engine.vocab())], None)),
     }

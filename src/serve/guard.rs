@@ -59,7 +59,7 @@ fn check(app: &App, request: &Request) -> Result<(), ApiError> {
         && !is_own(origin, headers)
     {
         let origin = String::from_utf8_lossy(origin.as_bytes()).into_owned();
-        return forbidden(format!("pages of {origin} may not use this server: see --cors"));
+        return forbidden(format!("pages of {origin} may not use this server: see `cors`"));
     }
     // and a name that points to this machine would make such a page one of our own
     if app.loopback && !host_is_local(headers) {

@@ -5,19 +5,14 @@
 //! [`scheduler`] computes the jobs of all requests together. Events come back and are put into the
 //! protocol's words, as one object or as a stream.
 
-mod chat;
-mod completions;
-mod embeddings;
 mod engine;
 mod error;
-mod grammar;
 mod guard;
-mod messages;
 mod metrics;
 mod ollama;
-mod params;
-mod scheduler;
-mod served;
+mod openai;
+mod request;
+mod served_model;
 mod stream;
 
 use std::net::SocketAddr;
@@ -31,44 +26,52 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
+use mmx_converters::progress::Listener;
 use mmx_ggml::run::{KvType, LoadOptions};
 use serde_json::{Value, json};
 
-use crate::error::{Error, Result};
+use mmx_converters::{Error, Result};
 use error::ApiError;
-use served::Served;
+use openai::{chat, completions, embeddings};
+use served_model::Served;
 
 /// What is served and how.
 #[derive(Clone, Debug)]
-pub(crate) struct Options {
+pub struct Options {
     /// Models, with the names they are served under.
-    pub(crate) models: Vec<(PathBuf, Option<String>)>,
-    pub(crate) host: String,
+    pub models: Vec<(PathBuf, Option<String>)>,
+    /// Name or address that it listens at.
+    pub host: String,
     /// 0: any that is free.
-    pub(crate) port: u16,
-    pub(crate) api_key: Option<String>,
+    pub port: u16,
+    /// What requests must bear, where it is given.
+    pub api_key: Option<String>,
     /// Texts of one model that are computed together.
-    pub(crate) parallel: usize,
+    pub parallel: usize,
     /// How models are loaded.
-    pub(crate) load: LoadOptions,
+    pub load: LoadOptions,
     /// Tokens a text can have.
-    pub(crate) ctx: Option<usize>,
-    pub(crate) threads: Option<usize>,
-    pub(crate) kv: KvType,
+    pub ctx: Option<usize>,
+    /// Of the CPU.
+    pub threads: Option<usize>,
+    /// Element type of the key-value caches.
+    pub kv: KvType,
     /// Tokens guessed ahead of a text at most.
-    pub(crate) speculate: usize,
+    pub speculate: usize,
     /// Texts that may wait.
-    pub(crate) queue: usize,
+    pub queue: usize,
     /// Bytes of a request's body.
-    pub(crate) max_body: usize,
+    pub max_body: usize,
     /// Tokens written for one request.
-    pub(crate) max_tokens: usize,
+    pub max_tokens: usize,
     /// For one request, waiting included.
-    pub(crate) timeout: Duration,
+    pub timeout: Duration,
     /// Pages of these origins may use the server; `*` for all.
-    pub(crate) cors: Vec<String>,
+    pub cors: Vec<String>,
     /// Time for what is being computed when the server is to stop.
-    pub(crate) grace: Duration,
+    pub grace: Duration,
+    /// Hears what happens.
+    pub listener: Arc<dyn Listener>,
 }
 
 impl Options {
@@ -111,14 +114,14 @@ impl App {
 ///
 /// # Errors
 /// A model that cannot be opened, an address that cannot be had.
-pub(crate) fn run(options: Options, ready: impl FnOnce(SocketAddr, &[&str])) -> Result<()> {
+pub fn run(options: Options, ready: impl FnOnce(SocketAddr, &[&str])) -> Result<()> {
     let mut served: Vec<Arc<Served>> = Vec::new();
     for (path, name) in &options.models {
         let model = Served::open(path, name.as_deref(), &options)?;
         if served.iter().any(|m| m.id == model.id) {
             return Err(Error::failed_with_hint(
                 format!("two models are called {}", model.id),
-                "`--name` gives each one a name, in order",
+                "`name` gives each one a name, in order",
             ));
         }
         served.push(Arc::new(model));
@@ -146,9 +149,11 @@ pub(crate) fn run(options: Options, ready: impl FnOnce(SocketAddr, &[&str])) -> 
         ready(address, &names);
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let late = app.clone();
+        let talk = app.options.listener.clone();
         tokio::spawn(async move {
             told_to_stop().await;
-            eprintln!("stopping: what is being written may end within {} s", grace.as_secs());
+            let seconds = grace.as_secs();
+            talk.say(&format!("stopping: what is being written may end within {seconds} s"));
             let _ = stop.send(());
             tokio::select! {
                 () = tokio::time::sleep(grace) => {}

@@ -11,15 +11,16 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::chat::{Ask, start, thinking_variables};
-use super::completions::Input;
+use super::openai::chat::{Ask, start, thinking_variables};
+use super::openai::completions::Input;
 use super::engine::{Event, Events, Summary};
 use super::error::ApiError;
-use super::params::{OneOrMany, Params, parse};
-use super::served::{Served, parameters};
+use super::request::sampling::{OneOrMany, Params, parse};
+use super::served_model::{Served, parameters};
 use super::stream::{Translate, collect, finish_name, respond};
-use super::{App, blocking, embeddings};
-use crate::answer::{Piece, Splitter};
+use super::openai::embeddings;
+use super::{App, blocking};
+use mmx_converters::chat::answer::{Piece, Splitter};
 
 /// The version whose API this is.
 const VERSION: &str = "0.12.6";
@@ -317,7 +318,7 @@ fn line(out: &mut Vec<u8>, value: &Value) {
 }
 
 /// Ollama's form of a call: arguments are an object.
-fn call_json(call: &crate::answer::Call) -> Value {
+fn call_json(call: &mmx_converters::chat::answer::Call) -> Value {
     json!({"function": {"name": call.name, "arguments": call.arguments}})
 }
 

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use mmx_converters::chat;
-use mmx_converters::generation::Generation as Defaults;
+use mmx_converters::model::generation::Generation as Defaults;
 use mmx_converters::tokenizer::Tokenizer;
 use mmx_ggml::run::{Model, Sampling, SlotsOptions};
 use serde_json::{Value, json};
@@ -13,10 +13,10 @@ use serde_json::{Value, json};
 use super::Options;
 use super::engine::{self, Engine, Events, Job, Task, Write};
 use super::error::ApiError;
-use super::grammar::{Constraint, Grammars};
-use crate::digest;
-use crate::error::{Error, Result};
-use crate::form::Form;
+use super::engine::grammar::{Constraint, Grammars};
+use mmx_converters::digest;
+use mmx_converters::{Error, Result};
+use mmx_models::open::Form;
 
 /// A served model.
 pub(crate) struct Served {
@@ -48,14 +48,15 @@ impl Served {
         let form = Form::open(path)?;
         let model = Model::from_gguf(form.to_gguf()?, options.load.clone())?;
         if let Some(placement) = model.placement() {
-            eprintln!("{placement}");
+            options.listener.say(&placement);
         }
         if model.gguf().metadata().get("tokenizer.ggml.model").is_none() {
             form.expect_tokenizer()?;
         }
         let tokenizer = model.tokenizer()?;
         if let Some(why) = tokenizer.template().and_then(chat::Template::compile_error) {
-            eprintln!("warning: {}: the chat template does not compile: {why}", path.display());
+            let path = path.display();
+            options.listener.warn(&format!("{path}: the chat template does not compile: {why}"));
         }
         let slots = SlotsOptions {
             slots: options.parallel,

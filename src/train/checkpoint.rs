@@ -16,19 +16,19 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use mmx_converters::folder::{self, Folder, SaveTokenizer};
-use mmx_converters::generation::Generation;
+use mmx_converters::model::folder::{self, Folder, SaveTokenizer};
+use mmx_converters::model::generation::Generation;
 use mmx_converters::safetensors::{self, SafeTensors, TensorSpec};
 use mmx_converters::tensor::Dtype;
 use serde::{Deserialize, Serialize};
 
 use crate::config::TrainConfig;
-use crate::digest;
+use mmx_converters::digest;
 use crate::error::{Error, Result};
 use crate::model::HostTensor;
 use crate::optim::{AdamW, Part};
-use crate::runs;
-use crate::train::{Position, Trainer};
+use mmx_converters::model::run_folder;
+use crate::trainer::{Position, Trainer};
 
 /// Where a checkpoint is while it is written.
 const STAGING: (&str, &str) = (".mmx-checkpoint-", ".part");
@@ -113,7 +113,7 @@ pub fn save(context: &Context<'_>, trainer: &Trainer<'_>) -> Result<PathBuf> {
     sync(&training)?;
     sync(&whole)?;
 
-    let place = dir.join(runs::name(trainer.position().step, trainer.optimizer().accumulated()));
+    let place = dir.join(run_folder::name(trainer.position().step, trainer.optimizer().accumulated()));
     if place.exists() {
         if check(&place).is_ok() {
             return Ok(place); // a run that was resumed here and went no further
@@ -220,7 +220,7 @@ pub fn restore(checkpoint: &Path, state: &State, trainer: &mut Trainer<'_>) -> R
 }
 
 /// Removes what a killed run left of a checkpoint it was writing. The folder must be the caller's alone
-/// ([`runs::claim`]).
+/// ([`run_folder::claim`]).
 ///
 /// # Errors
 /// The folder cannot be read, or what is in it not removed.
@@ -243,7 +243,7 @@ pub fn sweep(dir: &Path) -> Result<()> {
 /// version of mmx, or the system refuses to read it: neither is damage, and an older one no answer.
 pub fn newest(dir: &Path) -> Result<(Option<Found>, Vec<String>)> {
     let mut warnings = Vec::new();
-    for path in runs::checkpoints(dir)?.into_iter().rev() {
+    for path in run_folder::checkpoints(dir)?.into_iter().rev() {
         match check(&path) {
             Ok(state) => return Ok((Some((path, state)), warnings)),
             Err(Fault::Damaged(what)) => {
@@ -319,7 +319,7 @@ pub fn check(checkpoint: &Path) -> Result<State, Fault> {
 /// Keeps the last `keep` up to the one just written. Those numbered beyond it are the damaged ones that the
 /// run did not go on from. Each leaves its place in one move, so that none is ever half there.
 fn prune(dir: &Path, keep: usize, written: &Path, staging: &Path) -> Result<()> {
-    let all = runs::checkpoints(dir)?;
+    let all = run_folder::checkpoints(dir)?;
     let end = all.iter().position(|path| path == written).map_or(all.len(), |i| i + 1);
     let old = end.saturating_sub(keep.max(1));
     for (i, path) in all[..old].iter().chain(&all[end..]).enumerate() {

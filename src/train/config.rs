@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::data::{Kind, Recipe};
+use mmx_data::{Kind, Recipe};
 use crate::error::{Error, Result};
 use crate::stage::Stage;
 
@@ -61,7 +61,7 @@ pub struct TrainConfig {
 }
 
 /// An answer's log-probability from those of its tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Logps {
     /// Their mean.
@@ -175,7 +175,7 @@ impl TrainConfig {
         match self.recipe.as_str() {
             "2025" => Ok(Recipe::R2025),
             "2026" => Ok(Recipe::R2026),
-            other => Err(Error::usage(format!("--recipe: expected 2025 or 2026, found {other}"))),
+            other => Err(Error::setting("recipe", "2025 or 2026", other)),
         }
     }
 
@@ -186,51 +186,51 @@ impl TrainConfig {
     pub fn check(&self) -> Result<()> {
         self.recipe()?;
         let whole = [
-            ("--epochs", self.epochs),
-            ("--batch-size", self.batch_size),
-            ("--accum", self.accumulation),
-            ("--max-steps", self.max_steps.unwrap_or(1)),
+            ("epochs", self.epochs),
+            ("batch_size", self.batch_size),
+            ("accum", self.accumulation),
+            ("max_steps", self.max_steps.unwrap_or(1)),
         ];
         if let Some((option, found)) = whole.into_iter().find(|(_, n)| *n == 0) {
-            return Err(Error::usage(format!("{option}: expected at least 1, found {found}")));
+            return Err(Error::setting(option, "at least 1", found));
         }
         let number = |option: &str, value: f64, ok: bool, expected: &str| match ok {
             true => Ok(()),
-            false => Err(Error::usage(format!("{option}: expected {expected}, found {value}"))),
+            false => Err(Error::setting(option, expected, value)),
         };
-        number("--lr", self.lr, self.lr > 0.0 && self.lr.is_finite(), "a number above 0")?;
+        number("lr", self.lr, self.lr > 0.0 && self.lr.is_finite(), "a number above 0")?;
         let decay = self.weight_decay;
-        number("--weight-decay", decay, (0.0..1e6).contains(&decay), "0 or more")?;
+        number("weight_decay", decay, (0.0..1e6).contains(&decay), "0 or more")?;
         let clip = self.grad_clip;
-        number("--grad-clip", clip, (0.0..1e30).contains(&clip), "0 (none) or more")?;
+        number("grad_clip", clip, (0.0..1e30).contains(&clip), "0 (none) or more")?;
         for (option, share) in
-            [("--system-ratio", self.system_ratio), ("--empty-think-ratio", self.empty_think_ratio)]
+            [("system_ratio", self.system_ratio), ("empty_think_ratio", self.empty_think_ratio)]
         {
             number(option, share, (0.0..=1.0).contains(&share), "a share from 0 to 1")?;
         }
         if let Some(lora) = &self.lora {
             if lora.rank == 0 {
-                return Err(Error::usage("--lora-rank: expected at least 1, found 0"));
+                return Err(Error::setting("lora_rank", "at least 1", 0));
             }
             let alpha = lora.alpha;
-            number("--lora-alpha", alpha, alpha > 0.0 && alpha.is_finite(), "a number above 0")?;
+            number("lora_alpha", alpha, alpha > 0.0 && alpha.is_finite(), "a number above 0")?;
         }
         if let Some(dpo) = &self.dpo {
             let beta = dpo.beta;
-            number("--beta", beta, beta > 0.0 && beta.is_finite(), "a number above 0")?;
+            number("beta", beta, beta > 0.0 && beta.is_finite(), "a number above 0")?;
             if self.pack {
-                return Err(Error::usage("--pack: expected off with dpo, found on"));
+                return Err(Error::setting("pack", "off with dpo", "on"));
             }
         }
         if let Some(DistillOptions { alpha, temperature }) = self.distill {
-            number("--alpha", alpha, (0.0..=1.0).contains(&alpha), "a share from 0 to 1")?;
+            number("alpha", alpha, (0.0..=1.0).contains(&alpha), "a share from 0 to 1")?;
             let fits = temperature > 0.0 && temperature.is_finite();
-            number("--temperature", temperature, fits, "a number above 0")?;
+            number("temperature", temperature, fits, "a number above 0")?;
         }
         match self.dtype.as_str() {
             "f32" | "bf16" => Ok(()),
             other => {
-                Err(Error::usage(format!("--dtype: expected auto, f32 or bf16, found {other}")))
+                Err(Error::setting("dtype", "auto, f32 or bf16", other))
             }
         }
     }
@@ -276,11 +276,11 @@ mod tests {
         good.check().expect("the defaults");
         assert_eq!((good.lr, good.epochs, good.batch_size, good.accumulation), (5e-7, 2, 16, 1));
         for (bad, option) in [
-            (TrainConfig { accumulation: 0, ..good.clone() }, "--accum"),
-            (TrainConfig { lr: f64::NAN, ..good.clone() }, "--lr"),
-            (TrainConfig { grad_clip: -1.0, ..good.clone() }, "--grad-clip"),
-            (TrainConfig { max_steps: Some(0), ..good.clone() }, "--max-steps"),
-            (TrainConfig { dtype: "f8".into(), ..good.clone() }, "--dtype"),
+            (TrainConfig { accumulation: 0, ..good.clone() }, "accum"),
+            (TrainConfig { lr: f64::NAN, ..good.clone() }, "lr"),
+            (TrainConfig { grad_clip: -1.0, ..good.clone() }, "grad_clip"),
+            (TrainConfig { max_steps: Some(0), ..good.clone() }, "max_steps"),
+            (TrainConfig { dtype: "f8".into(), ..good.clone() }, "dtype"),
         ] {
             let error = bad.check().expect_err(option);
             assert!(error.to_string().starts_with(option), "{error}");

@@ -1,20 +1,19 @@
-//! mmx trains tiny language models from scratch and puts them everywhere, provably unchanged.
+//! Trains tiny language models on libtorch: the only crate of mmx that knows it.
 //!
 //! The data flow, each word a file or folder:
-//! `jsonl -> sample -> batch -> model -> loss -> train -> checkpoint -> export -> run -> verify`.
-//! Families, tokenizer and file formats live in [`mmx_converters`], the runner in [`mmx_ggml`].
-//! Everything that needs libtorch is behind the feature `train`.
+//! `config -> start -> model -> stage -> loss -> trainer -> optim -> checkpoint`; [`session`] runs a trainer from its
+//! position to its end, [`job`] makes all of it from one request, and goes on from a checkpoint.
 //!
 //! Two steps of training, from a file of texts to the loss:
 //!
 //! ```
-//! # #[cfg(feature = "train")]
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! use mmx::config::TrainConfig;
-//! use mmx::data::{Dataset, Kind, Recipe, SampleOptions};
-//! use mmx::model::Model;
-//! use mmx::stage::Pretrain;
-//! use mmx::train::{Trainer, batches::Packed};
+//! use mmx_training::config::TrainConfig;
+//! use mmx_data::{Dataset, Kind, Recipe, SampleOptions};
+//! use mmx_training::model::Model;
+//! use mmx_training::stage::Pretrain;
+//! use mmx_data::batches::Packed;
+//! use mmx_training::trainer::Trainer;
 //! use mmx_converters::arch::presets;
 //! use mmx_converters::tokenizer::{SpecialSet, train::{WordCounts, train}};
 //!
@@ -50,57 +49,25 @@
 //! assert!((losses[0] - 300f64.ln()).abs() < 0.5);
 //! # Ok(())
 //! # }
-//! # #[cfg(not(feature = "train"))]
-//! # fn main() {}
 //! ```
 
-mod answer;
-#[cfg(feature = "train")]
-pub mod autograd;
-#[cfg(feature = "train")]
+pub mod about;
 pub mod checkpoint;
-pub mod cli;
-pub mod compare;
-#[cfg(feature = "train")]
 pub mod config;
-pub mod data;
-mod digest;
-pub mod doctor;
-pub mod engine;
 pub mod error;
-pub mod eval;
-pub mod export;
-pub mod form;
-pub mod imatrix;
-#[cfg(feature = "train")]
 mod kernel;
-#[cfg(feature = "train")]
+pub mod job;
+pub mod logits;
 pub mod loss;
-#[cfg(feature = "train")]
+pub mod memory;
 pub mod model;
-#[cfg(feature = "train")]
-pub mod omp;
-#[cfg(feature = "train")]
 pub mod optim;
-pub mod plot;
-pub mod publish;
-pub mod quantize;
-pub mod quantizing;
-pub mod runs;
-mod sample_text;
-#[cfg(feature = "train")]
+pub mod report;
 pub mod schedule;
-mod serve;
-#[cfg(feature = "train")]
+pub mod session;
 pub mod stage;
-#[cfg(feature = "train")]
-pub mod train;
-pub mod verify;
+pub mod start;
+pub mod threads;
+pub mod trainer;
 
 pub use error::{Error, Result};
-
-/// A seed from the operating system, by way of the standard library's hash maps.
-fn random_seed() -> u64 {
-    use std::hash::{BuildHasher, Hasher};
-    std::hash::RandomState::new().build_hasher().finish()
-}

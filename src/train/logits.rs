@@ -1,30 +1,36 @@
-//! tch as an engine: the model exactly as it is trained, float32 on the CPU.
+//! The logits of a model as it is trained: float32 on the CPU unless asked otherwise.
 
-use mmx_converters::tokenizer::Tokenizer;
 use tch::{Kind, Tensor};
 
-use super::{Engine, check_ids};
-use crate::error::{Error, Result};
-use crate::form::Form;
+use crate::error::{Error, Result, TorchError};
 use crate::model::{Model, device};
 
-pub(super) struct Native {
+/// A model that answers ids with logits.
+pub struct Logits {
     model: Model,
-    tokenizer: Option<Tokenizer>,
 }
 
-impl Native {
-    pub(super) fn open(form: &Form, threads: usize, device: &str, bf16: bool) -> Result<Self> {
+impl Logits {
+    /// Of an open model, on a device (`auto`, `cpu`, `cuda`, `cuda:N`), computing in float32 or bfloat16.
+    ///
+    /// # Errors
+    /// A device that is not there; libtorch's.
+    pub fn open(
+        model: &mmx_converters::Model,
+        threads: usize,
+        device: &str,
+        bf16: bool,
+    ) -> Result<Self> {
         tch::set_num_threads(i32::try_from(threads).unwrap_or(1));
         let compute = if bf16 { Kind::BFloat16 } else { Kind::Float };
-        let model = Model::from_model(&form.model, device::pick(Some(device))?, compute)?;
-        Ok(Self { model, tokenizer: form.tokenizer()? })
+        Ok(Self { model: Model::from_model(model, device::pick(Some(device))?, compute)? })
     }
-}
 
-impl Engine for Native {
-    fn logits(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
-        check_ids(ids, self.vocab())?;
+    /// Logits `[ids.len(), vocab]`, row-major, of one sequence from its beginning.
+    ///
+    /// # Errors
+    /// libtorch's: an id beyond the vocabulary, no memory.
+    pub fn of(&self, ids: &[u32]) -> Result<Vec<f32>> {
         let row: Vec<i64> = ids.iter().map(|&id| id.into()).collect();
         let logits = self.model.logits(&Tensor::from_slice(&row).unsqueeze(0))?; // [1, seq, vocab]
         let mut out = vec![0f32; ids.len() * self.vocab()];
@@ -35,11 +41,8 @@ impl Engine for Native {
         Ok(out)
     }
 
-    fn tokenize(&mut self, text: &str) -> Result<Option<Vec<u32>>> {
-        Ok(self.tokenizer.as_ref().map(|t| t.encode(text)).transpose()?)
-    }
-
-    fn vocab(&self) -> usize {
+    /// Logits per position.
+    pub fn vocab(&self) -> usize {
         self.model.config().vocab_size
     }
 }

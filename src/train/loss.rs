@@ -5,9 +5,9 @@
 
 use tch::{Device, Kind, TchError, Tensor};
 
-use crate::autograd::differentiable;
-use crate::data::Batch;
-use crate::error::{Error, Result};
+use crate::kernel::autograd::differentiable;
+use mmx_data::Batch;
+use crate::error::{Error, Result, TorchError};
 use crate::kernel;
 use crate::model::device::upload;
 use crate::model::{Model, wide};

@@ -6,7 +6,7 @@
 use rayon::prelude::*;
 use tch::{Device, Kind, TchError, Tensor};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, TorchError};
 use crate::model::{HostTensor, Variable, host_f32};
 
 /// AdamW's constants. Source: torch.optim.AdamW's defaults, which both references keep.

@@ -2,7 +2,7 @@
 
 use std::f64::consts::PI;
 
-use crate::data::Recipe;
+use mmx_data::Recipe;
 
 /// A run's learning rates.
 #[derive(Clone, Copy, Debug, PartialEq)]

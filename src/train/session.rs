@@ -5,19 +5,20 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use mmx_converters::progress::Listener;
 use mmx_converters::safetensors::{self, TensorSpec};
 use mmx_converters::tensor::Dtype;
 use mmx_converters::tokenizer::Tokenizer;
 use serde_json::{Map, Value, json};
 
-use super::batches::Batches;
-use super::log::{Metrics, Progress, trace};
-use super::samples::Prompts;
-use super::{MicroStep, Position, Trainer};
+use mmx_data::batches::Batches;
+use crate::report::log::{Metrics, Progress, trace};
+use crate::report::samples::Prompts;
+use crate::trainer::{MicroStep, Position, Trainer};
 use crate::checkpoint::{self, Context};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, TorchError};
 use crate::model::Model;
-use crate::runs::{self, Claim};
+use mmx_converters::model::run_folder::{self, Claim};
 use crate::stage::{Part, Stage};
 
 /// Between checkpoints where no number of steps is given: what an interruption may cost.
@@ -36,6 +37,8 @@ pub struct Session<'a> {
     pub trace: Option<&'a Path>,
     /// What is held out.
     pub validation: Option<Validation<'a>>,
+    /// Hears how the run goes.
+    pub listener: &'a dyn Listener,
 }
 
 /// Held-out batches: with each checkpoint their loss, and how the model continues the first of them.
@@ -92,7 +95,7 @@ pub fn run(
     fs_err::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
     let claim = match session.claim.take() {
         Some(claim) => claim,
-        None => runs::claim(dir)?,
+        None => run_folder::claim(dir)?,
     };
     checkpoint::sweep(dir)?;
     // a run at its beginning has nothing to lose
@@ -126,7 +129,7 @@ impl Run {
     ) -> Result<Outcome> {
         let dir = session.context.dir;
         let mut metrics = Metrics::open(dir, trainer.position().step)?;
-        let mut progress = Progress::new(trainer.plan(), trainer.position());
+        let mut progress = Progress::new(trainer.plan(), trainer.position(), session.listener);
         let mut traced: Vec<MicroStep> = Vec::new();
         let (begun, mut tokens) = (Instant::now(), 0);
         let (mut loss, mut interrupted) = (None, false);
@@ -140,7 +143,7 @@ impl Run {
             tokens += report.tokens;
             metrics.read(report.tokens);
             if let Some(warning) = &report.warning {
-                progress.say(&format!("warning: {warning}"));
+                session.listener.warn(warning);
             }
             let step = trainer.position().step;
             if step > before {
@@ -206,7 +209,7 @@ impl Run {
         stage: &dyn Stage,
         session: &mut Session<'_>,
         metrics: &mut Metrics,
-        progress: &Progress,
+        progress: &Progress<'_>,
     ) -> Result<()> {
         let Some(validation) = &mut session.validation else { return Ok(()) };
         let (model, step) = (trainer.model(), trainer.position().step);
@@ -240,8 +243,8 @@ impl Run {
         }
         let step = trainer.position().step;
         match checkpoint::save(&session.context, trainer) {
-            Ok(path) => eprintln!("saved step {step} before ending: {}", path.display()),
-            Err(error) => eprintln!("step {step} could not be saved: {error}"),
+            Ok(path) => session.listener.say(&format!("saved step {step} before ending: {}", path.display())),
+            Err(error) => session.listener.say(&format!("step {step} could not be saved: {error}")),
         }
     }
 }

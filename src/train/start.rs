@@ -3,59 +3,61 @@
 
 use std::path::{Path, PathBuf};
 
-use mmx_converters::adapter::{self, Adapters};
+use mmx_converters::model::adapter::{self, Adapters};
 use mmx_converters::arch::{Config, presets};
-use mmx_converters::generation::Generation;
+use mmx_converters::model::generation::Generation;
+use mmx_converters::progress::Listener;
 use mmx_converters::tokenizer::Tokenizer;
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind};
 
 use crate::config::TrainConfig;
-use crate::digest::hexadecimal;
+use mmx_converters::digest::hexadecimal;
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::runs;
-use crate::train::estimate::check_model;
+use mmx_converters::model::run_folder;
+use crate::memory::estimate::check_model;
 
 /// What the command line says about models.
-pub(super) struct Start<'a> {
-    pub(super) preset: Option<&'a str>,
-    pub(super) config: Option<&'a Path>,
-    pub(super) from: Option<&'a Path>,
+pub struct Start<'a> {
+    pub preset: Option<&'a str>,
+    pub config: Option<&'a Path>,
+    pub from: Option<&'a Path>,
     /// Adapters to begin with.
-    pub(super) adapter: Option<&'a Path>,
+    pub adapter: Option<&'a Path>,
     /// What distillation learns from.
-    pub(super) teacher: Option<&'a Path>,
+    pub teacher: Option<&'a Path>,
     /// The checkpoint to go on from.
-    pub(super) resumed: Option<&'a Path>,
-    pub(super) tokenizer: &'a Tokenizer,
-    pub(super) train: &'a TrainConfig,
-    pub(super) device: Device,
-    pub(super) compute: Kind,
+    pub resumed: Option<&'a Path>,
+    pub tokenizer: &'a Tokenizer,
+    pub train: &'a TrainConfig,
+    pub device: Device,
+    pub compute: Kind,
+    pub listener: &'a dyn Listener,
 }
 
 /// The models, open.
-pub(super) struct Models {
-    pub(super) model: Model,
-    pub(super) generation: Generation,
+pub struct Models {
+    pub model: Model,
+    pub generation: Generation,
     /// Adapters to go on with, and where they are from.
-    pub(super) adapters: Option<(PathBuf, Adapters)>,
+    pub adapters: Option<(PathBuf, Adapters)>,
     /// What adapters' files call the model they are for.
-    pub(super) base: Option<String>,
+    pub base: Option<String>,
     /// DPO's reference or distillation's teacher.
-    pub(super) frozen: Option<Model>,
+    pub frozen: Option<Model>,
     /// Models that are not in the checkpoint, as name and SHA-256.
-    pub(super) sources: Vec<(String, String)>,
+    pub sources: Vec<(String, String)>,
 }
 
 impl Start<'_> {
-    pub(super) fn open(&self) -> Result<Models> {
+    pub fn open(&self) -> Result<Models> {
         if self.train.lora.is_some() {
             return self.open_base();
         }
         let path = match (self.resumed, self.from) {
             (Some(checkpoint), _) => Some(checkpoint.to_owned()),
-            (None, Some(from)) => Some(runs::resolve(from)?),
+            (None, Some(from)) => Some(mmx_hub::resolve(from)?),
             (None, None) => None,
         };
         let (model, generation) = match path {
@@ -65,7 +67,7 @@ impl Start<'_> {
         let frozen = self.open_frozen()?;
         let mut sources = Vec::new();
         if let Some((option, frozen)) = &frozen {
-            sources.push(((*option).to_owned(), digest(frozen)?));
+            sources.push((format!("--{option}"), digest(frozen)?));
         }
         let frozen = frozen.map(|(_, frozen)| frozen);
         Ok(Models { model, generation, adapters: None, base: None, frozen, sources })
@@ -75,18 +77,15 @@ impl Start<'_> {
     /// that is resumed needs the option again.
     fn open_frozen(&self) -> Result<Option<(&'static str, Model)>> {
         let (option, path) = match (self.train.dpo.is_some(), self.train.distill.is_some()) {
-            (true, _) => ("--from", self.from),
-            (_, true) => ("--teacher", self.teacher),
+            (true, _) => ("from", self.from),
+            (_, true) => ("teacher", self.teacher),
             _ => return Ok(None),
         };
         let Some(path) = path else {
-            let what = if option == "--from" { "the reference" } else { "to learn from" };
-            return Err(Error::usage(format!(
-                "{}: expected {option} MODEL, {what}, found none",
-                self.train.stage
-            )));
+            let what = if option == "from" { "the reference, a model" } else { "a model to learn from" };
+            return Err(Error::setting(option, what, "none"));
         };
-        let (model, _) = self.open_model(&runs::resolve(path)?, false)?;
+        let (model, _) = self.open_model(&mmx_hub::resolve(path)?, false)?;
         Ok(Some((option, model)))
     }
 
@@ -97,25 +96,23 @@ impl Start<'_> {
             None => None,
         };
         let path = match (self.from, &resumed) {
-            (Some(from), _) => runs::resolve(from)?,
+            (Some(from), _) => mmx_hub::resolve(from)?,
             (None, Some((checkpoint, adapters))) => adapters.base_path(checkpoint)?,
             (None, None) => {
-                return Err(Error::usage(
-                    "lora: expected --from MODEL, the model to adapt, found none",
-                ));
+                return Err(Error::setting("from", "the model to adapt", "none"));
             }
         };
         if adapter::is_adapter_folder(&path) {
             return Err(Error::failed_with_hint(
                 format!("{}: expected a whole model, found adapters", path.display()),
-                "--adapter goes on with them; `mmx import` writes the model with them merged",
+                "`adapter` goes on with them; `mmx import` writes the model with them merged",
             ));
         }
         let (model, generation) = self.open_model(&path, false)?;
         let adapters = match (resumed, self.adapter) {
             (Some(found), _) => Some(found),
             (None, Some(path)) => {
-                let path = runs::resolve(path)?;
+                let path = mmx_hub::resolve(path)?;
                 let adapters = Adapters::open(&path)?;
                 Some((path, adapters))
             }
@@ -130,7 +127,7 @@ impl Start<'_> {
     /// `trained`: all its weights are.
     fn open_model(&self, path: &Path, trained: bool) -> Result<(Model, Generation)> {
         let open = mmx_converters::Model::open(path)?;
-        open.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+        open.warnings.iter().for_each(|warning| self.listener.warn(warning));
         check_vocabulary(&open.config, self.tokenizer, path)?;
         check_model(&open.config, trained, self.device)?;
         Ok((Model::from_model(&open, self.device, self.compute)?, open.generation.clone()))
@@ -143,7 +140,7 @@ impl Start<'_> {
             (Some(name), _) => {
                 let mut config = presets::preset(name).ok_or_else(|| {
                     let known = presets::NAMES.join(", ");
-                    Error::usage(format!("--preset: expected one of {known}, found {name}"))
+                    Error::setting("preset", format!("one of {known}"), name)
                 })?;
                 config.vocab_size = tokenizer.vocab_size();
                 let id = |id: Option<u32>, default| id.unwrap_or(default);
@@ -156,15 +153,16 @@ impl Start<'_> {
             }
             (None, Some(path)) => {
                 let (config, warnings) = Config::read(path)?;
-                warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+                warnings.iter().for_each(|warning| self.listener.warn(warning));
                 check_vocabulary(&config, tokenizer, path)?;
                 config
             }
             (None, None) => {
-                return Err(Error::usage(format!(
-                    "{}: expected --from MODEL to start from, or --preset or --config for a new model",
-                    self.train.stage
-                )));
+                return Err(Error::setting(
+                    "from",
+                    "a model to start from, or a preset or config for a new one",
+                    "none",
+                ));
             }
         };
         check_model(&config, true, self.device)?;

@@ -2,28 +2,16 @@
 //!
 //! In: a model, a stage, a configuration, batches, and a position to begin at. Out: one [`Report`] per
 //! micro-step, in which the losses of a whole accumulation arrive together with the optimizer step, so
-//! that the device is waited for once per step. [`session`] adds logs, checkpoints and Ctrl-C.
-
-pub mod ahead;
-pub mod available;
-pub mod batches;
-pub mod estimate;
-pub mod events;
-pub mod log;
-mod memory;
-pub mod samples;
-pub mod session;
-
-pub use memory::keep_memory;
+//! that the device is waited for once per step. [`crate::session`] adds logs, checkpoints and Ctrl-C.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor};
 
-use self::batches::Batches;
+use mmx_data::batches::Batches;
 use crate::config::TrainConfig;
-use crate::data::Batch;
-use crate::error::{Error, Result};
+use mmx_data::Batch;
+use crate::error::{Error, Result, TorchError};
 use crate::model::Model;
 use crate::optim::{AdamW, Options};
 use crate::schedule::Schedule;
@@ -177,7 +165,7 @@ impl<'a> Trainer<'a> {
                     lengths.first().copied().unwrap_or_default(),
                     config.accumulation
                 ),
-                "lower --accum or --batch-size, or give more data",
+                "lower `accum` or `batch_size`, or give more data",
             ));
         }
         let options = Options { weight_decay: config.weight_decay, ..Options::default() };
@@ -314,8 +302,8 @@ impl<'a> Trainer<'a> {
             if !self.config.skip_non_finite {
                 return Err(Error::failed_with_hint(
                     fault,
-                    "the last checkpoint is from before it; lower --lr, look at these lines, or leave \
-                     such batches out with --non-finite skip",
+                    "the last checkpoint is from before it; lower `lr`, look at these lines, or leave \
+                     such batches out with `non_finite` skip",
                 ));
             }
             report.warning = Some(format!("{fault}: left out"));

@@ -3,13 +3,13 @@
 
 use std::path::Path;
 
-use mmx::config::TrainConfig;
-use mmx::data::{Batch, Recipe};
-use mmx::error::Result;
-use mmx::model::{HostTensor, Model};
-use mmx::stage::Stage;
-use mmx::train::batches::Batches;
-use mmx::train::{MicroStep, Trainer};
+use mmx_training::config::TrainConfig;
+use mmx_data::{Batch, Recipe};
+use crate::error::Result;
+use mmx_training::model::{HostTensor, Model};
+use mmx_training::stage::Stage;
+use mmx_data::batches::Batches;
+use mmx_training::trainer::{MicroStep, Trainer};
 use mmx_converters::safetensors::SafeTensors;
 use serde_json::Value;
 use tch::{Device, Kind};
@@ -143,7 +143,7 @@ fn assert_close(what: &str, found: &Value, expected: &Value, tolerance: f64) {
 
 /// Final weights' sum (relative to the absolute sum where it cancels), absolute sum and L2 norm to 1e-4.
 pub(crate) fn assert_final(what: &str, weights: &[HostTensor], golden: &Value) {
-    let found = mmx::train::log::trace(serde_json::Map::new(), &[], weights);
+    let found = mmx_training::report::log::trace(serde_json::Map::new(), &[], weights);
     assert_final_json(what, &found, golden);
 }
 

@@ -11,7 +11,7 @@ const CALL: (&str, &str) = ("<tool_call>", "</tool_call>");
 
 /// A part of an answer.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Piece {
+pub enum Piece {
     /// Text of the answer, never empty.
     Content(String),
     /// Text of the thought, never empty.
@@ -22,11 +22,11 @@ pub(crate) enum Piece {
 
 /// A call of a tool.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Call {
+pub struct Call {
     /// The tool's name.
-    pub(crate) name: String,
+    pub name: String,
     /// A JSON object.
-    pub(crate) arguments: Value,
+    pub arguments: Value,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +44,7 @@ enum State {
 
 /// Takes streamed text apart.
 #[derive(Clone, Debug)]
-pub(crate) struct Splitter {
+pub struct Splitter {
     state: State,
     /// Whether calls are looked for.
     tools: bool,
@@ -53,13 +53,13 @@ pub(crate) struct Splitter {
 
 impl Splitter {
     /// `thinking`: the prompt ended inside a thought. `tools`: calls are looked for, else they are text.
-    pub(crate) fn new(thinking: bool, tools: bool) -> Self {
+    pub fn new(thinking: bool, tools: bool) -> Self {
         let state = if thinking { State::ThoughtStart } else { State::Start };
         Self { state, tools, held: String::new() }
     }
 
     /// Adds text; gives what is certain now.
-    pub(crate) fn push(&mut self, text: &str) -> Vec<Piece> {
+    pub fn push(&mut self, text: &str) -> Vec<Piece> {
         self.held.push_str(text);
         let mut out = Vec::new();
         while self.advance(&mut out) {}
@@ -67,7 +67,7 @@ impl Splitter {
     }
 
     /// At the end of the text: what was held back.
-    pub(crate) fn finish(&mut self) -> Vec<Piece> {
+    pub fn finish(&mut self) -> Vec<Piece> {
         let held = std::mem::take(&mut self.held);
         let mut out = Vec::new();
         match self.state {

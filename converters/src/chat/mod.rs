@@ -4,6 +4,7 @@
 //! In: messages (JSON objects with `role`, `content`, ...), tools, and what the template may ask for.
 //! Out: the prompt as text; [`crate::tokenizer::Tokenizer::encode_chat`] turns it into ids.
 
+pub mod answer;
 mod python;
 mod tags;
 

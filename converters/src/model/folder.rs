@@ -6,12 +6,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::arch::{self, Config, Layout, gather, public_tensors};
-use crate::carry::{Fallback, Weights, float_fallbacks, refuse_fallbacks};
+use crate::model::fallback::{Fallback, Weights, float_fallbacks, refuse_fallbacks};
 use crate::error::{Error, Result};
 use crate::file;
-use crate::generation::{self, Generation};
+use crate::model::generation::{self, Generation};
 use crate::safetensors::TensorSpec;
-use crate::shards;
+use crate::safetensors::shards;
 use crate::tensor::{self, Dtype};
 
 /// Writes a tokenizer's files into a folder.

@@ -3,7 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use mmx_converters::{adapter, safetensors};
+use crate::model::adapter;
+use crate::safetensors;
 
 use crate::error::{Error, Result};
 
@@ -42,15 +43,11 @@ pub fn checkpoints(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(found.into_iter().map(|(_, path)| path).collect())
 }
 
-/// What a path stands for where a model is wanted: a run's folder for its newest checkpoint, `hf:owner/name` (or
-/// `hf:owner/name@revision`) for a folder of private copies from the hub, everything else for itself.
+/// A run's folder stands for its newest checkpoint, everything else for itself.
 ///
 /// # Errors
-/// The folder cannot be read; the hub refuses.
+/// The folder cannot be read.
 pub fn resolve(path: &Path) -> Result<PathBuf> {
-    if let Some(repo) = path.to_str().and_then(|text| text.strip_prefix("hf:")) {
-        return crate::publish::download::cached(repo);
-    }
     if !path.is_dir() || path.join("config.json").exists() {
         return Ok(path.to_owned());
     }
@@ -108,7 +105,7 @@ pub fn claim(dir: &Path) -> Result<Claim> {
             Ok(()) => Ok(Claim(Some(folder))),
             Err(std::fs::TryLockError::WouldBlock) => Err(Error::failed_with_hint(
                 format!("{}: another training is writing here", dir.display()),
-                "wait for its end, or give another --out",
+                "wait for its end, or give another `out`",
             )),
             Err(std::fs::TryLockError::Error(_)) => Ok(Claim(None)),
         }

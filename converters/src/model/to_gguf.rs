@@ -5,9 +5,9 @@ use std::borrow::Cow;
 use std::path::Path;
 
 use crate::arch::{self, Config, Family, Layout, Public, Role, Weight, gather, public_tensors};
-use crate::carry::{Fallback, Weights, range_fallback, refuse_fallbacks};
+use crate::model::fallback::{Fallback, Weights, range_fallback, refuse_fallbacks};
 use crate::error::{Error, Result};
-use crate::generation::Generation;
+use crate::model::generation::Generation;
 use crate::gguf::{self, GgmlType, Metadata, TensorSpec, Value};
 use crate::tensor::{self, Dtype};
 

@@ -11,7 +11,7 @@ use std::io::Write;
 use std::path::Path;
 
 use crate::arch::{self, Config, Role};
-use crate::carry::Weights;
+use crate::model::fallback::Weights;
 use crate::error::{Error, Result};
 use crate::file;
 use crate::tensor::{self, Dtype};

@@ -9,10 +9,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-use mmx_converters::arch::Config;
-use mmx_converters::gguf::GgmlType;
-
+use crate::arch::Config;
 use crate::error::Error;
+use crate::gguf::GgmlType;
 
 macro_rules! file_types {
     ($($name:ident = $id:literal, $label:literal, $base:ident;)*) => {
@@ -100,9 +99,10 @@ impl FromStr for FileType {
         };
         Self::ALL.iter().copied().find(|t| t.name() == name).ok_or_else(|| {
             let known: Vec<_> = Self::ALL.iter().map(|t| t.name()).collect();
-            Error::Request {
-                message: format!("file type: expected one of {}, found {text}", known.join(", ")),
-            }
+            Error::misuse(format!(
+                "file type: expected one of {}, found {text}",
+                known.join(", ")
+            ))
         })
     }
 }
@@ -261,7 +261,7 @@ fn wanted(file: FileType, config: &Config, name: &str, dims: usize, importance: 
 
 #[cfg(test)]
 mod tests {
-    use mmx_converters::arch::presets;
+    use crate::arch::presets;
 
     use super::*;
 

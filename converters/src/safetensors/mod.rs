@@ -10,6 +10,8 @@
     clippy::cast_possible_truncation
 )]
 
+pub mod shards;
+
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;

@@ -9,9 +9,9 @@ use std::ffi::{c_int, c_void};
 use llama_cpp_sys_2 as sys;
 use mmx_converters::gguf::GgmlType;
 
-use crate::context::Context;
+use crate::wrap::context::Context;
 use crate::error::{Error, Result};
-use crate::tensor::Tensor;
+use crate::wrap::tensor::Tensor;
 
 /// Values of a register.
 const LANES: usize = 16;
@@ -266,10 +266,10 @@ mod tests {
     use half::f16;
 
     use super::*;
-    use crate::backend::{Plan, Pool, Slot};
-    use crate::custom::Compute;
-    use crate::custom::trial::compute_apart;
-    use crate::rng::SplitMix64;
+    use crate::wrap::plan::{Plan, Pool, Slot};
+    use crate::kernel::custom::Compute;
+    use crate::kernel::custom::trial::compute_apart;
+    use mmx_converters::random::SplitMix64;
 
     /// Attention as one would write it down.
     fn naive(

@@ -1,4 +1,4 @@
-//! Operations of our own as nodes of a graph, and what their products ([`crate::dense`], [`crate::packed`]) share:
+//! Operations of our own as nodes of a graph, and what their products ([`crate::kernel::float_matmul`], [`crate::kernel::quant_matmul`]) share:
 //! which activations meet which matrix, and who computes which rows.
 #![expect(
     unsafe_code,
@@ -11,9 +11,9 @@ use std::ops::Range;
 use llama_cpp_sys_2 as sys;
 use mmx_converters::gguf::GgmlType;
 
-use crate::context::Context;
+use crate::wrap::context::Context;
 use crate::error::Result;
-use crate::tensor::{Tensor, to_ne};
+use crate::wrap::tensor::{Tensor, to_ne};
 
 /// Weights that are multiplied with all tokens before the next ones, bytes: they stay in the second cache.
 pub(crate) const CHUNK: usize = 256 << 10;
@@ -150,7 +150,7 @@ pub(crate) unsafe fn pairs(
 #[cfg(test)]
 pub(crate) mod trial {
     use super::*;
-    use crate::backend::{Nodes, Plan, Pool, Slot};
+    use crate::wrap::plan::{Nodes, Plan, Pool, Slot};
 
     /// Computes a node that no graph is made for: each operand (`operands`: their bytes, those of a view: of what it
     /// is a view of) and the result lie in an allocation of their own that ends where they do. A memory checker sees

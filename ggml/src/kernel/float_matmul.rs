@@ -11,10 +11,10 @@ use std::ffi::{c_int, c_void};
 use llama_cpp_sys_2 as sys;
 use mmx_converters::gguf::GgmlType;
 
-use crate::context::Context;
-use crate::custom::{self, Activations};
+use crate::wrap::context::Context;
+use crate::kernel::custom::{self, Activations};
 use crate::error::{Error, Result};
-use crate::tensor::Tensor;
+use crate::wrap::tensor::Tensor;
 
 /// Values of a register.
 const LANES: usize = 16;
@@ -142,7 +142,7 @@ mod avx512 {
     use std::ops::Range;
 
     use super::{LANES, Product, ROWS};
-    use crate::custom::CHUNK;
+    use crate::kernel::custom::CHUNK;
 
     /// An element type.
     pub(super) trait Element {
@@ -317,11 +317,11 @@ mod avx512 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::{Plan, Slot};
-    use crate::custom::Compute;
-    use crate::custom::trial::{Numbers, compute_apart};
-    use crate::quantize::{dequantize_rows, quantize_rows};
-    use crate::rng::SplitMix64;
+    use crate::wrap::plan::{Plan, Slot};
+    use crate::kernel::custom::Compute;
+    use crate::kernel::custom::trial::{Numbers, compute_apart};
+    use crate::quant::{dequantize_rows, quantize_rows};
+    use mmx_converters::random::SplitMix64;
 
     fn product(
         (ty, weights, w_shape): (GgmlType, &[u8], &[usize]),

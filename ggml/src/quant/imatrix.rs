@@ -9,10 +9,10 @@ use std::collections::BTreeMap;
 use std::ffi::{CStr, c_void};
 
 use llama_cpp_sys_2 as sys;
-use mmx_converters::imatrix::Entry;
+use mmx_converters::quant::imatrix::Entry;
 
 use crate::error::{Error, Result};
-use crate::llama::LlamaModel;
+use crate::judge::LlamaModel;
 
 /// Sums of one matrix.
 struct Sums {

@@ -1,9 +1,10 @@
 //! float32 rows to ggml's blocks and back, rows in parallel: the same bytes as llama-quantize writes.
 //!
 //! In: rows of float32 (row-major) and a [`GgmlType`]. Out: the rows' blocks, one row after another.
-//! Which type a tensor of a file gets is the business of [`crate::file_type`].
+//! Which type a tensor of a file gets is the business of [`mmx_converters::quant::file_type`].
 #![expect(unsafe_code, reason = "ggml's quantizers are C functions")]
 
+mod imatrix;
 mod q6_k;
 
 use std::ffi::c_void;
@@ -14,7 +15,7 @@ use mmx_converters::tensor::{Dtype, first_overflow};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::log;
+use crate::wrap::log;
 
 /// Elements one task takes at least, so that a task outweighs its start (llama-quantize's own figure).
 const CHUNK_ELEMENTS: usize = 32 * 512;

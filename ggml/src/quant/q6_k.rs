@@ -176,7 +176,7 @@ fn fit(columns: &[Lanes; LANES], inverses: &Lanes) -> (Lanes, Lanes) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rng::SplitMix64;
+    use mmx_converters::random::SplitMix64;
 
     fn by_ggml(values: &[f32]) -> Vec<u8> {
         let mut out = vec![0; values.len() / BLOCK * BLOCK_BYTES];

@@ -3,13 +3,13 @@
 use super::model::Model;
 use super::session::{KvType, Session, SessionOptions};
 use super::slots::{Part, Slots, SlotsOptions};
-use crate::clock::Clock;
+use crate::run::clock::Clock;
 use crate::error::Result;
-use crate::llama::Speed;
+use crate::judge::Speed;
 
 /// Prefill of `n_prompt` made-up tokens, then, from an empty cache, `n_gen` tokens one by one without
 /// sampling; float16 cache, one warm-up before each. The same tokens as
-/// [`LlamaModel::bench`](crate::llama::LlamaModel::bench) takes.
+/// [`LlamaModel::bench`](crate::judge::LlamaModel::bench) takes.
 ///
 /// # Errors
 /// See [`Session::new`] and [`Session::prefill`].

@@ -11,13 +11,13 @@ use mmx_converters::gguf::GgmlType;
 
 use super::kv_cache::KvCache;
 use super::weights::{Ffn, Fused, Layer, Matrix, Weights};
-use crate::attention;
-use crate::backend::{Nodes, Plan, Slot};
-use crate::context::Context;
-use crate::custom::Activations;
+use crate::kernel::attention;
+use crate::wrap::plan::{Nodes, Plan, Slot};
+use crate::wrap::context::Context;
+use crate::kernel::custom::Activations;
 use crate::error::Result;
-use crate::graph::Rope;
-use crate::tensor::Tensor;
+use crate::wrap::graph::Rope;
+use crate::wrap::tensor::Tensor;
 
 /// What a graph is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,11 +6,13 @@
 //! The crate's head shows all of it at work.
 
 mod bench;
+pub mod clock;
 mod decoder;
 pub mod generate;
 mod kv_cache;
 mod model;
 mod pace;
+pub mod random_model;
 pub mod sampler;
 mod session;
 mod slots;

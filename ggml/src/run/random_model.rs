@@ -10,9 +10,9 @@ use mmx_converters::tokenizer::train::{WordCounts, train};
 use mmx_converters::tokenizer::{SpecialSet, Tokenizer};
 
 use crate::error::{Error, Result};
-use crate::file_type::{FileType, recipe};
-use crate::quantize::quantize_rows;
-use crate::rng::SplitMix64;
+use mmx_converters::quant::file_type::{FileType, recipe};
+use crate::quant::quantize_rows;
+use mmx_converters::random::SplitMix64;
 
 /// Writes a GGUF of `config` with random weights and no tokenizer; the same seed gives the same file.
 ///

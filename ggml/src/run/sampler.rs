@@ -4,11 +4,11 @@
 //! penalty, temperature, top-k, top-p, min-p, then one draw. Temperature 0 takes the most likely id.
 //! Bias, presence and frequency penalty (OpenAI's) come between repetition penalty and temperature.
 
-use mmx_converters::generation::Generation as Defaults;
+use mmx_converters::model::generation::Generation as Defaults;
 use mmx_converters::tokenizer::Tokenizer;
 
 use crate::error::{Error, Result};
-use crate::rng::SplitMix64;
+use mmx_converters::random::SplitMix64;
 
 /// Settings of a [`Sampler`].
 #[derive(Clone, Debug, PartialEq)]

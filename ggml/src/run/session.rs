@@ -4,7 +4,7 @@ use mmx_converters::arch::Config;
 
 use super::model::Model;
 use super::slots::{BATCH, Part, Slots, SlotsOptions};
-use crate::backend::MAX_THREADS;
+use crate::wrap::plan::MAX_THREADS;
 use crate::error::Result;
 
 /// The type of cached keys and values.

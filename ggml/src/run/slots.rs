@@ -18,7 +18,7 @@ use super::kv_cache::{CELLS, KvCache};
 use super::model::Model;
 use super::pace::{Pace, are_free};
 use super::session::{KvType, default_n_ctx, default_threads};
-use crate::backend::{Pool, SPIN};
+use crate::wrap::plan::{Pool, SPIN};
 use crate::error::{Error, Result};
 
 /// Tokens computed in one step at most (llama.cpp's own size of a physical batch).

@@ -17,16 +17,16 @@ use mmx_converters::error::TensorReport;
 use mmx_converters::gguf::{GgmlType, Gguf, TensorInfo};
 
 use super::model::LoadOptions;
-use crate::arena::{Arena, LINE};
-use crate::backend::{ALIGNMENT, Buffer, BufferType, fill};
-use crate::context::Context;
-use crate::cpu::kernels;
-use crate::dense;
-use crate::device::{DeviceRef, Split};
+use crate::kernel::arena::{Arena, LINE};
+use crate::wrap::plan::{ALIGNMENT, Buffer, BufferType, fill};
+use crate::wrap::context::Context;
+use crate::wrap::cpu::kernels;
+use crate::kernel::float_matmul;
+use crate::wrap::device::{DeviceRef, Split};
 use crate::error::Result;
-use crate::packed::{self, Packed};
-use crate::quantize::dequantize_rows;
-use crate::tensor::Tensor;
+use crate::kernel::quant_matmul::{self, Packed};
+use crate::quant::dequantize_rows;
+use crate::wrap::tensor::Tensor;
 
 /// A weight of [`Weights`].
 #[derive(Clone, Copy, Debug)]
@@ -121,9 +121,9 @@ impl Weights {
                 kinds.push((kind, Context::new(count, 0)?));
             }
         }
-        let own = options.repack && packed::is_available();
+        let own = options.repack && quant_matmul::is_available();
         // more than enough for each, joined or not: what is not used costs nothing
-        let taken = gguf.tensors().iter().filter(|t| own && packed::takes(t.ty));
+        let taken = gguf.tensors().iter().filter(|t| own && quant_matmul::takes(t.ty));
         let room = taken.map(|t| 2 * t.bytes + 2 * LINE).sum();
         // SAFETY: weights only lie there, and they are kept together with the file, which is dropped last.
         let file = unsafe { Buffer::of_file(&gguf)? };
@@ -137,7 +137,7 @@ impl Weights {
             split,
             on_device: false,
             arena: if own { Some(Arena::new(room)?) } else { None },
-            dense: options.repack && dense::is_available(),
+            dense: options.repack && float_matmul::is_available(),
             copies: Vec::new(),
             later: Vec::new(),
         };
@@ -390,7 +390,7 @@ impl Loader<'_> {
             let rows = info.shape[info.shape.len().saturating_sub(2)];
             let at = groups.len();
             // experts' floats that our own kernel multiplies where they lie would have to be copied to join
-            let apart = info.shape.len() == 3 && self.dense && dense::fits(info.ty, &info.shape);
+            let apart = info.shape.len() == 3 && self.dense && float_matmul::fits(info.ty, &info.shape);
             match groups.last_mut() {
                 Some((ty, members, total)) if *ty == info.ty && !apart => {
                     outputs.push((at - 1, *total, rows));
@@ -427,7 +427,7 @@ impl Loader<'_> {
             return Ok(Matrix::Plain(weight));
         }
         if let Some(arena) = &mut self.arena
-            && packed::arena_bytes(ty, &shape).is_some()
+            && quant_matmul::arena_bytes(ty, &shape).is_some()
         {
             let data = Source::Joined { tensors, experts };
             let pieces = data.pieces(self.gguf);
@@ -441,7 +441,7 @@ impl Loader<'_> {
             let packed = Packed::new(arena, ty, &shape, &pieces, &|| self.gguf.give_back())?;
             return Ok(Matrix::Packed(Arc::new(packed)));
         }
-        let dense = self.dense && dense::fits(ty, &shape);
+        let dense = self.dense && float_matmul::fits(ty, &shape);
         let own = |weight| if dense { Matrix::Dense(weight) } else { Matrix::Plain(weight) };
         for (kind, context) in &self.kinds {
             if !dense && is_supported(kernels()?.device, *kind, ty, &shape)? {
@@ -552,7 +552,7 @@ mod tests {
     #[test]
     fn computing_leaves_the_descriptions_of_weights_alone() {
         for repack in [true, false] {
-            let bytes = crate::random::tiny_gguf(1).unwrap();
+            let bytes = crate::run::random_model::tiny_gguf(1).unwrap();
             let options = LoadOptions { repack, ..LoadOptions::default() };
             let model = Model::from_bytes(bytes, "tiny.gguf", options).unwrap();
             let before = names(model.weights());

@@ -6,11 +6,11 @@ use std::ptr::NonNull;
 
 use llama_cpp_sys_2 as sys;
 
-use crate::backend::BufferType;
-use crate::cpu::kernels;
+use crate::wrap::plan::BufferType;
+use crate::wrap::cpu::kernels;
 use crate::error::{Error, Result};
-use crate::log;
-use crate::tensor::Tensor;
+use crate::wrap::log;
+use crate::wrap::tensor::Tensor;
 
 /// A device that layers can be put on.
 #[derive(Clone, Debug, PartialEq, Eq)]

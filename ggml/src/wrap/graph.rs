@@ -1,15 +1,15 @@
 //! Operations on tensors: shapes checked in Rust, where ggml would end the process, then one C call each.
 //!
 //! Shapes in comments and messages are outermost first. Nothing is computed here: an operation is a node
-//! of a graph, which [`crate::backend`] computes.
+//! of a graph, which [`crate::wrap::plan`] computes.
 #![expect(unsafe_code, reason = "operations are C functions")]
 
 use llama_cpp_sys_2 as sys;
 use mmx_converters::gguf::GgmlType;
 
-use crate::context::Context;
+use crate::wrap::context::Context;
 use crate::error::{Error, Result};
-use crate::tensor::Tensor;
+use crate::wrap::tensor::Tensor;
 
 /// ggml's number for halves that turn. Source: GGML_ROPE_TYPE_NEOX, ggml.h (a macro, so not in the bindings).
 const ROPE_NEOX: i32 = 2;
@@ -312,7 +312,7 @@ impl Context {
     /// # Errors
     /// Another number of elements, data that are not contiguous, or no room.
     pub fn reshape<'c>(&'c self, x: Tensor<'c>, shape: &[usize]) -> Result<Tensor<'c>> {
-        let ne = crate::tensor::to_ne(shape);
+        let ne = crate::wrap::tensor::to_ne(shape);
         let elements = shape.iter().try_fold(1usize, |n, &dim| n.checked_mul(dim));
         let fits = elements == Some(x.elements()) && shape.len() <= 4 && is_contiguous(x);
         check("reshape", fits, &[&x])?;

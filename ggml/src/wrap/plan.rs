@@ -11,12 +11,12 @@ use std::time::Duration;
 use llama_cpp_sys_2 as sys;
 use mmx_converters::gguf::Gguf;
 
-use crate::context::Context;
-use crate::cpu::kernels;
-use crate::device::{Pair, Stream};
+use crate::wrap::context::Context;
+use crate::wrap::cpu::kernels;
+use crate::wrap::device::{Pair, Stream};
 use crate::error::{Error, Result};
-use crate::log;
-use crate::tensor::Tensor;
+use crate::wrap::log;
+use crate::wrap::tensor::Tensor;
 
 /// Where ggml wants a tensor's data to begin. Source: TENSOR_ALIGNMENT, ggml-backend.cpp.
 pub(crate) const ALIGNMENT: usize = 32;

@@ -1,4 +1,4 @@
-//! A tensor of ggml, borrowed from the [`Context`](crate::context::Context) that owns it.
+//! A tensor of ggml, borrowed from the [`Context`](crate::wrap::context::Context) that owns it.
 //!
 //! ggml lists dimensions fastest first; here and everywhere in mmx a shape is outermost first. The two
 //! orders are turned into each other in this file and nowhere else.
@@ -10,7 +10,7 @@ use std::ptr::NonNull;
 use llama_cpp_sys_2 as sys;
 use mmx_converters::gguf::GgmlType;
 
-use crate::context::Context;
+use crate::wrap::context::Context;
 use crate::error::{Error, Result};
 
 /// Dimensions a ggml tensor has at most.
@@ -21,7 +21,7 @@ pub const MAX_DIMS: usize = 4;
 /// ```compile_fail
 /// use mmx_converters::gguf::GgmlType;
 /// let tensor = {
-///     let context = mmx_ggml::context::Context::new(1, 0)?;
+///     let context = mmx_ggml::wrap::context::Context::new(1, 0)?;
 ///     context.tensor(GgmlType::F32, &[2, 3])?
 /// }; // the context is gone, its tensors with it
 /// tensor.shape();

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use mmx_converters::Model;
 use mmx_converters::gguf::Gguf;
 use mmx_converters::safetensors::SafeTensors;
-use mmx_converters::to_gguf::ToGguf;
-use mmx_ggml::{FileType, quantize, recipe};
+use mmx_converters::model::to_gguf::ToGguf;
+use mmx_ggml::{FileType, quant, recipe};
 
 /// The golden models: dense, with experts, with shared experts, top 1 and top 2, with and without q/k norms.
 pub(crate) const GOLDEN: [&str; 7] = [
@@ -36,7 +36,7 @@ pub(crate) fn gguf_bytes(model: &Model, file: FileType) -> Vec<u8> {
         file_type: file.id(),
         tokenizer: &no_tokenizer,
         recipe: &|name, shape| (recipe(file, &model.config, name, shape, false).0, None),
-        quantize: &|_, ty, values, row| Ok(quantize::quantize_rows(ty, values, row).unwrap()),
+        quantize: &|_, ty, values, row| Ok(quant::quantize_rows(ty, values, row).unwrap()),
         extra: &[],
         strict: false,
     };

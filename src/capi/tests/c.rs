@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use mmx_converters::chat;
-use mmx_ggml::random::tiny_gguf;
+use mmx_ggml::run::random_model::tiny_gguf;
 use mmx_ggml::run::{Generation, LoadOptions, Model, Sampling, Session, SessionOptions, generate};
 
 fn crate_file(path: &str) -> PathBuf {

@@ -4,7 +4,7 @@ use mmx_ggml::devices;
 use mmx_ggml::run::{LoadOptions, Model};
 
 use crate::error::{Error, Result};
-use crate::form::Form;
+use mmx_models::open::Form;
 
 /// Where layers are computed.
 #[derive(clap::Args, Clone, Debug, Default)]

@@ -4,16 +4,16 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use mmx_converters::arch::presets;
-use mmx_ggml::llama::{LlamaModel, Speed};
-use mmx_ggml::random::write_random_gguf;
+use mmx_ggml::judge::{LlamaModel, Speed};
+use mmx_ggml::run::random_model::write_random_gguf;
 use mmx_ggml::run::{bench, bench_streams};
 use mmx_ggml::{Clock, FileType};
 use serde_json::{Value, json};
 
-use super::device::DeviceArgs;
-use super::format;
+use crate::args::device::DeviceArgs;
+use crate::format;
 use crate::error::{Error, Result};
-use crate::form::Form;
+use mmx_models::open::Form;
 
 /// Measure how fast a model reads a prompt and writes text
 #[derive(clap::Args, Debug)]

@@ -10,10 +10,10 @@ use mmx_ggml::run::{Finish, Generated};
 use rustyline::error::ReadlineError;
 use serde_json::json;
 
-use super::device::DeviceArgs;
-use super::format;
-use super::run::{RunnerArgs, SamplingArgs, finish_name};
-use crate::answer::Piece;
+use crate::args::device::DeviceArgs;
+use crate::format;
+use crate::commands::run::{RunnerArgs, SamplingArgs, finish_name};
+use mmx_converters::chat::answer::Piece;
 use crate::error::{Error, Result};
 use talk::Talk;
 

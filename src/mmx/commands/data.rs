@@ -1,6 +1,7 @@
 //! `mmx data`: what is wrong with a data file, and what a model would learn from it.
 
 use std::io::IsTerminal as _;
+use std::sync::Arc;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -8,9 +9,10 @@ use mmx_converters::tokenizer::Tokenizer;
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
-use super::tokenizer;
-use crate::data::source::Blocks;
-use crate::data::{Cache, Dataset, Fault, Kind, OnBad, Recipe, SampleOptions, jsonl};
+use crate::commands::tokenizer;
+use mmx_data::source::Blocks;
+use mmx_data::{Cache, Dataset, Fault, Kind, OnBad, Recipe, SampleOptions, jsonl};
+use crate::terminal::Terminal;
 use crate::error::{Error, Result};
 
 /// Check training data, or show what is learned from it
@@ -156,7 +158,7 @@ fn check(args: &CheckArgs, as_json: bool) -> Result<()> {
             let tokenizer = tokenizer::open(path)?;
             let options = args.common.options();
             let (data, faults) =
-                Dataset::examine(&args.files, &tokenizer, &options, &Cache::user())?;
+                Dataset::examine(&args.files, &tokenizer, &options, &Cache::user().heard_by(Arc::new(Terminal::default())))?;
             for warning in &data.warnings {
                 eprintln!("warning: {warning}");
             }
@@ -281,7 +283,7 @@ fn show(args: &ShowArgs, as_json: bool) -> Result<()> {
     let tokenizer = tokenizer::open(&args.tokenizer)?;
     let options = args.common.options();
     let files = std::slice::from_ref(&args.file);
-    let (data, faults) = Dataset::examine(files, &tokenizer, &options, &Cache::user())?;
+    let (data, faults) = Dataset::examine(files, &tokenizer, &options, &Cache::user().heard_by(Arc::new(Terminal::default())))?;
     if let Some(line) = args.line {
         if let Some((path, fault)) = faults.iter().find(|(_, f)| f.line == line as usize) {
             return Err(Error::failed(format!(

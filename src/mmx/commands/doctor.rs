@@ -6,8 +6,8 @@ use mmx_converters::Model;
 use mmx_converters::arch::presets;
 use serde_json::json;
 
-use super::format::{self, line};
-use crate::doctor::{self, Finding, ModelReport};
+use crate::format::{self, line};
+use mmx_models::doctor::{self, Finding, ModelReport};
 use crate::error::{Error, Result};
 
 /// Show what mmx found on this machine, and what each runtime will make of a model
@@ -32,7 +32,7 @@ pub struct DoctorArgs {
 pub(super) fn run(args: &DoctorArgs, json: bool) -> Result<()> {
     let findings = doctor::machine();
     let config = match (&args.model, &args.preset) {
-        (Some(path), _) => Some(Model::open(crate::runs::resolve(path)?)?.config),
+        (Some(path), _) => Some(Model::open(mmx_hub::resolve(path)?)?.config),
         (None, Some(name)) => Some(presets::preset(name).ok_or_else(|| {
             let known = presets::NAMES.join(", ");
             Error::usage(format!("--preset: expected one of {known}, found {name}"))

@@ -8,16 +8,17 @@ use clap::Args;
 use mmx_ggml::run::SessionOptions;
 use serde_json::{Value, json};
 
-use super::device::{self, DeviceArgs};
-use super::format;
-use crate::engine::{self, Kind};
+use crate::args::device::{self, DeviceArgs};
+use crate::format;
+use mmx_models::engines::{self, Kind};
+use crate::args::values;
 use crate::error::{Error, Result};
-use crate::eval::choice::{self, Request};
-use crate::eval::perplexity::{self, Cut, Text};
-use crate::eval::prompt::{By, Style};
-use crate::eval::report::{self, Report};
-use crate::eval::{Row, exact, interval, prompt, questions};
-use crate::form::Form;
+use mmx_eval::choice::{self, Request};
+use mmx_eval::perplexity::{self, Cut, Text};
+use mmx_eval::prompt::{By, Style};
+use mmx_eval::report::{self, Report};
+use mmx_eval::{Row, exact, interval, prompt, questions};
+use mmx_models::open::Form;
 
 /// Windows where nobody says how long, tokens: llama-perplexity's own.
 const WINDOW: usize = 512;
@@ -51,7 +52,7 @@ pub struct EvalArgs {
     exact: Option<PathBuf>,
     /// Only these engines (repeatable); the runner, ggml, unless given
     #[arg(long = "engine", value_name = "ENGINE")]
-    engines: Vec<Kind>,
+    engines: Vec<values::Engine>,
     /// --ppl: tokens of a window; 512 or what the models hold unless given
     #[arg(long, value_name = "N", requires = "ppl")]
     ctx: Option<usize>,
@@ -63,7 +64,7 @@ pub struct EvalArgs {
     chunks: bool,
     /// --choice: compare only letters, or only answers
     #[arg(long, value_name = "WHAT", value_enum, requires = "choice")]
-    by: Option<By>,
+    by: Option<values::By>,
     /// --choice: questions with answers to put before each question of their subject
     #[arg(long, value_name = "FILE", num_args = 1.., requires = "choice")]
     examples: Vec<PathBuf>,
@@ -117,7 +118,8 @@ pub(super) fn run(args: EvalArgs, as_json: bool) -> Result<()> {
     let names = names(&args.models);
     let mut rows = Vec::new();
     for (form, name) in forms.iter().zip(&names) {
-        for kind in kinds(form, &args.engines)? {
+        let asked: Vec<Kind> = args.engines.iter().map(|&engine| engine.into()).collect();
+        for kind in kinds(form, &asked)? {
             let name = match args.engines.len() {
                 0 | 1 => name.clone(),
                 _ => format!("{name} ({})", kind.name()),
@@ -148,7 +150,7 @@ fn request(args: &EvalArgs) -> Result<Option<Request>> {
         subjects: questions::read(&args.choice)?,
         examples: questions::read(&args.examples)?,
         shots: if args.examples.is_empty() { 0 } else { args.shots },
-        by: args.by.map_or_else(|| vec![By::Letter, By::Answer], |by| vec![by]),
+        by: args.by.map_or_else(|| vec![By::Letter, By::Answer], |by| vec![by.into()]),
         style: Style { preamble: args.preamble.clone().unwrap_or_default(), chat: args.chat },
     }))
 }
@@ -220,7 +222,7 @@ fn measure(
     let cores =
         std::thread::available_parallelism().map_or(1, usize::from).min(mmx_ggml::MAX_THREADS);
     let threads = args.threads.unwrap_or(cores);
-    let mut engine = engine::open_on(kind, form, threads, args.device.load_options()?)?;
+    let mut engine = engines::open_on(kind, form, threads, args.device.load_options()?)?;
     device::announce(engine.placement());
     let bar = indicatif::ProgressBar::new(0);
     let style = indicatif::ProgressStyle::with_template("{prefix} {bar:40} {pos}/{len} {eta}");

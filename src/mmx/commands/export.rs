@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use mmx_converters::tensor::Dtype;
 use mmx_ggml::FileType;
 
-use super::format::{self, line};
+use crate::format::{self, line};
+use crate::args::values;
 use crate::error::{Error, Result};
-use crate::export::{self, AdapterForm, Report, Request, auto, card};
+use mmx_models::export::{self, AdapterForm, Report, Request, auto, card};
 
 /// Element types on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -123,7 +124,7 @@ pub struct ExportArgs {
     shard_size: Option<u64>,
     /// Write the adapters alone, where MODEL is a folder of adapters (or with --base); may be repeated
     #[arg(long, value_name = "FORM", value_enum)]
-    adapter: Vec<AdapterForm>,
+    adapter: Vec<values::AdapterForm>,
     /// MODEL holds adapters for this model (a PEFT folder, a GGUF adapter, a file of MiniMind's)
     #[arg(long, value_name = "MODEL", requires = "model")]
     base: Option<PathBuf>,
@@ -213,7 +214,7 @@ pub(super) fn run(args: ExportArgs, json: bool) -> Result<()> {
         auto,
         imatrix: args.imatrix,
         shard_bytes: args.shard_size,
-        adapter: args.adapter,
+        adapter: args.adapter.into_iter().map(AdapterForm::from).collect(),
         base: args.base,
         verify: args.verify,
         card: card::Words {

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::format::{self, line};
+use crate::format::{self, line};
 use crate::error::Result;
-use crate::imatrix::{Request, collect};
+use mmx_models::imatrix::{Request, collect};
 
 /// Collect a model's importance matrix on a text, for `mmx quantize`, `mmx export` and llama-quantize
 #[derive(clap::Args, Debug)]

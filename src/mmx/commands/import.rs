@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use mmx_converters::arch::{Config, presets};
-use mmx_converters::folder::carrying_layout;
+use mmx_converters::model::folder::carrying_layout;
 use mmx_converters::tensor::Dtype;
-use mmx_converters::{Model, adapter};
+use mmx_converters::Model;
+use mmx_converters::model::adapter;
 
-use super::format::{self, line};
+use crate::format::{self, line};
 use crate::error::{Error, Result};
-use crate::export::{Exported, FileFallback, Report, Source, dtype_name};
+use mmx_models::export::{Exported, FileFallback, Report, Source, dtype_name};
 
 /// Element types of the checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -78,7 +79,7 @@ pub(super) fn run(args: &ImportArgs, json: bool) -> Result<()> {
     if let Some(base) = &args.base {
         return adapters(args, base, config, json, begin);
     }
-    let model = Model::open_with(crate::runs::resolve(&args.source)?, config)?;
+    let model = Model::open_with(mmx_hub::resolve(&args.source)?, config)?;
     let source = Source::with_model(model, args.tokenizer.as_deref())?;
     warnings.extend(source.model.warnings.iter().cloned());
     let dtype = match args.dtype {
@@ -136,9 +137,9 @@ fn adapters(
     json: bool,
     begin: std::time::Instant,
 ) -> Result<()> {
-    let base = crate::runs::resolve(base)?;
+    let base = mmx_hub::resolve(base)?;
     let full = fs_err::canonicalize(&base).map_err(|e| Error::io(&base, e))?;
-    let model = Model::open_adapters(&crate::runs::resolve(&args.source)?, &full, config)?;
+    let model = Model::open_adapters(&mmx_hub::resolve(&args.source)?, &full, config)?;
     let source = Source::with_model(model, args.tokenizer.as_deref())?;
     let Some(adapters) = source.model.adapters() else {
         return Err(Error::failed(format!("{}: expected adapters", args.source.display())));

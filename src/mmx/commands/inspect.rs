@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use mmx_converters::Model;
-use mmx_converters::adapter;
+use mmx_converters::model::adapter;
 use mmx_converters::arch::{Config, Layout};
 use mmx_converters::file::Bytes;
 use mmx_converters::gguf::{GgmlType, Gguf, Value};
@@ -13,8 +13,8 @@ use mmx_converters::tensor::{Dtype, TensorView};
 use mmx_ggml::FileType;
 use serde_json::json;
 
-use super::format::{self, line};
-use crate::digest;
+use crate::format::{self, line};
+use mmx_converters::digest;
 use crate::error::{Error, Result};
 
 /// Show what a model's files hold: keys, tensors, sizes, digests
@@ -62,7 +62,7 @@ struct Tensor {
 /// # Errors
 /// A file that cannot be opened.
 pub(super) fn run(args: &InspectArgs, json: bool) -> Result<()> {
-    let path = &crate::runs::resolve(&args.model)?;
+    let path = &mmx_hub::resolve(&args.model)?;
     let shown = if path.is_dir() {
         folder(path, args)?
     } else {
@@ -150,8 +150,8 @@ fn digest_as_f32(ty: GgmlType, data: &[u8], elements: usize) -> Result<Option<St
     match ty.dtype() {
         Some(Dtype::I32 | Dtype::I64) => Ok(None),
         Some(dtype) => Ok(Some(values_digest(dtype, data))),
-        None if mmx_ggml::quantize::is_quantizable(ty) => {
-            let values = mmx_ggml::quantize::dequantize_rows(ty, data, elements)?;
+        None if mmx_ggml::quant::is_quantizable(ty) => {
+            let values = mmx_ggml::quant::dequantize_rows(ty, data, elements)?;
             let bytes = mmx_converters::tensor::encode_f32(&values, Dtype::F32);
             Ok(Some(values_digest(Dtype::F32, &bytes)))
         }
@@ -160,7 +160,7 @@ fn digest_as_f32(ty: GgmlType, data: &[u8], elements: usize) -> Result<Option<St
 }
 
 fn folder(path: &Path, args: &InspectArgs) -> Result<Shown> {
-    let path = &crate::runs::resolve(path)?;
+    let path = &mmx_hub::resolve(path)?;
     let model = Model::open(path)?;
     // of adapters what the folder itself holds, not the model they are for
     let adapters = match model.adapters() {
@@ -193,7 +193,7 @@ fn folder(path: &Path, args: &InspectArgs) -> Result<Shown> {
         (None, true) => "minimind",
         (None, false) => "transformers",
     };
-    let dtype = crate::export::dtype_name(model.dtype()).to_owned();
+    let dtype = mmx_models::export::dtype_name(model.dtype()).to_owned();
     Ok(Shown {
         format,
         files: file.files().map(Path::to_owned).collect(),

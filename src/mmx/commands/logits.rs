@@ -8,9 +8,10 @@ use mmx_converters::safetensors::{self, TensorSpec};
 use mmx_converters::tensor::{self, Dtype};
 use serde_json::json;
 
-use crate::engine::{self, Kind};
+use mmx_models::engines::{self, Kind};
+use crate::args::values;
 use crate::error::{Error, Result};
-use crate::form::Form;
+use mmx_models::open::Form;
 
 /// Write the float32 logits of given ids to a safetensors file
 #[derive(Args, Debug)]
@@ -30,7 +31,7 @@ pub struct LogitsArgs {
     out: PathBuf,
     /// The engine; the most faithful one that opens the model unless given
     #[arg(long, value_name = "ENGINE")]
-    engine: Option<Kind>,
+    engine: Option<values::Engine>,
     /// Where the engine native computes: auto, cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     device: String,
@@ -47,7 +48,7 @@ pub struct LogitsArgs {
 /// # Errors
 /// Unreadable ids or model, ids beyond the vocabulary, sequences of different lengths, an unwritable file.
 pub(super) fn run(args: LogitsArgs, as_json: bool) -> Result<()> {
-    let ids = super::ids::read(&args.ids)?;
+    let ids = crate::args::ids::read(&args.ids)?;
     if ids.rows.len() > 1 && !ids.two_dimensional {
         return Err(Error::failed(format!(
             "{}: expected sequences of one length, found {} and others",
@@ -56,12 +57,12 @@ pub(super) fn run(args: LogitsArgs, as_json: bool) -> Result<()> {
         )));
     }
     let form = Form::open(&args.model)?;
-    let kind = args.engine.unwrap_or(form.engines()[0]);
+    let kind = args.engine.map_or_else(|| form.engines()[0], Kind::from);
     let plain = args.device == "cpu" && args.dtype == "f32";
     let mut engine = match (kind, plain) {
-        (_, true) => engine::open(kind, &form, args.threads)?,
+        (_, true) => engines::open(kind, &form, args.threads)?,
         (Kind::Native, false) => {
-            engine::open_native(&form, args.threads, &args.device, args.dtype == "bf16")?
+            engines::open_native(&form, args.threads, &args.device, args.dtype == "bf16")?
         }
         _ => {
             return Err(Error::usage(

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 
-use super::format::{self, line};
+use crate::format::{self, line};
 use crate::error::{Error, Result};
-use crate::publish::ollama::Ollama;
+use mmx_hub::ollama::Ollama;
 
 /// Make models of exports in a running Ollama
 #[derive(clap::Args, Debug)]

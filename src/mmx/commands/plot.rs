@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::json;
 
 use crate::error::Result;
-use crate::plot::{self, Curves};
+use mmx_eval::curves::{self, Curves};
 
 /// Draw loss and learning-rate curves of one or several training runs
 #[derive(Args, Debug)]
@@ -25,11 +25,11 @@ pub struct PlotArgs {
 /// Runs it.
 ///
 /// # Errors
-/// See [`Curves::read`] and [`plot::draw`].
+/// See [`Curves::read`] and [`curves::draw`].
 pub(super) fn run(args: &PlotArgs, as_json: bool) -> Result<()> {
     let mut runs = args.runs.iter().map(|run| Curves::read(run)).collect::<Result<Vec<_>>>()?;
-    plot::shorten(&mut runs);
-    plot::draw(&runs, &args.out)?;
+    curves::shorten(&mut runs);
+    curves::draw(&runs, &args.out)?;
     if as_json {
         let last = |points: &[(f64, f64)]| points.last().map(|point| point.1);
         let rows = runs.iter().zip(&args.runs).map(|(run, path)| {

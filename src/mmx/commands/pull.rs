@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use super::format::{self, line};
+use crate::format::{self, line};
 use crate::error::Result;
-use crate::publish::download::{Request, download};
-use crate::publish::hub::Hub;
+use mmx_hub::download::{Request, download};
+use mmx_hub::hub::Hub;
 
 /// Download a model from a Hugging Face hub
 #[derive(clap::Args, Debug)]

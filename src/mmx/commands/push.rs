@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use super::format::{self, line};
+use crate::format::{self, line};
 use crate::error::Result;
-use crate::publish::hub::Hub;
-use crate::publish::upload::{Request, upload};
+use mmx_hub::hub::Hub;
+use mmx_hub::upload::{Request, upload};
 
 /// Upload an exported folder to a Hugging Face hub
 #[derive(clap::Args, Debug)]

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use mmx_ggml::FileType;
 
-use super::format::{self, line};
+use crate::format::{self, line};
 use crate::error::Result;
-use crate::quantize::{Request, quantize};
+use mmx_models::quantize::{Request, quantize};
 
 /// Turn a GGUF into one of another type, byte for byte as llama-quantize
 #[derive(clap::Args, Debug)]
@@ -40,7 +40,7 @@ pub struct QuantizeArgs {
 /// See [`quantize`].
 pub(super) fn run(args: &QuantizeArgs, json: bool) -> Result<()> {
     let report = quantize(&Request {
-        input: crate::runs::resolve(&args.input)?,
+        input: mmx_hub::resolve(&args.input)?,
         output: args.output.clone(),
         file: args.ty,
         imatrix: args.imatrix.clone(),

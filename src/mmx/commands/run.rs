@@ -4,14 +4,14 @@ use std::io::{Read, Write};
 use std::path::PathBuf;
 
 use mmx_converters::chat;
-use mmx_converters::generation::Generation as Defaults;
+use mmx_converters::model::generation::Generation as Defaults;
 use mmx_ggml::run::{Finish, Generation, KvType, Sampling, Session, SessionOptions, generate};
 use serde_json::json;
 
-use super::device::DeviceArgs;
-use super::format;
+use crate::args::device::DeviceArgs;
+use crate::format;
 use crate::error::{Error, Result};
-use crate::form::Form;
+use mmx_models::open::Form;
 
 /// Generate text from a prompt
 #[derive(clap::Args, Debug)]
@@ -120,7 +120,7 @@ pub(super) struct SamplingArgs {
 impl SamplingArgs {
     /// The settings given, the model's own for the others.
     pub(super) fn resolve(&self, defaults: &Defaults) -> Sampling {
-        let seed = self.seed.unwrap_or_else(crate::random_seed);
+        let seed = self.seed.unwrap_or_else(mmx_converters::random::random_seed);
         let own = Sampling::from_defaults(defaults, seed);
         let temperature = self.temperature.unwrap_or(own.temperature);
         Sampling {

@@ -1,16 +1,18 @@
 //! `mmx serve`: models over HTTP.
 
+use std::sync::Arc;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use mmx_ggml::run::KvType;
 use serde_json::json;
 
-use super::device::DeviceArgs;
-use super::format;
-use super::run::Kv;
+use crate::args::device::DeviceArgs;
+use crate::format;
+use crate::commands::run::Kv;
+use crate::terminal::Terminal;
 use crate::error::{Error, Result};
-use crate::serve::{self, Options};
+use mmx_serve::Options;
 
 /// Serve models: OpenAI's and Ollama's APIs, and a web page to chat on
 #[derive(clap::Args, Debug)]
@@ -96,6 +98,7 @@ pub(super) fn run(args: ServeArgs, as_json: bool) -> Result<()> {
     }
     let names = args.name.into_iter().map(Some).chain(std::iter::repeat(None));
     let options = Options {
+        listener: Arc::new(Terminal::default()),
         models: args.models.into_iter().zip(names).collect(),
         host: args.host,
         port: args.port,
@@ -113,7 +116,7 @@ pub(super) fn run(args: ServeArgs, as_json: bool) -> Result<()> {
         cors: args.cors,
         grace: Duration::from_secs(args.grace),
     };
-    serve::run(options, |address, names| {
+    mmx_serve::run(options, |address, names| {
         let url = format!("http://{address}");
         eprintln!("serving {} at {url}", names.join(", "));
         if as_json {

@@ -9,7 +9,7 @@ use mmx_converters::tokenizer::train::{WordCounts, train};
 use mmx_converters::tokenizer::{SpecialSet, TokenKind, Tokenizer};
 use serde_json::{Value, json};
 
-use crate::data::texts;
+use mmx_data::texts;
 use crate::error::{Error, Result};
 
 /// Train a tokenizer, or see what one makes of a text

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
-use crate::engine::Kind;
+use mmx_models::engines::Kind;
+use crate::args::values;
 use crate::error::{Error, Result};
-use crate::verify::{Input, Report, Request, verify};
+use mmx_models::verify::{Input, Report, Request, verify};
 
 /// Compare the logits of several forms of a model, in every engine that can open them
 #[derive(Args, Debug)]
@@ -35,7 +36,7 @@ pub struct VerifyArgs {
     tokens: usize,
     /// Only these engines (repeatable)
     #[arg(long = "engine", value_name = "ENGINE")]
-    engines: Vec<Kind>,
+    engines: Vec<values::Engine>,
     /// Largest absolute difference of a logit, in place of the limit for the type
     #[arg(long, value_name = "X")]
     tolerance: Option<f64>,
@@ -53,13 +54,13 @@ pub(super) fn run(args: VerifyArgs, as_json: bool) -> Result<()> {
         (Some(path), _) => {
             Input::Text(fs_err::read_to_string(path).map_err(|e| Error::io(path, e))?)
         }
-        (None, Some(path)) => Input::Ids(super::ids::read(path)?.rows),
+        (None, Some(path)) => Input::Ids(crate::args::ids::read(path)?.rows),
         (None, None) => Input::Sample(args.tokens.max(1)),
     };
     let request = Request {
         reference: args.reference,
         others: args.others,
-        engines: args.engines,
+        engines: args.engines.into_iter().map(Kind::from).collect(),
         input,
         tolerance: args.tolerance,
         threads: args.threads,

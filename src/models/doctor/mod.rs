@@ -9,7 +9,7 @@ use mmx_converters::arch::{Config, Family, Layout, Role, public_tensors, weights
 use mmx_ggml::FileType;
 use serde::Serialize;
 
-use crate::quantizing;
+use crate::{blocks, trainer};
 
 /// Something mmx can use, found or not.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -129,47 +129,28 @@ pub fn machine() -> Vec<Finding> {
     findings
 }
 
-#[cfg(feature = "train")]
+/// What `mmx-train` found, and whether it is there.
 fn torch() -> Vec<Finding> {
-    // by now the library is loaded; where from, the system knows
-    let maps = fs_err::read_to_string("/proc/self/maps").unwrap_or_default();
-    let line = maps.lines().find(|line| line.contains("libtorch_cpu."));
-    let file = line.and_then(|line| Some(line[line.find('/')?..].to_owned()));
-    let folder = file
-        .as_deref()
-        .and_then(|file| Some(std::path::Path::new(file).parent()?.parent()?.to_owned()));
-    let version = folder
-        .as_ref()
-        .and_then(|folder| {
-            let file = folder.join("build-version");
-            fs_err::read_to_string(file).ok()
-        })
-        .map_or_else(|| "2.11".to_owned(), |text| text.trim().to_owned());
-    let place = folder.map_or_else(String::new, |folder| format!(" in {}", folder.display()));
-    vec![
-        Finding { what: "libtorch", ok: true, found: format!("{version}{place}"), fix: None },
-        match crate::model::device::pick(None) {
-            Ok(device) => Finding {
-                what: "device",
-                ok: true,
-                found: crate::model::device::describe(device),
-                fix: None,
+    if trainer::program().is_none() {
+        return vec![Finding {
+            what: "libtorch",
+            ok: false,
+            found: "this build has no training".to_owned(),
+            fix: Some(format!("{}, for `mmx train`", trainer::FIX)),
+        }];
+    }
+    let refused = |what, message: String, fix| Finding { what, ok: false, found: message, fix };
+    let found = |what, found| Finding { what, ok: true, found, fix: None };
+    match trainer::about() {
+        Err(error) => vec![refused("libtorch", error.to_string(), error.hint())],
+        Ok(about) => vec![
+            found("libtorch", about.libtorch),
+            match about.device {
+                Ok(device) => found("device", device),
+                Err(why) => refused("device", why.message, why.hint),
             },
-            Err(error) => {
-                Finding { what: "device", ok: false, found: error.to_string(), fix: error.hint() }
-            }
-        },
-    ]
-}
-
-#[cfg(not(feature = "train"))]
-fn torch() -> Vec<Finding> {
-    vec![Finding {
-        what: "libtorch",
-        ok: false,
-        found: "this build has no training".to_owned(),
-        fix: Some(". scripts/env.sh && cargo build --release, for `mmx train`".to_owned()),
-    }]
+        ],
+    }
 }
 
 fn cpu_features() -> Vec<&'static str> {
@@ -254,7 +235,7 @@ pub fn model(config: &Config) -> ModelReport {
             types: BTreeMap::new(),
         };
         for public in &publics {
-            let (ty, fallback) = quantizing::recipe(file, config, &public.name, &public.shape);
+            let (ty, fallback) = blocks::recipe(file, config, &public.name, &public.shape);
             let row = public.shape.last().copied().unwrap_or(1);
             let rows = public.shape.iter().product::<usize>() / row.max(1);
             let bytes = (ty.row_bytes(row).unwrap_or(0) * rows) as u64;

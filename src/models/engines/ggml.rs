@@ -3,8 +3,8 @@
 use mmx_ggml::run::{BATCH, KvType, LoadOptions, Model, Session, SessionOptions, reusable};
 
 use super::{Engine, check_ids};
-use crate::error::Result;
-use crate::form::Form;
+use mmx_converters::Result;
+use crate::open::Form;
 
 pub(super) struct Ggml {
     model: Model,

@@ -1,10 +1,10 @@
 //! llama.cpp as an engine: the GGUF through its own loader, tokenizer and graphs.
 
-use mmx_ggml::llama::LlamaModel;
+use mmx_ggml::judge::LlamaModel;
 
 use super::{Engine, check_ids};
-use crate::error::Result;
-use crate::form::Form;
+use mmx_converters::Result;
+use crate::open::Form;
 
 pub(super) struct LlamaCpp {
     model: LlamaModel,

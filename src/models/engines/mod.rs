@@ -3,23 +3,21 @@
 
 mod ggml;
 mod llama_cpp;
-#[cfg(feature = "train")]
 mod native;
 
 use mmx_ggml::run::LoadOptions;
 
-use crate::error::{Error, Result};
-use crate::form::Form;
+use mmx_converters::{Error, Result};
+use crate::open::Form;
 
 /// Which engine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// tch: the model as it is trained
     Native,
     /// mmx's own runner on ggml
     Ggml,
     /// llama.cpp itself
-    #[value(name = "llama.cpp")]
     LlamaCpp,
 }
 
@@ -86,26 +84,16 @@ pub fn open_on(
     threads: usize,
     options: LoadOptions,
 ) -> Result<Box<dyn Engine>> {
-    if !form.engines().contains(&kind) {
-        let missing = kind == Kind::Native && !cfg!(feature = "train");
-        return Err(Error::usage(format!(
-            "{}: the engine {} {}",
+    // whether the file is of a kind that the engine opens; that mmx-train is missing is said by `native` itself
+    if !form.engines().contains(&kind) && (kind != Kind::Native || form.is_gguf()) {
+        return Err(Error::misuse(format!(
+            "{}: the engine {} cannot open this kind of file",
             form.path().display(),
             kind.name(),
-            if missing {
-                "is not part of this build (feature train)"
-            } else {
-                "cannot open this kind of file"
-            }
         )));
     }
     match kind {
-        #[cfg(feature = "train")]
         Kind::Native => Ok(Box::new(native::Native::open(form, threads, "cpu", false)?)),
-        #[cfg(not(feature = "train"))]
-        Kind::Native => {
-            Err(Error::usage("the engine native is not part of this build (feature train)"))
-        }
         Kind::Ggml => Ok(Box::new(ggml::Ggml::open(form, threads, options)?)),
         Kind::LlamaCpp => Ok(Box::new(llama_cpp::LlamaCpp::open(form, threads)?)),
     }
@@ -122,12 +110,10 @@ pub fn open_native(
     device: &str,
     bf16: bool,
 ) -> Result<Box<dyn Engine>> {
-    #[cfg(feature = "train")]
-    if form.engines().contains(&Kind::Native) {
-        return Ok(Box::new(native::Native::open(form, threads, device, bf16)?));
+    if form.is_gguf() {
+        return open(Kind::Native, form, threads); // which says why not
     }
-    let _ = (device, bf16);
-    open(Kind::Native, form, threads)
+    Ok(Box::new(native::Native::open(form, threads, device, bf16)?))
 }
 
 /// Refuses an empty sequence and ids beyond the vocabulary, which some libraries answer with a crash.

@@ -15,15 +15,15 @@ use std::path::{Path, PathBuf};
 use mmx_converters::arch::Weight;
 use mmx_converters::gguf::{GgmlType, Gguf};
 use mmx_converters::tensor::{Dtype, TensorView};
-use mmx_converters::to_gguf::ToGguf;
+use mmx_converters::model::to_gguf::ToGguf;
 use mmx_ggml::FileType;
 use mmx_ggml::run::{KvType, LoadOptions, Model, Session, SessionOptions};
 
 use super::frontier::{Choice, Chosen, Point, line, plot};
 use super::job::{Job, Target};
 use crate::compare;
-use crate::error::{Error, Result};
-use crate::{quantizing, verify};
+use mmx_converters::{Error, Result};
+use crate::{blocks, verify};
 
 /// What is wanted.
 #[derive(Clone, Debug, PartialEq)]
@@ -195,7 +195,7 @@ impl Search<'_, '_> {
                 let fits = (0..line.len()).rev().find(|&i| size(&line[i]) <= bytes);
                 let at = fits.ok_or_else(|| {
                     Error::failed(format!(
-                        "--target-size: expected at least {} bytes, the size in the coarsest types, found {bytes}",
+                        "`target_size`: expected at least {} bytes, the size in the coarsest types, found {bytes}",
                         size(&line[0])
                     ))
                 })?;
@@ -207,7 +207,7 @@ impl Search<'_, '_> {
                 let finest = self.measure(high, line, measured)?;
                 if finest > most {
                     return Err(Error::failed(format!(
-                        "--max-kl: expected at least {finest:.2e}, what the finest types reach, found {most:.2e}"
+                        "`max_kl`: expected at least {finest:.2e}, what the finest types reach, found {most:.2e}"
                     )));
                 }
                 while low < high {
@@ -260,7 +260,7 @@ impl Search<'_, '_> {
         let mut chosen = Chosen::default();
         for tensor in self.matrices() {
             let (name, shape) = tensor;
-            let ty = quantizing::recipe_with(file_type, config, &name, &shape, importance).0;
+            let ty = blocks::recipe_with(file_type, config, &name, &shape, importance).0;
             chosen.types.insert(name, (ty, shape.iter().product()));
         }
         let model = self.load(&chosen)?;
@@ -320,10 +320,10 @@ impl Search<'_, '_> {
     fn error(&self, name: &str, ty: GgmlType, values: &[f32], row: usize) -> Result<f64> {
         let imatrix = self.job.imatrix.as_ref();
         let blocks = match imatrix {
-            Some(imatrix) => quantizing::quantize_weighted(imatrix, name, ty, values, row)?,
-            None => quantizing::quantize(name, ty, values, row)?,
+            Some(imatrix) => blocks::quantize_weighted(imatrix, name, ty, values, row)?,
+            None => blocks::quantize(name, ty, values, row)?,
         };
-        let back = quantizing::dequantize(ty, &blocks, row)?;
+        let back = blocks::dequantize(ty, &blocks, row)?;
         let weights = imatrix.and_then(|imatrix| imatrix.entries.get(name)).map(|e| e.weights());
         // of a stack of experts each has its own part of the weights
         let experts = weights.as_ref().map_or(1, |w| (w.len() / row.max(1)).max(1));

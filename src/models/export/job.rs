@@ -3,22 +3,22 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use mmx_converters::adapter::Adapters;
+use mmx_converters::model::adapter::Adapters;
 use mmx_converters::arch::{Layout, Weight};
-use mmx_converters::carry::{self, Fallback};
+use mmx_converters::model::fallback::{self, Fallback};
 use mmx_converters::gguf::{GgmlType, Value};
-use mmx_converters::imatrix::Imatrix;
+use mmx_converters::quant::imatrix::Imatrix;
 use mmx_converters::tensor::Dtype;
-use mmx_converters::to_gguf::ToGguf;
+use mmx_converters::model::to_gguf::ToGguf;
 use mmx_ggml::FileType;
 
 use super::frontier::Chosen;
 use super::source::folder_of;
 use super::{AdapterForm, Exported, FileFallback, Report, Request, Source};
 use super::{card, dtype_name, modelfile};
-use crate::error::{Error, Result};
-use crate::form::Form;
-use crate::{quantizing, verify};
+use mmx_converters::{Error, Result};
+use crate::open::Form;
+use crate::{blocks, verify};
 
 /// The types of a GGUF.
 pub(super) enum Target<'a> {
@@ -72,7 +72,7 @@ impl Job<'_> {
                         "{}: expected adapters, found a whole model",
                         self.report.model.display()
                     ),
-                    "adapters are a folder of stage lora, or a file together with --base MODEL",
+                    "adapters are a folder of stage lora, or a file together with `base` MODEL",
                 ));
             }
             _ => (),
@@ -85,7 +85,7 @@ impl Job<'_> {
                     "{}: found no tokenizer.json: the files hold no tokenizer and take ids only",
                     folder_of(&self.report.model).display()
                 );
-                let hint = "(--tokenizer DIR says where it is)";
+                let hint = "(`tokenizer` DIR says where it is)";
                 self.report.warnings.push(format!("{message} {hint}"));
                 self.tokenizer_keys = ids_only(config);
             }
@@ -99,8 +99,8 @@ impl Job<'_> {
             for &dtype in &request.hf {
                 let get = &mut |w: &Weight| self.source.weight(w);
                 let fallbacks =
-                    carry::float_fallbacks(&self.table, Layout::Transformers, dtype, get)?;
-                carry::refuse_fallbacks(&format!("--hf {}", dtype_name(dtype)), &fallbacks)?;
+                    fallback::float_fallbacks(&self.table, Layout::Transformers, dtype, get)?;
+                fallback::refuse_fallbacks(&format!("`hf` {}", dtype_name(dtype)), &fallbacks)?;
             }
             for &file_type in &request.gguf {
                 let target = Target::Type(file_type);
@@ -129,7 +129,7 @@ impl Job<'_> {
             Target::Type(ty) => {
                 let ty = *ty;
                 let recipe = move |name: &str, shape: &[usize]| {
-                    quantizing::recipe_with(ty, config, name, shape, importance)
+                    blocks::recipe_with(ty, config, name, shape, importance)
                 };
                 (ty, Box::new(recipe))
             }
@@ -139,8 +139,8 @@ impl Job<'_> {
             }
         };
         let quantize = |name: &str, ty: GgmlType, values: &[f32], row: usize| match &self.imatrix {
-            Some(imatrix) => quantizing::quantize_weighted(imatrix, name, ty, values, row),
-            None => quantizing::quantize(name, ty, values, row),
+            Some(imatrix) => blocks::quantize_weighted(imatrix, name, ty, values, row),
+            None => blocks::quantize(name, ty, values, row),
         };
         let quantized = file_type.is_quantized() && importance;
         let spec = ToGguf {
@@ -210,8 +210,8 @@ impl Job<'_> {
                         tokenizer.save(&dir)?;
                     }
                     let files = [
-                        mmx_converters::adapter::CONFIG_NAME,
-                        mmx_converters::adapter::WEIGHTS_NAME,
+                        mmx_converters::model::adapter::CONFIG_NAME,
+                        mmx_converters::model::adapter::WEIGHTS_NAME,
                     ];
                     let mut seconds = begin.elapsed().as_secs_f64();
                     for path in files.map(|name| dir.join(name)) {
@@ -294,7 +294,9 @@ impl Job<'_> {
         };
         let base = self.request.base.as_deref();
         let tokenizer = self.request.tokenizer.as_deref();
-        let form = Form { model: Source::open_on(&self.report.model, base, tokenizer)?.model };
+        let model = Source::open_on(&self.report.model, base, tokenizer)?.model;
+        let base = base.map(mmx_hub::resolve).transpose()?;
+        let form = Form { model, base };
         let report = verify::verify_form(&form, &request, &mut |_, _| ())?;
         self.report.verified = Some(report);
         Ok(())

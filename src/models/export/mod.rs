@@ -14,10 +14,10 @@ mod source;
 use std::path::{Path, PathBuf};
 
 use mmx_converters::arch::weights;
-use mmx_converters::carry::Fallback;
-use mmx_converters::imatrix::Imatrix;
+use mmx_converters::model::fallback::Fallback;
+use mmx_converters::quant::imatrix::Imatrix;
 use mmx_converters::tensor::Dtype;
-use mmx_converters::to_gguf::size_label;
+use mmx_converters::model::to_gguf::size_label;
 use mmx_ggml::FileType;
 use serde::Serialize;
 
@@ -28,8 +28,8 @@ pub use names::newest_checkpoint;
 pub use source::Source;
 use source::folder_of;
 
-use crate::error::{Error, Result};
-use crate::{runs, verify};
+use mmx_converters::{Error, Result};
+use crate::verify;
 
 /// What to export.
 #[derive(Clone, Debug, Default)]
@@ -76,7 +76,7 @@ pub struct Request {
 }
 
 /// How adapters are written alone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AdapterForm {
     /// PEFT's folder
     Peft,
@@ -158,7 +158,7 @@ pub fn export(request: &Request) -> Result<Report> {
         Some(path) => path.clone(),
         None => newest_checkpoint(Path::new("runs"))?,
     };
-    let path = runs::resolve(&asked)?;
+    let path = mmx_hub::resolve(&asked)?;
     let source = Source::open_on(&path, request.base.as_deref(), request.tokenizer.as_deref())?;
     if request.everything {
         request.hf.push(source.model.dtype());

@@ -7,7 +7,7 @@ use mmx_converters::modelfile::{self, Modelfile};
 use mmx_converters::tokenizer::Tokenizer;
 
 use super::{Ollama, Source};
-use crate::error::{Error, Result};
+use mmx_converters::{Error, Result};
 
 /// The Modelfile of a GGUF beside it.
 pub(super) fn modelfile(
@@ -19,8 +19,8 @@ pub(super) fn modelfile(
     let template = source.tokenizer.as_ref().and_then(Tokenizer::template);
     let Some(template) = template else {
         return Err(Error::failed_with_hint(
-            "--ollama: expected a chat template, found none: Ollama would send bare text",
-            "--tokenizer DIR says where the tokenizer and its template are",
+            "`ollama`: expected a chat template, found none: Ollama would send bare text",
+            "`tokenizer` DIR says where the tokenizer and its template are",
         ));
     };
     let name = gguf.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
@@ -44,7 +44,7 @@ pub(super) fn modelfile(
     if ollama.template {
         if !is_minimind2_chat(template) {
             return Err(Error::failed(
-                "--ollama-template: expected MiniMind2's chat template, found another one, which has no \
+                "`ollama_template`: expected MiniMind2's chat template, found another one, which has no \
                  Go form here; Ollama renders the GGUF's own",
             ));
         }

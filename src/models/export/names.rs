@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::error::{Error, Result};
-use crate::runs;
+use mmx_converters::{Error, Result};
+use mmx_converters::model::run_folder;
 
 /// A model's name from its path, as a file name may hold it: `runs/first` and `runs/first/checkpoint-000100`
 /// are `first`.
@@ -22,12 +22,12 @@ pub(super) fn model_name(path: &Path) -> String {
     if plain.is_empty() { "model".to_owned() } else { plain }
 }
 
-/// What [`runs::newest`] finds below `runs`.
+/// What [`run_folder::newest`] finds below `runs`.
 ///
 /// # Errors
 /// There is none.
 pub fn newest_checkpoint(runs: &Path) -> Result<PathBuf> {
-    runs::newest(runs).ok_or_else(|| {
+    run_folder::newest(runs).ok_or_else(|| {
         Error::failed_with_hint(
             format!(
                 "{}: expected a checkpoint (config.json and model.safetensors), found none",

@@ -5,12 +5,12 @@ use std::path::Path;
 
 use mmx_converters::Model;
 use mmx_converters::arch::{Layout, Weight};
-use mmx_converters::folder::{self, Folder};
+use mmx_converters::model::folder::{self, Folder};
 use mmx_converters::tensor::Dtype;
 use mmx_converters::tokenizer::Tokenizer;
 
-use crate::error::{Error, Result};
-use crate::quantizing;
+use mmx_converters::{Error, Result};
+use crate::blocks;
 
 /// A model open for export or import, with its tokenizer.
 pub struct Source {
@@ -27,7 +27,7 @@ impl Source {
     /// # Errors
     /// Whatever is wrong with either.
     pub fn open(path: &Path, tokenizer: Option<&Path>) -> Result<Self> {
-        Self::with_model(Model::open(crate::runs::resolve(path)?)?, tokenizer)
+        Self::with_model(Model::open(mmx_hub::resolve(path)?)?, tokenizer)
     }
 
     /// The same of adapters that name no base of their own: a PEFT folder, a GGUF adapter, or a file of weights
@@ -37,7 +37,7 @@ impl Source {
     /// As [`Source::open`]; adapters that do not fit the base.
     pub fn open_on(path: &Path, base: Option<&Path>, tokenizer: Option<&Path>) -> Result<Self> {
         let Some(base) = base else { return Self::open(path, tokenizer) };
-        let base = crate::runs::resolve(base)?;
+        let base = mmx_hub::resolve(base)?;
         Self::with_model(Model::open_adapters(path, &base, None)?, tokenizer)
     }
 
@@ -86,7 +86,7 @@ impl Source {
         &self,
         weight: &Weight,
     ) -> mmx_converters::Result<(Dtype, std::borrow::Cow<'_, [u8]>)> {
-        self.model.weight_with(weight, &quantizing::dequantize)
+        self.model.weight_with(weight, &blocks::dequantize)
     }
 
     /// Writes a folder.

@@ -8,7 +8,7 @@ use mmx_converters::tokenizer::Tokenizer;
 use serde_json::{Value, json};
 use toktrie::{TokEnv, TokRxInfo, TokTrie, TokenId, TokenizerEnv};
 
-use super::error::ApiError;
+use crate::error::ApiError;
 
 /// The longest token the library takes, bytes (its trie keeps depths in 10 bits).
 const LONGEST: usize = 1000;

@@ -2,6 +2,9 @@
 //! computes goes back as [`Event`]s through a bounded channel: a text whose client reads slowly is not written further until
 //! there is room (others go on), and one that does not read for [`STALL`] is given up, as a job whose receiver is gone.
 
+pub(crate) mod grammar;
+mod scheduler;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -12,10 +15,10 @@ use mmx_ggml::run::{Finish, Model, Sampling, Slots, SlotsOptions};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use super::error::ApiError;
-use super::grammar::Constraint;
+use grammar::Constraint;
 use super::metrics::Histogram;
-use super::scheduler::Scheduler;
-use crate::error::{Error, Result};
+use scheduler::Scheduler;
+use mmx_converters::{Error, Result};
 
 /// Events of a request that wait for its client before its texts wait, besides [`RESERVE`].
 const EVENTS: usize = 128;

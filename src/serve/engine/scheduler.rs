@@ -14,8 +14,8 @@ use std::time::Instant;
 use mmx_converters::tokenizer::Tokenizer;
 use mmx_ggml::run::{BATCH, Finish, Part, Slots, reusable};
 
-use super::engine::{Event, Job, STALL, Stats, Task};
-use super::error::ApiError;
+use crate::engine::{Event, Job, STALL, Stats, Task};
+use crate::error::ApiError;
 use writing::{Writing, most_guesses};
 
 /// Tokens of prompts read beside texts that are being written: they wait for these, so few.

@@ -11,13 +11,14 @@ use mmx_ggml::run::Finish;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::engine::{Event, Events, Summary, TokenLogprob};
-use super::error::ApiError;
-use super::params::{Params, check_logprobs, parse, schema_of};
-use super::served::Served;
-use super::stream::{Translate, Usage, collect, finish_name, respond, sse, sse_done};
-use super::{App, blocking, messages, new_id, now};
-use crate::answer::{Call, Piece, Splitter};
+use crate::engine::{Event, Events, Summary, TokenLogprob};
+use crate::error::ApiError;
+use crate::request::sampling::{Params, check_logprobs, parse, schema_of};
+use crate::served_model::Served;
+use crate::stream::{Translate, Usage, collect, finish_name, respond, sse, sse_done};
+use crate::request::messages;
+use crate::{App, blocking, new_id, now};
+use mmx_converters::chat::answer::{Call, Piece, Splitter};
 
 #[derive(Debug, Deserialize)]
 struct Request {

@@ -9,13 +9,13 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::chat::StreamOptions;
-use super::engine::{Event, Events, Summary, TokenLogprob};
-use super::error::ApiError;
-use super::params::{Params, check_logprobs, parse, schema_of};
-use super::served::Served;
-use super::stream::{Translate, Usage, collect, finish_name, respond, sse, sse_done};
-use super::{App, blocking, new_id, now};
+use crate::openai::chat::StreamOptions;
+use crate::engine::{Event, Events, Summary, TokenLogprob};
+use crate::error::ApiError;
+use crate::request::sampling::{Params, check_logprobs, parse, schema_of};
+use crate::served_model::Served;
+use crate::stream::{Translate, Usage, collect, finish_name, respond, sse, sse_done};
+use crate::{App, blocking, new_id, now};
 
 /// Texts of one request.
 const PROMPTS: usize = 64;

@@ -12,13 +12,13 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::completions::Input;
-use super::engine::Event;
-use super::error::ApiError;
-use super::params::parse;
-use super::served::Served;
-use super::stream::collect;
-use super::{App, blocking};
+use crate::openai::completions::Input;
+use crate::engine::Event;
+use crate::error::ApiError;
+use crate::request::sampling::parse;
+use crate::served_model::Served;
+use crate::stream::collect;
+use crate::{App, blocking};
 
 #[derive(Debug, Deserialize)]
 struct Request {

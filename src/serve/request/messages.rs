@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value};
 
-use super::error::ApiError;
+use crate::error::ApiError;
 
 /// Roles a request may use; `developer` is OpenAI's newer word for `system`.
 const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];

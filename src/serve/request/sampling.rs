@@ -7,11 +7,11 @@ use mmx_ggml::run::Sampling;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::App;
-use super::engine::Write;
-use super::error::ApiError;
-use super::grammar::Constraint;
-use super::served::Served;
+use crate::App;
+use crate::engine::Write;
+use crate::error::ApiError;
+use crate::engine::grammar::Constraint;
+use crate::served_model::Served;
 
 /// Stop strings a request may have. Source: OpenAI.
 const STOPS: usize = 4;
@@ -140,7 +140,7 @@ impl Params {
             presence_penalty: self.presence_penalty.unwrap_or(0.0),
             frequency_penalty: self.frequency_penalty.unwrap_or(0.0),
             bias,
-            seed: self.seed.map_or_else(crate::random_seed, |seed| seed as u64),
+            seed: self.seed.map_or_else(mmx_converters::random::random_seed, |seed| seed as u64),
         };
         sampling.check().map_err(|error| {
             // "top-p: expected ..": the part before the colon is the field

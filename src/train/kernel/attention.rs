@@ -14,7 +14,7 @@ use super::element::{Element, dot, exp_all, largest, load, store};
 use super::memory::{Rows, empty, read, write};
 use super::parallel::parallel;
 use super::product::{Matrix, product};
-use crate::autograd::differentiable;
+use crate::kernel::autograd::differentiable;
 
 /// Queries whose scores are there at a time.
 const BLOCK: usize = 64;

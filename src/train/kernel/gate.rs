@@ -7,7 +7,7 @@ use tch::{Kind, TchError, Tensor};
 use super::element::{Element, exp};
 use super::memory::{Rows, empty, read, write};
 use super::parallel::parallel;
-use crate::autograd::differentiable;
+use crate::kernel::autograd::differentiable;
 
 /// Elements of one part: three buffers of 32 KiB.
 const CHUNK: usize = 1 << 13;

@@ -1,10 +1,11 @@
 //! Kernels of our own for training on the CPU: what libtorch does in many passes over memory, in one each.
 //!
 //! In and out: contiguous float32 or bfloat16 tensors on the CPU; everything is computed in float32. Every
-//! operator is differentiable ([`crate::autograd`]). Work is cut into parts that do not depend on the number
+//! operator is differentiable ([`crate::kernel::autograd`]). Work is cut into parts that do not depend on the number
 //! of threads, and each sum has one order: the same input gives the same bits.
 
 mod attention;
+pub(crate) mod autograd;
 mod element;
 mod entropy;
 mod gate;

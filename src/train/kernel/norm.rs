@@ -10,7 +10,7 @@ use tch::{Kind, TchError, Tensor};
 use super::element::{Element, dot, load, store};
 use super::memory::{Rows, empty, read, write};
 use super::parallel::parallel;
-use crate::autograd::differentiable;
+use crate::kernel::autograd::differentiable;
 
 type Torch<T> = Result<T, TchError>;
 

@@ -10,7 +10,7 @@ use tch::{Kind, TchError, Tensor};
 
 use super::memory::{Rows, empty, read, span, write};
 use super::parallel::parallel;
-use crate::autograd::differentiable;
+use crate::kernel::autograd::differentiable;
 
 /// A matrix in a slice: element (i, j) lies at `i * row + j * column`.
 #[derive(Clone, Copy)]

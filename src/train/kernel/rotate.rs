@@ -7,7 +7,7 @@ use tch::{Kind, TchError, Tensor};
 use super::element::{Element, load};
 use super::memory::{Rows, empty, read, write};
 use super::parallel::parallel;
-use crate::autograd::differentiable;
+use crate::kernel::autograd::differentiable;
 
 /// Rotates `x [batch, seq, heads, head_dim]` by the angles of each position, given as float32 cosine and sine
 /// `[positions, head_dim / 2]`: `positions` is `seq`, or `batch * seq` where rows have positions of their own.

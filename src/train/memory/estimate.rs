@@ -9,7 +9,7 @@
 use mmx_converters::arch::Config;
 use tch::{Device, Kind};
 
-use super::available::{available, resident};
+use crate::memory::available::{available, resident};
 use crate::error::{Error, Result};
 
 /// What a run is made of.
@@ -140,10 +140,10 @@ impl Estimate {
             0 if fixed > available => {
                 "train a smaller model, or adapters alone (mmx train lora)".to_owned()
             }
-            0 => "lower --max-seq-len, or train a smaller model".to_owned(),
+            0 => "lower `max_seq_len`, or train a smaller model".to_owned(),
             fit => format!(
-                "lower --batch-size (at most {fit} such rows fit; --accum makes a step of several batches) or \
-                 --max-seq-len"
+                "lower `batch_size` (at most {fit} such rows fit; `accum` makes a step of several batches) or \
+                 `max_seq_len`"
             ),
         };
         Err(Error::failed_with_hint(
@@ -181,7 +181,7 @@ fn refuse_model(config: &Config, trained: bool, available: Option<u64>) -> Resul
                 if trained { ", gradients and moments" } else { "" },
                 gigabytes(needed),
             ),
-            "take a smaller model: fewer or narrower layers, or another --preset",
+            "take a smaller model: fewer or narrower layers, or another `preset`",
         )),
     }
 }
@@ -283,7 +283,7 @@ mod tests {
         let hint = |available| {
             found.check(Some(available)).expect_err("too little").hint().expect("a hint")
         };
-        assert!(hint(fixed + 1000).contains("lower --max-seq-len"));
+        assert!(hint(fixed + 1000).contains("lower `max_seq_len`"));
         assert!(hint(fixed - 1).contains("mmx train lora"));
 
         let weights = 4 * config.parameters().0 as u64;

@@ -8,7 +8,7 @@ use std::sync::Once;
 
 use tch::{Cuda, Device, TchError, Tensor};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, TorchError};
 use crate::kernel;
 
 /// The device called `name` (`cpu`, `cuda`, `cuda:1`), or without a name the first CUDA device, else
@@ -28,16 +28,14 @@ pub fn pick(name: Option<&str>) -> Result<Device> {
         Some(other) => match other.strip_prefix("cuda:").and_then(|n| n.parse().ok()) {
             Some(index) => Device::Cuda(index),
             None => {
-                return Err(Error::usage(format!(
-                    "--device: expected auto, cpu, cuda or cuda:N, found {other}"
-                )));
+                return Err(Error::setting("device", "auto, cpu, cuda or cuda:N", other));
             }
         },
     };
     match device {
         Device::Cuda(index) if index as i64 >= found => Err(Error::failed_with_hint(
             format!("device cuda:{index}: expected fewer than {found}, the CUDA devices found"),
-            "leave --device out to use the best one present",
+            "leave `device` out to use the best one present",
         )),
         device => Ok(device),
     }

@@ -6,12 +6,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use mmx_converters::adapter::{Adapter, Adapters};
+use mmx_converters::model::adapter::{Adapter, Adapters};
 use mmx_converters::arch::{Config, Weight, weights};
 use tch::{Device, Tensor};
 
 use super::{Torch, Variable, host_f32, init};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, TorchError};
 
 /// Which linear layers get an adapter. The router, the embedding and the head never do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,15 +104,16 @@ impl Lora {
         };
         let chosen: Vec<&Weight> = rows.iter().filter(|row| target.takes(row)).collect();
         if let Some(name) = missing {
-            return Err(Error::usage(format!(
-                "--lora-target: expected square, all or names of linear layers (q_proj, v_proj, ...), \
-                 found {name}"
-            )));
+            return Err(Error::setting(
+                "lora_target",
+                "square, all or names of linear layers (q_proj, v_proj, ...)",
+                name,
+            ));
         }
         if chosen.is_empty() {
             return Err(Error::failed_with_hint(
                 "adapters: expected linear layers with as many outputs as inputs, found none",
-                "--lora-target all adapts every linear layer",
+                "`lora_target` all adapts every linear layer",
             ));
         }
         let mut modules = BTreeMap::new();

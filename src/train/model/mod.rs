@@ -24,7 +24,7 @@ use self::attention::Attention;
 use self::ffn::{Dense, FeedForward};
 use self::moe::Mixture;
 use self::rope::Rope;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, TorchError};
 use crate::kernel;
 
 pub use self::lora::{Lora, Target};

@@ -5,12 +5,12 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use mmx_converters::progress::{self, Listener};
 use serde_json::{Map, Value, json};
 
-use super::events::Events;
-use super::samples::Sample;
-use super::{MicroStep, Plan, Position};
+use crate::report::tensorboard::Events;
+use crate::report::samples::Sample;
+use crate::trainer::{MicroStep, Plan, Position};
 use crate::error::{Error, Result};
 use crate::model::HostTensor;
 
@@ -156,37 +156,26 @@ fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
     (count > 0).then(|| sum / count as f64)
 }
 
-/// The bar on a terminal; elsewhere a line now and then. Once the run is warm, how long it will take.
+/// Tells a listener how far the run is; once the run is warm, also how long it will take.
 #[derive(Debug)]
-pub struct Progress {
-    bar: ProgressBar,
+pub struct Progress<'a> {
+    listener: &'a dyn Listener,
     total: usize,
-    said: Option<Instant>,
     /// The end of the first step, which chooses kernels and fills caches; nothing once the time is said.
     warm: Option<(usize, Instant)>,
     cold: bool,
 }
 
-impl Progress {
+impl<'a> Progress<'a> {
     /// For a run of `plan`, at `position`.
-    pub fn new(plan: Plan, position: Position) -> Self {
-        let bar = ProgressBar::with_draw_target(
-            Some(plan.steps as u64),
-            ProgressDrawTarget::stderr_with_hz(4), // hidden when stderr is no terminal
-        );
-        let template = "{bar:24} {pos}/{len} steps  {msg}  ETA {eta}";
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style);
-        }
-        bar.set_position(position.step as u64);
-        bar.reset_eta();
-        Self { bar, total: plan.steps, said: None, warm: None, cold: true }
+    pub fn new(plan: Plan, position: Position, listener: &'a dyn Listener) -> Self {
+        let (done, total) = (position.step, plan.steps);
+        listener.progress(progress::Progress::Steps { done, total, message: "" });
+        Self { listener, total, warm: None, cold: true }
     }
 
     /// Shows a step.
     pub fn step(&mut self, step: usize, summary: &Summary) {
-        /// Between lines where there is no bar.
-        const EVERY: Duration = Duration::from_secs(10);
         self.estimate(step);
         let loss = match summary.loss {
             Some(loss) => format!("loss {loss:.4}"),
@@ -195,15 +184,8 @@ impl Progress {
         let norm = summary.grad_norm.map_or_else(String::new, |n| format!("  norm {n:.2}"));
         let message =
             format!("{loss}{norm}  lr {:.2e}  {:.0} tokens/s", summary.lr, summary.tokens_per_s);
-        if self.bar.is_hidden() {
-            if self.said.is_none_or(|said| said.elapsed() >= EVERY) || step == self.total {
-                eprintln!("step {step}/{}  {message}", self.total);
-                self.said = Some(Instant::now());
-            }
-        } else {
-            self.bar.set_message(message);
-            self.bar.set_position(step as u64);
-        }
+        let (done, total) = (step, self.total);
+        self.listener.progress(progress::Progress::Steps { done, total, message: &message });
     }
 
     /// Says once how long the rest will take.
@@ -229,14 +211,14 @@ impl Progress {
         }
     }
 
-    /// A sentence for the user, without tearing the bar.
+    /// A sentence for the user.
     pub fn say(&self, sentence: &str) {
-        self.bar.suspend(|| eprintln!("{sentence}"));
+        self.listener.say(sentence);
     }
 
-    /// Leaves the bar as it is.
+    /// Nothing more is to be seen.
     pub fn finish(&self) {
-        self.bar.abandon();
+        self.listener.progress(progress::Progress::Finished);
     }
 }
 

@@ -4,8 +4,8 @@
 
 use mmx_converters::tokenizer::Tokenizer;
 
-use super::batches::Batches;
-use crate::data::Batch;
+use mmx_data::batches::Batches;
+use mmx_data::Batch;
 use crate::error::Result;
 use crate::model::Model;
 

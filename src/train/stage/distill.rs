@@ -4,8 +4,8 @@
 
 use super::{Defaults, Loss, Part, Setup, Stage, inputs};
 use crate::config::DistillOptions;
-use crate::data::{Batch, Kind, Recipe};
-use crate::error::{Error, Result};
+use mmx_data::{Batch, Kind, Recipe};
+use crate::error::{Error, Result, TorchError};
 use crate::loss::{self, Targets};
 use crate::model::Model;
 

@@ -8,8 +8,8 @@ use tch::{TchError, Tensor};
 
 use super::{Defaults, Loss, Part, Setup, Stage, inputs};
 use crate::config::{DpoOptions, Logps};
-use crate::data::{Batch, Kind, Recipe};
-use crate::error::{Error, Result};
+use mmx_data::{Batch, Kind, Recipe};
+use crate::error::{Error, Result, TorchError};
 use crate::loss::{self, Targets};
 use crate::model::Model;
 use crate::model::device::upload;

@@ -5,7 +5,7 @@ use tch::{Device, Tensor, no_grad};
 
 use super::{Setup, Stage, by_name};
 use crate::config::{DistillOptions, DpoOptions, Logps, TrainConfig};
-use crate::data::{Batch, Recipe};
+use mmx_data::{Batch, Recipe};
 use crate::model::Model;
 
 /// A preset's family at hidden 16 with two layers and 40 tokens.
@@ -98,8 +98,8 @@ fn the_balancing_losses_alone() {
         fn name(&self) -> &'static str {
             "aux"
         }
-        fn kind(&self) -> crate::data::Kind {
-            crate::data::Kind::Text
+        fn kind(&self) -> mmx_data::Kind {
+            mmx_data::Kind::Text
         }
         fn defaults(&self, recipe: Recipe) -> super::Defaults {
             super::Pretrain.defaults(recipe)

@@ -4,7 +4,7 @@
 //! they are for. mmx opens such a folder as that model with the adapters merged.
 
 use super::{Defaults, Loss, Setup, Stage, language_model_loss};
-use crate::data::{Batch, Kind, Recipe};
+use mmx_data::{Batch, Kind, Recipe};
 use crate::error::{Error, Result};
 use crate::model::{Lora as Adapters, Model, Target, Variable};
 

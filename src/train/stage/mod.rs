@@ -1,5 +1,5 @@
 //! The training stages: what each learns from a batch. Everything else (order, accumulation, clipping,
-//! the optimizer, logs, checkpoints) is the one loop in [`crate::train`].
+//! the optimizer, logs, checkpoints) is the one loop in [`crate::trainer`].
 //!
 //! In: a [`Batch`]. Out: a [`Loss`]: the scalar to go down, and its parts by name.
 
@@ -21,13 +21,13 @@ pub use sft::Sft;
 
 use std::path::PathBuf;
 
-use mmx_converters::adapter::Adapters;
+use mmx_converters::model::adapter::Adapters;
 use mmx_converters::tokenizer::Tokenizer;
 use tch::{TchError, Tensor};
 
 use crate::config::TrainConfig;
-use crate::data::{Batch, Kind, Recipe};
-use crate::error::{Error, Result};
+use mmx_data::{Batch, Kind, Recipe};
+use crate::error::{Error, Result, TorchError};
 use crate::loss::{self, Targets};
 use crate::model::device::upload;
 use crate::model::{Model, Variable};
@@ -162,9 +162,7 @@ pub fn by_name(name: &str) -> Result<Box<dyn Stage>> {
         "pretrain" => Ok(Box::new(Pretrain)),
         "reason" => Ok(Box::new(Reason::default())),
         "sft" => Ok(Box::new(Sft)),
-        other => Err(Error::usage(format!(
-            "stage: expected pretrain, sft, lora, dpo, distill or reason, found {other}"
-        ))),
+        other => Err(Error::setting("stage", "pretrain, sft, lora, dpo, distill or reason", other)),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Pretraining: the next token of plain text, from scratch.
 
 use super::{Defaults, Loss, Stage, language_model_loss};
-use crate::data::{Batch, Kind, Recipe};
+use mmx_data::{Batch, Kind, Recipe};
 use crate::error::Result;
 use crate::model::Model;
 

@@ -2,7 +2,7 @@
 //! tenfold so that the form is learned first.
 
 use super::{Defaults, Loss, Part, Setup, Stage, entropy_and_balance};
-use crate::data::{Batch, Kind, Recipe, reason_tag_ids};
+use mmx_data::{Batch, Kind, Recipe, reason_tag_ids};
 use crate::error::{Error, Result};
 use crate::loss::Targets;
 use crate::model::Model;

@@ -1,7 +1,7 @@
 //! Supervised fine-tuning: the assistant's turns of chats, from a pretrained model.
 
 use super::{Defaults, Loss, Stage, language_model_loss};
-use crate::data::{Batch, Kind, Recipe};
+use mmx_data::{Batch, Kind, Recipe};
 use crate::error::Result;
 use crate::model::Model;
 

@@ -7,7 +7,7 @@ use mmx_converters::gguf::GgmlType;
 use rayon::prelude::*;
 
 use super::{LANES, Layout, layout, q4_0, q6_k, q8_0};
-use crate::arena::Piece;
+use crate::kernel::arena::Piece;
 
 /// A packed matrix's memory.
 #[derive(Debug)]

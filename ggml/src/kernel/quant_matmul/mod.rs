@@ -33,11 +33,11 @@ use mmx_converters::gguf::GgmlType;
 
 use self::activations::Rounded;
 use self::memory::{Group, InFile, Own};
-use crate::arena::{Arena, padded};
-use crate::context::Context;
-use crate::custom::{self, Activations, CHUNK};
+use crate::kernel::arena::{Arena, padded};
+use crate::wrap::context::Context;
+use crate::kernel::custom::{self, Activations, CHUNK};
 use crate::error::{Error, Result};
-use crate::tensor::Tensor;
+use crate::wrap::tensor::Tensor;
 
 /// Rows side by side in a register.
 const LANES: usize = 16;

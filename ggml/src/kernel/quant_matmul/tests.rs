@@ -1,9 +1,9 @@
 use super::*;
-use crate::backend::Plan;
-use crate::custom::Compute;
-use crate::custom::trial::{Numbers, compute_apart};
-use crate::quantize::{dequantize_rows, quantize_rows};
-use crate::rng::SplitMix64;
+use crate::wrap::plan::Plan;
+use crate::kernel::custom::Compute;
+use crate::kernel::custom::trial::{Numbers, compute_apart};
+use crate::quant::{dequantize_rows, quantize_rows};
+use mmx_converters::random::SplitMix64;
 
 const TYPES: [GgmlType; 3] = [GgmlType::Q4_0, GgmlType::Q8_0, GgmlType::Q6_K];
 

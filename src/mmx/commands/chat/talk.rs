@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use mmx_converters::chat;
-use mmx_converters::generation::Generation as Defaults;
+use mmx_converters::model::generation::Generation as Defaults;
 use mmx_converters::tokenizer::{Prompt, Tokenizer};
 use mmx_ggml::run::{
     Finish, Generated, Generation, Model, Sampling, Session, SessionOptions, generate_shifting,
@@ -16,9 +16,9 @@ use mmx_ggml::run::{
 use serde_json::{Map, Value};
 
 use super::{ANSWERING, ChatArgs, STOPPED, Screen, WhenFull};
-use crate::answer::{Piece, Splitter};
+use mmx_converters::chat::answer::{Piece, Splitter};
 use crate::error::{Error, Result};
-use crate::form::Form;
+use mmx_models::open::Form;
 
 /// A conversation and the session that has read it.
 pub(super) struct Talk {

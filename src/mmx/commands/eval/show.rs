@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 
-use crate::cli::format::{self, line};
-use crate::eval::report::{self, Report};
-use crate::eval::{self, Row, choice};
+use crate::format::{self, line};
+use mmx_eval::report::{self, Report};
+use mmx_eval::{Row, choice};
 
 /// As scripts read it.
 pub(super) fn to_json(report: &Report<'_>) -> Value {
@@ -130,7 +130,7 @@ pub(super) fn to_text(report: &Report<'_>) -> String {
 
 /// How wide a text stands in a table.
 fn columns(text: &str) -> usize {
-    text.chars().map(eval::columns).sum()
+    text.chars().map(mmx_eval::columns).sum()
 }
 
 /// A text with blanks up to a width.

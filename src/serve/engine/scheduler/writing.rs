@@ -11,8 +11,8 @@ use mmx_converters::tokenizer::DecodeStream;
 use mmx_ggml::run::{BATCH, Finish, Guesser, Sampler, StopFilter, log_probabilities};
 
 use super::{Kind, Lane, Run, Scheduler, Turn, fail};
-use crate::serve::engine::{self, Event, EventSender, Summary, Task, TokenLogprob, Write};
-use crate::serve::error::ApiError;
+use crate::engine::{self, Event, EventSender, Summary, Task, TokenLogprob, Write};
+use crate::error::ApiError;
 
 /// A text in progress.
 pub(super) struct Writing<'t> {

@@ -1,0 +1,13 @@
+//! A model as files: opened ([`Model`]), written as a Transformers folder ([`folder`]) or a GGUF ([`to_gguf`]), with
+//! adapters beside it ([`adapter`]) and the settings it is sampled with ([`generation`]); where a training run keeps
+//! its checkpoints ([`run_folder`]).
+
+pub mod adapter;
+pub mod fallback;
+pub mod folder;
+pub mod generation;
+mod open;
+pub mod run_folder;
+pub mod to_gguf;
+
+pub use open::*;

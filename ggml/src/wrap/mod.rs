@@ -1,0 +1,9 @@
+//! A safe wrapper of ggml: the C boundary. Owners drop, views borrow, and what ggml would abort on is checked before.
+
+pub mod context;
+pub(crate) mod cpu;
+pub(crate) mod device;
+pub mod graph;
+pub(crate) mod log;
+pub(crate) mod plan;
+pub mod tensor;

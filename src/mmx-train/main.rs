@@ -1,0 +1,98 @@
+//! The program that trains: `mmx train` starts it, and the engine `native` is `mmx-train logits --serve`. The only one
+//! that links libtorch.
+#![expect(clippy::print_stdout, reason = "stdout is where a command's data goes")]
+
+#[path = "../mmx/error.rs"]
+mod error;
+mod flags;
+mod logits;
+#[path = "../mmx/terminal.rs"]
+mod terminal;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches, Parser};
+use error::{Error, Result};
+use mmx_models::trainer::{VERSION, VERSION_VARIABLE};
+
+/// Its arguments when it trains.
+#[derive(Parser, Debug)]
+#[command(name = "mmx-train", bin_name = "mmx train", version)]
+struct Train {
+    #[command(flatten)]
+    train: flags::TrainArgs,
+    /// Put exactly one JSON object on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+/// Its arguments otherwise.
+#[derive(Parser, Debug)]
+#[command(name = "mmx-train", version)]
+enum Other {
+    /// Print what there is to train with
+    About {
+        /// Put exactly one JSON object on stdout
+        #[arg(long)]
+        json: bool,
+    },
+    /// Answer ids on stdin with logits on stdout
+    Logits(logits::LogitsArgs),
+}
+
+fn main() -> ExitCode {
+    let first = std::env::args().nth(1);
+    let (result, options) = match first.as_deref() {
+        Some("about" | "logits") => (other(Other::parse()), Vec::new()),
+        _ => {
+            let mut command = Train::command();
+            let matches = command.get_matches_mut(); // misuse: clap prints the usage and exits 2
+            let options = error::options_of(&command);
+            match Train::from_arg_matches(&matches) {
+                Ok(args) => (same_version().and_then(|()| flags::run(args.train, args.json)), options),
+                Err(error) => error.exit(),
+            }
+        }
+    };
+    error::exit_code(result, &options)
+}
+
+fn other(other: Other) -> Result<()> {
+    same_version()?;
+    match other {
+        Other::About { json } => about(json),
+        Other::Logits(args) => logits::run(&args),
+    }
+}
+
+/// Refuses a caller of another version.
+fn same_version() -> Result<()> {
+    match std::env::var(VERSION_VARIABLE) {
+        Ok(caller) if caller != VERSION => Err(Error::failed_with_hint(
+            format!("mmx-train: expected mmx {VERSION} beside it, found mmx {caller}"),
+            "install both from one archive, or build both: cargo build --release",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// What [`mmx_models::trainer::About`] reads.
+fn about(json: bool) -> Result<()> {
+    let libtorch = mmx_training::about::libtorch();
+    let device = mmx_training::about::device();
+    if json {
+        let device = match device {
+            Ok(device) => serde_json::json!({"Ok": device}),
+            Err(error) => serde_json::json!({
+                "Err": {"message": error.to_string(), "hint": error.hint()},
+            }),
+        };
+        println!(
+            "{}",
+            serde_json::json!({"version": VERSION, "libtorch": libtorch, "device": device})
+        );
+        return Ok(());
+    }
+    println!("mmx-train {VERSION}\nlibtorch {libtorch}\ndevice {}", device?);
+    Ok(())
+}

@@ -1,0 +1,5 @@
+//! Arguments that several commands share.
+
+pub(crate) mod device;
+pub(crate) mod ids;
+pub(crate) mod values;
