@@ -92,7 +92,7 @@ fn main() -> Result<()> {
         }
         None => Ok(Vec::new()),
     };
-    mmx_training::trainer::keep_memory();
+    mmx_training::memory::keep_memory();
     let vocab = model.vocab_size as i64;
     let model = Model::random(&model, 1, Device::cuda_if_available(), compute)?;
     let config = TrainConfig { accumulation: 1, ..TrainConfig::new(&Pretrain, Recipe::R2026) };

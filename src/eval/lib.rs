@@ -44,7 +44,7 @@ pub struct Row {
 }
 
 /// How wide a character stands in a table: Chinese ones and their like are as wide as two others.
-pub(crate) fn columns(c: char) -> usize {
+pub fn columns(c: char) -> usize {
     if u32::from(c) >= 0x2e80 { 2 } else { 1 }
 }
 

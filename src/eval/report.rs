@@ -236,7 +236,7 @@ fn choice(rows: &[Row], request: &Request, out: &mut String) {
 }
 
 /// `+0.84 % (+0.31 to +1.37)`: a perplexity against another of the same tokens.
-pub(crate) fn change(p: &Perplexity, first: &Perplexity) -> String {
+pub fn change(p: &Perplexity, first: &Perplexity) -> String {
     let percent = |ratio: f64| 100.0 * (ratio - 1.0);
     p.ratio(first).map_or_else(
         || "other tokens".to_owned(),
@@ -247,7 +247,7 @@ pub(crate) fn change(p: &Perplexity, first: &Perplexity) -> String {
 }
 
 /// `62.5 % (45.3 to 77.1)`.
-pub(crate) fn share((right, all): (usize, usize)) -> String {
+pub fn share((right, all): (usize, usize)) -> String {
     let (low, high) = interval(right, all);
     format!(
         "{:.1} % ({:.1} to {:.1})",

@@ -28,7 +28,7 @@ use crate::terminal::{STOP, Terminal};
 Checkpoints are DIR/checkpoint-STEP: folders that Transformers opens, with training/ beside the weights.
 Those of lora are PEFT folders of the adapters alone; mmx opens one as the model it names with them merged.
 Ctrl-C saves one and ends; --resume goes on exactly where the newest one was.")]
-pub struct TrainArgs {
+pub(crate) struct TrainArgs {
     /// What to learn
     stage: StageName,
     /// Training data, JSON Lines (repeatable)
@@ -236,7 +236,6 @@ knobs! {
 /// # Errors
 /// Anything from flags to a full disk; an interrupted run is one too, after its checkpoint is saved.
 pub(crate) fn run(args: TrainArgs, as_json: bool) -> Result<()> {
-    mmx_training::threads::restart_with_short_spins();
     let stage = match args.stage {
         StageName::Pretrain => "pretrain",
         StageName::Sft => "sft",

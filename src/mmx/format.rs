@@ -7,12 +7,12 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 
 /// A size in bytes: `512 B`, `15.4 MB`. Thousands, as disks and download pages count.
-pub(super) fn bytes(n: u64) -> String {
+pub(crate) fn bytes(n: u64) -> String {
     scaled(n as f64, &[(1e9, " GB"), (1e6, " MB"), (1e3, " kB")], " B")
 }
 
 /// A count: `508.2K`, `25.8M`.
-pub(super) fn count(n: usize) -> String {
+pub(crate) fn count(n: usize) -> String {
     scaled(n as f64, &[(1e9, "B"), (1e6, "M"), (1e3, "K")], "")
 }
 
@@ -24,7 +24,7 @@ fn scaled(n: f64, units: &[(f64, &str)], rest: &str) -> String {
 }
 
 /// A bar for bytes on their way; drawn on a terminal only.
-pub(super) fn bytes_bar() -> indicatif::ProgressBar {
+pub(crate) fn bytes_bar() -> indicatif::ProgressBar {
     let template = "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
     let style = indicatif::ProgressStyle::with_template(template);
     let style = style.unwrap_or_else(|_| indicatif::ProgressStyle::default_bar());
@@ -32,7 +32,7 @@ pub(super) fn bytes_bar() -> indicatif::ProgressBar {
 }
 
 /// Writes text to stdout. A reader that has gone (`mmx inspect .. | head`) is no error.
-pub(super) fn print(text: &str) -> Result<()> {
+pub(crate) fn print(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::io("stdout", e)),
@@ -41,7 +41,7 @@ pub(super) fn print(text: &str) -> Result<()> {
 }
 
 /// Prints one JSON object on stdout.
-pub(super) fn print_json(value: &impl Serialize) -> Result<()> {
+pub(crate) fn print_json(value: &impl Serialize) -> Result<()> {
     let mut text = serde_json::to_string_pretty(value)
         .map_err(|e| Error::failed(format!("the result as JSON: {e}")))?;
     text.push('\n');
@@ -55,7 +55,7 @@ macro_rules! line {
         $text.push('\n');
     }};
 }
-pub(super) use line;
+pub(crate) use line;
 
 #[cfg(test)]
 mod tests {

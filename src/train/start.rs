@@ -15,13 +15,15 @@ use crate::config::TrainConfig;
 use mmx_converters::digest::hexadecimal;
 use crate::error::{Error, Result};
 use crate::model::Model;
-use mmx_converters::model::run_folder;
 use crate::memory::estimate::check_model;
 
 /// What the command line says about models.
 pub struct Start<'a> {
+    /// Dimensions of a new model by name.
     pub preset: Option<&'a str>,
+    /// Dimensions of a new model from a file.
     pub config: Option<&'a Path>,
+    /// Model to start from.
     pub from: Option<&'a Path>,
     /// Adapters to begin with.
     pub adapter: Option<&'a Path>,
@@ -29,16 +31,23 @@ pub struct Start<'a> {
     pub teacher: Option<&'a Path>,
     /// The checkpoint to go on from.
     pub resumed: Option<&'a Path>,
+    /// The run's tokenizer.
     pub tokenizer: &'a Tokenizer,
+    /// The run's configuration.
     pub train: &'a TrainConfig,
+    /// Where models go.
     pub device: Device,
+    /// What they compute in.
     pub compute: Kind,
+    /// Hears warnings.
     pub listener: &'a dyn Listener,
 }
 
 /// The models, open.
 pub struct Models {
+    /// The model to train.
     pub model: Model,
+    /// Its sampling settings.
     pub generation: Generation,
     /// Adapters to go on with, and where they are from.
     pub adapters: Option<(PathBuf, Adapters)>,
@@ -51,6 +60,10 @@ pub struct Models {
 }
 
 impl Start<'_> {
+    /// Opens them.
+    ///
+    /// # Errors
+    /// Neither a model to start from nor dimensions; files that cannot be read or do not fit.
     pub fn open(&self) -> Result<Models> {
         if self.train.lora.is_some() {
             return self.open_base();

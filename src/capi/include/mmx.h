@@ -1,4 +1,4 @@
-/* mmx's runner for C programs; made by cbindgen from capi/src, so change it there.
+/* mmx's runner for C programs; made by cbindgen from src/capi, so change it there.
  *
  * A model is a GGUF: weights, tokenizer, chat template and sampling settings. A session is one text in
  * progress. Link with -lmmx (shared), or with libmmx.a -lstdc++ -lm -lpthread -ldl (static).

@@ -8,7 +8,7 @@ use mmx_models::open::Form;
 
 /// Where layers are computed.
 #[derive(clap::Args, Clone, Debug, Default)]
-pub(super) struct DeviceArgs {
+pub(crate) struct DeviceArgs {
     /// Layers computed on a GPU, counted from the end, the output matrix being the last; by default all where
     /// there is a GPU and mmx was built for it
     #[arg(long, value_name = "N")]
@@ -23,7 +23,7 @@ impl DeviceArgs {
     ///
     /// # Errors
     /// Layers for the CPU, a model the runner cannot load.
-    pub(super) fn load(&self, form: &Form) -> Result<Model> {
+    pub(crate) fn load(&self, form: &Form) -> Result<Model> {
         self.load_with(form, true)
     }
 
@@ -31,7 +31,7 @@ impl DeviceArgs {
     ///
     /// # Errors
     /// As [`DeviceArgs::load`].
-    pub(super) fn load_with(&self, form: &Form, repack: bool) -> Result<Model> {
+    pub(crate) fn load_with(&self, form: &Form, repack: bool) -> Result<Model> {
         let options = LoadOptions { repack, ..self.load_options()? };
         let model = Model::from_gguf(form.to_gguf()?, options)?;
         announce(model.placement());
@@ -42,7 +42,7 @@ impl DeviceArgs {
     ///
     /// # Errors
     /// Layers for the CPU.
-    pub(super) fn load_options(&self) -> Result<LoadOptions> {
+    pub(crate) fn load_options(&self) -> Result<LoadOptions> {
         let usual = LoadOptions::default();
         let on_cpu = self.device.as_deref().is_some_and(|name| name.eq_ignore_ascii_case("cpu"));
         match (self.gpu_layers, &self.device) {
@@ -61,7 +61,7 @@ impl DeviceArgs {
 }
 
 /// Says where layers went, if not to the CPU.
-pub(super) fn announce(placement: Option<String>) {
+pub(crate) fn announce(placement: Option<String>) {
     if let Some(placement) = placement {
         eprintln!("{placement}");
     }

@@ -10,18 +10,18 @@ use crate::error::{Error, Result};
 
 /// Sequences of ids.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Ids {
+pub(crate) struct Ids {
     /// One list per sequence; not empty, and none of them is.
-    pub(super) rows: Vec<Vec<u32>>,
+    pub(crate) rows: Vec<Vec<u32>>,
     /// The file held a two-dimensional array, so all rows are equally long and results get that dimension too.
-    pub(super) two_dimensional: bool,
+    pub(crate) two_dimensional: bool,
 }
 
 /// Reads ids. The format is told from the content, not the name.
 ///
 /// # Errors
 /// An unreadable file, neither format, an id that is no 32-bit whole number, or no ids at all.
-pub(super) fn read(path: &Path) -> Result<Ids> {
+pub(crate) fn read(path: &Path) -> Result<Ids> {
     let bytes = fs_err::read(path).map_err(|e| Error::io(path, e))?;
     let first = bytes.iter().find(|b| !b.is_ascii_whitespace());
     let ids = if first == Some(&b'[') { json(path, &bytes)? } else { safetensors(path)? };

@@ -29,7 +29,7 @@ Examples:
   mmx bench model.gguf --llama --json
   mmx bench model.gguf --streams 1,4,16
   mmx bench --preset minimind2-small --type q4_0 --llama -t 1")]
-pub struct BenchArgs {
+pub(crate) struct BenchArgs {
     /// A checkpoint, a Transformers folder or a GGUF
     #[arg(required_unless_present = "preset")]
     model: Option<PathBuf>,
@@ -68,7 +68,7 @@ pub struct BenchArgs {
 ///
 /// # Errors
 /// A model that cannot be opened, no memory.
-pub(super) fn run(args: BenchArgs, as_json: bool) -> Result<()> {
+pub(crate) fn run(args: BenchArgs, as_json: bool) -> Result<()> {
     let folder = tempfile::tempdir().map_err(|e| Error::io(std::env::temp_dir(), e))?;
     let path = match (&args.model, &args.preset) {
         (Some(path), _) => path.clone(),

@@ -28,7 +28,7 @@ Examples:
   mmx chat runs/sft/export/model-q4_0.gguf
   mmx chat model.gguf --system \"Answer in one sentence.\" --history talk.json
   printf 'hello\\nand you?\\n' | mmx chat model.gguf --greedy")]
-pub struct ChatArgs {
+pub(crate) struct ChatArgs {
     /// A checkpoint, a Transformers folder or a GGUF
     model: PathBuf,
     /// A system message before the conversation
@@ -71,7 +71,7 @@ static STOPPED: AtomicBool = AtomicBool::new(false);
 /// # Errors
 /// A model that cannot be opened or has no template, a history that is none, a full context with
 /// `--when-full stop`.
-pub(super) fn run(args: ChatArgs, as_json: bool) -> Result<()> {
+pub(crate) fn run(args: ChatArgs, as_json: bool) -> Result<()> {
     ctrlc::set_handler(|| {
         if ANSWERING.load(Ordering::SeqCst) {
             STOPPED.store(true, Ordering::SeqCst);

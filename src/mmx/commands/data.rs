@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
   mmx data check --stage sft chats.jsonl
   mmx data check --stage pretrain --tokenizer tok --max-seq-len 512 text.jsonl
   mmx data show --stage sft --tokenizer tok chats.jsonl")]
-pub struct DataArgs {
+pub(crate) struct DataArgs {
     #[command(subcommand)]
     command: Command,
 }
@@ -145,7 +145,7 @@ impl Common {
 ///
 /// # Errors
 /// Unreadable files, a tokenizer that lacks what the stage needs; for `check` faulty lines.
-pub(super) fn run(args: DataArgs, as_json: bool) -> Result<()> {
+pub(crate) fn run(args: DataArgs, as_json: bool) -> Result<()> {
     match args.command {
         Command::Check(args) => check(&args, as_json),
         Command::Show(args) => show(&args, as_json),

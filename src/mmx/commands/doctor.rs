@@ -17,7 +17,7 @@ Examples:
   mmx doctor
   mmx doctor runs/sft
   mmx doctor --preset minimind2-moe --json")]
-pub struct DoctorArgs {
+pub(crate) struct DoctorArgs {
     /// A checkpoint or Transformers folder, a .gguf or a .pth
     model: Option<PathBuf>,
     /// A preset's dimensions instead
@@ -29,7 +29,7 @@ pub struct DoctorArgs {
 ///
 /// # Errors
 /// A model that cannot be opened, an unknown preset.
-pub(super) fn run(args: &DoctorArgs, json: bool) -> Result<()> {
+pub(crate) fn run(args: &DoctorArgs, json: bool) -> Result<()> {
     let findings = doctor::machine();
     let config = match (&args.model, &args.preset) {
         (Some(path), _) => Some(Model::open(mmx_hub::resolve(path)?)?.config),

@@ -37,7 +37,7 @@ llama-perplexity does (chunks side by side, the second half of each scored), for
 that does not, as a sum, per character and per byte (lm-evaluation-harness' acc, acc_norm and acc_bytes). Questions with
 Chinese characters are asked in Chinese. --exact reads chats as SFT data has them; the last turn is the right answer, which
 the model must write greedily.")]
-pub struct EvalArgs {
+pub(crate) struct EvalArgs {
     /// Checkpoints, Transformers folders or GGUFs; others are compared with the first
     #[arg(required = true, value_name = "MODEL")]
     models: Vec<PathBuf>,
@@ -103,7 +103,7 @@ pub struct EvalArgs {
 ///
 /// # Errors
 /// An unreadable model, text or question, settings that do not fit a model, a share below the least one asked for.
-pub(super) fn run(args: EvalArgs, as_json: bool) -> Result<()> {
+pub(crate) fn run(args: EvalArgs, as_json: bool) -> Result<()> {
     if let Some(path) = &args.exact {
         return run_exact(&args, path, as_json);
     }
@@ -113,7 +113,7 @@ pub(super) fn run(args: EvalArgs, as_json: bool) -> Result<()> {
     let text = args.ppl.as_deref().map(Text::read).transpose()?;
     let request = request(&args)?;
     let forms: Vec<Form> =
-        args.models.iter().map(|path| Form::open(path)).collect::<Result<_>>()?;
+        args.models.iter().map(|path| Form::open(path)).collect::<Result<_, _>>()?;
     let cut = text.as_ref().map(|_| cut(&args, &forms)).transpose()?;
     let names = names(&args.models);
     let mut rows = Vec::new();

@@ -12,7 +12,7 @@ use mmx_models::export::{self, AdapterForm, Report, Request, auto, card};
 
 /// Element types on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(super) enum FloatType {
+pub(crate) enum FloatType {
     /// float32: every checkpoint exactly
     F32,
     /// float16
@@ -40,7 +40,7 @@ enum GgufType {
 }
 
 impl std::str::FromStr for GgufType {
-    type Err = mmx_ggml::Error;
+    type Err = mmx_converters::Error;
 
     fn from_str(text: &str) -> std::result::Result<Self, Self::Err> {
         if text.eq_ignore_ascii_case("auto") {
@@ -51,7 +51,7 @@ impl std::str::FromStr for GgufType {
 }
 
 /// A size: `500000`, `200MB`, `1.5GB`, `64MiB`.
-pub(super) fn size(text: &str) -> std::result::Result<u64, String> {
+pub(crate) fn size(text: &str) -> std::result::Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic() || c == ' ');
     let unit = match text[digits.len()..].trim().to_ascii_lowercase().as_str() {
         "" | "b" => 1.0,
@@ -89,7 +89,7 @@ Examples:
   mmx export runs/first --gguf auto --max-kl 0.01 --text poems.txt
   mmx export runs/lora --adapter peft --adapter gguf --hf bf16     the adapters alone, and merged
   mmx export model.gguf --hf f32 --out back      a GGUF to a Transformers folder")]
-pub struct ExportArgs {
+pub(crate) struct ExportArgs {
     /// A checkpoint or Transformers folder, a .gguf or a .pth; the newest checkpoint under runs/ if absent
     model: Option<PathBuf>,
     /// Where the files go [default: MODEL/export]
@@ -195,7 +195,7 @@ impl ExportArgs {
 ///
 /// # Errors
 /// See [`export::export`].
-pub(super) fn run(args: ExportArgs, json: bool) -> Result<()> {
+pub(crate) fn run(args: ExportArgs, json: bool) -> Result<()> {
     let auto = args.goal()?;
     let model = match args.model {
         Some(path) => path,

@@ -18,7 +18,7 @@ Examples:
   mmx imatrix runs/sft --data poems.txt --out model-imatrix.gguf
   mmx imatrix model-f16.gguf --data wiki.txt --chunks 100 --out i.gguf
   mmx export runs/sft --gguf iq4_xs --imatrix model-imatrix.gguf")]
-pub struct ImatrixArgs {
+pub(crate) struct ImatrixArgs {
     /// A checkpoint or Transformers folder, a .gguf or a .pth
     model: PathBuf,
     /// The text
@@ -42,7 +42,7 @@ pub struct ImatrixArgs {
 ///
 /// # Errors
 /// See [`collect`].
-pub(super) fn run(args: &ImatrixArgs, json: bool) -> Result<()> {
+pub(crate) fn run(args: &ImatrixArgs, json: bool) -> Result<()> {
     let begin = std::time::Instant::now();
     let cores =
         std::thread::available_parallelism().map_or(1, usize::from).min(mmx_ggml::MAX_THREADS);

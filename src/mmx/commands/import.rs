@@ -33,7 +33,7 @@ Examples:
   mmx import ~/models/MiniMind2 --out runs/from-hf --dtype keep
   mmx import full_sft_512.pth --preset minimind2-small --tokenizer tok --out runs/old
   mmx import lora_medical_512.pth --base runs/old --out runs/medical")]
-pub struct ImportArgs {
+pub(crate) struct ImportArgs {
     /// A Transformers folder, a .gguf or a .pth
     source: PathBuf,
     /// The folder to write
@@ -61,7 +61,7 @@ pub struct ImportArgs {
 ///
 /// # Errors
 /// A source that cannot be opened, or an output that cannot be written.
-pub(super) fn run(args: &ImportArgs, json: bool) -> Result<()> {
+pub(crate) fn run(args: &ImportArgs, json: bool) -> Result<()> {
     let begin = std::time::Instant::now();
     let mut warnings = Vec::new();
     let config = match (&args.preset, &args.config) {

@@ -27,7 +27,7 @@ Examples:
   mmx inspect runs/first
   mmx inspect minimind-26M-q4_0.gguf --tensors
   mmx inspect minimind-26M-q4_0.gguf --keys --json")]
-pub struct InspectArgs {
+pub(crate) struct InspectArgs {
     /// A checkpoint or Transformers folder, a .gguf, a .safetensors or a .pth
     model: PathBuf,
     /// List the tensors, with digests of their values
@@ -61,7 +61,7 @@ struct Tensor {
 ///
 /// # Errors
 /// A file that cannot be opened.
-pub(super) fn run(args: &InspectArgs, json: bool) -> Result<()> {
+pub(crate) fn run(args: &InspectArgs, json: bool) -> Result<()> {
     let path = &mmx_hub::resolve(&args.model)?;
     let shown = if path.is_dir() {
         folder(path, args)?

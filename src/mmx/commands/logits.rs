@@ -20,7 +20,7 @@ use mmx_models::open::Form;
   mmx logits model.gguf --ids forward.safetensors --out logits.safetensors --engine llama.cpp
 
 The file holds one tensor, `logits`: [seq, vocab] for one list of ids, [batch, seq, vocab] for a two-dimensional one.")]
-pub struct LogitsArgs {
+pub(crate) struct LogitsArgs {
     /// A checkpoint, a Transformers folder or a GGUF
     model: PathBuf,
     /// A JSON array of ids (or of equally long arrays), or a safetensors file's `input_ids`
@@ -47,7 +47,7 @@ pub struct LogitsArgs {
 ///
 /// # Errors
 /// Unreadable ids or model, ids beyond the vocabulary, sequences of different lengths, an unwritable file.
-pub(super) fn run(args: LogitsArgs, as_json: bool) -> Result<()> {
+pub(crate) fn run(args: LogitsArgs, as_json: bool) -> Result<()> {
     let ids = crate::args::ids::read(&args.ids)?;
     if ids.rows.len() > 1 && !ids.two_dimensional {
         return Err(Error::failed(format!(

@@ -16,7 +16,7 @@ OLLAMA_HOST is the server's address (127.0.0.1:11434 without).
 Examples:
   mmx export runs/sft --gguf q4_0 --ollama --out export && mmx ollama create my-model export
   OLLAMA_HOST=box:11434 mmx ollama create me/my-model export --modelfile Modelfile-q8_0")]
-pub struct OllamaArgs {
+pub(crate) struct OllamaArgs {
     #[command(subcommand)]
     command: OllamaCommand,
 }
@@ -39,7 +39,7 @@ enum OllamaCommand {
 ///
 /// # Errors
 /// See [`Ollama::create`]; a folder without a Modelfile.
-pub(super) fn run(args: OllamaArgs, json: bool) -> Result<()> {
+pub(crate) fn run(args: OllamaArgs, json: bool) -> Result<()> {
     let OllamaCommand::Create { name, export, modelfile } = args.command;
     let path = export.join(modelfile);
     if !path.is_file() {

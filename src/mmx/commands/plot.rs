@@ -13,7 +13,7 @@ use mmx_eval::curves::{self, Curves};
 #[command(after_help = "Examples:
   mmx plot runs/pretrain --out loss.png
   mmx plot runs/sft-lr1 runs/sft-lr2 --out compare.svg")]
-pub struct PlotArgs {
+pub(crate) struct PlotArgs {
     /// Folders of runs, or their metrics.jsonl
     #[arg(required = true, value_name = "RUN")]
     runs: Vec<PathBuf>,
@@ -26,8 +26,8 @@ pub struct PlotArgs {
 ///
 /// # Errors
 /// See [`Curves::read`] and [`curves::draw`].
-pub(super) fn run(args: &PlotArgs, as_json: bool) -> Result<()> {
-    let mut runs = args.runs.iter().map(|run| Curves::read(run)).collect::<Result<Vec<_>>>()?;
+pub(crate) fn run(args: &PlotArgs, as_json: bool) -> Result<()> {
+    let mut runs = args.runs.iter().map(|run| Curves::read(run)).collect::<Result<Vec<_>, _>>()?;
     curves::shorten(&mut runs);
     curves::draw(&runs, &args.out)?;
     if as_json {

@@ -17,7 +17,7 @@ Examples:
   mmx pull me/my-model --out my-model
   mmx pull me/my-model-GGUF --out . --only q4_0.gguf
   mmx pull me/my-model --revision v2 --out my-model-v2")]
-pub struct PullArgs {
+pub(crate) struct PullArgs {
     /// The repository, OWNER/NAME
     repo: String,
     /// The folder to write
@@ -35,7 +35,7 @@ pub struct PullArgs {
 ///
 /// # Errors
 /// See [`download`].
-pub(super) fn run(args: PullArgs, json: bool) -> Result<()> {
+pub(crate) fn run(args: PullArgs, json: bool) -> Result<()> {
     let hub = Hub::from_environment();
     let request =
         Request { repo: args.repo, revision: args.revision, out: args.out, only: args.only };

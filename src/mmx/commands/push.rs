@@ -18,7 +18,7 @@ Examples:
   mmx push export/hf-bf16 me/my-model
   mmx push export me/my-model-GGUF --private
   HF_ENDPOINT=http://127.0.0.1:9000 mmx push export/hf-bf16 me/my-model --revision v2")]
-pub struct PushArgs {
+pub(crate) struct PushArgs {
     /// The folder
     dir: PathBuf,
     /// The repository, OWNER/NAME; made if it is not there
@@ -38,7 +38,7 @@ pub struct PushArgs {
 ///
 /// # Errors
 /// See [`upload`].
-pub(super) fn run(args: PushArgs, json: bool) -> Result<()> {
+pub(crate) fn run(args: PushArgs, json: bool) -> Result<()> {
     let hub = Hub::from_environment();
     let request = Request {
         dir: args.dir,

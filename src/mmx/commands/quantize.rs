@@ -15,7 +15,7 @@ Examples:
   mmx quantize model-f16.gguf model-q4_k_m.gguf q4_k_m
   mmx quantize model-f32.gguf model-iq4_xs.gguf iq4_xs --imatrix model-imatrix.gguf
   mmx quantize model-f16.gguf model-q4_k_m.gguf q4_k_m --strict     refuse if a tensor cannot have its type")]
-pub struct QuantizeArgs {
+pub(crate) struct QuantizeArgs {
     /// The GGUF to read (f32, f16 or bf16)
     input: PathBuf,
     /// The GGUF to write
@@ -38,7 +38,7 @@ pub struct QuantizeArgs {
 ///
 /// # Errors
 /// See [`quantize`].
-pub(super) fn run(args: &QuantizeArgs, json: bool) -> Result<()> {
+pub(crate) fn run(args: &QuantizeArgs, json: bool) -> Result<()> {
     let report = quantize(&Request {
         input: mmx_hub::resolve(&args.input)?,
         output: args.output.clone(),

@@ -23,7 +23,7 @@ Examples:
   mmx run runs/sft/export/model-q4_0.gguf -p \"What is 7 + 5?\"
   mmx run model.gguf -p \"Once upon a time\" --raw -n 100 --temperature 0.8 --seed 1
   echo \"Tell a story\" | mmx run runs/sft -p - --greedy --json")]
-pub struct RunArgs {
+pub(crate) struct RunArgs {
     /// A checkpoint, a Transformers folder or a GGUF
     model: PathBuf,
     /// The prompt; - reads it from stdin
@@ -54,7 +54,7 @@ pub struct RunArgs {
 
 /// How the runner computes.
 #[derive(clap::Args, Clone, Copy, Debug)]
-pub(super) struct RunnerArgs {
+pub(crate) struct RunnerArgs {
     /// Threads; by default what suits the model's size
     #[arg(short, long, value_name = "N")]
     threads: Option<usize>,
@@ -66,7 +66,7 @@ pub(super) struct RunnerArgs {
     kv: Kv,
     /// Tokens guessed ahead at most where the text repeats itself; it stays the same. 0: none
     #[arg(long, value_name = "N", default_value_t = 3)]
-    pub(super) speculate: usize,
+    pub(crate) speculate: usize,
 }
 
 impl From<RunnerArgs> for SessionOptions {
@@ -77,7 +77,7 @@ impl From<RunnerArgs> for SessionOptions {
 
 /// Types of the cache on the command line.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
-pub(super) enum Kv {
+pub(crate) enum Kv {
     F32,
     F16,
 }
@@ -93,7 +93,7 @@ impl From<Kv> for KvType {
 
 /// How ids are chosen.
 #[derive(clap::Args, Debug)]
-pub(super) struct SamplingArgs {
+pub(crate) struct SamplingArgs {
     /// Always the most likely token
     #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p", "min_p"])]
     greedy: bool,
@@ -119,7 +119,7 @@ pub(super) struct SamplingArgs {
 
 impl SamplingArgs {
     /// The settings given, the model's own for the others.
-    pub(super) fn resolve(&self, defaults: &Defaults) -> Sampling {
+    pub(crate) fn resolve(&self, defaults: &Defaults) -> Sampling {
         let seed = self.seed.unwrap_or_else(mmx_converters::random::random_seed);
         let own = Sampling::from_defaults(defaults, seed);
         let temperature = self.temperature.unwrap_or(own.temperature);
@@ -138,7 +138,7 @@ impl SamplingArgs {
 ///
 /// # Errors
 /// A model that cannot be opened or lacks a tokenizer or template, settings without sense, a full context.
-pub(super) fn run(args: RunArgs, as_json: bool) -> Result<()> {
+pub(crate) fn run(args: RunArgs, as_json: bool) -> Result<()> {
     let form = Form::open(&args.model)?;
     let model = args.device.load(&form)?;
     if model.gguf().metadata().get("tokenizer.ggml.model").is_none() {
@@ -212,7 +212,7 @@ pub(super) fn run(args: RunArgs, as_json: bool) -> Result<()> {
 }
 
 /// As JSON spells it.
-pub(super) fn finish_name(finish: Finish) -> &'static str {
+pub(crate) fn finish_name(finish: Finish) -> &'static str {
     match finish {
         Finish::Stop => "stop",
         Finish::Length => "length",

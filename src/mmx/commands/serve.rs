@@ -25,7 +25,7 @@ Examples:
   mmx serve runs/sft/export/model-q4_0.gguf
   mmx serve small.gguf large.gguf --name small --name large --port 8000
   mmx serve model.gguf --host 0.0.0.0 --api-key secret --parallel 16 --ctx 2048")]
-pub struct ServeArgs {
+pub(crate) struct ServeArgs {
     /// Checkpoints, Transformers folders or GGUFs
     #[arg(required = true, value_name = "MODEL")]
     models: Vec<PathBuf>,
@@ -82,7 +82,7 @@ pub struct ServeArgs {
 ///
 /// # Errors
 /// A model that cannot be opened, an address that cannot be had.
-pub(super) fn run(args: ServeArgs, as_json: bool) -> Result<()> {
+pub(crate) fn run(args: ServeArgs, as_json: bool) -> Result<()> {
     if args.parallel == 0 {
         return Err(Error::usage("--parallel: expected at least 1, found 0"));
     }
@@ -123,5 +123,6 @@ pub(super) fn run(args: ServeArgs, as_json: bool) -> Result<()> {
             // a reader that has gone does not stop the server
             let _ = format::print_json(&json!({"url": url, "models": names}));
         }
-    })
+    })?;
+    Ok(())
 }

@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
   mmx tokenizer train --data text.jsonl --vocab-size 6400 --out tok
   mmx tokenizer show tok 'Hello, 世界!'
   mmx tokenizer show model.gguf --chat messages.json")]
-pub struct TokenizerArgs {
+pub(crate) struct TokenizerArgs {
     #[command(subcommand)]
     command: Command,
 }
@@ -88,7 +88,7 @@ struct ShowArgs {
 ///
 /// # Errors
 /// Unreadable data or model, too little text, a chat the template refuses, an unwritable folder.
-pub(super) fn run(args: TokenizerArgs, as_json: bool) -> Result<()> {
+pub(crate) fn run(args: TokenizerArgs, as_json: bool) -> Result<()> {
     match args.command {
         Command::Train(args) => run_train(&args, as_json),
         Command::Show(args) => run_show(&args, as_json),
@@ -99,7 +99,7 @@ pub(super) fn run(args: TokenizerArgs, as_json: bool) -> Result<()> {
 ///
 /// # Errors
 /// No tokenizer there, or one mmx cannot use.
-pub(super) fn open(path: &Path) -> Result<Tokenizer> {
+pub(crate) fn open(path: &Path) -> Result<Tokenizer> {
     let tokenizer = if path.extension().is_some_and(|e| e == "gguf") {
         Tokenizer::from_gguf(Gguf::open(path)?.metadata(), path)?
     } else {
@@ -235,7 +235,7 @@ fn run_show(args: &ShowArgs, as_json: bool) -> Result<()> {
 }
 
 /// The bytes of a token, readable: text in quotes, bytes that are no text as `\xE4`.
-pub(super) fn piece(tokenizer: &Tokenizer, id: u32) -> String {
+pub(crate) fn piece(tokenizer: &Tokenizer, id: u32) -> String {
     let bytes = tokenizer.token_bytes(id);
     match std::str::from_utf8(bytes) {
         Ok(text) => format!("{text:?}"),

@@ -19,7 +19,7 @@ use mmx_models::verify::{Input, Report, Request, verify};
 
 A row is ok when its largest difference (f32) or its mean KL divergence in nats (16 bits and blocks) is within the
 limit for its type, and when the file's own tokenizer gives the same ids. Exit code 1 when a row is not.")]
-pub struct VerifyArgs {
+pub(crate) struct VerifyArgs {
     /// The reference: a checkpoint, a Transformers folder or a GGUF
     reference: PathBuf,
     /// The forms to compare with it
@@ -49,7 +49,7 @@ pub struct VerifyArgs {
 ///
 /// # Errors
 /// See [`verify`]; also when a row is not ok.
-pub(super) fn run(args: VerifyArgs, as_json: bool) -> Result<()> {
+pub(crate) fn run(args: VerifyArgs, as_json: bool) -> Result<()> {
     let input = match (&args.text, &args.ids) {
         (Some(path), _) => {
             Input::Text(fs_err::read_to_string(path).map_err(|e| Error::io(path, e))?)
@@ -77,7 +77,7 @@ pub(super) fn run(args: VerifyArgs, as_json: bool) -> Result<()> {
 }
 
 /// An error when a row is not ok.
-pub(super) fn refuse_bad(report: &Report) -> Result<()> {
+pub(crate) fn refuse_bad(report: &Report) -> Result<()> {
     let bad = report.rows.iter().filter(|row| !row.ok).count();
     if bad > 0 {
         return Err(Error::failed(format!(
@@ -88,7 +88,7 @@ pub(super) fn refuse_bad(report: &Report) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn to_json(report: &Report) -> serde_json::Value {
+pub(crate) fn to_json(report: &Report) -> serde_json::Value {
     let rows: Vec<_> = report
         .rows
         .iter()
@@ -118,7 +118,7 @@ pub(super) fn to_json(report: &Report) -> serde_json::Value {
     })
 }
 
-pub(super) fn print_table(report: &Report) {
+pub(crate) fn print_table(report: &Report) {
     let (path, kind) = &report.reference;
     let ppl = |ppl: Option<f64>| ppl.map_or("-".to_owned(), |x| format!("{x:.3}"));
     println!(

@@ -10,7 +10,7 @@ use tch::{TchError, Tensor};
 
 /// The gradients of an operator's inputs: from those of its outputs (nothing where one was not used), and
 /// which inputs' are wanted.
-pub type Backward =
+pub(crate) type Backward =
     dyn Fn(&[Option<Tensor>], &[bool]) -> Result<Vec<Option<Tensor>>, TchError> + Send;
 
 /// What the C++ side keeps for one operator.
@@ -45,7 +45,7 @@ unsafe extern "C" {
 ///
 /// # Errors
 /// libtorch's.
-pub fn differentiable(
+pub(crate) fn differentiable(
     inputs: &[&Tensor],
     outputs: &[&Tensor],
     backward: impl Fn(&[Option<Tensor>], &[bool]) -> Result<Vec<Option<Tensor>>, TchError>

@@ -1,5 +1,5 @@
 // What tch does not wrap: operators of our own in libtorch's automatic differentiation, and its CPU threads.
-// Called from src/autograd.rs and src/kernel/parallel.rs only. No exception leaves this file.
+// Called from autograd.rs and parallel.rs only. No exception leaves this file.
 #include <ATen/Parallel.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>

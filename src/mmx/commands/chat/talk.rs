@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use mmx_models::open::Form;
 
 /// A conversation and the session that has read it.
-pub(super) struct Talk {
+pub(crate) struct Talk {
     session: Session,
     model: Model,
     messages: Messages,
@@ -78,7 +78,7 @@ impl Messages {
 }
 
 impl Talk {
-    pub(super) fn open(args: &ChatArgs) -> Result<Self> {
+    pub(crate) fn open(args: &ChatArgs) -> Result<Self> {
         let form = Form::open(&args.model)?;
         let model = args.device.load(&form)?;
         if model.gguf().metadata().get("tokenizer.ggml.model").is_none() {
@@ -126,20 +126,20 @@ impl Talk {
     }
 
     /// Forgets all but the system message.
-    pub(super) fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.messages.all.truncate(self.messages.system());
         self.messages.forgotten = 0;
     }
 
-    pub(super) fn messages(&self) -> &[Value] {
+    pub(crate) fn messages(&self) -> &[Value] {
         &self.messages.all
     }
 
-    pub(super) fn last(&self) -> Value {
+    pub(crate) fn last(&self) -> Value {
         self.messages.all.last().map_or(Value::Null, |m| m["content"].clone())
     }
 
-    pub(super) fn save(&self, path: Option<&Path>) -> Result<()> {
+    pub(crate) fn save(&self, path: Option<&Path>) -> Result<()> {
         let Some(path) = path else { return Ok(()) };
         let mut text = serde_json::to_vec_pretty(&self.messages.all)
             .map_err(|e| Error::failed(format!("{}: {e}", path.display())))?;
@@ -180,7 +180,7 @@ impl Talk {
     }
 
     /// Answers a message; both become part of the conversation.
-    pub(super) fn answer(&mut self, text: &str, screen: &Screen) -> Result<Generated> {
+    pub(crate) fn answer(&mut self, text: &str, screen: &Screen) -> Result<Generated> {
         self.messages.all.push(chat::message("user", text));
         let (ids, thinking) = match self.prompt() {
             Ok(prompt) => prompt,

@@ -7,7 +7,7 @@ use mmx_eval::report::{self, Report};
 use mmx_eval::{Row, choice};
 
 /// As scripts read it.
-pub(super) fn to_json(report: &Report<'_>) -> Value {
+pub(crate) fn to_json(report: &Report<'_>) -> Value {
     let rows = report.rows.iter().enumerate().map(|(i, row)| {
         let mut object = json!({
             "model": row.path, "engine": row.engine.name(), "type": row.ty.name(), "bytes": row.bytes,
@@ -53,7 +53,7 @@ pub(super) fn to_json(report: &Report<'_>) -> Value {
 }
 
 /// As people read it.
-pub(super) fn to_text(report: &Report<'_>) -> String {
+pub(crate) fn to_text(report: &Report<'_>) -> String {
     let mut out = String::new();
     let width = report.rows.iter().map(|row| columns(&row.name)).max().unwrap_or(0).max(5);
     let model = |row: &Row| {
