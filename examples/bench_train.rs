@@ -9,14 +9,14 @@
 
 use std::time::Instant;
 
-use mmx_training::config::TrainConfig;
-use mmx_data::{Batch, Recipe};
 use crate::error::{Error, Result};
+use mmx_converters::arch::presets;
+use mmx_data::batches::Batches;
+use mmx_data::{Batch, Recipe};
+use mmx_training::config::TrainConfig;
 use mmx_training::model::Model;
 use mmx_training::stage::Pretrain;
 use mmx_training::trainer::Trainer;
-use mmx_data::batches::Batches;
-use mmx_converters::arch::presets;
 use tch::{Device, Kind};
 
 /// Steps before the clock starts: the first ones allocate.

@@ -4,8 +4,8 @@
 
 use std::path::PathBuf;
 
-use mmx_data::{Cache, Dataset, Kind, OnBad, Recipe, SampleOptions};
 use mmx_converters::tokenizer::Tokenizer;
+use mmx_data::{Cache, Dataset, Kind, OnBad, Recipe, SampleOptions};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 

@@ -9,9 +9,9 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::{mmx, mmx_error, mmx_json, mmx_ok, shared, text};
-use mmx_converters::model::adapter::Adapters;
 use mmx_converters::arch::{Config, presets, weights};
 use mmx_converters::gguf::Gguf;
+use mmx_converters::model::adapter::Adapters;
 use mmx_converters::quant::imatrix::Imatrix;
 use mmx_converters::safetensors::SafeTensors;
 use mmx_ggml::FileType;

@@ -4,10 +4,10 @@
 
 use std::path::PathBuf;
 
-use mmx_data::{Batch, Dataset, Kind, Recipe, SampleOptions, reason_tag_ids};
 use mmx_converters::safetensors::SafeTensors;
 use mmx_converters::tensor::Dtype;
 use mmx_converters::tokenizer::Tokenizer;
+use mmx_data::{Batch, Dataset, Kind, Recipe, SampleOptions, reason_tag_ids};
 
 fn shared(name: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared")).join(name)

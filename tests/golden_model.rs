@@ -4,10 +4,10 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use mmx_training::model::{HostTensor, Model};
 use mmx_converters::arch::Config;
 use mmx_converters::safetensors::SafeTensors;
 use mmx_converters::tensor::{Dtype, TensorView};
+use mmx_training::model::{HostTensor, Model};
 use tch::{Device, Kind, Tensor};
 
 const MODELS: [&str; 7] = [

@@ -8,13 +8,13 @@ mod trajectory;
 use std::path::Path;
 
 use common::{mmx, mmx_error, mmx_json, mmx_ok, shared, text};
-use mmx_training::config::{DpoOptions, Logps, LoraOptions, TrainConfig};
-use mmx_data::{Batch, Dataset, Recipe, SampleOptions};
-use mmx_training::model::Model;
-use mmx_training::stage::{self, Part, Setup};
 use mmx_converters::model::adapter::Adapters;
 use mmx_converters::safetensors::SafeTensors;
 use mmx_converters::tokenizer::Tokenizer;
+use mmx_data::{Batch, Dataset, Recipe, SampleOptions};
+use mmx_training::config::{DpoOptions, Logps, LoraOptions, TrainConfig};
+use mmx_training::model::Model;
+use mmx_training::stage::{self, Part, Setup};
 use tch::{Device, Kind, Tensor};
 use trajectory::{Recorded, assert_final, assert_trajectory, config, json, model, train};
 

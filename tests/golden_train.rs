@@ -6,8 +6,8 @@ mod common;
 mod trajectory;
 
 use common::shared;
-use mmx_training::config::TrainConfig;
 use mmx_data::Recipe;
+use mmx_training::config::TrainConfig;
 use mmx_training::stage;
 use mmx_training::trainer::Trainer;
 use trajectory::{Recorded, assert_final, assert_trajectory, config, json, model, train};
@@ -170,9 +170,9 @@ fn a_run_without_an_optimizer_step_is_refused() {
 /// another order).
 #[test]
 fn packed_rows_have_the_loss_and_gradient_of_separate_ones() {
-    use mmx_data::{Batch, Dataset, SampleOptions};
-    use mmx_data::batches::{Batches, Ordered, Packed};
     use mmx_converters::tokenizer::Tokenizer;
+    use mmx_data::batches::{Batches, Ordered, Packed};
+    use mmx_data::{Batch, Dataset, SampleOptions};
 
     for (folder, kind, recipe) in
         [("golden", "minimind2", Recipe::R2025), ("golden-2026", "minimind3", Recipe::R2026)]

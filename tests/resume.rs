@@ -14,17 +14,17 @@ use std::process::Command;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use crate::error::{Error, Result};
 use common::{mmx, mmx_error, mmx_json, shared, text};
 use interrupted::{End, STAGES, command, keeping, kill_and_resume, said, start};
+use mmx_converters::model::generation::Generation;
+use mmx_data::{Batch, Kind as Data, Recipe};
 use mmx_training::checkpoint::{self, Context};
 use mmx_training::config::TrainConfig;
-use mmx_data::{Batch, Kind as Data, Recipe};
-use crate::error::{Error, Result};
 use mmx_training::model::{HostTensor, Model};
-use mmx_training::stage::{self, Defaults, Loss, Pretrain, Stage};
 use mmx_training::session::{self, Session};
+use mmx_training::stage::{self, Defaults, Loss, Pretrain, Stage};
 use mmx_training::trainer::{MicroStep, Trainer};
-use mmx_converters::model::generation::Generation;
 use tch::{Device, Kind};
 use trajectory::{Recorded, assert_final, json, model};
 
@@ -203,7 +203,10 @@ fn a_stopped_run_saves_and_goes_on_exactly() {
         assert_eq!(status.code(), Some(1), "{stderr}");
         assert!(stderr.contains("error: interrupted after step"), "{stderr}");
         assert!(stderr.contains("hint: the same command with --resume"), "{stderr}");
-        let newest = mmx_converters::model::run_folder::checkpoints(&out).expect("a folder").pop().expect("a checkpoint");
+        let newest = mmx_converters::model::run_folder::checkpoints(&out)
+            .expect("a folder")
+            .pop()
+            .expect("a checkpoint");
         checkpoint::check(&newest).expect("whole");
         interrupted::finish(command("sft", &out));
         End::of(&out).assert_same(&expected, signal);
@@ -224,7 +227,10 @@ fn a_full_disk_leaves_the_last_good_checkpoint() {
         let left = fs_err::read_dir(out).expect("a folder").flatten();
         let left: Vec<_> = left.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
         assert!(!left.iter().any(|name| name.ends_with(".part")), "{left:?}");
-        let newest = mmx_converters::model::run_folder::checkpoints(out).expect("a folder").pop().expect("a checkpoint");
+        let newest = mmx_converters::model::run_folder::checkpoints(out)
+            .expect("a folder")
+            .pop()
+            .expect("a checkpoint");
         checkpoint::check(&newest).expect("whole");
         interrupted::finish(command("sft", out));
         End::of(out).assert_same(&expected, reason);

@@ -229,7 +229,8 @@ fn greedy_ids_of_the_golden_models_equal_the_other_engines() {
         #[cfg(feature = "train")]
         let native = {
             let open = mmx_converters::Model::open(&model).expect("a golden model");
-            mmx_training::model::Model::from_model(&open, tch::Device::Cpu, tch::Kind::Float).expect("tch")
+            mmx_training::model::Model::from_model(&open, tch::Device::Cpu, tch::Kind::Float)
+                .expect("tch")
         };
         let mut compared = 0;
         for prompt in ["Translate 一下: apples", "好😀", "3 apples", "a", "一下"] {

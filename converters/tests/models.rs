@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use mmx_converters::arch::{self, Config, Layout, presets};
+use mmx_converters::gguf::{GgmlType, Gguf, Value};
 use mmx_converters::model::fallback::Fallback;
 use mmx_converters::model::folder::{self, Folder, Written};
 use mmx_converters::model::generation::Generation;
-use mmx_converters::gguf::{GgmlType, Gguf, Value};
-use mmx_converters::tensor::Dtype;
 use mmx_converters::model::to_gguf::ToGguf;
+use mmx_converters::tensor::Dtype;
 use mmx_converters::{Error, Model, Result};
 use sha2::{Digest, Sha256};
 

@@ -14,12 +14,12 @@ use std::sync::Once;
 use llama_cpp_sys_2 as sys;
 use mmx_converters::quant::imatrix::Imatrix;
 
-use crate::wrap::plan::{MAX_THREADS, Pool, thread_count};
+use crate::error::{Error, Result};
 use crate::run::clock::Clock;
 use crate::wrap::cpu::kernels;
-use crate::error::{Error, Result};
-use mmx_converters::quant::file_type::FileType;
 use crate::wrap::log;
+use crate::wrap::plan::{MAX_THREADS, Pool, thread_count};
+use mmx_converters::quant::file_type::FileType;
 
 /// Tokens evaluated in one go, llama.cpp's own default of a physical batch.
 const BATCH: usize = 512;

@@ -15,21 +15,18 @@ use mmx_converters::tokenizer::Tokenizer;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
+use super::jsonl::Kind;
 use super::make::{Failure, Job, Place};
 use super::sample::Encoder;
-use super::tokens::{Key, TokenFile};
-use super::jsonl::Kind;
 use super::sample::SampleOptions;
+use super::tokens::{Key, TokenFile};
 use mmx_converters::digest;
 use mmx_converters::progress::{Listener, Silent};
 use mmx_converters::{Error, Result};
 
 /// The code that turns lines into samples: with another, samples may be others.
-const CODE: [&str; 3] = [
-    include_str!("sample.rs"),
-    include_str!("jsonl.rs"),
-    include_str!("tokens.rs"),
-];
+const CODE: [&str; 3] =
+    [include_str!("sample.rs"), include_str!("jsonl.rs"), include_str!("tokens.rs")];
 
 /// Bytes that the kept files may take: the tokens of some 50 GB of text.
 const LIMIT: u64 = 20_000_000_000;

@@ -23,5 +23,5 @@ pub use cache::Cache;
 pub use dataset::Dataset;
 pub use jsonl::{Fault, Kind, Record};
 pub use pack::Rows;
-pub use stages::reason_tag_ids;
 pub use sample::{OnBad, Recipe, Sample, SampleOptions};
+pub use stages::reason_tag_ids;

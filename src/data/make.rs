@@ -7,11 +7,11 @@ use mmx_converters::Error;
 use mmx_converters::progress::{Listener, Progress};
 use rayon::prelude::*;
 
+use super::jsonl::{self, Fault};
 use super::sample::Encoder;
+use super::sample::Sample;
 use super::source::{Block, Blocks};
 use super::tokens::{Key, TokenFile, Writer};
-use super::jsonl::{self, Fault};
-use super::sample::Sample;
 
 /// A file to be tokenized.
 pub(super) struct Job<'a> {

@@ -8,8 +8,8 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::Scope;
 
-use crate::batches::Batches;
 use crate::Batch;
+use crate::batches::Batches;
 use mmx_converters::{Error, Result};
 
 /// Batches that wait in the queue; one more is in the thread's hands.

@@ -11,9 +11,9 @@ use mmx_converters::tokenizer::Tokenizer;
 use super::interval;
 use super::prompt::{self, By, Prompt, Style};
 use super::questions::{Question, Subject};
+use mmx_converters::{Error, Result};
 use mmx_models::compare;
 use mmx_models::engines::Engine;
-use mmx_converters::{Error, Result};
 
 /// What decides which answer a model gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -9,9 +9,9 @@ use mmx_converters::tokenizer::Tokenizer;
 use mmx_ggml::run::{Model, Session, SessionOptions};
 use serde_json::Value;
 
-use mmx_models::compare;
-use mmx_data::jsonl::{self, Kind, Record};
 use mmx_converters::{Error, Result};
+use mmx_data::jsonl::{self, Kind, Record};
+use mmx_models::compare;
 
 /// A chat to be continued, and the continuation that is right.
 #[derive(Clone, Debug, PartialEq)]

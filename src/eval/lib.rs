@@ -17,9 +17,9 @@ use std::path::{Path, PathBuf};
 
 use mmx_converters::gguf::GgmlType;
 
+use mmx_converters::Error;
 use mmx_data::jsonl::Fault;
 use mmx_models::engines::Kind;
-use mmx_converters::Error;
 
 /// z of a normal distribution within which 95 % lie.
 pub const Z95: f64 = 1.959_964;

@@ -13,11 +13,11 @@ use std::path::{Path, PathBuf};
 use mmx_converters::tokenizer::Tokenizer;
 
 use super::Z95;
-use mmx_models::compare;
+use mmx_converters::{Error, Result};
 use mmx_data::jsonl;
 use mmx_data::texts;
+use mmx_models::compare;
 use mmx_models::engines::Engine;
-use mmx_converters::{Error, Result};
 use mmx_models::open::Form;
 
 /// How a text is cut.

@@ -11,8 +11,8 @@ use csv::ByteRecord;
 use serde_json::{Map, Value};
 
 use super::fault_at;
-use mmx_data::jsonl::{self, Fault, Line};
 use mmx_converters::{Error, Result};
+use mmx_data::jsonl::{self, Fault, Line};
 
 /// Questions of a file's subject.
 #[derive(Clone, Debug, PartialEq)]

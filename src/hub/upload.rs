@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
-use mmx_converters::model::adapter::{self, Adapters};
+use mmx_converters::Model;
 use mmx_converters::file::Bytes;
 use mmx_converters::gguf::Gguf;
+use mmx_converters::model::adapter::{self, Adapters};
 use mmx_converters::pth::Pth;
 use mmx_converters::safetensors::SafeTensors;
-use mmx_converters::Model;
 use mmx_converters::safetensors::shards;
 use serde::Serialize;
 use serde_json::{Value, json};

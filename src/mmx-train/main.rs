@@ -49,7 +49,9 @@ fn main() -> ExitCode {
             let matches = command.get_matches_mut(); // misuse: clap prints the usage and exits 2
             let options = error::options_of(&command);
             match Train::from_arg_matches(&matches) {
-                Ok(args) => (same_version().and_then(|()| flags::run(args.train, args.json)), options),
+                Ok(args) => {
+                    (same_version().and_then(|()| flags::run(args.train, args.json)), options)
+                }
                 Err(error) => error.exit(),
             }
         }

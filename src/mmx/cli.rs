@@ -5,8 +5,8 @@
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    bench, chat, data, doctor, eval, export, imatrix, import, inspect, logits, ollama, plot, pull, push, quantize, run,
-    serve, tokenizer, train, verify,
+    bench, chat, data, doctor, eval, export, imatrix, import, inspect, logits, ollama, plot, pull,
+    push, quantize, run, serve, tokenizer, train, verify,
 };
 use crate::error::Result;
 

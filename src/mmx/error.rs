@@ -136,7 +136,10 @@ mod tests {
         let options = ["--accum".to_owned(), "--max-seq-len".to_owned()];
         for (text, expected) in [
             ("lower `max_seq_len` or `accum`", "lower --max-seq-len or --accum"),
-            ("`accum` of a step, see `mmx train --help`", "--accum of a step, see `mmx train --help`"),
+            (
+                "`accum` of a step, see `mmx train --help`",
+                "--accum of a step, see `mmx train --help`",
+            ),
             ("`mmx data check` lists `all`", "`mmx data check` lists `all`"),
             ("a ` alone", "a ` alone"),
         ] {

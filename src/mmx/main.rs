@@ -18,6 +18,7 @@ fn main() -> ExitCode {
     }
     let cli = cli::Cli::parse(); // misuse: clap prints the usage and exits 2
     let result = cli::run(cli);
-    let options = if result.is_err() { error::options_of(&cli::Cli::command()) } else { Vec::new() };
+    let options =
+        if result.is_err() { error::options_of(&cli::Cli::command()) } else { Vec::new() };
     error::exit_code(result, &options)
 }

@@ -1,8 +1,8 @@
 //! ggml's quantizers in the form the writers of [`mmx_converters`] take them, which know nothing of ggml.
 
 use mmx_converters::arch::Config;
-use mmx_converters::model::fallback::Fallback;
 use mmx_converters::gguf::GgmlType;
+use mmx_converters::model::fallback::Fallback;
 use mmx_converters::quant::imatrix::Imatrix;
 use mmx_ggml::{FileType, quant as blocks};
 
@@ -24,7 +24,8 @@ pub fn recipe_with(
     shape: &[usize],
     importance: bool,
 ) -> (GgmlType, Option<Fallback>) {
-    let (ty, fallback) = mmx_converters::quant::file_type::recipe(file, config, name, shape, importance);
+    let (ty, fallback) =
+        mmx_converters::quant::file_type::recipe(file, config, name, shape, importance);
     let fallback = fallback.map(|f| Fallback {
         tensor: f.tensor,
         wanted: f.wanted.to_owned(),

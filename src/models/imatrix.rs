@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use mmx_converters::quant::imatrix::Imatrix;
 use mmx_ggml::judge::LlamaModel;
 
-use mmx_converters::{Error, Result};
 use crate::open::Form;
+use mmx_converters::{Error, Result};
 
 /// What to collect, and from what.
 #[derive(Clone, Debug)]

@@ -8,15 +8,15 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use mmx_converters::Model;
-use mmx_converters::model::fallback::{self, Fallback};
 use mmx_converters::gguf::{self, GgmlType, Gguf, Metadata, TensorInfo, TensorSpec, Value};
+use mmx_converters::model::fallback::{self, Fallback};
 use mmx_converters::quant::imatrix::Imatrix;
 use mmx_converters::tensor::{self, Dtype};
 use mmx_ggml::FileType;
 use serde::Serialize;
 
-use mmx_converters::{Error, Result};
 use crate::blocks;
+use mmx_converters::{Error, Result};
 
 /// What to quantize.
 #[derive(Clone, Debug)]

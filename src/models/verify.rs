@@ -10,9 +10,9 @@ use mmx_converters::gguf::GgmlType;
 
 use crate::compare::{self, Difference};
 use crate::engines::{self, Engine, Kind};
-use mmx_converters::{Error, Result};
 use crate::open::Form;
 use crate::sample_text::SAMPLE_TEXT;
+use mmx_converters::{Error, Result};
 
 /// What decides whether a row is ok.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -30,8 +30,8 @@ use mmx_converters::progress::Listener;
 use mmx_ggml::run::{KvType, LoadOptions};
 use serde_json::{Value, json};
 
-use mmx_converters::{Error, Result};
 use error::ApiError;
+use mmx_converters::{Error, Result};
 use openai::{chat, completions, embeddings};
 use served_model::Served;
 

@@ -11,14 +11,14 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::openai::chat::{Ask, start, thinking_variables};
-use super::openai::completions::Input;
 use super::engine::{Event, Events, Summary};
 use super::error::ApiError;
+use super::openai::chat::{Ask, start, thinking_variables};
+use super::openai::completions::Input;
+use super::openai::embeddings;
 use super::request::sampling::{OneOrMany, Params, parse};
 use super::served_model::{Served, parameters};
 use super::stream::{Translate, collect, finish_name, respond};
-use super::openai::embeddings;
 use super::{App, blocking};
 use mmx_converters::chat::answer::{Piece, Splitter};
 

@@ -11,9 +11,9 @@ use mmx_ggml::run::{Model, Sampling, SlotsOptions};
 use serde_json::{Value, json};
 
 use super::Options;
+use super::engine::grammar::{Constraint, Grammars};
 use super::engine::{self, Engine, Events, Job, Task, Write};
 use super::error::ApiError;
-use super::engine::grammar::{Constraint, Grammars};
 use mmx_converters::digest;
 use mmx_converters::{Error, Result};
 use mmx_models::open::Form;

@@ -23,12 +23,12 @@ use mmx_converters::tensor::Dtype;
 use serde::{Deserialize, Serialize};
 
 use crate::config::TrainConfig;
-use mmx_converters::digest;
 use crate::error::{Error, Result};
 use crate::model::HostTensor;
 use crate::optim::{AdamW, Part};
-use mmx_converters::model::run_folder;
 use crate::trainer::{Position, Trainer};
+use mmx_converters::digest;
+use mmx_converters::model::run_folder;
 
 /// Where a checkpoint is while it is written.
 const STAGING: (&str, &str) = (".mmx-checkpoint-", ".part");
@@ -113,7 +113,8 @@ pub fn save(context: &Context<'_>, trainer: &Trainer<'_>) -> Result<PathBuf> {
     sync(&training)?;
     sync(&whole)?;
 
-    let place = dir.join(run_folder::name(trainer.position().step, trainer.optimizer().accumulated()));
+    let place =
+        dir.join(run_folder::name(trainer.position().step, trainer.optimizer().accumulated()));
     if place.exists() {
         if check(&place).is_ok() {
             return Ok(place); // a run that was resumed here and went no further

@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use mmx_data::{Kind, Recipe};
 use crate::error::{Error, Result};
 use crate::stage::Stage;
+use mmx_data::{Kind, Recipe};
 
 /// A resolved training configuration. Resuming with another one would not continue the same run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -229,9 +229,7 @@ impl TrainConfig {
         }
         match self.dtype.as_str() {
             "f32" | "bf16" => Ok(()),
-            other => {
-                Err(Error::setting("dtype", "auto, f32 or bf16", other))
-            }
+            other => Err(Error::setting("dtype", "auto, f32 or bf16", other)),
         }
     }
 

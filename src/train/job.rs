@@ -188,7 +188,8 @@ impl Job {
 
         if let Some(path) = &self.request.dump_batches {
             // padded as the reference builds them, also where the model is spared the padding
-            let mut dumped = batches_of(&config, &dataset, &self.request.data, config.shuffle, true);
+            let mut dumped =
+                batches_of(&config, &dataset, &self.request.data, config.shuffle, true);
             session::dump_batches(path, dumped.as_mut(), config.epochs)?;
         }
         let stage = self.stage.as_ref();
@@ -222,7 +223,9 @@ impl Job {
             listener.say(&estimate.describe(can_be_had));
             if let Some((_, state)) = &resumed {
                 let Position { step, micro_step, epoch, .. } = state.position;
-                listener.say(&format!("resumed after step {step} (micro-step {micro_step}, epoch {epoch})"));
+                listener.say(&format!(
+                    "resumed after step {step} (micro-step {micro_step}, epoch {epoch})"
+                ));
             }
             let save_tokenizer = |dir: &Path| tokenizer.save(dir);
             let validation = match &mut held_out_batches {

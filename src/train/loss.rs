@@ -5,12 +5,12 @@
 
 use tch::{Device, Kind, TchError, Tensor};
 
-use crate::kernel::autograd::differentiable;
-use mmx_data::Batch;
 use crate::error::{Error, Result, TorchError};
 use crate::kernel;
+use crate::kernel::autograd::differentiable;
 use crate::model::device::upload;
 use crate::model::{Model, wide};
+use mmx_data::Batch;
 
 /// The learned targets of a batch, on the device.
 #[derive(Debug)]

@@ -11,15 +11,15 @@ use mmx_converters::tensor::Dtype;
 use mmx_converters::tokenizer::Tokenizer;
 use serde_json::{Map, Value, json};
 
-use mmx_data::batches::Batches;
-use crate::report::log::{Metrics, Progress, trace};
-use crate::report::samples::Prompts;
-use crate::trainer::{MicroStep, Position, Trainer};
 use crate::checkpoint::{self, Context};
 use crate::error::{Error, Result, TorchError};
 use crate::model::Model;
-use mmx_converters::model::run_folder::{self, Claim};
+use crate::report::log::{Metrics, Progress, trace};
+use crate::report::samples::Prompts;
 use crate::stage::{Part, Stage};
+use crate::trainer::{MicroStep, Position, Trainer};
+use mmx_converters::model::run_folder::{self, Claim};
+use mmx_data::batches::Batches;
 
 /// Between checkpoints where no number of steps is given: what an interruption may cost.
 const SAVE_INTERVAL: Duration = Duration::from_secs(600);
@@ -243,7 +243,9 @@ impl Run {
         }
         let step = trainer.position().step;
         match checkpoint::save(&session.context, trainer) {
-            Ok(path) => session.listener.say(&format!("saved step {step} before ending: {}", path.display())),
+            Ok(path) => session
+                .listener
+                .say(&format!("saved step {step} before ending: {}", path.display())),
             Err(error) => session.listener.say(&format!("step {step} could not be saved: {error}")),
         }
     }

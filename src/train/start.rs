@@ -3,8 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use mmx_converters::model::adapter::{self, Adapters};
 use mmx_converters::arch::{Config, presets};
+use mmx_converters::model::adapter::{self, Adapters};
 use mmx_converters::model::generation::Generation;
 use mmx_converters::progress::Listener;
 use mmx_converters::tokenizer::Tokenizer;
@@ -12,10 +12,10 @@ use sha2::{Digest, Sha256};
 use tch::{Device, Kind};
 
 use crate::config::TrainConfig;
-use mmx_converters::digest::hexadecimal;
 use crate::error::{Error, Result};
-use crate::model::Model;
 use crate::memory::estimate::check_model;
+use crate::model::Model;
+use mmx_converters::digest::hexadecimal;
 
 /// What the command line says about models.
 pub struct Start<'a> {
@@ -95,7 +95,8 @@ impl Start<'_> {
             _ => return Ok(None),
         };
         let Some(path) = path else {
-            let what = if option == "from" { "the reference, a model" } else { "a model to learn from" };
+            let what =
+                if option == "from" { "the reference, a model" } else { "a model to learn from" };
             return Err(Error::setting(option, what, "none"));
         };
         let (model, _) = self.open_model(&mmx_hub::resolve(path)?, false)?;

@@ -24,5 +24,7 @@ pub fn choose_kernels() -> crate::error::Result<()> {
     };
     let called = call();
     tch::set_num_threads(threads);
-    called.map_err(|e| <crate::error::Error as crate::error::TorchError>::torch("choosing kernels", &e))
+    called.map_err(|e| {
+        <crate::error::Error as crate::error::TorchError>::torch("choosing kernels", &e)
+    })
 }

@@ -8,14 +8,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor};
 
-use mmx_data::batches::Batches;
 use crate::config::TrainConfig;
-use mmx_data::Batch;
 use crate::error::{Error, Result, TorchError};
 use crate::model::Model;
 use crate::optim::{AdamW, Options};
 use crate::schedule::Schedule;
 use crate::stage::{Loss, Part, Stage};
+use mmx_data::Batch;
+use mmx_data::batches::Batches;
 
 /// Where a run is: everything before it is done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -66,7 +66,10 @@ pub(crate) struct End {
 
 impl End {
     pub(crate) fn of(run: &Path) -> Self {
-        let newest = mmx_converters::model::run_folder::checkpoints(run).expect("a folder").pop().expect("a checkpoint");
+        let newest = mmx_converters::model::run_folder::checkpoints(run)
+            .expect("a folder")
+            .pop()
+            .expect("a checkpoint");
         let read = |name: &str| fs_err::read(newest.join(name));
         let weights = read("model.safetensors").or_else(|_| read("adapter_model.safetensors"));
         let log = fs_err::read_to_string(run.join("metrics.jsonl")).expect("a log");

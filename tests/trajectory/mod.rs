@@ -3,14 +3,14 @@
 
 use std::path::Path;
 
-use mmx_training::config::TrainConfig;
-use mmx_data::{Batch, Recipe};
 use crate::error::Result;
+use mmx_converters::safetensors::SafeTensors;
+use mmx_data::batches::Batches;
+use mmx_data::{Batch, Recipe};
+use mmx_training::config::TrainConfig;
 use mmx_training::model::{HostTensor, Model};
 use mmx_training::stage::Stage;
-use mmx_data::batches::Batches;
 use mmx_training::trainer::{MicroStep, Trainer};
-use mmx_converters::safetensors::SafeTensors;
 use serde_json::Value;
 use tch::{Device, Kind};
 

@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::arch::{self, Config, Layout, gather, public_tensors};
-use crate::model::fallback::{Fallback, Weights, float_fallbacks, refuse_fallbacks};
 use crate::error::{Error, Result};
 use crate::file;
+use crate::model::fallback::{Fallback, Weights, float_fallbacks, refuse_fallbacks};
 use crate::model::generation::{self, Generation};
 use crate::safetensors::TensorSpec;
 use crate::safetensors::shards;

@@ -5,11 +5,11 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use crate::model::adapter::{self, Adapters};
 use crate::arch::{self, Config, Layout, Place, Public, Weight, assemble, public_tensors};
 use crate::error::{Error, Result, TensorReport};
-use crate::model::generation::{self, Generation};
 use crate::gguf::{GgmlType, Gguf};
+use crate::model::adapter::{self, Adapters};
+use crate::model::generation::{self, Generation};
 use crate::pth::Pth;
 use crate::safetensors::SafeTensors;
 use crate::tensor::{self, Dtype};

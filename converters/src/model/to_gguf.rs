@@ -5,10 +5,10 @@ use std::borrow::Cow;
 use std::path::Path;
 
 use crate::arch::{self, Config, Family, Layout, Public, Role, Weight, gather, public_tensors};
-use crate::model::fallback::{Fallback, Weights, range_fallback, refuse_fallbacks};
 use crate::error::{Error, Result};
-use crate::model::generation::Generation;
 use crate::gguf::{self, GgmlType, Metadata, TensorSpec, Value};
+use crate::model::fallback::{Fallback, Weights, range_fallback, refuse_fallbacks};
+use crate::model::generation::Generation;
 use crate::tensor::{self, Dtype};
 
 /// The type a tensor (GGUF name, shape outermost first) gets, and why if it is not the one asked for.

@@ -11,9 +11,9 @@ use std::io::Write;
 use std::path::Path;
 
 use crate::arch::{self, Config, Role};
-use crate::model::fallback::Weights;
 use crate::error::{Error, Result};
 use crate::file;
+use crate::model::fallback::Weights;
 use crate::tensor::{self, Dtype};
 
 /// Where torch aligns storages to, by padding in the zip's extra fields.

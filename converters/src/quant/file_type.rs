@@ -99,10 +99,7 @@ impl FromStr for FileType {
         };
         Self::ALL.iter().copied().find(|t| t.name() == name).ok_or_else(|| {
             let known: Vec<_> = Self::ALL.iter().map(|t| t.name()).collect();
-            Error::misuse(format!(
-                "file type: expected one of {}, found {text}",
-                known.join(", ")
-            ))
+            Error::misuse(format!("file type: expected one of {}, found {text}", known.join(", ")))
         })
     }
 }

@@ -9,8 +9,8 @@ use std::ffi::{c_int, c_void};
 use llama_cpp_sys_2 as sys;
 use mmx_converters::gguf::GgmlType;
 
-use crate::wrap::context::Context;
 use crate::error::{Error, Result};
+use crate::wrap::context::Context;
 use crate::wrap::tensor::Tensor;
 
 /// Values of a register.
@@ -266,9 +266,9 @@ mod tests {
     use half::f16;
 
     use super::*;
-    use crate::wrap::plan::{Plan, Pool, Slot};
     use crate::kernel::custom::Compute;
     use crate::kernel::custom::trial::compute_apart;
+    use crate::wrap::plan::{Plan, Pool, Slot};
     use mmx_converters::random::SplitMix64;
 
     /// Attention as one would write it down.

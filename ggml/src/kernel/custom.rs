@@ -11,8 +11,8 @@ use std::ops::Range;
 use llama_cpp_sys_2 as sys;
 use mmx_converters::gguf::GgmlType;
 
-use crate::wrap::context::Context;
 use crate::error::Result;
+use crate::wrap::context::Context;
 use crate::wrap::tensor::{Tensor, to_ne};
 
 /// Weights that are multiplied with all tokens before the next ones, bytes: they stay in the second cache.

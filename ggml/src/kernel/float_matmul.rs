@@ -11,9 +11,9 @@ use std::ffi::{c_int, c_void};
 use llama_cpp_sys_2 as sys;
 use mmx_converters::gguf::GgmlType;
 
-use crate::wrap::context::Context;
-use crate::kernel::custom::{self, Activations};
 use crate::error::{Error, Result};
+use crate::kernel::custom::{self, Activations};
+use crate::wrap::context::Context;
 use crate::wrap::tensor::Tensor;
 
 /// Values of a register.
@@ -317,10 +317,10 @@ mod avx512 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wrap::plan::{Plan, Slot};
     use crate::kernel::custom::Compute;
     use crate::kernel::custom::trial::{Numbers, compute_apart};
     use crate::quant::{dequantize_rows, quantize_rows};
+    use crate::wrap::plan::{Plan, Slot};
     use mmx_converters::random::SplitMix64;
 
     fn product(

@@ -3,9 +3,9 @@
 use super::model::Model;
 use super::session::{KvType, Session, SessionOptions};
 use super::slots::{Part, Slots, SlotsOptions};
-use crate::run::clock::Clock;
 use crate::error::Result;
 use crate::judge::Speed;
+use crate::run::clock::Clock;
 
 /// Prefill of `n_prompt` made-up tokens, then, from an empty cache, `n_gen` tokens one by one without
 /// sampling; float16 cache, one warm-up before each. The same tokens as

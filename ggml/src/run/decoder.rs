@@ -11,12 +11,12 @@ use mmx_converters::gguf::GgmlType;
 
 use super::kv_cache::KvCache;
 use super::weights::{Ffn, Fused, Layer, Matrix, Weights};
-use crate::kernel::attention;
-use crate::wrap::plan::{Nodes, Plan, Slot};
-use crate::wrap::context::Context;
-use crate::kernel::custom::Activations;
 use crate::error::Result;
+use crate::kernel::attention;
+use crate::kernel::custom::Activations;
+use crate::wrap::context::Context;
 use crate::wrap::graph::Rope;
+use crate::wrap::plan::{Nodes, Plan, Slot};
 use crate::wrap::tensor::Tensor;
 
 /// What a graph is made for.

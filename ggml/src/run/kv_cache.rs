@@ -8,11 +8,11 @@ use llama_cpp_sys_2 as sys;
 use mmx_converters::arch::Config;
 use mmx_converters::gguf::GgmlType;
 
+use crate::error::{Error, Result};
 use crate::kernel::attention;
-use crate::wrap::plan::{Buffer, BufferType, copy_within};
 use crate::wrap::context::Context;
 use crate::wrap::device::{Pair, Split};
-use crate::error::{Error, Result};
+use crate::wrap::plan::{Buffer, BufferType, copy_within};
 use crate::wrap::tensor::Tensor;
 
 /// Cells are made in multiples of this, so that every length of past that a graph is made for exists.

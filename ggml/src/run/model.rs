@@ -5,15 +5,15 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use mmx_converters::arch::Config;
-use mmx_converters::model::generation::Generation as Defaults;
 use mmx_converters::gguf::Gguf;
+use mmx_converters::model::generation::Generation as Defaults;
 use mmx_converters::tokenizer::Tokenizer;
 
 use super::sampler::Sampling;
 use super::weights::Weights;
+use crate::error::Result;
 use crate::kernel::attention;
 use crate::wrap::device::Device;
-use crate::error::Result;
 
 /// How a model is loaded.
 #[derive(Clone, Debug)]
@@ -172,10 +172,10 @@ mod tests {
     use mmx_converters::arch::presets;
 
     use super::*;
-    use mmx_converters::quant::file_type::FileType;
     use crate::run::random_model::random_gguf;
-    use mmx_converters::random::SplitMix64;
     use crate::run::{Session, SessionOptions};
+    use mmx_converters::quant::file_type::FileType;
+    use mmx_converters::random::SplitMix64;
 
     /// Two bytes at random places of the header or of the weights: nothing but an error or logits may come of it. What
     /// would be read or written beside memory is seen by scripts/check-asan.

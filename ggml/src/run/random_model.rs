@@ -10,8 +10,8 @@ use mmx_converters::tokenizer::train::{WordCounts, train};
 use mmx_converters::tokenizer::{SpecialSet, Tokenizer};
 
 use crate::error::{Error, Result};
-use mmx_converters::quant::file_type::{FileType, recipe};
 use crate::quant::quantize_rows;
+use mmx_converters::quant::file_type::{FileType, recipe};
 use mmx_converters::random::SplitMix64;
 
 /// Writes a GGUF of `config` with random weights and no tokenizer; the same seed gives the same file.

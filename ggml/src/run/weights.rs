@@ -17,15 +17,15 @@ use mmx_converters::error::TensorReport;
 use mmx_converters::gguf::{GgmlType, Gguf, TensorInfo};
 
 use super::model::LoadOptions;
-use crate::kernel::arena::{Arena, LINE};
-use crate::wrap::plan::{ALIGNMENT, Buffer, BufferType, fill};
-use crate::wrap::context::Context;
-use crate::wrap::cpu::kernels;
-use crate::kernel::float_matmul;
-use crate::wrap::device::{DeviceRef, Split};
 use crate::error::Result;
+use crate::kernel::arena::{Arena, LINE};
+use crate::kernel::float_matmul;
 use crate::kernel::quant_matmul::{self, Packed};
 use crate::quant::dequantize_rows;
+use crate::wrap::context::Context;
+use crate::wrap::cpu::kernels;
+use crate::wrap::device::{DeviceRef, Split};
+use crate::wrap::plan::{ALIGNMENT, Buffer, BufferType, fill};
 use crate::wrap::tensor::Tensor;
 
 /// A weight of [`Weights`].
@@ -390,7 +390,8 @@ impl Loader<'_> {
             let rows = info.shape[info.shape.len().saturating_sub(2)];
             let at = groups.len();
             // experts' floats that our own kernel multiplies where they lie would have to be copied to join
-            let apart = info.shape.len() == 3 && self.dense && float_matmul::fits(info.ty, &info.shape);
+            let apart =
+                info.shape.len() == 3 && self.dense && float_matmul::fits(info.ty, &info.shape);
             match groups.last_mut() {
                 Some((ty, members, total)) if *ty == info.ty && !apart => {
                     outputs.push((at - 1, *total, rows));

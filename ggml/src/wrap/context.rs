@@ -7,8 +7,8 @@ use llama_cpp_sys_2 as sys;
 use mmx_converters::gguf::GgmlType;
 
 use crate::error::{Error, Result};
-use crate::wrap::log;
 use crate::quant::sys_type;
+use crate::wrap::log;
 use crate::wrap::tensor::{MAX_DIMS, Tensor, to_ne};
 
 /// Owns descriptions of tensors; freed when dropped.

@@ -10,8 +10,8 @@ use std::sync::OnceLock;
 
 use llama_cpp_sys_2 as sys;
 
-use crate::wrap::device::DeviceRef;
 use crate::error::{Error, Result};
+use crate::wrap::device::DeviceRef;
 use crate::wrap::log;
 
 type NewPool = unsafe extern "C" fn(*mut sys::ggml_threadpool_params) -> *mut sys::ggml_threadpool;

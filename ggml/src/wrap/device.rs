@@ -6,10 +6,10 @@ use std::ptr::NonNull;
 
 use llama_cpp_sys_2 as sys;
 
-use crate::wrap::plan::BufferType;
-use crate::wrap::cpu::kernels;
 use crate::error::{Error, Result};
+use crate::wrap::cpu::kernels;
 use crate::wrap::log;
+use crate::wrap::plan::BufferType;
 use crate::wrap::tensor::Tensor;
 
 /// A device that layers can be put on.

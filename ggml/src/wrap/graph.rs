@@ -7,8 +7,8 @@
 use llama_cpp_sys_2 as sys;
 use mmx_converters::gguf::GgmlType;
 
-use crate::wrap::context::Context;
 use crate::error::{Error, Result};
+use crate::wrap::context::Context;
 use crate::wrap::tensor::Tensor;
 
 /// ggml's number for halves that turn. Source: GGML_ROPE_TYPE_NEOX, ggml.h (a macro, so not in the bindings).

@@ -11,10 +11,10 @@ use std::time::Duration;
 use llama_cpp_sys_2 as sys;
 use mmx_converters::gguf::Gguf;
 
+use crate::error::{Error, Result};
 use crate::wrap::context::Context;
 use crate::wrap::cpu::kernels;
 use crate::wrap::device::{Pair, Stream};
-use crate::error::{Error, Result};
 use crate::wrap::log;
 use crate::wrap::tensor::Tensor;
 

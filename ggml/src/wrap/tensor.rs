@@ -10,8 +10,8 @@ use std::ptr::NonNull;
 use llama_cpp_sys_2 as sys;
 use mmx_converters::gguf::GgmlType;
 
-use crate::wrap::context::Context;
 use crate::error::{Error, Result};
+use crate::wrap::context::Context;
 
 /// Dimensions a ggml tensor has at most.
 pub const MAX_DIMS: usize = 4;

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use mmx_converters::Model;
 use mmx_converters::gguf::Gguf;
-use mmx_converters::safetensors::SafeTensors;
 use mmx_converters::model::to_gguf::ToGguf;
+use mmx_converters::safetensors::SafeTensors;
 use mmx_ggml::{FileType, quant, recipe};
 
 /// The golden models: dense, with experts, with shared experts, top 1 and top 2, with and without q/k norms.

@@ -11,8 +11,8 @@ use mmx_ggml::{Clock, FileType};
 use serde_json::{Value, json};
 
 use crate::args::device::DeviceArgs;
-use crate::format;
 use crate::error::{Error, Result};
+use crate::format;
 use mmx_models::open::Form;
 
 /// Measure how fast a model reads a prompt and writes text

@@ -11,10 +11,10 @@ use rustyline::error::ReadlineError;
 use serde_json::json;
 
 use crate::args::device::DeviceArgs;
-use crate::format;
 use crate::commands::run::{RunnerArgs, SamplingArgs, finish_name};
-use mmx_converters::chat::answer::Piece;
 use crate::error::{Error, Result};
+use crate::format;
+use mmx_converters::chat::answer::Piece;
 use talk::Talk;
 
 /// Chat with a model

@@ -1,8 +1,8 @@
 //! `mmx data`: what is wrong with a data file, and what a model would learn from it.
 
 use std::io::IsTerminal as _;
-use std::sync::Arc;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::{Args, Subcommand, ValueEnum};
 use mmx_converters::tokenizer::Tokenizer;
@@ -10,10 +10,10 @@ use rayon::prelude::*;
 use serde_json::{Value, json};
 
 use crate::commands::tokenizer;
+use crate::error::{Error, Result};
+use crate::terminal::Terminal;
 use mmx_data::source::Blocks;
 use mmx_data::{Cache, Dataset, Fault, Kind, OnBad, Recipe, SampleOptions, jsonl};
-use crate::terminal::Terminal;
-use crate::error::{Error, Result};
 
 /// Check training data, or show what is learned from it
 #[derive(Args, Debug)]
@@ -157,8 +157,12 @@ fn check(args: &CheckArgs, as_json: bool) -> Result<()> {
         Some(path) => {
             let tokenizer = tokenizer::open(path)?;
             let options = args.common.options();
-            let (data, faults) =
-                Dataset::examine(&args.files, &tokenizer, &options, &Cache::user().heard_by(Arc::new(Terminal::default())))?;
+            let (data, faults) = Dataset::examine(
+                &args.files,
+                &tokenizer,
+                &options,
+                &Cache::user().heard_by(Arc::new(Terminal::default())),
+            )?;
             for warning in &data.warnings {
                 eprintln!("warning: {warning}");
             }
@@ -283,7 +287,12 @@ fn show(args: &ShowArgs, as_json: bool) -> Result<()> {
     let tokenizer = tokenizer::open(&args.tokenizer)?;
     let options = args.common.options();
     let files = std::slice::from_ref(&args.file);
-    let (data, faults) = Dataset::examine(files, &tokenizer, &options, &Cache::user().heard_by(Arc::new(Terminal::default())))?;
+    let (data, faults) = Dataset::examine(
+        files,
+        &tokenizer,
+        &options,
+        &Cache::user().heard_by(Arc::new(Terminal::default())),
+    )?;
     if let Some(line) = args.line {
         if let Some((path, fault)) = faults.iter().find(|(_, f)| f.line == line as usize) {
             return Err(Error::failed(format!(

@@ -6,9 +6,9 @@ use mmx_converters::Model;
 use mmx_converters::arch::presets;
 use serde_json::json;
 
+use crate::error::{Error, Result};
 use crate::format::{self, line};
 use mmx_models::doctor::{self, Finding, ModelReport};
-use crate::error::{Error, Result};
 
 /// Show what mmx found on this machine, and what each runtime will make of a model
 #[derive(clap::Args, Debug)]

@@ -9,15 +9,15 @@ use mmx_ggml::run::SessionOptions;
 use serde_json::{Value, json};
 
 use crate::args::device::{self, DeviceArgs};
-use crate::format;
-use mmx_models::engines::{self, Kind};
 use crate::args::values;
 use crate::error::{Error, Result};
+use crate::format;
 use mmx_eval::choice::{self, Request};
 use mmx_eval::perplexity::{self, Cut, Text};
 use mmx_eval::prompt::{By, Style};
 use mmx_eval::report::{self, Report};
 use mmx_eval::{Row, exact, interval, prompt, questions};
+use mmx_models::engines::{self, Kind};
 use mmx_models::open::Form;
 
 /// Windows where nobody says how long, tokens: llama-perplexity's own.

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use mmx_converters::tensor::Dtype;
 use mmx_ggml::FileType;
 
-use crate::format::{self, line};
 use crate::args::values;
 use crate::error::{Error, Result};
+use crate::format::{self, line};
 use mmx_models::export::{self, AdapterForm, Report, Request, auto, card};
 
 /// Element types on the command line.

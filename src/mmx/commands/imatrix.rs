@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use crate::format::{self, line};
 use crate::error::Result;
+use crate::format::{self, line};
 use mmx_models::imatrix::{Request, collect};
 
 /// Collect a model's importance matrix on a text, for `mmx quantize`, `mmx export` and llama-quantize

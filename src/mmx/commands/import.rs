@@ -2,14 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
+use mmx_converters::Model;
 use mmx_converters::arch::{Config, presets};
+use mmx_converters::model::adapter;
 use mmx_converters::model::folder::carrying_layout;
 use mmx_converters::tensor::Dtype;
-use mmx_converters::Model;
-use mmx_converters::model::adapter;
 
-use crate::format::{self, line};
 use crate::error::{Error, Result};
+use crate::format::{self, line};
 use mmx_models::export::{Exported, FileFallback, Report, Source, dtype_name};
 
 /// Element types of the checkpoint.

@@ -3,19 +3,19 @@
 use std::path::{Path, PathBuf};
 
 use mmx_converters::Model;
-use mmx_converters::model::adapter;
 use mmx_converters::arch::{Config, Layout};
 use mmx_converters::file::Bytes;
 use mmx_converters::gguf::{GgmlType, Gguf, Value};
+use mmx_converters::model::adapter;
 use mmx_converters::pth::{Pth, PthTensor};
 use mmx_converters::safetensors::SafeTensors;
 use mmx_converters::tensor::{Dtype, TensorView};
 use mmx_ggml::FileType;
 use serde_json::json;
 
+use crate::error::{Error, Result};
 use crate::format::{self, line};
 use mmx_converters::digest;
-use crate::error::{Error, Result};
 
 /// Show what a model's files hold: keys, tensors, sizes, digests
 #[derive(clap::Args, Debug)]

@@ -8,9 +8,9 @@ use mmx_converters::safetensors::{self, TensorSpec};
 use mmx_converters::tensor::{self, Dtype};
 use serde_json::json;
 
-use mmx_models::engines::{self, Kind};
 use crate::args::values;
 use crate::error::{Error, Result};
+use mmx_models::engines::{self, Kind};
 use mmx_models::open::Form;
 
 /// Write the float32 logits of given ids to a safetensors file

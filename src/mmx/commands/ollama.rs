@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 
-use crate::format::{self, line};
 use crate::error::{Error, Result};
+use crate::format::{self, line};
 use mmx_hub::ollama::Ollama;
 
 /// Make models of exports in a running Ollama

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use crate::format::{self, line};
 use crate::error::Result;
+use crate::format::{self, line};
 use mmx_hub::download::{Request, download};
 use mmx_hub::hub::Hub;
 

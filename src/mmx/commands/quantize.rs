@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use mmx_ggml::FileType;
 
-use crate::format::{self, line};
 use crate::error::Result;
+use crate::format::{self, line};
 use mmx_models::quantize::{Request, quantize};
 
 /// Turn a GGUF into one of another type, byte for byte as llama-quantize

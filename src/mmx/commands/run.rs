@@ -9,8 +9,8 @@ use mmx_ggml::run::{Finish, Generation, KvType, Sampling, Session, SessionOption
 use serde_json::json;
 
 use crate::args::device::DeviceArgs;
-use crate::format;
 use crate::error::{Error, Result};
+use crate::format;
 use mmx_models::open::Form;
 
 /// Generate text from a prompt

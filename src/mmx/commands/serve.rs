@@ -1,17 +1,17 @@
 //! `mmx serve`: models over HTTP.
 
-use std::sync::Arc;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mmx_ggml::run::KvType;
 use serde_json::json;
 
 use crate::args::device::DeviceArgs;
-use crate::format;
 use crate::commands::run::Kv;
-use crate::terminal::Terminal;
 use crate::error::{Error, Result};
+use crate::format;
+use crate::terminal::Terminal;
 use mmx_serve::Options;
 
 /// Serve models: OpenAI's and Ollama's APIs, and a web page to chat on

@@ -9,8 +9,8 @@ use mmx_converters::tokenizer::train::{WordCounts, train};
 use mmx_converters::tokenizer::{SpecialSet, TokenKind, Tokenizer};
 use serde_json::{Value, json};
 
-use mmx_data::texts;
 use crate::error::{Error, Result};
+use mmx_data::texts;
 
 /// Train a tokenizer, or see what one makes of a text
 #[derive(Args, Debug)]

@@ -39,8 +39,9 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<()> {
     #[cfg(not(unix))]
     {
         let status = command.status();
-        let status = status
-            .map_err(|error| Error::failed(format!("{}: {error}", command.get_program().display())))?;
+        let status = status.map_err(|error| {
+            Error::failed(format!("{}: {error}", command.get_program().display()))
+        })?;
         std::process::exit(status.code().unwrap_or(1))
     }
 }

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
-use mmx_models::engines::Kind;
 use crate::args::values;
 use crate::error::{Error, Result};
+use mmx_models::engines::Kind;
 use mmx_models::verify::{Input, Report, Request, verify};
 
 /// Compare the logits of several forms of a model, in every engine that can open them

@@ -3,8 +3,8 @@
 use mmx_ggml::judge::LlamaModel;
 
 use super::{Engine, check_ids};
-use mmx_converters::Result;
 use crate::open::Form;
+use mmx_converters::Result;
 
 pub(super) struct LlamaCpp {
     model: LlamaModel,

@@ -7,8 +7,8 @@ mod native;
 
 use mmx_ggml::run::LoadOptions;
 
-use mmx_converters::{Error, Result};
 use crate::open::Form;
+use mmx_converters::{Error, Result};
 
 /// Which engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

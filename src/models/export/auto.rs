@@ -14,16 +14,16 @@ use std::path::{Path, PathBuf};
 
 use mmx_converters::arch::Weight;
 use mmx_converters::gguf::{GgmlType, Gguf};
-use mmx_converters::tensor::{Dtype, TensorView};
 use mmx_converters::model::to_gguf::ToGguf;
+use mmx_converters::tensor::{Dtype, TensorView};
 use mmx_ggml::FileType;
 use mmx_ggml::run::{KvType, LoadOptions, Model, Session, SessionOptions};
 
 use super::frontier::{Choice, Chosen, Point, line, plot};
 use super::job::{Job, Target};
 use crate::compare;
-use mmx_converters::{Error, Result};
 use crate::{blocks, verify};
+use mmx_converters::{Error, Result};
 
 /// What is wanted.
 #[derive(Clone, Debug, PartialEq)]

@@ -3,22 +3,22 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use mmx_converters::model::adapter::Adapters;
 use mmx_converters::arch::{Layout, Weight};
-use mmx_converters::model::fallback::{self, Fallback};
 use mmx_converters::gguf::{GgmlType, Value};
+use mmx_converters::model::adapter::Adapters;
+use mmx_converters::model::fallback::{self, Fallback};
+use mmx_converters::model::to_gguf::ToGguf;
 use mmx_converters::quant::imatrix::Imatrix;
 use mmx_converters::tensor::Dtype;
-use mmx_converters::model::to_gguf::ToGguf;
 use mmx_ggml::FileType;
 
 use super::frontier::Chosen;
 use super::source::folder_of;
 use super::{AdapterForm, Exported, FileFallback, Report, Request, Source};
 use super::{card, dtype_name, modelfile};
-use mmx_converters::{Error, Result};
 use crate::open::Form;
 use crate::{blocks, verify};
+use mmx_converters::{Error, Result};
 
 /// The types of a GGUF.
 pub(super) enum Target<'a> {

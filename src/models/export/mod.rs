@@ -15,9 +15,9 @@ use std::path::{Path, PathBuf};
 
 use mmx_converters::arch::weights;
 use mmx_converters::model::fallback::Fallback;
+use mmx_converters::model::to_gguf::size_label;
 use mmx_converters::quant::imatrix::Imatrix;
 use mmx_converters::tensor::Dtype;
-use mmx_converters::model::to_gguf::size_label;
 use mmx_ggml::FileType;
 use serde::Serialize;
 
@@ -28,8 +28,8 @@ pub use names::newest_checkpoint;
 pub use source::Source;
 use source::folder_of;
 
-use mmx_converters::{Error, Result};
 use crate::verify;
+use mmx_converters::{Error, Result};
 
 /// What to export.
 #[derive(Clone, Debug, Default)]

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use mmx_converters::{Error, Result};
 use mmx_converters::model::run_folder;
+use mmx_converters::{Error, Result};
 
 /// A model's name from its path, as a file name may hold it: `runs/first` and `runs/first/checkpoint-000100`
 /// are `first`.

@@ -9,8 +9,8 @@ use mmx_converters::model::folder::{self, Folder};
 use mmx_converters::tensor::Dtype;
 use mmx_converters::tokenizer::Tokenizer;
 
-use mmx_converters::{Error, Result};
 use crate::blocks;
+use mmx_converters::{Error, Result};
 
 /// A model open for export or import, with its tokenizer.
 pub struct Source {

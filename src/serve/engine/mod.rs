@@ -15,10 +15,10 @@ use mmx_ggml::run::{Finish, Model, Sampling, Slots, SlotsOptions};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use super::error::ApiError;
-use grammar::Constraint;
 use super::metrics::Histogram;
-use scheduler::Scheduler;
+use grammar::Constraint;
 use mmx_converters::{Error, Result};
+use scheduler::Scheduler;
 
 /// Events of a request that wait for its client before its texts wait, besides [`RESERVE`].
 const EVENTS: usize = 128;

@@ -13,10 +13,10 @@ use serde_json::{Map, Value, json};
 
 use crate::engine::{Event, Events, Summary, TokenLogprob};
 use crate::error::ApiError;
+use crate::request::messages;
 use crate::request::sampling::{Params, check_logprobs, parse, schema_of};
 use crate::served_model::Served;
 use crate::stream::{Translate, Usage, collect, finish_name, respond, sse, sse_done};
-use crate::request::messages;
 use crate::{App, blocking, new_id, now};
 use mmx_converters::chat::answer::{Call, Piece, Splitter};
 

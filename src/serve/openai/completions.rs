@@ -9,9 +9,9 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::openai::chat::StreamOptions;
 use crate::engine::{Event, Events, Summary, TokenLogprob};
 use crate::error::ApiError;
+use crate::openai::chat::StreamOptions;
 use crate::request::sampling::{Params, check_logprobs, parse, schema_of};
 use crate::served_model::Served;
 use crate::stream::{Translate, Usage, collect, finish_name, respond, sse, sse_done};

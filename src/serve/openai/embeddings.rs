@@ -12,9 +12,9 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::openai::completions::Input;
 use crate::engine::Event;
 use crate::error::ApiError;
+use crate::openai::completions::Input;
 use crate::request::sampling::parse;
 use crate::served_model::Served;
 use crate::stream::collect;

@@ -9,8 +9,8 @@ use serde_json::Value;
 
 use crate::App;
 use crate::engine::Write;
-use crate::error::ApiError;
 use crate::engine::grammar::Constraint;
+use crate::error::ApiError;
 use crate::served_model::Served;
 
 /// Stop strings a request may have. Source: OpenAI.

@@ -9,8 +9,8 @@
 use mmx_converters::arch::Config;
 use tch::{Device, Kind};
 
-use crate::memory::available::{available, resident};
 use crate::error::{Error, Result};
+use crate::memory::available::{available, resident};
 
 /// What a run is made of.
 #[derive(Clone, Copy, Debug)]

@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use mmx_converters::model::adapter::{Adapter, Adapters};
 use mmx_converters::arch::{Config, Weight, weights};
+use mmx_converters::model::adapter::{Adapter, Adapters};
 use tch::{Device, Tensor};
 
 use super::{Torch, Variable, host_f32, init};

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use mmx_converters::progress::{self, Listener};
 use serde_json::{Map, Value, json};
 
-use crate::report::tensorboard::Events;
-use crate::report::samples::Sample;
-use crate::trainer::{MicroStep, Plan, Position};
 use crate::error::{Error, Result};
 use crate::model::HostTensor;
+use crate::report::samples::Sample;
+use crate::report::tensorboard::Events;
+use crate::trainer::{MicroStep, Plan, Position};
 
 /// metrics.jsonl: one object per optimizer step, and one per validation; and tb/, the same for TensorBoard.
 #[derive(Debug)]

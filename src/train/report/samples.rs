@@ -4,10 +4,10 @@
 
 use mmx_converters::tokenizer::Tokenizer;
 
-use mmx_data::batches::Batches;
-use mmx_data::Batch;
 use crate::error::Result;
 use crate::model::Model;
+use mmx_data::Batch;
+use mmx_data::batches::Batches;
 
 /// Prompts that are continued.
 const PROMPTS: usize = 3;

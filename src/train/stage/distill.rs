@@ -4,10 +4,10 @@
 
 use super::{Defaults, Loss, Part, Setup, Stage, inputs};
 use crate::config::DistillOptions;
-use mmx_data::{Batch, Kind, Recipe};
 use crate::error::{Error, Result, TorchError};
 use crate::loss::{self, Targets};
 use crate::model::Model;
+use mmx_data::{Batch, Kind, Recipe};
 
 /// alpha * CE + (1 - alpha) * T^2 * KL(teacher at T, student at T), plus a student's balancing loss.
 #[derive(Debug, Default)]

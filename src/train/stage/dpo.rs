@@ -8,11 +8,11 @@ use tch::{TchError, Tensor};
 
 use super::{Defaults, Loss, Part, Setup, Stage, inputs};
 use crate::config::{DpoOptions, Logps};
-use mmx_data::{Batch, Kind, Recipe};
 use crate::error::{Error, Result, TorchError};
 use crate::loss::{self, Targets};
 use crate::model::Model;
 use crate::model::device::upload;
+use mmx_data::{Batch, Kind, Recipe};
 
 /// -log sigmoid(beta * ((pc - pr) - (rc - rr))), the mean over pairs; in 2026 plus the balancing loss.
 #[derive(Debug, Default)]

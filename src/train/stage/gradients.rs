@@ -5,8 +5,8 @@ use tch::{Device, Tensor, no_grad};
 
 use super::{Setup, Stage, by_name};
 use crate::config::{DistillOptions, DpoOptions, Logps, TrainConfig};
-use mmx_data::{Batch, Recipe};
 use crate::model::Model;
+use mmx_data::{Batch, Recipe};
 
 /// A preset's family at hidden 16 with two layers and 40 tokens.
 fn toy(preset: &str) -> Config {

@@ -4,9 +4,9 @@
 //! they are for. mmx opens such a folder as that model with the adapters merged.
 
 use super::{Defaults, Loss, Setup, Stage, language_model_loss};
-use mmx_data::{Batch, Kind, Recipe};
 use crate::error::{Error, Result};
 use crate::model::{Lora as Adapters, Model, Target, Variable};
+use mmx_data::{Batch, Kind, Recipe};
 
 /// The loss of SFT, of which only A and B are trained.
 #[derive(Debug)]

@@ -26,11 +26,11 @@ use mmx_converters::tokenizer::Tokenizer;
 use tch::{TchError, Tensor};
 
 use crate::config::TrainConfig;
-use mmx_data::{Batch, Kind, Recipe};
 use crate::error::{Error, Result, TorchError};
 use crate::loss::{self, Targets};
 use crate::model::device::upload;
 use crate::model::{Model, Variable};
+use mmx_data::{Batch, Kind, Recipe};
 
 /// One stage.
 pub trait Stage {

@@ -1,9 +1,9 @@
 //! Pretraining: the next token of plain text, from scratch.
 
 use super::{Defaults, Loss, Stage, language_model_loss};
-use mmx_data::{Batch, Kind, Recipe};
 use crate::error::Result;
 use crate::model::Model;
+use mmx_data::{Batch, Kind, Recipe};
 
 /// Masked mean cross-entropy over all tokens, plus the balancing loss.
 #[derive(Debug)]

@@ -2,10 +2,10 @@
 //! tenfold so that the form is learned first.
 
 use super::{Defaults, Loss, Part, Setup, Stage, entropy_and_balance};
-use mmx_data::{Batch, Kind, Recipe, reason_tag_ids};
 use crate::error::{Error, Result};
 use crate::loss::Targets;
 use crate::model::Model;
+use mmx_data::{Batch, Kind, Recipe, reason_tag_ids};
 
 /// What a target weighs that is one of the tags' ids, in the loss mask or not. Source: 2025 reference.
 const TAG_WEIGHT: f32 = 10.0;

@@ -1,9 +1,9 @@
 //! Supervised fine-tuning: the assistant's turns of chats, from a pretrained model.
 
 use super::{Defaults, Loss, Stage, language_model_loss};
-use mmx_data::{Batch, Kind, Recipe};
 use crate::error::Result;
 use crate::model::Model;
+use mmx_data::{Batch, Kind, Recipe};
 
 /// Masked mean cross-entropy over the answers, plus the balancing loss.
 #[derive(Debug)]

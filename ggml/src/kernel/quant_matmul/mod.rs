@@ -33,10 +33,10 @@ use mmx_converters::gguf::GgmlType;
 
 use self::activations::Rounded;
 use self::memory::{Group, InFile, Own};
-use crate::kernel::arena::{Arena, padded};
-use crate::wrap::context::Context;
-use crate::kernel::custom::{self, Activations, CHUNK};
 use crate::error::{Error, Result};
+use crate::kernel::arena::{Arena, padded};
+use crate::kernel::custom::{self, Activations, CHUNK};
+use crate::wrap::context::Context;
 use crate::wrap::tensor::Tensor;
 
 /// Rows side by side in a register.

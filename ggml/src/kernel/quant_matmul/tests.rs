@@ -1,8 +1,8 @@
 use super::*;
-use crate::wrap::plan::Plan;
 use crate::kernel::custom::Compute;
 use crate::kernel::custom::trial::{Numbers, compute_apart};
 use crate::quant::{dequantize_rows, quantize_rows};
+use crate::wrap::plan::Plan;
 use mmx_converters::random::SplitMix64;
 
 const TYPES: [GgmlType; 3] = [GgmlType::Q4_0, GgmlType::Q8_0, GgmlType::Q6_K];

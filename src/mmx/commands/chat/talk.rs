@@ -16,8 +16,8 @@ use mmx_ggml::run::{
 use serde_json::{Map, Value};
 
 use super::{ANSWERING, ChatArgs, STOPPED, Screen, WhenFull};
-use mmx_converters::chat::answer::{Piece, Splitter};
 use crate::error::{Error, Result};
+use mmx_converters::chat::answer::{Piece, Splitter};
 use mmx_models::open::Form;
 
 /// A conversation and the session that has read it.

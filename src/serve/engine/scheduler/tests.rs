@@ -3,8 +3,8 @@
 use mmx_ggml::run::{KvType, LoadOptions, Model, Sampling, SlotsOptions};
 
 use super::*;
-use mmx_models::open::Form;
 use crate::engine::{self, Events, Write};
+use mmx_models::open::Form;
 
 const TOKENS: usize = 500;
 /// More guesses than a client's channel has room for.
