@@ -1,6 +1,72 @@
 //! A resolved request to an outcome: a training begun, or gone on with from its newest checkpoint.
 //!
 //! In: a [`Request`]. Out: an [`Outcome`], and below the request's folder the checkpoints and logs of the run.
+//!
+//! A program that pretrains, stops after two steps, and goes on later:
+//!
+//! ```
+//! use std::sync::Arc;
+//! use std::sync::atomic::{AtomicBool, Ordering};
+//!
+//! use mmx_converters::progress::{Listener, Progress, Silent};
+//! use mmx_converters::tokenizer::{SpecialSet, train::{WordCounts, train}};
+//! use mmx_data::Recipe;
+//! use mmx_training::config::TrainConfig;
+//! use mmx_training::job::{self, Request};
+//! use mmx_training::stage::Pretrain;
+//!
+//! /// Sets the flag once two steps are done.
+//! #[derive(Debug)]
+//! struct AfterTwo(Arc<AtomicBool>);
+//!
+//! impl Listener for AfterTwo {
+//!     fn say(&self, _sentence: &str) {}
+//!     fn progress(&self, progress: Progress<'_>) {
+//!         if let Progress::Steps { done: 2.., .. } = progress {
+//!             self.0.store(true, Ordering::Relaxed);
+//!         }
+//!     }
+//! }
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let folder = tempfile::tempdir()?;
+//! # let folder = folder.path();
+//! // four texts, and a tokenizer trained on them
+//! let texts = ["one two three four", "four three two one", "two one", "three four"];
+//! let lines: String = texts.iter().map(|text| format!("{{\"text\": \"{text}\"}}\n")).collect();
+//! fs_err::write(folder.join("text.jsonl"), lines)?;
+//! let mut words = WordCounts::new(WordCounts::LIMIT_BYTES);
+//! words.add(&texts)?;
+//! train(words, 300, SpecialSet::MiniMind3)?.save(folder)?;
+//!
+//! let config = TrainConfig {
+//!     epochs: 1,
+//!     batch_size: 1,
+//!     accumulation: 1,
+//!     pack: false,
+//!     max_seq_len: 16,
+//!     ..TrainConfig::new(&Pretrain, Recipe::R2026)
+//! };
+//! let request = Request {
+//!     preset: Some("tiny".into()),
+//!     tokenizer: Some(folder.to_owned()),
+//!     device: Some("cpu".into()),
+//!     ..Request::new(config, vec![folder.join("text.jsonl")], folder.join("run"))
+//! };
+//! let stop = Arc::new(AtomicBool::new(false));
+//! let outcome = job::run(request.clone(), Arc::new(AfterTwo(stop.clone())), &stop)?;
+//! assert!(outcome.interrupted);
+//! assert_eq!(outcome.steps, 2);
+//!
+//! // the same request goes on exactly from there
+//! let request = Request { resume: true, ..request };
+//! let outcome = job::run(request, Arc::new(Silent), &AtomicBool::new(false))?;
+//! assert!(!outcome.interrupted);
+//! assert_eq!(outcome.steps, 4);
+//! assert!(outcome.checkpoint.ends_with("checkpoint-000004"));
+//! # Ok(())
+//! # }
+//! ```
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
