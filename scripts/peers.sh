@@ -1,14 +1,11 @@
 #!/usr/bin/env bash
 # The real consumers on what mmx writes: TensorBoard, Transformers (no remote code), PEFT, torch, the hub's official client, vLLM,
-# Ollama, lm-evaluation-harness, llama.cpp and its tools; asked by the programs of ../shared/judge and of scripts/peers. Installs what these
+# Ollama, lm-evaluation-harness, llama.cpp and its tools; asked by the programs of scripts/peers and scripts/peers/judge. Installs what these
 # need once, into $MMX_CACHE. Called by scripts/test --peers.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 set -e; . scripts/env.sh; set +e
-shared=$PWD/../shared
-for needed in "$shared/judge/judge_hf.py" "$shared/golden/minimind2/forward.safetensors"; do
-  [ -e "$needed" ] || { say "error: $needed is missing: the golden models and judges belong beside the checkout"; exit 1; }
-done
+shared=$PWD/tests/fixtures
 
 PEFT=0.21.2
 # shellcheck source=scripts/peers-env.sh
@@ -40,7 +37,7 @@ check() { # check NAME COMMAND..
 llama=$(find target/release/build -path '*llama-cpp-sys-2*/out/lib/libllama.a' -printf '%T@ %h\n' | sort -rn | head -1 | cut -d' ' -f2)
 source=$(cargo metadata --format-version 1 --offline --no-deps >/dev/null 2>&1; find "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*/llama-cpp-sys-2-0.1.161 -maxdepth 1 -name llama.cpp | head -1)
 judge=$work/judge_llama
-check "build judge_llama" c++ -std=c++17 -O1 -I "$source/include" -I "$source/ggml/include" "$shared/judge/judge_llama.cpp" -o "$judge" \
+check "build judge_llama" c++ -std=c++17 -O1 -I "$source/include" -I "$source/ggml/include" "scripts/peers/judge/judge_llama.cpp" -o "$judge" \
   -L "$llama" -lllama -lggml -lggml-cpu -lggml-base -lpthread -ldl -lm
 
 class() {
@@ -55,14 +52,14 @@ for set in golden golden-2026; do
     check "$set/$name: export" "$mmx" export "$model" --tokenizer "$shared/$set" --out "$out" --hf f32 --gguf f32 --gguf q8_0 --gguf q4_0
     hf=$(find "$out" -name config.json -printf '%h\n' | head -1)
     gguf=$(find "$out" -name '*f32*.gguf' -o -name '*F32*.gguf' | head -1)
-    check "$set/$name: Transformers" "$python" "$shared/judge/judge_hf.py" "$hf" "$model/forward.safetensors" --atol 1e-4 --greedy --arch "$(class "$name")"
-    check "$set/$name: llama.cpp" "$python" "$shared/judge/judge_gguf.py" "$gguf" "$model/forward.safetensors" --atol 1e-4 --greedy --helper "$judge"
-    check "$set/$name: tokenizer in Transformers" "$python" "$shared/judge/judge_tokenizer.py" "$hf" "$shared/$set/tokenizer-cases.json" --against "$shared/$set" --fuzz 1000
-    check "$set/$name: tokenizer in llama.cpp" "$python" "$shared/judge/judge_tokenizer.py" "$gguf" "$shared/$set/tokenizer-cases.json" --helper "$judge" --against "$shared/$set" --fuzz 1000
+    check "$set/$name: Transformers" "$python" "scripts/peers/judge/judge_hf.py" "$hf" "$model/forward.safetensors" --atol 1e-4 --greedy --arch "$(class "$name")"
+    check "$set/$name: llama.cpp" "$python" "scripts/peers/judge/judge_gguf.py" "$gguf" "$model/forward.safetensors" --atol 1e-4 --greedy --helper "$judge"
+    check "$set/$name: tokenizer in Transformers" "$python" "scripts/peers/judge/judge_tokenizer.py" "$hf" "$shared/$set/tokenizer-cases.json" --against "$shared/$set" --fuzz 1000
+    check "$set/$name: tokenizer in llama.cpp" "$python" "scripts/peers/judge/judge_tokenizer.py" "$gguf" "$shared/$set/tokenizer-cases.json" --helper "$judge" --against "$shared/$set" --fuzz 1000
     for type in q8_0 q4_0; do # limits: GGUF_FACTS-like means measured on these models, EXPORT_FACTS section 6
       file=$(find "$out" -iname "*$type*.gguf" | head -1)
       limit=$([ $type = q8_0 ] && echo 2e-3 || echo 1.2e-1)
-      check "$set/$name: llama.cpp $type" "$python" "$shared/judge/judge_gguf.py" "$file" "$model/forward.safetensors" --kl --max-kl "$limit" --helper "$judge"
+      check "$set/$name: llama.cpp $type" "$python" "scripts/peers/judge/judge_gguf.py" "$file" "$model/forward.safetensors" --kl --max-kl "$limit" --helper "$judge"
     done
   done
 done

@@ -11,7 +11,7 @@ use mmx_converters::gguf::{GgmlType, Gguf, Value as Key};
 use serde_json::Value;
 
 fn shared(path: &str) -> PathBuf {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared")).join(path)
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures")).join(path)
 }
 
 fn mmx(args: &[&str]) -> Output {

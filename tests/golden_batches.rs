@@ -10,7 +10,7 @@ use mmx_converters::tensor::Dtype;
 use mmx_converters::tokenizer::Tokenizer;
 
 fn shared(name: &str) -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared")).join(name)
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures")).join(name)
 }
 
 /// One integer tensor `[rows, columns]` of a fixture.

@@ -442,7 +442,7 @@ mod tests {
     use super::*;
 
     fn case(path: &str) -> PathBuf {
-        Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/cases/files")).join(path)
+        Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/cases/files")).join(path)
     }
 
     fn check_refused(result: Result<SafeTensors>, words: &[&str]) {

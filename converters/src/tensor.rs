@@ -263,7 +263,7 @@ mod tests {
     fn bf16_rounding() {
         let path = concat!(
             env!("CARGO_MANIFEST_DIR"),
-            "/../../shared/cases/files/bf16-rounding/bits.json"
+            "/../tests/fixtures/cases/files/bf16-rounding/bits.json"
         );
         let cases: serde_json::Value =
             serde_json::from_str(&fs_err::read_to_string(path).unwrap()).unwrap();

@@ -165,7 +165,7 @@ mod tests {
     use super::*;
 
     fn tokenizer() -> Tokenizer {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/golden");
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden");
         Tokenizer::open(path).unwrap()
     }
 

@@ -130,7 +130,7 @@ mod tests {
     /// The prompts that pass, and what a refusal names.
     #[test]
     fn api_content_parts() {
-        let shared = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared");
+        let shared = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
         let path = format!("{shared}/cases/files/api-content-parts/requests.json");
         let cases: Value = serde_json::from_str(&fs_err::read_to_string(path).unwrap()).unwrap();
         let tokenizer = Tokenizer::open(format!("{shared}/golden")).unwrap();

@@ -5,7 +5,7 @@ use sha2::{Digest, Sha256};
 use super::*;
 
 fn case(path: &str) -> PathBuf {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/cases/files")).join(path)
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/cases/files")).join(path)
 }
 
 fn digest(file: &Pth, tensor: &PthTensor) -> String {

@@ -386,13 +386,19 @@ mod tests {
 
     /// Each with the library's two forms of it.
     fn tokenizers() -> Vec<(Tokenizer, [tokenizers::Tokenizer; 2])> {
-        let folder = |name: &str| format!("{}/../../shared/{name}", env!("CARGO_MANIFEST_DIR"));
-        ["golden", "golden-2026", "minimind-tokenizer/2025-04", "minimind-tokenizer/2026-08"]
-            .iter()
-            .map(|name| {
-                let tokenizer = Tokenizer::open(folder(name)).expect(name);
-                let value = serde_json::from_slice(tokenizer.json()).expect(name);
-                let (full, plain) = libraries(tokenizer.path(), value).expect(name);
+        let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures");
+        let golden = ["golden", "golden-2026"].map(|name| format!("{fixtures}/{name}"));
+        // MiniMind's own are not ours to ship
+        let published = std::env::var("MMX_TEST_TOKENIZERS").into_iter();
+        let published =
+            published.flat_map(|dir| ["2025-04", "2026-08"].map(|name| format!("{dir}/{name}")));
+        golden
+            .into_iter()
+            .chain(published)
+            .map(|folder| {
+                let tokenizer = Tokenizer::open(&folder).expect(&folder);
+                let value = serde_json::from_slice(tokenizer.json()).expect(&folder);
+                let (full, plain) = libraries(tokenizer.path(), value).expect(&folder);
                 (tokenizer, [full, plain])
             })
             .collect()
