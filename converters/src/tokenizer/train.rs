@@ -190,7 +190,7 @@ pub fn train(counts: WordCounts, vocab_size: usize, specials: SpecialSet) -> Res
             })
         })
         .collect();
-    let mut json = serde_json::to_vec_pretty(&open::tokenizer_json(added, vocab, pairs))
+    let mut json = serde_json::to_vec_pretty(&open::tokenizer_json(added, vocab, pairs, Value::Null))
         .map_err(|e| fault(e.to_string()))?;
     json.push(b'\n');
     let template = Some(specials.template().to_owned());
