@@ -448,3 +448,20 @@ fn tools_that_a_template_does_not_render_are_refused_and_never_dropped() {
     let said = String::from_utf8_lossy(&shown.stderr).into_owned();
     assert!(said.contains("the chat template renders nothing of the tools"), "{said}");
 }
+
+#[test]
+fn special_strings_in_the_text_are_not_learned() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (data, out) = (dir.path().join("text.jsonl"), dir.path().join("tok"));
+    let line = json!({"text": "<|im_start|>user\nlow lower<|im_end|>\n<think>lowest</think>"});
+    fs_err::write(&data, format!("{line}\n").repeat(60)).expect("a file");
+    let args =
+        ["tokenizer", "train", "--data", text(&data), "--vocab-size", "310", "--out", text(&out)];
+    mmx_ok(&args);
+    let vocab = read_json(&out.join("tokenizer.json"))["model"]["vocab"].clone();
+    let learned: Vec<&String> = vocab.as_object().expect("a vocabulary").keys().collect();
+    assert!(learned.iter().any(|token| *token == "user"), "{learned:?}");
+    for piece in ["im", "_end", "|>", "<|", "think"] {
+        assert!(!learned.iter().any(|token| *token == piece), "{piece}: {learned:?}");
+    }
+}

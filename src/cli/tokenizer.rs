@@ -126,7 +126,7 @@ fn run_train(args: &TrainArgs, as_json: bool) -> Result<()> {
     }
     /// Text kept to measure the new vocabulary on.
     const SAMPLE_BYTES: usize = 1 << 20;
-    let mut counts = WordCounts::new(args.word_memory << 20);
+    let mut counts = WordCounts::new(args.word_memory << 20).cutting_out(specials)?;
     let (mut texts_read, mut bytes_read, mut sample) = (0usize, 0usize, String::new());
     for path in &args.data {
         texts::for_each_batch(path, |batch| {
