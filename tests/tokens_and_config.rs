@@ -283,7 +283,7 @@ fn theta_in_two_places_is_the_one_transformers_5_takes_and_is_said() {
         (&written["rope_theta"], &written["rope_parameters"]["rope_theta"]),
         (&json!(1e4), &json!(1e4))
     );
-    let gguf = Gguf::open(&file_in(&to, ".gguf")).expect("a GGUF");
+    let gguf = Gguf::open(file_in(&to, ".gguf")).expect("a GGUF");
     let base = gguf.metadata().get("llama.rope.freq_base").and_then(GgufValue::as_f64);
     assert_eq!(base, Some(1e4));
     // the runner says it too
