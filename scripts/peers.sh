@@ -73,6 +73,13 @@ several() { # several COMMAND..
   grep -qE '^(ok|FAIL) ' <<<"$out" || { failed=$((failed + 1)); printf 'FAIL  %s\n' "$*"; tail -30 "$work/stderr"; }
 }
 several "$python" scripts/peers/export.py "$mmx" "$shared" "$work" "$judge"
+# Transformers 4.57 beside 5, and mistral.rs, as their users use them
+if doors=$(bash scripts/peers/doors.sh); then
+  # shellcheck disable=SC2086 # two paths without blanks
+  several "$python" scripts/peers/doors.py "$mmx" "$shared" "$work" $doors
+else
+  failed=$((failed + 1)); echo "FAIL  installing Transformers 4.57 and mistral.rs"
+fi
 several "$python" scripts/peers/events.py "$mmx" "$shared" "$work"
 check "build test_hub" cargo build --quiet --release --example test_hub
 several "$python" scripts/peers/hub.py "$mmx" "$shared" "$work" target/release/examples/test_hub

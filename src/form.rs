@@ -17,6 +17,8 @@ use crate::error::{Error, Result};
 pub struct Form {
     /// The weights and the configuration.
     pub model: Model,
+    /// It is given ids and gives numbers: no tokenizer is opened.
+    ids_only: bool,
 }
 
 impl Form {
@@ -25,7 +27,23 @@ impl Form {
     /// # Errors
     /// See [`Model::open`].
     pub fn open(path: &Path) -> Result<Self> {
-        Ok(Self { model: Model::open(crate::runs::resolve(path)?)? })
+        Ok(Self::of(Model::open(crate::runs::resolve(path)?)?))
+    }
+
+    /// Of a model that is open.
+    pub fn of(model: Model) -> Self {
+        Self { model, ids_only: false }
+    }
+
+    /// The same for ids alone: a tokenizer that is missing or that a GGUF cannot carry does not matter.
+    #[must_use]
+    pub fn for_ids(self) -> Self {
+        Self { ids_only: true, ..self }
+    }
+
+    /// Says on stderr what looks odd about the model and is no error.
+    pub fn say_warnings(&self) {
+        self.model.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
     }
 
     /// Where it came from.
@@ -65,6 +83,9 @@ impl Form {
     /// # Errors
     /// A tokenizer that is there and cannot be read.
     pub fn tokenizer(&self) -> Result<Option<Tokenizer>> {
+        if self.ids_only {
+            return Ok(None);
+        }
         let path = self.path();
         match self.model.gguf() {
             Some(file) if file.metadata().get("tokenizer.ggml.model").is_none() => Ok(None),

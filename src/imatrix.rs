@@ -36,7 +36,7 @@ pub fn collect(
 ) -> Result<(Imatrix, u64)> {
     let form = Form::open(&request.model)?;
     let text = fs_err::read_to_string(&request.data).map_err(|e| Error::io(&request.data, e))?;
-    let ids = form.expect_tokenizer()?.encode(&text)?;
+    let ids = form.expect_tokenizer()?.encode_text(&text)?;
     let config = &form.model.config;
     let size = request.chunk.clamp(2, config.max_position_embeddings.max(2));
     // a last piece of a few tokens says little of what comes late in a text

@@ -66,14 +66,20 @@ impl Beside {
     /// `given` replaces config.json. Nothing without either.
     fn read(dir: &Path, given: Option<Config>) -> Result<Option<Self>> {
         let path = dir.join("config.json");
-        let (mut config, warnings) = match given {
+        let (mut config, mut warnings) = match given {
             Some(config) => (config, Vec::new()),
             None if path.exists() => Config::read(&path)?,
             None => return Ok(None),
         };
         let (generation, stops) = Generation::read(dir)?.unwrap_or_default();
-        let tokenizer = generation::tokenizer_eos(dir)?;
-        config.eos_token_id = generation::stop_set(tokenizer, &config.eos_token_id, &stops);
+        // the weights can be used without it: whoever needs the tokenizer opens it and hears the same
+        let tokenizer = generation::tokenizer_eos(dir).unwrap_or_else(|error| {
+            warnings.push(error.to_string());
+            None
+        });
+        let (ends, said) = generation::ends(dir, &config, tokenizer, &stops);
+        config.eos_token_id = ends;
+        warnings.extend(said);
         Ok(Some(Self { config, generation, warnings }))
     }
 }

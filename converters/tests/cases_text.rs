@@ -151,9 +151,9 @@ fn tok_pretokenizer_name() {
         (
             "post_processor",
             serde_json::json!({
-                "type": "BertProcessing", "sep": ["<|im_end|>", 2], "cls": ["<|im_start|>", 1]
+                "type": "BertProcessing", "sep": ["<|endoftext|>", 0], "cls": ["<|im_start|>", 1]
             }),
-            "BertProcessing",
+            "adds <|im_start|> before each text and <|endoftext|> after it",
         ),
     ] {
         let mut other = json(shared("golden/tokenizer.json"));

@@ -345,17 +345,16 @@ impl LlamaModel {
         Ok(out)
     }
 
-    /// Text to ids by llama.cpp's tokenizer, nothing added; `parse_special` reads `<|im_end|>` as one id.
+    /// Text to ids by llama.cpp's tokenizer, with the bos and eos that the file's `add_bos_token` and `add_eos_token`
+    /// ask for; `parse_special` reads `<|im_end|>` as one id.
     ///
     /// # Errors
     /// A model without a tokenizer.
     pub fn tokenize(&self, text: &str, parse_special: bool) -> Result<Vec<u32>> {
-        if text.is_empty() {
-            return Ok(Vec::new());
-        }
         let length = c_length(text.len())?;
-        // a token holds at least one byte
-        let mut ids = vec![0; text.len()];
+        // a token holds at least one byte, but for bos and eos
+        let mut ids = vec![0; text.len() + 2];
+        let room = c_length(ids.len())?;
         // SAFETY: text and its length, a buffer and its length; all alive during the call.
         let count = unsafe {
             sys::llama_tokenize(
@@ -363,8 +362,8 @@ impl LlamaModel {
                 text.as_ptr().cast(),
                 length,
                 ids.as_mut_ptr(),
-                length,
-                false,
+                room,
+                true,
                 parse_special,
             )
         };

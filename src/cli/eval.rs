@@ -236,7 +236,7 @@ fn measure(
         choice: None,
     };
     if let Some((text, cut)) = text {
-        let bos = perplexity::leading_bos(form, &tokenizer);
+        let bos = perplexity::leading_bos(&tokenizer);
         let mut progress = |done: usize, all: usize| {
             bar.set_length(all as u64);
             bar.set_position(done as u64);

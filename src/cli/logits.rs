@@ -55,7 +55,8 @@ pub(super) fn run(args: LogitsArgs, as_json: bool) -> Result<()> {
             ids.rows[0].len()
         )));
     }
-    let form = Form::open(&args.model)?;
+    let form = Form::open(&args.model)?.for_ids();
+    form.say_warnings();
     let kind = args.engine.unwrap_or(form.engines()[0]);
     let plain = args.device == "cpu" && args.dtype == "f32";
     let mut engine = match (kind, plain) {

@@ -151,7 +151,7 @@ pub(super) fn run(args: RunArgs, as_json: bool) -> Result<()> {
         std::io::stdin().read_to_string(&mut prompt).map_err(|e| Error::io("stdin", e))?;
     }
     let prompt_ids = if args.raw {
-        tokenizer.encode(&prompt)?
+        tokenizer.encode_text(&prompt)?
     } else {
         if tokenizer.template().is_none() {
             return Err(Error::failed_with_hint(

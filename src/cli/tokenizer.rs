@@ -126,7 +126,7 @@ fn run_train(args: &TrainArgs, as_json: bool) -> Result<()> {
     }
     /// Text kept to measure the new vocabulary on.
     const SAMPLE_BYTES: usize = 1 << 20;
-    let mut counts = WordCounts::new(args.word_memory << 20);
+    let mut counts = WordCounts::new(args.word_memory << 20).cutting_out(specials)?;
     let (mut texts_read, mut bytes_read, mut sample) = (0usize, 0usize, String::new());
     for path in &args.data {
         texts::for_each_batch(path, |batch| {
@@ -206,11 +206,17 @@ fn run_show(args: &ShowArgs, as_json: bool) -> Result<()> {
     let (text, ids) = match (&args.chat, &args.text) {
         (Some(path), _) => {
             let (messages, options) = read_chat(path)?;
+            if options.tools.is_some() && !tokenizer.shows_tools() {
+                eprintln!(
+                    "warning: {}: the chat template renders nothing of the tools",
+                    tokenizer.path().display()
+                );
+            }
             let prompt = tokenizer.encode_chat(&messages, &options)?;
             (prompt.text, prompt.ids)
         }
         (None, Some(text)) if args.plain => (text.clone(), tokenizer.encode_plain(text)?),
-        (None, Some(text)) => (text.clone(), tokenizer.encode(text)?),
+        (None, Some(text)) => (text.clone(), tokenizer.encode_text(text)?),
         (None, None) => return Err(Error::usage("expected a text or --chat")),
     };
     let pieces: Vec<String> = ids.iter().map(|&id| piece(&tokenizer, id)).collect();

@@ -228,6 +228,8 @@ impl<'a> Encoder<'a> {
     fn text(&self, text: &str) -> Result<Sample, String> {
         let max = self.options.max_seq_len;
         let mut ids = self.tokenizer.encode(text).map_err(|e| e.to_string())?;
+        // the 2025 reference takes what `tokenizer(text)` gives, the 2026 one puts bos and eos there itself
+        let (before, after) = (self.tokenizer.before_text(), self.tokenizer.after_text());
         let full_len;
         if self.options.recipe == Recipe::R2026 {
             full_len = ids.len() + 2;
@@ -235,7 +237,10 @@ impl<'a> Encoder<'a> {
             ids.insert(0, self.bos);
             ids.push(self.eos);
         } else {
-            full_len = ids.len();
+            full_len = ids.len() + before.len() + after.len();
+            ids.truncate(max.saturating_sub(before.len() + after.len()));
+            ids.splice(0..0, before.iter().copied());
+            ids.extend_from_slice(after);
             ids.truncate(max);
         }
         // an id equal to padding cannot be told from it and is not learned

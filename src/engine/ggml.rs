@@ -64,7 +64,7 @@ impl Engine for Ggml {
         if self.model.gguf().metadata().get("tokenizer.ggml.tokens").is_none() {
             return Ok(None);
         }
-        Ok(Some(self.model.tokenizer()?.encode(text)?))
+        Ok(Some(self.model.tokenizer()?.encode_text(text)?))
     }
 
     fn placement(&self) -> Option<String> {

@@ -107,7 +107,7 @@ impl Job<'_> {
         };
         let mut ids = match (&self.source.tokenizer, &text, &goal.text) {
             (Some(tokenizer), text, _) => {
-                tokenizer.encode(text.as_deref().unwrap_or(crate::sample_text::SAMPLE_TEXT))?
+                tokenizer.encode_text(text.as_deref().unwrap_or(crate::sample_text::SAMPLE_TEXT))?
             }
             (None, None, _) => verify::made_up_ids(most, config.vocab_size),
             (None, Some(_), path) => {

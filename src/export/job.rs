@@ -294,7 +294,7 @@ impl Job<'_> {
         };
         let base = self.request.base.as_deref();
         let tokenizer = self.request.tokenizer.as_deref();
-        let form = Form { model: Source::open_on(&self.report.model, base, tokenizer)?.model };
+        let form = Form::of(Source::open_on(&self.report.model, base, tokenizer)?.model);
         let report = verify::verify_form(&form, &request, &mut |_, _| ())?;
         self.report.verified = Some(report);
         Ok(())

@@ -66,6 +66,8 @@ impl Source {
         if let Some(tokenizer) = &tokenizer {
             let stops = tokenizer.stop_ids(&model.config.eos_token_id);
             model.config.eos_token_id = stops;
+            align_roles(&mut model, tokenizer);
+            model.warnings.extend(tokenizer.warnings.iter().cloned());
             if tokenizer.vocab_size() > model.config.vocab_size {
                 return Err(Error::failed(format!(
                     "{}: expected at most {} tokens (the model's vocab_size), found {}",
@@ -115,6 +117,24 @@ impl Source {
             shard_bytes,
         };
         Ok(folder::write(dir, &folder, &mut |weight| self.weight(weight))?)
+    }
+}
+
+/// Gives the model the bos and padding of its tokenizer, as Transformers' trainers do, so that all files of an export say
+/// the same; where the model said otherwise, that is said.
+fn align_roles(model: &mut Model, tokenizer: &Tokenizer) {
+    let config = &mut model.config;
+    for (key, own, id) in [
+        ("bos_token_id", &mut config.bos_token_id, tokenizer.bos_id()),
+        ("pad_token_id", &mut config.pad_token_id, tokenizer.pad_id()),
+    ] {
+        let Some(id) = id.filter(|id| id != own) else { continue };
+        model.warnings.push(format!(
+            "{}: {key} is {own} with the model and {id} with the tokenizer {}: the tokenizer's is written",
+            model.path.display(),
+            tokenizer.path().display()
+        ));
+        *own = id;
     }
 }
 

@@ -84,7 +84,7 @@ pub(crate) fn start(app: &App, ask: Ask) -> Result<Chat, ApiError> {
     let tools = ask.tools.filter(|t| !t.is_empty() && choice != ToolChoice::None);
     let functions = functions(tools.as_deref().unwrap_or_default())?;
     if tools.is_some() {
-        let knows = served.tokenizer()?.template().is_some_and(|t| t.source().contains("tools"));
+        let knows = served.tokenizer()?.shows_tools();
         if !knows {
             let text = format!("tools: the chat template of {} has no place for tools", served.id);
             return Err(ApiError::invalid("tools", text));

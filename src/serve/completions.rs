@@ -49,9 +49,9 @@ impl Input {
     pub(crate) fn ids(self, served: &Served, field: &str) -> Result<Vec<Vec<u32>>, ApiError> {
         let tokenizer = served.tokenizer()?;
         let all = match self {
-            Self::Text(text) => vec![tokenizer.encode(&text)?],
+            Self::Text(text) => vec![tokenizer.encode_text(&text)?],
             Self::Texts(texts) => {
-                texts.iter().map(|t| tokenizer.encode(t)).collect::<Result<_, _>>()?
+                texts.iter().map(|t| tokenizer.encode_text(t)).collect::<Result<_, _>>()?
             }
             Self::Ids(ids) => vec![ids],
             Self::ManyIds(ids) => ids,

@@ -136,7 +136,7 @@ async fn answer(app: Arc<App>, body: Bytes, form: Form) -> Result<Response, ApiE
         let schema = schema_of(request.format.take())?;
         if form == Form::Generate && request.raw == Some(true) {
             let served = app.find(request.model.as_deref())?;
-            let ids = served.tokenizer()?.encode(&request.prompt)?;
+            let ids = served.tokenizer()?.encode_text(&request.prompt)?;
             let checked = params.check(&app, &served, ids.len())?;
             let constraint = schema.map(|schema| served.constraint(schema, false)).transpose()?;
             let events =
@@ -397,7 +397,7 @@ fn show_model(app: &App, body: &[u8]) -> Result<Response, ApiError> {
         info.insert(key, value);
     }
     let mut capabilities = vec!["completion", "embedding"];
-    if template.contains("tools") {
+    if tokenizer.shows_tools() {
         capabilities.push("tools");
     }
     if template.contains("<think>") {

@@ -46,6 +46,7 @@ impl Served {
     /// A model that cannot be opened, that has no tokenizer, or for which there is no memory.
     pub(crate) fn open(path: &Path, name: Option<&str>, options: &Options) -> Result<Self> {
         let form = Form::open(path)?;
+        form.say_warnings();
         let model = Model::from_gguf(form.to_gguf()?, options.load.clone())?;
         if let Some(placement) = model.placement() {
             eprintln!("{placement}");
