@@ -197,6 +197,9 @@ impl Error {
             Self::Format { message, .. } if message.contains("or a preset") => {
                 Some("`mmx import FILE --preset NAME --out DIR` says what it is".to_owned())
             }
+            Self::Unsupported { reason, .. } if reason.contains("expected finite values") => {
+                Some("the model has diverged, or its file is damaged; --allow-non-finite takes it as it is".to_owned())
+            }
             Self::Tensors { report, .. } => report.hint(),
             _ => None,
         }

@@ -12,6 +12,7 @@ use std::ptr::NonNull;
 use std::sync::Once;
 
 use llama_cpp_sys_2 as sys;
+use mmx_converters::gguf::{self, Gguf};
 use mmx_converters::imatrix::Imatrix;
 
 use crate::backend::{MAX_THREADS, Pool, thread_count};
@@ -138,7 +139,8 @@ struct Settings {
 }
 
 impl LlamaModel {
-    /// Opens a GGUF as llama.cpp's programs do: mapped, weights repacked for the CPU where it can.
+    /// Opens a GGUF as llama.cpp's programs do: mapped, weights repacked for the CPU where it can. Of a split model it
+    /// is given the first file, the only one that it takes.
     ///
     /// # Errors
     /// What llama.cpp says.
@@ -147,7 +149,11 @@ impl LlamaModel {
         kernels()?;
         // SAFETY: called once, before anything else of the library.
         STARTED.call_once(|| unsafe { sys::llama_backend_init() });
-        let c = c_path(path)?;
+        let first = match gguf::is_further_part(path) {
+            true => Some(Gguf::open(path)?.path().to_owned()),
+            false => None,
+        };
+        let c = c_path(first.as_deref().unwrap_or(path))?;
         let mut no_devices = [std::ptr::null_mut()]; // a list ends with null: the judge is the CPU
         let (model, said) = log::capture(|| {
             // SAFETY: the string lives during the call; the list of devices and it are all that is ours among the

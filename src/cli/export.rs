@@ -160,6 +160,12 @@ pub struct ExportArgs {
     /// For the model card: a data set's name on the hub; may be repeated
     #[arg(long, value_name = "REPO")]
     dataset: Vec<String>,
+    /// Write GGUFs in several files of at most this size, NAME-00001-of-0000N.gguf (every reader opens the first)
+    #[arg(long, value_name = "SIZE", value_parser = size, conflicts_with = "ollama")]
+    split_size: Option<u64>,
+    /// Write NaN and infinities among the weights as they are
+    #[arg(long)]
+    allow_non_finite: bool,
 }
 
 impl ExportArgs {
@@ -234,6 +240,8 @@ pub(super) fn run(args: ExportArgs, json: bool) -> Result<()> {
         strict: args.strict,
         name: args.name,
         license: args.license,
+        split_bytes: args.split_size,
+        allow_non_finite: args.allow_non_finite,
     };
     unique(&mut request.hf);
     unique(&mut request.gguf);

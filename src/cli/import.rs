@@ -54,6 +54,9 @@ pub struct ImportArgs {
     /// The same from a config.json elsewhere
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Take NaN and infinities among the weights as they are
+    #[arg(long)]
+    allow_non_finite: bool,
 }
 
 /// Runs the command.
@@ -79,7 +82,8 @@ pub(super) fn run(args: &ImportArgs, json: bool) -> Result<()> {
         return adapters(args, base, config, json, begin);
     }
     let model = Model::open_with(crate::runs::resolve(&args.source)?, config)?;
-    let source = Source::with_model(model, args.tokenizer.as_deref())?;
+    let source = Source::with_model(model, args.tokenizer.as_deref())?
+        .allow_non_finite(args.allow_non_finite);
     warnings.extend(source.model.warnings.iter().cloned());
     let dtype = match args.dtype {
         As::F32 => Dtype::F32,
@@ -139,8 +143,9 @@ fn adapters(
     let base = crate::runs::resolve(base)?;
     let full = fs_err::canonicalize(&base).map_err(|e| Error::io(&base, e))?;
     let model = Model::open_adapters(&crate::runs::resolve(&args.source)?, &full, config)?;
-    let source = Source::with_model(model, args.tokenizer.as_deref())?;
-    let Some(adapters) = source.model.adapters() else {
+    let source = Source::with_model(model, args.tokenizer.as_deref())?
+        .allow_non_finite(args.allow_non_finite);
+    let Some(adapters) = source.adapters()? else {
         return Err(Error::failed(format!("{}: expected adapters", args.source.display())));
     };
     fs_err::create_dir_all(&args.out).map_err(|e| Error::io(&args.out, e))?;

@@ -8,7 +8,7 @@ use mmx_converters::arch::{Config, Layout};
 use mmx_converters::file::Bytes;
 use mmx_converters::gguf::{GgmlType, Gguf, Value};
 use mmx_converters::pth::{Pth, PthTensor};
-use mmx_converters::safetensors::SafeTensors;
+use mmx_converters::safetensors::{Described, SafeTensors};
 use mmx_converters::tensor::{Dtype, TensorView};
 use mmx_ggml::FileType;
 use serde_json::json;
@@ -137,7 +137,7 @@ fn gguf(path: &Path, args: &InspectArgs) -> Result<Shown> {
     Ok(Shown {
         format: "gguf",
         config,
-        files: vec![path.to_owned()],
+        files: file.files().map(|(path, _)| path.to_owned()).collect(),
         file_type: file_type.map(|ty| ty.to_string()),
         keys,
         tensors,
@@ -226,15 +226,24 @@ fn safetensors(path: &Path, args: &InspectArgs) -> Result<Shown> {
 fn pth(path: &Path, args: &InspectArgs) -> Result<Shown> {
     let file = Pth::open(path)?;
     let of = |tensor: &PthTensor| {
-        let data = file.data(tensor);
+        let elements: usize = tensor.shape.iter().product();
         Tensor {
             name: tensor.name.clone(),
             shape: tensor.shape.clone(),
             ty: tensor.dtype.safetensors_name(),
-            bytes: data.len(),
-            digest: args.tensors.then(|| values_digest(tensor.dtype, &data)),
+            bytes: elements * tensor.dtype.size(),
+            digest: args.tensors.then(|| values_digest(tensor.dtype, &file.data(tensor))),
         }
     };
+    let mut notes = file.notes().to_vec();
+    let others: Vec<String> = file.others().map(|(name, ty)| format!("{name} ({ty})")).collect();
+    if !others.is_empty() {
+        notes.push(format!(
+            "{}: tensors of types that mmx does not compute with: {}",
+            path.display(),
+            others.join(", ")
+        ));
+    }
     Ok(Shown {
         format: "pth",
         config: Model::open(path).ok().map(|model| model.config),
@@ -242,19 +251,21 @@ fn pth(path: &Path, args: &InspectArgs) -> Result<Shown> {
         file_type: None,
         keys: Vec::new(),
         tensors: file.tensors().iter().map(of).collect(),
-        notes: file.notes().to_vec(),
+        notes,
     })
 }
 
 fn safetensors_tensors(file: &SafeTensors, args: &InspectArgs) -> Vec<Tensor> {
-    let of = |(name, view): (&str, TensorView<'_>)| Tensor {
+    // one of a type that mmx does not compute with has no digest
+    let digest = |view: TensorView<'_>| values_digest(view.dtype, view.data);
+    let of = |(name, tensor): (&str, Described<'_>)| Tensor {
         name: name.to_owned(),
-        shape: view.shape.to_vec(),
-        ty: view.dtype.safetensors_name(),
-        bytes: view.data.len(),
-        digest: args.tensors.then(|| values_digest(view.dtype, view.data)),
+        shape: tensor.shape.to_vec(),
+        ty: tensor.dtype,
+        bytes: tensor.bytes,
+        digest: file.get(name).filter(|_| args.tensors).map(digest),
     };
-    file.names().filter_map(|name| Some((name, file.get(name)?))).map(of).collect()
+    file.names().filter_map(|name| Some((name, file.describe(name)?))).map(of).collect()
 }
 
 /// A value as JSON; long arrays as their length unless `full`.

@@ -32,6 +32,12 @@ pub struct QuantizeArgs {
     /// Make a tensor that cannot have the type asked for an error
     #[arg(long)]
     strict: bool,
+    /// Write several files of at most this size, named after OUTPUT: NAME-00001-of-0000N.gguf
+    #[arg(long, value_name = "SIZE", value_parser = super::export::size)]
+    split_size: Option<u64>,
+    /// Take NaN and infinities among unquantized values as they are
+    #[arg(long)]
+    allow_non_finite: bool,
 }
 
 /// Runs the command.
@@ -46,6 +52,8 @@ pub(super) fn run(args: &QuantizeArgs, json: bool) -> Result<()> {
         imatrix: args.imatrix.clone(),
         requantize: args.allow_requantize,
         strict: args.strict,
+        split_bytes: args.split_size,
+        allow_non_finite: args.allow_non_finite,
     })?;
     report.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
     if json {
@@ -60,6 +68,11 @@ pub(super) fn run(args: &QuantizeArgs, json: bool) -> Result<()> {
         report.seconds,
         report.path.display()
     );
+    if report.files.len() > 1 {
+        for (path, bytes) in &report.files {
+            line!(text, "{:>10}  {}", format::bytes(*bytes), path.display());
+        }
+    }
     report.fallbacks.iter().for_each(|fallback| line!(text, "  {fallback}"));
     format::print(&text)
 }

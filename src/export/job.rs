@@ -64,7 +64,7 @@ impl Job<'_> {
             config.check_carried_by(Layout::Gguf)?;
         }
         let wanted = |form| request.adapter.contains(&form);
-        match self.source.model.adapters() {
+        match self.source.adapters()? {
             Some(adapters) if wanted(AdapterForm::Peft) => adapters.check_peft(config)?,
             None if !request.adapter.is_empty() => {
                 return Err(Error::failed_with_hint(
@@ -251,11 +251,19 @@ impl Job<'_> {
     pub(super) fn write_gguf(&mut self, target: &Target<'_>) -> Result<()> {
         let begin = Instant::now();
         let path = self.gguf_path(target);
-        let (bytes, found) =
-            self.with_spec(target, |spec| spec.write(&path, &mut |w| self.source.weight(w)))?;
+        let limit = self.request.split_bytes;
+        let (files, found) = self.with_spec(target, |spec| {
+            spec.write_split(&path, limit, &mut |w| self.source.weight(w))
+        })?;
+        // a split model is named by its first file
+        let path = files.first().map_or(path, |(path, _)| path.clone());
         let of_file = |fallback| FileFallback { path: path.clone(), fallback };
         self.report.fallbacks.extend(found.into_iter().map(of_file));
-        self.done(path, "gguf", target.name(), bytes, begin.elapsed().as_secs_f64());
+        let mut seconds = begin.elapsed().as_secs_f64();
+        for (path, bytes) in files {
+            let own = std::mem::take(&mut seconds);
+            self.done(path, "gguf", target.name(), bytes, own);
+        }
         Ok(())
     }
 
@@ -282,6 +290,8 @@ impl Job<'_> {
         /// Tokens of the built-in text: enough for means, few enough to wait for.
         const TOKENS: usize = 128;
         let ggufs = self.report.files.iter().filter(|f| f.format == "gguf" && f.ty != "lora");
+        // one file stands for all of a split model
+        let ggufs = ggufs.filter(|f| !mmx_converters::gguf::is_further_part(&f.path));
         let folders = self.request.hf.iter().map(|&dtype| self.hf_folder(dtype));
         let others: Vec<PathBuf> = folders.chain(ggufs.map(|f| f.path.clone())).collect();
         let request = verify::Request {

@@ -73,6 +73,10 @@ pub struct Request {
     pub name: Option<String>,
     /// An SPDX licence name.
     pub license: Option<String>,
+    /// GGUFs in several files of at most so many bytes of tensors.
+    pub split_bytes: Option<u64>,
+    /// NaN and infinities among the weights are written as they are.
+    pub allow_non_finite: bool,
 }
 
 /// How adapters are written alone.
@@ -159,7 +163,8 @@ pub fn export(request: &Request) -> Result<Report> {
         None => newest_checkpoint(Path::new("runs"))?,
     };
     let path = runs::resolve(&asked)?;
-    let source = Source::open_on(&path, request.base.as_deref(), request.tokenizer.as_deref())?;
+    let source = Source::open_on(&path, request.base.as_deref(), request.tokenizer.as_deref())?
+        .allow_non_finite(request.allow_non_finite);
     if request.everything {
         request.hf.push(source.model.dtype());
         request.gguf.push(FileType::Q8_0);

@@ -9,7 +9,9 @@ use crate::runs;
 /// are `first`.
 pub(super) fn model_name(path: &Path) -> String {
     let full = fs_err::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let stem = if full.is_dir() { full.file_name() } else { full.file_stem() };
+    // a part of a split model has the model's name
+    let whole = mmx_converters::gguf::without_part(&full);
+    let stem = if full.is_dir() { full.file_name() } else { whole.file_stem() };
     // a run's checkpoint has the run's name
     let checkpoint = stem.is_some_and(|s| s.as_encoded_bytes().starts_with(b"checkpoint-"));
     let run = full.parent().and_then(Path::file_name).filter(|_| checkpoint);
@@ -47,6 +49,7 @@ mod tests {
         assert_eq!(model_name(Path::new("runs/my model (1)")), "my-model--1");
         assert_eq!(model_name(Path::new("/")), "model");
         assert_eq!(model_name(Path::new("a/b/tiny")), "tiny");
+        assert_eq!(model_name(Path::new("a/tiny-00002-of-00003.gguf")), "tiny");
         let dir = tempfile::tempdir().unwrap();
         let checkpoint = dir.path().join("first/checkpoint-000100");
         fs_err::create_dir_all(&checkpoint).unwrap();

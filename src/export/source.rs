@@ -1,10 +1,13 @@
 //! A model and its tokenizer, open for the writers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use mmx_converters::Model;
+use mmx_converters::adapter::Adapters;
 use mmx_converters::arch::{Layout, Weight};
+use mmx_converters::carry;
 use mmx_converters::folder::{self, Folder};
 use mmx_converters::tensor::Dtype;
 use mmx_converters::tokenizer::Tokenizer;
@@ -18,6 +21,8 @@ pub struct Source {
     pub model: Model,
     /// Its tokenizer, if there is one.
     pub tokenizer: Option<Tokenizer>,
+    /// Weights whose values have been looked through; nothing where NaN and infinities may pass.
+    checked: Option<Mutex<HashSet<String>>>,
 }
 
 impl Source {
@@ -77,18 +82,50 @@ impl Source {
                 )));
             }
         }
-        Ok(Self { model, tokenizer })
+        Ok(Self { model, tokenizer, checked: Some(Mutex::default()) })
+    }
+
+    /// Lets NaN and infinities pass, where `allowed`.
+    #[must_use]
+    pub fn allow_non_finite(mut self, allowed: bool) -> Self {
+        if allowed {
+            self.checked = None;
+        }
+        self
     }
 
     /// A weight as the writers want it.
     ///
     /// # Errors
-    /// What the dequantizer returns.
+    /// What the dequantizer returns; a NaN or infinity, unless they may pass.
     pub fn weight(
         &self,
         weight: &Weight,
     ) -> mmx_converters::Result<(Dtype, std::borrow::Cow<'_, [u8]>)> {
-        self.model.weight_with(weight, &quantizing::dequantize)
+        let (dtype, bytes) = self.model.weight_with(weight, &quantizing::dequantize)?;
+        if let Some(checked) = &self.checked {
+            let mut checked = checked.lock().unwrap_or_else(PoisonError::into_inner);
+            if !checked.contains(&weight.name) {
+                let (name, shape) = (&weight.name, &weight.shape);
+                carry::refuse_not_finite(&self.model.path, name, shape, dtype, &bytes)?;
+                checked.insert(name.clone());
+            }
+        }
+        Ok((dtype, bytes))
+    }
+
+    /// The adapters alone, if the model has some.
+    ///
+    /// # Errors
+    /// A NaN or infinity in them, unless they may pass.
+    pub fn adapters(&self) -> Result<Option<&Adapters>> {
+        let adapters = self.model.adapters();
+        if self.checked.is_some()
+            && let Some(adapters) = adapters
+        {
+            adapters.refuse_not_finite(&self.model.path)?;
+        }
+        Ok(adapters)
     }
 
     /// Writes a folder.

@@ -349,7 +349,7 @@ fn listed(served: &Served) -> Value {
         "name": served.id,
         "model": served.id,
         "modified_at": time.to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
-        "size": served.model.gguf().bytes().len(),
+        "size": served.model.gguf().size(),
         "digest": served.digest(),
         "details": details(served),
     })

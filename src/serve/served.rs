@@ -205,7 +205,7 @@ impl Served {
             "n_embd": config.hidden_size,
             "n_layer": config.num_hidden_layers,
             "n_params": parameters(&self.model),
-            "size": self.model.gguf().bytes().len(),
+            "size": self.model.gguf().size(),
             "architecture": config.family.gguf_arch(),
             "chat": self.model.tokenizer().is_ok_and(|t| t.template().is_some()),
             "thinking": self.model.tokenizer().is_ok_and(|t| {
@@ -233,9 +233,10 @@ impl Served {
         most.map_or("unknown", |(name, _)| name).to_uppercase()
     }
 
-    /// SHA-256 of the GGUF, computed when first asked for.
+    /// SHA-256 of the GGUF, of a split one of its files in order, computed when first asked for.
     pub(crate) fn digest(&self) -> &str {
-        self.digest.get_or_init(|| digest::of_bytes(self.model.gguf().bytes()))
+        let files = || self.model.gguf().files().map(|(_, bytes)| bytes);
+        self.digest.get_or_init(|| digest::of_pieces(files()))
     }
 }
 

@@ -132,6 +132,10 @@ impl Keys<'_> {
         Error::key(self.path, key, format!("expected {expected}, found {found}"))
     }
 
+    fn none(&self, key: &str, expected: &str) -> Error {
+        Error::key(self.path, key, format!("expected {expected}, found none"))
+    }
+
     pub(super) fn usize_or(&self, names: &[&str], default: Option<usize>) -> Result<usize> {
         match self.find(names) {
             // 2^31 bounds every dimension: products of two still fit 64 bits
@@ -139,7 +143,7 @@ impl Keys<'_> {
                 Some(n) if (1..1 << 31).contains(&n) => Ok(n as usize),
                 _ => Err(self.error(&key, "a whole number from 1 to 2147483647", v)),
             },
-            None => default.ok_or_else(|| Error::key(self.path, names[0], "expected, found none")),
+            None => default.ok_or_else(|| self.none(names[0], "a whole number")),
         }
     }
 
@@ -149,7 +153,7 @@ impl Keys<'_> {
                 Some(x) if x.is_finite() => Ok(x),
                 _ => Err(self.error(&key, "a number", v)),
             },
-            None => default.ok_or_else(|| Error::key(self.path, names[0], "expected, found none")),
+            None => default.ok_or_else(|| self.none(names[0], "a number")),
         }
     }
 
