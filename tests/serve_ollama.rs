@@ -224,6 +224,8 @@ fn a_field_that_would_change_the_answer_is_refused_by_name() {
     ] {
         server.ask("/api/chat", &chat(key, value));
     }
+    let answer = server.post("/api/chat", &chat("options", json!({"num_ctx": 3})));
+    assert!(sentence(&answer).contains("options.num_ctx: 3"), "{}", answer.text());
     // prompt and answer share num_ctx
     let whole = server.ask("/api/chat", &{
         let mut body = chat("options", json!({"num_ctx": 56, "temperature": 0}));

@@ -244,7 +244,8 @@ async fn answer(app: Arc<App>, body: Bytes, form: Form) -> Result<Response, ApiE
     let since = Instant::now();
     let (answer, events, stream) = blocking(move || {
         let request = Request::of(&body, form)?;
-        begin(&app, request, form, since).map_err(options::in_ollamas_words)
+        let num_ctx = request.params.n_ctx;
+        begin(&app, request, form, since).map_err(|error| options::in_ollamas_words(error, num_ctx))
     })
     .await?;
     match events {

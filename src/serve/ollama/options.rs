@@ -120,8 +120,12 @@ pub(super) fn params(mut options: Fields) -> Result<Params, ApiError> {
     Ok(params)
 }
 
-/// An error of the shared settings under the names that Ollama has for them.
-pub(super) fn in_ollamas_words(error: ApiError) -> ApiError {
+/// An error of the shared settings under the names that Ollama has for them; `num_ctx` is what the request says of it.
+pub(super) fn in_ollamas_words(error: ApiError, num_ctx: Option<usize>) -> ApiError {
+    if let Some(n) = num_ctx.filter(|_| error.code == Some("context_length_exceeded")) {
+        let message = format!("{} (options.num_ctx: {n})", error.message);
+        return ApiError { message, ..error };
+    }
     let place = match error.param.as_deref() {
         Some("response_format") => "format".to_owned(),
         Some("max_tokens" | "max_completion_tokens") => "options.num_predict".to_owned(),
