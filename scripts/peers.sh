@@ -85,6 +85,11 @@ check "build test_hub" cargo build --quiet --release --example test_hub
 several "$python" scripts/peers/hub.py "$mmx" "$shared" "$work" target/release/examples/test_hub
 if ollama=$(bash scripts/peers/ollama.sh); then
   several "$python" scripts/peers/ollama.py "$mmx" "$shared" "$work" "$ollama"
+  if clients=$(bash scripts/peers/ollama_clients.sh); then
+    several "$clients" scripts/peers/ollama_cli.py "$mmx" "$shared" "$work" "$ollama/bin/ollama"
+  else
+    failed=$((failed + 1)); echo "FAIL  installing LangChain's ChatOllama"
+  fi
 else
   failed=$((failed + 1)); echo "FAIL  installing Ollama"
 fi

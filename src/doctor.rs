@@ -95,7 +95,7 @@ const VLLM_CPU_HEADS: [usize; 11] = [32, 64, 80, 96, 112, 128, 160, 192, 224, 25
 pub fn machine() -> Vec<Finding> {
     let mut findings = Vec::new();
     findings.extend(torch());
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let cores = mmx_ggml::cpus();
     let features = cpu_features();
     findings.push(Finding {
         what: "CPU",

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use mmx_converters::Model;
+use mmx_converters::adapter::CONFIG_NAME as ADAPTERS;
 use mmx_converters::gguf::{GgmlType, Gguf};
 use mmx_converters::to_gguf::ToGguf;
 use mmx_converters::tokenizer::Tokenizer;
@@ -11,6 +12,47 @@ use mmx_ggml::FileType;
 
 use crate::engine::Kind;
 use crate::error::{Error, Result};
+
+/// The GGUF of a folder of exports; none for anything else. What is no model (adapters, importance matrices, further
+/// parts of a split one) does not count.
+fn exported(dir: &Path) -> Result<Option<PathBuf>> {
+    if !dir.is_dir() || ["config.json", ADAPTERS].iter().any(|name| dir.join(name).exists()) {
+        return Ok(None);
+    }
+    let (mut ggufs, mut folders) = (Vec::new(), Vec::new());
+    for entry in fs_err::read_dir(dir).map_err(|e| Error::io(dir, e))? {
+        let path = entry.map_err(|e| Error::io(dir, e))?.path();
+        let folder = path.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b"hf-"));
+        if path.extension().is_some_and(|e| e == "gguf") && path.is_file() && is_model(&path) {
+            ggufs.push(path);
+        } else if folder && path.join("config.json").is_file() {
+            folders.push(path);
+        }
+    }
+    if ggufs.len() < 2 && (!ggufs.is_empty() || folders.is_empty()) {
+        return Ok(ggufs.pop());
+    }
+    ggufs.sort();
+    folders.sort();
+    let names: Vec<_> = ggufs.iter().chain(&folders).map(|p| p.display().to_string()).collect();
+    Err(Error::failed_with_hint(
+        format!(
+            "{}: expected one GGUF in this folder of exports, found {}",
+            dir.display(),
+            ggufs.len()
+        ),
+        format!("name the one that is meant: {}", names.join(", ")),
+    ))
+}
+
+/// False for a GGUF that holds something else than a model or its first part. One that cannot be read counts: opened, it
+/// says why.
+fn is_model(path: &Path) -> bool {
+    let Ok(file) = Gguf::open(path) else { return true };
+    let keys = file.metadata();
+    let kind = keys.get("general.type").and_then(|v| v.as_str()).unwrap_or("model");
+    kind == "model" && keys.get("split.no").and_then(|v| v.as_u64()).unwrap_or(0) == 0
+}
 
 /// An open model and where it came from.
 #[derive(Debug)]
@@ -22,12 +64,14 @@ pub struct Form {
 }
 
 impl Form {
-    /// Opens anything mmx can open; a training run's folder stands for its newest checkpoint.
+    /// Opens anything mmx can open; a training run's folder stands for its newest checkpoint, and a folder of exports
+    /// for the one GGUF in it.
     ///
     /// # Errors
-    /// See [`Model::open`].
+    /// See [`Model::open`]; a folder of several exports, or of none but Transformers folders: they are named.
     pub fn open(path: &Path) -> Result<Self> {
-        Ok(Self::of(Model::open(crate::runs::resolve(path)?)?))
+        let path = crate::runs::resolve(path)?;
+        Ok(Self::of(Model::open(exported(&path)?.unwrap_or(path))?))
     }
 
     /// Of a model that is open.

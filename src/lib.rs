@@ -99,6 +99,17 @@ pub mod verify;
 
 pub use error::{Error, Result};
 
+/// Bounds the threads that tokenize, quantize and export by what [`mmx_ggml::cpus`] allows, where that is less than the
+/// pool would take by itself and RAYON_NUM_THREADS does not say otherwise.
+pub fn bound_pool() {
+    let (most, all) =
+        (mmx_ggml::cpus(), std::thread::available_parallelism().map_or(1, usize::from));
+    if most < all && std::env::var_os("RAYON_NUM_THREADS").is_none() {
+        // a pool that is there already stays as it is
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(most).build_global();
+    }
+}
+
 /// A seed from the operating system, by way of the standard library's hash maps.
 fn random_seed() -> u64 {
     use std::hash::{BuildHasher, Hasher};

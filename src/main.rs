@@ -6,6 +6,7 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     let cli = mmx::cli::Cli::parse(); // misuse: clap prints the usage and exits 2
+    mmx::bound_pool();
     match mmx::cli::run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

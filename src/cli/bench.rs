@@ -11,7 +11,7 @@ use mmx_ggml::{Clock, FileType};
 use serde_json::{Value, json};
 
 use super::device::DeviceArgs;
-use super::format;
+use super::{format, values};
 use crate::error::{Error, Result};
 use crate::form::Form;
 
@@ -46,13 +46,13 @@ pub struct BenchArgs {
     #[arg(short = 'n', value_name = "N", default_value_t = 128)]
     n_gen: usize,
     /// Threads
-    #[arg(short, long, value_name = "N", default_value_t = 1)]
+    #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = values::at_least_one, allow_negative_numbers = true)]
     threads: usize,
     /// Measure this often, take the median
-    #[arg(short, long, value_name = "N", default_value_t = 5)]
+    #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = values::at_least_one, allow_negative_numbers = true)]
     repeats: usize,
     /// Measure so many texts written together, too
-    #[arg(long, value_name = "N", value_delimiter = ',')]
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = values::at_least_one, allow_negative_numbers = true)]
     streams: Vec<usize>,
     /// Measure llama.cpp too
     #[arg(long)]
@@ -82,15 +82,16 @@ pub(super) fn run(args: BenchArgs, as_json: bool) -> Result<()> {
         }
     };
     let start = Instant::now();
-    let model = args.device.load_with(&Form::open(&path)?, !args.no_repack)?;
+    let form = Form::open(&path)?;
+    let model = args.device.load_with(&form, !args.no_repack)?;
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
     let peak_rss = peak_rss_bytes();
 
-    let repeats = args.repeats.max(1);
+    let repeats = args.repeats;
     let mut ours = Vec::new();
     let mut theirs = [Vec::new(), Vec::new()]; // without and with flash attention
     let judge = match args.llama {
-        true => Some(open_judge(&path)?),
+        true => Some(open_judge(form.path())?),
         false => None,
     };
     let mut together = vec![Vec::new(); args.streams.len()];
@@ -113,7 +114,7 @@ pub(super) fn run(args: BenchArgs, as_json: bool) -> Result<()> {
     }
     let ours = median(&ours);
     let mut result = json!({
-        "model": path.file_name().map(|n| n.to_string_lossy()),
+        "model": form.path().file_name().map(|n| n.to_string_lossy()),
         "load_ms": load_ms,
         "prefill_tokens_per_s": ours.prefill,
         "decode_tokens_per_s": ours.decode,

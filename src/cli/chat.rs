@@ -32,7 +32,7 @@ pub struct ChatArgs {
     /// A checkpoint, a Transformers folder or a GGUF
     model: PathBuf,
     /// A system message before the conversation
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     system: Option<String>,
     /// Tokens of an answer at most
     #[arg(short, value_name = "N", default_value_t = 1024)]

@@ -71,7 +71,7 @@ pub struct EvalArgs {
     #[arg(long, value_name = "N", requires = "examples", default_value_t = 5)]
     shots: usize,
     /// --choice: text before all, in which {subject} stands for the subject's name
-    #[arg(long, value_name = "TEXT", requires = "choice")]
+    #[arg(long, value_name = "TEXT", requires = "choice", allow_hyphen_values = true)]
     preamble: Option<String>,
     /// --choice: ask in the model's chat template
     #[arg(long, requires = "choice")]
@@ -86,13 +86,13 @@ pub struct EvalArgs {
     #[arg(long, value_name = "SHARE", requires = "exact")]
     min_accuracy: Option<f64>,
     /// --exact: longest answer, tokens
-    #[arg(long, value_name = "N", default_value_t = 128)]
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = super::values::at_least_one)]
     max_tokens: usize,
     /// --exact: wrong answers to show
     #[arg(long, value_name = "N", default_value_t = 3)]
     show: usize,
     /// Threads
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = super::values::at_least_one)]
     threads: Option<usize>,
     #[command(flatten)]
     device: DeviceArgs,
@@ -217,8 +217,7 @@ fn measure(
     request: Option<&Request>,
 ) -> Result<Row> {
     let tokenizer = form.expect_tokenizer()?;
-    let cores =
-        std::thread::available_parallelism().map_or(1, usize::from).min(mmx_ggml::MAX_THREADS);
+    let cores = mmx_ggml::cpus().min(mmx_ggml::MAX_THREADS);
     let threads = args.threads.unwrap_or(cores);
     let mut engine = engine::open_on(kind, form, threads, args.device.load_options()?)?;
     device::announce(engine.placement());

@@ -113,7 +113,7 @@ pub struct ExportArgs {
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
     /// With --gguf auto: tokens of the text to measure on
-    #[arg(long, value_name = "N", default_value_t = 512)]
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = super::values::at_least_two)]
     tokens: usize,
     /// An importance matrix for the quantized GGUFs (of `mmx imatrix` or llama-imatrix)
     #[arg(long, value_name = "FILE")]
@@ -140,7 +140,7 @@ pub struct ExportArgs {
     #[arg(long, requires = "ollama")]
     ollama_template: bool,
     /// Put a default system prompt into it
-    #[arg(long, value_name = "TEXT", requires = "ollama")]
+    #[arg(long, value_name = "TEXT", requires = "ollama", allow_hyphen_values = true)]
     system: Option<String>,
     /// Make a tensor that cannot have the type asked for an error
     #[arg(long)]

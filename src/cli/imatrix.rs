@@ -28,13 +28,13 @@ pub struct ImatrixArgs {
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     /// Tokens of a piece of text
-    #[arg(long, value_name = "N", default_value_t = 512)]
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = super::values::at_least_two)]
     chunk: usize,
     /// Read only so many pieces
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = super::values::at_least_one)]
     chunks: Option<usize>,
     /// Threads [default: all cores]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = super::values::at_least_one)]
     threads: Option<usize>,
 }
 
@@ -44,15 +44,14 @@ pub struct ImatrixArgs {
 /// See [`collect`].
 pub(super) fn run(args: &ImatrixArgs, json: bool) -> Result<()> {
     let begin = std::time::Instant::now();
-    let cores =
-        std::thread::available_parallelism().map_or(1, usize::from).min(mmx_ggml::MAX_THREADS);
+    let cores = mmx_ggml::cpus().min(mmx_ggml::MAX_THREADS);
     let request = Request {
         model: args.model.clone(),
         data: args.data.clone(),
         out: args.out.clone(),
         chunk: args.chunk,
         chunks: args.chunks,
-        threads: args.threads.unwrap_or(cores).max(1),
+        threads: args.threads.unwrap_or(cores),
     };
     let bar = indicatif::ProgressBar::new(0); // drawn on a terminal only
     let (imatrix, bytes) = collect(&request, &mut |done, all| {

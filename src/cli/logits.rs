@@ -38,7 +38,7 @@ pub struct LogitsArgs {
     #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = ["f32", "bf16"])]
     dtype: String,
     /// Threads of the CPU engines
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = super::values::at_least_one)]
     threads: usize,
 }
 

@@ -28,6 +28,7 @@ mod tokenizer;
 mod train;
 #[cfg(feature = "train")]
 mod train_models;
+mod values;
 mod verify;
 
 use clap::{Parser, Subcommand};

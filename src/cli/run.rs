@@ -9,7 +9,7 @@ use mmx_ggml::run::{Finish, Generation, KvType, Sampling, Session, SessionOption
 use serde_json::json;
 
 use super::device::DeviceArgs;
-use super::format;
+use super::{format, values};
 use crate::error::{Error, Result};
 use crate::form::Form;
 
@@ -27,7 +27,7 @@ pub struct RunArgs {
     /// A checkpoint, a Transformers folder or a GGUF
     model: PathBuf,
     /// The prompt; - reads it from stdin
-    #[arg(short, long, value_name = "TEXT")]
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: String,
     /// Tokens to generate at most
     #[arg(short, value_name = "N", default_value_t = 512)]
@@ -36,13 +36,13 @@ pub struct RunArgs {
     #[arg(long)]
     raw: bool,
     /// A system message before the prompt
-    #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw", allow_hyphen_values = true)]
     system: Option<String>,
     /// Print the generated ids too
     #[arg(long)]
     ids: bool,
     /// Stop at this text, which is not printed; may be repeated
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     stop: Vec<String>,
     #[command(flatten)]
     sampling: SamplingArgs,
@@ -56,10 +56,10 @@ pub struct RunArgs {
 #[derive(clap::Args, Clone, Copy, Debug)]
 pub(super) struct RunnerArgs {
     /// Threads; by default what suits the model's size
-    #[arg(short, long, value_name = "N")]
+    #[arg(short, long, value_name = "N", value_parser = values::at_least_one, allow_negative_numbers = true)]
     threads: Option<usize>,
     /// Tokens the context holds; by default the model's own length, at most 4096
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = values::at_least_one, allow_negative_numbers = true)]
     ctx: Option<usize>,
     /// Element type of the keys and values that are kept; f32 rounds nothing, f16 is quicker
     #[arg(long, value_name = "TYPE", value_enum, default_value = "f16")]
@@ -98,22 +98,22 @@ pub(super) struct SamplingArgs {
     #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p", "min_p"])]
     greedy: bool,
     /// Divides the logits; 0 is --greedy
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = values::temperature, allow_negative_numbers = true)]
     temperature: Option<f64>,
     /// Only the N most likely tokens; 0: all
     #[arg(long, value_name = "N")]
     top_k: Option<usize>,
     /// Only the likeliest tokens that reach this probability together; 1: all
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = values::top_p, allow_negative_numbers = true)]
     top_p: Option<f64>,
     /// Only tokens of at least this share of the likeliest one's probability; 0: all
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = values::min_p, allow_negative_numbers = true)]
     min_p: Option<f64>,
     /// Makes tokens that were there already less likely; 1: off
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = values::factor, allow_negative_numbers = true)]
     repeat_penalty: Option<f64>,
-    /// The same seed gives the same text; a new one each time unless given
-    #[arg(long, value_name = "N")]
+    /// The same seed gives the same text; a new one each time unless given, or with -1
+    #[arg(long, value_name = "N", value_parser = values::seed, allow_negative_numbers = true)]
     seed: Option<u64>,
 }
 

@@ -7,8 +7,8 @@ use mmx_ggml::run::KvType;
 use serde_json::json;
 
 use super::device::DeviceArgs;
-use super::format;
 use super::run::Kv;
+use super::{format, values};
 use crate::error::{Error, Result};
 use crate::serve::{self, Options};
 
@@ -40,13 +40,13 @@ pub struct ServeArgs {
     #[arg(long, value_name = "KEY", env = "MMX_API_KEY", hide_env_values = true)]
     api_key: Option<String>,
     /// Texts of a model that are computed together
-    #[arg(long, value_name = "N", default_value_t = 8)]
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = values::at_least_one, allow_negative_numbers = true)]
     parallel: usize,
     /// Tokens a text can have; by default the model's own length, at most 4096
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = values::at_least_one, allow_negative_numbers = true)]
     ctx: Option<usize>,
     /// Threads; by default what suits the model's size
-    #[arg(short, long, value_name = "N")]
+    #[arg(short, long, value_name = "N", value_parser = values::at_least_one, allow_negative_numbers = true)]
     threads: Option<usize>,
     /// Element type of the keys and values that are kept; f32 rounds nothing, f16 is quicker
     #[arg(long, value_name = "TYPE", value_enum, default_value = "f16")]
@@ -55,13 +55,13 @@ pub struct ServeArgs {
     #[arg(long, value_name = "N", default_value_t = 3)]
     speculate: usize,
     /// Texts that may wait; beyond, requests get 429
-    #[arg(long, value_name = "N", default_value_t = 64)]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = values::at_least_one, allow_negative_numbers = true)]
     queue: usize,
     /// Bytes of a request's body
-    #[arg(long, value_name = "BYTES", default_value_t = 1 << 20)]
+    #[arg(long, value_name = "BYTES", default_value_t = 1 << 20, value_parser = values::at_least_one, allow_negative_numbers = true)]
     max_body: usize,
     /// Tokens written for one request at most
-    #[arg(long, value_name = "N", default_value_t = 4096)]
+    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = values::at_least_one, allow_negative_numbers = true)]
     max_tokens: usize,
     /// Time for one request, waiting included
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
@@ -81,9 +81,6 @@ pub struct ServeArgs {
 /// # Errors
 /// A model that cannot be opened, an address that cannot be had.
 pub(super) fn run(args: ServeArgs, as_json: bool) -> Result<()> {
-    if args.parallel == 0 {
-        return Err(Error::usage("--parallel: expected at least 1, found 0"));
-    }
     if args.name.len() > args.models.len() {
         return Err(Error::usage(format!(
             "--name: expected at most one for each of {} models, found {}",

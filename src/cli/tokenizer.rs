@@ -51,7 +51,7 @@ struct TrainArgs {
     #[arg(long, value_name = "SET", default_value = "minimind3")]
     specials: Specials,
     /// Distinct words kept, MiB; beyond it rare words are sampled
-    #[arg(long, value_name = "MIB", default_value_t = WordCounts::LIMIT_BYTES >> 20)]
+    #[arg(long, value_name = "MIB", default_value_t = WordCounts::LIMIT_BYTES >> 20, value_parser = super::values::at_least_one)]
     word_memory: usize,
 }
 
@@ -74,7 +74,7 @@ struct ShowArgs {
     /// A folder with tokenizer.json, a tokenizer.json, or a GGUF
     model: PathBuf,
     /// The text
-    #[arg(required_unless_present = "chat", conflicts_with = "chat")]
+    #[arg(required_unless_present = "chat", conflicts_with = "chat", allow_hyphen_values = true)]
     text: Option<String>,
     /// Render the messages of this JSON file
     #[arg(long, value_name = "FILE")]

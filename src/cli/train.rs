@@ -129,13 +129,13 @@ knobs! {
     #[arg(long, value_name = "YEAR")]
     recipe: String,
     /// Passes over the data
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = super::values::at_least_one)]
     epochs: usize,
     /// Rows per micro-step
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = super::values::at_least_one)]
     batch_size: usize,
     /// Micro-steps per optimizer step
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = super::values::at_least_one)]
     accum: usize,
     /// Step at an epoch's end on what is left of an accumulation [default: on; 2025: off]
     #[arg(long, value_name = "on|off")]
@@ -174,7 +174,7 @@ knobs! {
     #[arg(long, value_name = "X")]
     empty_think_ratio: f64,
     /// lora: inner dimension of the adapters [default: 16; 2025: 8]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = super::values::at_least_one)]
     lora_rank: usize,
     /// lora: their product counts alpha / rank times [default: the rank]
     #[arg(long, value_name = "X")]
@@ -207,7 +207,7 @@ knobs! {
     #[arg(long, value_name = "DEVICE")]
     device: String,
     /// CPU threads [default: all cores]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = super::values::at_least_one)]
     threads: usize,
     /// Optimizer steps between checkpoints [default: every ten minutes]
     #[arg(long, value_name = "N")]
@@ -302,6 +302,9 @@ impl Request {
                 Error::usage(format!("--threads: expected at least 1, found {threads}"))
             })?;
             tch::set_num_threads(count);
+        } else if let Ok(most) = i32::try_from(mmx_ggml::cpus()) {
+            // libtorch knows no quotas of control groups
+            tch::set_num_threads(tch::get_num_threads().min(most));
         }
         crate::omp::choose_kernels()?;
         let device = device::pick(self.knobs.device.as_deref())?;

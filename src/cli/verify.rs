@@ -31,7 +31,7 @@ pub struct VerifyArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "tokens")]
     ids: Option<PathBuf>,
     /// Compare on at most so many tokens of a built-in text
-    #[arg(long, value_name = "N", default_value_t = 256)]
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = super::values::at_least_one)]
     tokens: usize,
     /// Only these engines (repeatable)
     #[arg(long = "engine", value_name = "ENGINE")]
@@ -40,7 +40,7 @@ pub struct VerifyArgs {
     #[arg(long, value_name = "X")]
     tolerance: Option<f64>,
     /// Threads of the CPU engines
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = super::values::at_least_one)]
     threads: usize,
 }
 
@@ -54,7 +54,7 @@ pub(super) fn run(args: VerifyArgs, as_json: bool) -> Result<()> {
             Input::Text(fs_err::read_to_string(path).map_err(|e| Error::io(path, e))?)
         }
         (None, Some(path)) => Input::Ids(super::ids::read(path)?.rows),
-        (None, None) => Input::Sample(args.tokens.max(1)),
+        (None, None) => Input::Sample(args.tokens),
     };
     let request = Request {
         reference: args.reference,

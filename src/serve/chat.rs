@@ -470,7 +470,8 @@ fn token_json(served: &Served, id: u32, logprob: f32) -> Value {
     })
 }
 
-fn logprob_json(served: &Served, token: &TokenLogprob) -> Value {
+/// A token, its probability, and those of others.
+pub(crate) fn logprob_json(served: &Served, token: &TokenLogprob) -> Value {
     let mut value = token_json(served, token.id, token.logprob);
     value["top_logprobs"] =
         token.top.iter().map(|&(id, logprob)| token_json(served, id, logprob)).collect();

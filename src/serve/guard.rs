@@ -22,17 +22,18 @@ const OPEN: [&str; 3] = ["/", "/health", "/favicon.ico"];
 /// Lets requests in, reads their bodies, counts their answers.
 pub(crate) async fn pass(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let path = request.extensions().get::<MatchedPath>().map(|p| p.as_str().to_owned());
-    let ollama = request.uri().path().starts_with("/api/");
+    let uri = request.uri().clone();
+    // files are not taken, and need not be held to be refused
+    let unread = uri.path().starts_with("/api/blobs/");
     let origin = request.headers().get(header::ORIGIN).cloned();
     let allowed = origin.as_ref().filter(|o| app.options.allows_origin(o)).cloned();
     let preflight = request.method() == Method::OPTIONS && allowed.is_some();
     let mut response = match check(&app, &request) {
-        Err(error) if ollama => error.ollama(),
-        Err(error) => error.into_response(),
+        Err(error) => error.at(uri.path()),
         Ok(()) if preflight => StatusCode::NO_CONTENT.into_response(),
+        Ok(()) if unread => next.run(request).await,
         Ok(()) => match whole(&app, request).await {
-            Err(error) if ollama => error.ollama(),
-            Err(error) => error.into_response(),
+            Err(error) => error.at(uri.path()),
             Ok(request) => next.run(request).await,
         },
     };

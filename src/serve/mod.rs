@@ -27,9 +27,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::extract::{Path, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Json, Router, middleware};
 use mmx_ggml::run::{KvType, LoadOptions};
 use serde_json::{Value, json};
@@ -207,11 +207,23 @@ fn router(app: Arc<App>) -> Router {
         .route("/api/chat", post(ollama::chat))
         .route("/api/generate", post(ollama::generate))
         .route("/api/embed", post(ollama::embed))
-        .fallback(|| async {
-            ApiError::new(StatusCode::NOT_FOUND, "there is nothing at this address")
+        .route("/api/embeddings", post(ollama::embeddings))
+        .route("/api/status", get(ollama::status))
+        .route("/api/pull", post(ollama::unsupported))
+        .route("/api/push", post(ollama::unsupported))
+        .route("/api/create", post(ollama::unsupported))
+        .route("/api/copy", post(ollama::unsupported))
+        .route("/api/delete", delete(ollama::unsupported))
+        .route("/api/blobs/{digest}", get(ollama::unsupported).post(ollama::blob))
+        .route("/api/me", post(ollama::unsupported))
+        .route("/api/signout", post(ollama::unsupported))
+        .fallback(|uri: Uri| async move {
+            let text = "there is nothing at this address";
+            ApiError::new(StatusCode::NOT_FOUND, text).at(uri.path())
         })
-        .method_not_allowed_fallback(|| async {
-            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this address takes another method")
+        .method_not_allowed_fallback(|uri: Uri| async move {
+            let text = "this address takes another method";
+            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, text).at(uri.path())
         })
         .layer(middleware::from_fn_with_state(app.clone(), guard::pass))
         .with_state(app)

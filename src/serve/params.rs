@@ -56,6 +56,9 @@ pub(crate) struct Params {
     pub(crate) n: Option<i64>,
     #[serde(alias = "ignore_eos")]
     pub(crate) ignore_end: Option<bool>,
+    /// Tokens the text may have, prompt included (Ollama's `num_ctx`); at most the model's.
+    #[serde(skip)]
+    pub(crate) n_ctx: Option<usize>,
 }
 
 /// The same, checked.
@@ -79,7 +82,7 @@ impl Params {
         model: &Served,
         prompt: usize,
     ) -> Result<Checked, ApiError> {
-        let n_ctx = model.n_ctx;
+        let n_ctx = self.n_ctx.map_or(model.n_ctx, |n| n.min(model.n_ctx));
         if prompt == 0 {
             let text = "the prompt has no tokens: nothing could follow it";
             return Err(ApiError::invalid("messages", text));

@@ -68,7 +68,8 @@ impl Served {
         let defaults = Defaults::from_gguf_keys(model.gguf().metadata()).unwrap_or_default();
         let n_ctx = options.ctx.unwrap_or(model.config().max_position_embeddings.min(4096));
         let id = name.map(str::to_owned).or_else(|| {
-            // a folder's or file's name says more than "model"
+            // a folder's or file's name says more than "model"; a folder of exports stands for its GGUF
+            let path = if form.is_gguf() { form.path() } else { path };
             let path = fs_err::canonicalize(path).ok()?;
             let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
             name.map(|name| name.to_string_lossy().into_owned())
