@@ -137,7 +137,7 @@ async fn answer(app: Arc<App>, body: Bytes, form: Form) -> Result<Response, ApiE
         if form == Form::Generate && request.raw == Some(true) {
             let served = app.find(request.model.as_deref())?;
             let ids = served.tokenizer()?.encode(&request.prompt)?;
-            let checked = params.check(&app, &served, ids.len())?;
+            let checked = params.check(&app, &served, ids.len(), "prompt")?;
             let constraint = schema.map(|schema| served.constraint(schema, false)).transpose()?;
             let events =
                 served.write(&app.options, vec![(ids, checked.to_write(0, None, constraint))])?;
@@ -254,7 +254,7 @@ impl Answer {
                     end = Some(summary);
                     self.splitter.finish()
                 }
-                Event::Embedding(..) | Event::Failed(_) => return,
+                Event::Prompt(_) | Event::Embedding(..) | Event::Failed(_) => return,
             };
             for piece in pieces {
                 match piece {
@@ -298,7 +298,7 @@ impl Translate for Answer {
                 line(out, &self.end(self.part("", "", Vec::new()), &summary));
                 self.done = true;
             }
-            Event::Embedding(..) => {}
+            Event::Prompt(_) | Event::Embedding(..) => {}
             Event::Failed(error) => {
                 line(out, &json!({"error": error.message}));
                 self.done = true;
