@@ -314,4 +314,13 @@ mod tests {
             assert!(neutral.iter().all(|json| serde_json::from_str::<Value>(json).is_ok()), "{name}");
         }
     }
+    #[test]
+    fn the_page_of_the_apis_names_every_field() {
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/api.md");
+        let page = fs_err::read_to_string(page).unwrap();
+        let half = page.split("## Ollama's API").next().unwrap();
+        for name in REFUSED.iter().map(|(name, _)| name).chain(IGNORED) {
+            assert!(half.contains(&format!("`{name}`")), "{name}");
+        }
+    }
 }
