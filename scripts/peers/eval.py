@@ -135,7 +135,6 @@ DATA = {
 def harness(folder, task, data, fewshot=0, dev=None, chat=False, model=None):
     """The harness' own samples: log-likelihoods and which measures were right; `model` instead of Transformers'."""
     from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
     config = {
@@ -149,7 +148,10 @@ def harness(folder, task, data, fewshot=0, dev=None, chat=False, model=None):
     }
     if dev:
         config |= {"fewshot_split": "dev", "fewshot_config": {"sampler": "first_n"}}
-    model = model or HFLM(pretrained=folder, device="cpu", dtype="float32", batch_size=1)
+    if model is None:
+        from lm_eval.models.huggingface import HFLM
+
+        model = HFLM(pretrained=folder, device="cpu", dtype="float32", batch_size=1)
     out = simple_evaluate(model=model, tasks=[config], num_fewshot=fewshot, log_samples=True, bootstrap_iters=0, apply_chat_template=chat, task_manager=TaskManager())
     return sorted(out["samples"]["t"], key=lambda sample: sample["doc_id"])
 
@@ -216,16 +218,16 @@ for name, folder in FOLDERS.items():
                 if found:
                     break
                 time.sleep(0.1)
-            facts = []
-            # ids and texts, one and several of them in a request
-            for settings in ({"batch_size": 1}, {"batch_size": 8}, {"batch_size": 1, "num_concurrent": 4}):
-                client = LocalCompletionsAPI(
-                    base_url=f"{found.group(1)}/v1/completions", model="m", tokenizer=folder, tokenizer_backend="huggingface", max_length=1024, **settings
-                )
-                facts.append(compare(harness(folder, ARC_TASK, DATA["arc"], model=client), *ours(gguf, ARC_FILE, "answer"), ANSWER))
+            def client(**settings):
+                where = {"base_url": f"{found.group(1)}/v1/completions", "model": "m", "max_length": 1024}
+                return LocalCompletionsAPI(**where, tokenizer=folder, tokenizer_backend="huggingface", **settings)
+
+            # one text in a request, and several in each of several requests at a time
             letters = {**LETTERS, "doc_to_target": CEVAL_TARGET, "description": PREAMBLE}
-            compare(harness(folder, letters, DATA["ceval"], model=client), *ours(gguf, CEVAL_FILE, "letter", "--preamble", PREAMBLE), {"acc": "letter"})
-            return facts[0]
+            expected = ours(gguf, CEVAL_FILE, "letter", "--preamble", PREAMBLE)
+            compare(harness(folder, letters, DATA["ceval"], model=client()), *expected, {"acc": "letter"})
+            several = client(batch_size=8, num_concurrent=2)
+            return compare(harness(folder, ARC_TASK, DATA["arc"], model=several), *ours(gguf, ARC_FILE, "answer"), ANSWER)
         finally:
             server.terminate()
             server.wait(20)

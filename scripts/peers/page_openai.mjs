@@ -15,7 +15,7 @@ const { chromium } = createRequire(`${modules}/`)("playwright-core");
 const types = { ".mjs": "text/javascript", ".html": "text/html" };
 const files = http.createServer((request, response) => {
   const { pathname } = new URL(request.url, "http://x");
-  if (pathname === "/") return response.writeHead(200, { "content-type": "text/html" }).end("<!doctype html><title>page</title>");
+  if (pathname === "/") return response.writeHead(200, { "content-type": "text/html" }).end("<!doctype html><title>page</title><link rel=icon href=data:,>");
   const file = path.join(modules, path.normalize(pathname));
   if (!fs.existsSync(file)) return response.writeHead(404).end();
   response.writeHead(200, { "content-type": types[path.extname(file)] ?? "text/plain" }).end(fs.readFileSync(file));

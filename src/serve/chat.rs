@@ -13,21 +13,16 @@ use serde_json::{Map, Value, json};
 use super::engine::{Event, Events, Summary, TokenLogprob};
 use super::error::ApiError;
 use super::fields::{Fields, Refused, wrong_type};
-use super::params::{Params, check_logprobs, schema_of};
 use super::grammar::Function;
+use super::params::{Params, check_logprobs, schema_of};
 use super::served::Served;
-use super::stream::{
-    EVENT_STREAM, Translate, Usage, collect, finish_name, respond, sse, sse_done,
-};
+use super::stream::{EVENT_STREAM, Translate, Usage, collect, finish_name, respond, sse, sse_done};
 use super::{App, blocking, messages, new_id, now};
 use crate::answer::{Call, Piece, Splitter};
 
 /// What is not supported here besides what is nowhere.
-const REFUSED: &[Refused] = &[
-    ("add_special_tokens", &["false"]),
-    ("best_of", &["1"]),
-    ("echo", &["false"]),
-];
+const REFUSED: &[Refused] =
+    &[("add_special_tokens", &["false"]), ("best_of", &["1"]), ("echo", &["false"])];
 
 /// How hard OpenAI's models may think. A model here thinks or does not.
 const EFFORTS: [&str; 6] = ["none", "minimal", "low", "medium", "high", "xhigh"];

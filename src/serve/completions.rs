@@ -16,9 +16,7 @@ use super::error::ApiError;
 use super::fields::{Fields, Refused, integer, wrong_type};
 use super::params::{Params, check_logprobs, schema_of};
 use super::served::Served;
-use super::stream::{
-    EVENT_STREAM, Translate, Usage, collect, finish_name, respond, sse, sse_done,
-};
+use super::stream::{EVENT_STREAM, Translate, Usage, collect, finish_name, respond, sse, sse_done};
 use super::{App, blocking, new_id, now};
 
 /// Texts of one request.
@@ -121,7 +119,8 @@ pub(crate) async fn completions(
         let include_usage = include_usage(&mut fields)?;
         let best_of = fields.int("best_of")?;
         if best_of.is_some_and(|best| best != params.n.unwrap_or(1)) {
-            let text = "best_of: choosing among texts is not supported: leave it out or set it to n";
+            let text =
+                "best_of: choosing among texts is not supported: leave it out or set it to n";
             return Err(ApiError::invalid("best_of", text).coded("unsupported_parameter"));
         }
         fields.finish(REFUSED)?;

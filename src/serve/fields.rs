@@ -231,7 +231,8 @@ impl Fields {
                     Some(value) => format!(": leave it out or set it to {value}"),
                     None => ": leave it out".to_owned(),
                 };
-                let text = format!("{name}: not supported, and it would change the answer{instead}");
+                let text =
+                    format!("{name}: not supported, and it would change the answer{instead}");
                 return Err(ApiError::invalid(&name, text).coded("unsupported_parameter"));
             }
         }
@@ -272,8 +273,13 @@ mod tests {
     fn an_integer_may_be_written_with_a_fraction_of_zero() {
         let mut found = fields(&json!({"a": 5, "b": 5.0, "c": -1.0, "d": null}));
         let mut int = |name| found.int(name).unwrap();
-        assert_eq!([int("a"), int("b"), int("c"), int("d"), int("e")].map(|n| n.unwrap_or(0)), [5, 5, -1, 0, 0]);
-        for value in [json!(5.5), json!("5"), json!([5]), json!(1e300), json!(u64::MAX), json!(true)] {
+        assert_eq!(
+            [int("a"), int("b"), int("c"), int("d"), int("e")].map(|n| n.unwrap_or(0)),
+            [5, 5, -1, 0, 0]
+        );
+        for value in
+            [json!(5.5), json!("5"), json!([5]), json!(1e300), json!(u64::MAX), json!(true)]
+        {
             let error = fields(&json!({"seed": value})).int("seed").unwrap_err();
             assert_eq!(error.param.as_deref(), Some("seed"));
             assert!(error.message.starts_with("seed: expected an integer, found "), "{error:?}");
@@ -311,7 +317,10 @@ mod tests {
         for (i, (name, neutral)) in REFUSED.iter().enumerate() {
             assert!(!IGNORED.contains(name), "{name}");
             assert!(REFUSED[..i].iter().all(|(other, _)| other != name), "{name}");
-            assert!(neutral.iter().all(|json| serde_json::from_str::<Value>(json).is_ok()), "{name}");
+            assert!(
+                neutral.iter().all(|json| serde_json::from_str::<Value>(json).is_ok()),
+                "{name}"
+            );
         }
     }
     #[test]

@@ -260,7 +260,9 @@ mod tests {
         ];
         let call = |name: &str, arguments: &str| {
             let name = Value::from(name);
-            let text = format!("<tool_call>\n{{\"name\": {name}, \"arguments\": {arguments}}}\n</tool_call>");
+            let text = format!(
+                "<tool_call>\n{{\"name\": {name}, \"arguments\": {arguments}}}\n</tool_call>"
+            );
             accepts(|| grammars.calls(&tools, false, None).unwrap(), &tokenizer, &text)
         };
         assert!(call("a", r#"{"x": 1}"#) && !call("a", r#"{"x": 2}"#));

@@ -199,13 +199,17 @@ mod tests {
         for host in ["localhost", "localhost:8080", "127.0.0.1:80", "[::1]:8080", "a.localhost"] {
             assert!(local(host), "{host}");
         }
-        for host in ["LocalHost", "localhost.:80", "host.docker.internal:1", "host.containers.internal"] {
+        for host in
+            ["LocalHost", "localhost.:80", "host.docker.internal:1", "host.containers.internal"]
+        {
             assert!(local(host), "{host}");
         }
         for host in ["evil.example", "localhost.evil.example:8080", "127.0.0.1.evil.example"] {
             assert!(!local(host), "{host}");
         }
-        for host in ["host.docker.internal.evil.example", "docker.internal", "http://localhost/", "a/b", ""] {
+        for host in
+            ["host.docker.internal.evil.example", "docker.internal", "http://localhost/", "a/b", ""]
+        {
             assert!(!local(host), "{host}");
         }
         let allowed = ["box.lan".to_owned()];

@@ -190,7 +190,8 @@ mod tests {
     #[test]
     fn what_only_other_models_read_is_refused_by_name() {
         for (name, value) in [("images", json!(["aGk="])), ("prefix", json!(true))] {
-            let with = |value: &Value| check(vec![json!({"role": "user", "content": "x", name: value})]);
+            let with =
+                |value: &Value| check(vec![json!({"role": "user", "content": "x", name: value})]);
             let error = with(&value).unwrap_err();
             assert_eq!(error.param, Some(format!("messages[0].{name}")));
             assert!(error.message.starts_with(&format!("messages[0].{name}: ")), "{error:?}");

@@ -269,7 +269,8 @@ fn biases(value: Value, tokenizer: &Tokenizer) -> Result<Vec<(u32, f32)>, ApiErr
         },
         other => Err(fault(format!("expected a number or false beside each id, found {other}"))),
     };
-    let no_id = |found: &dyn std::fmt::Display| fault(format!("expected a token id, found {found}"));
+    let no_id =
+        |found: &dyn std::fmt::Display| fault(format!("expected a token id, found {found}"));
     let mut out = Vec::new();
     match value {
         Value::Object(entries) => {
@@ -280,7 +281,9 @@ fn biases(value: Value, tokenizer: &Tokenizer) -> Result<Vec<(u32, f32)>, ApiErr
         Value::Array(entries) => {
             for entry in &entries {
                 let Some([id, value]) = entry.as_array().map(Vec::as_slice) else {
-                    return Err(fault(format!("expected pairs of an id and a number, found {entry}")));
+                    return Err(fault(format!(
+                        "expected pairs of an id and a number, found {entry}"
+                    )));
                 };
                 let value = number(value)?;
                 match id {
