@@ -149,7 +149,7 @@ fn probabilities_of_prompts_are_the_same_in_every_form_of_a_request() {
         let characters: Vec<char> = text.chars().collect();
         let tokens = logprobs["tokens"].as_array().expect("tokens");
         let offsets = logprobs["text_offset"].as_array().expect("offsets");
-        for (token, offset) in tokens.iter().zip(offsets) {
+        for (token, offset) in tokens[..prompt].iter().zip(offsets) {
             let (token, offset) =
                 (token.as_str().expect("text"), offset.as_u64().expect("a number") as usize);
             if !token.contains('\u{fffd}') && offset < characters.len() {
@@ -286,6 +286,13 @@ fn tool_defs() {
             refused(&server.post(CHAT, &body), "tools[1].function.parameters", &parameters);
         assert!(message.contains("tools[1].function.parameters"), "{message}");
     }
+    // a schema that means itself and nothing else
+    let mut body = recursive.clone();
+    body["tools"][0]["function"]["parameters"] = json!({"$ref": "#"});
+    let answer = server.post(CHAT, &body);
+    let message = answer.message();
+    assert!(answer.status == 400 && message.contains("no text fits the schema"), "{message}");
+    assert!(!message.contains('\n'), "{message}");
 }
 
 #[test]

@@ -198,10 +198,11 @@ struct Logprobs {
 }
 
 impl Logprobs {
-    /// Adds a token; `None` for one without a probability.
-    fn push(&mut self, tokenizer: &Tokenizer, id: u32, of: Option<&TokenLogprob>) {
+    /// Adds a token; `None` for one without a probability. `echoed`: it is the prompt's, whose control tokens are text.
+    fn push(&mut self, tokenizer: &Tokenizer, id: u32, of: Option<&TokenLogprob>, echoed: bool) {
         let text = |id: u32| tokenizer.decode(&[id], false);
-        let bytes = tokenizer.token_bytes(id);
+        let silent = !echoed && tokenizer.is_control(id);
+        let bytes = if silent { &[] } else { tokenizer.token_bytes(id) };
         // a token may begin or end within a character
         let begins = |byte: &&u8| **byte & 0xc0 != 0x80;
         let within = usize::from(bytes.first().is_some_and(|byte| !begins(&byte)));
@@ -301,10 +302,10 @@ impl Answer {
         let Some(choice) = self.choices.get_mut(index).filter(|_| self.logprobs) else { return };
         let Ok(tokenizer) = self.served.tokenizer() else { return };
         if let Some(echo) = choice.echo.as_ref().filter(|_| prompt) {
-            choice.logprobs.push(tokenizer, echo.first, None);
+            choice.logprobs.push(tokenizer, echo.first, None, true);
         }
         for token in tokens {
-            choice.logprobs.push(tokenizer, token.id, Some(token));
+            choice.logprobs.push(tokenizer, token.id, Some(token), prompt);
         }
     }
 

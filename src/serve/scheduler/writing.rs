@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use axum::http::StatusCode;
 use mmx_converters::tokenizer::DecodeStream;
 use mmx_ggml::run::{BATCH, Finish, Guesser, Sampler, StopFilter, log_probabilities};
 
@@ -163,20 +164,26 @@ impl<'t> Scheduler<'t> {
                 return self.finish(index, Finish::Length);
             }
         }
+        let of_ours = |error: mmx_ggml::Error| {
+            ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
+        };
         let drawn = match &mut write.constraint {
-            None => writing.sampler.sample(logits).map_err(ApiError::from),
-            Some(constraint) => constraint.mask().map_err(ApiError::unavailable).and_then(|mask| {
-                let bits = mask.as_ref().map(toktrie::SimpleVob::as_slice);
-                Ok(writing.sampler.sample_among(logits, bits)?)
-            }),
+            None => writing.sampler.sample(logits).map_err(of_ours),
+            // a schema that no text fits is the request's fault
+            Some(constraint) => match constraint.mask() {
+                Err(why) => Err(ApiError::new(StatusCode::BAD_REQUEST, why)),
+                Ok(mask) => {
+                    let bits = mask.as_ref().map(toktrie::SimpleVob::as_slice);
+                    writing.sampler.sample_among(logits, bits).map_err(of_ours)
+                }
+            },
         };
         let id = match drawn {
             Ok(id) => id,
             Err(error) => {
                 self.stats.failed.fetch_add(1, Ordering::Relaxed);
                 if let Some(run) = self.end(index) {
-                    let status = axum::http::StatusCode::INTERNAL_SERVER_ERROR;
-                    fail(&run.job, ApiError { status, ..error });
+                    fail(&run.job, error);
                 }
                 return;
             }
