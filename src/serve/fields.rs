@@ -225,8 +225,8 @@ impl Fields {
                 );
                 return Err(ApiError::invalid(&name, text).coded("unknown_parameter"));
             };
-            let same = |json: &&&str| serde_json::from_str(json).is_ok_and(|n| equal(&n, &value));
-            if neutral.iter().find(same).is_none() {
+            let same = |json: &&str| serde_json::from_str(json).is_ok_and(|n| equal(&n, &value));
+            if !neutral.iter().any(same) {
                 let instead = match neutral.first() {
                     Some(value) => format!(": leave it out or set it to {value}"),
                     None => ": leave it out".to_owned(),
