@@ -118,6 +118,16 @@ if ! "$clients/bin/python" -c 'import openai, ollama' 2>/dev/null; then
     missing "the Python packages openai and ollama" "python3 -m venv $clients && $clients/bin/pip install $CLIENTS"
 fi
 served=$(find "$work/golden-2026-minimind3" -iname '*f32*.gguf' | head -1)
+# OpenAI's client in what those checks leave out, and what is built on it: LangChain and LiteLLM
+BUILT_ON="openai==3.57.0 langchain-openai==1.7.4 litellm==1.110.2 pydantic==2.14.4"
+built_on=$MMX_CACHE/clients-openai-$(tr -c 'a-z0-9.\n' '-' <<<"$BUILT_ON" | cut -c1-80)
+if ! "$built_on/bin/python" -c 'import openai, langchain_openai, litellm, pydantic, numpy' 2>/dev/null; then
+  say "installing $BUILT_ON (once)"
+  # shellcheck disable=SC2086
+  { python3 -m venv --clear "$built_on" && "$built_on/bin/python" -m pip install --quiet --disable-pip-version-check numpy $BUILT_ON; } >&2 ||
+    missing "the Python packages langchain-openai and litellm" "python3 -m venv $built_on && $built_on/bin/pip install numpy $BUILT_ON"
+fi
+several "$built_on/bin/python" scripts/peers/clients_openai.py "$mmx" "$shared" "$work" "$served"
 "$mmx" serve "$served" --name tiny --port 0 2>"$work/serve.log" & server=$!
 trap 'kill $server 2>/dev/null; rm -rf "$work"' EXIT
 for _ in $(seq 100); do grep -q ' at http' "$work/serve.log" && break; sleep 0.1; done
@@ -128,5 +138,6 @@ check "ollama-rs against mmx serve" "$MMX_CACHE/ollama-rs/release/ollama-rs-clie
 check "curl against mmx serve" bash -c "curl -sfN '$url/v1/chat/completions' -d '{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"stream\":true,\"max_tokens\":3}' | tail -2 | grep -q '^data: \[DONE\]'"
 kill "$server"; wait "$server" 2>/dev/null
 check "the page in Chromium" bash scripts/test-page
+check "openai's npm package in Chromium against mmx serve --cors" bash scripts/peers/page_openai.sh "$mmx" "$served"
 printf 'peers: %d passed, %d failed\n' "$passed" "$failed"
 [ "$failed" = 0 ]

@@ -72,6 +72,9 @@ pub struct ServeArgs {
     /// Time for what is being written when the server is told to stop
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     grace: u64,
+    /// Let requests in that reach this machine by this name (* for any); may be repeated
+    #[arg(long, value_name = "NAME")]
+    allowed_host: Vec<String>,
     #[command(flatten)]
     device: DeviceArgs,
 }
@@ -91,6 +94,13 @@ pub(super) fn run(args: ServeArgs, as_json: bool) -> Result<()> {
     if args.api_key.as_deref() == Some("") {
         return Err(Error::usage("--api-key: expected a key, found none"));
     }
+    let allowed_host = |name: &String| match name.as_str() {
+        "*" => Ok("*".to_owned()),
+        name => serve::host_name(name).ok_or_else(|| {
+            Error::usage(format!("--allowed-host: expected a name such as box.lan, found {name}"))
+        }),
+    };
+    let allowed_hosts = args.allowed_host.iter().map(allowed_host).collect::<Result<_>>()?;
     let names = args.name.into_iter().map(Some).chain(std::iter::repeat(None));
     let options = Options {
         models: args.models.into_iter().zip(names).collect(),
@@ -107,7 +117,8 @@ pub(super) fn run(args: ServeArgs, as_json: bool) -> Result<()> {
         max_body: args.max_body,
         max_tokens: args.max_tokens,
         timeout: Duration::from_secs(args.timeout),
-        cors: args.cors,
+        cors: args.cors.iter().map(|origin| origin.trim_end_matches('/').to_owned()).collect(),
+        allowed_hosts,
         grace: Duration::from_secs(args.grace),
     };
     serve::run(options, |address, names| {

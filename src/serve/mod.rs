@@ -10,6 +10,7 @@ mod completions;
 mod embeddings;
 mod engine;
 mod error;
+mod fields;
 mod grammar;
 mod guard;
 mod messages;
@@ -36,6 +37,7 @@ use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 use error::ApiError;
+pub(crate) use guard::host_name;
 use served::Served;
 
 /// What is served and how.
@@ -67,6 +69,8 @@ pub(crate) struct Options {
     pub(crate) timeout: Duration,
     /// Pages of these origins may use the server; `*` for all.
     pub(crate) cors: Vec<String>,
+    /// Names besides this machine's own that a `Host` header may have, in small letters; `*` for all.
+    pub(crate) allowed_hosts: Vec<String>,
     /// Time for what is being computed when the server is to stop.
     pub(crate) grace: Duration,
 }
@@ -196,7 +200,8 @@ fn router(app: Arc<App>) -> Router {
         .route("/health", get(|| async { Json(json!({"status": "ok"})) }))
         .route("/metrics", get(prometheus))
         .route("/v1/models", get(models))
-        .route("/v1/models/{id}", get(model))
+        // a name may have slashes, written as such or as %2F
+        .route("/v1/models/{*id}", get(model))
         .route("/v1/chat/completions", post(chat::completions))
         .route("/v1/completions", post(completions::completions))
         .route("/v1/embeddings", post(embeddings::embeddings))

@@ -282,7 +282,7 @@ fn begin(
     let schema = schema_of(request.format)?;
     if let Some(prompt) = request.raw {
         let ids = served.tokenizer()?.encode_text(&prompt)?;
-        let checked = request.params.check(app, &served, ids.len())?;
+        let checked = request.params.check(app, &served, ids.len(), "prompt")?;
         let constraint = schema.map(|schema| served.constraint(schema, false)).transpose()?;
         let write = checked.to_write(0, request.logprobs, constraint);
         let events = served.write(&app.options, vec![(ids, write)])?;
@@ -392,7 +392,7 @@ impl Answer {
                     end = Some(summary);
                     self.splitter.finish()
                 }
-                Event::Embedding(..) | Event::Failed(_) => return,
+                Event::Prompt(_) | Event::Embedding(..) | Event::Failed(_) => return,
             };
             for piece in pieces {
                 match piece {
@@ -441,7 +441,7 @@ impl Translate for Answer {
                 line(out, &self.end(self.part("", "", Vec::new()), &summary));
                 self.done = true;
             }
-            Event::Embedding(..) => {}
+            Event::Prompt(_) | Event::Embedding(..) => {}
             Event::Failed(error) => {
                 line(out, &json!({"error": error.message}));
                 self.done = true;

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::Options;
 use super::engine::{self, Engine, Events, Job, Task, Write};
 use super::error::ApiError;
-use super::grammar::{Constraint, Grammars};
+use super::grammar::{Constraint, Function, Grammars};
 use crate::digest;
 use crate::error::{Error, Result};
 use crate::form::Form;
@@ -126,7 +126,7 @@ impl Served {
     /// Calls of these tools.
     pub(crate) fn call_constraint(
         &self,
-        tools: &[(String, Value)],
+        tools: &[Function],
         several: bool,
         thinking: bool,
     ) -> std::result::Result<Constraint, ApiError> {

@@ -86,7 +86,7 @@ pub(super) fn params(mut options: Fields) -> Result<Params, ApiError> {
     };
     let stop = match options.take("stop") {
         None => None,
-        Some(value) => match serde_json::from_value::<OneOrMany>(value) {
+        Some(value) => match OneOrMany::of(value, "stop") {
             Ok(OneOrMany::Many(texts)) if texts.is_empty() => None,
             Ok(texts) => Some(texts),
             Err(_) => return Err(options.fault("stop", "expected a list of texts")),

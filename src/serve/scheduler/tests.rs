@@ -29,6 +29,7 @@ fn job(tokenizer: &Tokenizer) -> (Job, Events) {
         sampling,
         stop: Vec::new(),
         logprobs: Some(0),
+        echo_logprobs: false,
         constraint: None,
         ignore_end: true,
     };
