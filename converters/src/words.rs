@@ -5,8 +5,13 @@
 pub fn counted(count: usize, singular: &str) -> String {
     let plural = match singular {
         _ if count == 1 => return format!("1 {singular}"),
-        word if word.ends_with("ch") || word.ends_with('s') || word.ends_with('x') => format!("{word}es"),
-        word if word.ends_with('y') && !word.ends_with("ey") => format!("{}ies", &word[..word.len() - 1]),
+        "epoch" => "epochs".to_owned(), // its ch is a k
+        word if word.ends_with("ch") || word.ends_with('s') || word.ends_with('x') => {
+            format!("{word}es")
+        }
+        word if word.ends_with('y') && !word.ends_with("ey") => {
+            format!("{}ies", &word[..word.len() - 1])
+        }
         word => format!("{word}s"),
     };
     format!("{count} {plural}")
@@ -23,5 +28,6 @@ mod tests {
         assert_eq!(counted(3, "batch"), "3 batches");
         assert_eq!(counted(4, "entry"), "4 entries");
         assert_eq!(counted(2, "key"), "2 keys");
+        assert_eq!(counted(2, "epoch"), "2 epochs");
     }
 }
