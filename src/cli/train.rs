@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::{Args, ValueEnum};
 use mmx_converters::adapter::Adapters;
 use mmx_converters::tokenizer::Tokenizer;
+use mmx_converters::words::counted;
 use serde::Deserialize;
 use serde_json::json;
 use tch::Kind;
@@ -42,7 +43,7 @@ Ctrl-C saves one and ends; --resume goes on exactly where the newest one was.")]
 pub struct TrainArgs {
     /// What to learn
     stage: StageName,
-    /// Training data, JSON Lines (repeatable)
+    /// Training data, JSON Lines or JSON arrays of records, also packed with gzip or zstd (repeatable)
     #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
     data: Vec<PathBuf>,
     /// Folder of the run: checkpoints, metrics.jsonl, and tb/ for TensorBoard
@@ -167,7 +168,7 @@ knobs! {
     /// Samples share rows; off: one padded row each, as the reference [default: on]
     #[arg(long, value_name = "on|off")]
     pack: Switch,
-    /// 2026: share of chats without a system turn that get one [default: 0.2]
+    /// 2026: share of chats without a system turn that get one [default: 0.2; dpo: 0]
     #[arg(long, value_name = "X")]
     system_ratio: f64,
     /// 2026: share of chats whose empty think blocks are kept [default: 0.2]
@@ -260,24 +261,44 @@ pub(super) fn run(args: TrainArgs, as_json: bool) -> Result<()> {
     } else {
         println!("{}", outcome.checkpoint.display());
     }
-    let (loss, seconds) = (outcome.loss.unwrap_or(f64::NAN), outcome.seconds);
-    eprintln!(
-        "{} steps in {seconds:.1} s, {:.0} tokens/s, loss {loss:.4}",
-        outcome.steps, outcome.tokens_per_s
-    );
+    eprintln!("{}", summary(&outcome));
     if outcome.interrupted {
         return Err(Error::failed_with_hint(
-            format!("interrupted after step {}; saved", outcome.steps),
+            format!("interrupted after step {}; saved", outcome.total_steps),
             "the same command with --resume goes on from there",
         ));
     }
     Ok(())
 }
 
+/// What came of the run, in one line.
+fn summary(outcome: &Outcome) -> String {
+    let loss = |loss: Option<f64>, name: &str| match loss {
+        Some(loss) => format!(", {name} {loss:.4}"),
+        None => String::new(),
+    };
+    let Outcome { steps, total_steps, seconds, .. } = *outcome;
+    if outcome.nothing_left {
+        let last = loss(outcome.loss_before, "last loss");
+        return format!(
+            "nothing is left to do: {total_steps} of {}{last}",
+            counted(total_steps, "step")
+        );
+    }
+    let all = match steps == total_steps {
+        true => String::new(),
+        false => format!(", {total_steps} with those before"),
+    };
+    let made = counted(steps, "step");
+    let speed = outcome.tokens_per_s;
+    format!("{made} in {seconds:.1} s{all}, {speed:.0} tokens/s{}", loss(outcome.loss, "loss"))
+}
+
 fn to_json(outcome: &Outcome) -> serde_json::Value {
     json!({
         "checkpoint": outcome.checkpoint,
         "steps": outcome.steps,
+        "total_steps": outcome.total_steps,
         "loss": outcome.loss,
         "val_loss": outcome.val_loss,
         "tokens_per_s": outcome.tokens_per_s,
@@ -630,10 +651,15 @@ fn announce(trainer: &Trainer<'_>, dataset: &Dataset) {
         device::describe(model.device()),
     );
     let tokens = dataset.tokens();
-    eprintln!("data: {} samples, {tokens} tokens per epoch", dataset.len());
+    let unit = if dataset.is_pairs() { "pair" } else { "sample" };
+    eprintln!("data: {}, {tokens} tokens per epoch", counted(dataset.len(), unit));
     eprintln!(
-        "run: {} optimizer steps in {} micro-steps of {} rows, {} epochs, recipe {}",
-        plan.steps, plan.micro_steps, config.batch_size, config.epochs, config.recipe
+        "run: {} in {} of {}, {}, recipe {}",
+        counted(plan.steps, "optimizer step"),
+        counted(plan.micro_steps, "micro-step"),
+        counted(config.batch_size, "row"),
+        counted(config.epochs, "epoch"),
+        config.recipe
     );
 }
 

@@ -23,9 +23,12 @@ use crate::digest;
 use crate::error::{Error, Result};
 
 /// The code that turns lines into samples: with another, samples may be others.
-const CODE: [&str; 4] = [
+const CODE: [&str; 7] = [
     include_str!("sample.rs"),
     include_str!("jsonl.rs"),
+    include_str!("layout.rs"),
+    include_str!("source.rs"),
+    include_str!("make.rs"),
     include_str!("random.rs"),
     include_str!("tokens.rs"),
 ];

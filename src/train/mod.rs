@@ -16,6 +16,7 @@ pub mod session;
 
 pub use memory::keep_memory;
 
+use mmx_converters::words::counted;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor};
@@ -172,9 +173,8 @@ impl<'a> Trainer<'a> {
         if plan.steps == 0 {
             return Err(Error::failed_with_hint(
                 format!(
-                    "expected at least one optimizer step, found none: {} micro-steps per epoch, \
-                     accumulation {}",
-                    lengths.first().copied().unwrap_or_default(),
+                    "expected at least one optimizer step, found none: {} per epoch, accumulation {}",
+                    counted(lengths.first().copied().unwrap_or_default(), "micro-step"),
                     config.accumulation
                 ),
                 "lower --accum or --batch-size, or give more data",

@@ -61,10 +61,16 @@ impl<'a> Validation<'a> {
 pub struct Outcome {
     /// The last checkpoint.
     pub checkpoint: PathBuf,
-    /// Optimizer steps, those before a resume included.
+    /// Optimizer steps of this session.
     pub steps: usize,
-    /// Of the last optimizer step.
+    /// Those before a resume included.
+    pub total_steps: usize,
+    /// Of the last optimizer step of this session; none where it made none, or learned nothing in them.
     pub loss: Option<f64>,
+    /// The run was complete before this session: nothing was done.
+    pub nothing_left: bool,
+    /// Of the last step that an earlier session logged.
+    pub loss_before: Option<f64>,
     /// Of the last validation.
     pub val_loss: Option<f64>,
     /// Without padding, over the whole session.
@@ -125,7 +131,10 @@ impl Run {
         stop: &AtomicBool,
     ) -> Result<Outcome> {
         let dir = session.context.dir;
-        let mut metrics = Metrics::open(dir, trainer.position().step)?;
+        let first = trainer.position();
+        let nothing_left = first.micro_step >= trainer.plan().micro_steps;
+        let mut metrics = Metrics::open(dir, first.step)?;
+        let loss_before = metrics.last_loss();
         let mut progress = Progress::new(trainer.plan(), trainer.position());
         let mut traced: Vec<MicroStep> = Vec::new();
         let (begun, mut tokens) = (Instant::now(), 0);
@@ -167,6 +176,13 @@ impl Run {
         let seconds = begun.elapsed().as_secs_f64();
         let checkpoint = match &self.saved {
             (position, Some(path)) if *position == trainer.position() => path.clone(),
+            // nothing was done: the checkpoint that was gone on from is this one, with whatever lies in it
+            _ if first.micro_step == trainer.position().micro_step => {
+                match checkpoint::newest(dir)?.0 {
+                    Some((path, state)) if state.position.micro_step == first.micro_step => path,
+                    _ => self.save(trainer, session)?,
+                }
+            }
             _ => self.save(trainer, session)?,
         };
         if !interrupted {
@@ -181,8 +197,11 @@ impl Run {
         }
         Ok(Outcome {
             checkpoint,
-            steps: trainer.position().step,
+            steps: trainer.position().step - first.step,
+            total_steps: trainer.position().step,
             loss,
+            nothing_left,
+            loss_before,
             val_loss: self.val_loss,
             tokens_per_s: tokens as f64 / seconds.max(1e-9),
             seconds,
