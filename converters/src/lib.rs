@@ -19,6 +19,7 @@ pub mod shards;
 pub mod tensor;
 pub mod to_gguf;
 pub mod tokenizer;
+pub mod words;
 
 pub use error::{Error, Result};
 pub use model::Model;
