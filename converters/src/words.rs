@@ -5,6 +5,7 @@
 pub fn counted(count: usize, singular: &str) -> String {
     let plural = match singular {
         _ if count == 1 => return format!("1 {singular}"),
+        "epoch" => "epochs".to_owned(), // its ch is a k
         word if word.ends_with("ch") || word.ends_with('s') || word.ends_with('x') => {
             format!("{word}es")
         }
@@ -14,4 +15,19 @@ pub fn counted(count: usize, singular: &str) -> String {
         word => format!("{word}s"),
     };
     format!("{count} {plural}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_is_singular_and_every_other_count_plural() {
+        assert_eq!(counted(1, "step"), "1 step");
+        assert_eq!(counted(0, "record"), "0 records");
+        assert_eq!(counted(3, "batch"), "3 batches");
+        assert_eq!(counted(4, "entry"), "4 entries");
+        assert_eq!(counted(2, "key"), "2 keys");
+        assert_eq!(counted(2, "epoch"), "2 epochs");
+    }
 }

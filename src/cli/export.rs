@@ -199,7 +199,6 @@ impl ExportArgs {
 /// See [`export::export`].
 pub(super) fn run(args: ExportArgs, json: bool) -> Result<()> {
     let auto = args.goal()?;
-    let own_text = args.text.is_some();
     let model = match args.model {
         Some(path) => path,
         None => {
@@ -258,7 +257,7 @@ pub(super) fn run(args: ExportArgs, json: bool) -> Result<()> {
         }
         format::print_json(&value)?;
     } else {
-        format::print(&text(&report, own_text))?;
+        format::print(&text(&report, args.text.is_some()))?;
         if let Some(verified) = &report.verified {
             println!();
             super::verify::print_table(verified);

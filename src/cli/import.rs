@@ -141,10 +141,7 @@ fn adapters(
     let model = Model::open_adapters(&crate::runs::resolve(&args.source)?, &full, config)?;
     let source = Source::with_model(model, args.tokenizer.as_deref())?;
     let Some(adapters) = source.model.adapters() else {
-        return Err(Error::failed(format!(
-            "{}: expected adapters, found a whole model",
-            args.source.display()
-        )));
+        return Err(Error::failed(format!("{}: expected adapters", args.source.display())));
     };
     fs_err::create_dir_all(&args.out).map_err(|e| Error::io(&args.out, e))?;
     adapters.write(&args.out)?;
