@@ -85,7 +85,7 @@ fn example(line: &str) -> String {
         let fits = |end: &&usize| **end > begin && line[begin..**end].chars().count() <= room;
         let place = match rest.chars().count() <= room + 2 {
             true => None,
-            false => places.iter().filter(fits).next_back(),
+            false => places.iter().rfind(fits),
         };
         let Some(&place) = place else {
             out.push_str(rest);
@@ -149,7 +149,7 @@ fn dash_tip(unknown: &str, words: &[OsString]) -> Option<String> {
     let is_it =
         |word: &&str| *word == unknown || !unknown.starts_with("--") && word.starts_with(unknown);
     let words: Vec<&str> = words.iter().map(|word| word.to_str()).collect::<Option<_>>()?;
-    let i = words.iter().position(|word| is_it(&word)).filter(|&i| i > 0 && words[i].len() > 1)?;
+    let i = words.iter().position(is_it).filter(|&i| i > 0 && words[i].len() > 1)?;
     let works = |before: &[&str], word: &str| {
         let all = before.iter().copied().chain([word]).chain(words[i + 1..].iter().copied());
         match command().try_get_matches_from(all) {
