@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use mmx_converters::arch::{Config, Family, Layout, Role, public_tensors, weights};
+use mmx_converters::words::counted;
 use mmx_ggml::FileType;
 use serde::Serialize;
 
@@ -101,8 +102,8 @@ pub fn machine() -> Vec<Finding> {
         what: "CPU",
         ok: true,
         found: match features.is_empty() {
-            true => format!("{cores} cores"),
-            false => format!("{cores} cores, {}", features.join(", ")),
+            true => counted(cores, "core"),
+            false => format!("{}, {}", counted(cores, "core"), features.join(", ")),
         },
         fix: None,
     });
@@ -129,8 +130,11 @@ pub fn machine() -> Vec<Finding> {
     findings
 }
 
-#[cfg(feature = "train")]
-fn torch() -> Vec<Finding> {
+/// libtorch's version, and the folder it was loaded from where the system tells; nothing in a build without it.
+pub(crate) fn libtorch() -> Option<(String, Option<std::path::PathBuf>)> {
+    if !cfg!(feature = "train") {
+        return None;
+    }
     // by now the library is loaded; where from, the system knows
     let maps = fs_err::read_to_string("/proc/self/maps").unwrap_or_default();
     let line = maps.lines().find(|line| line.contains("libtorch_cpu."));
@@ -145,6 +149,12 @@ fn torch() -> Vec<Finding> {
             fs_err::read_to_string(file).ok()
         })
         .map_or_else(|| "2.11".to_owned(), |text| text.trim().to_owned());
+    Some((version, folder))
+}
+
+#[cfg(feature = "train")]
+fn torch() -> Vec<Finding> {
+    let (version, folder) = libtorch().unwrap_or_default();
     let place = folder.map_or_else(String::new, |folder| format!(" in {}", folder.display()));
     vec![
         Finding { what: "libtorch", ok: true, found: format!("{version}{place}"), fix: None },

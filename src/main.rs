@@ -2,10 +2,8 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 fn main() -> ExitCode {
-    let cli = mmx::cli::Cli::parse(); // misuse: clap prints the usage and exits 2
+    let cli = mmx::cli::parse(); // misuse: prints the usage and exits 2
     mmx::bound_pool();
     match mmx::cli::run(cli) {
         Ok(()) => ExitCode::SUCCESS,

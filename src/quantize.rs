@@ -125,7 +125,10 @@ pub fn quantize(request: &Request) -> Result<Report> {
             Some(imatrix) => quantizing::quantize_weighted(imatrix, &info.name, ty, &values, row),
             None => quantizing::quantize(&info.name, ty, &values, row),
         };
-        Ok(Cow::Owned(blocks?))
+        Ok(Cow::Owned(blocks.map_err(|e| {
+            let what = format!("{}: tensor {}", request.input.display(), info.name);
+            mmx_converters::Error::unsupported(what, e.to_string())
+        })?))
     })?;
     Ok(Report {
         path: files.first().map_or(&request.output, |(path, _)| path).clone(),

@@ -71,6 +71,7 @@ pub mod random;
 mod rng;
 pub mod run;
 pub mod tensor;
+pub mod version;
 
 pub use backend::MAX_THREADS;
 pub use clock::Clock;

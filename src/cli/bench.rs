@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use mmx_converters::arch::presets;
+use mmx_converters::words::counted;
 use mmx_ggml::llama::{LlamaModel, Speed};
 use mmx_ggml::random::write_random_gguf;
 use mmx_ggml::run::{bench, bench_streams};
@@ -154,7 +155,10 @@ pub(super) fn run(args: BenchArgs, as_json: bool) -> Result<()> {
 /// llama.cpp's model and the time to open it, milliseconds.
 fn open_judge(path: &Path) -> Result<(LlamaModel, f64)> {
     if path.is_dir() {
-        return Err(Error::usage("--llama needs a GGUF: llama.cpp does not open folders"));
+        let path = path.display();
+        return Err(Error::usage(format!(
+            "--llama: expected a GGUF, which llama.cpp opens, found the folder {path}"
+        )));
     }
     let start = Instant::now();
     let judge = LlamaModel::open(path)?;
@@ -181,12 +185,13 @@ fn peak_rss_bytes() -> Option<u64> {
 /// For people.
 fn table(result: &Value) -> String {
     let figure = |v: &Value| v.as_f64().map_or("-".to_owned(), |x| format!("{x:.0}"));
+    let number = |name: &str| result[name].as_u64().map_or(0, |n| n as usize);
     let mut text = format!(
-        "{}: {} thread(s), prefill {}, decode {} tokens, median of {}\n\n{:<24}{:>12}{:>12}{:>10}\n",
+        "{}: {}, prefill {}, decode {}, median of {}\n\n{:<24}{:>12}{:>12}{:>10}\n",
         result["model"].as_str().unwrap_or_default(),
-        result["threads"],
-        result["n_prompt"],
-        result["n_gen"],
+        counted(number("threads"), "thread"),
+        number("n_prompt"),
+        counted(number("n_gen"), "token"),
         result["repeats"],
         "",
         "prefill/s",

@@ -185,10 +185,7 @@ fn kinds(form: &Form, asked: &[Kind]) -> Result<Vec<Kind>> {
     let able = form.engines();
     let kinds: Vec<Kind> = asked.iter().copied().filter(|kind| able.contains(kind)).collect();
     match kinds.is_empty() {
-        true => Err(Error::usage(format!(
-            "{}: none of the engines asked for can open it",
-            form.path().display()
-        ))),
+        true => Err(engine::none_of(asked, form)),
         false => Ok(kinds),
     }
 }
@@ -294,6 +291,11 @@ fn write_answers(path: &Path, rows: &[Row], request: &Request) -> Result<()> {
 }
 
 fn run_exact(args: &EvalArgs, path: &Path, as_json: bool) -> Result<()> {
+    if let Some(share) = args.min_accuracy.filter(|share| !(0.0..=1.0).contains(share)) {
+        return Err(Error::usage(format!(
+            "--min-accuracy: expected a share from 0 to 1, found {share}"
+        )));
+    }
     let [model_path] = &args.models[..] else {
         return Err(Error::usage(format!(
             "--exact: expected one model, found {}",

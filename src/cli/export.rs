@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use mmx_converters::tensor::Dtype;
+use mmx_converters::words::counted;
 use mmx_ggml::FileType;
 
 use super::format::{self, line};
@@ -39,13 +40,15 @@ enum GgufType {
 }
 
 impl std::str::FromStr for GgufType {
-    type Err = mmx_ggml::Error;
+    type Err = String;
 
     fn from_str(text: &str) -> std::result::Result<Self, Self::Err> {
         if text.eq_ignore_ascii_case("auto") {
             return Ok(Self::Auto);
         }
-        text.parse().map(Self::Type)
+        let known = FileType::ALL.iter().map(FileType::to_string).collect::<Vec<_>>().join(", ");
+        let found = text.parse().map(Self::Type);
+        found.map_err(|_| format!("expected auto or one of {known}"))
     }
 }
 
@@ -84,10 +87,10 @@ type and --gguf q8_0.
 Examples:
   mmx export runs/first --hf bf16 --gguf q8_0 --gguf q4_0
   mmx export runs/first --gguf q4_k_m --ollama && ollama create first -f runs/first/export/Modelfile
-  mmx export --gguf f16                          the newest checkpoint under runs/
+  mmx export --gguf f16   # the newest checkpoint under runs/
   mmx export runs/first --gguf auto --max-kl 0.01 --text poems.txt
-  mmx export runs/lora --adapter peft --adapter gguf --hf bf16     the adapters alone, and merged
-  mmx export model.gguf --hf f32 --out back      a GGUF to a Transformers folder")]
+  mmx export runs/lora --adapter peft --hf bf16   # adapters alone, and merged
+  mmx export model.gguf --hf f32 --out back   # a GGUF to a Transformers folder")]
 pub struct ExportArgs {
     /// A checkpoint or Transformers folder, a .gguf or a .pth; the newest checkpoint under runs/ if absent
     model: Option<PathBuf>,
@@ -262,7 +265,7 @@ pub(super) fn run(args: ExportArgs, json: bool) -> Result<()> {
         }
         format::print_json(&value)?;
     } else {
-        format::print(&text(&report))?;
+        format::print(&text(&report, args.text.is_some()))?;
         if let Some(verified) = &report.verified {
             println!();
             super::verify::print_table(verified);
@@ -284,7 +287,8 @@ fn unique<T: PartialEq + Copy>(list: &mut Vec<T>) {
     });
 }
 
-fn text(report: &Report) -> String {
+/// `own_text`: what was measured on is the user's, so that its perplexity says something.
+fn text(report: &Report, own_text: bool) -> String {
     let mut text = String::new();
     for file in &report.files {
         line!(
@@ -301,23 +305,25 @@ fn text(report: &Report) -> String {
         if here.is_empty() {
             continue;
         }
-        let tensors = if here.len() == 1 { "tensor" } else { "tensors" };
         line!(text, "");
-        line!(text, "fallbacks: {} {tensors} of {}", here.len(), file.path.display());
+        let tensors = counted(here.len(), "tensor");
+        line!(text, "fallbacks: {tensors} of {}", file.path.display());
         here.iter().for_each(|found| line!(text, "  {}", found.fallback));
     }
     if !report.frontier.is_empty() {
-        line!(text, "\n{:8} {:>10}  {:>9}  {:>9}  types", "file", "size", "mean KL", "ppl");
+        let ppl = if own_text { format!("  {:>9}", "ppl") } else { String::new() };
+        line!(text, "\n{:8} {:>10}  {:>9}{ppl}  types", "file", "size", "mean KL");
     }
     for point in &report.frontier {
         let types: Vec<String> = point.types.iter().map(|(ty, n)| format!("{n} {ty}")).collect();
+        let ppl = point.ppl.map_or("-".to_owned(), |ppl| format!("{ppl:.3}"));
+        let ppl = if own_text { format!("  {ppl:>9}") } else { String::new() };
         line!(
             text,
-            "{:8} {:>10}  {:>9.2e}  {:>9}  {}{}",
+            "{:8} {:>10}  {:>9.2e}{ppl}  {}{}",
             point.name,
             format::bytes(point.bytes),
             point.mean_kl,
-            point.ppl.map_or("-".to_owned(), |ppl| format!("{ppl:.3}")),
             types.join(", "),
             if point.chosen { "   <- written" } else { "" }
         );

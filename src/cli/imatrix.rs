@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
+use mmx_converters::words::counted;
 use serde_json::json;
 
 use super::format::{self, line};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::imatrix::{Request, collect};
 
 /// Collect a model's importance matrix on a text, for `mmx quantize`, `mmx export` and llama-quantize
@@ -43,6 +44,9 @@ pub struct ImatrixArgs {
 /// # Errors
 /// See [`collect`].
 pub(super) fn run(args: &ImatrixArgs, json: bool) -> Result<()> {
+    if args.chunks == Some(0) {
+        return Err(Error::usage("--chunks: expected at least 1, found 0"));
+    }
     let begin = std::time::Instant::now();
     let cores = mmx_ggml::cpus().min(mmx_ggml::MAX_THREADS);
     let request = Request {
@@ -72,11 +76,11 @@ pub(super) fn run(args: &ImatrixArgs, json: bool) -> Result<()> {
     let mut text = String::new();
     line!(
         text,
-        "{:>10}  {} matrices on {} pieces of {} tokens  {seconds:>6.2} s  {}",
+        "{:>10}  {} on {} of {}  {seconds:>6.2} s  {}",
         format::bytes(bytes),
-        imatrix.entries.len(),
-        imatrix.chunk_count,
-        imatrix.chunk_size,
+        format::matrices(imatrix.entries.len()),
+        counted(imatrix.chunk_count as usize, "piece"),
+        counted(imatrix.chunk_size as usize, "token"),
         args.out.display()
     );
     format::print(&text)

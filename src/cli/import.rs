@@ -170,9 +170,9 @@ fn adapters(
     let mut text = String::new();
     line!(
         text,
-        "{}: {} adapters of rank {} for {}",
+        "{}: {} of rank {} for {}",
         args.out.display(),
-        adapters.modules.len(),
+        mmx_converters::words::counted(adapters.modules.len(), "adapter"),
         adapters.rank,
         full.display()
     );

@@ -10,6 +10,7 @@ use mmx_converters::gguf::{GgmlType, Gguf, Value};
 use mmx_converters::pth::{Pth, PthTensor};
 use mmx_converters::safetensors::{Described, SafeTensors};
 use mmx_converters::tensor::{Dtype, TensorView};
+use mmx_converters::words::counted;
 use mmx_ggml::FileType;
 use serde_json::json;
 
@@ -168,7 +169,10 @@ fn folder(path: &Path, args: &InspectArgs) -> Result<Shown> {
         None => None,
     };
     let Some(file) = adapters.as_ref().or(model.safetensors()) else {
-        return Err(Error::failed(format!("{}: expected safetensors", path.display())));
+        return Err(Error::failed(format!(
+            "{}: expected safetensors, found another form",
+            path.display()
+        )));
     };
     let config_path = path.join(match adapters {
         Some(_) => adapter::CONFIG_NAME,
@@ -354,13 +358,13 @@ fn text(path: &Path, args: &InspectArgs, shown: &Shown, files: &Files<'_>) -> St
         row(
             "dimensions",
             format!(
-                "{} layers, hidden {}, ffn {}, {} heads of {}, {} kv heads, vocab {}, context {}",
-                config.num_hidden_layers,
+                "{}, hidden {}, ffn {}, {} of {}, {}, vocab {}, context {}",
+                counted(config.num_hidden_layers, "layer"),
                 config.hidden_size,
                 config.intermediate_size,
-                config.num_attention_heads,
+                counted(config.num_attention_heads, "head"),
                 config.head_dim,
-                config.num_key_value_heads,
+                counted(config.num_key_value_heads, "kv head"),
                 config.vocab_size,
                 config.max_position_embeddings
             ),
@@ -385,11 +389,11 @@ fn text(path: &Path, args: &InspectArgs, shown: &Shown, files: &Files<'_>) -> St
         row("sha256", digest.clone());
     }
     if args.keys {
-        line!(text, "\n{} keys", shown.keys.len());
+        line!(text, "\n{}", counted(shown.keys.len(), "key"));
         shown.keys.iter().for_each(|(key, _, value)| line!(text, "  {key} = {value}"));
     }
     if args.tensors {
-        line!(text, "\n{} tensors", shown.tensors.len());
+        line!(text, "\n{}", counted(shown.tensors.len(), "tensor"));
         for tensor in &shown.tensors {
             let digest = tensor.digest.as_deref().map_or("", |d| &d[..16]);
             line!(

@@ -66,7 +66,7 @@ pub(super) fn run(args: LogitsArgs, as_json: bool) -> Result<()> {
         }
         _ => {
             return Err(Error::usage(
-                "--device and --dtype: expected the engine native beside them",
+                "--device and --dtype: expected --engine native beside them, found another engine",
             ));
         }
     };

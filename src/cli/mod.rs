@@ -17,6 +17,7 @@ mod import;
 mod inspect;
 mod logits;
 mod ollama;
+mod parse;
 mod plot;
 mod pull;
 mod push;
@@ -30,6 +31,9 @@ mod train;
 mod train_models;
 mod values;
 mod verify;
+mod version;
+
+pub use parse::parse;
 
 use clap::{Parser, Subcommand};
 
@@ -78,8 +82,7 @@ pub enum Command {
         arguments: Vec<std::ffi::OsString>,
     },
     Verify(verify::VerifyArgs),
-    /// Print the versions of mmx and of what it was built with
-    Version,
+    Version(version::VersionArgs),
 }
 
 /// Runs a parsed command line.
@@ -114,9 +117,6 @@ pub fn run(cli: Cli) -> Result<()> {
             ". scripts/env.sh && cargo build --release   in mmx's sources builds one that trains",
         )),
         Command::Verify(args) => verify::run(args, cli.json),
-        Command::Version => {
-            println!("mmx {}", env!("CARGO_PKG_VERSION"));
-            Ok(())
-        }
+        Command::Version(args) => version::run(&args, cli.json),
     }
 }

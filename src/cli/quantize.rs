@@ -14,7 +14,7 @@ use crate::quantize::{Request, quantize};
 Examples:
   mmx quantize model-f16.gguf model-q4_k_m.gguf q4_k_m
   mmx quantize model-f32.gguf model-iq4_xs.gguf iq4_xs --imatrix model-imatrix.gguf
-  mmx quantize model-f16.gguf model-q4_k_m.gguf q4_k_m --strict     refuse if a tensor cannot have its type")]
+  mmx quantize model-f16.gguf model-q4_k_m.gguf q4_k_m --strict")]
 pub struct QuantizeArgs {
     /// The GGUF to read (f32, f16 or bf16)
     input: PathBuf,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use mmx_converters::chat;
 use mmx_converters::generation::Generation as Defaults;
+use mmx_converters::words::counted;
 use mmx_ggml::run::{Finish, Generation, KvType, Sampling, Session, SessionOptions, generate};
 use serde_json::json;
 
@@ -201,11 +202,10 @@ pub(super) fn run(args: RunArgs, as_json: bool) -> Result<()> {
         format::print(&format!("{:?}\n", generated.ids))?;
     }
     eprintln!(
-        "{} tokens read at {prefill:.0}/s, {} written at {decode:.0}/s, {} thread{}, ended by {}",
-        generated.prompt_tokens,
+        "{} read at {prefill:.0}/s, {} written at {decode:.0}/s, {}, ended by {}",
+        counted(generated.prompt_tokens, "token"),
         generated.ids.len(),
-        session.threads(),
-        if session.threads() == 1 { "" } else { "s" },
+        counted(session.threads(), "thread"),
         finish_name(generated.finish)
     );
     Ok(())

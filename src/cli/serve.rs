@@ -86,8 +86,8 @@ pub struct ServeArgs {
 pub(super) fn run(args: ServeArgs, as_json: bool) -> Result<()> {
     if args.name.len() > args.models.len() {
         return Err(Error::usage(format!(
-            "--name: expected at most one for each of {} models, found {}",
-            args.models.len(),
+            "--name: expected at most one for each of {}, found {}",
+            mmx_converters::words::counted(args.models.len(), "model"),
             args.name.len()
         )));
     }

@@ -7,6 +7,7 @@ use mmx_converters::chat::Options;
 use mmx_converters::gguf::Gguf;
 use mmx_converters::tokenizer::train::{WordCounts, train};
 use mmx_converters::tokenizer::{SpecialSet, TokenKind, Tokenizer};
+use mmx_converters::words::counted;
 use serde_json::{Value, json};
 
 use crate::data::texts;
@@ -170,10 +171,12 @@ fn run_train(args: &TrainArgs, as_json: bool) -> Result<()> {
         eprintln!("note: the text has too many distinct words to keep; rare ones were sampled");
     }
     println!(
-        "{}: {} entries from {texts_read} texts ({bytes_read} bytes, {words} distinct words); \
-         {bytes_per_token:.2} bytes per token",
+        "{}: {} from {} ({}, {}); {bytes_per_token:.2} bytes per token",
         args.out.display(),
-        tokenizer.vocab_size()
+        counted(tokenizer.vocab_size(), "entry"),
+        counted(texts_read, "text"),
+        counted(bytes_read, "byte"),
+        counted(words, "distinct word")
     );
     Ok(())
 }
@@ -191,7 +194,10 @@ fn read_chat(path: &Path) -> Result<(Vec<Value>, Options)> {
             options.tools = object.remove("tools").filter(|tools| !tools.is_null());
             match object.remove("messages").or(object.remove("conversations")) {
                 Some(Value::Array(messages)) => messages,
-                _ => return Err(fault("expected a list under key messages".into())),
+                Some(other) => {
+                    return Err(fault(format!("key messages: expected a list, found {other}")));
+                }
+                None => return Err(fault("key messages: expected a list, found none".into())),
             }
         }
         _ => return Err(fault("expected a list of messages, or an object with messages".into())),
@@ -236,7 +242,7 @@ fn run_show(args: &ShowArgs, as_json: bool) -> Result<()> {
         };
         println!("{id:>6}  {piece}{kind}");
     }
-    println!("{} tokens, {} bytes", ids.len(), text.len());
+    println!("{}, {}", counted(ids.len(), "token"), counted(text.len(), "byte"));
     Ok(())
 }
 

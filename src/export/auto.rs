@@ -119,7 +119,14 @@ impl Job<'_> {
         };
         ids.truncate(most);
         if ids.len() < 2 {
-            return Err(Error::failed("expected a text of at least two tokens"));
+            let place = match &goal.text {
+                Some(path) => path.display().to_string(),
+                None => "--tokens".to_owned(),
+            };
+            return Err(Error::failed(format!(
+                "{place}: expected at least two tokens to measure on, found {}",
+                ids.len()
+            )));
         }
         Ok(ids)
     }

@@ -158,6 +158,7 @@ pub fn dtype_name(dtype: Dtype) -> &'static str {
 /// nothing has been written. A file that the system refuses.
 pub fn export(request: &Request) -> Result<Report> {
     let mut request = request.clone();
+    request.name.as_deref().map(names::check_name).transpose()?;
     let asked = match &request.model {
         Some(path) => path.clone(),
         None => newest_checkpoint(Path::new("runs"))?,

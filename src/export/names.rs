@@ -24,6 +24,26 @@ pub(super) fn model_name(path: &Path) -> String {
     if plain.is_empty() { "model".to_owned() } else { plain }
 }
 
+/// Looks at a name of the user's, which becomes part of file names.
+///
+/// # Errors
+/// One that no file name can hold, or that would lie in another folder or be hidden there.
+pub(super) fn check_name(name: &str) -> Result<()> {
+    /// Bytes: file systems hold names of 255, and size, type and ending follow.
+    const MOST: usize = 200;
+    let fit = !name.trim().is_empty()
+        && name.len() <= MOST
+        && !name.starts_with(['.', '-'])
+        && !name.contains(|c: char| c.is_control() || c == '/' || c == '\\');
+    match fit {
+        true => Ok(()),
+        false => Err(Error::usage(format!(
+            "--name: expected a part of file names (1 to {MOST} bytes, without / and \\, not beginning with . or -), \
+             found {name:?}"
+        ))),
+    }
+}
+
 /// What [`runs::newest`] finds below `runs`.
 ///
 /// # Errors
@@ -43,6 +63,18 @@ pub fn newest_checkpoint(runs: &Path) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_that_no_file_can_have_are_refused() {
+        for bad in ["", " ", "a/b", "..", ".hidden", "-x", "a\\b", "a\nb", &"a".repeat(201)] {
+            let error = check_name(bad).expect_err(bad);
+            assert!(error.to_string().starts_with("--name: expected"), "{error}");
+            assert_eq!(error.exit_code(), 2);
+        }
+        for good in ["first", "my model 2.1", "小模型", "a-b_c.d", &"a".repeat(200)] {
+            check_name(good).expect(good);
+        }
+    }
 
     #[test]
     fn names_are_fit_for_files() {

@@ -59,6 +59,7 @@ pub fn download(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Report> {
     super::hub::check_name(&request.repo)?;
+    super::hub::check_revision(&request.revision)?;
     let (repo, revision) = (&request.repo, &request.revision);
     let commit = hub.commit_of(repo, revision)?.ok_or_else(|| {
         Error::failed_with_hint(
@@ -108,10 +109,15 @@ pub fn download(
 pub fn cached(repo: &str) -> Result<PathBuf> {
     let (repo, revision) = repo.split_once('@').unwrap_or((repo, "main"));
     super::hub::check_name(repo)?;
+    super::hub::check_revision(revision)?;
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     let cache = variable("MMX_CACHE").map(PathBuf::from);
     let cache = cache.or_else(|| Some(PathBuf::from(variable("HOME")?).join(".cache/mmx")));
-    let cache = cache.ok_or_else(|| Error::failed("expected MMX_CACHE or HOME to be set"))?;
+    let cache = cache.ok_or_else(|| {
+        Error::failed(
+            "MMX_CACHE or HOME: expected a folder for copies from the hub, found neither set",
+        )
+    })?;
     let hub = Hub::from_environment();
     let plain = |text: &str| escaped(text, false).replace('%', "_");
     // another hub's repository of the same name is another one

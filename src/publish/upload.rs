@@ -88,6 +88,7 @@ struct Local {
 /// file that the hub then reports otherwise than it is here.
 pub fn upload(hub: &Hub, request: &Request, progress: &mut dyn FnMut(u64, u64)) -> Result<Report> {
     super::hub::check_name(&request.repo)?;
+    super::hub::check_revision(&request.revision)?;
     check_folder(&request.dir)?;
     let repo = &request.repo;
     let mut local = list(&request.dir)?;
@@ -121,7 +122,9 @@ pub fn upload(hub: &Hub, request: &Request, progress: &mut dyn FnMut(u64, u64)) 
     // what the hub now says it holds
     let doing = format!("{repo}: after the upload");
     let commit = hub.commit_of(repo, &request.revision)?;
-    let commit = commit.ok_or_else(|| Error::failed(format!("{doing}: found no commit")))?;
+    let commit = commit.ok_or_else(|| {
+        Error::failed(format!("{doing}: expected a commit in the answer, found none"))
+    })?;
     let after = hub.files(repo, &request.revision)?;
     for file in &local {
         let found = after.iter().find(|remote| remote.path == file.path);
@@ -156,7 +159,11 @@ pub fn upload(hub: &Hub, request: &Request, progress: &mut dyn FnMut(u64, u64)) 
 /// Opens a folder as its users will: whatever is wrong with it is better found here.
 fn check_folder(dir: &Path) -> Result<()> {
     if !dir.is_dir() {
-        return Err(Error::failed(format!("{}: expected a folder", dir.display())));
+        return Err(Error::failed(format!(
+            "{}: expected a folder, found {}",
+            dir.display(),
+            if dir.exists() { "a file" } else { "none" }
+        )));
     }
     let mut models = 0;
     if adapter::is_adapter_folder(dir) {

@@ -235,7 +235,9 @@ impl StopFilter {
     /// An empty stop string.
     pub fn new(stop: Vec<String>) -> Result<Self> {
         if stop.iter().any(String::is_empty) {
-            return Err(Error::Request { message: "an empty stop string".to_owned() });
+            return Err(Error::Request {
+                message: "stop: expected at least one character, found an empty text".to_owned(),
+            });
         }
         Ok(Self { stop, held: String::new(), stopped: false })
     }
