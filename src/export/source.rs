@@ -6,6 +6,7 @@ use std::path::Path;
 use mmx_converters::Model;
 use mmx_converters::arch::{Layout, Weight};
 use mmx_converters::folder::{self, Folder};
+use mmx_converters::manifest::Manifest;
 use mmx_converters::tensor::Dtype;
 use mmx_converters::tokenizer::Tokenizer;
 
@@ -89,10 +90,10 @@ impl Source {
         self.model.weight_with(weight, &quantizing::dequantize)
     }
 
-    /// Writes a folder.
+    /// Writes a folder over what is there, as far as `manifest` or `overwrite` allow it.
     ///
     /// # Errors
-    /// See [`folder::write`].
+    /// See [`folder::write_over`].
     pub fn write_folder(
         &self,
         dir: &Path,
@@ -100,6 +101,7 @@ impl Source {
         dtype: Dtype,
         strict: bool,
         shard_bytes: Option<u64>,
+        (manifest, overwrite): (&mut Manifest, bool),
     ) -> Result<folder::Written> {
         let metadata = BTreeMap::new();
         let save =
@@ -109,12 +111,13 @@ impl Source {
             layout,
             dtype,
             generation: &self.model.generation,
-            tokenizer: Some(&save),
+            tokenizer: self.tokenizer.is_some().then_some(&save as folder::SaveTokenizer<'_>),
             metadata: &metadata,
             strict,
             shard_bytes,
         };
-        Ok(folder::write(dir, &folder, &mut |weight| self.weight(weight))?)
+        let get = &mut |weight: &Weight| self.weight(weight);
+        Ok(folder::write_over(dir, &folder, get, manifest, overwrite)?)
     }
 }
 
