@@ -158,7 +158,7 @@ impl Input {
             .map_err(|e| Error::failed(format!("the terminal: {e}")))?;
         // there is nothing to complete; what is pasted may hold tabs
         let tab = rustyline::KeyEvent::from('\t');
-        editor.bind_sequence(tab, rustyline::Cmd::SelfInsert(1, '\t'));
+        editor.bind_sequence(tab, rustyline::Cmd::Insert(1, "\t".to_owned()));
         Ok(Self::Editor(Box::new(editor), VecDeque::new()))
     }
 
