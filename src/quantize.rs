@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use mmx_converters::Model;
 use mmx_converters::carry::{self, Fallback};
+use mmx_converters::file;
 use mmx_converters::gguf::{self, GgmlType, Gguf, Metadata, TensorInfo, TensorSpec, Value};
 use mmx_converters::imatrix::Imatrix;
 use mmx_converters::tensor::{self, Dtype};
@@ -63,11 +64,13 @@ pub struct Report {
 /// Quantizes.
 ///
 /// # Errors
-/// A file that is no whole model, tensors in blocks without leave to round them again, an importance matrix of
+/// An output that is an input, a file that is no whole model, tensors in blocks without leave to round them again, an importance matrix of
 /// another model, values that no type can hold, a fallback if `strict`, the system's refusal. Nothing has been
 /// written then.
 pub fn quantize(request: &Request) -> Result<Report> {
     let begin = Instant::now();
+    let inputs = [Some(request.input.as_path()), request.imatrix.as_deref()];
+    file::refuse_input(&request.output, inputs.into_iter().flatten())?;
     let model = Model::open(&request.input)?;
     let Some(file) = model.gguf() else {
         return Err(Error::failed_with_hint(

@@ -11,6 +11,7 @@ pub mod folder;
 pub mod generation;
 pub mod gguf;
 pub mod imatrix;
+pub mod manifest;
 pub mod model;
 pub mod modelfile;
 pub mod pth;

@@ -101,7 +101,7 @@ pub struct EvalArgs {
 /// Runs it.
 ///
 /// # Errors
-/// An unreadable model, text or question, settings that do not fit a model, a share below the least one asked for.
+/// An unreadable model, text or question, an output that is an input, settings that do not fit a model, a share below the least one asked for.
 pub(super) fn run(args: EvalArgs, as_json: bool) -> Result<()> {
     if let Some(path) = &args.exact {
         return run_exact(&args, path, as_json);
@@ -113,6 +113,11 @@ pub(super) fn run(args: EvalArgs, as_json: bool) -> Result<()> {
     let request = request(&args)?;
     let forms: Vec<Form> =
         args.models.iter().map(|path| Form::open(path)).collect::<Result<_>>()?;
+    for output in [&args.html, &args.answers].into_iter().flatten() {
+        let texts = args.ppl.iter().chain(&args.choice).chain(&args.examples);
+        let models = forms.iter().map(Form::path);
+        mmx_converters::file::refuse_input(output, texts.map(PathBuf::as_path).chain(models))?;
+    }
     let cut = text.as_ref().map(|_| cut(&args, &forms)).transpose()?;
     let names = names(&args.models);
     let mut rows = Vec::new();

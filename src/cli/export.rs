@@ -9,6 +9,7 @@ use mmx_ggml::FileType;
 use super::format::{self, line};
 use crate::error::{Error, Result};
 use crate::export::{self, AdapterForm, Report, Request, auto, card};
+use crate::runs;
 
 /// Element types on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -78,8 +79,9 @@ pub(super) fn size(text: &str) -> std::result::Result<u64, String> {
 Files: OUT/hf-DTYPE/ (config.json, generation_config.json, model.safetensors, tokenizer files), OUT/NAME-SIZE-TYPE.gguf,
 OUT/NAME-SIZE.pth, OUT/Modelfile (for the first GGUF; Modelfile-TYPE for further ones), OUT/adapter-peft/,
 OUT/NAME-lora.gguf; a model card (README.md) in each Transformers folder and beside the GGUFs. OUT is MODEL/export
-unless --out says otherwise. The same model gives the same bytes. Without any target: --hf in the model's own element
-type and --gguf q8_0.
+(without MODEL the newest run's) unless --out says otherwise. The same model gives the same bytes. Without any target:
+--hf in the model's own element type and --gguf q8_0. OUT/.mmx-files.json says which files mmx wrote: those are
+replaced by the next export; others, and those changed since, only with --overwrite.
 
 --gguf auto measures how far the logits move when each matrix is rounded, and writes the smallest file within --max-kl
 (or the best within --target-size); the files tried are printed and drawn in OUT/NAME-frontier.svg.
@@ -169,6 +171,9 @@ pub struct ExportArgs {
     /// Write NaN and infinities among the weights as they are
     #[arg(long)]
     allow_non_finite: bool,
+    /// Replace files in OUT that mmx did not write, or that were changed since
+    #[arg(long)]
+    overwrite: bool,
 }
 
 impl ExportArgs {
@@ -205,12 +210,15 @@ impl ExportArgs {
 /// See [`export::export`].
 pub(super) fn run(args: ExportArgs, json: bool) -> Result<()> {
     let auto = args.goal()?;
-    let model = match args.model {
-        Some(path) => path,
+    let (model, out) = match args.model {
+        Some(path) => (path, args.out),
         None => {
             let path = export::newest_checkpoint(std::path::Path::new("runs"))?;
             eprintln!("model: {} (the newest checkpoint under runs/)", path.display());
-            path
+            // a checkpoint gives way to newer ones; its run stays
+            let run = runs::run_of(&path).unwrap_or(&path);
+            let out = args.out.unwrap_or_else(|| run.join("export"));
+            (path, Some(out))
         }
     };
     let types = args.gguf.iter().filter_map(|ty| match ty {
@@ -232,7 +240,7 @@ pub(super) fn run(args: ExportArgs, json: bool) -> Result<()> {
         },
         progress: Some(|step| eprintln!("{step}")),
         model: Some(model),
-        out: args.out,
+        out,
         tokenizer: args.tokenizer,
         hf: args.hf.into_iter().map(Dtype::from).collect(),
         everything: false,
@@ -245,6 +253,7 @@ pub(super) fn run(args: ExportArgs, json: bool) -> Result<()> {
         license: args.license,
         split_bytes: args.split_size,
         allow_non_finite: args.allow_non_finite,
+        overwrite: args.overwrite,
     };
     unique(&mut request.hf);
     unique(&mut request.gguf);

@@ -3,13 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use mmx_converters::arch::{Config, presets};
-use mmx_converters::folder::carrying_layout;
+use mmx_converters::folder::{self, carrying_layout};
+use mmx_converters::manifest::Manifest;
 use mmx_converters::tensor::Dtype;
-use mmx_converters::{Model, adapter};
+use mmx_converters::{Model, adapter, file};
 
 use super::format::{self, line};
 use crate::error::{Error, Result};
 use crate::export::{Exported, FileFallback, Report, Source, dtype_name};
+use crate::runs;
 
 /// Element types of the checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -92,7 +94,10 @@ pub(super) fn run(args: &ImportArgs, json: bool) -> Result<()> {
         As::Keep => source.model.dtype(),
     };
     let layout = carrying_layout(&source.model.config);
-    let written = source.write_folder(&args.out, layout, dtype, false, None)?;
+    let tokenizer = source.tokenizer.is_some();
+    let mut manifest = free_place(args, &source.model.path, tokenizer, adapter::CONFIG_NAME)?;
+    let over = (&mut manifest, false);
+    let written = source.write_folder(&args.out, layout, dtype, false, None, over)?;
     let seconds = begin.elapsed().as_secs_f64();
     let of_file = |(path, bytes): (PathBuf, u64)| Exported {
         seconds: if path.extension().is_some_and(|e| e == "safetensors") { seconds } else { 0.0 },
@@ -132,6 +137,40 @@ pub(super) fn run(args: &ImportArgs, json: bool) -> Result<()> {
     format::print(&text)
 }
 
+/// Refuses a folder where the import would replace or mix with what is there: the source itself, a training run,
+/// another model (`other` is the configuration of the other kind), files that mmx did not write. Returns what mmx
+/// wrote there before.
+fn free_place(args: &ImportArgs, source: &Path, tokenizer: bool, other: &str) -> Result<Manifest> {
+    let out = &args.out;
+    let given =
+        [&args.base, &args.tokenizer, &args.config].into_iter().filter_map(Option::as_deref);
+    file::refuse_input(out, given.chain([source]))?;
+    let run = runs::checkpoints(out)?.pop();
+    let names = ["training", "metrics.jsonl", other].map(|name| out.join(name));
+    if let Some(found) = run.into_iter().chain(names).find(|path| path.exists()) {
+        return Err(Error::failed_with_hint(
+            format!(
+                "{}: expected a new folder for the import, found another model or run: {}",
+                out.display(),
+                found.display()
+            ),
+            OTHER_PLACE,
+        ));
+    }
+    let mut manifest = Manifest::open(out)?;
+    refuse_foreign(folder::foreign_file(out, tokenizer, &mut manifest)?)?;
+    Ok(manifest)
+}
+
+/// What to do about a place that is taken.
+const OTHER_PLACE: &str = "give another --out";
+
+fn refuse_foreign(found: Option<PathBuf>) -> Result<()> {
+    let Some(path) = found else { return Ok(()) };
+    let fault = mmx_converters::Error::Foreign { path };
+    Err(Error::failed_with_hint(fault.to_string(), OTHER_PLACE))
+}
+
 /// Adapters to PEFT's folder, which every command opens as the base with them merged.
 fn adapters(
     args: &ImportArgs,
@@ -148,14 +187,23 @@ fn adapters(
     let Some(adapters) = source.adapters()? else {
         return Err(Error::failed(format!("{}: expected adapters", args.source.display())));
     };
+    let places = [adapter::CONFIG_NAME, adapter::WEIGHTS_NAME].map(|name| args.out.join(name));
+    let mut manifest =
+        free_place(args, &source.model.path, source.tokenizer.is_some(), "config.json")?;
+    for path in &places {
+        refuse_foreign(if manifest.is_free(path)? { None } else { Some(path.clone()) })?;
+    }
     fs_err::create_dir_all(&args.out).map_err(|e| Error::io(&args.out, e))?;
     adapters.write(&args.out)?;
     if let Some(tokenizer) = &source.tokenizer {
         tokenizer.save(&args.out)?;
     }
+    for path in places.iter().cloned().chain(folder::tokenizer_files(&args.out)) {
+        manifest.add(&path)?;
+    }
+    manifest.save()?;
     let mut files = Vec::new();
-    for name in [adapter::CONFIG_NAME, adapter::WEIGHTS_NAME] {
-        let path = args.out.join(name);
+    for path in places {
         let bytes = fs_err::metadata(&path).map_err(|e| Error::io(&path, e))?.len();
         let seconds = if files.is_empty() { begin.elapsed().as_secs_f64() } else { 0.0 };
         files.push(Exported { path, format: "peft", ty: "f32".to_owned(), bytes, seconds });

@@ -45,7 +45,7 @@ pub struct LogitsArgs {
 /// Runs it.
 ///
 /// # Errors
-/// Unreadable ids or model, ids beyond the vocabulary, sequences of different lengths, an unwritable file.
+/// An output that is an input, unreadable ids or model, ids beyond the vocabulary, sequences of different lengths, an unwritable file.
 pub(super) fn run(args: LogitsArgs, as_json: bool) -> Result<()> {
     let ids = super::ids::read(&args.ids)?;
     if ids.rows.len() > 1 && !ids.two_dimensional {
@@ -57,6 +57,7 @@ pub(super) fn run(args: LogitsArgs, as_json: bool) -> Result<()> {
     }
     let form = Form::open(&args.model)?.for_ids();
     form.say_warnings();
+    mmx_converters::file::refuse_input(&args.out, [form.path(), &args.ids])?;
     let kind = args.engine.unwrap_or(form.engines()[0]);
     let plain = args.device == "cpu" && args.dtype == "f32";
     let mut engine = match (kind, plain) {

@@ -27,6 +27,7 @@ pub struct PlotArgs {
 /// # Errors
 /// See [`Curves::read`] and [`plot::draw`].
 pub(super) fn run(args: &PlotArgs, as_json: bool) -> Result<()> {
+    mmx_converters::file::refuse_input(&args.out, args.runs.iter().map(PathBuf::as_path))?;
     let mut runs = args.runs.iter().map(|run| Curves::read(run)).collect::<Result<Vec<_>>>()?;
     plot::shorten(&mut runs);
     plot::draw(&runs, &args.out)?;

@@ -8,6 +8,7 @@ use mmx_converters::gguf::Gguf;
 use mmx_converters::tokenizer::train::{WordCounts, train};
 use mmx_converters::tokenizer::{SpecialSet, TokenKind, Tokenizer};
 use mmx_converters::words::counted;
+use mmx_converters::{file, folder};
 use serde_json::{Value, json};
 
 use crate::data::texts;
@@ -124,6 +125,16 @@ fn run_train(args: &TrainArgs, as_json: bool) -> Result<()> {
             specials.tokens().len(),
             args.vocab_size
         )));
+    }
+    for path in folder::tokenizer_places(&args.out) {
+        file::refuse_input(&path, args.data.iter().map(PathBuf::as_path))?;
+    }
+    let taken = ["config.json", "adapter_config.json"].map(|name| args.out.join(name));
+    if let Some(found) = taken.iter().find(|path| path.exists()) {
+        return Err(Error::failed_with_hint(
+            format!("{}: expected a folder without a model, found one", found.display()),
+            "a model's ids are those of its own tokenizer: give another --out",
+        ));
     }
     /// Text kept to measure the new vocabulary on.
     const SAMPLE_BYTES: usize = 1 << 20;

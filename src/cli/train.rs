@@ -330,6 +330,7 @@ impl Request {
         crate::omp::choose_kernels()?;
         let device = device::pick(self.knobs.device.as_deref())?;
         let mut config = self.resolve()?;
+        self.refuse_inputs()?;
         let claim = match self.out.is_dir() {
             true => Some(runs::claim(&self.out)?),
             false => None,
@@ -545,6 +546,21 @@ impl Request {
             seed: config.seed,
             ..options
         })
+    }
+
+    /// Refuses to write a file that the run reads.
+    fn refuse_inputs(&self) -> Result<()> {
+        let knobs = &self.knobs;
+        let files = [&knobs.val, &knobs.config, &knobs.adapter].into_iter().flatten();
+        let folders = [&knobs.from, &knobs.tokenizer, &knobs.teacher].into_iter().flatten();
+        let folders = folders.map(|path| runs::resolve(path)).collect::<Result<Vec<_>>>()?;
+        let inputs: Vec<&Path> =
+            self.data.iter().chain(files).chain(&folders).map(PathBuf::as_path).collect();
+        let metrics = Some(self.out.join("metrics.jsonl")).filter(|_| !self.resume);
+        for output in [&knobs.trace, &knobs.dump_batches, &metrics].into_iter().flatten() {
+            mmx_converters::file::refuse_input(output, inputs.iter().copied())?;
+        }
+        Ok(())
     }
 
     /// The checkpoint to go on from, if that is asked for and there is one.

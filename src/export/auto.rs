@@ -93,8 +93,7 @@ impl Job<'_> {
         let path = self.out.join(format!("{}-frontier.svg", self.name));
         let text = plot(&self.report.frontier);
         fs_err::create_dir_all(&self.out).map_err(|e| Error::io(&self.out, e))?;
-        mmx_converters::file::write_bytes(&path, text.as_bytes())?;
-        self.done(path, "plot", "svg".to_owned(), text.len() as u64, 0.0);
+        self.write_text(path, "plot", "svg", &text)?;
         Ok(chosen)
     }
 

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use mmx_converters::arch::weights;
 use mmx_converters::carry::Fallback;
 use mmx_converters::imatrix::Imatrix;
+use mmx_converters::manifest::Manifest;
 use mmx_converters::tensor::Dtype;
 use mmx_converters::to_gguf::size_label;
 use mmx_ggml::FileType;
@@ -77,6 +78,8 @@ pub struct Request {
     pub split_bytes: Option<u64>,
     /// NaN and infinities among the weights are written as they are.
     pub allow_non_finite: bool,
+    /// Files that mmx did not write, or that were changed since, are replaced too.
+    pub overwrite: bool,
 }
 
 /// How adapters are written alone.
@@ -154,8 +157,9 @@ pub fn dtype_name(dtype: Dtype) -> &'static str {
 /// Exports a model.
 ///
 /// # Errors
-/// A model or tokenizer that cannot be opened, or that a target cannot carry exactly, with the reason: then
-/// nothing has been written. A file that the system refuses.
+/// A model or tokenizer that cannot be opened, or that a target cannot carry exactly, with the reason; a target that
+/// is the model itself, or that mmx did not write, without leave to overwrite it: then nothing has been written. A
+/// file that the system refuses.
 pub fn export(request: &Request) -> Result<Report> {
     let mut request = request.clone();
     request.name.as_deref().map(names::check_name).transpose()?;
@@ -177,8 +181,10 @@ pub fn export(request: &Request) -> Result<Report> {
     let table = weights(config);
     let label = size_label(config, &table);
     let imatrix = request.imatrix.as_deref().map(Imatrix::open).transpose()?;
+    let out = request.out.clone().unwrap_or_else(|| folder_of(&asked).join("export"));
     let mut job = Job {
-        out: request.out.clone().unwrap_or_else(|| folder_of(&asked).join("export")),
+        manifest: Manifest::open(&out)?,
+        out,
         name: request.name.clone().unwrap_or_else(|| model_name(&path)),
         tokenizer_keys: Vec::new(),
         imatrix_keys: Vec::new(),
@@ -198,6 +204,7 @@ pub fn export(request: &Request) -> Result<Report> {
     };
     job.check()?;
     let modelfiles = job.modelfiles()?;
+    job.check_places()?;
     // the longest part, which may find that there is no answer
     let chosen = match &request.auto {
         Some(goal) => Some(job.choose(goal)?),
@@ -216,12 +223,12 @@ pub fn export(request: &Request) -> Result<Report> {
         job.write_gguf(&Target::Chosen(&chosen))?;
     }
     for (path, ty, text) in modelfiles {
-        mmx_converters::file::write_bytes(&path, text.as_bytes())?;
-        job.done(path, "ollama", ty, text.len() as u64, 0.0);
+        job.write_text(path, "ollama", &ty, &text)?;
     }
     if request.verify {
         job.verify()?;
     }
     job.write_cards()?;
+    job.manifest.save()?;
     Ok(job.report)
 }

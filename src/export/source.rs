@@ -9,6 +9,7 @@ use mmx_converters::adapter::Adapters;
 use mmx_converters::arch::{Layout, Weight};
 use mmx_converters::carry;
 use mmx_converters::folder::{self, Folder};
+use mmx_converters::manifest::Manifest;
 use mmx_converters::tensor::Dtype;
 use mmx_converters::tokenizer::Tokenizer;
 
@@ -128,10 +129,10 @@ impl Source {
         Ok(adapters)
     }
 
-    /// Writes a folder.
+    /// Writes a folder over what is there, as far as `manifest` or `overwrite` allow it.
     ///
     /// # Errors
-    /// See [`folder::write`].
+    /// See [`folder::write_over`].
     pub fn write_folder(
         &self,
         dir: &Path,
@@ -139,6 +140,7 @@ impl Source {
         dtype: Dtype,
         strict: bool,
         shard_bytes: Option<u64>,
+        (manifest, overwrite): (&mut Manifest, bool),
     ) -> Result<folder::Written> {
         let metadata = BTreeMap::new();
         let save =
@@ -148,12 +150,13 @@ impl Source {
             layout,
             dtype,
             generation: &self.model.generation,
-            tokenizer: Some(&save),
+            tokenizer: self.tokenizer.is_some().then_some(&save as folder::SaveTokenizer<'_>),
             metadata: &metadata,
             strict,
             shard_bytes,
         };
-        Ok(folder::write(dir, &folder, &mut |weight| self.weight(weight))?)
+        let get = &mut |weight: &Weight| self.weight(weight);
+        Ok(folder::write_over(dir, &folder, get, manifest, overwrite)?)
     }
 }
 
