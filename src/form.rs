@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use mmx_converters::Model;
 use mmx_converters::adapter::CONFIG_NAME as ADAPTERS;
-use mmx_converters::gguf::{GgmlType, Gguf};
+use mmx_converters::gguf::{GgmlType, Gguf, is_further_part};
 use mmx_converters::to_gguf::ToGguf;
 use mmx_converters::tokenizer::Tokenizer;
 use mmx_ggml::FileType;
@@ -48,10 +48,12 @@ fn exported(dir: &Path) -> Result<Option<PathBuf>> {
 /// False for a GGUF that holds something else than a model or its first part. One that cannot be read counts: opened, it
 /// says why.
 fn is_model(path: &Path) -> bool {
+    if is_further_part(path) {
+        return false;
+    }
     let Ok(file) = Gguf::open(path) else { return true };
-    let keys = file.metadata();
-    let kind = keys.get("general.type").and_then(|v| v.as_str()).unwrap_or("model");
-    kind == "model" && keys.get("split.no").and_then(|v| v.as_u64()).unwrap_or(0) == 0
+    let kind = file.metadata().get("general.type").and_then(|v| v.as_str());
+    kind.unwrap_or("model") == "model"
 }
 
 /// An open model and where it came from.
