@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! first_model_data text FILE.. > corpus.jsonl          plain text to {"text"} records
-//! first_model_data numbers train > numbers.jsonl       chats that spell numbers out
-//! first_model_data numbers test  > held-out.jsonl      the same questions about numbers never trained on
+//! first_model_data numbers train > numbers.jsonl       chats of one to three questions that spell numbers out
+//! first_model_data numbers test  > held-out.jsonl      the same questions about numbers never trained on, one each
+//! first_model_data numbers second > second.jsonl       the same, each after another such question and its answer
 //! first_model_data big MEGABYTES > big.jsonl           made-up text of realistic lengths (scripts/big-data)
 //! ```
 //! The chat task has right answers: a number from 0 to 9999 in digits to English words and to Chinese
@@ -18,13 +19,16 @@ fn main() -> io::Result<()> {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args.as_slice() {
         ["text", files @ ..] if !files.is_empty() => files.iter().try_for_each(|f| text(f)),
-        ["numbers", "train"] => numbers(false),
-        ["numbers", "test"] => numbers(true),
+        ["numbers", "train"] => train(),
+        ["numbers", "test"] => test(),
+        ["numbers", "second"] => second(),
         ["big", megabytes] if megabytes.parse::<u64>().is_ok() => {
             big(megabytes.parse().unwrap_or_default())
         }
         _ => {
-            eprintln!("usage: first_model_data text FILE.. | numbers train|test | big MEGABYTES");
+            eprintln!(
+                "usage: first_model_data text FILE.. | numbers train|test|second | big MEGABYTES"
+            );
             std::process::exit(2);
         }
     }
@@ -84,26 +88,61 @@ fn held_out(n: u32) -> bool {
     n >= 20 && scramble(n.into()).is_multiple_of(100)
 }
 
-fn numbers(test: bool) -> io::Result<()> {
-    let mut chosen: Vec<u32> = (0..NUMBERS).filter(|&n| held_out(n) == test).collect();
-    // an order of its own, so that a model that stops early has seen all sizes
-    chosen.sort_by_key(|&n| scramble(u64::from(n) + 1_000_000));
+/// A question and its answer.
+type Asked = (String, String);
+
+/// The four questions about each number that is held out, or about each that is not, in an order of their own.
+fn questions(held_out_ones: bool) -> Vec<Asked> {
+    let mut chosen: Vec<(u32, u32)> = (0..NUMBERS)
+        .filter(|&n| held_out(n) == held_out_ones)
+        .flat_map(|n| (0..4).map(move |form| (n, form)))
+        .collect();
+    // a model that stops early has seen all sizes, and the questions of a chat are about different numbers
+    chosen.sort_by_key(|&(n, form)| scramble(u64::from(4 * n + form) + 1_000_000));
+    let asked = |(n, form)| match form {
+        0 => (format!("{n} in English?"), english(n)),
+        1 => (format!("{n}用中文？"), chinese(n)),
+        2 => (format!("{} in digits?", english(n)), n.to_string()),
+        _ => (format!("{}用数字？", chinese(n)), n.to_string()),
+    };
+    chosen.into_iter().map(asked).collect()
+}
+
+fn print_chat<'a>(
+    out: &mut impl Write,
+    turns: impl IntoIterator<Item = &'a Asked>,
+) -> io::Result<()> {
+    let turn = |role: &str, content: &str| json!({"role": role, "content": content});
+    let turns = turns
+        .into_iter()
+        .flat_map(|(question, answer)| [turn("user", question), turn("assistant", answer)]);
+    writeln!(out, "{}", json!({ "conversations": turns.collect::<Vec<_>>() }))
+}
+
+/// Every question once, one to three in a chat: a model that has only seen single ones answers the second wrongly.
+fn train() -> io::Result<()> {
+    let questions = questions(false);
     let mut out = io::stdout().lock();
-    for n in chosen {
-        for (question, answer) in [
-            (format!("{n} in English?"), english(n)),
-            (format!("{n}用中文？"), chinese(n)),
-            (format!("{} in digits?", english(n)), n.to_string()),
-            (format!("{}用数字？", chinese(n)), n.to_string()),
-        ] {
-            let chat = json!({"conversations": [
-                {"role": "user", "content": question},
-                {"role": "assistant", "content": answer},
-            ]});
-            writeln!(out, "{chat}")?;
-        }
+    let (mut rest, mut number) = (questions.as_slice(), 0u64);
+    while !rest.is_empty() {
+        let (chat, after) = rest.split_at(rest.len().min(1 + (scramble(number) % 3) as usize));
+        print_chat(&mut out, chat)?;
+        (rest, number) = (after, number + 1);
     }
     Ok(())
+}
+
+fn test() -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    questions(true).iter().try_for_each(|asked| print_chat(&mut out, [asked]))
+}
+
+/// Each of [`test`]'s questions after the one before it.
+fn second() -> io::Result<()> {
+    let questions = questions(true);
+    let mut out = io::stdout().lock();
+    let before = questions.iter().cycle().skip(questions.len() - 1);
+    before.zip(&questions).try_for_each(|(first, second)| print_chat(&mut out, [first, second]))
 }
 
 /// Texts of made-up words, every third in Chinese, until there are so many megabytes. Words are common or

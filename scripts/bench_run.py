@@ -4,7 +4,7 @@ import argparse, http.client, json, os, re, selectors, socket, statistics, subpr
 PRESETS = ["minimind2-small", "minimind2", "minimind3", "minimind2-moe", "minimind3-moe"]
 BENCH = "target/release/examples/bench_run"
 MMX = "target/release/mmx"
-TOKENIZER = "../shared/minimind-tokenizer/2025-04"  # 6400 tokens, as many as the presets have rows
+TOKENIZER = os.environ["BENCH_TOKENIZER"]  # scripts/bench-tokenizer.sh
 WRITE = 128  # tokens of a stream
 ROUNDS = 2  # texts of a stream, one after the other
 

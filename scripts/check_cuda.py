@@ -11,7 +11,7 @@ import tempfile
 
 import torch
 
-SHARED = "../shared"
+SHARED = "tests/fixtures"
 MODELS = [
     "golden/minimind2", "golden/minimind2-moe", "golden/minimind3", "golden/minimind3-moe",
     "golden-2026/minimind3", "golden-2026/minimind3-moe", "golden-2026/minimind3-moe-top2",

@@ -1,14 +1,11 @@
 #!/usr/bin/env bash
 # The real consumers on what mmx writes: TensorBoard, Transformers (no remote code), PEFT, torch, the hub's official client, vLLM,
-# Ollama, lm-evaluation-harness, llama.cpp and its tools; asked by the programs of ../shared/judge and of scripts/peers. Installs what these
+# Ollama, lm-evaluation-harness, llama.cpp and its tools; asked by the programs of scripts/peers and scripts/peers/judge. Installs what these
 # need once, into $MMX_CACHE. Called by scripts/test --peers.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 set -e; . scripts/env.sh; set +e
-shared=$PWD/../shared
-for needed in "$shared/judge/judge_hf.py" "$shared/golden/minimind2/forward.safetensors"; do
-  [ -e "$needed" ] || { say "error: $needed is missing: the golden models and judges belong beside the checkout"; exit 1; }
-done
+shared=$PWD/tests/fixtures
 
 PEFT=0.21.2
 # shellcheck source=scripts/peers-env.sh
@@ -40,7 +37,7 @@ check() { # check NAME COMMAND..
 llama=$(find target/release/build -path '*llama-cpp-sys-2*/out/lib/libllama.a' -printf '%T@ %h\n' | sort -rn | head -1 | cut -d' ' -f2)
 source=$(cargo metadata --format-version 1 --offline --no-deps >/dev/null 2>&1; find "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*/llama-cpp-sys-2-0.1.161 -maxdepth 1 -name llama.cpp | head -1)
 judge=$work/judge_llama
-check "build judge_llama" c++ -std=c++17 -O1 -I "$source/include" -I "$source/ggml/include" "$shared/judge/judge_llama.cpp" -o "$judge" \
+check "build judge_llama" c++ -std=c++17 -O1 -I "$source/include" -I "$source/ggml/include" "scripts/peers/judge/judge_llama.cpp" -o "$judge" \
   -L "$llama" -lllama -lggml -lggml-cpu -lggml-base -lpthread -ldl -lm
 
 class() {
@@ -55,14 +52,14 @@ for set in golden golden-2026; do
     check "$set/$name: export" "$mmx" export "$model" --tokenizer "$shared/$set" --out "$out" --hf f32 --gguf f32 --gguf q8_0 --gguf q4_0
     hf=$(find "$out" -name config.json -printf '%h\n' | head -1)
     gguf=$(find "$out" -name '*f32*.gguf' -o -name '*F32*.gguf' | head -1)
-    check "$set/$name: Transformers" "$python" "$shared/judge/judge_hf.py" "$hf" "$model/forward.safetensors" --atol 1e-4 --greedy --arch "$(class "$name")"
-    check "$set/$name: llama.cpp" "$python" "$shared/judge/judge_gguf.py" "$gguf" "$model/forward.safetensors" --atol 1e-4 --greedy --helper "$judge"
-    check "$set/$name: tokenizer in Transformers" "$python" "$shared/judge/judge_tokenizer.py" "$hf" "$shared/$set/tokenizer-cases.json" --against "$shared/$set" --fuzz 1000
-    check "$set/$name: tokenizer in llama.cpp" "$python" "$shared/judge/judge_tokenizer.py" "$gguf" "$shared/$set/tokenizer-cases.json" --helper "$judge" --against "$shared/$set" --fuzz 1000
+    check "$set/$name: Transformers" "$python" "scripts/peers/judge/judge_hf.py" "$hf" "$model/forward.safetensors" --atol 1e-4 --greedy --arch "$(class "$name")"
+    check "$set/$name: llama.cpp" "$python" "scripts/peers/judge/judge_gguf.py" "$gguf" "$model/forward.safetensors" --atol 1e-4 --greedy --helper "$judge"
+    check "$set/$name: tokenizer in Transformers" "$python" "scripts/peers/judge/judge_tokenizer.py" "$hf" "$shared/$set/tokenizer-cases.json" --against "$shared/$set" --fuzz 1000
+    check "$set/$name: tokenizer in llama.cpp" "$python" "scripts/peers/judge/judge_tokenizer.py" "$gguf" "$shared/$set/tokenizer-cases.json" --helper "$judge" --against "$shared/$set" --fuzz 1000
     for type in q8_0 q4_0; do # limits: GGUF_FACTS-like means measured on these models, EXPORT_FACTS section 6
       file=$(find "$out" -iname "*$type*.gguf" | head -1)
       limit=$([ $type = q8_0 ] && echo 2e-3 || echo 1.2e-1)
-      check "$set/$name: llama.cpp $type" "$python" "$shared/judge/judge_gguf.py" "$file" "$model/forward.safetensors" --kl --max-kl "$limit" --helper "$judge"
+      check "$set/$name: llama.cpp $type" "$python" "scripts/peers/judge/judge_gguf.py" "$file" "$model/forward.safetensors" --kl --max-kl "$limit" --helper "$judge"
     done
   done
 done
@@ -76,11 +73,23 @@ several() { # several COMMAND..
   grep -qE '^(ok|FAIL) ' <<<"$out" || { failed=$((failed + 1)); printf 'FAIL  %s\n' "$*"; tail -30 "$work/stderr"; }
 }
 several "$python" scripts/peers/export.py "$mmx" "$shared" "$work" "$judge"
+# Transformers 4.57 beside 5, and mistral.rs, as their users use them
+if doors=$(bash scripts/peers/doors.sh); then
+  # shellcheck disable=SC2086 # two paths without blanks
+  several "$python" scripts/peers/doors.py "$mmx" "$shared" "$work" $doors
+else
+  failed=$((failed + 1)); echo "FAIL  installing Transformers 4.57 and mistral.rs"
+fi
 several "$python" scripts/peers/events.py "$mmx" "$shared" "$work"
 check "build test_hub" cargo build --quiet --release --example test_hub
 several "$python" scripts/peers/hub.py "$mmx" "$shared" "$work" target/release/examples/test_hub
 if ollama=$(bash scripts/peers/ollama.sh); then
   several "$python" scripts/peers/ollama.py "$mmx" "$shared" "$work" "$ollama"
+  if clients=$(bash scripts/peers/ollama_clients.sh); then
+    several "$clients" scripts/peers/ollama_cli.py "$mmx" "$shared" "$work" "$ollama/bin/ollama"
+  else
+    failed=$((failed + 1)); echo "FAIL  installing LangChain's ChatOllama"
+  fi
 else
   failed=$((failed + 1)); echo "FAIL  installing Ollama"
 fi
@@ -109,6 +118,16 @@ if ! "$clients/bin/python" -c 'import openai, ollama' 2>/dev/null; then
     missing "the Python packages openai and ollama" "python3 -m venv $clients && $clients/bin/pip install $CLIENTS"
 fi
 served=$(find "$work/golden-2026-minimind3" -iname '*f32*.gguf' | head -1)
+# OpenAI's client in what those checks leave out, and what is built on it: LangChain and LiteLLM
+BUILT_ON="openai==3.57.0 langchain-openai==1.7.4 litellm==1.110.2 pydantic==2.14.4"
+built_on=$MMX_CACHE/clients-openai-$(tr -c 'a-z0-9.\n' '-' <<<"$BUILT_ON" | cut -c1-80)
+if ! "$built_on/bin/python" -c 'import openai, langchain_openai, litellm, pydantic, numpy' 2>/dev/null; then
+  say "installing $BUILT_ON (once)"
+  # shellcheck disable=SC2086
+  { python3 -m venv --clear "$built_on" && "$built_on/bin/python" -m pip install --quiet --disable-pip-version-check numpy $BUILT_ON; } >&2 ||
+    missing "the Python packages langchain-openai and litellm" "python3 -m venv $built_on && $built_on/bin/pip install numpy $BUILT_ON"
+fi
+several "$built_on/bin/python" scripts/peers/clients_openai.py "$mmx" "$shared" "$work" "$served"
 "$mmx" serve "$served" --name tiny --port 0 2>"$work/serve.log" & server=$!
 trap 'kill $server 2>/dev/null; rm -rf "$work"' EXIT
 for _ in $(seq 100); do grep -q ' at http' "$work/serve.log" && break; sleep 0.1; done
@@ -119,5 +138,6 @@ check "ollama-rs against mmx serve" "$MMX_CACHE/ollama-rs/release/ollama-rs-clie
 check "curl against mmx serve" bash -c "curl -sfN '$url/v1/chat/completions' -d '{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"stream\":true,\"max_tokens\":3}' | tail -2 | grep -q '^data: \[DONE\]'"
 kill "$server"; wait "$server" 2>/dev/null
 check "the page in Chromium" bash scripts/test-page
+check "openai's npm package in Chromium against mmx serve --cors" bash scripts/peers/page_openai.sh "$mmx" "$served"
 printf 'peers: %d passed, %d failed\n' "$passed" "$failed"
 [ "$failed" = 0 ]

@@ -10,7 +10,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 fn shared(name: &str) -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared")).join(name)
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures")).join(name)
 }
 
 fn case(name: &str) -> PathBuf {
@@ -147,7 +147,7 @@ fn dpo_truncated() {
         let options = SampleOptions::new(recipe, Kind::Preference, 64);
         let data = load("dpo-truncated/data.jsonl", &options).unwrap();
         assert_eq!(data.nothing_to_learn.iter().map(|(_, l)| *l).collect::<Vec<_>>(), [1]);
-        assert_says(&data.warnings[0], &["1 samples", "lines 1"]);
+        assert_says(&data.warnings[0], &["1 sample is left out", "line 1"]);
         assert_eq!((data.len(), data.rejected(0).is_some()), (1, true));
         assert_eq!(data.sample(0).line, 2);
         if recipe == Recipe::R2025 {

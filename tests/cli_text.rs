@@ -59,7 +59,7 @@ fn a_chat_file_is_rendered_with_its_tools() {
     let case: Value =
         serde_json::from_str(&fs_err::read_to_string(case).expect("a case")).expect("JSON");
     fs_err::write(&file, case.to_string()).expect("written");
-    let model = shared("minimind-tokenizer/2026-08");
+    let model = shared("golden-2026");
     let shown = mmx_json(&["tokenizer", "show", text(&model), "--chat", text(&file)]);
     assert_eq!(shown["text"], case["expected"]);
     let words = mmx_ok(&["tokenizer", "show", text(&model), "--chat", text(&file)]);

@@ -11,7 +11,7 @@ use mmx_converters::gguf::{GgmlType, Gguf, Value as Key};
 use serde_json::Value;
 
 fn shared(path: &str) -> PathBuf {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared")).join(path)
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures")).join(path)
 }
 
 fn mmx(args: &[&str]) -> Output {
@@ -318,7 +318,7 @@ fn moe_shared_expert_and_a_refused_export_leaves_the_old_files_alone() {
         files
     };
     let before = snapshot();
-    assert_eq!(before.len(), 6, "{:?}", before.iter().map(|f| &f.0).collect::<Vec<_>>());
+    assert_eq!(before.len(), 7, "{:?}", before.iter().map(|f| &f.0).collect::<Vec<_>>());
     let path = model.join("config.json");
     let config: Value = serde_json::from_str(&fs_err::read_to_string(&path).unwrap()).unwrap();
     for (key, value) in [("norm_topk_prob", Value::from(false)), ("num_experts_per_tok", 1.into())]
@@ -418,5 +418,5 @@ fn without_a_model_the_newest_checkpoint_is_taken_and_named() {
     assert!(out.status.success(), "{stderr}");
     assert!(stderr.contains("runs/first"), "{stderr}");
     let files: Vec<_> = fs_err::read_dir(dir.path().join("runs/first/export")).unwrap().collect();
-    assert_eq!(files.len(), 2, "the GGUF and its card");
+    assert_eq!(files.len(), 3, "the GGUF, its card, and the list of both");
 }

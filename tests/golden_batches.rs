@@ -10,7 +10,7 @@ use mmx_converters::tokenizer::Tokenizer;
 use mmx_data::{Batch, Dataset, Kind, Recipe, SampleOptions, reason_tag_ids};
 
 fn shared(name: &str) -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared")).join(name)
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures")).join(name)
 }
 
 /// One integer tensor `[rows, columns]` of a fixture.

@@ -21,7 +21,7 @@ const MODELS: [&str; 7] = [
 ];
 
 fn shared(path: &str) -> PathBuf {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared")).join(path)
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures")).join(path)
 }
 
 fn tensors(path: &Path) -> HashMap<String, Tensor> {

@@ -134,7 +134,7 @@ fn a_checkpoint_of_adapters_is_small_resumes_exactly_and_opens_merged() {
     copy(&unbroken.join("checkpoint-000001"), &resumed.join("checkpoint-000001"));
     let mut again = args(text(&resumed));
     again.push("--resume");
-    assert_eq!(mmx_json(&again)["steps"], steps);
+    assert_eq!(mmx_json(&again)["total_steps"], steps);
     let read = |run: &Path| {
         fs_err::read(run.join(&last).join("adapter_model.safetensors")).expect("a file")
     };
@@ -455,7 +455,7 @@ fn resumed_runs_of_the_stages_end_as_unbroken_ones_with_the_model_they_do_not_ch
         let steps = end["steps"].as_u64().expect("steps");
         assert!(steps >= 2, "{stage}: {steps} steps");
         copy(&whole.join("checkpoint-000001"), &part.join("checkpoint-000001"));
-        assert_eq!(run(&args(text(&part), &["--resume"]))["steps"], steps, "{stage}");
+        assert_eq!(run(&args(text(&part), &["--resume"]))["total_steps"], steps, "{stage}");
         let read = |run: &Path| {
             let last = run.join(format!("checkpoint-{steps:06}"));
             fs_err::read(last.join("model.safetensors")).expect("weights")

@@ -15,6 +15,13 @@ pub fn of_bytes(bytes: &[u8]) -> String {
     hexadecimal(&Sha256::digest(bytes))
 }
 
+/// The SHA-256 of pieces, one after the other, in hexadecimal.
+pub(crate) fn of_pieces<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> String {
+    let mut hash = Sha256::new();
+    pieces.for_each(|piece| hash.update(piece));
+    hexadecimal(&hash.finalize())
+}
+
 /// The SHA-256 of a file, in hexadecimal.
 ///
 /// # Errors

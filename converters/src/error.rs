@@ -52,6 +52,20 @@ pub enum Error {
         /// Why it cannot be carried.
         reason: String,
     },
+    /// A file that mmx did not write, or that was changed since, lies where one is to be written.
+    #[error("{}: expected no file or one that mmx wrote, found one that mmx did not write or that was changed since", path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+    },
+    /// What is to be written is what is read.
+    #[error("{}: expected another file or folder than the input, found the input {}", output.display(), input.display())]
+    OwnInput {
+        /// What is to be written.
+        output: PathBuf,
+        /// What is read.
+        input: PathBuf,
+    },
     /// A tokenizer that cannot be read, trained or carried.
     #[error("{}: {message}", path.display())]
     Tokenizer {
@@ -245,8 +259,12 @@ impl Error {
             Self::Format { message, .. } if message.contains("or a preset") => {
                 Some("`mmx import FILE --preset NAME --out DIR` says what it is".to_owned())
             }
+            Self::Unsupported { reason, .. } if reason.contains("expected finite values") => {
+                Some("the model has diverged, or its file is damaged; --allow-non-finite takes it as it is".to_owned())
+            }
             Self::Tensors { report, .. } => report.hint(),
             Self::Failed { hint, .. } => hint.clone(),
+            Self::OwnInput { .. } => Some("give the output another name".to_owned()),
             _ => None,
         }
     }

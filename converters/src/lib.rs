@@ -3,10 +3,12 @@
 
 pub mod arch;
 pub mod chat;
+pub mod cpus;
 pub mod digest;
 pub mod error;
 pub mod file;
 pub mod gguf;
+pub mod manifest;
 pub mod model;
 pub mod modelfile;
 pub mod progress;
@@ -17,6 +19,7 @@ pub mod safetensors;
 pub mod tensor;
 pub mod tokenizer;
 pub mod wire;
+pub mod words;
 
 pub use error::{Error, Result};
 pub use model::Model;

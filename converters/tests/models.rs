@@ -28,7 +28,7 @@ const GOLDEN: [&str; 7] = [
 ];
 
 fn shared(path: &str) -> PathBuf {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared")).join(path)
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures")).join(path)
 }
 
 fn case(path: &str) -> PathBuf {

@@ -12,6 +12,7 @@ use std::ptr::NonNull;
 use std::sync::Once;
 
 use llama_cpp_sys_2 as sys;
+use mmx_converters::gguf::{self, Gguf};
 use mmx_converters::quant::imatrix::Imatrix;
 
 use crate::error::{Error, Result};
@@ -138,7 +139,8 @@ struct Settings {
 }
 
 impl LlamaModel {
-    /// Opens a GGUF as llama.cpp's programs do: mapped, weights repacked for the CPU where it can.
+    /// Opens a GGUF as llama.cpp's programs do: mapped, weights repacked for the CPU where it can. Of a split model it
+    /// is given the first file, the only one that it takes.
     ///
     /// # Errors
     /// What llama.cpp says.
@@ -147,7 +149,11 @@ impl LlamaModel {
         kernels()?;
         // SAFETY: called once, before anything else of the library.
         STARTED.call_once(|| unsafe { sys::llama_backend_init() });
-        let c = c_path(path)?;
+        let first = match gguf::is_further_part(path) {
+            true => Some(Gguf::open(path)?.path().to_owned()),
+            false => None,
+        };
+        let c = c_path(first.as_deref().unwrap_or(path))?;
         let mut no_devices = [std::ptr::null_mut()]; // a list ends with null: the judge is the CPU
         let (model, said) = log::capture(|| {
             // SAFETY: the string lives during the call; the list of devices and it are all that is ours among the
@@ -345,17 +351,16 @@ impl LlamaModel {
         Ok(out)
     }
 
-    /// Text to ids by llama.cpp's tokenizer, nothing added; `parse_special` reads `<|im_end|>` as one id.
+    /// Text to ids by llama.cpp's tokenizer, with the bos and eos that the file's `add_bos_token` and `add_eos_token`
+    /// ask for; `parse_special` reads `<|im_end|>` as one id.
     ///
     /// # Errors
     /// A model without a tokenizer.
     pub fn tokenize(&self, text: &str, parse_special: bool) -> Result<Vec<u32>> {
-        if text.is_empty() {
-            return Ok(Vec::new());
-        }
         let length = c_length(text.len())?;
-        // a token holds at least one byte
-        let mut ids = vec![0; text.len()];
+        // a token holds at least one byte, but for bos and eos
+        let mut ids = vec![0; text.len() + 2];
+        let room = c_length(ids.len())?;
         // SAFETY: text and its length, a buffer and its length; all alive during the call.
         let count = unsafe {
             sys::llama_tokenize(
@@ -363,8 +368,8 @@ impl LlamaModel {
                 text.as_ptr().cast(),
                 length,
                 ids.as_mut_ptr(),
-                length,
-                false,
+                room,
+                true,
                 parse_special,
             )
         };

@@ -54,10 +54,12 @@ pub mod judge;
 pub mod kernel;
 pub mod quant;
 pub mod run;
+pub mod version;
 pub mod wrap;
 
 pub use error::{Error, Result};
 pub use mmx_converters as converters;
+pub use mmx_converters::cpus::cpus;
 pub use mmx_converters::quant::file_type::{Fallback, FileType, recipe};
 pub use run::clock::Clock;
 pub use wrap::cpu::cpu_kernels;

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """eval.py MMX SHARED WORK LLAMA_PERPLEXITY
 `mmx eval` against the programs whose numbers it gives: llama-perplexity on the same text and settings, and
-lm-evaluation-harness on the exported Transformers folder, its tasks written as C-Eval's, CMMLU's and ARC's are."""
-import csv, json, math, os, random, re, subprocess, sys
+lm-evaluation-harness on the exported Transformers folder and as a client of `mmx serve`, its tasks written as C-Eval's,
+CMMLU's and ARC's are."""
+import csv, json, math, os, random, re, subprocess, sys, time
 
 sys.path.insert(0, os.path.dirname(__file__))
 from check import MMX, SHARED, WORK, check, export, finish, gguf_of, mmx
@@ -131,10 +132,9 @@ DATA = {
 }
 
 
-def harness(folder, task, data, fewshot=0, dev=None, chat=False):
-    """The harness' own samples: log-likelihoods and which measures were right."""
+def harness(folder, task, data, fewshot=0, dev=None, chat=False, model=None):
+    """The harness' own samples: log-likelihoods and which measures were right; `model` instead of Transformers'."""
     from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
     config = {
@@ -148,7 +148,10 @@ def harness(folder, task, data, fewshot=0, dev=None, chat=False):
     }
     if dev:
         config |= {"fewshot_split": "dev", "fewshot_config": {"sampler": "first_n"}}
-    model = HFLM(pretrained=folder, device="cpu", dtype="float32", batch_size=1)
+    if model is None:
+        from lm_eval.models.huggingface import HFLM
+
+        model = HFLM(pretrained=folder, device="cpu", dtype="float32", batch_size=1)
     out = simple_evaluate(model=model, tasks=[config], num_fewshot=fewshot, log_samples=True, bootstrap_iters=0, apply_chat_template=chat, task_manager=TaskManager())
     return sorted(out["samples"]["t"], key=lambda sample: sample["doc_id"])
 
@@ -201,6 +204,33 @@ for name, folder in FOLDERS.items():
     @check(f"{name}: ARC's answers in the chat template")
     def _(folder=folder, gguf=gguf):
         return compare(harness(folder, ARC_TASK, DATA["arc"], chat=True), *ours(gguf, ARC_FILE, "answer", "--chat"), ANSWER)
+
+    @check(f"{name}: lm-evaluation-harness as a client of mmx serve (local-completions)")
+    def _(folder=folder, gguf=gguf):
+        from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+        log = os.path.join(HERE, "serve.log")
+        with open(log, "w") as file:
+            server = subprocess.Popen([MMX, "serve", gguf, "--name", "m", "--port", "0", "--kv", "f32"], stderr=file)
+        try:
+            for _ in range(300):
+                found = re.search(r"at (http://\S+)", open(log).read())
+                if found:
+                    break
+                time.sleep(0.1)
+            def client(**settings):
+                where = {"base_url": f"{found.group(1)}/v1/completions", "model": "m", "max_length": 1024}
+                return LocalCompletionsAPI(**where, tokenizer=folder, tokenizer_backend="huggingface", **settings)
+
+            # one text in a request, and several in each of several requests at a time
+            letters = {**LETTERS, "doc_to_target": CEVAL_TARGET, "description": PREAMBLE}
+            expected = ours(gguf, CEVAL_FILE, "letter", "--preamble", PREAMBLE)
+            compare(harness(folder, letters, DATA["ceval"], model=client()), *expected, {"acc": "letter"})
+            several = client(batch_size=8, num_concurrent=2)
+            return compare(harness(folder, ARC_TASK, DATA["arc"], model=several), *ours(gguf, ARC_FILE, "answer"), ANSWER)
+        finally:
+            server.terminate()
+            server.wait(20)
 
 
 finish()

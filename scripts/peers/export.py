@@ -7,7 +7,7 @@ sys.path.insert(0, os.path.dirname(__file__))
 from check import SHARED, WORK, check, close, export, finish, gguf_of, mmx, mmx_logits
 
 JUDGE = os.path.abspath(sys.argv[4])
-sys.path.insert(0, os.path.join(SHARED, "judge"))
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "judge"))
 import numpy as np
 import torch
 from judgelib import gguf_generate, gguf_logits

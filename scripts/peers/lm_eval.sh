@@ -16,4 +16,9 @@ if ! "$venv/bin/python" -c 'import lm_eval.models.huggingface, datasets' >/dev/n
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "lm_eval==$LM_EVAL" >&2 ||
     missing "lm_eval $LM_EVAL" "$venv/bin/pip install lm_eval==$LM_EVAL"
 fi
+# what its clients of servers need besides
+if ! "$venv/bin/python" -c 'import aiohttp, tenacity, requests' >/dev/null 2>&1; then
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "lm_eval[api]==$LM_EVAL" >&2 ||
+    missing "lm_eval[api] $LM_EVAL" "$venv/bin/pip install lm_eval[api]==$LM_EVAL"
+fi
 echo "$venv/bin/python"

@@ -4,6 +4,7 @@
 use std::ffi::c_char;
 
 use mmx_converters::chat;
+use mmx_converters::tokenizer::Tokenizer;
 use mmx_ggml::run::{LoadOptions, Model};
 use serde_json::Value;
 
@@ -215,7 +216,7 @@ pub unsafe extern "C" fn mmx_chat_render(
     // SAFETY: this function's own condition.
     guarded(|| unsafe {
         let tokenizer = reference(model, "model")?.model.tokenizer()?;
-        let (messages, options) = chat_arguments(messages, options)?;
+        let (messages, options) = chat_arguments(tokenizer, messages, options)?;
         let prompt = tokenizer.encode_chat(&messages, &options)?;
         fill_text(&prompt.text, buffer, capacity, length)
     })
@@ -238,7 +239,7 @@ pub unsafe extern "C" fn mmx_chat_tokenize(
     // SAFETY: this function's own condition.
     guarded(|| unsafe {
         let tokenizer = reference(model, "model")?.model.tokenizer()?;
-        let (messages, options) = chat_arguments(messages, options)?;
+        let (messages, options) = chat_arguments(tokenizer, messages, options)?;
         let prompt = tokenizer.encode_chat(&messages, &options)?;
         fill(&prompt.ids, ids, capacity, count)
     })
@@ -247,6 +248,7 @@ pub unsafe extern "C" fn mmx_chat_tokenize(
 /// # Safety
 /// Null or strings.
 unsafe fn chat_arguments(
+    tokenizer: &Tokenizer,
     messages: *const c_char,
     options: *const c_char,
 ) -> Result<(Vec<Value>, chat::Options), Failure> {
@@ -269,6 +271,11 @@ unsafe fn chat_arguments(
             return Err(Failure::invalid("options: expected an object"));
         };
         wanted.tools = object.shift_remove("tools").filter(|tools| !tools.is_null());
+        if wanted.tools.is_some() && !tokenizer.shows_tools() {
+            return Err(Failure::invalid(
+                "options: tools: the model's chat template renders nothing of them",
+            ));
+        }
         match object.shift_remove("add_generation_prompt") {
             None => {}
             Some(Value::Bool(add)) => wanted.add_generation_prompt = add,

@@ -25,8 +25,14 @@ use mmx_converters::progress::{Listener, Silent};
 use mmx_converters::{Error, Result};
 
 /// The code that turns lines into samples: with another, samples may be others.
-const CODE: [&str; 3] =
-    [include_str!("sample.rs"), include_str!("jsonl.rs"), include_str!("tokens.rs")];
+const CODE: [&str; 6] = [
+    include_str!("sample.rs"),
+    include_str!("jsonl.rs"),
+    include_str!("layout.rs"),
+    include_str!("source.rs"),
+    include_str!("make.rs"),
+    include_str!("tokens.rs"),
+];
 
 /// Bytes that the kept files may take: the tokens of some 50 GB of text.
 const LIMIT: u64 = 20_000_000_000;

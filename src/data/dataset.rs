@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use mmx_converters::tokenizer::Tokenizer;
+use mmx_converters::words::counted;
 
 use mmx_converters::{Error, Result};
 
@@ -26,6 +27,10 @@ pub struct Dataset {
     /// in the reference (the order of batches would move without them); preference pairs are left out,
     /// whose loss would divide by the number of tokens.
     pub nothing_to_learn: Vec<(PathBuf, usize)>,
+    /// (file, line) of every other sample with an answer (or text) of which only its end can be learned: it is empty.
+    pub empty_answers: Vec<(PathBuf, usize)>,
+    /// Files whose samples are known by their number among the records: an array's have no lines of their own.
+    arrays: Vec<PathBuf>,
     pub(crate) options: SampleOptions,
     pub(crate) pad: u32,
 }
@@ -57,10 +62,9 @@ impl Dataset {
         } else if let Some((path, fault)) = faults.first() {
             let more = match faults.len() - 1 {
                 0 => String::new(),
-                n => format!(" ({n} more faulty lines)"),
+                n => format!(" ({})", counted(n, &format!("more faulty {}", fault.unit()))),
             };
-            let message =
-                format!("{}: line {}: {}{more}", path.display(), fault.line, fault.message);
+            let message = format!("{}: {}: {}{more}", path.display(), fault.place(), fault.message);
             let hint = fault.hint.clone().unwrap_or_else(|| {
                 "`mmx data check` lists every fault; `on_bad` skip leaves such lines out".into()
             });
@@ -88,6 +92,8 @@ impl Dataset {
             warnings: Vec::new(),
             skipped: Vec::new(),
             nothing_to_learn: Vec::new(),
+            empty_answers: Vec::new(),
+            arrays: Vec::new(),
             options: options.clone(),
             pad: tokenizer.pad_id().unwrap_or(0),
         };
@@ -98,12 +104,17 @@ impl Dataset {
             let meta = &tokens.meta;
             let name = |line: &usize| (path.clone(), *line);
             data.nothing_to_learn.extend(meta.nothing_to_learn.iter().map(name));
+            data.empty_answers.extend(meta.empty_answers.iter().map(name));
+            if meta.counts_records && !data.arrays.contains(path) {
+                data.arrays.push(path.clone());
+            }
             faults.extend(meta.faults.iter().map(|fault| (path.clone(), fault.clone())));
             if let Some(line) = meta.control_line {
                 data.warnings.push(format!(
-                    "{}: line {line} (and maybe others): the text of a control token stands in the data \
+                    "{}: {} {line} (and maybe others): the text of a control token stands in the data \
                      and is read as that token, as the reference does",
-                    path.display()
+                    path.display(),
+                    if meta.counts_records { "record" } else { "line" }
                 ));
             }
             data.starts.push(data.len);
@@ -123,22 +134,17 @@ impl Dataset {
 
     /// The warnings about what was left out, and the error when nothing is left.
     fn summarize(&mut self, paths: &[PathBuf]) -> Result<()> {
-        let listed = |lines: Vec<String>| {
-            /// Line numbers in one message; the count is always given.
-            const SHOWN: usize = 20;
-            let more = if lines.len() > SHOWN { ", ..." } else { "" };
-            format!("{}{more}", lines[..lines.len().min(SHOWN)].join(", "))
-        };
-        let place = |path: &Path, line: usize| match paths {
-            [_] => line.to_string(),
-            _ => format!("{}:{line}", path.display()),
-        };
+        let one = paths.len() == 1;
         if !self.skipped.is_empty() {
-            let lines = self.skipped.iter().map(|(p, f)| place(p, f.line)).collect();
+            let places =
+                self.skipped.iter().map(|(p, f)| (p.as_path(), f.record.unwrap_or(f.line)));
+            let lines = self.skipped.iter().all(|(_, fault)| fault.record.is_none());
+            let number = self.skipped.len();
             self.warnings.push(format!(
-                "{} faulty lines are left out: {}",
-                self.skipped.len(),
-                listed(lines)
+                "{} {} left out: {}",
+                counted(number, if lines { "faulty line" } else { "faulty record" }),
+                if number == 1 { "is" } else { "are" },
+                self.listed(places, one)
             ));
         }
         let what = match self.options.kind {
@@ -147,17 +153,25 @@ impl Dataset {
             Kind::Preference => "a chosen or rejected answer without a token",
         };
         let limit = self.options.max_seq_len;
-        if !self.nothing_to_learn.is_empty() {
-            let lines = self.nothing_to_learn.iter().map(|(p, l)| place(p, *l)).collect();
-            let fate = match self.options.kind {
-                Kind::Preference => "are left out",
-                Kind::Text | Kind::Chat => "teach nothing",
+        let of = |list: &[(PathBuf, usize)]| {
+            self.listed(list.iter().map(|(path, line)| (path.as_path(), *line)), one)
+        };
+        let number = self.nothing_to_learn.len();
+        if number > 0 {
+            let fate = match (self.options.kind, number) {
+                (Kind::Preference, 1) => "is left out",
+                (Kind::Preference, _) => "are left out",
+                (Kind::Text | Kind::Chat, 1) => "teaches nothing",
+                (Kind::Text | Kind::Chat, _) => "teach nothing",
             };
             self.warnings.push(format!(
-                "{} samples {fate}, having {what} within {limit} tokens: lines {}",
-                self.nothing_to_learn.len(),
-                listed(lines)
+                "{} {fate}, having {what} within {limit} tokens: {}",
+                counted(number, "sample"),
+                of(&self.nothing_to_learn)
             ));
+        }
+        if let Some(sentence) = self.about_empty_answers(one) {
+            self.warnings.push(sentence);
         }
         if self.files.iter().all(|file| file.meta.teaching == 0) {
             let names: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
@@ -173,6 +187,56 @@ impl Dataset {
             ));
         }
         Ok(())
+    }
+
+    /// How many samples have an empty answer, and which; nothing where none has. `one`: there is one file, which need not
+    /// be named.
+    pub fn about_empty_answers(&self, one: bool) -> Option<String> {
+        let number = self.empty_answers.len();
+        let (has, what) = match self.options.kind {
+            Kind::Text => (if number == 1 { "is" } else { "are" }, "empty"),
+            Kind::Chat | Kind::Preference => {
+                (if number == 1 { "has" } else { "have" }, "an empty answer")
+            }
+        };
+        let places = self.empty_answers.iter().map(|(path, line)| (path.as_path(), *line));
+        (number > 0).then(|| {
+            let all = if number == self.len() { ", which is all there are," } else { "" };
+            format!(
+                "{}{all} {has} {what}, of which only the end is learned: {}",
+                counted(number, "sample"),
+                self.listed(places, one)
+            )
+        })
+    }
+
+    /// Places of samples in words: `lines 3, 5`, `record 2`, `a.jsonl:3, b.json:record 2`; not more than a few of them.
+    pub fn listed<'a>(&self, places: impl Iterator<Item = (&'a Path, usize)>, one: bool) -> String {
+        /// Places in one message; the count is always given.
+        const SHOWN: usize = 20;
+        let is_array = |path: &Path| self.arrays.iter().any(|array| array == path);
+        let places: Vec<(&Path, usize)> = places.take(SHOWN + 1).collect();
+        let name = |&(path, number): &(&Path, usize)| match (one, is_array(path)) {
+            (true, _) => number.to_string(),
+            (false, false) => format!("{}:{number}", path.display()),
+            (false, true) => format!("{}:record {number}", path.display()),
+        };
+        let shown: Vec<String> = places.iter().take(SHOWN).map(name).collect();
+        let more = if places.len() > SHOWN { ", ..." } else { "" };
+        let records = places.iter().any(|(path, _)| is_array(path));
+        let noun = match (one && records, places.len()) {
+            (false, 1) => "line ",
+            (true, 1) => "record ",
+            (true, _) => "records ",
+            (false, _) if records => "",
+            (false, _) => "lines ",
+        };
+        format!("{noun}{}{more}", shown.join(", "))
+    }
+
+    /// What the samples of a file are numbered by.
+    pub fn unit(&self, path: &Path) -> &'static str {
+        if self.arrays.iter().any(|array| array == path) { "record" } else { "line" }
     }
 
     /// Samples; of preference data, pairs.

@@ -1,11 +1,11 @@
 //! Lines to records: one JSON object a line, UTF-8; a byte order mark, CRLF and blank lines are fine.
 //!
 //! In: the bytes of a file. Out: per line a [`Record`], or a [`Fault`] that says what is wrong with it.
-//! Source: MODEL_AND_STAGES section 3 (the files of 2025 and 2026), and `from`/`value` with
-//! `human`/`gpt`, as many published chats are spelled.
+//! Source: MODEL_AND_STAGES section 3 (the files of 2025 and 2026); `from`/`value` with `human`/`gpt`, as many published
+//! chats are spelled; `messages`; and Alpaca's `instruction`, `input`, `output`.
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 /// What a training stage reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -25,6 +25,19 @@ impl Kind {
             Self::Text => &["text"],
             Self::Chat => &["conversations"],
             Self::Preference => &["chosen", "rejected"],
+        }
+    }
+
+    /// A record of this kind, for messages.
+    fn example(self) -> &'static str {
+        match self {
+            Self::Text => r#"{"text": "..."}"#,
+            Self::Chat => {
+                r#"{"conversations": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}"#
+            }
+            Self::Preference => {
+                r#"{"chosen": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}], "rejected": [...]}"#
+            }
         }
     }
 
@@ -55,26 +68,79 @@ pub enum Record {
     },
 }
 
-/// What is wrong with a line.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+impl Record {
+    /// True where nothing but an end can be learned: a text without a character, an answer without a word, thought or
+    /// call, be it one of several.
+    #[must_use]
+    pub fn has_empty_answer(&self) -> bool {
+        let empty = |value: &Value| match value {
+            Value::Null => true,
+            Value::String(text) => text.trim().is_empty(),
+            _ => false,
+        };
+        let of_chat = |turns: &[Value]| {
+            turns.iter().filter(|turn| turn["role"] == "assistant").any(|turn| {
+                ["content", "reasoning_content", "tool_calls"].iter().all(|key| empty(&turn[*key]))
+            })
+        };
+        match self {
+            Self::Text(text) => text.is_empty(),
+            Self::Chat(turns) => of_chat(turns),
+            Self::Preference { chosen, rejected } => of_chat(chosen) || of_chat(rejected),
+        }
+    }
+}
+
+/// What is wrong with a line, or with a record that is not a line of its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fault {
     /// The physical line, from 1.
     pub line: usize,
+    /// The record's number, from 1, where records are no lines.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub record: Option<usize>,
     /// What was expected and what was found.
     pub message: String,
     /// What to do about it, where that is known.
     pub hint: Option<String>,
 }
 
-/// One line that is not blank.
+impl Fault {
+    /// Where it is: `line 3`, or `record 2 (line 17)`.
+    #[must_use]
+    pub fn place(&self) -> String {
+        match self.record {
+            Some(record) => format!("record {record} (line {})", self.line),
+            None => format!("line {}", self.line),
+        }
+    }
+
+    /// What records are where it is.
+    #[must_use]
+    pub fn unit(&self) -> &'static str {
+        if self.record.is_some() { "record" } else { "line" }
+    }
+}
+
+/// The text of one record: a line that is not blank, or an element of an array.
 #[derive(Clone, Copy, Debug)]
 pub struct Line<'a> {
-    /// Physical line, from 1; blank lines count.
+    /// The physical line it begins in, from 1; blank lines count.
     pub number: usize,
+    /// Its number among the records, from 1, where records are no lines.
+    pub record: Option<usize>,
     /// Where it begins in the file, bytes.
     pub offset: usize,
     /// Without its end.
     pub bytes: &'a [u8],
+}
+
+impl Line<'_> {
+    /// What its sample is known by: the line, or the record's number where records are no lines.
+    #[must_use]
+    pub fn label(&self) -> usize {
+        self.record.unwrap_or(self.number)
+    }
 }
 
 /// The lines of a file that are not blank; a byte order mark at the beginning is passed over.
@@ -91,7 +157,7 @@ pub fn lines_from(part: &[u8], first: usize, offset: usize) -> impl Iterator<Ite
         .split(|&b| b == b'\n')
         .enumerate()
         .map(move |(index, bytes)| {
-            let line = Line { number: first + index, offset, bytes };
+            let line = Line { number: first + index, record: None, offset, bytes };
             offset += bytes.len() + 1;
             line
         })
@@ -113,6 +179,7 @@ pub fn utf8<'a>(line: &Line<'a>) -> Result<&'a str, Fault> {
         };
         Fault {
             line: line.number,
+            record: line.record,
             message: format!(
                 "expected UTF-8, found byte 0x{byte:02x} at offset {} of the file",
                 line.offset + at
@@ -127,12 +194,20 @@ pub fn utf8<'a>(line: &Line<'a>) -> Result<&'a str, Fault> {
 /// # Errors
 /// Bad UTF-8, or anything else than one JSON object.
 pub fn object(line: &Line<'_>) -> Result<Map<String, Value>, Fault> {
-    let fault = |message: String| Fault { line: line.number, message, hint: None };
     match serde_json::from_str(utf8(line)?) {
         Ok(Value::Object(object)) => Ok(object),
-        Ok(_) => Err(fault("expected a JSON object, found another JSON value".into())),
-        Err(e) => Err(fault(format!("expected a JSON object: {}", without_line(&e)))),
+        Ok(other) => {
+            let message = format!("expected a JSON object, found {}", describe(&other));
+            Err(fault(line, message, None))
+        }
+        Err(e) => {
+            Err(fault(line, format!("expected a JSON object: {}", without_line(&e, line)), None))
+        }
     }
+}
+
+fn fault(line: &Line<'_>, message: String, hint: Option<String>) -> Fault {
+    Fault { line: line.number, record: line.record, message, hint }
 }
 
 /// Reads one line.
@@ -140,16 +215,15 @@ pub fn object(line: &Line<'_>) -> Result<Map<String, Value>, Fault> {
 /// # Errors
 /// A [`Fault`]: bad UTF-8, no JSON object, a missing key, or turns out of order.
 pub fn parse(line: &Line<'_>, kind: Kind) -> Result<Record, Fault> {
-    let fault = |message: String| Fault { line: line.number, message, hint: None };
     let object = object(line)?;
     if kind == Kind::Chat
-        && !object.contains_key("conversations")
-        && object.contains_key("messages")
+        && let Some(chat) = any_chat(&object)
     {
-        return chat(&object, "messages").map(Record::Chat).map_err(fault);
+        return chat.map(Record::Chat).map_err(|message| fault(line, message, None));
     }
     if let Some(missing) = kind.keys().iter().find(|key| !object.contains_key(**key)) {
-        return Err(missing_key(line.number, missing, &object, kind));
+        let (message, hint) = missing_key(missing, &object, kind);
+        return Err(fault(line, message, Some(hint)));
     }
     let record = match kind {
         Kind::Text => match &object["text"] {
@@ -161,34 +235,120 @@ pub fn parse(line: &Line<'_>, kind: Kind) -> Result<Record, Fault> {
             Ok(Record::Preference { chosen, rejected: chat(&object, "rejected")? })
         }),
     };
-    record.map_err(fault)
+    record.map_err(|message| fault(line, message, None))
 }
 
-/// serde's message counts lines within the one line: only the column says something.
-fn without_line(error: &serde_json::Error) -> String {
+/// The chat of a record of any form; nothing where it has none.
+fn any_chat(object: &Map<String, Value>) -> Option<Result<Vec<Value>, String>> {
+    let key = ["conversations", "messages"].into_iter().find(|key| object.contains_key(*key));
+    match key {
+        Some(key) => Some(chat(object, key).map(|turns| with_system(object, turns))),
+        None => is_alpaca(object).then(|| alpaca(object)),
+    }
+}
+
+/// serde counts lines within the one line: only the column says something, unless the record goes over several.
+fn without_line(error: &serde_json::Error, line: &Line<'_>) -> String {
     let text = error.to_string();
     let what = text.split(" at line ").next().unwrap_or(&text);
-    format!("{what} at column {}", error.column())
+    match error.line() {
+        0 | 1 => format!("{what} at column {}", error.column()),
+        below => format!("{what} at line {}, column {}", line.number + below - 1, error.column()),
+    }
 }
 
-fn missing_key(line: usize, missing: &str, object: &Map<String, Value>, kind: Kind) -> Fault {
+/// The message, and what to do.
+fn missing_key(missing: &str, object: &Map<String, Value>, kind: Kind) -> (String, String) {
     let found: Vec<&str> = object.keys().map(String::as_str).collect();
     let found = if found.is_empty() { "none".to_owned() } else { found.join(", ") };
+    let has_all = |k: Kind| k.keys().iter().all(|key| object.contains_key(*key));
     let other = [Kind::Text, Kind::Chat, Kind::Preference]
         .into_iter()
-        .find(|k| *k != kind && k.keys().iter().all(|key| object.contains_key(*key)));
-    let looks = other.map_or_else(String::new, |k| format!("; this looks like {}", k.name()));
-    let stage = match other {
-        Some(Kind::Text) => Some("pretrain"),
-        Some(Kind::Chat) => Some("sft"),
-        Some(Kind::Preference) => Some("dpo"),
-        None => None,
+        .find(|k| *k != kind && (has_all(*k) || *k == Kind::Chat && any_chat(object).is_some()));
+    let form = match other {
+        Some(Kind::Chat) if is_alpaca(object) => " in Alpaca's form",
+        _ => "",
     };
-    Fault {
-        line,
-        message: format!("expected key {missing}, found {found}{looks}"),
-        hint: stage.map(|stage| format!("such files are for `mmx train {stage}`")),
+    let looks = other.map_or_else(String::new, |k| format!("; this looks like {}{form}", k.name()));
+    let hint = match other {
+        Some(Kind::Text) => "such files are for `mmx train pretrain`".to_owned(),
+        Some(Kind::Chat) => "such files are for `mmx train sft`".to_owned(),
+        Some(Kind::Preference) => "such files are for `mmx train dpo`".to_owned(),
+        None => match within(object) {
+            Some(key) => format!(
+                "the records are within key {key}: a file of them alone, one a line or as a JSON array, can be read"
+            ),
+            None => format!("a record is {}", kind.example()),
+        },
+    };
+    (format!("expected key {missing}, found {found}{looks}"), hint)
+}
+
+/// The key of an object that holds nothing but a list of objects, as some data sets are wrapped.
+fn within(object: &Map<String, Value>) -> Option<&str> {
+    let list =
+        |value: &Value| value.as_array().is_some_and(|l| l.first().is_some_and(Value::is_object));
+    object.iter().find(|(_, value)| list(value)).map(|(key, _)| key.as_str())
+}
+
+/// Alpaca's keys: an instruction and the output it asks for.
+fn is_alpaca(object: &Map<String, Value>) -> bool {
+    object.contains_key("instruction") && object.contains_key("output")
+}
+
+/// A record of Alpaca's form as a chat: instruction and input, a line each, are the user's turn, the output is the
+/// answer; perhaps a system turn and turns before. Source: LLaMA-Factory's data/README.md.
+fn alpaca(object: &Map<String, Value>) -> Result<Vec<Value>, String> {
+    let text = |key: &str| match object.get(key) {
+        None | Some(Value::Null) => Ok(""),
+        Some(Value::String(text)) => Ok(text.as_str()),
+        Some(other) => Err(format!("key {key}: expected a string, found {}", describe(other))),
+    };
+    let mut turns = Vec::new();
+    match object.get("history") {
+        None | Some(Value::Null) => {}
+        Some(Value::Array(history)) => {
+            for (index, pair) in history.iter().enumerate() {
+                let texts = pair.as_array().map(Vec::as_slice).unwrap_or_default();
+                let [Value::String(asked), Value::String(answered)] = texts else {
+                    return Err(format!(
+                        "key history: pair {}: expected a list of two strings, what was asked and answered",
+                        index + 1
+                    ));
+                };
+                turns.push(turn("user", asked));
+                turns.push(turn("assistant", answered));
+            }
+        }
+        Some(other) => {
+            return Err(format!("key history: expected a list, found {}", describe(other)));
+        }
     }
+    let asked = [text("instruction")?, text("input")?];
+    let asked: Vec<&str> = asked.into_iter().filter(|part| !part.is_empty()).collect();
+    if asked.is_empty() {
+        return Err("expected a text in key instruction or input, found none".into());
+    }
+    if object["output"].is_null() {
+        return Err("key output: expected a string, found null".into());
+    }
+    turns.push(turn("user", &asked.join("\n")));
+    turns.push(turn("assistant", text("output")?));
+    text("system")?;
+    Ok(with_system(object, turns))
+}
+
+/// The turns after the text of key system, where a record has one beside its turns and they begin with none.
+fn with_system(object: &Map<String, Value>, mut turns: Vec<Value>) -> Vec<Value> {
+    let system = object.get("system").and_then(Value::as_str).unwrap_or_default();
+    if !system.is_empty() && turns.first().is_some_and(|first| first["role"] != "system") {
+        turns.insert(0, turn("system", system));
+    }
+    turns
+}
+
+fn turn(role: &str, content: &str) -> Value {
+    json!({ "role": role, "content": content })
 }
 
 fn describe(value: &Value) -> String {
@@ -322,7 +482,7 @@ mod tests {
     use super::*;
 
     fn read(text: &str, kind: Kind) -> Result<Record, Fault> {
-        parse(&Line { number: 7, offset: 100, bytes: text.as_bytes() }, kind)
+        parse(&Line { number: 7, record: None, offset: 100, bytes: text.as_bytes() }, kind)
     }
 
     fn message(text: &str, kind: Kind) -> String {
@@ -356,7 +516,7 @@ mod tests {
 
     #[test]
     fn rejects_what_is_no_object_or_cut_off() {
-        assert!(message("[1]", Kind::Text).contains("another JSON value"));
+        assert_eq!(message("[1]", Kind::Text), "expected a JSON object, found a list");
         assert!(message(r#"{"text": "x"#, Kind::Text).contains("column 11"));
         assert!(message(r#"{"text": 3}"#, Kind::Text).contains("found a number"));
     }
@@ -370,6 +530,82 @@ mod tests {
         assert!(read(text, Kind::Chat).is_ok());
         let text = text.replace(r#""role": "user""#, r#""role": "tool""#);
         assert!(message(&text, Kind::Chat).contains("turn 1: expected role system or user first"));
+    }
+
+    fn chat_of(text: &str) -> Value {
+        match read(text, Kind::Chat) {
+            Ok(Record::Chat(turns)) => turns.into(),
+            other => panic!("expected a chat, found {other:?}"),
+        }
+    }
+
+    #[test]
+    fn alpaca_records_become_chats_as_llama_factory_makes_them() {
+        let text = r#"{"instruction": "Translate", "input": "apple", "output": "Apfel"}"#;
+        let expected = json!([turn("user", "Translate\napple"), turn("assistant", "Apfel")]);
+        assert_eq!(chat_of(text), expected);
+        let text = r#"{"instruction": "Go on", "input": "", "output": "3", "system": "Count.",
+            "history": [["1?", "1"], ["2?", "2"]]}"#;
+        let expected = json!([
+            turn("system", "Count."),
+            turn("user", "1?"),
+            turn("assistant", "1"),
+            turn("user", "2?"),
+            turn("assistant", "2"),
+            turn("user", "Go on"),
+            turn("assistant", "3"),
+        ]);
+        assert_eq!(chat_of(text), expected);
+        let faults = [
+            (r#"{"instruction": "", "output": "a"}"#, "key instruction or input"),
+            (
+                r#"{"instruction": "a", "output": null}"#,
+                "key output: expected a string, found null",
+            ),
+            (
+                r#"{"instruction": "a", "output": ["b"]}"#,
+                "key output: expected a string, found a list",
+            ),
+            (r#"{"instruction": "a", "output": "b", "history": [["c"]]}"#, "key history: pair 1"),
+        ];
+        for (text, words) in faults {
+            assert!(message(text, Kind::Chat).contains(words), "{text}");
+        }
+        let fault = read(text, Kind::Text).unwrap_err();
+        assert!(fault.message.ends_with("this looks like SFT data in Alpaca's form"), "{fault:?}");
+        assert!(fault.hint.unwrap().contains("mmx train sft"));
+    }
+
+    #[test]
+    fn a_system_text_beside_the_turns_is_the_first_turn_unless_there_is_one() {
+        let turns = r#"{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}"#;
+        let first = |text: &str| chat_of(text)[0].clone();
+        let beside = format!(r#"{{"conversations": [{turns}], "system": "Be brief."}}"#);
+        assert_eq!(first(&beside), turn("system", "Be brief."));
+        let both = r#"{"messages": [{"role": "system", "content": "mine"}, {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "b"}], "system": "other"}"#;
+        assert_eq!(first(both), turn("system", "mine"));
+    }
+
+    #[test]
+    fn what_a_record_should_look_like_is_said_where_its_keys_say_nothing() {
+        let hint = |text: &str, kind| read(text, kind).unwrap_err().hint.unwrap();
+        assert!(hint(r#"{"question": "a", "answer": "b"}"#, Kind::Chat).contains("conversations"));
+        assert!(hint(r#"{"body": "a"}"#, Kind::Text).contains(r#"{"text": "..."}"#));
+        assert!(hint(r#"{"data": [{"text": "a"}]}"#, Kind::Text).contains("within key data"));
+    }
+
+    #[test]
+    fn empty_answers_are_told_from_calls_and_thoughts() {
+        let with = |answer: &str| {
+            let text = format!(
+                r#"{{"messages": [{{"role": "user", "content": "a"}}, {{"role": "assistant", {answer}}}]}}"#
+            );
+            read(&text, Kind::Chat).unwrap().has_empty_answer()
+        };
+        assert!(with(r#""content": "\n ""#) && with(r#""content": "", "tool_calls": """#));
+        assert!(!with(r#""content": "b""#) && !with(r#""content": "", "tool_calls": "[1]""#));
+        assert!(!with(r#""content": "", "reasoning_content": "hm""#));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Training data: JSON Lines to records ([`jsonl`]), records to token ids with a loss mask ([`sample`]),
+//! Training data: JSON Lines and arrays ([`layout`]) to records ([`jsonl`]), records to token ids with a loss mask ([`sample`]),
 //! those into a memory-mapped file ([`make`], found again by [`cache`]), samples to batches ([`batch`]).
 //!
 //! Everything here is plain Rust and deterministic: the same files, tokenizer, options and seed give
@@ -9,6 +9,7 @@ pub mod batches;
 pub mod cache;
 pub mod dataset;
 pub mod jsonl;
+pub mod layout;
 mod make;
 pub mod pack;
 pub mod prefetch;

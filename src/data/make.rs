@@ -82,12 +82,13 @@ impl Job<'_> {
         while let Some(current) = block {
             let (next, outcomes) =
                 rayon::join(|| blocks.next_block(), || outcomes(&current, self.encoder, self.file));
-            for (line, outcome) in outcomes {
-                add(&mut writer, line, outcome).map_err(Failure::Write)?;
+            for (line, empty, outcome) in outcomes {
+                add(&mut writer, line, empty, outcome).map_err(Failure::Write)?;
             }
             progress.add(current.size() as u64);
             block = next.map_err(|e| Failure::Source(Box::new(e)))?;
         }
+        writer.meta.counts_records = blocks.counts_records();
         progress.finish();
         writer.finish().map_err(Failure::Write)
     }
@@ -134,10 +135,15 @@ enum Outcome {
     Bad(Fault),
 }
 
-fn outcomes(block: &Block, encoder: &Encoder<'_>, file: u32) -> Vec<(usize, Outcome)> {
+/// Per record what it is known by, whether it has an empty answer, and what became of it.
+fn outcomes(block: &Block, encoder: &Encoder<'_>, file: u32) -> Vec<(usize, bool, Outcome)> {
     let encode = |line: &jsonl::Line<'_>| {
-        let encoded = jsonl::parse(line, encoder.kind())
-            .and_then(|record| encoder.encode(&record, file, line.number));
+        let mut empty = false;
+        let encoded = jsonl::parse(line, encoder.kind()).and_then(|record| {
+            empty = record.has_empty_answer();
+            let of_line = |fault| Fault { line: line.number, record: line.record, ..fault };
+            encoder.encode(&record, file, line.label()).map_err(of_line)
+        });
         let outcome = match encoded {
             Err(fault) => Outcome::Bad(fault),
             Ok(samples) => match <[Sample; 2]>::try_from(samples) {
@@ -146,7 +152,7 @@ fn outcomes(block: &Block, encoder: &Encoder<'_>, file: u32) -> Vec<(usize, Outc
                 Err(mut one) => one.pop().map_or(Outcome::NothingToLearn, Outcome::One),
             },
         };
-        (line.number, outcome)
+        (line.label(), empty, outcome)
     };
     block.lines().par_iter().map(encode).collect()
 }
@@ -154,16 +160,24 @@ fn outcomes(block: &Block, encoder: &Encoder<'_>, file: u32) -> Vec<(usize, Outc
 fn add<W: Write, I: Read + Write + Seek>(
     writer: &mut Writer<W, I>,
     line: usize,
+    empty: bool,
     outcome: Outcome,
 ) -> io::Result<()> {
     let samples = match outcome {
         Outcome::One(sample) => {
             if !sample.teaches() {
                 writer.meta.nothing_to_learn.push(line);
+            } else if empty {
+                writer.meta.empty_answers.push(line);
             }
             vec![sample]
         }
-        Outcome::Pair(chosen, rejected) => vec![chosen, rejected],
+        Outcome::Pair(chosen, rejected) => {
+            if empty {
+                writer.meta.empty_answers.push(line);
+            }
+            vec![chosen, rejected]
+        }
         Outcome::NothingToLearn => {
             writer.meta.nothing_to_learn.push(line);
             Vec::new()

@@ -45,7 +45,8 @@ pub struct SampleOptions {
     pub max_seq_len: usize,
     /// What to do with a faulty line.
     pub on_bad: OnBad,
-    /// 2026, chats without a system turn and without tools: the share that gets one. Reference: 0.2.
+    /// 2026, chats without a system turn and without tools: the share that gets one. Reference: 0.2 in SFT and the
+    /// stages that read its data, never in DPO.
     pub system_ratio: f64,
     /// 2026: the share of rendered chats in which empty think blocks are kept. Reference: 0.2.
     pub empty_think_ratio: f64,
@@ -61,7 +62,7 @@ impl SampleOptions {
             kind,
             max_seq_len,
             on_bad: OnBad::Error,
-            system_ratio: 0.2,
+            system_ratio: if kind == Kind::Preference { 0.0 } else { 0.2 },
             empty_think_ratio: 0.2,
             seed: 1337,
         }
@@ -82,7 +83,7 @@ pub struct Sample {
     pub has_control_text: bool,
     /// Index of the file.
     pub file: u32,
-    /// Line in the file, from 1.
+    /// Line in the file, from 1; the record's number where records are no lines.
     pub line: u32,
 }
 
@@ -202,7 +203,7 @@ impl<'a> Encoder<'a> {
     /// # Errors
     /// A chat that the template refuses, or tools that are no JSON.
     pub fn encode(&self, record: &Record, file: u32, line: usize) -> Result<Vec<Sample>, Fault> {
-        let fault = |message: String| Fault { line, message, hint: None };
+        let fault = |message: String| Fault { line, message, ..Fault::default() };
         // a pair draws once: both answers are rendered alike
         let random = || Random::new(self.options.seed, (u64::from(file) << 40) ^ line as u64);
         let chat = |turns: &[Value]| self.chat(turns, &mut random());
@@ -228,6 +229,8 @@ impl<'a> Encoder<'a> {
     fn text(&self, text: &str) -> Result<Sample, String> {
         let max = self.options.max_seq_len;
         let mut ids = self.tokenizer.encode(text).map_err(|e| e.to_string())?;
+        // the 2025 reference takes what `tokenizer(text)` gives, the 2026 one puts bos and eos there itself
+        let (before, after) = (self.tokenizer.before_text(), self.tokenizer.after_text());
         let full_len;
         if self.options.recipe == Recipe::R2026 {
             full_len = ids.len() + 2;
@@ -235,7 +238,10 @@ impl<'a> Encoder<'a> {
             ids.insert(0, self.bos);
             ids.push(self.eos);
         } else {
-            full_len = ids.len();
+            full_len = ids.len() + before.len() + after.len();
+            ids.truncate(max.saturating_sub(before.len() + after.len()));
+            ids.splice(0..0, before.iter().copied());
+            ids.extend_from_slice(after);
             ids.truncate(max);
         }
         // an id equal to padding cannot be told from it and is not learned

@@ -41,8 +41,12 @@ pub(super) struct Meta {
     pub(super) teaching: usize,
     /// The first line that holds the text of a control token.
     pub(super) control_line: Option<usize>,
+    /// Samples are known by their number among the records, not by a line.
+    pub(super) counts_records: bool,
     /// Lines of samples without a target to learn.
     pub(super) nothing_to_learn: Vec<usize>,
+    /// Lines of samples with an answer of which only the end is learned.
+    pub(super) empty_answers: Vec<usize>,
     pub(super) faults: Vec<Fault>,
 }
 

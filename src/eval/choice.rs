@@ -7,6 +7,7 @@
 use serde_json::{Value, json};
 
 use mmx_converters::tokenizer::Tokenizer;
+use mmx_converters::words::counted;
 
 use super::interval;
 use super::prompt::{self, By, Prompt, Style};
@@ -111,9 +112,9 @@ impl Request {
         let questions = found.map_or(&[][..], |s| s.questions.as_slice());
         questions.get(..self.shots).ok_or_else(|| {
             Error::failed(format!(
-                "subject {}: expected {} examples, found {}",
+                "`examples`: subject {}: expected {}, found {}",
                 subject.name,
-                self.shots,
+                counted(self.shots, "example"),
                 questions.len()
             ))
         })

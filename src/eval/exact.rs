@@ -10,13 +10,14 @@ use mmx_ggml::run::{Model, Session, SessionOptions};
 use serde_json::Value;
 
 use mmx_converters::{Error, Result};
-use mmx_data::jsonl::{self, Kind, Record};
+use mmx_data::jsonl::{self, Fault, Kind, Record};
+use mmx_data::source::Blocks;
 use mmx_models::compare;
 
 /// A chat to be continued, and the continuation that is right.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Question {
-    /// Where it stands in the file, from 1.
+    /// Its line in the file, from 1; of a JSON array, its number.
     pub line: usize,
     /// The turns before the answer.
     pub messages: Vec<Value>,
@@ -45,19 +46,32 @@ impl Answered {
 /// # Errors
 /// An unreadable file, a faulty line, or no chat at all.
 pub fn read_questions(path: &Path) -> Result<Vec<Question>> {
-    let bytes = fs_err::read(path).map_err(|e| Error::io(path, e))?;
-    let fault =
-        |line: usize, message: &str| Error::failed(format!("{}:{line}: {message}", path.display()));
+    let fault = |fault: Fault| {
+        let place = match fault.record {
+            Some(record) => format!("{}: record {record}", fault.line),
+            None => fault.line.to_string(),
+        };
+        Error::failed(format!("{}:{place}: {}", path.display(), fault.message))
+    };
     let mut questions = Vec::new();
-    for line in jsonl::lines(&bytes) {
-        let record = jsonl::parse(&line, Kind::Chat).map_err(|f| fault(f.line, &f.message))?;
-        let Record::Chat(mut messages) = record else { continue };
-        let last = messages.pop().filter(|m| m["role"] == "assistant");
-        let answer = last.as_ref().and_then(|m| m["content"].as_str());
-        let answer = answer
-            .ok_or_else(|| fault(line.number, "expected an assistant's text as the last turn"))?
-            .to_owned();
-        questions.push(Question { line: line.number, messages, answer });
+    let mut blocks = Blocks::open(path)?;
+    while let Some(block) = blocks.next_block()? {
+        for line in block.lines() {
+            let record = jsonl::parse(&line, Kind::Chat).map_err(fault)?;
+            let Record::Chat(mut messages) = record else { continue };
+            let last = messages.pop().filter(|m| m["role"] == "assistant");
+            let answer = last.as_ref().and_then(|m| m["content"].as_str());
+            let missing = || {
+                fault(Fault {
+                    line: line.number,
+                    record: line.record,
+                    message: "expected an assistant's text as the last turn".into(),
+                    hint: None,
+                })
+            };
+            let answer = answer.ok_or_else(missing)?.to_owned();
+            questions.push(Question { line: line.label(), messages, answer });
+        }
     }
     if questions.is_empty() {
         return Err(Error::failed(format!(

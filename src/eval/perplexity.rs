@@ -18,7 +18,6 @@ use mmx_data::jsonl;
 use mmx_data::texts;
 use mmx_models::compare;
 use mmx_models::engines::Engine;
-use mmx_models::open::Form;
 
 /// How a text is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -211,11 +210,9 @@ fn mean_and_error(values: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
     (mean, (squares / (n - 1.0).max(1.0)).sqrt())
 }
 
-/// The token that begins every text, for models that say so.
-pub fn leading_bos(form: &Form, tokenizer: &Tokenizer) -> Option<u32> {
-    let keys = form.model.gguf()?.metadata();
-    let wanted = keys.get("tokenizer.ggml.add_bos_token").and_then(|value| value.as_bool());
-    tokenizer.bos_id().filter(|_| wanted == Some(true))
+/// The token that begins every text, for models whose tokenizer adds one.
+pub fn leading_bos(tokenizer: &Tokenizer) -> Option<u32> {
+    tokenizer.before_text().first().copied()
 }
 
 /// Measures. What looks like a control token in the text is read as text. `bos` comes before each text and, with

@@ -142,7 +142,7 @@ mod tests {
     }
 
     fn tokenizer() -> Tokenizer {
-        Tokenizer::open(concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/golden"))
+        Tokenizer::open(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/golden"))
             .expect("golden")
     }
 

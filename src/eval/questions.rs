@@ -141,7 +141,7 @@ fn read_file(path: &Path) -> Result<Vec<Question>> {
 }
 
 fn fault(line: usize, message: impl Into<String>) -> Fault {
-    Fault { line, message: message.into(), hint: None }
+    Fault { line, message: message.into(), ..Fault::default() }
 }
 
 /// Which column holds what.

@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use mmx_converters::file;
+use mmx_converters::words::counted;
 
 use super::choice::{Measure, Request};
 use super::perplexity::{Cut, Perplexity, Text};
@@ -57,7 +58,7 @@ pub fn html(report: &Report<'_>) -> String {
          <title>mmx eval</title><style>{STYLE}</style></head><body>\n<h1>Evaluation of {}</h1>\n",
         match report.rows {
             [row] => escape(&row.name),
-            rows => format!("{} models", rows.len()),
+            rows => counted(rows.len(), "model"),
         }
     );
     if let Some((text, cut)) = report.text {
@@ -100,15 +101,14 @@ fn figure(svg: &str, caption: &str, out: &mut String) {
 }
 
 fn perplexity(rows: &[Row], text: &Text, cut: Cut, out: &mut String) {
-    let n = text.documents.len();
     let _ = writeln!(
         out,
-        "<h2>Perplexity</h2>\n<p>{}: {n} document{}, {} bytes; {}.</p>\n<div class=\"wide\"><table><tr><th>model</th>\
+        "<h2>Perplexity</h2>\n<p>{}: {}, {}; {}.</p>\n<div class=\"wide\"><table><tr><th>model</th>\
          <th>engine</th><th>type</th><th>size</th><th>tokens</th><th>perplexity</th><th>against the first</th>\
          <th>bits per byte</th></tr>",
         escape(&text.path.display().to_string()),
-        if n == 1 { "" } else { "s" },
-        text.bytes(),
+        counted(text.documents.len(), "document"),
+        counted(text.bytes(), "byte"),
         cut.describe()
     );
     let first = rows.iter().find_map(|row| row.perplexity.as_ref());
@@ -156,11 +156,11 @@ fn choice(rows: &[Row], request: &Request, out: &mut String) {
     let measures = request.measures();
     let _ = write!(
         out,
-        "<h2>Multiple choice</h2>\n<p>{} questions of {} subjects, {} examples before each; choosing blindly gets \
+        "<h2>Multiple choice</h2>\n<p>{} of {}, {} before each; choosing blindly gets \
          {:.1} % right.</p>\n<div class=\"wide\"><table><tr><th>model</th><th>engine</th><th>type</th><th>size</th>",
-        request.questions(),
-        request.subjects.len(),
-        request.shots,
+        counted(request.questions(), "question"),
+        counted(request.subjects.len(), "subject"),
+        counted(request.shots, "example"),
         100.0 * request.chance()
     );
     for measure in &measures {

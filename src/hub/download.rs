@@ -4,6 +4,7 @@
 use std::io::{Read, Write};
 use std::path::{Component, Path, PathBuf};
 
+use mmx_converters::manifest::{self, Manifest};
 use serde::Serialize;
 
 use super::http::{escaped, expect_ok};
@@ -51,14 +52,26 @@ pub struct Report {
 /// Downloads. `progress` hears of the bytes that are here and of all.
 ///
 /// # Errors
-/// A repository or revision that is not there, a path that would leave the folder, the server's refusal, a file
-/// that is not what the hub reports. What came whole stays, what came in part is gone on with at the next try.
+/// A repository or revision that is not there, a path that would leave the folder, a file of another content in its
+/// place that was not pulled or was changed since, the server's refusal, a file that is not what the hub reports. What came whole stays, what came in part is gone on with at the next try.
 pub fn download(
     hub: &Hub,
     request: &Request,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Report> {
+    let mut manifest = Manifest::open(&request.out)?;
+    fetch_all(hub, request, Some(&mut manifest), progress)
+}
+
+/// [`download`]; without a manifest the folder is mmx's alone.
+fn fetch_all(
+    hub: &Hub,
+    request: &Request,
+    mut manifest: Option<&mut Manifest>,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Report> {
     super::hub::check_name(&request.repo)?;
+    super::hub::check_revision(&request.revision)?;
     let (repo, revision) = (&request.repo, &request.revision);
     let commit = hub.commit_of(repo, revision)?.ok_or_else(|| {
         Error::failed_with_hint(
@@ -70,6 +83,8 @@ pub fn download(
         )
     })?;
     let mut files = hub.files(repo, &commit)?;
+    // what another mmx took note of is not this folder's
+    files.retain(|file| !file.path.ends_with(manifest::FILE_NAME));
     if !request.only.is_empty() {
         files.retain(|file| request.only.iter().any(|end| file.path.ends_with(end)));
         if files.is_empty() {
@@ -81,18 +96,39 @@ pub fn download(
     }
     let places: Vec<PathBuf> =
         files.iter().map(|file| place(&request.out, &file.path)).collect::<Result<_>>()?;
+    let mut there = Vec::new();
+    for (file, path) in files.iter().zip(&places) {
+        let same = path.is_file() && differs(file, path)?.is_none();
+        if let Some(manifest) = manifest.as_deref_mut()
+            && !same
+            && !manifest.is_free(path)?
+        {
+            let fault = mmx_converters::Error::Foreign { path: path.clone() };
+            return Err(Error::failed_with_hint(
+                fault.to_string(),
+                "the repository's file differs from it: move it away, or give another `out`",
+            ));
+        }
+        there.push(same);
+    }
     let all: u64 = files.iter().map(|file| file.bytes).sum();
     let mut before = 0;
     let mut done = Vec::new();
-    for (file, path) in files.iter().zip(places) {
+    for ((file, path), there) in files.iter().zip(places).zip(there) {
         let folder = path.parent().unwrap_or(&request.out);
         fs_err::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
-        let fetched = match path.is_file() && differs(file, &path)?.is_none() {
+        let fetched = match there {
             true => 0,
             false => fetch(hub, request, &commit, file, &path, &mut |here| {
                 progress(before + here, all);
             })?,
         };
+        if let Some(manifest) = manifest.as_deref_mut()
+            && fetched > 0
+        {
+            manifest.add(&path)?;
+            manifest.save()?;
+        }
         before += file.bytes;
         progress(before, all);
         done.push(Downloaded { path, bytes: file.bytes, fetched });
@@ -108,10 +144,15 @@ pub fn download(
 pub fn cached(repo: &str) -> Result<PathBuf> {
     let (repo, revision) = repo.split_once('@').unwrap_or((repo, "main"));
     super::hub::check_name(repo)?;
+    super::hub::check_revision(revision)?;
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     let cache = variable("MMX_CACHE").map(PathBuf::from);
     let cache = cache.or_else(|| Some(PathBuf::from(variable("HOME")?).join(".cache/mmx")));
-    let cache = cache.ok_or_else(|| Error::failed("expected MMX_CACHE or HOME to be set"))?;
+    let cache = cache.ok_or_else(|| {
+        Error::failed(
+            "MMX_CACHE or HOME: expected a folder for copies from the hub, found neither set",
+        )
+    })?;
     let hub = Hub::from_environment();
     let plain = |text: &str| escaped(text, false).replace('%', "_");
     // another hub's repository of the same name is another one
@@ -123,7 +164,7 @@ pub fn cached(repo: &str) -> Result<PathBuf> {
         out: out.clone(),
         only: Vec::new(),
     };
-    download(&hub, &request, &mut |_, _| ())?;
+    fetch_all(&hub, &request, None, &mut |_, _| ())?;
     Ok(out)
 }
 

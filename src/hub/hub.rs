@@ -90,7 +90,9 @@ impl Hub {
             let answer = self.client.get("GET", &path, &[])?;
             next = answer.headers().get("link").and_then(|v| v.to_str().ok()).and_then(next_page);
             let Value::Array(entries) = json(&doing, answer)? else {
-                return Err(Error::failed(format!("{doing}: expected a list")));
+                return Err(Error::failed(format!(
+                    "{doing}: expected a list, found another answer"
+                )));
             };
             for entry in entries.iter().filter(|entry| entry["type"] == "file") {
                 let file = remote_file(entry).ok_or_else(|| {
@@ -173,9 +175,34 @@ pub fn check_name(repo: &str) -> Result<()> {
     }
 }
 
+/// Refuses what is no revision's name: it becomes a part of an address, and of a folder's name.
+///
+/// # Errors
+/// Nothing, dots alone, spaces or control characters.
+pub(super) fn check_revision(revision: &str) -> Result<()> {
+    let fit = revision.chars().any(|c| c != '.')
+        && !revision.contains(|c: char| c.is_whitespace() || c.is_control());
+    match fit {
+        true => Ok(()),
+        false => Err(Error::misuse(format!(
+            "revision: expected a branch, tag or commit, found {revision:?}"
+        ))),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn revisions_that_are_no_names_are_refused() {
+        for good in ["main", "v2.0", "refs/pr/1", "0123abc"] {
+            check_revision(good).expect(good);
+        }
+        for bad in ["", ".", "..", "a b", "a\n"] {
+            assert_eq!(check_revision(bad).expect_err(bad).exit_code(), 2, "{bad}");
+        }
+    }
 
     #[test]
     fn names_that_lead_elsewhere_are_refused() {

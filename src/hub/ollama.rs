@@ -70,7 +70,12 @@ impl Ollama {
         let file = Modelfile::read(&text)
             .map_err(|e| Error::failed(format!("{}: {e}", modelfile.display())))?;
         let path = modelfile.parent().unwrap_or(Path::new(".")).join(&file.from);
-        Gguf::open(&path)?;
+        if Gguf::open(&path)?.files().count() > 1 {
+            return Err(Error::failed_with_hint(
+                format!("{}: expected one file, found a model in several parts", path.display()),
+                "`mmx export MODEL --gguf TYPE --ollama` without `split_size` writes one",
+            ));
+        }
         let bytes = fs_err::metadata(&path).map_err(|e| Error::io(&path, e))?.len();
         let digest = format!("sha256:{}", sha256(&path)?);
         let blob = format!("/api/blobs/{digest}");

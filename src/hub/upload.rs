@@ -3,7 +3,7 @@
 //!
 //! Interrupted before the commit nothing is to be seen; run again, what is there already is not sent again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -89,6 +89,7 @@ struct Local {
 /// file that the hub then reports otherwise than it is here.
 pub fn upload(hub: &Hub, request: &Request, progress: &mut dyn FnMut(u64, u64)) -> Result<Report> {
     super::hub::check_name(&request.repo)?;
+    super::hub::check_revision(&request.revision)?;
     check_folder(&request.dir)?;
     let repo = &request.repo;
     let mut local = list(&request.dir)?;
@@ -122,7 +123,9 @@ pub fn upload(hub: &Hub, request: &Request, progress: &mut dyn FnMut(u64, u64)) 
     // what the hub now says it holds
     let doing = format!("{repo}: after the upload");
     let commit = hub.commit_of(repo, &request.revision)?;
-    let commit = commit.ok_or_else(|| Error::failed(format!("{doing}: found no commit")))?;
+    let commit = commit.ok_or_else(|| {
+        Error::failed(format!("{doing}: expected a commit in the answer, found none"))
+    })?;
     let after = hub.files(repo, &request.revision)?;
     for file in &local {
         let found = after.iter().find(|remote| remote.path == file.path);
@@ -157,7 +160,11 @@ pub fn upload(hub: &Hub, request: &Request, progress: &mut dyn FnMut(u64, u64)) 
 /// Opens a folder as its users will: whatever is wrong with it is better found here.
 fn check_folder(dir: &Path) -> Result<()> {
     if !dir.is_dir() {
-        return Err(Error::failed(format!("{}: expected a folder", dir.display())));
+        return Err(Error::failed(format!(
+            "{}: expected a folder, found {}",
+            dir.display(),
+            if dir.exists() { "a file" } else { "none" }
+        )));
     }
     let mut models = 0;
     if adapter::is_adapter_folder(dir) {
@@ -168,6 +175,7 @@ fn check_folder(dir: &Path) -> Result<()> {
         models += 1;
     }
     for (_, path) in walk(dir)? {
+        check_index(&path)?;
         let name = path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
         match path.extension().and_then(|e| e.to_str()) {
             Some("gguf") => {
@@ -195,6 +203,41 @@ fn check_folder(dir: &Path) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+/// Refuses an index of weights that names files which are not beside it. The model may open without them: a whole
+/// file beside the index is read first, and a folder below is not opened at all.
+fn check_index(path: &Path) -> Result<()> {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    if !name.ends_with(".index.json") {
+        return Ok(());
+    }
+    let text = fs_err::read(path).map_err(|e| Error::io(path, e))?;
+    let index: Value = serde_json::from_slice(&text)
+        .map_err(|e| Error::failed(format!("{}: expected JSON: {e}", path.display())))?;
+    let Some(map) = index["weight_map"].as_object() else {
+        return Err(Error::failed(format!(
+            "{}: key weight_map: expected an object of tensors and files, found {}",
+            path.display(),
+            index["weight_map"]
+        )));
+    };
+    let named: BTreeSet<&str> =
+        map.values().map(|file| file.as_str().unwrap_or_default()).collect();
+    let missing: Vec<&str> =
+        named.iter().copied().filter(|file| !path.with_file_name(file).is_file()).collect();
+    match missing.is_empty() {
+        true => Ok(()),
+        false => Err(Error::failed_with_hint(
+            format!(
+                "{}: expected {} files of weights beside it, found no {}",
+                path.display(),
+                named.len(),
+                missing.join(", ")
+            ),
+            "nothing was sent: write the folder again, or remove an index that is no longer right",
+        )),
+    }
 }
 
 /// The files below a folder, by their path in it; hidden ones and a checkpoint's training state stay here.

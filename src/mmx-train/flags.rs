@@ -1,6 +1,6 @@
 //! `mmx train`: flags and recipe file to a resolved configuration, then one run.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
@@ -31,7 +31,7 @@ Ctrl-C saves one and ends; --resume goes on exactly where the newest one was.")]
 pub(crate) struct TrainArgs {
     /// What to learn
     stage: StageName,
-    /// Training data, JSON Lines (repeatable)
+    /// Training data, JSON Lines or JSON arrays of records, also packed with gzip or zstd (repeatable)
     #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
     data: Vec<PathBuf>,
     /// Folder of the run: checkpoints, metrics.jsonl, and tb/ for TensorBoard
@@ -128,13 +128,13 @@ knobs! {
     #[arg(long, value_name = "YEAR")]
     recipe: String,
     /// Passes over the data
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = super::values::at_least_one)]
     epochs: usize,
     /// Rows per micro-step
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = super::values::at_least_one)]
     batch_size: usize,
     /// Micro-steps per optimizer step
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = super::values::at_least_one)]
     accum: usize,
     /// Step at an epoch's end on what is left of an accumulation [default: on; 2025: off]
     #[arg(long, value_name = "on|off")]
@@ -166,14 +166,14 @@ knobs! {
     /// Samples share rows; off: one padded row each, as the reference [default: on]
     #[arg(long, value_name = "on|off")]
     pack: Switch,
-    /// 2026: share of chats without a system turn that get one [default: 0.2]
+    /// 2026: share of chats without a system turn that get one [default: 0.2; dpo: 0]
     #[arg(long, value_name = "X")]
     system_ratio: f64,
     /// 2026: share of chats whose empty think blocks are kept [default: 0.2]
     #[arg(long, value_name = "X")]
     empty_think_ratio: f64,
     /// lora: inner dimension of the adapters [default: 16; 2025: 8]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = super::values::at_least_one)]
     lora_rank: usize,
     /// lora: their product counts alpha / rank times [default: the rank]
     #[arg(long, value_name = "X")]
@@ -206,7 +206,7 @@ knobs! {
     #[arg(long, value_name = "DEVICE")]
     device: String,
     /// CPU threads [default: all cores]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = super::values::at_least_one)]
     threads: usize,
     /// Optimizer steps between checkpoints [default: every ten minutes]
     #[arg(long, value_name = "N")]
@@ -252,6 +252,7 @@ pub(crate) fn run(args: TrainArgs, as_json: bool) -> Result<()> {
         knobs = knobs.or(file);
     }
     let config = knobs.resolve(stage)?;
+    knobs.refuse_inputs(&args.data, &args.out, args.resume)?;
     let request = Request {
         choose_dtype: matches!(knobs.dtype.as_deref(), None | Some("auto")),
         resume: args.resume,
@@ -280,24 +281,44 @@ pub(crate) fn run(args: TrainArgs, as_json: bool) -> Result<()> {
     } else {
         println!("{}", outcome.checkpoint.display());
     }
-    let (loss, seconds) = (outcome.loss.unwrap_or(f64::NAN), outcome.seconds);
-    eprintln!(
-        "{} steps in {seconds:.1} s, {:.0} tokens/s, loss {loss:.4}",
-        outcome.steps, outcome.tokens_per_s
-    );
+    eprintln!("{}", summary(&outcome));
     if outcome.interrupted {
         return Err(Error::failed_with_hint(
-            format!("interrupted after step {}; saved", outcome.steps),
+            format!("interrupted after step {}; saved", outcome.total_steps),
             "the same command with --resume goes on from there",
         ));
     }
     Ok(())
 }
 
+/// What came of the run, in one line.
+fn summary(outcome: &Outcome) -> String {
+    let loss = |loss: Option<f64>, name: &str| match loss {
+        Some(loss) => format!(", {name} {loss:.4}"),
+        None => String::new(),
+    };
+    let Outcome { steps, total_steps, seconds, .. } = *outcome;
+    if outcome.nothing_left {
+        let last = loss(outcome.loss_before, "last loss");
+        return format!(
+            "nothing is left to do: {total_steps} of {}{last}",
+            counted(total_steps, "step")
+        );
+    }
+    let all = match steps == total_steps {
+        true => String::new(),
+        false => format!(", {total_steps} with those before"),
+    };
+    let made = counted(steps, "step");
+    let speed = outcome.tokens_per_s;
+    format!("{made} in {seconds:.1} s{all}, {speed:.0} tokens/s{}", loss(outcome.loss, "loss"))
+}
+
 fn to_json(outcome: &Outcome) -> serde_json::Value {
     json!({
         "checkpoint": outcome.checkpoint,
         "steps": outcome.steps,
+        "total_steps": outcome.total_steps,
         "loss": outcome.loss,
         "val_loss": outcome.val_loss,
         "tokens_per_s": outcome.tokens_per_s,
@@ -398,5 +419,19 @@ impl Knobs {
             ))),
             None => Ok(()),
         }
+    }
+
+    /// Refuses to write a file that the run reads.
+    fn refuse_inputs(&self, data: &[PathBuf], out: &Path, resume: bool) -> Result<()> {
+        let files = [&self.val, &self.config, &self.adapter].into_iter().flatten();
+        let folders = [&self.from, &self.tokenizer, &self.teacher].into_iter().flatten();
+        let folders = folders.map(|path| mmx_hub::resolve(path)).collect::<Result<Vec<_>, _>>()?;
+        let inputs: Vec<&Path> =
+            data.iter().chain(files).chain(&folders).map(PathBuf::as_path).collect();
+        let metrics = Some(out.join("metrics.jsonl")).filter(|_| !resume);
+        for output in [&self.trace, &self.dump_batches, &metrics].into_iter().flatten() {
+            mmx_converters::file::refuse_input(output, inputs.iter().copied())?;
+        }
+        Ok(())
     }
 }

@@ -6,12 +6,14 @@
 mod error;
 mod flags;
 mod logits;
+#[path = "../mmx/parse.rs"]
+mod parse;
 #[path = "../mmx/terminal.rs"]
 mod terminal;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, FromArgMatches, Parser};
+use clap::{CommandFactory, Parser};
 use error::{Error, Result};
 use mmx_models::trainer::{VERSION, VERSION_VARIABLE};
 
@@ -45,15 +47,10 @@ fn main() -> ExitCode {
     let (result, options) = match first.as_deref() {
         Some("about" | "logits") => (other(Other::parse()), Vec::new()),
         _ => {
-            let mut command = Train::command();
-            let matches = command.get_matches_mut(); // misuse: clap prints the usage and exits 2
-            let options = error::options_of(&command);
-            match Train::from_arg_matches(&matches) {
-                Ok(args) => {
-                    (same_version().and_then(|()| flags::run(args.train, args.json)), options)
-                }
-                Err(error) => error.exit(),
-            }
+            let args: Train = parse::parse(); // misuse: prints the usage and exits 2
+            bound_pool();
+            let result = same_version().and_then(|()| flags::run(args.train, args.json));
+            (result, error::options_of(&Train::command()))
         }
     };
     error::exit_code(result, &options)
@@ -97,4 +94,15 @@ fn about(json: bool) -> Result<()> {
     }
     println!("mmx-train {VERSION}\nlibtorch {libtorch}\ndevice {}", device?);
     Ok(())
+}
+
+/// Bounds the threads that tokenize, quantize and export by what [`mmx_ggml::cpus`] allows, where that is less than the
+/// pool would take by itself and RAYON_NUM_THREADS does not say otherwise.
+fn bound_pool() {
+    let (most, all) =
+        (mmx_ggml::cpus(), std::thread::available_parallelism().map_or(1, usize::from));
+    if most < all && std::env::var_os("RAYON_NUM_THREADS").is_none() {
+        // a pool that is there already stays as it is
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(most).build_global();
+    }
 }

@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 
 use crate::commands::{
     bench, chat, data, doctor, eval, export, imatrix, import, inspect, logits, ollama, plot, pull,
-    push, quantize, run, serve, tokenizer, train, verify,
+    push, quantize, run, serve, tokenizer, train, verify, version,
 };
 use crate::error::Result;
 
@@ -50,8 +50,7 @@ pub(crate) enum Command {
         arguments: Vec<std::ffi::OsString>,
     },
     Verify(verify::VerifyArgs),
-    /// Print the versions of mmx and of what it was built with
-    Version,
+    Version(version::VersionArgs),
 }
 
 /// Runs a parsed command line.
@@ -80,9 +79,6 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
         Command::Tokenizer(args) => tokenizer::run(args, cli.json),
         Command::Train { arguments } => train::run(arguments),
         Command::Verify(args) => verify::run(args, cli.json),
-        Command::Version => {
-            println!("mmx {}", env!("CARGO_PKG_VERSION"));
-            Ok(())
-        }
+        Command::Version(args) => version::run(&args, cli.json),
     }
 }

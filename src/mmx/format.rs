@@ -23,6 +23,11 @@ fn scaled(n: f64, units: &[(f64, &str)], rest: &str) -> String {
     }
 }
 
+/// A count of matrices, whose plural is one of its own.
+pub(crate) fn matrices(n: usize) -> String {
+    if n == 1 { "1 matrix".to_owned() } else { format!("{n} matrices") }
+}
+
 /// A bar for bytes on their way; drawn on a terminal only.
 pub(crate) fn bytes_bar() -> indicatif::ProgressBar {
     let template = "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}";

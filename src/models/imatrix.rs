@@ -1,8 +1,10 @@
 //! The importance matrix of a model on a text: the text in pieces through llama.cpp, which shows what comes into
 //! each matrix.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use mmx_converters::file;
 use mmx_converters::quant::imatrix::Imatrix;
 use mmx_ggml::judge::LlamaModel;
 
@@ -29,14 +31,15 @@ pub struct Request {
 /// Collects and writes. Returns the matrix and the file's size. `progress` hears of each piece done, of how many.
 ///
 /// # Errors
-/// A model without a tokenizer, a text that is shorter than two tokens, what llama.cpp says, the system's refusal.
+/// An output that is an input, a model without a tokenizer, a text that is shorter than two tokens, what llama.cpp says, the system's refusal.
 pub fn collect(
     request: &Request,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<(Imatrix, u64)> {
     let form = Form::open(&request.model)?;
+    file::refuse_input(&request.out, [form.path(), &request.data])?;
     let text = fs_err::read_to_string(&request.data).map_err(|e| Error::io(&request.data, e))?;
-    let ids = form.expect_tokenizer()?.encode(&text)?;
+    let ids = form.expect_tokenizer()?.encode_text(&text)?;
     let config = &form.model.config;
     let size = request.chunk.clamp(2, config.max_position_embeddings.max(2));
     // a last piece of a few tokens says little of what comes late in a text
@@ -58,14 +61,15 @@ pub fn collect(
         true => form.path(),
         false => {
             let folder = request.out.parent().filter(|p| !p.as_os_str().is_empty());
-            temporary = tempfile::Builder::new()
-                .prefix(".mmx-")
-                .suffix(".gguf")
-                .tempfile_in(folder.unwrap_or(Path::new(".")))
-                .map_err(|e| Error::io(&request.out, e))?;
+            temporary = file::temporary_file(folder.unwrap_or(Path::new(".")))?;
             let gguf = form.to_gguf()?;
-            fs_err::write(temporary.path(), gguf.bytes())
+            temporary
+                .as_file()
+                .write_all(gguf.bytes())
                 .map_err(|e| Error::io(temporary.path(), e))?;
+            // elsewhere what is locked is not read by others, and llama.cpp opens it anew
+            #[cfg(not(unix))]
+            let _ = temporary.as_file().unlock();
             temporary.path()
         }
     };

@@ -4,13 +4,57 @@
 use std::path::{Path, PathBuf};
 
 use mmx_converters::Model;
-use mmx_converters::gguf::{GgmlType, Gguf};
+use mmx_converters::gguf::{GgmlType, Gguf, is_further_part};
+use mmx_converters::model::adapter::CONFIG_NAME as ADAPTERS;
 use mmx_converters::model::to_gguf::ToGguf;
 use mmx_converters::tokenizer::Tokenizer;
 use mmx_ggml::FileType;
 
 use crate::engines::Kind;
 use mmx_converters::{Error, Result};
+
+/// The GGUF of a folder of exports; none for anything else. What is no model (adapters, importance matrices, further
+/// parts of a split one) does not count.
+fn exported(dir: &Path) -> Result<Option<PathBuf>> {
+    if !dir.is_dir() || ["config.json", ADAPTERS].iter().any(|name| dir.join(name).exists()) {
+        return Ok(None);
+    }
+    let (mut ggufs, mut folders) = (Vec::new(), Vec::new());
+    for entry in fs_err::read_dir(dir).map_err(|e| Error::io(dir, e))? {
+        let path = entry.map_err(|e| Error::io(dir, e))?.path();
+        let folder = path.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b"hf-"));
+        if path.extension().is_some_and(|e| e == "gguf") && path.is_file() && is_model(&path) {
+            ggufs.push(path);
+        } else if folder && path.join("config.json").is_file() {
+            folders.push(path);
+        }
+    }
+    if ggufs.len() < 2 && (!ggufs.is_empty() || folders.is_empty()) {
+        return Ok(ggufs.pop());
+    }
+    ggufs.sort();
+    folders.sort();
+    let names: Vec<_> = ggufs.iter().chain(&folders).map(|p| p.display().to_string()).collect();
+    Err(Error::failed_with_hint(
+        format!(
+            "{}: expected one GGUF in this folder of exports, found {}",
+            dir.display(),
+            ggufs.len()
+        ),
+        format!("name the one that is meant: {}", names.join(", ")),
+    ))
+}
+
+/// False for a GGUF that holds something else than a model or its first part. One that cannot be read counts: opened, it
+/// says why.
+fn is_model(path: &Path) -> bool {
+    if is_further_part(path) {
+        return false;
+    }
+    let Ok(file) = Gguf::open(path) else { return true };
+    let kind = file.metadata().get("general.type").and_then(|v| v.as_str());
+    kind.unwrap_or("model") == "model"
+}
 
 /// An open model and where it came from.
 #[derive(Debug)]
@@ -19,15 +63,30 @@ pub struct Form {
     pub model: Model,
     /// The model that adapters belong to, where they do not name it themselves.
     pub base: Option<PathBuf>,
+    /// It is given ids and gives numbers: no tokenizer is opened.
+    ids_only: bool,
 }
 
 impl Form {
-    /// Opens anything mmx can open; a training run's folder stands for its newest checkpoint.
+    /// Opens anything mmx can open; a training run's folder stands for its newest checkpoint, and a folder of exports
+    /// for the one GGUF in it.
     ///
     /// # Errors
-    /// See [`Model::open`].
+    /// See [`Model::open`]; a folder of several exports, or of none but Transformers folders: they are named.
     pub fn open(path: &Path) -> Result<Self> {
-        Ok(Self { model: Model::open(mmx_hub::resolve(path)?)?, base: None })
+        let path = mmx_hub::resolve(path)?;
+        Ok(Self::of(Model::open(exported(&path)?.unwrap_or(path))?))
+    }
+
+    /// Of a model that is open.
+    pub fn of(model: Model) -> Self {
+        Self { model, base: None, ids_only: false }
+    }
+
+    /// The same for ids alone: a tokenizer that is missing or that a GGUF cannot carry does not matter.
+    #[must_use]
+    pub fn for_ids(self) -> Self {
+        Self { ids_only: true, ..self }
     }
 
     /// Where it came from.
@@ -67,6 +126,9 @@ impl Form {
     /// # Errors
     /// A tokenizer that is there and cannot be read.
     pub fn tokenizer(&self) -> Result<Option<Tokenizer>> {
+        if self.ids_only {
+            return Ok(None);
+        }
         let path = self.path();
         match self.model.gguf() {
             Some(file) if file.metadata().get("tokenizer.ggml.model").is_none() => Ok(None),

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use mmx_converters::Model;
+use mmx_converters::file;
 use mmx_converters::gguf::{self, GgmlType, Gguf, Metadata, TensorInfo, TensorSpec, Value};
 use mmx_converters::model::fallback::{self, Fallback};
 use mmx_converters::quant::imatrix::Imatrix;
@@ -33,12 +34,16 @@ pub struct Request {
     pub requantize: bool,
     /// A fallback is an error.
     pub strict: bool,
+    /// Several files of at most so many bytes of tensors.
+    pub split_bytes: Option<u64>,
+    /// NaN and infinities in tensors that are not quantized pass.
+    pub allow_non_finite: bool,
 }
 
 /// What was written.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// The file.
+    /// The file; of several the first one.
     pub path: PathBuf,
     /// Its type.
     #[serde(rename = "type")]
@@ -51,16 +56,21 @@ pub struct Report {
     pub fallbacks: Vec<Fallback>,
     /// Sentences for the user.
     pub warnings: Vec<String>,
+    /// All files and their sizes, in order.
+    #[serde(skip)]
+    pub files: gguf::Files,
 }
 
 /// Quantizes.
 ///
 /// # Errors
-/// A file that is no whole model, tensors in blocks without leave to round them again, an importance matrix of
+/// An output that is an input, a file that is no whole model, tensors in blocks without leave to round them again, an importance matrix of
 /// another model, values that no type can hold, a fallback if `strict`, the system's refusal. Nothing has been
 /// written then.
 pub fn quantize(request: &Request) -> Result<Report> {
     let begin = Instant::now();
+    let inputs = [Some(request.input.as_path()), request.imatrix.as_deref()];
+    file::refuse_input(&request.output, inputs.into_iter().flatten())?;
     let model = Model::open(&request.input)?;
     let Some(file) = model.gguf() else {
         return Err(Error::failed_with_hint(
@@ -76,6 +86,9 @@ pub fn quantize(request: &Request) -> Result<Report> {
     let mut fallbacks = Vec::new();
     for info in file.tensors() {
         let (ty, fallback) = type_of(request, &model, info, imatrix.is_some())?;
+        if !request.allow_non_finite {
+            refuse_not_finite(file, info)?;
+        }
         let (ty, fallback) = match beyond(file, info, ty)? {
             Some(range) => {
                 let wanted = fallback.map_or(range.wanted.clone(), |f| f.wanted);
@@ -93,7 +106,15 @@ pub fn quantize(request: &Request) -> Result<Report> {
         check_imatrix(imatrix, path, file)?;
     }
     let metadata = metadata(request, file, imatrix.as_ref());
-    let bytes = gguf::write(&request.output, &metadata, &specs, |i| {
+    let limit = request.split_bytes;
+    let outputs = gguf::part_paths(&request.output, &specs, limit);
+    if let Some(part) = outputs.iter().find(|output| is_part_of(file, output)) {
+        return Err(Error::failed(format!(
+            "{}: expected an output beside the input, found one of the input's own files",
+            part.display()
+        )));
+    }
+    let files = gguf::write_split(&request.output, &metadata, &specs, limit, |i| {
         let (info, ty) = (&file.tensors()[i], specs[i].ty);
         if info.ty == ty {
             return Ok(Cow::Borrowed(file.data(info)));
@@ -107,16 +128,26 @@ pub fn quantize(request: &Request) -> Result<Report> {
             Some(imatrix) => blocks::quantize_weighted(imatrix, &info.name, ty, &values, row),
             None => blocks::quantize(&info.name, ty, &values, row),
         };
-        Ok(Cow::Owned(blocks?))
+        Ok(Cow::Owned(blocks.map_err(|e| {
+            let what = format!("{}: tensor {}", request.input.display(), info.name);
+            mmx_converters::Error::unsupported(what, e.to_string())
+        })?))
     })?;
     Ok(Report {
-        path: request.output.clone(),
+        path: files.first().map_or(&request.output, |(path, _)| path).clone(),
         ty: request.file.to_string(),
-        bytes,
+        bytes: files.iter().map(|(_, bytes)| bytes).sum(),
+        files,
         seconds: begin.elapsed().as_secs_f64(),
         fallbacks,
         warnings,
     })
+}
+
+/// True where a path is one of a GGUF's files.
+fn is_part_of(file: &Gguf, path: &Path) -> bool {
+    let Ok(path) = fs_err::canonicalize(path) else { return false };
+    file.files().any(|(own, _)| fs_err::canonicalize(own).is_ok_and(|own| own == path))
 }
 
 /// The type a tensor is to have.
@@ -147,6 +178,21 @@ fn type_of(
 fn values(file: &Gguf, info: &TensorInfo) -> mmx_converters::Result<Vec<f32>> {
     let row = info.shape.last().copied().unwrap_or(1);
     blocks::dequantize(info.ty, file.data(info), row)
+}
+
+/// Refuses a NaN or infinity, in a block type's scales too.
+fn refuse_not_finite(file: &Gguf, info: &TensorInfo) -> Result<()> {
+    let (name, shape) = (&info.name, &info.shape);
+    match info.ty.dtype() {
+        Some(dtype) => {
+            fallback::refuse_not_finite(file.path(), name, shape, dtype, file.data(info))?;
+        }
+        None => {
+            let values = tensor::encode_f32(&values(file, info)?, Dtype::F32);
+            fallback::refuse_not_finite(file.path(), name, shape, Dtype::F32, &values)?;
+        }
+    }
+    Ok(())
 }
 
 /// The fallback of a tensor with a value that the type cannot hold.
@@ -197,8 +243,8 @@ fn check_imatrix(imatrix: &Imatrix, path: &Path, file: &Gguf) -> Result<()> {
 fn metadata(request: &Request, file: &Gguf, imatrix: Option<&Imatrix>) -> Metadata {
     let mut metadata = Metadata::new();
     for (key, value) in file.metadata().iter() {
-        // of an importance matrix that the input was made with, if it was
-        if !key.starts_with("quantize.imatrix.") {
+        // not those of an importance matrix or a split that the input was made with
+        if !key.starts_with("quantize.imatrix.") && !gguf::is_split_key(key) {
             metadata.set(key, value.clone());
         }
     }

@@ -1,7 +1,7 @@
 //! The other program, `mmx-train`: the only one that links libtorch. It lies beside this one; what needs libtorch is
 //! asked of it as a process of its own.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use mmx_converters::{Error, Result};
@@ -58,15 +58,30 @@ pub fn command(doing: &str) -> Result<Command> {
     Ok(command)
 }
 
-/// A library that the system's loader would not find. glibc's tells it without running the program; others run
-/// `about`, which does nothing.
-fn missing_library(program: &std::path::Path) -> Option<String> {
+/// The libraries that the system's loader would load. glibc's tells it without running the program; others run `about`,
+/// which does nothing.
+fn libraries(program: &Path) -> Option<String> {
     let mut asked = Command::new(program);
     asked.arg("about").env("LD_TRACE_LOADED_OBJECTS", "1");
     let output = asked.stdin(Stdio::null()).output().ok()?;
-    let text = String::from_utf8_lossy(&output.stdout);
+    Some(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// One that it would not find.
+fn missing_library(program: &Path) -> Option<String> {
+    let text = libraries(program)?;
     let line = text.lines().find(|line| line.contains("=> not found"))?;
     line.split_whitespace().next().map(str::to_owned)
+}
+
+/// The version of the libtorch that `mmx-train` finds, without starting it; nothing where there is none.
+pub fn libtorch() -> Option<String> {
+    let text = libraries(&program()?)?;
+    let line = text.lines().find(|line| line.contains("libtorch_cpu."))?;
+    let file = line.split_once("=> ")?.1.split(" (").next()?;
+    let folder = Path::new(file.trim()).parent()?.parent()?;
+    let version = fs_err::read_to_string(folder.join("build-version")).ok();
+    Some(version.map_or_else(|| "2.11".to_owned(), |text| text.trim().to_owned()))
 }
 
 /// What `mmx-train about --json` says.

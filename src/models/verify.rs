@@ -115,6 +115,9 @@ pub struct Report {
     pub reference_ppl: Option<f64>,
     /// Tokens compared.
     pub tokens: usize,
+    /// They are of the built-in text, or made up: made to walk every branch, not to be predicted, so that their
+    /// perplexity says nothing of how good the model is.
+    pub sample: bool,
     /// One row per form and engine, in the order given.
     pub rows: Vec<Row>,
 }
@@ -153,7 +156,7 @@ pub fn verify_form(
     for &id in ids.iter().flatten() {
         if id as usize >= vocab {
             return Err(Error::failed(format!(
-                "{}: expected ids below {vocab}, found {id}",
+                "ids: expected numbers below {vocab} (the vocabulary of {}), found {id}",
                 request.reference.display()
             )));
         }
@@ -177,10 +180,7 @@ pub fn verify_form(
         let kinds: Vec<Kind> =
             form.engines().into_iter().filter(|k| allowed(k) && Some(*k) != skip).collect();
         if kinds.is_empty() && skip.is_none() {
-            return Err(Error::misuse(format!(
-                "{}: none of the engines asked for can open it",
-                path.display()
-            )));
+            return Err(engines::none_of(&request.engines, form));
         }
         for kind in kinds {
             progress(path, kind);
@@ -198,6 +198,7 @@ pub fn verify_form(
         reference: (request.reference.clone(), kind),
         reference_ppl: mean_perplexity(&expected, &ids, vocab),
         tokens: ids.iter().map(Vec::len).sum(),
+        sample: matches!(request.input, Input::Sample(_)),
         rows,
     })
 }
@@ -221,9 +222,10 @@ fn row(
     let path = form.path().to_owned();
     if engine.vocab() != truth.vocab {
         return Err(Error::failed(format!(
-            "{}: expected {} logits per position as in the reference, found {}",
+            "{}: expected {} logits per position as in the reference, {}, found {}",
             path.display(),
             truth.vocab,
+            request.reference.display(),
             engine.vocab()
         )));
     }
@@ -274,18 +276,19 @@ fn input(request: &Request, engine: &mut dyn Engine) -> Result<(Vec<Vec<u32>>, O
         Some(mut ids) => {
             ids.truncate(most);
             if ids.is_empty() {
-                return Err(Error::failed(
-                    "expected a text of at least one token, found an empty one",
-                ));
+                return Err(Error::failed(format!(
+                    "{}: expected a text in which its tokenizer finds a token, found none",
+                    request.reference.display()
+                )));
             }
             Ok((vec![ids], Some(text.to_owned())))
         }
         None if matches!(request.input, Input::Text(_)) => Err(Error::failed_with_hint(
             format!(
-                "{}: no tokenizer beside the weights, so a text cannot be compared",
+                "{}: expected a tokenizer with the weights, to read the text, found none",
                 request.reference.display()
             ),
-            "give ids with `ids`, or leave both out for made-up ids",
+            "give ids with `ids`, or neither for made-up ids",
         )),
         None => Ok((vec![made_up_ids(most, engine.vocab())], None)),
     }

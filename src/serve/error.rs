@@ -62,6 +62,11 @@ impl ApiError {
         }})
     }
 
+    /// The answer in the form of the API whose path it is.
+    pub(crate) fn at(self, path: &str) -> Response {
+        if super::ollama::is_ollamas(path) { self.ollama() } else { self.into_response() }
+    }
+
     /// Ollama's form of the same.
     pub(crate) fn ollama(self) -> Response {
         self.with(json!({"error": self.message}))

@@ -19,20 +19,35 @@ const BODY_TIME: Duration = Duration::from_secs(30);
 /// Paths that need no key: they tell nothing and cost nothing.
 const OPEN: [&str; 3] = ["/", "/health", "/favicon.ico"];
 
+/// Names under which containers reach the machine that they run on: nobody else can have them. Source: the manuals of Docker
+/// and Podman.
+const CONTAINERS: [&str; 3] =
+    ["host.docker.internal", "gateway.docker.internal", "host.containers.internal"];
+
+/// Headers that pages may send, besides those that they ask for. Source: the browser clients of OpenAI and Ollama.
+const HEADERS: &str = "accept, api-key, authorization, content-type, idempotency-key, openai-beta, openai-organization, \
+                       openai-project, user-agent, x-api-key, x-request-id, x-requested-with, x-stainless-arch, \
+                       x-stainless-async, x-stainless-custom-poll-interval, x-stainless-helper-method, \
+                       x-stainless-lang, x-stainless-os, x-stainless-package-version, x-stainless-poll-helper, \
+                       x-stainless-retry-count, x-stainless-runtime, x-stainless-runtime-version, \
+                       x-stainless-timeout";
+
 /// Lets requests in, reads their bodies, counts their answers.
 pub(crate) async fn pass(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let path = request.extensions().get::<MatchedPath>().map(|p| p.as_str().to_owned());
-    let ollama = request.uri().path().starts_with("/api/");
+    let uri = request.uri().clone();
+    // files are not taken, and need not be held to be refused
+    let unread = uri.path().starts_with("/api/blobs/");
     let origin = request.headers().get(header::ORIGIN).cloned();
     let allowed = origin.as_ref().filter(|o| app.options.allows_origin(o)).cloned();
     let preflight = request.method() == Method::OPTIONS && allowed.is_some();
+    let asked = request.headers().get(header::ACCESS_CONTROL_REQUEST_HEADERS).cloned();
     let mut response = match check(&app, &request) {
-        Err(error) if ollama => error.ollama(),
-        Err(error) => error.into_response(),
+        Err(error) => error.at(uri.path()),
         Ok(()) if preflight => StatusCode::NO_CONTENT.into_response(),
+        Ok(()) if unread => next.run(request).await,
         Ok(()) => match whole(&app, request).await {
-            Err(error) if ollama => error.ollama(),
-            Err(error) => error.into_response(),
+            Err(error) => error.at(uri.path()),
             Ok(request) => next.run(request).await,
         },
     };
@@ -41,9 +56,15 @@ pub(crate) async fn pass(State(app): State<Arc<App>>, request: Request, next: Ne
         let mut set = |name: HeaderName, value: &'static str| {
             headers.insert(name, HeaderValue::from_static(value));
         };
-        set(header::VARY, "origin");
-        set(header::ACCESS_CONTROL_ALLOW_METHODS, "GET, POST, OPTIONS");
-        set(header::ACCESS_CONTROL_ALLOW_HEADERS, "authorization, content-type");
+        set(header::VARY, "origin, access-control-request-headers");
+        set(header::ACCESS_CONTROL_EXPOSE_HEADERS, "retry-after");
+        if preflight {
+            set(header::ACCESS_CONTROL_ALLOW_METHODS, "GET, HEAD, POST, DELETE, OPTIONS");
+            set(header::ACCESS_CONTROL_MAX_AGE, "600");
+            // a page of the internet that asks this machine
+            set(HeaderName::from_static("access-control-allow-private-network"), "true");
+            headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, allowed_headers(asked.as_ref()));
+        }
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
     }
     app.requests.count(path.as_deref().unwrap_or("other"), response.status().as_u16());
@@ -62,8 +83,14 @@ fn check(app: &App, request: &Request) -> Result<(), ApiError> {
         return forbidden(format!("pages of {origin} may not use this server: see `cors`"));
     }
     // and a name that points to this machine would make such a page one of our own
-    if app.loopback && !host_is_local(headers) {
-        return forbidden("the Host header names another machine".to_owned());
+    if app.loopback && !host_is_allowed(headers, &app.options.allowed_hosts) {
+        let host = headers.get(header::HOST).map_or(&b""[..], HeaderValue::as_bytes);
+        let host = String::from_utf8_lossy(host).into_owned();
+        let name = host_name(&host).filter(|name| !name.is_empty()).unwrap_or("NAME".to_owned());
+        return forbidden(format!(
+            "the Host header names {host:?}, which is no name of this machine; start the server with \
+             `allowed_host` {name} to let it in"
+        ));
     }
     let preflight = request.method() == Method::OPTIONS;
     if OPEN.contains(&request.uri().path()) || preflight || app.options.api_key.is_none() {
@@ -97,14 +124,37 @@ fn is_own(origin: &HeaderValue, headers: &HeaderMap) -> bool {
     authority.is_some() && authority == headers.get(header::HOST).and_then(|h| h.to_str().ok())
 }
 
-/// True for `localhost` and addresses: names of other machines could be made to point here.
-fn host_is_local(headers: &HeaderMap) -> bool {
+/// The headers that a page of an allowed origin may send: it could send the request from elsewhere with any.
+fn allowed_headers(asked: Option<&HeaderValue>) -> HeaderValue {
+    let known: Vec<&str> = HEADERS.split(", ").collect();
+    let asked = asked.and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let more = asked.split(',').map(|name| name.trim().to_ascii_lowercase());
+    let more = more.filter(|name| !name.is_empty() && !known.contains(&name.as_str()));
+    let all: Vec<String> = std::iter::once(HEADERS.to_owned()).chain(more).collect();
+    HeaderValue::try_from(all.join(", ")).unwrap_or(HeaderValue::from_static(HEADERS))
+}
+
+/// The name or address in a `Host` header, without the port, in small letters; nothing where it is none.
+pub(crate) fn host_name(host: &str) -> Option<String> {
+    let uri = host.parse::<Uri>().ok().filter(|uri| uri.path().len() < 2 && uri.scheme().is_none());
+    let uri = uri?;
+    let name = uri.host()?.trim_start_matches('[').trim_end_matches(']');
+    Some(name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase())
+}
+
+/// True for `localhost`, addresses, and what a container calls this machine, besides `allowed` names (`*` for all): other
+/// names could be made to point here.
+fn host_is_allowed(headers: &HeaderMap, allowed: &[String]) -> bool {
     let Some(host) = headers.get(header::HOST) else { return true };
-    let Some(uri) = host.to_str().ok().and_then(|host| host.parse::<Uri>().ok()) else {
-        return false;
-    };
-    let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || host.ends_with(".localhost") || host.parse::<IpAddr>().is_ok()
+    if allowed.iter().any(|name| name == "*") {
+        return true;
+    }
+    let Some(host) = host.to_str().ok().and_then(host_name) else { return false };
+    host == "localhost"
+        || host.ends_with(".localhost")
+        || host.parse::<IpAddr>().is_ok()
+        || CONTAINERS.contains(&host.as_str())
+        || allowed.contains(&host)
 }
 
 /// The request with its whole body read.
@@ -146,12 +196,35 @@ mod tests {
 
     #[test]
     fn only_names_of_this_machine_are_local() {
+        let local = |host: &'static str| host_is_allowed(&headers(host), &[]);
         for host in ["localhost", "localhost:8080", "127.0.0.1:80", "[::1]:8080", "a.localhost"] {
-            assert!(host_is_local(&headers(host)), "{host}");
+            assert!(local(host), "{host}");
+        }
+        for host in
+            ["LocalHost", "localhost.:80", "host.docker.internal:1", "host.containers.internal"]
+        {
+            assert!(local(host), "{host}");
         }
         for host in ["evil.example", "localhost.evil.example:8080", "127.0.0.1.evil.example"] {
-            assert!(!host_is_local(&headers(host)), "{host}");
+            assert!(!local(host), "{host}");
         }
+        for host in
+            ["host.docker.internal.evil.example", "docker.internal", "http://localhost/", "a/b", ""]
+        {
+            assert!(!local(host), "{host}");
+        }
+        let allowed = ["box.lan".to_owned()];
+        assert!(host_is_allowed(&headers("Box.lan:8080"), &allowed));
+        assert!(!host_is_allowed(&headers("a.box.lan"), &allowed));
+        assert!(host_is_allowed(&headers("evil.example"), &["*".to_owned()]));
+    }
+
+    #[test]
+    fn pages_may_send_the_headers_they_ask_for_and_those_of_the_known_clients() {
+        let of = |asked| allowed_headers(Some(&HeaderValue::from_static(asked)));
+        assert_eq!(allowed_headers(None), HEADERS);
+        assert_eq!(of("Authorization,x-stainless-os"), HEADERS);
+        assert_eq!(of("X-Mine, content-type"), format!("{HEADERS}, x-mine").as_str());
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 mod engine;
 mod error;
+mod fields;
 mod guard;
 mod metrics;
 mod ollama;
@@ -22,15 +23,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::extract::{Path, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Json, Router, middleware};
 use mmx_converters::progress::Listener;
 use mmx_ggml::run::{KvType, LoadOptions};
 use serde_json::{Value, json};
 
 use error::ApiError;
+pub(crate) use guard::host_name;
 use mmx_converters::{Error, Result};
 use openai::{chat, completions, embeddings};
 use served_model::Served;
@@ -68,6 +70,8 @@ pub struct Options {
     pub timeout: Duration,
     /// Pages of these origins may use the server; `*` for all.
     pub cors: Vec<String>,
+    /// Names besides this machine's own that a `Host` header may have, in small letters; `*` for all.
+    pub allowed_hosts: Vec<String>,
     /// Time for what is being computed when the server is to stop.
     pub grace: Duration,
     /// Hears what happens.
@@ -201,7 +205,8 @@ fn router(app: Arc<App>) -> Router {
         .route("/health", get(|| async { Json(json!({"status": "ok"})) }))
         .route("/metrics", get(prometheus))
         .route("/v1/models", get(models))
-        .route("/v1/models/{id}", get(model))
+        // a name may have slashes, written as such or as %2F
+        .route("/v1/models/{*id}", get(model))
         .route("/v1/chat/completions", post(chat::completions))
         .route("/v1/completions", post(completions::completions))
         .route("/v1/embeddings", post(embeddings::embeddings))
@@ -212,11 +217,23 @@ fn router(app: Arc<App>) -> Router {
         .route("/api/chat", post(ollama::chat))
         .route("/api/generate", post(ollama::generate))
         .route("/api/embed", post(ollama::embed))
-        .fallback(|| async {
-            ApiError::new(StatusCode::NOT_FOUND, "there is nothing at this address")
+        .route("/api/embeddings", post(ollama::embeddings))
+        .route("/api/status", get(ollama::status))
+        .route("/api/pull", post(ollama::unsupported))
+        .route("/api/push", post(ollama::unsupported))
+        .route("/api/create", post(ollama::unsupported))
+        .route("/api/copy", post(ollama::unsupported))
+        .route("/api/delete", delete(ollama::unsupported))
+        .route("/api/blobs/{digest}", get(ollama::unsupported).post(ollama::blob))
+        .route("/api/me", post(ollama::unsupported))
+        .route("/api/signout", post(ollama::unsupported))
+        .fallback(|uri: Uri| async move {
+            let text = "there is nothing at this address";
+            ApiError::new(StatusCode::NOT_FOUND, text).at(uri.path())
         })
-        .method_not_allowed_fallback(|| async {
-            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this address takes another method")
+        .method_not_allowed_fallback(|uri: Uri| async move {
+            let text = "this address takes another method";
+            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, text).at(uri.path())
         })
         .layer(middleware::from_fn_with_state(app.clone(), guard::pass))
         .with_state(app)

@@ -1,5 +1,10 @@
 //! Ollama's API: `/api/chat`, `/api/generate`, `/api/tags`, `/api/show`, `/api/ps`, `/api/version`,
-//! `/api/embed`. Streams are lines of JSON. Source: Ollama's API documentation.
+//! `/api/embed`, `/api/embeddings`. Streams are lines of JSON. Source: Ollama's API documentation, and
+//! api/types.go of the version below. docs/api-ollama.md lists what is done with every field.
+
+mod fields;
+mod manage;
+mod options;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,73 +13,26 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::engine::{Event, Events, Summary};
+use super::engine::{Event, Events, Summary, TokenLogprob};
 use super::error::ApiError;
-use super::openai::chat::{Ask, start, thinking_variables};
+use super::openai::chat::{Ask, logprob_json, start, thinking_variables};
 use super::openai::completions::Input;
 use super::openai::embeddings;
-use super::request::sampling::{OneOrMany, Params, parse};
+use super::request::messages::name_of;
+use super::request::sampling::{Params, check_logprobs};
 use super::served_model::{Served, parameters};
 use super::stream::{Translate, collect, finish_name, respond};
 use super::{App, blocking};
+use fields::Fields;
+pub(crate) use manage::{blob, is_ollamas, unsupported};
 use mmx_converters::chat::answer::{Piece, Splitter};
 
 /// The version whose API this is.
-const VERSION: &str = "0.12.6";
-
-#[derive(Debug, Default, Deserialize)]
-struct OllamaOptions {
-    num_predict: Option<i64>,
-    temperature: Option<f64>,
-    top_p: Option<f64>,
-    top_k: Option<i64>,
-    min_p: Option<f64>,
-    repeat_penalty: Option<f64>,
-    presence_penalty: Option<f64>,
-    frequency_penalty: Option<f64>,
-    seed: Option<i64>,
-    stop: Option<OneOrMany>,
-}
-
-impl OllamaOptions {
-    fn params(self) -> Params {
-        Params {
-            max_tokens: self.num_predict.filter(|&n| n >= 0), // negative: no limit
-            temperature: self.temperature,
-            top_p: self.top_p,
-            top_k: self.top_k,
-            min_p: self.min_p,
-            repetition_penalty: self.repeat_penalty,
-            presence_penalty: self.presence_penalty,
-            frequency_penalty: self.frequency_penalty,
-            seed: self.seed,
-            stop: self.stop,
-            ..Params::default()
-        }
-    }
-}
-
-#[derive(Debug, Deserialize)]
-struct Request {
-    model: Option<String>,
-    #[serde(default)]
-    messages: Vec<Value>,
-    #[serde(default)]
-    prompt: String,
-    system: Option<String>,
-    raw: Option<bool>,
-    suffix: Option<String>,
-    images: Option<Vec<Value>>,
-    stream: Option<bool>,
-    format: Option<Value>,
-    tools: Option<Vec<Value>>,
-    /// true, false, or how hard
-    think: Option<Value>,
-    options: Option<OllamaOptions>,
-}
+const VERSION: &str = "0.33.0";
+/// How hard to think; here any of them is `true`.
+const EFFORTS: [&str; 4] = ["low", "medium", "high", "max"];
 
 /// `"json"`, or a schema.
 fn schema_of(format: Option<Value>) -> Result<Option<Value>, ApiError> {
@@ -106,73 +64,188 @@ enum Form {
     Generate,
 }
 
+/// A request for text, its fields known and of their types.
+struct Request {
+    model: Option<String>,
+    stream: bool,
+    format: Option<Value>,
+    think: Option<bool>,
+    params: Params,
+    logprobs: Option<usize>,
+    /// No text is wanted: the model is to be loaded, or unloaded.
+    nothing: bool,
+    unload: bool,
+    tools: Vec<Value>,
+    messages: Vec<Value>,
+    /// The prompt that is read as it is.
+    raw: Option<String>,
+}
+
+impl Request {
+    /// Reads a request.
+    ///
+    /// # Errors
+    /// 400: a field of another type, or one that would be ignored although it changes the answer.
+    fn of(body: &[u8], form: Form) -> Result<Self, ApiError> {
+        let mut fields = Fields::of(body)?;
+        let model = fields.model()?;
+        let stream = fields.flag("stream")?.unwrap_or(true);
+        let format = fields.take("format");
+        let think = match fields.take("think") {
+            None => None,
+            Some(Value::Bool(think)) => Some(think),
+            Some(Value::String(word)) if word.is_empty() => None,
+            Some(Value::String(word)) if EFFORTS.contains(&word.as_str()) => Some(true),
+            Some(other) => {
+                let efforts = EFFORTS.join(", ");
+                let text = format!("expected true, false, {efforts}, found {other}");
+                return Err(fields.fault("think", &text));
+            }
+        };
+        let params = options::params(fields.options()?)?;
+        let wanted = fields.flag("logprobs")?.unwrap_or(false);
+        let top = match fields.integer("top_logprobs")? {
+            None => 0,
+            Some(n) => check_logprobs("top_logprobs", n)?,
+        };
+        if top > 0 && !wanted {
+            return Err(fields.fault("top_logprobs", "expected logprobs to be true beside it"));
+        }
+        // a prompt that is too long is an error with and without it: nothing is cut in silence
+        fields.flag("truncate")?;
+        for (name, why) in [
+            ("shift", "a text ends where its context is full: expected false or nothing"),
+            ("_debug_render_only", "not supported: expected false or nothing"),
+        ] {
+            if fields.flag(name)? == Some(true) {
+                return Err(fields.fault(name, &format!("{why}, found true")));
+            }
+        }
+        let unload = is_zero(fields.take("keep_alive"))?;
+        let (mut messages, mut raw, mut tools, mut nothing) = (Vec::new(), None, Vec::new(), true);
+        match form {
+            Form::Chat => {
+                tools = fields.list("tools")?;
+                for (index, message) in fields.list("messages")?.into_iter().enumerate() {
+                    nothing = false;
+                    messages.push(message_of(index, message)?);
+                }
+            }
+            Form::Generate => {
+                if !fields.list("images")?.is_empty() {
+                    return Err(fields.fault("images", "this model reads text only"));
+                }
+                for (name, why) in [
+                    ("suffix", "filling in the middle is not supported"),
+                    ("template", "another template than the model's own is not supported"),
+                ] {
+                    if fields.text(name)?.is_some() {
+                        return Err(fields.fault(name, why));
+                    }
+                }
+                if !fields.list("context")?.is_empty() {
+                    let why = "not supported: /api/chat takes a conversation as messages";
+                    return Err(fields.fault("context", why));
+                }
+                let system = fields.text("system")?;
+                let prompt = fields.text("prompt")?;
+                nothing = prompt.is_none();
+                if fields.flag("raw")? == Some(true) {
+                    let beside = [("system", system.is_some()), ("think", think == Some(true))];
+                    if let Some((name, _)) = beside.into_iter().find(|(_, given)| *given) {
+                        return Err(fields.fault(name, "expected none beside raw, found one"));
+                    }
+                    raw = prompt;
+                } else if let Some(prompt) = prompt {
+                    messages.extend(system.map(|s| json!({"role": "system", "content": s})));
+                    messages.push(json!({"role": "user", "content": prompt}));
+                }
+            }
+        }
+        fields.end()?;
+        let logprobs = wanted.then_some(top);
+        Ok(Self {
+            model,
+            stream,
+            format,
+            think,
+            params,
+            logprobs,
+            nothing,
+            unload: unload && nothing,
+            tools,
+            messages,
+            raw,
+        })
+    }
+}
+
+/// True for a `keep_alive` of no time at all (`0`, `"0s"`), which asks to unload the model. Any other time changes
+/// nothing: models stay loaded.
+fn is_zero(keep_alive: Option<Value>) -> Result<bool, ApiError> {
+    match keep_alive {
+        None => Ok(false),
+        Some(Value::Number(number)) => Ok(number.as_f64() == Some(0.0)),
+        Some(Value::String(text)) => {
+            let digits: String = text.chars().filter(char::is_ascii_digit).collect();
+            Ok(!digits.is_empty() && digits.bytes().all(|b| b == b'0'))
+        }
+        Some(other) => {
+            let text = format!("keep_alive: expected a time, found {}", name_of(&other));
+            Err(ApiError::invalid("keep_alive", text))
+        }
+    }
+}
+
+/// One of Ollama's messages in the words that all protocols share. What is not text is refused, never dropped.
+fn message_of(index: usize, message: Value) -> Result<Value, ApiError> {
+    let Value::Object(mut message) = message else { return Ok(message) };
+    message.retain(|_, value| !value.is_null());
+    let fault = |field: &str, text: &str| {
+        let place = format!("messages[{index}].{field}");
+        ApiError::invalid(&place, format!("{place}: {text}"))
+    };
+    match message.remove("images") {
+        None => {}
+        Some(Value::Array(images)) if images.is_empty() => {}
+        Some(_) => return Err(fault("images", "this model reads text only")),
+    }
+    if let Some(name) = message.remove("tool_name") {
+        message.insert("name".to_owned(), name);
+    }
+    if let Some(Value::String(role)) = message.get_mut("role") {
+        *role = role.to_lowercase();
+    }
+    message.entry("content").or_insert_with(|| "".into());
+    const KNOWN: [&str; 7] =
+        ["role", "content", "thinking", "reasoning_content", "tool_calls", "tool_call_id", "name"];
+    match message.keys().find(|key| !KNOWN.contains(&key.as_str())) {
+        Some(key) => Err(fault(key, "this field is not supported, and might change the answer")),
+        None => Ok(Value::Object(message)),
+    }
+}
+
+/// True where the template has a place for thoughts.
+fn thinks(served: &Served) -> bool {
+    let words = ["<think>", "open_thinking", "enable_thinking"];
+    let template = served.model.tokenizer().ok().and_then(|t| t.template());
+    template.is_some_and(|t| words.iter().any(|word| t.source().contains(word)))
+}
+
+/// What a model can be asked for. Every model here has embeddings too, but Ollama's clients take a model that says so for
+/// one that has nothing else: its command line would answer `run` with a vector.
+fn capabilities(served: &Served) -> Vec<&'static str> {
+    let tools = served.model.tokenizer().is_ok_and(|t| t.shows_tools());
+    let all = [("completion", true), ("tools", tools), ("thinking", thinks(served))];
+    all.into_iter().filter(|(_, has)| *has).map(|(name, _)| name).collect()
+}
+
 async fn answer(app: Arc<App>, body: Bytes, form: Form) -> Result<Response, ApiError> {
     let since = Instant::now();
     let (answer, events, stream) = blocking(move || {
-        let mut request: Request = parse(&body)?;
-        let stream = request.stream.unwrap_or(true);
-        if request.images.is_some_and(|images| !images.is_empty()) {
-            return Err(ApiError::invalid("images", "images: this model reads text only"));
-        }
-        if request.suffix.is_some_and(|s| !s.is_empty()) {
-            return Err(ApiError::invalid(
-                "suffix",
-                "suffix: filling in the middle is not supported",
-            ));
-        }
-        let nothing = match form {
-            Form::Chat => request.messages.is_empty(),
-            Form::Generate => request.prompt.is_empty(),
-        };
-        if nothing {
-            // what Ollama's clients send to load a model
-            let served = app.find(request.model.as_deref())?;
-            return Ok((
-                Answer::new(served, form, Splitter::new(false, false), since),
-                None,
-                stream,
-            ));
-        }
-        let params = request.options.take().unwrap_or_default().params();
-        let schema = schema_of(request.format.take())?;
-        if form == Form::Generate && request.raw == Some(true) {
-            let served = app.find(request.model.as_deref())?;
-            let ids = served.tokenizer()?.encode(&request.prompt)?;
-            let checked = params.check(&app, &served, ids.len())?;
-            let constraint = schema.map(|schema| served.constraint(schema, false)).transpose()?;
-            let events =
-                served.write(&app.options, vec![(ids, checked.to_write(0, None, constraint))])?;
-            let answer = Answer::new(served, form, Splitter::new(false, false), since);
-            return Ok((answer, Some(events), stream));
-        }
-        let messages = match form {
-            Form::Chat => request.messages,
-            Form::Generate => {
-                let system = request.system.iter().map(|s| json!({"role": "system", "content": s}));
-                system.chain([json!({"role": "user", "content": request.prompt})]).collect()
-            }
-        };
-        let variables = match request.think {
-            None | Some(Value::Null) => Map::new(),
-            Some(think) => thinking_variables(think != Value::Bool(false)),
-        };
-        let chat = start(
-            &app,
-            Ask {
-                model: request.model,
-                messages,
-                params,
-                logprobs: None,
-                schema,
-                tools: request.tools,
-                tool_choice: None,
-                several_calls: true,
-                variables,
-            },
-        )?;
-        let splitter = chat.splitters.into_iter().next();
-        let splitter = splitter.unwrap_or_else(|| Splitter::new(false, false));
-        Ok((Answer::new(chat.served, form, splitter, since), Some(chat.events), stream))
+        let request = Request::of(&body, form)?;
+        let num_ctx = request.params.n_ctx;
+        begin(&app, request, form, since).map_err(|error| options::in_ollamas_words(error, num_ctx))
     })
     .await?;
     match events {
@@ -182,17 +255,79 @@ async fn answer(app: Arc<App>, body: Bytes, form: Form) -> Result<Response, ApiE
     }
 }
 
+/// Checks, renders and queues; no events where no text is wanted. The last value: is the answer to be streamed.
+fn begin(
+    app: &App,
+    request: Request,
+    form: Form,
+    since: Instant,
+) -> Result<(Answer, Option<Events>, bool), ApiError> {
+    let served = app.find(request.model.as_deref())?;
+    if request.think == Some(true) && !thinks(&served) {
+        let text = format!("think: the chat template of {} has no place for thoughts", served.id);
+        return Err(ApiError::invalid("think", text));
+    }
+    let logprobs = request.logprobs.is_some();
+    let new = |served, splitter| Answer { served, form, splitter, since, logprobs, done: false };
+    if request.unload {
+        let text = format!(
+            "keep_alive: {} stays loaded until mmx serve ends, and is not unloaded",
+            served.id
+        );
+        return Err(ApiError::invalid("keep_alive", text));
+    }
+    if request.nothing {
+        // what Ollama's clients send to load a model
+        return Ok((new(served, Splitter::new(false, false)), None, request.stream));
+    }
+    let schema = schema_of(request.format)?;
+    if let Some(prompt) = request.raw {
+        let ids = served.tokenizer()?.encode_text(&prompt)?;
+        let checked = request.params.check(app, &served, ids.len(), "prompt")?;
+        let constraint = schema.map(|schema| served.constraint(schema, false)).transpose()?;
+        let write = checked.to_write(0, request.logprobs, constraint);
+        let events = served.write(&app.options, vec![(ids, write)])?;
+        return Ok((new(served, Splitter::new(false, false)), Some(events), request.stream));
+    }
+    let chat = start(
+        app,
+        Ask {
+            model: request.model,
+            messages: request.messages,
+            params: request.params,
+            logprobs: request.logprobs,
+            schema,
+            tools: Some(request.tools),
+            tool_choice: None,
+            several_calls: true,
+            variables: request.think.map_or_else(Map::new, thinking_variables),
+        },
+    )?;
+    let splitter = chat.splitters.into_iter().next();
+    let splitter = splitter.unwrap_or_else(|| Splitter::new(false, false));
+    Ok((new(chat.served, splitter), Some(chat.events), request.stream))
+}
+
 struct Answer {
     served: Arc<Served>,
     form: Form,
     splitter: Splitter,
     since: Instant,
+    logprobs: bool,
     done: bool,
 }
 
 impl Answer {
-    fn new(served: Arc<Served>, form: Form, splitter: Splitter, since: Instant) -> Self {
-        Self { served, form, splitter, since, done: false }
+    /// Adds the probabilities of tokens to an object, where they were asked for.
+    fn with_logprobs(&self, mut object: Value, tokens: Vec<Value>) -> Value {
+        if self.logprobs && !tokens.is_empty() {
+            object["logprobs"] = tokens.into();
+        }
+        object
+    }
+
+    fn logprobs_json(&self, tokens: &[TokenLogprob]) -> Vec<Value> {
+        tokens.iter().map(|token| logprob_json(&self.served, token)).collect()
     }
 
     fn object(&self) -> Value {
@@ -247,15 +382,18 @@ impl Answer {
 
     async fn whole(mut self, events: Events) -> Result<Response, ApiError> {
         let (mut content, mut thought, mut calls) = (String::new(), String::new(), Vec::new());
-        let mut end = None;
+        let (mut end, mut logprobs) = (None, Vec::new());
         collect(events, 1, |_, event| {
             let pieces = match event {
-                Event::Text(text, _) => self.splitter.push(&text),
+                Event::Text(text, tokens) => {
+                    logprobs.extend(self.logprobs_json(&tokens));
+                    self.splitter.push(&text)
+                }
                 Event::Done(summary) => {
                     end = Some(summary);
                     self.splitter.finish()
                 }
-                Event::Embedding(..) | Event::Failed(_) => return,
+                Event::Prompt(_) | Event::Embedding(..) | Event::Failed(_) => return,
             };
             for piece in pieces {
                 match piece {
@@ -268,17 +406,22 @@ impl Answer {
         .await?;
         let end = end.ok_or_else(|| ApiError::unavailable("the engine has ended"))?;
         let object = self.part(&content, &thought, calls);
+        let object = self.with_logprobs(object, logprobs);
         Ok(Json(self.end(object, &end)).into_response())
     }
 
-    fn lines(&self, pieces: Vec<Piece>, out: &mut Vec<u8>) {
+    /// A line for each piece; the tokens' probabilities go with the first, or with an empty one.
+    fn lines(&self, mut pieces: Vec<Piece>, mut logprobs: Vec<Value>, out: &mut Vec<u8>) {
+        if self.logprobs && !logprobs.is_empty() && pieces.is_empty() {
+            pieces.push(Piece::Content(String::new()));
+        }
         for piece in pieces {
             let part = match piece {
                 Piece::Content(text) => self.part(&text, "", Vec::new()),
                 Piece::Thought(text) => self.part("", &text, Vec::new()),
                 Piece::Call(call) => self.part("", "", vec![call_json(&call)]),
             };
-            line(out, &part);
+            line(out, &self.with_logprobs(part, std::mem::take(&mut logprobs)));
         }
     }
 }
@@ -289,17 +432,17 @@ impl Translate for Answer {
             return;
         }
         match event {
-            Event::Text(text, _) => {
+            Event::Text(text, tokens) => {
                 let pieces = self.splitter.push(&text);
-                self.lines(pieces, out);
+                self.lines(pieces, self.logprobs_json(&tokens), out);
             }
             Event::Done(summary) => {
                 let pieces = self.splitter.finish();
-                self.lines(pieces, out);
+                self.lines(pieces, Vec::new(), out);
                 line(out, &self.end(self.part("", "", Vec::new()), &summary));
                 self.done = true;
             }
-            Event::Embedding(..) => {}
+            Event::Prompt(_) | Event::Embedding(..) => {}
             Event::Failed(error) => {
                 line(out, &json!({"error": error.message}));
                 self.done = true;
@@ -327,6 +470,11 @@ pub(crate) async fn version() -> Json<Value> {
     Json(json!({"version": VERSION}))
 }
 
+/// Answers `GET /api/status`, which asks for Ollama's own cloud only.
+pub(crate) async fn status() -> Json<Value> {
+    Json(json!({"cloud": {"disabled": true, "source": "none"}}))
+}
+
 /// Answers `GET /api/tags`.
 pub(crate) async fn tags(State(app): State<Arc<App>>) -> Json<Value> {
     Json(json!({"models": app.served.iter().map(|m| listed(m)).collect::<Vec<_>>()}))
@@ -350,9 +498,10 @@ fn listed(served: &Served) -> Value {
         "name": served.id,
         "model": served.id,
         "modified_at": time.to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
-        "size": served.model.gguf().bytes().len(),
+        "size": served.model.gguf().size(),
         "digest": served.digest(),
         "details": details(served),
+        "capabilities": capabilities(served),
     })
 }
 
@@ -365,6 +514,8 @@ fn details(served: &Served) -> Value {
         "families": [family],
         "parameter_size": format!("{:.1}M", parameters(&served.model) as f64 / 1e6),
         "quantization_level": served.quantization(),
+        "context_length": served.n_ctx,
+        "embedding_length": served.model.config().hidden_size,
     })
 }
 
@@ -374,13 +525,17 @@ pub(crate) async fn show(state: State<Arc<App>>, body: Bytes) -> Response {
 }
 
 fn show_model(app: &App, body: &[u8]) -> Result<Response, ApiError> {
-    #[derive(Deserialize)]
-    struct Show {
-        #[serde(alias = "name")]
-        model: Option<String>,
+    let mut fields = Fields::of(body)?;
+    let model = fields.model()?;
+    let verbose = fields.flag("verbose")?.unwrap_or(false);
+    for name in ["system", "template"] {
+        if fields.text(name)?.is_some() {
+            return Err(fields.fault(name, "a model is shown as it is: expected nothing"));
+        }
     }
-    let request: Show = parse(body)?;
-    let served = app.find(request.model.as_deref())?;
+    fields.options()?.end()?;
+    fields.end()?;
+    let served = app.find(model.as_deref())?;
     let tokenizer = served.tokenizer()?;
     let template = tokenizer.template().map_or("", |t| t.source());
     let config = served.model.config();
@@ -397,13 +552,6 @@ fn show_model(app: &App, body: &[u8]) -> Result<Response, ApiError> {
     ] {
         info.insert(key, value);
     }
-    let mut capabilities = vec!["completion", "embedding"];
-    if template.contains("tools") {
-        capabilities.push("tools");
-    }
-    if template.contains("<think>") {
-        capabilities.push("thinking");
-    }
     let s = &served.sampling;
     let parameters = [
         format!("temperature {}", s.temperature),
@@ -412,16 +560,28 @@ fn show_model(app: &App, body: &[u8]) -> Result<Response, ApiError> {
         format!("num_ctx {}", served.n_ctx),
     ];
     let time = chrono::DateTime::from_timestamp(served.created as i64, 0).unwrap_or_default();
-    Ok(Json(json!({
+    let mut shown = json!({
         "modelfile": format!("FROM {}\n", served.id),
         "parameters": parameters.join("\n"),
         "template": template,
         "details": details(&served),
         "model_info": info,
-        "capabilities": capabilities,
+        "capabilities": capabilities(&served),
         "modified_at": time.to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
-    }))
-    .into_response())
+    });
+    let gguf = served.model.gguf();
+    if let Some(license) = gguf.metadata().get("general.license").and_then(|l| l.as_str()) {
+        shown["license"] = license.into();
+    }
+    if verbose {
+        let tensor = |t: &mmx_converters::gguf::TensorInfo| {
+            // the file's order, as Ollama gives it
+            let shape: Vec<usize> = t.shape.iter().rev().copied().collect();
+            json!({"name": t.name, "type": t.ty.name().to_uppercase(), "shape": shape})
+        };
+        shown["tensors"] = gguf.tensors().iter().map(tensor).collect();
+    }
+    Ok(Json(shown).into_response())
 }
 
 /// Answers `POST /api/embed`.
@@ -430,22 +590,33 @@ pub(crate) async fn embed(state: State<Arc<App>>, body: Bytes) -> Response {
 }
 
 async fn embed_texts(app: Arc<App>, body: Bytes) -> Result<Response, ApiError> {
-    #[derive(Deserialize)]
-    struct Embed {
-        model: Option<String>,
-        input: Input,
-    }
     let since = Instant::now();
-    let request: Embed = parse(&body)?;
-    let served = app.find(request.model.as_deref())?;
-    let (mut vectors, tokens) = embeddings::compute(&app, &served, request.input).await?;
-    for vector in &mut vectors {
-        // Ollama gives vectors of length one
-        let norm = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
-        if norm > 0.0 {
-            vector.iter_mut().for_each(|x| *x /= norm);
+    let mut fields = Fields::of(&body)?;
+    let input = match fields.take("input") {
+        Some(Value::String(text)) if text.is_empty() => None,
+        Some(Value::Array(texts)) if texts.is_empty() => None,
+        None => None,
+        Some(value) => Some(serde_json::from_value::<Input>(value).map_err(|_| {
+            fields.fault("input", "expected a text or a list of texts, found something else")
+        })?),
+    };
+    let truncate = fields.flag("truncate")?.unwrap_or(true);
+    let dimensions = fields.integer("dimensions")?.filter(|&n| n != 0);
+    let request = Embed::of(fields, &app)?;
+    let hidden = request.served.model.config().hidden_size;
+    let dimensions = match dimensions.map(usize::try_from) {
+        None => hidden,
+        Some(Ok(n)) if n <= hidden => n,
+        Some(_) => {
+            let text = format!("dimensions: expected 1 to {hidden}");
+            return Err(ApiError::invalid("dimensions", text));
         }
-    }
+    };
+    let served = request.served.clone();
+    let (vectors, tokens) = match input {
+        None => (Vec::new(), 0), // what clients send to load a model
+        Some(input) => request.compute(app, input, truncate, dimensions).await?,
+    };
     Ok(Json(json!({
         "model": served.id,
         "embeddings": vectors,
@@ -454,4 +625,80 @@ async fn embed_texts(app: Arc<App>, body: Bytes) -> Result<Response, ApiError> {
         "prompt_eval_count": tokens,
     }))
     .into_response())
+}
+
+/// Answers `POST /api/embeddings`, the older form: one prompt, one vector, that of `/api/embed`.
+pub(crate) async fn embeddings(state: State<Arc<App>>, body: Bytes) -> Response {
+    embed_prompt(state.0, body).await.unwrap_or_else(ApiError::ollama)
+}
+
+async fn embed_prompt(app: Arc<App>, body: Bytes) -> Result<Response, ApiError> {
+    let mut fields = Fields::of(&body)?;
+    let prompt = fields.text("prompt")?;
+    let request = Embed::of(fields, &app)?;
+    let hidden = request.served.model.config().hidden_size;
+    let vector = match prompt {
+        None => None, // what clients send to load a model
+        Some(prompt) => {
+            let (vectors, _) = request.compute(app, Input::Text(prompt), true, hidden).await?;
+            vectors.into_iter().next()
+        }
+    };
+    Ok(Json(json!({"embedding": vector.unwrap_or_default()})).into_response())
+}
+
+/// Whose vectors are wanted, and of how many tokens at most.
+struct Embed {
+    served: Arc<Served>,
+    n_ctx: usize,
+}
+
+impl Embed {
+    /// The fields that are left of a request for vectors.
+    fn of(mut fields: Fields, app: &App) -> Result<Self, ApiError> {
+        let model = fields.model()?;
+        is_zero(fields.take("keep_alive"))?;
+        let params = options::params(fields.options()?)?; // how text is written does not matter
+        fields.end()?;
+        let served = app.find(model.as_deref())?;
+        let n_ctx = params.n_ctx.map_or(served.n_ctx, |n| n.min(served.n_ctx));
+        Ok(Self { served, n_ctx })
+    }
+
+    /// Vectors of length one, `[texts, dimensions]`, and the tokens read. A text that is too long is cut where
+    /// `truncate` says so.
+    ///
+    /// # Errors
+    /// 400: no texts, or one that is too long.
+    async fn compute(
+        self,
+        app: Arc<App>,
+        input: Input,
+        truncate: bool,
+        dimensions: usize,
+    ) -> Result<(Vec<Vec<f32>>, usize), ApiError> {
+        let (served, n_ctx) = (self.served.clone(), self.n_ctx);
+        let ids = blocking(move || {
+            let mut all = input.ids(&served, "input")?;
+            for ids in all.iter_mut().filter(|ids| ids.len() > n_ctx) {
+                if !truncate {
+                    let text = format!("input: {} tokens, the context holds {n_ctx}", ids.len());
+                    return Err(ApiError::invalid("input", text).coded("context_length_exceeded"));
+                }
+                ids.truncate(n_ctx);
+            }
+            Ok(all)
+        })
+        .await?;
+        let input = Input::ManyIds(ids);
+        let (mut vectors, tokens) = embeddings::compute(&app, &self.served, input).await?;
+        for vector in &mut vectors {
+            vector.truncate(dimensions);
+            let norm = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
+            if norm > 0.0 {
+                vector.iter_mut().for_each(|x| *x /= norm);
+            }
+        }
+        Ok((vectors, tokens))
+    }
 }

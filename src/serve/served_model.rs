@@ -46,6 +46,7 @@ impl Served {
     /// A model that cannot be opened, that has no tokenizer, or for which there is no memory.
     pub(crate) fn open(path: &Path, name: Option<&str>, options: &Options) -> Result<Self> {
         let form = Form::open(path)?;
+        form.say_warnings();
         let model = Model::from_gguf(form.to_gguf()?, options.load.clone())?;
         if let Some(placement) = model.placement() {
             options.listener.say(&placement);
@@ -68,7 +69,8 @@ impl Served {
         let defaults = Defaults::from_gguf_keys(model.gguf().metadata()).unwrap_or_default();
         let n_ctx = options.ctx.unwrap_or(model.config().max_position_embeddings.min(4096));
         let id = name.map(str::to_owned).or_else(|| {
-            // a folder's or file's name says more than "model"
+            // a folder's or file's name says more than "model"; a folder of exports stands for its GGUF
+            let path = if form.is_gguf() { form.path() } else { path };
             let path = fs_err::canonicalize(path).ok()?;
             let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
             name.map(|name| name.to_string_lossy().into_owned())
@@ -125,7 +127,7 @@ impl Served {
     /// Calls of these tools.
     pub(crate) fn call_constraint(
         &self,
-        tools: &[(String, Value)],
+        tools: &[Function],
         several: bool,
         thinking: bool,
     ) -> std::result::Result<Constraint, ApiError> {
@@ -205,7 +207,7 @@ impl Served {
             "n_embd": config.hidden_size,
             "n_layer": config.num_hidden_layers,
             "n_params": parameters(&self.model),
-            "size": self.model.gguf().bytes().len(),
+            "size": self.model.gguf().size(),
             "architecture": config.family.gguf_arch(),
             "chat": self.model.tokenizer().is_ok_and(|t| t.template().is_some()),
             "thinking": self.model.tokenizer().is_ok_and(|t| {
@@ -233,9 +235,10 @@ impl Served {
         most.map_or("unknown", |(name, _)| name).to_uppercase()
     }
 
-    /// SHA-256 of the GGUF, computed when first asked for.
+    /// SHA-256 of the GGUF, of a split one of its files in order, computed when first asked for.
     pub(crate) fn digest(&self) -> &str {
-        self.digest.get_or_init(|| digest::of_bytes(self.model.gguf().bytes()))
+        let files = || self.model.gguf().files().map(|(_, bytes)| bytes);
+        self.digest.get_or_init(|| digest::of_pieces(files()))
     }
 }
 

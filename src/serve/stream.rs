@@ -1,9 +1,10 @@
 //! Events of an engine to the bytes of a response that grows, and what all protocols say alike.
 
 use std::convert::Infallible;
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::http::header;
+use axum::http::{HeaderName, header};
 use axum::response::{IntoResponse, Response};
 use mmx_ggml::run::Finish;
 use serde_json::{Value, json};
@@ -13,8 +14,15 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::engine::{Event, Events, Summary};
 use super::error::ApiError;
 
+/// The type of server-sent events.
+pub(crate) const EVENT_STREAM: &str = "text/event-stream";
+
 /// Pieces that wait for a slow client before the engine's events wait, and then its text.
 const PIECES: usize = 16;
+
+/// Silence after which a stream of server-sent events gets a comment: proxies close connections on which nothing comes, most
+/// of them after 60 seconds.
+const SILENCE: Duration = Duration::from_secs(5);
 
 /// A protocol's words for the events of one request.
 pub(crate) trait Translate: Send + 'static {
@@ -26,18 +34,34 @@ pub(crate) trait Translate: Send + 'static {
 }
 
 /// A response that grows with the events. When the client leaves, the receiver is dropped, by which the
-/// engine notices.
+/// engine notices. While a text waits for its turn, or its prompt is being read, comments are sent where the form has any.
 pub(crate) fn respond(
     content_type: &'static str,
+    events: Events,
+    translate: impl Translate,
+) -> Response {
+    respond_after(content_type, SILENCE, events, translate)
+}
+
+fn respond_after(
+    content_type: &'static str,
+    silence: Duration,
     mut events: Events,
     mut translate: impl Translate,
 ) -> Response {
+    let comments = content_type == EVENT_STREAM;
     let (sender, receiver) = channel::<Result<Bytes, Infallible>>(PIECES);
     tokio::spawn(async move {
         while !translate.is_done() {
             let next = tokio::select! {
                 next = events.recv() => next,
                 () = sender.closed() => return,
+                () = tokio::time::sleep(silence), if comments => {
+                    if sender.send(Ok(Bytes::from_static(b": waiting\n\n"))).await.is_err() {
+                        return;
+                    }
+                    continue;
+                }
             };
             let mut out = Vec::new();
             match next {
@@ -55,7 +79,12 @@ pub(crate) fn respond(
             }
         }
     });
-    let headers = [(header::CONTENT_TYPE, content_type), (header::CACHE_CONTROL, "no-store")];
+    let headers = [
+        (header::CONTENT_TYPE, content_type),
+        (header::CACHE_CONTROL, "no-store"),
+        // nginx, and what is built on it, would hold the pieces back
+        (HeaderName::from_static("x-accel-buffering"), "no"),
+    ];
     (headers, Body::from_stream(ReceiverStream::new(receiver))).into_response()
 }
 
@@ -148,5 +177,55 @@ impl Usage {
             // the first one came with the prompt
             "predicted_per_second": rate(summary.completion_tokens.saturating_sub(1), decode),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine;
+
+    struct Words(bool);
+
+    impl Translate for Words {
+        fn event(&mut self, _index: usize, event: Event, out: &mut Vec<u8>) {
+            match event {
+                Event::Text(text, _) => sse(out, &text.into()),
+                _ => self.0 = true,
+            }
+        }
+
+        fn is_done(&self) -> bool {
+            self.0
+        }
+    }
+
+    /// The whole body where the only text comes after `wait`.
+    fn body_after(content_type: &'static str, wait: Duration) -> String {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (sender, events) = engine::events(1);
+            let silence = Duration::from_millis(20);
+            let response = respond_after(content_type, silence, events, Words(false));
+            assert_eq!(response.headers()["x-accel-buffering"], "no");
+            tokio::spawn(async move {
+                tokio::time::sleep(wait).await;
+                engine::send(&sender, 0, Event::Text("x".to_owned(), Vec::new()));
+                engine::send(&sender, 0, Event::Prompt(Vec::new()));
+            });
+            let bytes = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
+            String::from_utf8(bytes.to_vec()).unwrap()
+        })
+    }
+
+    #[test]
+    fn a_stream_that_waits_sends_comments() {
+        let said = body_after(EVENT_STREAM, Duration::from_millis(200));
+        let comments = said.strip_suffix("data: \"x\"\n\n").unwrap();
+        assert!(comments.starts_with(": waiting\n\n: waiting\n\n"), "{said}");
+        assert_eq!(comments.replace(": waiting\n\n", ""), "");
+        // lines of JSON have no comments
+        let lines = body_after("application/x-ndjson", Duration::from_millis(100));
+        assert_eq!(lines, "data: \"x\"\n\n");
     }
 }

@@ -11,15 +11,19 @@
 //! DIR/checkpoint-000123.2/          the same, 2 micro-steps into the accumulation after step 123
 //! ```
 //! A checkpoint is written beside its place, flushed, and renamed: it is there whole or not at all. The
-//! ones before it are removed only then. Digests tell a damaged one, whatever happened to the disk.
+//! ones before it are removed only then, and only if all that is in them was written here. Digests tell a damaged one,
+//! whatever happened to the disk.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use mmx_converters::model::folder::{self, Folder, SaveTokenizer};
 use mmx_converters::model::generation::Generation;
+use mmx_converters::progress::Listener;
 use mmx_converters::safetensors::{self, SafeTensors, TensorSpec};
 use mmx_converters::tensor::Dtype;
+use mmx_converters::{adapter, shards};
 use serde::{Deserialize, Serialize};
 
 use crate::config::TrainConfig;
@@ -75,9 +79,12 @@ pub struct Context<'a> {
     pub sources: &'a [(String, String)],
     /// Checkpoints to keep.
     pub keep: usize,
+    /// Hears which files of others are kept.
+    pub listener: &'a dyn Listener,
 }
 
-/// Writes the trainer's checkpoint and removes all but the newest `keep`. Returns its folder.
+/// Writes the trainer's checkpoint and removes all but the newest `keep`, as far as they hold nothing else. Returns
+/// its folder.
 ///
 /// # Errors
 /// The system's refusal (a full disk): the checkpoints that were there are still there.
@@ -119,12 +126,11 @@ pub fn save(context: &Context<'_>, trainer: &Trainer<'_>) -> Result<PathBuf> {
         if check(&place).is_ok() {
             return Ok(place); // a run that was resumed here and went no further
         }
-        let old = staging.path().join("damaged");
-        fs_err::rename(&place, &old).map_err(|e| Error::io(&place, e))?;
+        put_aside(dir, &place, staging.path(), context.listener)?;
     }
     fs_err::rename(&whole, &place).map_err(|e| Error::io(&place, e))?;
     sync(dir)?;
-    prune(dir, context.keep, &place, staging.path())?;
+    prune(dir, context.keep, &place, staging.path(), context.listener)?;
     Ok(place)
 }
 
@@ -319,15 +325,105 @@ pub fn check(checkpoint: &Path) -> Result<State, Fault> {
 
 /// Keeps the last `keep` up to the one just written. Those numbered beyond it are the damaged ones that the
 /// run did not go on from. Each leaves its place in one move, so that none is ever half there.
-fn prune(dir: &Path, keep: usize, written: &Path, staging: &Path) -> Result<()> {
+fn prune(
+    dir: &Path,
+    keep: usize,
+    written: &Path,
+    staging: &Path,
+    listener: &dyn Listener,
+) -> Result<()> {
     let all = run_folder::checkpoints(dir)?;
     let end = all.iter().position(|path| path == written).map_or(all.len(), |i| i + 1);
     let old = end.saturating_sub(keep.max(1));
     for (i, path) in all[..old].iter().chain(&all[end..]).enumerate() {
+        if let Some(found) = foreign_file(path)? {
+            say_kept(path, &found, listener);
+            continue;
+        }
         let gone = staging.join(format!("old-{i}"));
         fs_err::rename(path, &gone).map_err(|e| Error::io(path, e))?;
     }
     Ok(())
+}
+
+/// Makes the place of a damaged checkpoint free. With files of others in it, it stays under a name that is no
+/// checkpoint's.
+fn put_aside(
+    dir: &Path,
+    place: &Path,
+    staging: &Path,
+    listener: &dyn Listener,
+) -> Result<()> {
+    let mut old = staging.join("damaged");
+    if foreign_file(place)?.is_some() {
+        let name = place.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let mut names = (1..).map(|n| dir.join(format!("damaged-{name}-{n}")));
+        old = names.find(|path| !path.exists()).unwrap_or(old);
+        listener.say(&format!(
+            "{}: damaged, and it holds files that were not written by the training: now {}",
+            place.display(),
+            old.display()
+        ));
+    }
+    fs_err::rename(place, &old).map_err(|e| Error::io(place, e))
+}
+
+/// Says once of a checkpoint that it is kept.
+fn say_kept(checkpoint: &Path, found: &Path, listener: &dyn Listener) {
+    static SAID: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+    let mut said = SAID.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if said.insert(checkpoint.to_owned()) {
+        listener.say(&format!(
+            "{}: kept beyond `keep`: {} was not written by the training, or changed since",
+            checkpoint.display(),
+            found.display()
+        ));
+    }
+}
+
+/// The first file or folder in a checkpoint that [`save`] did not write there, or that was changed since. Of large
+/// files only the name is looked at: nobody edits them by hand, and reading them would cost what writing them does.
+fn foreign_file(checkpoint: &Path) -> Result<Option<PathBuf>> {
+    /// A larger file is not read.
+    const TEXT_BYTES: u64 = 1 << 20;
+    let state = checkpoint.join(TRAINING).join("state.json");
+    let known: Option<State> =
+        fs_err::read(&state).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let mut folders = vec![(checkpoint.to_owned(), String::new())];
+    while let Some((dir, prefix)) = folders.pop() {
+        for entry in fs_err::read_dir(&dir).map_err(|e| Error::io(&dir, e))? {
+            let entry = entry.map_err(|e| Error::io(&dir, e))?;
+            let path = entry.path();
+            let meta = fs_err::symlink_metadata(&path).map_err(|e| Error::io(&path, e))?;
+            let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+            if meta.is_dir() && name == TRAINING {
+                folders.push((path, format!("{TRAINING}/")));
+                continue;
+            }
+            let own = match known.as_ref().map(|state| state.files.get(&name)) {
+                _ if path == state => true,
+                Some(Some(expected)) if meta.is_file() && meta.len() <= TEXT_BYTES => {
+                    digest::of_file(&path).map_err(|e| Error::io(&path, e))? == *expected
+                }
+                Some(expected) => expected.is_some() && meta.is_file(),
+                // damaged: by what such files are called
+                None => meta.is_file() && is_written(&name),
+            };
+            if !own {
+                return Ok(Some(path));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// True for the name of a file that [`save`] writes, in any stage.
+fn is_written(name: &str) -> bool {
+    let names =
+        ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"];
+    let more = ["chat_template.jinja", adapter::CONFIG_NAME, adapter::WEIGHTS_NAME];
+    let optimizer = name.strip_prefix(TRAINING) == Some("/optimizer.safetensors");
+    names.contains(&name) || more.contains(&name) || shards::is_weights(name) || optimizer
 }
 
 /// Digests of all files below `dir`, by their path in it, `/` between.
@@ -358,4 +454,69 @@ fn sync(dir: &Path) -> Result<()> {
         file.sync_all().map_err(|e| Error::io(dir, e))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use mmx_converters::progress::Silent;
+
+    use super::*;
+
+    /// A checkpoint of a few small files, with its state.
+    fn checkpoint(run: &Path, step: usize) -> PathBuf {
+        let dir = run.join(run_folder::name(step, 0));
+        let training = dir.join(TRAINING);
+        fs_err::create_dir_all(&training).expect("a folder");
+        for (name, text) in [("config.json", "{}"), ("training/optimizer.safetensors", "x")] {
+            fs_err::write(dir.join(name), text).expect("a file");
+        }
+        let stage = crate::stage::by_name("sft").expect("a stage");
+        let state = State {
+            format: FORMAT,
+            mmx: String::new(),
+            position: Position::default(),
+            optimizer_steps: 0,
+            accumulated: 0,
+            total_micro_steps: 0,
+            config: TrainConfig::new(stage.as_ref(), crate::config::Recipe::R2025),
+            sources: Vec::new(),
+            files: digests(&dir).expect("readable"),
+        };
+        let text = serde_json::to_string(&state).expect("a state");
+        fs_err::write(training.join("state.json"), text).expect("a file");
+        dir
+    }
+
+    #[test]
+    fn rotation_removes_only_checkpoints_that_hold_nothing_else() {
+        let run = tempfile::tempdir().expect("a folder");
+        let staging = tempfile::tempdir_in(run.path()).expect("a folder");
+        let all: Vec<PathBuf> = (1..=7).map(|step| checkpoint(run.path(), step)).collect();
+        fs_err::write(all[0].join("notes.txt"), "mine").expect("a file");
+        fs_err::create_dir(all[1].join("export")).expect("a folder");
+        fs_err::write(all[2].join("config.json"), "[]").expect("a file"); // edited
+        fs_err::write(all[3].join("training/plan.txt"), "mine").expect("a file");
+        fs_err::remove_file(all[4].join("training/state.json")).expect("a file"); // damaged
+        prune(run.path(), 1, &all[6], staging.path(), &Silent).expect("rotated");
+        let left: Vec<bool> = all.iter().map(|path| path.exists()).collect();
+        assert_eq!(left, [true, true, true, true, false, false, true]);
+        assert_eq!(fs_err::read_to_string(all[0].join("notes.txt")).expect("kept"), "mine");
+    }
+
+    #[test]
+    fn a_damaged_checkpoint_with_files_of_others_is_put_aside_not_removed() {
+        let run = tempfile::tempdir().expect("a folder");
+        let staging = tempfile::tempdir_in(run.path()).expect("a folder");
+        for expected in ["damaged-checkpoint-000009-1", "damaged-checkpoint-000009-2"] {
+            let place = checkpoint(run.path(), 9);
+            fs_err::write(place.join("training/state.json"), "{").expect("a file");
+            fs_err::write(place.join("notes.txt"), "mine").expect("a file");
+            put_aside(run.path(), &place, staging.path(), &Silent).expect("moved");
+            assert!(!place.exists() && run.path().join(expected).join("notes.txt").exists());
+        }
+        assert!(run_folder::checkpoints(run.path()).expect("readable").is_empty());
+        let place = checkpoint(run.path(), 9);
+        put_aside(run.path(), &place, staging.path(), &Silent).expect("moved");
+        assert!(!place.exists() && staging.path().join("damaged").exists());
+    }
 }

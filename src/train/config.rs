@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::stage::Stage;
-use mmx_data::{Kind, Recipe};
+use mmx_data::{Kind, Recipe, SampleOptions};
 
 /// A resolved training configuration. Resuming with another one would not continue the same run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -141,6 +141,7 @@ impl TrainConfig {
     /// The reference's values for a stage; mmx's own where the reference has no such knob.
     pub fn new(stage: &dyn Stage, recipe: Recipe) -> Self {
         let defaults = stage.defaults(recipe);
+        let samples = SampleOptions::new(recipe, stage.kind(), defaults.max_seq_len);
         Self {
             stage: stage.name().to_owned(),
             recipe: recipe_name(recipe).to_owned(),
@@ -153,12 +154,12 @@ impl TrainConfig {
             max_seq_len: defaults.max_seq_len,
             max_steps: None,
             warmup: 0,
-            seed: 1337,
+            seed: samples.seed,
             shuffle: true,
             pack: stage.kind() != Kind::Preference, // pairs have rows of their own
             dtype: "f32".into(),
-            system_ratio: 0.2,
-            empty_think_ratio: 0.2,
+            system_ratio: samples.system_ratio,
+            empty_think_ratio: samples.empty_think_ratio,
             step_at_epoch_end: recipe == Recipe::R2026,
             skip_non_finite: false,
             lora: (stage.name() == "lora").then(|| LoraOptions::new(recipe)),

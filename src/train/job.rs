@@ -76,6 +76,7 @@ use mmx_converters::digest;
 use mmx_converters::model::run_folder;
 use mmx_converters::progress::Listener;
 use mmx_converters::tokenizer::Tokenizer;
+use mmx_converters::words::counted;
 use mmx_data::batches::{Batches, Ordered, Packed};
 use mmx_data::prefetch::Ahead;
 use mmx_data::{Cache, Dataset, OnBad, SampleOptions};
@@ -194,6 +195,9 @@ impl Job {
                 .filter(|n| *n > 0)
                 .ok_or_else(|| Error::setting("threads", "at least 1", threads))?;
             tch::set_num_threads(count);
+        } else if let Ok(most) = i32::try_from(mmx_converters::cpus::cpus()) {
+            // libtorch knows no quotas of control groups
+            tch::set_num_threads(tch::get_num_threads().min(most));
         }
         choose_kernels()?;
         let device = device::pick(self.request.device.as_deref())?;
@@ -306,11 +310,11 @@ impl Job {
                     generation: &generation,
                     sources: &sources,
                     keep: self.request.keep,
+                    listener,
                 },
                 save_every: self.request.save_every,
                 trace: self.request.trace.as_deref(),
                 validation,
-                listener,
             };
             session::run(&mut trainer, stage, &mut session, stop)
         })
@@ -433,9 +437,14 @@ fn announce(trainer: &Trainer<'_>, dataset: &Dataset, listener: &dyn Listener) {
         device::describe(model.device()),
     ));
     let tokens = dataset.tokens();
-    listener.say(&format!("data: {} samples, {tokens} tokens per epoch", dataset.len()));
+    let unit = if dataset.is_pairs() { "pair" } else { "sample" };
+    listener.say(&format!("data: {}, {tokens} tokens per epoch", counted(dataset.len(), unit)));
     listener.say(&format!(
-        "run: {} optimizer steps in {} micro-steps of {} rows, {} epochs, recipe {}",
-        plan.steps, plan.micro_steps, config.batch_size, config.epochs, config.recipe
+        "run: {} in {} of {}, {}, recipe {}",
+        counted(plan.steps, "optimizer step"),
+        counted(plan.micro_steps, "micro-step"),
+        counted(config.batch_size, "row"),
+        counted(config.epochs, "epoch"),
+        config.recipe
     ));
 }

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use mmx_converters::progress::Listener;
 use mmx_converters::safetensors::{self, TensorSpec};
 use mmx_converters::tensor::Dtype;
 use mmx_converters::tokenizer::Tokenizer;
@@ -37,8 +36,6 @@ pub struct Session<'a> {
     pub trace: Option<&'a Path>,
     /// What is held out.
     pub validation: Option<Validation<'a>>,
-    /// Hears how the run goes.
-    pub listener: &'a dyn Listener,
 }
 
 /// Held-out batches: with each checkpoint their loss, and how the model continues the first of them.
@@ -64,10 +61,16 @@ impl<'a> Validation<'a> {
 pub struct Outcome {
     /// The last checkpoint.
     pub checkpoint: PathBuf,
-    /// Optimizer steps, those before a resume included.
+    /// Optimizer steps of this session.
     pub steps: usize,
-    /// Of the last optimizer step.
+    /// Those before a resume included.
+    pub total_steps: usize,
+    /// Of the last optimizer step of this session; none where it made none, or learned nothing in them.
     pub loss: Option<f64>,
+    /// The run was complete before this session: nothing was done.
+    pub nothing_left: bool,
+    /// Of the last step that an earlier session logged.
+    pub loss_before: Option<f64>,
     /// Of the last validation.
     pub val_loss: Option<f64>,
     /// Without padding, over the whole session.
@@ -128,8 +131,11 @@ impl Run {
         stop: &AtomicBool,
     ) -> Result<Outcome> {
         let dir = session.context.dir;
-        let mut metrics = Metrics::open(dir, trainer.position().step)?;
-        let mut progress = Progress::new(trainer.plan(), trainer.position(), session.listener);
+        let first = trainer.position();
+        let nothing_left = first.micro_step >= trainer.plan().micro_steps;
+        let mut metrics = Metrics::open(dir, first.step)?;
+        let loss_before = metrics.last_loss();
+        let mut progress = Progress::new(trainer.plan(), trainer.position(), session.context.listener);
         let mut traced: Vec<MicroStep> = Vec::new();
         let (begun, mut tokens) = (Instant::now(), 0);
         let (mut loss, mut interrupted) = (None, false);
@@ -143,7 +149,7 @@ impl Run {
             tokens += report.tokens;
             metrics.read(report.tokens);
             if let Some(warning) = &report.warning {
-                session.listener.warn(warning);
+                session.context.listener.warn(warning);
             }
             let step = trainer.position().step;
             if step > before {
@@ -170,6 +176,13 @@ impl Run {
         let seconds = begun.elapsed().as_secs_f64();
         let checkpoint = match &self.saved {
             (position, Some(path)) if *position == trainer.position() => path.clone(),
+            // nothing was done: the checkpoint that was gone on from is this one, with whatever lies in it
+            _ if first.micro_step == trainer.position().micro_step => {
+                match checkpoint::newest(dir)?.0 {
+                    Some((path, state)) if state.position.micro_step == first.micro_step => path,
+                    _ => self.save(trainer, session)?,
+                }
+            }
             _ => self.save(trainer, session)?,
         };
         if !interrupted {
@@ -184,8 +197,11 @@ impl Run {
         }
         Ok(Outcome {
             checkpoint,
-            steps: trainer.position().step,
+            steps: trainer.position().step - first.step,
+            total_steps: trainer.position().step,
             loss,
+            nothing_left,
+            loss_before,
             val_loss: self.val_loss,
             tokens_per_s: tokens as f64 / seconds.max(1e-9),
             seconds,
@@ -246,7 +262,7 @@ impl Run {
             Ok(path) => session
                 .listener
                 .say(&format!("saved step {step} before ending: {}", path.display())),
-            Err(error) => session.listener.say(&format!("step {step} could not be saved: {error}")),
+            Err(error) => session.context.listener.say(&format!("step {step} could not be saved: {error}")),
         }
     }
 }

@@ -4,6 +4,7 @@
 //! micro-step, in which the losses of a whole accumulation arrive together with the optimizer step, so
 //! that the device is waited for once per step. [`crate::session`] adds logs, checkpoints and Ctrl-C.
 
+use mmx_converters::words::counted;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor};
@@ -160,9 +161,8 @@ impl<'a> Trainer<'a> {
         if plan.steps == 0 {
             return Err(Error::failed_with_hint(
                 format!(
-                    "expected at least one optimizer step, found none: {} micro-steps per epoch, \
-                     accumulation {}",
-                    lengths.first().copied().unwrap_or_default(),
+                    "expected at least one optimizer step, found none: {} per epoch, accumulation {}",
+                    counted(lengths.first().copied().unwrap_or_default(), "micro-step"),
                     config.accumulation
                 ),
                 "lower `accum` or `batch_size`, or give more data",

@@ -21,10 +21,10 @@ pub const GOLDEN: [&str; 7] = [
     "golden-2026/minimind3-moe-top2",
 ];
 
-/// A file of the fixtures beside the checkout; a missing one fails the test.
+/// A file of tests/fixtures; a missing one fails the test.
 pub fn shared(path: &str) -> PathBuf {
-    let full = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared")).join(path);
-    assert!(full.exists(), "{}: the fixtures belong beside the checkout", full.display());
+    let full = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures")).join(path);
+    assert!(full.exists(), "{}: expected a fixture", full.display());
     full
 }
 

@@ -152,7 +152,8 @@ impl Answer {
             let data = event.strip_prefix("data: ").unwrap_or_else(|| panic!("no data: {event}"));
             serde_json::from_str(data).unwrap_or_else(|e| panic!("{e}: {data}"))
         };
-        text.split_terminator("\n\n").map(event).collect()
+        // comments come while a text waits
+        text.split_terminator("\n\n").filter(|e| !e.starts_with(':')).map(event).collect()
     }
 }
 

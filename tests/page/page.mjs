@@ -124,7 +124,7 @@ check((await page.locator(".turn").count()) === 0, "a new conversation is empty"
 const hostile = await open({ viewport: { width: 700, height: 600 } });
 await hostile.route("**/v1/chat/completions", route => route.fulfill({
   contentType: "text/event-stream",
-  body: `data: ${JSON.stringify({ choices: [{ delta: { content: "<img src=x onerror=alert(1)> ```js\n<script>alert(2)</" + "script>\n``` end" } }] })}\n\ndata: [DONE]\n\n`,
+  body: `: waiting\n\ndata: ${JSON.stringify({ choices: [{ delta: { content: "<img src=x onerror=alert(1)> ```js\n<script>alert(2)</" + "script>\n``` end" } }] })}\n\ndata: [DONE]\n\n`,
 }));
 await hostile.fill("#box", "x");
 await hostile.keyboard.press("Enter");

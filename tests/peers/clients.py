@@ -141,6 +141,33 @@ def ollama_client():
     vectors = client.embed(model, input=["hello", "hello"]).embeddings
     check(abs(sum(x * x for x in vectors[0]) - 1) < 1e-4 and vectors[0] == vectors[1], "embed")
     check(client.ps().models[0].model == model, "ps")
+    older = client.embeddings(model, prompt="hello").embedding
+    check(max(abs(a - b) for a, b in zip(older, vectors[0])) < 1e-6 and len(older) == len(vectors[0]), "embeddings")
+    long = "hello " * 3000
+    check(client.embed(model, input=long).prompt_eval_count > 100, "a text that is too long is cut")
+    check(len(client.embed(model, input="hello", dimensions=8).embeddings[0]) == 8, "dimensions")
+    check("tools" in shown.capabilities and "embedding" not in shown.capabilities, "capabilities")
+    chosen = {client.generate(model, prompt="好", raw=True, options={**options, "temperature": 2, "top_p": 1, "top_k": 0, "seed": -1}).response for _ in range(5)}
+    check(len(chosen) > 1, "a seed of -1 is chosen")
+    probable = client.chat(model, messages=messages, options=options, logprobs=True, top_logprobs=2)
+    check(len(probable.logprobs) == probable.eval_count and len(probable.logprobs[0].top_logprobs) == 2, "logprobs")
+    for what, ask in (
+        ("input: ", lambda: client.embed(model, input=long, truncate=False)),
+        ("messages[0].images", lambda: client.chat(model, messages=[{**messages[0], "images": ["aGk="]}])),
+        ("images: ", lambda: client.generate(model, prompt="x", images=["aGk="])),
+        ("options.seed", lambda: client.chat(model, messages=messages, options={"seed": -2})),
+        ("options.mirostat", lambda: client.chat(model, messages=messages, options={"mirostat": 1})),
+        ("context: ", lambda: client.generate(model, prompt="x", context=[1])),
+        ("pull: ", lambda: client.pull(model)),
+        ("delete: ", lambda: client.delete(model)),
+        ("copy: ", lambda: client.copy(model, "other")),
+        ("create: ", lambda: client.create("other", from_=model)),
+    ):
+        try:
+            ask()
+            check(False, f"{what} is refused")
+        except ollama.ResponseError as error:
+            check(error.error.startswith(what) and error.status_code in (400, 501), f"the error names {what}: {error}")
 
 
 openai_client()

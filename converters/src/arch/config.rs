@@ -5,10 +5,12 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::{Family, Layout, minimind2, minimind3};
+use super::{Family, Layout, minimind2, minimind3, rotary};
 use crate::error::{Error, Result};
 use crate::tensor::Dtype;
 
+/// Deviation of initial weights, for those who start anew from an export. Source: the references, as Transformers.
+const INITIALIZER_RANGE: f64 = 0.02;
 /// Tensors a model may have by its configuration: the largest mixtures of experts have some 50 thousand.
 const MAX_ROWS: usize = 1 << 18;
 
@@ -104,7 +106,7 @@ pub enum AuxLoss {
 }
 
 /// MiniMind-3's `inference_rope_scaling: true`. Source: the 2026 reference's configuration class.
-const MINIMIND3_YARN: RopeScaling = RopeScaling {
+pub(super) const MINIMIND3_YARN: RopeScaling = RopeScaling {
     factor: 16.0,
     original_max_position_embeddings: 2048,
     beta_fast: 32.0,
@@ -113,45 +115,49 @@ const MINIMIND3_YARN: RopeScaling = RopeScaling {
 };
 
 /// Reads keys of one JSON object; every error names file, key, expected and found.
-struct Keys<'a> {
-    path: &'a Path,
-    object: &'a Map<String, Value>,
+pub(super) struct Keys<'a> {
+    pub(super) path: &'a Path,
+    pub(super) object: &'a Map<String, Value>,
 }
 
 impl Keys<'_> {
     /// The first of several spellings that is present and not null.
-    fn find(&self, names: &[&str]) -> Option<(String, &Value)> {
+    pub(super) fn find(&self, names: &[&str]) -> Option<(String, &Value)> {
         names.iter().find_map(|&name| {
             self.object.get(name).filter(|v| !v.is_null()).map(|v| (name.to_owned(), v))
         })
     }
 
-    fn error(&self, key: &str, expected: &str, found: &Value) -> Error {
+    pub(super) fn error(&self, key: &str, expected: &str, found: &Value) -> Error {
         Error::key(self.path, key, format!("expected {expected}, found {found}"))
     }
 
-    fn usize_or(&self, names: &[&str], default: Option<usize>) -> Result<usize> {
+    fn none(&self, key: &str, expected: &str) -> Error {
+        Error::key(self.path, key, format!("expected {expected}, found none"))
+    }
+
+    pub(super) fn usize_or(&self, names: &[&str], default: Option<usize>) -> Result<usize> {
         match self.find(names) {
             // 2^31 bounds every dimension: products of two still fit 64 bits
             Some((key, v)) => match v.as_u64() {
                 Some(n) if (1..1 << 31).contains(&n) => Ok(n as usize),
                 _ => Err(self.error(&key, "a whole number from 1 to 2147483647", v)),
             },
-            None => default.ok_or_else(|| Error::key(self.path, names[0], "expected, found none")),
+            None => default.ok_or_else(|| self.none(names[0], "a whole number")),
         }
     }
 
-    fn f64_or(&self, names: &[&str], default: Option<f64>) -> Result<f64> {
+    pub(super) fn f64_or(&self, names: &[&str], default: Option<f64>) -> Result<f64> {
         match self.find(names) {
             Some((key, v)) => match v.as_f64() {
                 Some(x) if x.is_finite() => Ok(x),
                 _ => Err(self.error(&key, "a number", v)),
             },
-            None => default.ok_or_else(|| Error::key(self.path, names[0], "expected, found none")),
+            None => default.ok_or_else(|| self.none(names[0], "a number")),
         }
     }
 
-    fn bool_or(&self, name: &str, default: bool) -> Result<bool> {
+    pub(super) fn bool_or(&self, name: &str, default: bool) -> Result<bool> {
         match self.find(&[name]) {
             Some((key, v)) => v.as_bool().ok_or_else(|| self.error(&key, "true or false", v)),
             None => Ok(default),
@@ -210,29 +216,21 @@ impl Config {
         };
         let intermediate =
             keys.usize_or(&["intermediate_size", "hidden_dim"], own.then_some(default_ffn))?;
-        let theta_default = if own {
-            1e6
-        } else {
-            10_000.0 // Transformers' default for Llama, Qwen3 and Granite
-        };
-        let parameters = match object.get("rope_parameters") {
-            Some(Value::Object(p)) => Some(Keys { path, object: p }),
-            _ => None,
-        };
-        let theta_keys =
-            if keys.has_any(&["rope_theta"]) { Some(&keys) } else { parameters.as_ref() };
-        let rope_theta = match theta_keys.filter(|k| k.has_any(&["rope_theta"])) {
-            Some(k) => k.f64_or(&["rope_theta"], None)?,
-            None => {
-                warnings.push(format!(
-                    "{}: neither rope_theta nor rope_parameters.rope_theta: {theta_default} is assumed",
-                    path.display()
-                ));
-                theta_default
-            }
-        };
-        let eps_default = if family.qk_norm() { 1e-6 } else { 1e-5 };
-        let config = Self {
+        let max_position_embeddings =
+            keys.usize_or(&["max_position_embeddings", "max_seq_len"], Some(32_768))?;
+        let (rope_theta, rope_scaling) =
+            rotary::read(&keys, own, max_position_embeddings, &mut warnings)?;
+        if let (Some((_, a)), Some((_, b))) = (keys.find(&["dtype"]), keys.find(&["torch_dtype"]))
+            && a != b
+        {
+            warnings.push(format!(
+                "{}: dtype is {a} and torch_dtype is {b}: Transformers takes the former, mmx the tensors' own types",
+                path.display()
+            ));
+        }
+        // all four stock classes default to 1e-6, MiniMind2 and v1 to 1e-5
+        let eps_default = if family.qk_norm() || !own { 1e-6 } else { 1e-5 };
+        let mut config = Self {
             family,
             vocab_size: keys.usize_or(&["vocab_size"], own.then_some(6400))?,
             hidden_size: hidden,
@@ -242,11 +240,10 @@ impl Config {
             num_attention_heads: heads,
             num_key_value_heads: kv_heads,
             head_dim,
-            max_position_embeddings: keys
-                .usize_or(&["max_position_embeddings", "max_seq_len"], Some(32_768))?,
+            max_position_embeddings,
             rms_norm_eps: keys.f64_or(&["rms_norm_eps", "norm_eps"], Some(eps_default))?,
             rope_theta,
-            rope_scaling: rope_scaling(&keys, parameters.as_ref())?,
+            rope_scaling,
             // absent means tied for MiniMind and Granite here, untied for Transformers' classes
             tie_word_embeddings: keys.bool_or("tie_word_embeddings", own)?,
             moe: moe(&keys, family, intermediate)?,
@@ -255,8 +252,41 @@ impl Config {
             pad_token_id: keys.ids_or("pad_token_id", &[0])?[0],
         };
         reject_what_the_families_lack(&keys, family)?;
+        warnings.extend(config.drop_ids_beyond_vocabulary(path));
         config.check(path)?;
         Ok((config, warnings))
+    }
+
+    /// Special ids beyond the vocabulary stand for nothing, and no reader takes them from a file: they are dropped (of
+    /// bos, pad and the last eos the usual ids are assumed). Returns a sentence for each.
+    fn drop_ids_beyond_vocabulary(&mut self, path: &Path) -> Vec<String> {
+        let vocab = self.vocab_size;
+        let beyond = |id: u32| id as usize >= vocab;
+        let usual = |id: u32| if beyond(id) { 0 } else { id };
+        let mut said = Vec::new();
+        let mut say = |key: &str, id: u32, then: String| {
+            said.push(format!(
+                "{}: key {key}: expected an id below vocab_size ({vocab}), found {id}: {then}",
+                path.display()
+            ));
+        };
+        for (key, id, other) in [
+            ("bos_token_id", &mut self.bos_token_id, usual(1)),
+            ("pad_token_id", &mut self.pad_token_id, usual(0)),
+        ] {
+            if beyond(*id) {
+                say(key, *id, format!("{other} is assumed"));
+                *id = other;
+            }
+        }
+        let dropped: Vec<u32> = self.eos_token_id.extract_if(.., |id| beyond(*id)).collect();
+        for id in dropped {
+            say("eos_token_id", id, "left out".to_owned());
+        }
+        if self.eos_token_id.is_empty() {
+            self.eos_token_id.push(usual(2));
+        }
+        said
     }
 
     /// Constraints between the fields, and what bounds the table of a model's tensors: it is made before they are
@@ -321,6 +351,14 @@ impl Config {
         if layout == Layout::Reference {
             return Ok(());
         }
+        if let Some(yarn) = self.rope_scaling.as_ref().filter(|_| layout == Layout::Gguf)
+            && (yarn.beta_fast, yarn.beta_slow) != (32.0, 1.0)
+        {
+            return refuse(format!(
+                "expected YaRN with beta_fast 32 and beta_slow 1, which readers assume, found {} and {}",
+                yarn.beta_fast, yarn.beta_slow
+            ));
+        }
         let granite = self.family == Family::MiniMind2Moe;
         if granite && self.head_dim * self.num_attention_heads != self.hidden_size {
             return refuse(format!(
@@ -378,6 +416,7 @@ impl Config {
         match (self.family, &self.moe) {
             (Family::MiniMind2, _) => {
                 set("mlp_bias", json!(false));
+                set("pretraining_tp", json!(1));
                 set("head_dim", json!(self.head_dim));
             }
             (Family::MiniMind2Moe, Some(moe)) => {
@@ -394,6 +433,7 @@ impl Config {
                     AuxLoss::Switch { coefficient } => (coefficient, false),
                 };
                 set("router_aux_loss_coef", json!(alpha));
+                set("output_router_logits", json!(false));
                 // MiniMind's own keys, which mmx reads back to go on training; other readers ignore them
                 set("seq_aux", json!(per_sequence));
                 set("n_shared_experts", json!(moe.shared_experts));
@@ -401,10 +441,14 @@ impl Config {
             (_, moe) => {
                 set("head_dim", json!(self.head_dim));
                 set("use_sliding_window", json!(false));
+                set("sliding_window", Value::Null);
+                // the layer from which windows would begin: mistral.rs refuses a Qwen3 without it
+                set("max_window_layers", json!(self.num_hidden_layers));
                 if let Some(moe) = moe {
                     self.moe3_json(moe, &mut set);
                     set("decoder_sparse_step", json!(1));
                     set("mlp_only_layers", json!([]));
+                    set("output_router_logits", json!(false));
                 }
             }
         }
@@ -468,6 +512,8 @@ impl Config {
         set("rope_theta", json!(self.rope_theta));
         set("attention_bias", json!(false));
         set("attention_dropout", json!(0.0));
+        set("initializer_range", json!(INITIALIZER_RANGE));
+        set("use_cache", json!(true));
         set("tie_word_embeddings", json!(self.tie_word_embeddings));
         set("bos_token_id", json!(self.bos_token_id));
         let eos = match self.eos_token_id.as_slice() {
@@ -620,51 +666,18 @@ fn moe(keys: &Keys<'_>, family: Family, intermediate: usize) -> Result<Option<Mo
     })
 }
 
-fn rope_scaling(keys: &Keys<'_>, parameters: Option<&Keys<'_>>) -> Result<Option<RopeScaling>> {
-    if keys.bool_or("inference_rope_scaling", false)? {
-        return Ok(Some(MINIMIND3_YARN));
-    }
-    let scaling = match keys.object.get("rope_scaling") {
-        Some(Value::Object(object)) => Some(Keys { path: keys.path, object }),
-        _ => None,
-    };
-    let Some(s) = scaling.as_ref().or(parameters) else { return Ok(None) };
-    let kind = s.find(&["rope_type", "type"]).and_then(|(_, v)| v.as_str()).unwrap_or("default");
-    match kind {
-        "default" => Ok(None),
-        "yarn" => {
-            let factor = s.f64_or(&["factor"], None)?;
-            if factor < 1.0 {
-                return Err(Error::key(
-                    keys.path,
-                    "rope_scaling.factor",
-                    format!("expected at least 1, found {factor}"),
-                ));
-            }
-            Ok(Some(RopeScaling {
-                factor,
-                original_max_position_embeddings: s
-                    .usize_or(&["original_max_position_embeddings"], None)?,
-                beta_fast: s.f64_or(&["beta_fast"], Some(32.0))?,
-                beta_slow: s.f64_or(&["beta_slow"], Some(1.0))?,
-                // Transformers' and vLLM's default
-                attention_factor: s.f64_or(&["attention_factor"], Some(0.1 * factor.ln() + 1.0))?,
-            }))
-        }
-        other => Err(Error::key(
-            keys.path,
-            "rope_scaling.rope_type",
-            format!("expected default or yarn, found {other}"),
-        )),
-    }
-}
-
 /// A stock class may have parts that the four families never have: refuse them rather than drop them.
 fn reject_what_the_families_lack(keys: &Keys<'_>, family: Family) -> Result<()> {
     for key in ["attention_bias", "mlp_bias", "use_sliding_window"] {
         if keys.bool_or(key, false)? {
             return Err(Error::key(keys.path, key, "expected false, found true"));
         }
+    }
+    if family.qk_norm()
+        && let Some((key, Value::Array(kinds))) = keys.find(&["layer_types"])
+        && let Some(other) = kinds.iter().find(|kind| kind.as_str() != Some("full_attention"))
+    {
+        return Err(keys.error(&key, "\"full_attention\" for each layer", other));
     }
     if let Some((key, v)) = keys.find(&["hidden_act"])
         && v.as_str() != Some("silu")

@@ -80,19 +80,22 @@ impl Config {
         let wrong = |key: &str, expected: &str, value: &Value| {
             Error::key(path, name(key), format!("expected {expected}, found {}", value.describe()))
         };
+        let none = |key: &str, expected: &str| {
+            Error::key(path, name(key), format!("expected {expected}, found none"))
+        };
         let int = |key: &str, default: Option<usize>| match metadata.get(&name(key)) {
             Some(v) => match v.as_u64() {
                 Some(n) if (1..1 << 31).contains(&n) => Ok(n as usize),
                 _ => Err(wrong(key, "a whole number from 1 to 2147483647", v)),
             },
-            None => default.ok_or_else(|| Error::key(path, name(key), "expected, found none")),
+            None => default.ok_or_else(|| none(key, "a whole number")),
         };
         let float = |key: &str, default: Option<f64>| match metadata.get(&name(key)) {
             Some(v) => match v.as_f64() {
                 Some(x) if x.is_finite() => Ok(x),
                 _ => Err(wrong(key, "a number", v)),
             },
-            None => default.ok_or_else(|| Error::key(path, name(key), "expected, found none")),
+            None => default.ok_or_else(|| none(key, "a number")),
         };
         let hidden = int("embedding_length", None)?;
         let heads = int("attention.head_count", None)?;

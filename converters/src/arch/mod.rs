@@ -18,6 +18,7 @@ mod minimind3;
 pub mod presets;
 mod public;
 pub mod rope;
+mod rotary;
 
 pub use config::{AuxLoss, Config, Moe, RopeScaling};
 pub use public::{Public, gather, public_tensors};

@@ -8,6 +8,8 @@ pub mod answer;
 mod python;
 mod tags;
 
+use std::sync::OnceLock;
+
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, UndefinedBehavior};
 use serde_json::{Map, Value};
@@ -26,6 +28,8 @@ pub struct Template {
     source: String,
     variables: Map<String, Value>,
     compiled: std::result::Result<Environment<'static>, String>,
+    /// Whether it renders tools, once somebody has asked.
+    shows_tools: OnceLock<bool>,
 }
 
 /// What a rendering may depend on beside the messages.
@@ -69,7 +73,7 @@ impl Template {
     pub fn new(source: impl Into<String>, variables: Map<String, Value>) -> Self {
         let source = source.into();
         let compiled = compile(&source);
-        Self { source, variables, compiled }
+        Self { source, variables, compiled, shows_tools: OnceLock::new() }
     }
 
     /// The template's text.
@@ -80,6 +84,34 @@ impl Template {
     /// Why the template does not compile, if it does not: worth a warning when loading.
     pub fn compile_error(&self) -> Option<&str> {
         self.compiled.as_ref().err().map(String::as_str)
+    }
+
+    /// True when a chat with tools is rendered otherwise than the same without them: a template that takes no notice of
+    /// tools would drop them in silence. Found by rendering two short chats, once.
+    ///
+    /// A template that refuses both chats counts as one that shows tools: it says itself what it wants.
+    pub fn shows_tools(&self) -> bool {
+        *self.shows_tools.get_or_init(|| {
+            let tool = serde_json::json!({"type": "function", "function": {
+                "name": "mmx_probe", "description": "mmx_probe",
+                "parameters": {"type": "object", "properties": {}, "required": []},
+            }});
+            let with = Options { tools: Some(Value::Array(vec![tool])), ..Options::generation() };
+            let user = message("user", "hi");
+            let chats = [vec![user.clone()], vec![message("system", "be brief"), user]];
+            let mut refused = true;
+            for chat in chats {
+                if let (Ok(with), Ok(without)) =
+                    (self.render(&chat, &with), self.render(&chat, &Options::generation()))
+                {
+                    refused = false;
+                    if with != without {
+                        return true;
+                    }
+                }
+            }
+            refused
+        })
     }
 
     /// Renders messages as Transformers' `apply_chat_template(..., tokenize=False)` does.
@@ -198,6 +230,19 @@ mod tests {
         let year = render("{{ strftime_now('%Y') }}", json!([])).unwrap();
         assert!(year.len() == 4 && year.bytes().all(|b| b.is_ascii_digit()), "{year}");
         assert!(render("{{ strftime_now('%Q') }}", json!([])).is_err());
+    }
+
+    #[test]
+    fn a_template_that_renders_nothing_of_the_tools_is_known() {
+        let shows = |source: &str| Template::new(source, Map::new()).shows_tools();
+        assert!(shows("{% if tools %}{{ tools | tojson }}{% endif %}{{ messages[0].content }}"));
+        assert!(!shows("{{ messages[0].content }}"));
+        // a word in a comment is no tool
+        assert!(!shows("{# tools are not supported #}{{ messages[0].content }}"));
+        assert!(!shows("{% if tools %}{% endif %}{{ messages[0].content }}"));
+        // only beside a system turn
+        assert!(shows("{% for m in messages if m.role == 'system' %}{{ tools }}{% endfor %}"));
+        assert!(shows("{{ raise_exception('no chats today') }}"));
     }
 
     #[test]

@@ -6,12 +6,14 @@
 //! Source: GGUF specification, ggml/docs/gguf.md; limits as GGUF_FACTS section 1.
 
 mod read;
+mod split;
 #[cfg(test)]
 mod tests;
 mod types;
 mod write;
 
 pub use read::{Gguf, TensorInfo};
+pub use split::{Files, is_further_part, is_split_key, part_paths, without_part, write_split};
 pub use types::GgmlType;
 pub use write::{TensorSpec, to_bytes, write};
 

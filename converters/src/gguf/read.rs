@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use super::{GgmlType, Metadata, Value, value_type};
+use super::{GgmlType, Metadata, Value, split, value_type};
 use crate::error::{Error, Result};
 use crate::file::Bytes;
 
@@ -36,14 +36,16 @@ pub struct TensorInfo {
     pub shape: Vec<usize>,
     /// Its type.
     pub ty: GgmlType,
-    /// Where its bytes begin, from the start of the file.
+    /// Which file of a split model it is in, counted from 0; 0 for a whole one.
+    pub part: usize,
+    /// Where its bytes begin, from the start of that file.
     pub offset: usize,
     /// How many bytes it has.
     pub bytes: usize,
 }
 
 impl TensorInfo {
-    /// Its bytes' range in the file.
+    /// Its bytes' range in its file.
     pub fn range(&self) -> Range<usize> {
         self.offset..self.offset.saturating_add(self.bytes)
     }
@@ -54,11 +56,13 @@ impl TensorInfo {
     }
 }
 
-/// An open GGUF.
+/// An open GGUF: one file, or all the files of a split model.
 #[derive(Debug)]
 pub struct Gguf {
     path: PathBuf,
     bytes: Bytes,
+    /// The other files of a split model, in order.
+    more: Vec<(PathBuf, Bytes)>,
     metadata: Metadata,
     tensors: Vec<TensorInfo>,
     index: HashMap<String, usize>,
@@ -67,14 +71,50 @@ pub struct Gguf {
 }
 
 impl Gguf {
-    /// Opens a file by memory map and checks all of its header.
+    /// Opens a file by memory map and checks all of its header; of a split model all the files, whichever of them
+    /// `path` names.
     ///
     /// # Errors
     /// The file cannot be read, is a Git LFS pointer, or breaks the format: the place, what was expected
-    /// and what was found.
+    /// and what was found. A file of a split model that is missing or of another model.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        Self::parse(Bytes::map(path)?, path)
+        let file = Self::parse(Bytes::map(path)?, path)?;
+        match split::Split::of(&file)? {
+            Some(split) => Self::open_parts(file, &split),
+            None => Ok(file),
+        }
+    }
+
+    /// The other files of a split model, each of them checked as one.
+    fn open_parts(named: Self, split: &split::Split) -> Result<Self> {
+        let paths = split.paths()?;
+        let mut named = Some(named);
+        let mut all: Option<Self> = None;
+        for (i, path) in paths.iter().enumerate() {
+            let part = match named.take_if(|_| i == split.number) {
+                Some(part) => part,
+                None => Self::parse(Bytes::map(path)?, path)?,
+            };
+            split.check(&part, i)?;
+            let Some(first) = &mut all else {
+                all = Some(part);
+                continue;
+            };
+            for mut tensor in part.tensors {
+                tensor.part = i;
+                if first.index.insert(tensor.name.clone(), first.tensors.len()).is_some() {
+                    let message =
+                        format!("tensor {}: expected in one part, found in two", tensor.name);
+                    return Err(Error::format(path, message));
+                }
+                first.tensors.push(tensor);
+            }
+            first.more.push((part.path, part.bytes));
+        }
+        let all = all.ok_or_else(|| Error::format(Path::new(""), "expected a part"))?;
+        split.check_count(&all)?;
+        Ok(all)
     }
 
     /// The same of bytes in memory; `name` is what messages call them.
@@ -91,6 +131,7 @@ impl Gguf {
         let index = header.tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
         Ok(Self {
             path: path.to_owned(),
+            more: Vec::new(),
             metadata: header.metadata,
             tensors: header.tensors,
             index,
@@ -100,9 +141,20 @@ impl Gguf {
         })
     }
 
-    /// The file.
+    /// The file, of a split model the first one.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// All files with their bytes: one, or those of a split model in order.
+    pub fn files(&self) -> impl Iterator<Item = (&Path, &[u8])> {
+        let more = self.more.iter().map(|(path, bytes)| (path.as_path(), &bytes[..]));
+        std::iter::once((self.path.as_path(), &self.bytes[..])).chain(more)
+    }
+
+    /// Bytes of all files.
+    pub fn size(&self) -> u64 {
+        self.files().map(|(_, bytes)| bytes.len() as u64).sum()
     }
 
     /// Keys and values, in the file's order.
@@ -122,13 +174,21 @@ impl Gguf {
 
     /// A tensor's bytes, in place. Empty for a [`TensorInfo`] of another file that does not fit this one.
     pub fn data(&self, tensor: &TensorInfo) -> &[u8] {
-        self.bytes.get(tensor.range()).unwrap_or_default()
+        self.part(tensor.part).get(tensor.range()).unwrap_or_default()
     }
 
-    /// The whole file. The pointer stays the same as long as this `Gguf` lives, also when it is moved;
-    /// a tensor's bytes begin at its [`TensorInfo::offset`].
+    /// The whole file, of a split model the first one: see [`Gguf::part`].
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// One of the files; empty beyond the last. The pointer stays the same as long as this `Gguf` lives, also when it
+    /// is moved; a tensor's bytes begin at its [`TensorInfo::offset`] in the file [`TensorInfo::part`].
+    pub fn part(&self, i: usize) -> &[u8] {
+        match i.checked_sub(1) {
+            None => &self.bytes,
+            Some(i) => self.more.get(i).map_or(&[], |(_, bytes)| bytes),
+        }
     }
 
     /// True when the file is memory-mapped, so tensors are aligned in memory as they are in the file.
@@ -144,6 +204,7 @@ impl Gguf {
     /// Lets go of the pages that were read: see [`Bytes::give_back`].
     pub fn give_back(&self) {
         self.bytes.give_back();
+        self.more.iter().for_each(|(_, bytes)| bytes.give_back());
     }
 
     /// `general.alignment`, or its default of 32.
@@ -444,6 +505,6 @@ impl<'a> Reader<'a> {
         };
         let offset = self.u64(&what)?;
         shape.reverse(); // [fastest, .., outermost] -> [outermost, .., fastest]
-        Ok((TensorInfo { name, shape, ty, offset: 0, bytes }, offset))
+        Ok((TensorInfo { name, shape, ty, part: 0, offset: 0, bytes }, offset))
     }
 }

@@ -7,7 +7,7 @@ use super::*;
 use crate::error::Result;
 
 fn case(path: &str) -> PathBuf {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/cases/files")).join(path)
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/cases/files")).join(path)
 }
 
 fn rejects(path: &str, words: &[&str]) {

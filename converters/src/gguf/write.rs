@@ -65,7 +65,7 @@ pub fn to_bytes<'a>(
     Ok(out)
 }
 
-fn emit<'a>(
+pub(super) fn emit<'a>(
     path: &Path,
     out: &mut dyn Write,
     metadata: &Metadata,

@@ -2,6 +2,7 @@
 //! asked for.
 
 use std::borrow::Cow;
+use std::path::Path;
 
 use half::{bf16, f16};
 use serde::Serialize;
@@ -98,7 +99,7 @@ pub fn range_fallback(
                 format!(
                     "{} holds finite values only, found NaN or infinity at {}",
                     ty.name(),
-                    index(weight, at)
+                    index(&weight.shape, at)
                 ),
             ));
         }
@@ -113,7 +114,7 @@ pub fn range_fallback(
                 reason: format!(
                     "{}{} is {value}, beyond the range of {}",
                     weight.name,
-                    index(weight, at),
+                    index(&weight.shape, at),
                     ty.name()
                 ),
             }));
@@ -122,10 +123,30 @@ pub fn range_fallback(
     Ok(None)
 }
 
+/// Refuses a NaN or infinity among the values of a tensor, whatever they are to be written as. `file` is what messages
+/// call the place the tensor comes from.
+///
+/// # Errors
+/// The first one, with tensor and index.
+pub fn refuse_not_finite(
+    file: &Path,
+    name: &str,
+    shape: &[usize],
+    dtype: Dtype,
+    bytes: &[u8],
+) -> Result<()> {
+    let Some(at) = tensor::first_not_finite(bytes, dtype) else { return Ok(()) };
+    let value = tensor::TensorView { dtype, shape, data: bytes }.value(at);
+    Err(Error::unsupported(
+        format!("{}: tensor {name}", file.display()),
+        format!("expected finite values, found {value} at {}", index(shape, at)),
+    ))
+}
+
 /// A flat position as `[row, column]`.
-fn index(weight: &Weight, mut at: usize) -> String {
+fn index(shape: &[usize], mut at: usize) -> String {
     let mut parts = Vec::new();
-    for &n in weight.shape.iter().rev() {
+    for &n in shape.iter().rev() {
         parts.push((at % n).to_string());
         at /= n;
     }

@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use crate::arch::{self, Config, Layout, gather, public_tensors};
 use crate::error::{Error, Result};
 use crate::file;
+use crate::manifest::Manifest;
 use crate::model::fallback::{Fallback, Weights, float_fallbacks, refuse_fallbacks};
 use crate::model::generation::{self, Generation};
-use crate::safetensors::TensorSpec;
 use crate::safetensors::shards;
+use crate::safetensors::{self, TensorSpec};
 use crate::tensor::{self, Dtype};
 
 /// Writes a tokenizer's files into a folder.
@@ -63,13 +64,132 @@ pub fn carrying_layout(config: &Config) -> Layout {
     }
 }
 
-/// Writes a model's folder. What was in `dir` under other names stays there; a file of the same name is
-/// replaced only after the whole model has been written beside it.
+/// The files of a model's folder besides its weights; the tokenizer's come last.
+const MODEL_FILES: [&str; 5] = [
+    "config.json",
+    generation::FILE_NAME,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+];
+/// How many of them are there without a tokenizer.
+const WITHOUT_TOKENIZER: usize = 2;
+
+/// The first file in `dir` that a model's folder written there would replace, or whose weights readers would take
+/// for the model's, and that is not as mmx wrote it.
+///
+/// # Errors
+/// A file cannot be read.
+pub fn foreign_file(
+    dir: &Path,
+    tokenizer: bool,
+    manifest: &mut Manifest,
+) -> Result<Option<PathBuf>> {
+    let count = if tokenizer { MODEL_FILES.len() } else { WITHOUT_TOKENIZER };
+    let names = MODEL_FILES[..count].iter().map(|&name| name.to_owned());
+    for name in names.chain(weights_in(dir)?) {
+        let path = dir.join(name);
+        if !manifest.is_free(&path)? {
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
+}
+
+/// The tokenizer's files that are in a folder.
+pub fn tokenizer_files(dir: &Path) -> impl Iterator<Item = PathBuf> {
+    tokenizer_places(dir).filter(|path| path.exists())
+}
+
+/// Where a tokenizer's files go in a folder.
+pub fn tokenizer_places(dir: &Path) -> impl Iterator<Item = PathBuf> {
+    MODEL_FILES[WITHOUT_TOKENIZER..].iter().map(|name| dir.join(name))
+}
+
+/// The names of the files that hold weights in a folder, or say where they are.
+fn weights_in(dir: &Path) -> Result<Vec<String>> {
+    let io = |e| Error::io(dir, e);
+    if !dir.is_dir() {
+        return Ok(Vec::new());
+    }
+    let mut names = Vec::new();
+    for entry in fs_err::read_dir(dir).map_err(io)? {
+        names.extend(entry.map_err(io)?.file_name().into_string());
+    }
+    names.retain(|name| shards::is_weights(name));
+    names.sort();
+    Ok(names)
+}
+
+/// Writes a model's folder, whole, where none is yet.
 ///
 /// # Errors
 /// A model that the layout cannot carry, whatever `source` and the tokenizer return, a fallback if
-/// `strict`, or the system's refusal. Nothing in `dir` has changed then.
+/// `strict`, a folder that is there, or the system's refusal. Nothing has been written then.
 pub fn write(dir: &Path, folder: &Folder<'_>, source: &mut Weights<'_, '_>) -> Result<Written> {
+    if dir.exists() {
+        return Err(Error::format(dir, "expected the place of a new folder, found one"));
+    }
+    let (staging, fallbacks) = stage(dir, folder, source)?;
+    let files = sizes(staging.path(), dir)?;
+    staging.persist(dir)?;
+    Ok(Written { files, fallbacks })
+}
+
+/// Writes a model's folder over what is there. What was in `dir` under other names stays, but for weights and a chat
+/// template that `manifest` knows and this model does not have. A file is replaced only if the manifest knows it or
+/// `overwrite` says so, after the whole model has been written beside it.
+///
+/// # Errors
+/// As [`write`]; what [`foreign_file`] finds, without `overwrite`. Nothing in `dir` has changed then.
+pub fn write_over(
+    dir: &Path,
+    folder: &Folder<'_>,
+    source: &mut Weights<'_, '_>,
+    manifest: &mut Manifest,
+    overwrite: bool,
+) -> Result<Written> {
+    let tokenizer = folder.tokenizer.is_some();
+    let foreign = if overwrite { None } else { foreign_file(dir, tokenizer, manifest)? };
+    if let Some(path) = foreign {
+        return Err(Error::Foreign { path });
+    }
+    let (staging, fallbacks) = stage(dir, folder, source)?;
+    let files = sizes(staging.path(), dir)?;
+    if dir.exists() {
+        let old = weights_in(dir)?;
+        for (path, _) in &files {
+            let from = staging.path().join(path.file_name().unwrap_or_default());
+            fs_err::rename(from, path).map_err(|e| Error::io(path, e))?;
+        }
+        let template = "chat_template.jinja".to_owned();
+        for path in old.into_iter().chain([template]).map(|name| dir.join(name)) {
+            if files.iter().any(|(new, _)| *new == path) || !path.exists() {
+                continue;
+            }
+            // readers would take these two for this model's, whatever lies beside them
+            let read = [safetensors::FILE_NAME, safetensors::INDEX_NAME];
+            let hides = path.file_name().is_some_and(|name| read.iter().any(|read| name == *read));
+            if hides || manifest.is_own(&path)? {
+                fs_err::remove_file(&path).map_err(|e| Error::io(&path, e))?;
+            }
+        }
+    } else {
+        staging.persist(dir)?;
+    }
+    for (path, _) in &files {
+        manifest.add(path)?;
+    }
+    manifest.save()?;
+    Ok(Written { files, fallbacks })
+}
+
+/// The model's folder beside its place, and the tensors that did not get the type asked for.
+fn stage(
+    dir: &Path,
+    folder: &Folder<'_>,
+    source: &mut Weights<'_, '_>,
+) -> Result<(file::TemporaryFolder, Vec<Fallback>)> {
     let config = folder.config;
     let weights = arch::weights(config);
     let fallbacks = float_fallbacks(&weights, folder.layout, folder.dtype, source)?;
@@ -105,7 +225,7 @@ pub fn write(dir: &Path, folder: &Folder<'_>, source: &mut Weights<'_, '_>) -> R
 
     let parent = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs_err::create_dir_all(parent).map_err(|e| Error::io(parent, e))?;
-    let staging = staging_folder(parent)?;
+    let staging = file::TemporaryFolder::new(parent)?;
     let at = |name: &str| staging.path().join(name);
     write_json(&at("config.json"), &config_json)?;
     write_json(&at(generation::FILE_NAME), &folder.generation.to_json(config))?;
@@ -120,8 +240,7 @@ pub fn write(dir: &Path, folder: &Folder<'_>, source: &mut Weights<'_, '_>) -> R
         })
         .map(|bytes: Cow<'_, [u8]>| bytes)
     })?;
-    let files = appear(staging, dir)?;
-    Ok(Written { files, fallbacks })
+    Ok((staging, fallbacks))
 }
 
 fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
@@ -131,52 +250,14 @@ fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
     file::write_bytes(path, text.as_bytes())
 }
 
-/// A temporary folder beside the one to be written; gone again if it is dropped.
-fn staging_folder(parent: &Path) -> Result<tempfile::TempDir> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".mmx-").suffix(".part");
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(std::fs::Permissions::from_mode(0o777)); // less the umask
-    }
-    builder.tempdir_in(parent).map_err(|e| Error::io(parent, e))
-}
-
-/// Weights of a model that was there before, in one file or in shards: readers would take them for this one's.
-fn remove_other_weights(dir: &Path, written: &[(std::ffi::OsString, u64)]) -> Result<()> {
-    let io = |e| Error::io(dir, e);
-    for entry in fs_err::read_dir(dir).map_err(io)? {
-        let name = entry.map_err(io)?.file_name();
-        let weights = name.to_str().is_some_and(shards::is_weights);
-        if weights && !written.iter().any(|(new, _)| *new == name) {
-            fs_err::remove_file(dir.join(&name)).map_err(io)?;
-        }
-    }
-    Ok(())
-}
-
-/// Moves the finished files to their place. Returns them with their sizes, by name.
-fn appear(staging: tempfile::TempDir, dir: &Path) -> Result<Vec<(PathBuf, u64)>> {
-    let io = |e| Error::io(dir, e);
+/// The files of a folder that goes to `dir`, as they are called there, with their sizes, by name.
+fn sizes(staging: &Path, dir: &Path) -> Result<Vec<(PathBuf, u64)>> {
+    let io = |e| Error::io(staging, e);
     let mut files = Vec::new();
-    for entry in fs_err::read_dir(staging.path()).map_err(io)? {
+    for entry in fs_err::read_dir(staging).map_err(io)? {
         let entry = entry.map_err(io)?;
-        files.push((entry.file_name(), entry.metadata().map_err(io)?.len()));
+        files.push((dir.join(entry.file_name()), entry.metadata().map_err(io)?.len()));
     }
     files.sort();
-    if dir.exists() {
-        for (name, _) in &files {
-            fs_err::rename(staging.path().join(name), dir.join(name)).map_err(io)?;
-        }
-        remove_other_weights(dir, &files)?;
-    } else {
-        let finished = staging.keep();
-        if let Err(refused) = fs_err::rename(&finished, dir) {
-            // the reason is what the user needs; what was staged is not left behind
-            let _ = fs_err::remove_dir_all(&finished);
-            return Err(io(refused));
-        }
-    }
-    Ok(files.into_iter().map(|(name, bytes)| (dir.join(name), bytes)).collect())
+    Ok(files)
 }

@@ -199,6 +199,51 @@ pub fn stop_set(tokenizer: Option<u32>, config: &[u32], generation: &[u32]) -> V
     all
 }
 
+/// [`stop_set`] of a folder's three sources, without ids beyond the vocabulary. Also what is to be said: ids left out,
+/// and sources that contradict each other (none names all the ends that the others name).
+pub fn ends(
+    dir: &Path,
+    config: &Config,
+    tokenizer: Option<u32>,
+    generation: &[u32],
+) -> (Vec<u32>, Vec<String>) {
+    let mut said = Vec::new();
+    let mut within = |name: &str, ids: &[u32]| -> Vec<u32> {
+        let (ids, beyond): (Vec<u32>, Vec<u32>) =
+            ids.iter().partition(|&&id| (id as usize) < config.vocab_size);
+        for id in beyond {
+            said.push(format!(
+                "{}: eos_token_id: expected an id below vocab_size ({}), found {id}: left out",
+                dir.join(name).display(),
+                config.vocab_size
+            ));
+        }
+        ids
+    };
+    let generation = within(FILE_NAME, generation);
+    let tokenizer = within("tokenizer_config.json", tokenizer.as_slice());
+    let all = stop_set(tokenizer.first().copied(), &config.eos_token_id, &generation);
+    let sources = [
+        ("tokenizer_config.json", tokenizer.as_slice()),
+        ("config.json", &config.eos_token_id),
+        (FILE_NAME, &generation),
+    ];
+    let covers = |ids: &[u32]| all.iter().all(|id| ids.contains(id));
+    if !all.is_empty() && !sources.iter().any(|(_, ids)| covers(ids)) {
+        let list: Vec<String> = sources
+            .iter()
+            .filter(|(_, ids)| !ids.is_empty())
+            .map(|(name, ids)| format!("{name} {ids:?}"))
+            .collect();
+        said.push(format!(
+            "{}: the ends of an answer contradict each other ({}): any of them ends one",
+            dir.display(),
+            list.join(", ")
+        ));
+    }
+    (all, said)
+}
+
 /// The id of the end token that a folder's tokenizer_config.json names, if there is one.
 ///
 /// The text is looked up in tokenizer.json, else in `added_tokens_decoder`; else it is one of the three
@@ -253,8 +298,10 @@ mod tests {
 
     #[test]
     fn stop_set_is_the_union_with_the_tokenizers_first() {
-        let dir =
-            Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/cases/files/eos-union"));
+        let dir = Path::new(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../tests/fixtures/cases/files/eos-union"
+        ));
         let (config, _) = Config::read(&dir.join("config.json")).unwrap();
         assert_eq!(tokenizer_eos(dir).unwrap(), Some(2));
         assert_eq!(stop_set(Some(2), &config.eos_token_id, &[]), [2, 0]);

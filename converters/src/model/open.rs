@@ -66,14 +66,20 @@ impl Beside {
     /// `given` replaces config.json. Nothing without either.
     fn read(dir: &Path, given: Option<Config>) -> Result<Option<Self>> {
         let path = dir.join("config.json");
-        let (mut config, warnings) = match given {
+        let (mut config, mut warnings) = match given {
             Some(config) => (config, Vec::new()),
             None if path.exists() => Config::read(&path)?,
             None => return Ok(None),
         };
         let (generation, stops) = Generation::read(dir)?.unwrap_or_default();
-        let tokenizer = generation::tokenizer_eos(dir)?;
-        config.eos_token_id = generation::stop_set(tokenizer, &config.eos_token_id, &stops);
+        // the weights can be used without it: whoever needs the tokenizer opens it and hears the same
+        let tokenizer = generation::tokenizer_eos(dir).unwrap_or_else(|error| {
+            warnings.push(error.to_string());
+            None
+        });
+        let (ends, said) = generation::ends(dir, &config, tokenizer, &stops);
+        config.eos_token_id = ends;
+        warnings.extend(said);
         Ok(Some(Self { config, generation, warnings }))
     }
 }
@@ -83,7 +89,10 @@ impl Source {
         match self {
             Self::SafeTensors(file) => file.names().collect(),
             Self::Gguf(file) => file.tensors().iter().map(|t| t.name.as_str()).collect(),
-            Self::Pth(file) => file.tensors().iter().map(|t| t.name.as_str()).collect(),
+            Self::Pth(file) => {
+                let tensors = file.tensors().iter().map(|t| t.name.as_str());
+                tensors.chain(file.others().map(|(name, _)| name)).collect()
+            }
         }
     }
 
@@ -97,14 +106,14 @@ impl Source {
             other => Err(other.safetensors_name()),
         };
         let (ty, shape) = match self {
-            Self::SafeTensors(file) => {
-                let view = file.get(name)?;
-                (float(view.dtype), view.shape)
-            }
-            Self::Pth(file) => {
-                let tensor = file.tensor(name)?;
-                (float(tensor.dtype), tensor.shape.as_slice())
-            }
+            Self::SafeTensors(file) => match file.get(name) {
+                Some(view) => (float(view.dtype), view.shape),
+                None => return Some(Err(file.describe(name)?.dtype)),
+            },
+            Self::Pth(file) => match file.tensor(name) {
+                Some(tensor) => (float(tensor.dtype), tensor.shape.as_slice()),
+                None => return Some(Err(file.other(name)?)),
+            },
             Self::Gguf(file) => {
                 let tensor = file.tensor(name)?;
                 let ty = match tensor.ty {
@@ -218,10 +227,6 @@ impl Model {
         if let Some(kind) = file.metadata().string("general.type").filter(|kind| *kind != "model") {
             return Err(Error::key(path, "general.type", format!("expected model, found {kind}")));
         }
-        let parts = file.metadata().get("split.count").and_then(crate::gguf::Value::as_u64);
-        if parts.is_some_and(|n| n > 1) {
-            return Err(Error::key(path, "split.count", "expected one file, found a split one"));
-        }
         let tied = file.tensor("output.weight").is_none();
         let config = Config::from_gguf_keys(file.metadata(), path, tied)?;
         let generation = Generation::from_gguf_keys(file.metadata()).unwrap_or_default();
@@ -231,7 +236,7 @@ impl Model {
     }
 
     fn open_folder(dir: &Path, config: Option<Config>) -> Result<Self> {
-        let beside = Beside::read(dir, config)?.ok_or_else(|| {
+        let mut beside = Beside::read(dir, config)?.ok_or_else(|| {
             Error::format(
                 dir,
                 "expected config.json and model.safetensors in the folder, found no config.json",
@@ -239,15 +244,17 @@ impl Model {
         })?;
         let has = |name: &str| dir.join(name).exists();
         let old = dir.join("pytorch_model.bin");
-        let source = if old.exists()
+        if old.exists()
             && !has(crate::safetensors::FILE_NAME)
             && !has(crate::safetensors::INDEX_NAME)
         {
-            Source::Pth(Pth::open(old)?)
-        } else {
-            Source::SafeTensors(SafeTensors::open_folder(dir)?)
-        };
-        Self::check_beside(dir, beside, source)
+            let file = Pth::open(old)?;
+            beside.warnings.extend(file.notes().iter().cloned());
+            return Self::check_beside(dir, beside, Source::Pth(file));
+        }
+        let file = SafeTensors::open_folder(dir)?;
+        beside.warnings.extend(file.notes().iter().cloned());
+        Self::check_beside(dir, beside, Source::SafeTensors(file))
     }
 
     fn open_pth(path: &Path, dir: &Path, config: Option<Config>) -> Result<Self> {
@@ -284,9 +291,9 @@ impl Model {
         let mut found = None;
         for &layout in layouts {
             let publics = public_tensors(&weights, layout);
-            let (report, buffers) = compare(&publics, &source, &config);
+            let (report, aside) = compare(&publics, &source, &config);
             if report.is_empty() {
-                found = Some((layout, buffers));
+                found = Some((layout, aside));
                 break;
             }
             let faults =
@@ -295,7 +302,7 @@ impl Model {
                 best = Some(report);
             }
         }
-        let Some((layout, buffers)) = found else {
+        let Some((layout, Aside { buffers, others })) = found else {
             return fault(best.unwrap_or_default());
         };
         if !buffers.is_empty() {
@@ -304,6 +311,15 @@ impl Model {
                 path.display(),
                 buffers.len(),
                 buffers.join(", ")
+            ));
+        }
+        if !others.is_empty() {
+            let tensors = if others.len() == 1 { "tensor" } else { "tensors" };
+            warnings.push(format!(
+                "{}: {} {tensors} that the model does not need, of types that no weight has, are left aside: {}",
+                path.display(),
+                others.len(),
+                others.join(", ")
             ));
         }
         let path = path.to_owned();
@@ -412,7 +428,7 @@ impl Model {
         let Some(adapter) = adapters.of(weight) else { return (dtype, data) };
         let shape = [weight.elements()];
         let base = tensor::TensorView { dtype, shape: &shape, data: &data }.to_f32();
-        let merged = adapter.merged(&base, adapters.rank, adapters.scale());
+        let merged = adapter.merged(&base, adapters.scale_of(adapter));
         (Dtype::F32, Cow::Owned(tensor::encode_f32(&merged, Dtype::F32)))
     }
 
@@ -507,7 +523,7 @@ impl Model {
             // `check` has seen them all: only a weight of another model ends here
             _ => Err(Error::format(
                 &self.path,
-                format!("tensor {}: expected, found none", place.tensor),
+                format!("tensor {}: expected a weight of the model, found none", place.tensor),
             )),
         }
     }
@@ -549,10 +565,19 @@ fn other_layer_count(config: &Config, names: &[&str]) -> Option<TensorReport> {
     Some(TensorReport { note: Some(note), ..TensorReport::default() })
 }
 
-/// The file's tensors against those of a layout; also the tables that are left aside.
-fn compare(publics: &[Public], source: &Source, config: &Config) -> (TensorReport, Vec<String>) {
+/// What a file holds beside a model's weights.
+#[derive(Default)]
+struct Aside {
+    /// Tables that follow from the configuration.
+    buffers: Vec<String>,
+    /// Tensors that cannot be weights by their type: `steps (I64)`.
+    others: Vec<String>,
+}
+
+/// The file's tensors against those of a layout; also what is left aside.
+fn compare(publics: &[Public], source: &Source, config: &Config) -> (TensorReport, Aside) {
     let mut report = TensorReport::default();
-    let mut buffers = Vec::new();
+    let mut aside = Aside::default();
     // llama.cpp drops trailing dimensions of one, which are leading ones here
     fn significant(shape: &[usize]) -> &[usize] {
         let ones = shape.iter().take_while(|&&n| n == 1).count();
@@ -585,10 +610,14 @@ fn compare(publics: &[Public], source: &Source, config: &Config) -> (TensorRepor
     names.sort_unstable();
     for name in names.into_iter().filter(|name| !expected.contains(name)) {
         if is_buffer(name) {
-            buffers.push(name.to_owned());
+            aside.buffers.push(name.to_owned());
+        } else if !matches!(source, Source::Gguf(_)) // llama.cpp takes no tensor too many
+            && let Some(Err(ty)) = source.info(name)
+        {
+            aside.others.push(format!("{name} ({ty})"));
         } else if !(name == HEAD && config.tie_word_embeddings) {
             report.unexpected.push(name.to_owned());
         }
     }
-    (report, buffers)
+    (report, aside)
 }

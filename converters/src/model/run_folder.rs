@@ -30,17 +30,25 @@ pub fn checkpoints(dir: &Path) -> Result<Vec<PathBuf>> {
     }
     for entry in fs_err::read_dir(dir).map_err(|e| Error::io(dir, e))? {
         let entry = entry.map_err(|e| Error::io(dir, e))?;
-        let file_name = entry.file_name();
-        let Some(number) = file_name.to_str().and_then(|n| n.strip_prefix(PREFIX)) else {
-            continue;
-        };
-        let (step, beyond) = number.split_once('.').unwrap_or((number, "0"));
-        if let (Ok(step), Ok(beyond)) = (step.parse(), beyond.parse()) {
-            found.push(((step, beyond), entry.path()));
+        if let Some(number) = entry.file_name().to_str().and_then(number) {
+            found.push((number, entry.path()));
         }
     }
     found.sort();
     Ok(found.into_iter().map(|(_, path)| path).collect())
+}
+
+/// Step and micro-step of a checkpoint's name; nothing for other names.
+fn number(name: &str) -> Option<(usize, usize)> {
+    let number = name.strip_prefix(PREFIX)?;
+    let (step, beyond) = number.split_once('.').unwrap_or((number, "0"));
+    Some((step.parse().ok()?, beyond.parse().ok()?))
+}
+
+/// The run's folder of a checkpoint; nothing for other folders.
+pub fn run_of(checkpoint: &Path) -> Option<&Path> {
+    number(checkpoint.file_name()?.to_str()?)?;
+    checkpoint.parent()
 }
 
 /// A run's folder stands for its newest checkpoint, everything else for itself.

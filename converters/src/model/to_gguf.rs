@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::arch::{self, Config, Family, Layout, Public, Role, Weight, gather, public_tensors};
 use crate::error::{Error, Result};
-use crate::gguf::{self, GgmlType, Metadata, TensorSpec, Value};
+use crate::gguf::{self, Files, GgmlType, Metadata, TensorSpec, Value};
 use crate::model::fallback::{Fallback, Weights, range_fallback, refuse_fallbacks};
 use crate::model::generation::Generation;
 use crate::tensor::{self, Dtype};
@@ -58,10 +58,26 @@ impl ToGguf<'_> {
     /// A model the architecture cannot carry, whatever `source` and the quantizer return, a fallback if
     /// `strict`, or the system's refusal.
     pub fn write(&self, path: &Path, source: &mut Weights<'_, '_>) -> Result<(u64, Vec<Fallback>)> {
+        let (files, fallbacks) = self.write_split(path, None, source)?;
+        Ok((files.iter().map(|(_, size)| size).sum(), fallbacks))
+    }
+
+    /// The same in files of at most `limit` bytes of tensors: see [`gguf::write_split`]. Returns the files and their
+    /// sizes in bytes, and the fallbacks.
+    ///
+    /// # Errors
+    /// As [`ToGguf::write`].
+    pub fn write_split(
+        &self,
+        path: &Path,
+        limit: Option<u64>,
+        source: &mut Weights<'_, '_>,
+    ) -> Result<(Files, Vec<Fallback>)> {
         let plan = self.plan(path, source)?;
-        let size =
-            gguf::write(path, &plan.metadata, &plan.specs, |i| self.tensor(&plan, i, source))?;
-        Ok((size, plan.fallbacks))
+        let (keys, specs) = (&plan.metadata, &plan.specs);
+        let data = |i| self.tensor(&plan, i, source);
+        let files = gguf::write_split(path, keys, specs, limit, data)?;
+        Ok((files, plan.fallbacks))
     }
 
     /// The same into memory; `name` is what messages call it.

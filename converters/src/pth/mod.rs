@@ -13,18 +13,25 @@ mod zip;
 pub use write::write;
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::file::Bytes;
 use crate::tensor::Dtype;
-use pickle::{Pickle, Value};
+use pickle::{Kind, Pickle, Value};
 
 /// Entries under which training scripts keep the state dict beside optimizer, epoch and step.
 const STATE_DICT_KEYS: [&str; 3] = ["model", "state_dict", "model_state_dict"];
 /// What wrappers put before every key: torch.compile, DataParallel.
 const PREFIXES: [&str; 2] = ["_orig_mod.", "module."];
+
+/// Elements of a view that shows its storage's values more than once (`expand`): 64 Mi, which bounds what a small file
+/// can ask for; a larger one is no weight of a model that fits this format.
+const MAX_EXPANDED: usize = 64 << 20;
+
+/// Keys that a message lists.
+const SHOWN: usize = 8;
 
 /// An open checkpoint.
 #[derive(Debug)]
@@ -32,6 +39,8 @@ pub struct Pth {
     path: PathBuf,
     bytes: Bytes,
     tensors: Vec<PthTensor>,
+    /// Tensors of types that mmx does not compute with.
+    others: BTreeMap<String, &'static str>,
     index: HashMap<String, usize>,
     notes: Vec<String>,
 }
@@ -72,10 +81,10 @@ impl Pth {
     }
 
     fn parse(bytes: Bytes, path: &Path) -> Result<Self> {
-        let (tensors, notes) =
+        let Read { tensors, others, notes } =
             read(&bytes, path).map_err(|message| Error::format(path, message))?;
         let index = tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
-        Ok(Self { path: path.to_owned(), bytes, tensors, index, notes })
+        Ok(Self { path: path.to_owned(), bytes, tensors, others, index, notes })
     }
 
     /// The file.
@@ -91,6 +100,16 @@ impl Pth {
     /// A tensor by name.
     pub fn tensor(&self, name: &str) -> Option<&PthTensor> {
         self.index.get(name).and_then(|&i| self.tensors.get(i))
+    }
+
+    /// Names and types of the tensors that mmx does not compute with and that [`Pth::tensors`] leaves out.
+    pub fn others(&self) -> impl Iterator<Item = (&str, &'static str)> {
+        self.others.iter().map(|(name, ty)| (name.as_str(), *ty))
+    }
+
+    /// The type of one of [`Pth::others`].
+    pub fn other(&self, name: &str) -> Option<&'static str> {
+        self.others.get(name).copied()
     }
 
     /// A tensor's bytes, row by row: in place where it is contiguous, else gathered along its strides.
@@ -140,7 +159,14 @@ impl PthTensor {
     }
 }
 
-fn read(bytes: &[u8], path: &Path) -> Result<(Vec<PthTensor>, Vec<String>), String> {
+/// What a file holds.
+struct Read {
+    tensors: Vec<PthTensor>,
+    others: BTreeMap<String, &'static str>,
+    notes: Vec<String>,
+}
+
+fn read(bytes: &[u8], path: &Path) -> Result<Read, String> {
     let archive = zip::Archive::read(bytes)?;
     let root = archive
         .names()
@@ -156,10 +182,14 @@ fn read(bytes: &[u8], path: &Path) -> Result<(Vec<PthTensor>, Vec<String>), Stri
     let pickle = Pickle::read(bytes.get(data).unwrap_or_default())
         .map_err(|message| format!("data.pkl: {message}"))?;
     let mut notes = Vec::new();
-    let mut tensors: Vec<PthTensor> = Vec::new();
+    let (mut tensors, mut others) = (Vec::new(), BTreeMap::new());
+    let mut plain: Vec<&str> = Vec::new();
     let mut unwrapped: HashMap<String, String> = HashMap::new();
     for (key, value) in state_dict(&pickle, path, &mut notes)? {
-        let Value::Tensor(view) = value else { continue };
+        let Value::Tensor(view) = value else {
+            plain.push(key);
+            continue;
+        };
         let view = pickle.tensor(*view).ok_or("expected a tensor")?;
         let mut name = key;
         while let Some(rest) = PREFIXES.iter().find_map(|prefix| name.strip_prefix(prefix)) {
@@ -170,16 +200,33 @@ fn read(bytes: &[u8], path: &Path) -> Result<(Vec<PthTensor>, Vec<String>), Stri
                 "keys {other} and {key}: expected two tensors, found one name {name}"
             ));
         }
+        let dtype = match view.dtype {
+            Kind::Known(dtype) => dtype,
+            Kind::Other(ty) => {
+                others.insert(name.to_owned(), ty);
+                continue;
+            }
+        };
         let entry = format!("{root}data/{}", view.storage);
         let storage = archive
             .get(&entry)?
             .ok_or_else(|| format!("tensor {name}: expected the entry {entry}, found none"))?;
-        tensors.push(place(name, view, storage)?);
+        tensors.push(place(name, view, dtype, storage)?);
     }
-    if tensors.is_empty() {
+    if tensors.is_empty() && others.is_empty() {
         return Err("expected a state dict of tensors, found none".to_owned());
     }
-    Ok((tensors, notes))
+    if !plain.is_empty() {
+        let more = if plain.len() > SHOWN { ", ..." } else { "" };
+        let entries = if plain.len() == 1 { "entry" } else { "entries" };
+        notes.push(format!(
+            "{}: {} {entries} of the state dict, no tensors, are left aside: {}{more}",
+            path.display(),
+            plain.len(),
+            plain.get(..SHOWN).unwrap_or(&plain).join(", ")
+        ));
+    }
+    Ok(Read { tensors, others, notes })
 }
 
 /// The entries of the state dict: the top level, or the entry of a resume file that holds it.
@@ -209,7 +256,7 @@ fn state_dict<'a>(
             return Ok(inner);
         }
     }
-    let keys: Vec<&str> = top.iter().take(8).map(|(key, _)| *key).collect();
+    let keys: Vec<&str> = top.iter().take(SHOWN).map(|(key, _)| *key).collect();
     Err(format!(
         "expected tensors at the top or under {}, found the keys {}",
         STATE_DICT_KEYS.join(", "),
@@ -221,10 +268,11 @@ fn state_dict<'a>(
 fn place(
     name: &str,
     view: &pickle::TensorView,
+    dtype: Dtype,
     storage: std::ops::Range<usize>,
 ) -> Result<PthTensor, String> {
     let what = format!("tensor {name}");
-    let size = view.dtype.size();
+    let size = dtype.size();
     let held = storage.len().checked_div(size).unwrap_or(0);
     if view.shape.len() != view.stride.len() {
         return Err(format!(
@@ -240,7 +288,7 @@ fn place(
     });
     let fits = match (elements, last) {
         (Some(0), _) => view.offset <= held,
-        (Some(n), Some(last)) => n <= held && last < held,
+        (Some(n), Some(last)) => n <= held.max(MAX_EXPANDED) && last < held,
         _ => false,
     };
     if !fits {
@@ -252,7 +300,7 @@ fn place(
     let start = view.offset.checked_mul(size).and_then(|at| at.checked_add(storage.start));
     Ok(PthTensor {
         name: name.to_owned(),
-        dtype: view.dtype,
+        dtype,
         shape: view.shape.clone(),
         stride: view.stride.clone(),
         start: start.ok_or_else(|| format!("{what}: its place lies beyond the address space"))?,

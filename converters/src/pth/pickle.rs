@@ -36,14 +36,58 @@ enum Name {
     OrderedDict,
     RebuildTensor,
     RebuildParameter,
+    RebuildTensorOfDtype,
     Size,
-    Storage(Dtype),
+    Storage(Kind),
+    /// A dtype where it is an argument, else data of no interest.
+    Dtype(Kind),
+    /// A storage of bytes: the tensor says its type.
+    Untyped,
+}
+
+/// The element type of a storage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Known(Dtype),
+    /// One that mmx does not compute with, by its name in safetensors headers or in torch.
+    Other(&'static str),
+}
+
+/// A dtype by its name in the module torch.
+fn kind_of(dtype: &str) -> Option<Kind> {
+    use Kind::{Known, Other};
+    Some(match dtype {
+        "float32" => Known(Dtype::F32),
+        "float16" => Known(Dtype::F16),
+        "bfloat16" => Known(Dtype::Bf16),
+        "float64" => Known(Dtype::F64),
+        "int64" => Known(Dtype::I64),
+        "int32" => Known(Dtype::I32),
+        "uint8" => Known(Dtype::U8),
+        "bool" => Known(Dtype::Bool),
+        "int8" => Other("I8"),
+        "int16" => Other("I16"),
+        "uint16" => Other("U16"),
+        "uint32" => Other("U32"),
+        "uint64" => Other("U64"),
+        "complex32" => Other("complex32"),
+        "complex64" => Other("C64"),
+        "complex128" => Other("complex128"),
+        "float8_e4m3fn" => Other("F8_E4M3"),
+        "float8_e5m2" => Other("F8_E5M2"),
+        "float8_e4m3fnuz" => Other("F8_E4M3FNUZ"),
+        "float8_e5m2fnuz" => Other("F8_E5M2FNUZ"),
+        "float8_e8m0fnu" => Other("F8_E8M0"),
+        "float4_e2m1fn_x2" => Other("F4"),
+        _ => return None,
+    })
 }
 
 #[derive(Clone, Debug)]
 struct Storage {
     key: String,
-    dtype: Dtype,
+    /// Nothing for bytes.
+    dtype: Option<Kind>,
 }
 
 /// A tensor as the pickle describes it.
@@ -51,7 +95,7 @@ struct Storage {
 pub(super) struct TensorView {
     /// The storage's key: the entry `data/KEY`.
     pub(super) storage: String,
-    pub(super) dtype: Dtype,
+    pub(super) dtype: Kind,
     /// First element, counted from the storage's start.
     pub(super) offset: usize,
     pub(super) shape: Vec<usize>,
@@ -278,27 +322,30 @@ impl<'a> Machine<'a> {
 
     fn push_name(&mut self, module: &str, name: &str) -> Result<(), String> {
         let storage = match (module, name) {
-            ("torch", "FloatStorage") => Some(Dtype::F32),
-            ("torch", "HalfStorage") => Some(Dtype::F16),
-            ("torch", "BFloat16Storage") => Some(Dtype::Bf16),
-            ("torch", "DoubleStorage") => Some(Dtype::F64),
-            ("torch", "LongStorage") => Some(Dtype::I64),
-            ("torch", "IntStorage") => Some(Dtype::I32),
-            ("torch", "ByteStorage") => Some(Dtype::U8),
-            ("torch", "BoolStorage") => Some(Dtype::Bool),
+            ("torch", "FloatStorage") => kind_of("float32"),
+            ("torch", "HalfStorage") => kind_of("float16"),
+            ("torch", "BFloat16Storage") => kind_of("bfloat16"),
+            ("torch", "DoubleStorage") => kind_of("float64"),
+            ("torch", "LongStorage") => kind_of("int64"),
+            ("torch", "IntStorage") => kind_of("int32"),
+            ("torch", "ByteStorage") => kind_of("uint8"),
+            ("torch", "BoolStorage") => kind_of("bool"),
+            ("torch", "CharStorage") => kind_of("int8"),
+            ("torch", "ShortStorage") => kind_of("int16"),
+            ("torch", "ComplexFloatStorage") => kind_of("complex64"),
+            ("torch", "ComplexDoubleStorage") => kind_of("complex128"),
             _ => None,
         };
+        let dtype = if module == "torch" { kind_of(name) } else { None };
         let found = match (module, name) {
             _ if storage.is_some() => storage.map(Name::Storage),
+            _ if dtype.is_some() => dtype.map(Name::Dtype),
+            ("torch.storage", "UntypedStorage") => Some(Name::Untyped),
+            ("torch._utils", "_rebuild_tensor_v3") => Some(Name::RebuildTensorOfDtype),
             ("collections", "OrderedDict") => Some(Name::OrderedDict),
             ("torch._utils", "_rebuild_tensor_v2") => Some(Name::RebuildTensor),
             ("torch._utils", "_rebuild_parameter") => Some(Name::RebuildParameter),
             ("torch", "Size") => Some(Name::Size),
-            // dtypes are data
-            ("torch", "float32" | "float16" | "bfloat16" | "float64" | "int64" | "int32") => {
-                self.push(Value::Nothing);
-                return Ok(());
-            }
             _ => None,
         };
         let Some(found) = found else {
@@ -331,11 +378,24 @@ impl<'a> Machine<'a> {
                 self.push(tensor);
                 Ok(())
             }
-            (Some(Name::RebuildTensor), [Value::Storage(storage), offset, shape, stride, ..]) => {
+            (
+                Some(Name::RebuildTensor | Name::RebuildTensorOfDtype),
+                [Value::Storage(storage), offset, shape, stride, rest @ ..],
+            ) => {
                 let storage = self.pickle.storages.get(*storage).ok_or("expected a storage")?;
+                // the third form: requires_grad, hooks, dtype
+                let own = match rest {
+                    [_, _, Value::Name(i), ..] => self.pickle.names.get(*i),
+                    _ => None,
+                };
+                let dtype = match (storage.dtype, own) {
+                    (Some(dtype), _) => Some(dtype),
+                    (None, Some(Name::Dtype(dtype))) => Some(*dtype),
+                    _ => None,
+                };
                 let view = TensorView {
                     storage: storage.key.clone(),
-                    dtype: storage.dtype,
+                    dtype: dtype.ok_or("expected a dtype for a storage of bytes")?,
                     offset: size(offset).ok_or("expected an offset of at least 0")?,
                     shape: self.pickle.sizes(shape).ok_or("expected a shape of whole numbers")?,
                     stride: self.pickle.sizes(stride).ok_or("expected strides of at least 0")?,
@@ -360,7 +420,10 @@ impl<'a> Machine<'a> {
                 let is_storage = self.pickle.text(kind) == Some("storage");
                 match (is_storage, self.pickle.names.get(*class), self.pickle.text(key)) {
                     (true, Some(Name::Storage(dtype)), Some(key)) => {
-                        Some(Storage { key: key.to_owned(), dtype: *dtype })
+                        Some(Storage { key: key.to_owned(), dtype: Some(*dtype) })
+                    }
+                    (true, Some(Name::Untyped), Some(key)) => {
+                        Some(Storage { key: key.to_owned(), dtype: None })
                     }
                     _ => None,
                 }

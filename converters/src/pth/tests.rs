@@ -5,7 +5,7 @@ use sha2::{Digest, Sha256};
 use super::*;
 
 fn case(path: &str) -> PathBuf {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/cases/files")).join(path)
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/cases/files")).join(path)
 }
 
 fn digest(file: &Pth, tensor: &PthTensor) -> String {
@@ -143,10 +143,27 @@ fn rejects_views_beyond_their_storage() {
     let good = open(&one_tensor("w", 1, 2, 2)).unwrap();
     let values = good.data(good.tensor("w").unwrap()).into_owned();
     assert_eq!(values, [1f32, 3.0].map(f32::to_le_bytes).concat());
-    for (offset, n, stride) in [(0, 5, 1), (4, 1, 1), (1, 2, 3), (0, 200, 0), (255, 1, 1)] {
+    for (offset, n, stride) in [(0, 5, 1), (4, 1, 1), (1, 2, 3), (4, 200, 0), (255, 1, 1)] {
         let text = open(&one_tensor("w", offset, n, stride)).unwrap_err().to_string();
         assert!(text.contains("tensor w: expected a view within the 4 elements"), "{text}");
     }
+}
+
+#[test]
+fn a_view_that_shows_one_value_many_times_is_read_up_to_a_bound() {
+    let expanded = open(&one_tensor("w", 1, 200, 0)).unwrap();
+    let values = expanded.data(expanded.tensor("w").unwrap()).into_owned();
+    assert_eq!(values, [1f32; 200].map(f32::to_le_bytes).concat());
+    let view = |n: usize| pickle::TensorView {
+        storage: "0".into(),
+        dtype: Kind::Known(Dtype::F32),
+        offset: 0,
+        shape: vec![n, 2],
+        stride: vec![0, 1],
+    };
+    assert!(place("w", &view(MAX_EXPANDED / 2), Dtype::F32, 0..16).is_ok());
+    let text = place("w", &view(MAX_EXPANDED / 2 + 1), Dtype::F32, 0..16).unwrap_err();
+    assert!(text.contains("tensor w: expected a view within the 4 elements"), "{text}");
 }
 
 #[test]

@@ -279,7 +279,7 @@ mod tests {
     fn quant_columns() {
         let path = concat!(
             env!("CARGO_MANIFEST_DIR"),
-            "/../../shared/cases/files/quant-columns/table.json"
+            "/../tests/fixtures/cases/files/quant-columns/table.json"
         );
         let table: serde_json::Value =
             serde_json::from_str(&fs_err::read_to_string(path).unwrap()).unwrap();

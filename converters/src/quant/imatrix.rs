@@ -228,7 +228,7 @@ mod tests {
     fn imatrix_idle_expert() {
         let path = concat!(
             env!("CARGO_MANIFEST_DIR"),
-            "/../../shared/cases/files/imatrix-idle-expert/expect.json"
+            "/../tests/fixtures/cases/files/imatrix-idle-expert/expect.json"
         );
         let case: serde_json::Value =
             serde_json::from_str(&fs_err::read_to_string(path).unwrap()).unwrap();

@@ -1,7 +1,8 @@
 //! safetensors in (one file or a folder of shards, by memory map) and out (streamed, whole).
 //!
-//! A file is a length u64, a JSON header of that many bytes, then the data. Own reader rather than the
-//! crate's: messages name the tensor, what was expected and what was found, and duplicates are refused.
+//! A file is a length u64, a JSON header of that many bytes, then the data. Types, header and the rules that it
+//! obeys are the crate's `safetensors`; around it stand checks of our own ([`check`]), whose messages name the
+//! tensor, what was expected and what was found, and which refuse duplicates. A file must pass both.
 //! Source: the format's description at huggingface/safetensors, README "Format".
 
 #![warn(
@@ -18,6 +19,7 @@ use std::io::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use ::safetensors::tensor::{Dtype as AnyDtype, Metadata, TensorInfo, View};
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 
@@ -40,15 +42,27 @@ pub struct SafeTensors {
     tensors: Vec<Tensor>,
     index: HashMap<String, usize>,
     metadata: BTreeMap<String, String>,
+    notes: Vec<String>,
 }
 
 #[derive(Debug)]
 struct Tensor {
     name: String,
-    dtype: Dtype,
+    dtype: AnyDtype,
     shape: Vec<usize>,
     file: usize,
     range: Range<usize>,
+}
+
+/// What the header says of a tensor, of whatever type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Described<'a> {
+    /// Element type, as headers spell it: `F32`, `F8_E4M3`.
+    pub dtype: &'static str,
+    /// Outermost dimension first.
+    pub shape: &'a [usize],
+    /// Bytes in the file.
+    pub bytes: usize,
 }
 
 impl SafeTensors {
@@ -74,7 +88,9 @@ impl SafeTensors {
         Ok(all)
     }
 
-    /// Opens a folder's `model.safetensors`, or the shards that `model.safetensors.index.json` names.
+    /// Opens a folder's `model.safetensors`, or the shards that `model.safetensors.index.json` names. Where both
+    /// are there, the one file is read and the other is named in [`SafeTensors::notes`]. Source: Transformers 5.24,
+    /// `_get_resolved_checkpoint_files`, and 4.57's `from_pretrained`, tried.
     ///
     /// # Errors
     /// Neither is there, a shard is missing (found before any shard is read), a tensor lies in two shards
@@ -82,10 +98,18 @@ impl SafeTensors {
     pub fn open_folder(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
         let single = dir.join(FILE_NAME);
-        if single.exists() {
-            return Self::open(single);
-        }
         let index_path = dir.join(INDEX_NAME);
+        if single.exists() {
+            let mut all = Self::open(single)?;
+            if names_other_files(&index_path) {
+                all.notes.push(format!(
+                    "{}: {FILE_NAME} is read, as Transformers does; {INDEX_NAME} beside it and its shards are \
+                     left aside",
+                    dir.display()
+                ));
+            }
+            return Ok(all);
+        }
         if !index_path.exists() {
             return Err(Error::format(
                 dir,
@@ -149,6 +173,7 @@ impl SafeTensors {
             tensors: Vec::new(),
             index: HashMap::new(),
             metadata: BTreeMap::new(),
+            notes: Vec::new(),
         }
     }
 
@@ -195,11 +220,24 @@ impl SafeTensors {
         self.tensors.is_empty()
     }
 
-    /// A tensor, in place.
+    /// A tensor, in place. Nothing for one of a type that mmx does not compute with: see
+    /// [`SafeTensors::describe`].
     pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
         let tensor = self.tensors.get(*self.index.get(name)?)?;
         let data = self.files.get(tensor.file)?.1.get(tensor.range.clone())?;
-        Some(TensorView { dtype: tensor.dtype, shape: &tensor.shape, data })
+        Some(TensorView { dtype: Dtype::of_safetensors(tensor.dtype)?, shape: &tensor.shape, data })
+    }
+
+    /// What the header says of a tensor, of whatever type.
+    pub fn describe(&self, name: &str) -> Option<Described<'_>> {
+        let tensor = self.tensors.get(*self.index.get(name)?)?;
+        let (dtype, bytes) = (type_name(tensor.dtype), tensor.range.len());
+        Some(Described { dtype, shape: &tensor.shape, bytes })
+    }
+
+    /// Sentences for the user: weights beside these that are not read.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// `__metadata__`: text under text keys.
@@ -213,17 +251,34 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
+/// True for an index that names files other than [`FILE_NAME`]; one that cannot be read names none.
+fn names_other_files(index: &Path) -> bool {
+    let text = fs_err::read_to_string(index).unwrap_or_default();
+    serde_json::from_str::<Index>(&text)
+        .is_ok_and(|index| index.weight_map.values().any(|name| name != FILE_NAME))
+}
+
 /// The header as it stands in the file: order and duplicates kept, so that duplicates can be refused.
 struct Header {
-    tensors: Vec<(String, Entry)>,
+    tensors: Vec<(String, TensorInfo)>,
     metadata: BTreeMap<String, String>,
 }
 
+/// [`TensorInfo`] with a type that need not be one.
 #[derive(Deserialize)]
 struct Entry {
-    dtype: String,
-    shape: Vec<u64>,
-    data_offsets: (u64, u64),
+    dtype: serde_json::Value,
+    shape: Vec<usize>,
+    data_offsets: (usize, usize),
+}
+
+impl Entry {
+    fn checked(self) -> Result<TensorInfo, String> {
+        let Self { dtype, shape, data_offsets } = self;
+        let known = AnyDtype::deserialize(&dtype)
+            .map_err(|_| format!("expected a dtype of the format, found {dtype}"))?;
+        Ok(TensorInfo { dtype: known, shape, data_offsets })
+    }
 }
 
 impl<'de> Deserialize<'de> for Header {
@@ -238,32 +293,89 @@ impl<'de> Deserialize<'de> for Header {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
                 use serde::de::Error as _;
-                let mut header = Header { tensors: Vec::new(), metadata: BTreeMap::new() };
+                let mut tensors = Vec::new();
+                let mut metadata: Option<Option<BTreeMap<String, String>>> = None;
                 while let Some(key) = map.next_key::<String>()? {
                     if key == "__metadata__" {
-                        header.metadata = map.next_value()?;
+                        if metadata.replace(map.next_value()?).is_some() {
+                            return Err(A::Error::custom(
+                                "__metadata__: expected once, found twice",
+                            ));
+                        }
                         continue;
                     }
-                    let entry = map
-                        .next_value()
-                        .map_err(|e| A::Error::custom(format!("tensor {key}: {e}")))?;
-                    header.tensors.push((key, entry));
+                    let entry = map.next_value().map_err(|e| e.to_string());
+                    let info = entry.and_then(Entry::checked);
+                    let info = info.map_err(|e| A::Error::custom(format!("tensor {key}: {e}")))?;
+                    tensors.push((key, info));
                 }
-                Ok(header)
+                Ok(Header { tensors, metadata: metadata.flatten().unwrap_or_default() })
             }
         }
         deserializer.deserialize_map(Entries)
     }
 }
 
-fn dtype_of(name: &str) -> Option<Dtype> {
-    use Dtype::{Bf16, Bool, F16, F32, F64, I32, I64, U8};
-    [F32, F16, Bf16, F64, I64, I32, U8, Bool].into_iter().find(|d| d.safetensors_name() == name)
+/// A type's name in headers.
+fn type_name(dtype: AnyDtype) -> &'static str {
+    use AnyDtype as D;
+    match dtype {
+        D::BOOL => "BOOL",
+        D::F4 => "F4",
+        D::F6_E2M3 => "F6_E2M3",
+        D::F6_E3M2 => "F6_E3M2",
+        D::U8 => "U8",
+        D::I8 => "I8",
+        D::F8_E5M2 => "F8_E5M2",
+        D::F8_E4M3 => "F8_E4M3",
+        D::F8_E8M0 => "F8_E8M0",
+        D::F8_E4M3FNUZ => "F8_E4M3FNUZ",
+        D::F8_E5M2FNUZ => "F8_E5M2FNUZ",
+        D::I16 => "I16",
+        D::U16 => "U16",
+        D::F16 => "F16",
+        D::BF16 => "BF16",
+        D::I32 => "I32",
+        D::U32 => "U32",
+        D::F32 => "F32",
+        D::C64 => "C64",
+        D::F64 => "F64",
+        D::I64 => "I64",
+        D::U64 => "U64",
+        _ => "a type newer than mmx",
+    }
 }
 
 type Checked = (Vec<Tensor>, BTreeMap<String, String>);
 
+/// Both checks of a file, and what its header says.
 fn read_header(bytes: &[u8], file: usize) -> Result<Checked, String> {
+    let Header { tensors, metadata } = own_header(bytes)?;
+    let (length, infos) = ::safetensors::SafeTensors::read_metadata(bytes)
+        .map_err(|e| format!("expected a file as the format describes it, found: {e}"))?;
+    let begin = length.saturating_add(size_of::<u64>());
+    let mut read = Vec::with_capacity(tensors.len());
+    for (name, _) in tensors {
+        let info = infos.info(&name).ok_or_else(|| format!("tensor {name}: found by one check"))?;
+        let (start, end) = info.data_offsets;
+        let range = start.saturating_add(begin)..end.saturating_add(begin);
+        let (dtype, shape) = (info.dtype, info.shape.clone());
+        read.push(Tensor { name, dtype, shape, file, range });
+    }
+    Ok((read, metadata))
+}
+
+/// mmx's own checks of a whole file, without those of the crate `safetensors`: what makes the sentences, and what the
+/// fuzz target holds against the crate.
+///
+/// # Errors
+/// A sentence with the tensor, what was expected and what was found.
+pub fn check(bytes: &[u8]) -> Result<(), String> {
+    own_header(bytes).map(|_| ())
+}
+
+/// The header, checked; tensors in the order of the data.
+fn own_header(bytes: &[u8]) -> Result<Header, String> {
     let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
         return Err(format!(
             "expected 8 bytes of header length, found a file of {} bytes",
@@ -283,69 +395,75 @@ fn read_header(bytes: &[u8], file: usize) -> Result<Checked, String> {
             rest.len().min(usize::try_from(MAX_HEADER).unwrap_or(usize::MAX))
         ));
     };
-    let begin = bytes.len().saturating_sub(data.len());
-    let header: Header =
+    let mut header: Header =
         serde_json::from_slice(header).map_err(|e| format!("expected a JSON header: {e}"))?;
-    let mut tensors = Vec::with_capacity(header.tensors.len());
-    for (name, entry) in header.tensors {
-        tensors.push(check_entry(name, &entry, file, data.len())?);
-    }
     let mut seen = std::collections::HashSet::new();
-    for tensor in &tensors {
-        if !seen.insert(tensor.name.as_str()) {
-            return Err(format!("tensor {}: expected once, found twice", tensor.name));
-        }
+    if let Some((name, _)) = header.tensors.iter().find(|(name, _)| !seen.insert(name.as_str())) {
+        return Err(format!("tensor {name}: expected once, found twice"));
+    }
+    for (name, info) in &header.tensors {
+        check_entry(name, info, data.len())?;
     }
     // the data is covered exactly: no overlap, no gap, nothing after it
-    tensors.sort_by_key(|tensor| (tensor.range.start, tensor.range.end));
+    header.tensors.sort_by_key(|(_, info)| info.data_offsets);
     let mut next = 0usize;
-    for tensor in &mut tensors {
-        if tensor.range.start != next {
+    for (name, info) in &header.tensors {
+        let (start, end) = info.data_offsets;
+        if start != next {
             return Err(format!(
-                "tensor {}: expected its bytes to begin at {next}, the end of the tensor before it, found {}",
-                tensor.name, tensor.range.start
+                "tensor {name}: expected its bytes to begin at {next}, the end of the tensor before it, found {start}"
             ));
         }
-        next = tensor.range.end;
-        tensor.range =
-            tensor.range.start.saturating_add(begin)..tensor.range.end.saturating_add(begin);
+        next = end;
     }
     if next != data.len() {
         return Err(format!("expected {next} bytes of tensors, found {}", data.len()));
     }
-    Ok((tensors, header.metadata))
+    Ok(header)
 }
 
-/// One entry against the size of the data; its range is still relative to the data's start.
-fn check_entry(name: String, entry: &Entry, file: usize, data: usize) -> Result<Tensor, String> {
+/// One entry against the size of the data.
+fn check_entry(name: &str, info: &TensorInfo, data: usize) -> Result<(), String> {
     let what = format!("tensor {name}");
-    let dtype = dtype_of(&entry.dtype).ok_or_else(|| {
-        format!(
-            "{what}: expected a dtype of F32, F16, BF16, F64, I64, I32, U8 or BOOL, found {}",
-            entry.dtype
-        )
-    })?;
-    let (start, end) = entry.data_offsets;
-    let range = match (usize::try_from(start), usize::try_from(end)) {
-        (Ok(start), Ok(end)) if start <= end && end <= data => start..end,
-        _ => {
-            return Err(format!(
-                "{what}: expected data_offsets in order within {data} bytes, found [{start}, {end}]"
-            ));
-        }
+    let (start, end) = info.data_offsets;
+    let Some(found) = end.checked_sub(start).filter(|_| end <= data) else {
+        return Err(format!(
+            "{what}: expected data_offsets in order within {data} bytes, found [{start}, {end}]"
+        ));
     };
-    let shape = entry.shape.iter().map(|&n| usize::try_from(n)).collect::<Result<Vec<_>, _>>();
-    let shape = shape.map_err(|e| format!("{what}: {e}"))?;
-    let size = shape.iter().try_fold(dtype.size(), |product, &n| product.checked_mul(n));
-    if size != Some(range.len()) {
+    let (dtype, shape) = (type_name(info.dtype), &info.shape);
+    let elements = shape.iter().try_fold(1usize, |product, &n| product.checked_mul(n));
+    let bits = elements.and_then(|n| n.checked_mul(info.dtype.bitsize()));
+    if bits.is_some_and(|bits| !bits.is_multiple_of(8)) {
+        return Err(format!("{what}: expected whole bytes of {dtype}, found shape {shape:?}"));
+    }
+    let size = bits.and_then(|bits| bits.checked_div(8));
+    if size != Some(found) {
         let size = size.map_or_else(|| "more than 2^64".to_owned(), |n| n.to_string());
         return Err(format!(
-            "{what}: expected {size} bytes for {} {shape:?}, found data_offsets of {} bytes",
-            entry.dtype,
-            range.len()
+            "{what}: expected {size} bytes for {dtype} {shape:?}, found data_offsets of {found} bytes"
         ));
     }
-    Ok(Tensor { name, dtype, shape, file, range })
+    Ok(())
+}
+
+/// For the crate's own writers.
+impl View for TensorView<'_> {
+    fn dtype(&self) -> AnyDtype {
+        self.dtype.to_safetensors()
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(self.data)
+    }
+
+    fn data_len(&self) -> usize {
+        self.data.len()
+    }
 }
 
 /// A tensor to be written.
@@ -371,6 +489,9 @@ impl TensorSpec {
 /// `data(i)` gives the bytes of `tensors[i]`, called once for each: wider element types first (so that
 /// each tensor is aligned to its elements), else in the order given. Returns the file's size in bytes.
 ///
+/// The header's entries are the crate's, and checked by it. Its `serialize_to_file` cannot be the writer: it sorts by
+/// name, puts `__metadata__` in an order that changes from run to run, and has no place for data that fail.
+///
 /// # Errors
 /// A name given twice, bytes of another number than shape and type say, whatever `data` returns, or the
 /// system's refusal.
@@ -382,27 +503,29 @@ pub fn write<'a>(
 ) -> Result<u64> {
     let mut order: Vec<(usize, &TensorSpec)> = tensors.iter().enumerate().collect();
     order.sort_by_key(|(_, tensor)| std::cmp::Reverse(tensor.dtype.size())); // stable
+    let broken = |what: String| Error::format(path, what);
     let mut header = serde_json::Map::new();
     let mut metadata = serde_json::Map::new();
     metadata.insert("format".to_owned(), "pt".into());
     metadata.extend(extra.iter().map(|(key, text)| (key.clone(), text.as_str().into())));
     header.insert("__metadata__".to_owned(), metadata.into());
+    let mut infos = Vec::with_capacity(order.len());
     let mut offset = 0usize;
     for (_, tensor) in &order {
         let end = offset.saturating_add(tensor.bytes());
-        let entry = serde_json::json!({
-            "dtype": tensor.dtype.safetensors_name(),
-            "shape": tensor.shape,
-            "data_offsets": [offset, end],
-        });
+        let info = TensorInfo {
+            dtype: tensor.dtype.to_safetensors(),
+            shape: tensor.shape.clone(),
+            data_offsets: (offset, end),
+        };
+        let entry = serde_json::to_value(&info).map_err(|e| broken(e.to_string()))?;
         if header.insert(tensor.name.clone(), entry).is_some() {
-            return Err(Error::format(
-                path,
-                format!("tensor {}: expected once, found twice", tensor.name),
-            ));
+            return Err(broken(format!("tensor {}: expected once, found twice", tensor.name)));
         }
+        infos.push((tensor.name.clone(), info));
         offset = end;
     }
+    Metadata::new(None, infos).map_err(|e| broken(e.to_string()))?;
     let mut header = serde_json::Value::Object(header).to_string().into_bytes();
     // the data begins at a multiple of 8, as the format recommends
     header.resize(header.len().next_multiple_of(8), b' ');
@@ -444,7 +567,7 @@ mod tests {
     use super::*;
 
     fn case(path: &str) -> PathBuf {
-        Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/cases/files")).join(path)
+        Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/cases/files")).join(path)
     }
 
     fn check_refused(result: Result<SafeTensors>, words: &[&str]) {
@@ -575,6 +698,108 @@ mod tests {
     }
 
     #[test]
+    fn a_tensor_of_any_type_of_the_format_is_described_and_the_others_are_read() {
+        let types = [
+            ("I8", 8),
+            ("U16", 16),
+            ("I16", 16),
+            ("U32", 32),
+            ("U64", 64),
+            ("C64", 64),
+            ("F4", 4),
+            ("F6_E2M3", 6),
+            ("F6_E3M2", 6),
+            ("F8_E4M3", 8),
+            ("F8_E5M2", 8),
+            ("F8_E8M0", 8),
+            ("F8_E4M3FNUZ", 8),
+            ("F8_E5M2FNUZ", 8),
+        ];
+        for (name, bits) in types {
+            let end = bits; // eight elements
+            let header = format!(
+                r#"{{"odd":{{"dtype":"{name}","shape":[2,4],"data_offsets":[0,{end}]}},"w":{{"dtype":"F32","shape":[1],"data_offsets":[{end},{}]}}}}"#,
+                end + 4
+            );
+            let file = SafeTensors::from_bytes(raw(&header, end + 4), "raw").expect(name);
+            let odd = Described { dtype: name, shape: &[2, 4], bytes: end };
+            assert_eq!(file.describe("odd"), Some(odd));
+            assert!(file.get("odd").is_none(), "{name} is nothing to compute with");
+            assert_eq!(file.get("w").unwrap().data, [7; 4]);
+            assert_eq!(file.names().collect::<Vec<_>>(), ["odd", "w"]);
+        }
+        let half = r#"{"odd":{"dtype":"F4","shape":[3],"data_offsets":[0,1]}}"#;
+        check_refused(SafeTensors::from_bytes(raw(half, 1), "raw"), &["tensor odd", "whole bytes"]);
+    }
+
+    #[test]
+    fn the_crate_reads_what_is_written_and_writes_the_same_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.safetensors");
+        let all = [
+            Dtype::F64,
+            Dtype::I64,
+            Dtype::F32,
+            Dtype::I32,
+            Dtype::Bf16,
+            Dtype::F16,
+            Dtype::U8,
+            Dtype::Bool,
+        ];
+        let specs: Vec<TensorSpec> = all
+            .iter()
+            .map(|&dtype| TensorSpec {
+                name: format!("a.{}", dtype.safetensors_name()),
+                dtype,
+                shape: vec![3, 2],
+            })
+            .collect();
+        let values: Vec<u8> = (0..48).collect();
+        write(&path, &specs, &BTreeMap::new(), |i| Ok(Cow::Borrowed(&values[..specs[i].bytes()])))
+            .unwrap();
+        let bytes = fs_err::read(&path).unwrap();
+        let theirs = ::safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let ours = SafeTensors::open(&path).unwrap();
+        for spec in &specs {
+            let (a, b) = (ours.get(&spec.name).unwrap(), theirs.tensor(&spec.name).unwrap());
+            assert_eq!((a.shape, a.data), (b.shape(), b.data()));
+            assert_eq!(Dtype::of_safetensors(b.dtype()), Some(a.dtype));
+        }
+        // one width, names in order: where the crate's order is that of mmx
+        let specs: Vec<TensorSpec> = ["a", "b", "c"]
+            .map(|name| TensorSpec { name: name.into(), dtype: Dtype::F32, shape: vec![2] })
+            .to_vec();
+        write(&path, &specs, &BTreeMap::new(), |i| Ok(Cow::Borrowed(&values[i..][..8]))).unwrap();
+        let views = (0..3).map(|i| {
+            let view = TensorView { dtype: Dtype::F32, shape: &[2], data: &values[i..][..8] };
+            (specs[i].name.as_str(), view)
+        });
+        let format = [("format".to_owned(), "pt".to_owned())];
+        let theirs = ::safetensors::serialize(views, Some(format.into())).unwrap();
+        assert!(theirs == fs_err::read(&path).unwrap());
+    }
+
+    #[test]
+    fn one_file_is_read_and_the_index_beside_it_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let spec = TensorSpec { name: "a".into(), dtype: Dtype::U8, shape: vec![1] };
+        for (name, value) in [(FILE_NAME, 1), ("model-00001-of-00001.safetensors", 2)] {
+            let specs = std::slice::from_ref(&spec);
+            write(&dir.path().join(name), specs, &BTreeMap::new(), |_| Ok(vec![value].into()))
+                .unwrap();
+        }
+        let index = |shard: &str| {
+            let text = format!(r#"{{"weight_map":{{"a":"{shard}"}}}}"#);
+            fs_err::write(dir.path().join(INDEX_NAME), text).unwrap();
+            SafeTensors::open_folder(dir.path()).unwrap()
+        };
+        let file = index("model-00001-of-00001.safetensors");
+        assert_eq!(file.get("a").unwrap().data, [1]);
+        assert!(file.notes().len() == 1 && file.notes()[0].contains(INDEX_NAME), "{file:?}");
+        assert!(index(FILE_NAME).notes().is_empty(), "an index of that file alone");
+    }
+
+    #[test]
     fn no_damaged_byte_makes_it_panic() {
         let header = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
         let bytes = raw(header, 8);
@@ -582,6 +807,9 @@ mod tests {
             for flip in [0x01, 0x10, 0x80, 0xff] {
                 let mut damaged = bytes.clone();
                 damaged[at] ^= flip;
+                let (ours, theirs) =
+                    (check(&damaged), ::safetensors::SafeTensors::read_metadata(&damaged));
+                assert_eq!(ours.is_ok(), theirs.is_ok(), "at {at}: {ours:?}, {theirs:?}");
                 let _ = SafeTensors::from_bytes(damaged, "damaged");
             }
             assert!(SafeTensors::from_bytes(bytes[..at].to_vec(), "cut").is_err());

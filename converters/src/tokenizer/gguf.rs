@@ -9,8 +9,10 @@ use std::sync::OnceLock;
 
 use serde_json::{Map, Value as Json, json};
 
+use super::around::Around;
 use super::bytes::Alphabet;
 use super::fast::Fast;
+use super::named::gguf_name;
 use super::open::{self, Parts, is_control};
 use super::{Text, Token, TokenKind, Tokenizer};
 use crate::arch::Config;
@@ -32,7 +34,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// A tokenizer whose ids llama.cpp could not reproduce: another pre-tokenizer, a normalizer, a
-    /// post-processor, BPE without merges, added tokens that strip blanks, more tokens than rows.
+    /// post-processor that adds more than bos and eos, BPE without merges, added tokens that strip blanks, more tokens than rows.
     pub fn to_gguf_keys(&self, config: &Config) -> Result<Vec<(String, Value)>> {
         let json: Json =
             serde_json::from_slice(self.json()).map_err(|e| self.fault(e.to_string()))?;
@@ -68,15 +70,18 @@ impl Tokenizer {
             }
         }
         let key = |name: &str| format!("tokenizer.ggml.{name}");
-        let eos = self.stop_ids(&config.eos_token_id);
+        let mut eos = self.stop_ids(&config.eos_token_id);
+        eos.retain(|&id| (id as usize) < config.vocab_size); // readers refuse ids beyond the list
         let main_eos = eos.first().copied().unwrap_or(2);
+        let bos = self.bos_id().unwrap_or(config.bos_token_id);
+        let [add_bos, add_eos] = self.added_by_gguf(bos, main_eos)?;
         let mut keys = vec![
             (key("model"), Value::String("gpt2".into())),
             (key("pre"), Value::String("gpt-2".into())),
             (key("tokens"), Value::Strings(texts)),
             (key("token_type"), Value::I32s(types)),
             (key("merges"), Value::Strings(merges)),
-            (key("bos_token_id"), Value::U32(self.bos_id().unwrap_or(config.bos_token_id))),
+            (key("bos_token_id"), Value::U32(bos)),
             (key("eos_token_id"), Value::U32(main_eos)),
         ];
         let pad = self.pad_id().unwrap_or(config.pad_token_id);
@@ -84,8 +89,21 @@ impl Tokenizer {
         keys.push((key("padding_token_id"), Value::U32(pad)));
         // a second end of generation finds its place here; llama.cpp stops at either
         keys.push((key("eot_token_id"), Value::U32(eos.get(1).copied().unwrap_or(main_eos))));
-        for name in ["add_bos_token", "add_eos_token", "add_space_prefix"] {
-            keys.push((key(name), Value::Bool(false)));
+        for (name, value) in
+            [("add_bos_token", add_bos), ("add_eos_token", add_eos), ("add_space_prefix", false)]
+        {
+            keys.push((key(name), Value::Bool(value)));
+        }
+        // the order of llama.cpp's converter
+        let mut names = Vec::new();
+        for (name, template) in self.named_templates() {
+            let name = gguf_name(name);
+            let key = format!("tokenizer.chat_template.{name}");
+            keys.push((key, Value::String(template.source().into())));
+            names.push(name);
+        }
+        if !names.is_empty() {
+            keys.push(("tokenizer.chat_templates".into(), Value::Strings(names)));
         }
         if let Some(template) = &self.template {
             keys.push(("tokenizer.chat_template".into(), Value::String(template.source().into())));
@@ -93,7 +111,32 @@ impl Tokenizer {
         Ok(keys)
     }
 
-    /// Refuses every part of tokenizer.json that GGUF's `gpt-2` does not stand for.
+    /// `add_bos_token` and `add_eos_token`: what GGUF has for a post-processor.
+    fn added_by_gguf(&self, bos: u32, eos: u32) -> Result<[bool; 2]> {
+        let Around { before, after } = &self.around;
+        let adds = |ids: &[u32], one: u32| ids.is_empty() || ids == [one];
+        if adds(before, bos) && adds(after, eos) {
+            return Ok([!before.is_empty(), !after.is_empty()]);
+        }
+        let texts = |ids: &[u32]| match ids {
+            [] => "nothing".to_owned(),
+            ids => ids.iter().filter_map(|&id| self.token_text(id)).collect::<Vec<_>>().join(" "),
+        };
+        let token = |id: u32| self.token_text(id).unwrap_or("none");
+        Err(Error::unsupported(
+            format!("{}: GGUF tokenizer", self.path.display()),
+            format!(
+                "post_processor adds {} before each text and {} after it; a GGUF can add bos ({}) and eos ({}), \
+                 each once",
+                texts(before),
+                texts(after),
+                token(bos),
+                token(eos)
+            ),
+        ))
+    }
+
+    /// Refuses every part of tokenizer.json that GGUF's `gpt-2` does not stand for, but for the post-processor.
     fn check_carried(&self, json: &Json) -> Result<()> {
         let refuse = |part: &str, why: &str| {
             Err(Error::unsupported(
@@ -124,14 +167,6 @@ impl Tokenizer {
         }
         if pre.get("use_regex").and_then(Json::as_bool) == Some(false) {
             return refuse("pre_tokenizer", "ByteLevel without use_regex has no known GGUF name");
-        }
-        let post = get("/post_processor");
-        if !post.is_null() && only(post, "processors").get("type") != Some(&"ByteLevel".into()) {
-            let name = part_name(post);
-            return refuse(
-                "post_processor",
-                &format!("{name} has no GGUF name, only ByteLevel and none have"),
-            );
         }
         for key in ["continuing_subword_prefix", "end_of_word_suffix"] {
             if get(&format!("/model/{key}")).as_str().is_some_and(|s| !s.is_empty()) {
@@ -262,6 +297,18 @@ impl Tokenizer {
             return Err(Error::key(path, tokens_key, message));
         }
         let pairs = pairs(path, merges)?;
+        let mut around = Around::default();
+        for (key, name, ids) in [
+            ("tokenizer.ggml.add_bos_token", "bos_token_id", &mut around.before),
+            ("tokenizer.ggml.add_eos_token", "eos_token_id", &mut around.after),
+        ] {
+            if metadata.get(key).and_then(Value::as_bool) == Some(true) {
+                let id =
+                    id_of(name)?.filter(|&id| matches!(tokens.get(id as usize), Some(Some(_))));
+                let expected = format!("the id of a token, for {key} is true");
+                ids.push(id.ok_or_else(|| missing(&format!("tokenizer.ggml.{name}"), &expected))?);
+            }
+        }
         let added: Vec<(&str, u32, bool)> = (0..)
             .zip(&tokens)
             .filter_map(|(id, token)| Some((id, token.as_ref()?)))
@@ -273,11 +320,13 @@ impl Tokenizer {
         let made = Made {
             special: special.map(|(id, _)| id).collect(),
             merges: merges.to_vec(),
+            around: around.clone(),
             text: OnceLock::new(),
         };
         let mut tokenizer = match fast {
             Some(fast) => {
-                let parts = Parts { json: Text::Made(made), encoder: fast.into(), tokens, ids };
+                let json = Text::Made(made);
+                let parts = Parts { json, encoder: fast.into(), tokens, ids, around };
                 Self::of_parts(path, parts, settings, template)
             }
             // the library says what is wrong with it
@@ -298,15 +347,11 @@ impl Tokenizer {
                 token.text
             )));
         }
-        for key in ["add_bos_token", "add_eos_token"] {
-            let key = format!("tokenizer.ggml.{key}");
-            if metadata.get(&key).and_then(Value::as_bool) == Some(true) {
-                tokenizer.warnings.push(format!(
-                    "{}: {key} is true, but mmx adds no token to a text",
-                    path.display()
-                ));
-            }
-        }
+        let named = metadata.iter().filter_map(|(key, value)| {
+            let name = key.strip_prefix("tokenizer.chat_template.")?;
+            Some((name.to_owned(), value.as_str()?.to_owned()))
+        });
+        tokenizer.set_named(named.collect());
         Ok(tokenizer)
     }
 }
@@ -384,6 +429,7 @@ pub(super) struct Made {
     special: HashSet<u32>,
     /// Each as `left right`.
     merges: Vec<String>,
+    around: Around,
     text: OnceLock<Vec<u8>>,
 }
 
@@ -408,7 +454,12 @@ impl Made {
                 json!([left, right])
             };
             let merges = self.merges.iter().map(pair).collect();
-            format!("{:#}", open::tokenizer_json(added, vocab, merges)).into_bytes()
+            let text_of = |id: u32| match tokens.get(id as usize) {
+                Some(Some(token)) => token.text.as_str(),
+                _ => "",
+            };
+            let post = self.around.json(text_of);
+            format!("{:#}", open::tokenizer_json(added, vocab, merges, post)).into_bytes()
         })
     }
 }

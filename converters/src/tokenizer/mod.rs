@@ -7,10 +7,12 @@
 //! which GGUF files are written, so a tokenizer is the same from both. Text of control tokens gives
 //! control ids in [`Tokenizer::encode`] and never in [`Tokenizer::encode_plain`].
 
+mod around;
 mod bytes;
 mod encoder;
 mod fast;
 mod gguf;
+mod named;
 mod open;
 mod protect;
 mod save;
@@ -44,7 +46,12 @@ pub struct Tokenizer {
     tokens: Vec<Option<Token>>,
     ids: HashMap<String, u32>,
     specials: Specials,
+    /// What comes around a text.
+    around: around::Around,
+    /// The default template.
     template: Option<Template>,
+    /// Others, by name.
+    named: Vec<(String, Template)>,
     /// Sentences for the user: what looks odd but is no error.
     pub warnings: Vec<String>,
 }
@@ -107,6 +114,27 @@ impl Tokenizer {
         self.encoder.encode(text, false).map_err(|e| self.fault(e))
     }
 
+    /// The ids of a text by itself, as Transformers' `tokenizer(text)` gives them: [`Tokenizer::encode`], and
+    /// around it the tokens that tokenizer.json's post-processor (or a GGUF's `add_bos_token`) adds. Chats are
+    /// encoded without them: their template says what comes first.
+    ///
+    /// # Errors
+    /// The library's own, on a text it cannot split.
+    pub fn encode_text(&self, text: &str) -> Result<Vec<u32>> {
+        let ids = self.encode(text)?;
+        Ok([self.before_text(), &ids, self.after_text()].concat())
+    }
+
+    /// Ids that come before every text by itself: mostly none.
+    pub fn before_text(&self) -> &[u32] {
+        &self.around.before
+    }
+
+    /// Ids that come after every text by itself: mostly none.
+    pub fn after_text(&self) -> &[u32] {
+        &self.around.after
+    }
+
     /// The ids of a text in which nothing is a control token, whatever it says.
     ///
     /// # Errors
@@ -129,7 +157,7 @@ impl Tokenizer {
     /// # Errors
     /// No template, one that does not compile, or one that refuses the messages.
     pub fn encode_chat(&self, messages: &[Value], options: &chat::Options) -> Result<Prompt> {
-        let template = self.require_template()?;
+        let template = self.template_for(options)?;
         let control: Vec<&str> = self
             .tokens
             .iter()
@@ -159,16 +187,7 @@ impl Tokenizer {
     /// # Errors
     /// No template, one that does not compile, or one that refuses the messages.
     pub fn render_chat(&self, messages: &[Value], options: &chat::Options) -> Result<String> {
-        self.require_template()?.render(messages, options)
-    }
-
-    fn require_template(&self) -> Result<&Template> {
-        self.template.as_ref().ok_or_else(|| Error::Template {
-            message: format!(
-                "expected one in tokenizer_config.json, chat_template.jinja or the GGUF, found none in {}",
-                self.path.display()
-            ),
-        })
+        self.template_for(options)?.render(messages, options)
     }
 
     /// The text of ids: bytes joined, then read as UTF-8 (U+FFFD where they are none). Ids without a
@@ -266,7 +285,7 @@ impl Tokenizer {
         self.specials.unk
     }
 
-    /// The chat template.
+    /// The chat template, of several the default one.
     pub fn template(&self) -> Option<&Template> {
         self.template.as_ref()
     }

@@ -7,7 +7,9 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use super::around::Around;
 use super::encoder::Encoder;
+use super::named::Sources;
 use super::{Specials, Text, Token, TokenKind, Tokenizer, bytes};
 use crate::chat::Template;
 use crate::error::{Error, Result};
@@ -52,18 +54,29 @@ impl Tokenizer {
                 }
             }
         }
-        let mut template = settings.remove("chat_template").as_ref().and_then(template_text);
-        let jinja = dir.join("chat_template.jinja");
-        if jinja.is_file() {
-            template = Some(fs_err::read_to_string(&jinja).map_err(|e| Error::io(&jinja, e))?);
-        }
-        let mut tokenizer = Self::assemble(&file, json, settings, template)?;
+        let stated = settings.remove("chat_template");
+        let templates = match Sources::of_files(dir)? {
+            Some(files) => files,
+            None => Sources::of_config(stated.as_ref()),
+        };
+        let mut tokenizer = Self::assemble(&file, json, settings, templates.default)?;
+        tokenizer.set_named(templates.named);
+        tokenizer.warn_of_settings();
         if let Some(generation) = object_beside(dir, "generation_config.json")? {
             let ids: Vec<u32> = match generation.get("eos_token_id") {
                 Some(Value::Array(list)) => list.iter().filter_map(id).collect(),
                 Some(one) => id(one).into_iter().collect(),
                 None => Vec::new(),
             };
+            let known = |id: &&u32| tokenizer.has_token(**id);
+            if let Some(unknown) = ids.iter().find(|id| !known(id)) {
+                tokenizer.warnings.push(format!(
+                    "{}: eos_token_id {unknown} has no token, so no text ends by it: left out",
+                    dir.join("generation_config.json").display()
+                ));
+            }
+            let ids: Vec<u32> =
+                ids.iter().filter(|id| tokenizer.has_token(**id)).copied().collect();
             tokenizer.specials.eos = tokenizer.stop_ids(&ids);
         }
         Ok(tokenizer)
@@ -104,8 +117,10 @@ impl Tokenizer {
             .zip(&tokens)
             .filter_map(|(id, token)| Some((token.as_ref()?.text.clone(), id)))
             .collect();
+        let has = |id: u32| matches!(tokens.get(id as usize), Some(Some(_)));
+        let around = Around::of(path, value.get("post_processor").unwrap_or(&Value::Null), has)?;
         let encoder = Encoder::new(path, value, &ids)?;
-        let parts = Parts { json: Text::Read(json), encoder, tokens, ids };
+        let parts = Parts { json: Text::Read(json), encoder, tokens, ids, around };
         Ok(Self::of_parts(path, parts, settings, template))
     }
 
@@ -116,7 +131,7 @@ impl Tokenizer {
         settings: Map<String, Value>,
         template: Option<String>,
     ) -> Self {
-        let Parts { json, encoder, tokens, ids } = parts;
+        let Parts { json, encoder, tokens, ids, around } = parts;
         let mut warnings = Vec::new();
         let mut role = |key: &str, usual: &str| {
             // without a configuration, MiniMind's names; null in it means none
@@ -140,13 +155,7 @@ impl Tokenizer {
             pad: role("pad_token", "<|endoftext|>"),
             unk: role("unk_token", "<|endoftext|>"),
         };
-        let variables = SPECIAL_KEYS
-            .iter()
-            .filter_map(|&key| {
-                Some((key.to_owned(), Value::from(token_text(settings.get(key)?)?.to_owned())))
-            })
-            .collect();
-        let template = template.map(|source| Template::new(source, variables));
+        let template = template.map(|source| Template::new(source, variables(&settings)));
         if let Some(why) = template.as_ref().and_then(Template::compile_error) {
             warnings.push(format!(
                 "{}: the chat template does not compile, so no chat can be rendered: {why}",
@@ -154,8 +163,69 @@ impl Tokenizer {
             ));
         }
         let path = path.to_owned();
-        Self { path, json, settings, encoder, tokens, ids, specials, template, warnings }
+        let named = Vec::new();
+        Self {
+            path,
+            json,
+            settings,
+            encoder,
+            tokens,
+            ids,
+            specials,
+            around,
+            template,
+            named,
+            warnings,
+        }
     }
+
+    /// What templates may use beside the messages.
+    pub(super) fn variables(&self) -> Map<String, Value> {
+        variables(&self.settings)
+    }
+
+    /// Says what of tokenizer_config.json does not hold.
+    fn warn_of_settings(&mut self) {
+        let file = self.path.with_file_name("tokenizer_config.json");
+        let nothing = [self.before_text().is_empty(), self.after_text().is_empty()];
+        for (key, nothing) in ["add_bos_token", "add_eos_token"].into_iter().zip(nothing) {
+            let stated = self.settings.get(key).and_then(Value::as_bool);
+            // false is what mmx and many others write whatever the tokenizer does
+            if stated == Some(true) && nothing {
+                self.warnings.push(format!(
+                    "{}: key {key}: true, but the post_processor of tokenizer.json adds nothing there, and \
+                     Transformers goes by it",
+                    file.display()
+                ));
+            }
+        }
+        for text in self.unknown_specials() {
+            self.warnings.push(format!(
+                "{}: {text:?} is no token of tokenizer.json: Transformers would give it an id beyond the \
+                 vocabulary, so it is left out of what mmx writes",
+                file.display()
+            ));
+        }
+    }
+
+    /// Further special tokens of tokenizer_config.json that tokenizer.json does not have.
+    fn unknown_specials(&self) -> Vec<String> {
+        let lists = ["additional_special_tokens", "extra_special_tokens"];
+        let listed = lists.iter().filter_map(|key| self.settings.get(*key)?.as_array()).flatten();
+        let roles = self
+            .settings
+            .iter()
+            .filter(|(key, _)| key.ends_with("_token") && !SPECIAL_KEYS.contains(&key.as_str()));
+        let texts = listed.chain(roles.map(|(_, value)| value)).filter_map(token_text);
+        texts.filter(|text| self.id_of(text).is_none()).map(str::to_owned).collect()
+    }
+}
+
+fn variables(settings: &Map<String, Value>) -> Map<String, Value> {
+    let text = |&key: &&str| {
+        Some((key.to_owned(), Value::from(token_text(settings.get(key)?)?.to_owned())))
+    };
+    SPECIAL_KEYS.iter().filter_map(text).collect()
 }
 
 /// What a tokenizer is made of.
@@ -165,6 +235,7 @@ pub(super) struct Parts {
     pub(super) tokens: Vec<Option<Token>>,
     /// By their texts.
     pub(super) ids: HashMap<String, u32>,
+    pub(super) around: Around,
 }
 
 fn id(value: &Value) -> Option<u32> {
@@ -174,19 +245,6 @@ fn id(value: &Value) -> Option<u32> {
 /// A special token's text: a string, or an object with `content`.
 pub(super) fn token_text(value: &Value) -> Option<&str> {
     value.as_str().or_else(|| value.get("content").and_then(Value::as_str))
-}
-
-/// The template in tokenizer_config.json: a string, or a list of named ones with a `default`.
-fn template_text(value: &Value) -> Option<String> {
-    match value {
-        Value::String(text) => Some(text.clone()),
-        Value::Array(named) => {
-            let is = |v: &&Value, name: &str| v.get("name").and_then(Value::as_str) == Some(name);
-            let chosen = named.iter().find(|v| is(v, "default")).or(named.first())?;
-            chosen.get("template").and_then(Value::as_str).map(str::to_owned)
-        }
-        _ => None,
-    }
 }
 
 /// What token bytes rest on: BPE over the byte-level alphabet.
@@ -266,11 +324,12 @@ fn tokens(path: &Path, value: &Value) -> Result<Vec<Option<Token>>> {
     Ok(tokens)
 }
 
-/// A tokenizer.json of MiniMind's kind: byte-level BPE with GPT-2's regex, nothing before or after.
+/// A tokenizer.json of MiniMind's kind: byte-level BPE with GPT-2's regex.
 pub(super) fn tokenizer_json(
     added_tokens: Vec<Value>,
     vocab: Map<String, Value>,
     merges: Vec<Value>,
+    post_processor: Value,
 ) -> Value {
     let byte_level = |prefix: bool| {
         json!({
@@ -284,7 +343,7 @@ pub(super) fn tokenizer_json(
         "added_tokens": added_tokens,
         "normalizer": null,
         "pre_tokenizer": byte_level(false),
-        "post_processor": null,
+        "post_processor": post_processor,
         "decoder": byte_level(true),
         "model": {
             "type": "BPE",

@@ -10,7 +10,7 @@ use crate::file::write_bytes;
 
 impl Tokenizer {
     /// Writes tokenizer.json (byte for byte as read), tokenizer_config.json and, where there is a
-    /// template, chat_template.jinja with the same text as in tokenizer_config.json.
+    /// one template, chat_template.jinja with the same text as in tokenizer_config.json.
     ///
     /// # Errors
     /// A folder or file that cannot be written.
@@ -21,10 +21,7 @@ impl Tokenizer {
             .map_err(|e| self.fault(e.to_string()))?;
         text.push('\n');
         write_bytes(&dir.join("tokenizer_config.json"), text.as_bytes())?;
-        if let Some(template) = &self.template {
-            write_bytes(&dir.join("chat_template.jinja"), template.source().as_bytes())?;
-        }
-        Ok(())
+        self.save_template(dir)
     }
 
     /// tokenizer_config.json as every version reads it: the class that exists in Transformers 4 and 5,
@@ -52,21 +49,38 @@ impl Tokenizer {
             ("unk_token", self.specials.unk),
         ];
         for (key, id) in roles {
-            let stated = map.get(key).and_then(token_text).map(str::to_owned);
+            // a text that is no token would get an id beyond the vocabulary
+            let stated =
+                map.get(key).and_then(token_text).filter(|text| self.id_of(text).is_some());
+            let stated = stated.map(str::to_owned);
             let text = stated.or_else(|| id.and_then(|id| self.token_text(id)).map(str::to_owned));
             map.insert(key.into(), text.map_or(Value::Null, Value::from));
         }
-        for key in ["add_bos_token", "add_eos_token"] {
-            map.entry(key).or_insert(Value::Bool(false));
+        for (key, added) in
+            [("add_bos_token", self.before_text()), ("add_eos_token", self.after_text())]
+        {
+            map.insert(key.into(), (!added.is_empty()).into());
         }
+        self.drop_unknown_specials(&mut map);
+        // without it Transformers 4 adds token_type_ids, which generate() of these models refuses
+        map.insert("model_input_names".into(), json!(["input_ids", "attention_mask"]));
         map.insert("clean_up_tokenization_spaces".into(), Value::Bool(false));
         map.insert("tokenizer_class".into(), "PreTrainedTokenizerFast".into());
         map.insert("added_tokens_decoder".into(), Value::Object(self.added_tokens_decoder()));
         map.shift_remove("chat_template");
-        if let Some(template) = &self.template {
-            map.insert("chat_template".into(), template.source().into());
+        if let Some(templates) = self.template_json() {
+            map.insert("chat_template".into(), templates);
         }
         Value::Object(map)
+    }
+
+    /// Takes out special tokens that are none of tokenizer.json: each would be added beyond the vocabulary.
+    fn drop_unknown_specials(&self, map: &mut Map<String, Value>) {
+        let known = |value: &Value| token_text(value).is_none_or(|text| self.id_of(text).is_some());
+        map.retain(|key, value| !key.ends_with("_token") || known(value));
+        if let Some(Value::Array(list)) = map.get_mut("additional_special_tokens") {
+            list.retain(known);
+        }
     }
 
     fn added_tokens_decoder(&self) -> Map<String, Value> {

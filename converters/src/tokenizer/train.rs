@@ -8,6 +8,7 @@
 use std::collections::{BinaryHeap, HashMap};
 use std::path::Path;
 
+use aho_corasick::{AhoCorasick, MatchKind};
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -28,6 +29,8 @@ pub struct WordCounts {
     limit_bytes: usize,
     /// Rare words stay if the last `level` bits of their hash are 0.
     level: u32,
+    /// Finds what is no text: the special tokens.
+    cut: Option<AhoCorasick>,
 }
 
 /// A word is rare below this count (times 2^level).
@@ -39,7 +42,25 @@ impl WordCounts {
 
     /// No words yet; at most about `limit_bytes` of distinct words are kept.
     pub fn new(limit_bytes: usize) -> Self {
-        Self { words: HashMap::new(), bytes: 0, limit_bytes: limit_bytes.max(1 << 16), level: 0 }
+        Self {
+            words: HashMap::new(),
+            bytes: 0,
+            limit_bytes: limit_bytes.max(1 << 16),
+            level: 0,
+            cut: None,
+        }
+    }
+
+    /// Cuts these tokens' texts out of all texts that are added from now on. Their ids are there already: words made of
+    /// their pieces (`im`, `_end`) would be learned for nothing.
+    ///
+    /// # Errors
+    /// The search's own, on texts too large for it.
+    pub fn cutting_out(mut self, specials: SpecialSet) -> Result<Self> {
+        let texts = specials.tokens().into_iter().map(|(text, _)| text);
+        let built = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(texts);
+        self.cut = Some(built.map_err(|e| fault(&e))?);
+        Ok(self)
     }
 
     /// Counts the words of texts, in parallel.
@@ -48,7 +69,7 @@ impl WordCounts {
     /// The library's own, on a text it cannot cut.
     pub fn add<T: AsRef<str> + Sync>(&mut self, texts: &[T]) -> Result<()> {
         let counted: Result<Vec<HashMap<String, u64>>> =
-            texts.par_iter().map(|text| words_of(text.as_ref())).collect();
+            texts.par_iter().map(|text| words_of(text.as_ref(), self.cut.as_ref())).collect();
         for map in counted? {
             for (word, count) in map {
                 let length = word.len();
@@ -114,23 +135,39 @@ fn hash(word: &str) -> u64 {
 }
 
 /// The words of a text in the byte-level alphabet, counted.
-fn words_of(text: &str) -> Result<HashMap<String, u64>> {
-    let fault = |e: tokenizers::Error| Error::Tokenizer {
-        path: "training text".into(),
-        message: format!("expected a text that ByteLevel can cut: {e}"),
-    };
-    let mut cut = PreTokenizedString::from(text);
-    ByteLevel::default().add_prefix_space(false).pre_tokenize(&mut cut).map_err(fault)?;
+/// What `special` finds is cut out, as the tokenizer will cut it.
+fn words_of(text: &str, special: Option<&AhoCorasick>) -> Result<HashMap<String, u64>> {
     let mut counts = HashMap::new();
-    for (word, _, _) in cut.get_splits(OffsetReferential::Original, OffsetType::Byte) {
-        match counts.get_mut(word) {
-            Some(count) => *count += 1,
-            None => {
-                counts.insert(word.to_owned(), 1);
+    let mut count = |text: &str| {
+        let mut cut = PreTokenizedString::from(text);
+        ByteLevel::default()
+            .add_prefix_space(false)
+            .pre_tokenize(&mut cut)
+            .map_err(|e| fault(&e))?;
+        for (word, _, _) in cut.get_splits(OffsetReferential::Original, OffsetType::Byte) {
+            match counts.get_mut(word) {
+                Some(count) => *count += 1,
+                None => {
+                    counts.insert(word.to_owned(), 1);
+                }
             }
         }
+        Ok(())
+    };
+    let mut from = 0;
+    for found in special.into_iter().flat_map(|special| special.find_iter(text)) {
+        count(&text[from..found.start()])?;
+        from = found.end();
     }
+    count(&text[from..])?;
     Ok(counts)
+}
+
+fn fault(error: &dyn std::fmt::Display) -> Error {
+    Error::Tokenizer {
+        path: "training text".into(),
+        message: format!("expected a text that can be cut into words: {error}"),
+    }
 }
 
 /// Trains a tokenizer of exactly `vocab_size` entries; of fewer, with a warning in it, when every word
@@ -190,8 +227,9 @@ pub fn train(counts: WordCounts, vocab_size: usize, specials: SpecialSet) -> Res
             })
         })
         .collect();
-    let mut json = serde_json::to_vec_pretty(&open::tokenizer_json(added, vocab, pairs))
-        .map_err(|e| fault(e.to_string()))?;
+    let mut json =
+        serde_json::to_vec_pretty(&open::tokenizer_json(added, vocab, pairs, Value::Null))
+            .map_err(|e| fault(e.to_string()))?;
     json.push(b'\n');
     let template = Some(specials.template().to_owned());
     let mut tokenizer = Tokenizer::assemble(path, json, specials.settings(), template)?;
@@ -367,6 +405,25 @@ mod tests {
             train(counts, 300, SpecialSet::MiniMind2).unwrap().json().to_vec()
         };
         assert_eq!(run(&[TEXT, "more text"]), run(&["more text", TEXT]));
+    }
+
+    #[test]
+    fn special_strings_in_the_text_are_cut_out_and_not_learned() {
+        let counts = |texts: &[&str]| {
+            let counts = WordCounts::new(WordCounts::LIMIT_BYTES);
+            let mut counts = counts.cutting_out(SpecialSet::MiniMind3).unwrap();
+            counts.add(texts).unwrap();
+            counts
+        };
+        let chat = "<|im_start|>user\nlow lower<|im_end|>\n<think>lowest</think>".repeat(50);
+        let plain = ["user\nlow lower", "\n", "lowest"].repeat(50);
+        assert_eq!(counts(&[&chat]).weighted(), counts(&plain).weighted());
+        let made = train(counts(&[&chat]), 320, SpecialSet::MiniMind3).unwrap();
+        let learned: Vec<&str> = (292..320).filter_map(|id| made.token_text(id)).collect();
+        assert!(learned.contains(&"user"), "{learned:?}");
+        for piece in ["im", "_end", "|>", "th", "think", "><"] {
+            assert!(!learned.contains(&piece), "{piece} of {learned:?}");
+        }
     }
 
     #[test]

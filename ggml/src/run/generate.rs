@@ -235,7 +235,9 @@ impl StopFilter {
     /// An empty stop string.
     pub fn new(stop: Vec<String>) -> Result<Self> {
         if stop.iter().any(String::is_empty) {
-            return Err(Error::Request { message: "an empty stop string".to_owned() });
+            return Err(Error::Request {
+                message: "stop: expected at least one character, found an empty text".to_owned(),
+            });
         }
         Ok(Self { stop, held: String::new(), stopped: false })
     }
@@ -280,8 +282,10 @@ mod tests {
     /// After each piece exactly the expected text has been added.
     #[test]
     fn stop_split() {
-        let path =
-            concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/cases/files/stop-split/expect.json");
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../tests/fixtures/cases/files/stop-split/expect.json"
+        );
         let cases: serde_json::Value =
             serde_json::from_str(&fs_err::read_to_string(path).unwrap()).unwrap();
         let strings = |value: &serde_json::Value| -> Vec<String> {

@@ -113,7 +113,7 @@ pub(super) fn are_free(threads: usize, spinning: usize, patience: f64) -> bool {
 /// Threads of at most `threads` that find a core free at this moment, at least one. Where the system does not tell (it does
 /// on Linux), all.
 fn free_threads(threads: usize, spinning: usize) -> usize {
-    let cores = std::thread::available_parallelism().map_or(threads, usize::from);
+    let cores = crate::cpus();
     let others = fs_err::read_to_string("/proc/loadavg").ok().and_then(|text| running(&text));
     match others {
         Some(others) => cores.saturating_sub(others.saturating_sub(spinning)).clamp(1, threads),

@@ -147,7 +147,7 @@ pub(super) fn default_n_ctx(config: &Config) -> usize {
 
 /// One thread for each 4 MB of weights per token, at most as many as there are cores.
 pub(super) fn default_threads(bytes_per_token: usize) -> usize {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
+    let cores = crate::cpus().min(MAX_THREADS);
     (bytes_per_token / 4_000_000).clamp(1, cores)
 }
 

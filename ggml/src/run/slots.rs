@@ -213,7 +213,7 @@ impl Slots {
         let vocab = self.model.config().vocab_size;
         let past = self.n_past(slot);
         let fault = if ids.is_empty() {
-            "expected at least one token, found none".to_owned()
+            "prompt: expected at least one token, found none".to_owned()
         } else if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
             format!("expected token ids below {vocab}, found {id}")
         } else if ids.len() > self.n_ctx - past {

@@ -125,11 +125,13 @@ impl Weights {
         // more than enough for each, joined or not: what is not used costs nothing
         let taken = gguf.tensors().iter().filter(|t| own && quant_matmul::takes(t.ty));
         let room = taken.map(|t| 2 * t.bytes + 2 * LINE).sum();
+        let parts = 0..gguf.files().count();
         // SAFETY: weights only lie there, and they are kept together with the file, which is dropped last.
-        let file = unsafe { Buffer::of_file(&gguf)? };
+        let files = parts.map(|part| unsafe { Buffer::of_file(&gguf, part) });
+        let files = files.collect::<Result<Vec<_>>>()?;
         let mut loader = Loader {
             gguf: &gguf,
-            file,
+            files,
             mapped: Context::new(count, 0)?,
             plain: Context::new(2 * count, 0)?,
             kinds,
@@ -150,8 +152,8 @@ impl Weights {
         let head = if config.tie_word_embeddings { "token_embd.weight" } else { "output.weight" };
         let output = loader.matrix(&[head])?;
 
-        let Loader { file, mapped, plain, mut kinds, device, copies, later, .. } = loader;
-        let mut buffers: Vec<_> = file.into_iter().collect();
+        let Loader { files, mapped, plain, mut kinds, device, copies, later, .. } = loader;
+        let mut buffers: Vec<_> = files.into_iter().flatten().collect();
         buffers.extend(Buffer::for_all(&plain, BufferType::cpu())?);
         let mut contexts = vec![mapped, plain];
         kinds.extend(split.map(|split| (split.device.memory(), device)));
@@ -319,8 +321,8 @@ impl Source {
 /// Decides where each weight lies.
 struct Loader<'g> {
     gguf: &'g Gguf,
-    /// Nothing where the file's bytes begin at an odd address.
-    file: Option<Buffer>,
+    /// One for each file of a split model; nothing where its bytes begin at an odd address.
+    files: Vec<Option<Buffer>>,
     mapped: Context,
     plain: Context,
     kinds: Vec<(BufferType, Context)>,
@@ -451,7 +453,9 @@ impl Loader<'_> {
                 return Ok(Matrix::Plain(weight));
             }
         }
-        let neighbours = tensors.windows(2).all(|pair| pair[0].range().end == pair[1].offset);
+        let neighbours = tensors
+            .windows(2)
+            .all(|pair| pair[0].part == pair[1].part && pair[0].range().end == pair[1].offset);
         let joins = tensors.len() == 1 || (neighbours && experts == 1);
         if joins && let Some(weight) = self.in_place(&tensors[0], &shape)? {
             return Ok(own(weight));
@@ -487,14 +491,15 @@ impl Loader<'_> {
     /// copied: a system that maps files by large pages would keep megabytes of what was packed for each of them.
     fn in_place(&self, first: &TensorInfo, shape: &[usize]) -> Result<Option<Weight>> {
         const SMALL: usize = 64 << 10;
-        let Some(file) = self.file.as_ref().filter(|_| first.bytes > SMALL) else {
+        let file = self.files.get(first.part).and_then(Option::as_ref);
+        let Some(file) = file.filter(|_| first.bytes > SMALL) else {
             return Ok(None);
         };
         if self.gguf.data(first).as_ptr().align_offset(ALIGNMENT) != 0 {
             return Ok(None);
         }
         let tensor = self.mapped.tensor(first.ty, shape)?;
-        file.place(self.gguf, tensor, first.offset)?;
+        file.place(self.gguf, first.part, tensor, first.offset)?;
         Ok(Some(weight_of(tensor, &first.name)))
     }
 }

@@ -91,13 +91,13 @@ impl Buffer {
         }
     }
 
-    /// The file's own bytes as memory for tensors, or nothing where they begin at an odd address (a file in
-    /// memory).
+    /// The own bytes of one of the files as memory for tensors, or nothing where they begin at an odd address (a file
+    /// in memory).
     ///
     /// # Safety
     /// The tensors put there are weights, which nothing writes, and are not read once `gguf` is gone.
-    pub(crate) unsafe fn of_file(gguf: &Gguf) -> Result<Option<Self>> {
-        let bytes = gguf.bytes();
+    pub(crate) unsafe fn of_file(gguf: &Gguf, part: usize) -> Result<Option<Self>> {
+        let bytes = gguf.part(part);
         if bytes.as_ptr().align_offset(ALIGNMENT) != 0 {
             return Ok(None);
         }
@@ -114,9 +114,16 @@ impl Buffer {
         }
     }
 
-    /// Puts a tensor at `offset` of [`Buffer::of_file`]'s bytes.
-    pub(crate) fn place(&self, gguf: &Gguf, tensor: Tensor<'_>, offset: usize) -> Result<()> {
-        let fits = gguf.bytes().get(offset..).is_some_and(|rest| {
+    /// Puts a tensor at `offset` of [`Buffer::of_file`]'s bytes, those of file `part`.
+    pub(crate) fn place(
+        &self,
+        gguf: &Gguf,
+        part: usize,
+        tensor: Tensor<'_>,
+        offset: usize,
+    ) -> Result<()> {
+        let bytes = gguf.part(part);
+        let fits = bytes.get(offset..).is_some_and(|rest| {
             rest.len() >= tensor.bytes() && rest.as_ptr().align_offset(ALIGNMENT) == 0
         });
         if !fits {
@@ -126,7 +133,7 @@ impl Buffer {
         }
         // SAFETY: the range lies in the file and is aligned, as checked; ggml checks that it lies in the buffer.
         let status = unsafe {
-            let address = gguf.bytes().as_ptr().add(offset).cast_mut().cast::<c_void>();
+            let address = bytes.as_ptr().add(offset).cast_mut().cast::<c_void>();
             sys::ggml_backend_tensor_alloc(self.ptr.as_ptr(), tensor.raw(), address)
         };
         if status == sys::GGML_STATUS_SUCCESS {

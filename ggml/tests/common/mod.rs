@@ -21,7 +21,7 @@ pub(crate) const GOLDEN: [&str; 7] = [
 
 /// A file or folder of the shared fixtures.
 pub(crate) fn shared(path: &str) -> PathBuf {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared")).join(path)
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures")).join(path)
 }
 
 /// A folder's weights as the bytes of a GGUF, without a tokenizer.

@@ -68,25 +68,33 @@ fn json(path: &Path, bytes: &[u8]) -> Result<Ids> {
 
 fn safetensors(path: &Path) -> Result<Ids> {
     let file = SafeTensors::open(path)?;
-    let found = || {
+    let fault = |found: String| {
         Error::failed(format!(
-            "{}: expected a tensor input_ids of I64 or I32 with one or two dimensions",
+            "{}: expected a tensor input_ids of I64 or I32 with one or two dimensions, found {found}",
             path.display()
         ))
     };
-    let view = file.get("input_ids").ok_or_else(found)?;
+    let names = || match file.names().collect::<Vec<_>>() {
+        names if names.is_empty() => "no tensor".to_owned(),
+        names => names.join(", "),
+    };
+    let view = file.get("input_ids").ok_or_else(|| fault(names()))?;
+    let is = format!("{} {:?}", view.dtype.safetensors_name(), view.shape);
     let numbers: Vec<i64> = match view.dtype {
         Dtype::I64 => view.data.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b)).collect(),
         Dtype::I32 => {
             view.data.as_chunks::<4>().0.iter().map(|b| i32::from_le_bytes(*b).into()).collect()
         }
-        _ => return Err(found()),
+        _ => return Err(fault(is)),
     };
     let ids = numbers
         .iter()
         .map(|&n| {
             u32::try_from(n).map_err(|_| {
-                Error::failed(format!("{}: expected ids from 0, found {n}", path.display()))
+                Error::failed(format!(
+                    "{}: tensor input_ids: expected ids from 0 to 2^32 - 1, found {n}",
+                    path.display()
+                ))
             })
         })
         .collect::<Result<Vec<u32>>>()?;
@@ -95,6 +103,6 @@ fn safetensors(path: &Path) -> Result<Ids> {
         [_, seq] if seq > 0 => {
             Ok(Ids { rows: ids.chunks(seq).map(<[u32]>::to_vec).collect(), two_dimensional: true })
         }
-        _ => Err(found()),
+        _ => Err(fault(is)),
     }
 }

@@ -2,4 +2,5 @@
 
 pub(crate) mod device;
 pub(crate) mod ids;
+pub(crate) mod kinds;
 pub(crate) mod values;

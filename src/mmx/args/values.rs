@@ -1,63 +1,52 @@
-//! Values of options that stand for the libraries' own.
+//! Values of options that have a range: what lies outside it is misuse of the command line, told with the option's
+//! name by the parser of arguments (exit code 2).
 
-use clap::ValueEnum;
-use mmx_eval::prompt;
-use mmx_models::{engines, export};
-
-/// Which engine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Engine {
-    /// tch: the model as it is trained
-    Native,
-    /// mmx's own runner on ggml
-    Ggml,
-    /// llama.cpp itself
-    #[value(name = "llama.cpp")]
-    LlamaCpp,
+/// A count of at least one.
+pub(crate) fn at_least_one(text: &str) -> Result<usize, String> {
+    at_least(1, text)
 }
 
-impl From<Engine> for engines::Kind {
-    fn from(value: Engine) -> Self {
-        match value {
-            Engine::Native => Self::Native,
-            Engine::Ggml => Self::Ggml,
-            Engine::LlamaCpp => Self::LlamaCpp,
-        }
+/// A count of at least two.
+pub(crate) fn at_least_two(text: &str) -> Result<usize, String> {
+    at_least(2, text)
+}
+
+fn at_least(least: usize, text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(n) if n >= least => Ok(n),
+        _ => Err(format!("expected a whole number of at least {least}, found {text}")),
     }
 }
 
-/// How adapters are written alone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum AdapterForm {
-    /// PEFT's folder
-    Peft,
-    /// A GGUF for llama.cpp's --lora
-    Gguf,
-}
-
-impl From<AdapterForm> for export::AdapterForm {
-    fn from(value: AdapterForm) -> Self {
-        match value {
-            AdapterForm::Peft => Self::Peft,
-            AdapterForm::Gguf => Self::Gguf,
-        }
+/// A seed; -1 chooses one, as in other programs.
+pub(crate) fn seed(text: &str) -> Result<u64, String> {
+    if text == "-1" {
+        return Ok(mmx_converters::random::random_seed());
     }
+    text.parse().map_err(|_| format!("expected 0 or more, or -1 to choose one, found {text}"))
 }
 
-/// What is compared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum)]
-pub(crate) enum By {
-    /// The options stand in the prompt, and the letters' likelihoods are compared
-    Letter,
-    /// The options do not stand in the prompt, and their whole texts' likelihoods are compared
-    Answer,
+/// What divides the logits.
+pub(crate) fn temperature(text: &str) -> Result<f64, String> {
+    number(text, |x| x >= 0.0 && x.is_finite(), "0 (greedy) or more")
 }
 
-impl From<By> for prompt::By {
-    fn from(value: By) -> Self {
-        match value {
-            By::Letter => Self::Letter,
-            By::Answer => Self::Answer,
-        }
-    }
+/// A share of probability that is kept.
+pub(crate) fn top_p(text: &str) -> Result<f64, String> {
+    number(text, |x| x > 0.0 && x <= 1.0, "more than 0, at most 1")
+}
+
+/// A share of another probability.
+pub(crate) fn min_p(text: &str) -> Result<f64, String> {
+    number(text, |x| (0.0..=1.0).contains(&x), "0 to 1")
+}
+
+/// A factor that is not zero.
+pub(crate) fn factor(text: &str) -> Result<f64, String> {
+    number(text, |x| x > 0.0 && x.is_finite(), "more than 0")
+}
+
+fn number(text: &str, fits: impl Fn(f64) -> bool, expected: &str) -> Result<f64, String> {
+    let found = text.parse::<f64>().ok().filter(|&x| fits(x));
+    found.ok_or_else(|| format!("expected {expected}, found {text}"))
 }

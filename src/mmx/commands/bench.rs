@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use mmx_converters::arch::presets;
+use mmx_converters::words::counted;
 use mmx_ggml::judge::{LlamaModel, Speed};
 use mmx_ggml::run::random_model::write_random_gguf;
 use mmx_ggml::run::{bench, bench_streams};
@@ -11,8 +12,9 @@ use mmx_ggml::{Clock, FileType};
 use serde_json::{Value, json};
 
 use crate::args::device::DeviceArgs;
-use crate::error::{Error, Result};
+use crate::args::values;
 use crate::format;
+use crate::error::{Error, Result};
 use mmx_models::open::Form;
 
 /// Measure how fast a model reads a prompt and writes text
@@ -46,13 +48,13 @@ pub(crate) struct BenchArgs {
     #[arg(short = 'n', value_name = "N", default_value_t = 128)]
     n_gen: usize,
     /// Threads
-    #[arg(short, long, value_name = "N", default_value_t = 1)]
+    #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = values::at_least_one, allow_negative_numbers = true)]
     threads: usize,
     /// Measure this often, take the median
-    #[arg(short, long, value_name = "N", default_value_t = 5)]
+    #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = values::at_least_one, allow_negative_numbers = true)]
     repeats: usize,
     /// Measure so many texts written together, too
-    #[arg(long, value_name = "N", value_delimiter = ',')]
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = values::at_least_one, allow_negative_numbers = true)]
     streams: Vec<usize>,
     /// Measure llama.cpp too
     #[arg(long)]
@@ -82,15 +84,16 @@ pub(crate) fn run(args: BenchArgs, as_json: bool) -> Result<()> {
         }
     };
     let start = Instant::now();
-    let model = args.device.load_with(&Form::open(&path)?, !args.no_repack)?;
+    let form = Form::open(&path)?;
+    let model = args.device.load_with(&form, !args.no_repack)?;
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
     let peak_rss = peak_rss_bytes();
 
-    let repeats = args.repeats.max(1);
+    let repeats = args.repeats;
     let mut ours = Vec::new();
     let mut theirs = [Vec::new(), Vec::new()]; // without and with flash attention
     let judge = match args.llama {
-        true => Some(open_judge(&path)?),
+        true => Some(open_judge(form.path())?),
         false => None,
     };
     let mut together = vec![Vec::new(); args.streams.len()];
@@ -113,7 +116,7 @@ pub(crate) fn run(args: BenchArgs, as_json: bool) -> Result<()> {
     }
     let ours = median(&ours);
     let mut result = json!({
-        "model": path.file_name().map(|n| n.to_string_lossy()),
+        "model": form.path().file_name().map(|n| n.to_string_lossy()),
         "load_ms": load_ms,
         "prefill_tokens_per_s": ours.prefill,
         "decode_tokens_per_s": ours.decode,
@@ -153,7 +156,10 @@ pub(crate) fn run(args: BenchArgs, as_json: bool) -> Result<()> {
 /// llama.cpp's model and the time to open it, milliseconds.
 fn open_judge(path: &Path) -> Result<(LlamaModel, f64)> {
     if path.is_dir() {
-        return Err(Error::usage("--llama needs a GGUF: llama.cpp does not open folders"));
+        let path = path.display();
+        return Err(Error::usage(format!(
+            "--llama: expected a GGUF, which llama.cpp opens, found the folder {path}"
+        )));
     }
     let start = Instant::now();
     let judge = LlamaModel::open(path)?;
@@ -180,12 +186,13 @@ fn peak_rss_bytes() -> Option<u64> {
 /// For people.
 fn table(result: &Value) -> String {
     let figure = |v: &Value| v.as_f64().map_or("-".to_owned(), |x| format!("{x:.0}"));
+    let number = |name: &str| result[name].as_u64().map_or(0, |n| n as usize);
     let mut text = format!(
-        "{}: {} thread(s), prefill {}, decode {} tokens, median of {}\n\n{:<24}{:>12}{:>12}{:>10}\n",
+        "{}: {}, prefill {}, decode {}, median of {}\n\n{:<24}{:>12}{:>12}{:>10}\n",
         result["model"].as_str().unwrap_or_default(),
-        result["threads"],
-        result["n_prompt"],
-        result["n_gen"],
+        counted(number("threads"), "thread"),
+        number("n_prompt"),
+        counted(number("n_gen"), "token"),
         result["repeats"],
         "",
         "prefill/s",

@@ -2,6 +2,7 @@
 
 mod talk;
 
+use std::collections::VecDeque;
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,7 +22,8 @@ use talk::Talk;
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Ctrl-C stops an answer; Ctrl-D or /exit leaves; /reset forgets the conversation; a line that ends with \\
-goes on in the next one. Without a terminal each line of stdin is a message. Thoughts are dimmed. What was read stays
+goes on in the next one. Without a terminal each line of stdin is a message. Lines typed or pasted while an answer is
+written are the next messages, one after the other. Thoughts are dimmed. What was read stays
 computed, so a turn costs only its own tokens.
 
 Examples:
@@ -32,7 +34,7 @@ pub(crate) struct ChatArgs {
     /// A checkpoint, a Transformers folder or a GGUF
     model: PathBuf,
     /// A system message before the conversation
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     system: Option<String>,
     /// Tokens of an answer at most
     #[arg(short, value_name = "N", default_value_t = 1024)]
@@ -142,7 +144,8 @@ fn figures(g: &Generated) -> String {
 
 /// Where messages come from.
 enum Input {
-    Editor(Box<rustyline::DefaultEditor>),
+    /// The terminal, and lines of a paste of several.
+    Editor(Box<rustyline::DefaultEditor>, VecDeque<String>),
     Lines(std::io::Lines<std::io::StdinLock<'static>>),
 }
 
@@ -151,9 +154,12 @@ impl Input {
         if !terminal {
             return Ok(Self::Lines(std::io::stdin().lock().lines()));
         }
-        let editor = rustyline::DefaultEditor::new()
+        let mut editor = rustyline::DefaultEditor::new()
             .map_err(|e| Error::failed(format!("the terminal: {e}")))?;
-        Ok(Self::Editor(Box::new(editor)))
+        // there is nothing to complete; what is pasted may hold tabs
+        let tab = rustyline::KeyEvent::from('\t');
+        editor.bind_sequence(tab, rustyline::Cmd::Insert(1, "\t".to_owned()));
+        Ok(Self::Editor(Box::new(editor), VecDeque::new()))
     }
 
     /// One message; nothing at the end.
@@ -166,11 +172,18 @@ impl Input {
                     None => return Ok((!text.is_empty()).then_some(text)),
                     Some(line) => line.map_err(|e| Error::io("stdin", e))?,
                 },
-                Self::Editor(editor) => match editor.readline(prompt) {
-                    Ok(line) => {
+                Self::Editor(_, pasted) if !pasted.is_empty() => {
+                    let line = pasted.pop_front().unwrap_or_default();
+                    eprintln!("{prompt}{line}");
+                    line
+                }
+                Self::Editor(editor, pasted) => match editor.readline(prompt) {
+                    Ok(text) => {
                         // a line that cannot be remembered is no reason to stop
-                        let _ = editor.add_history_entry(line.as_str());
-                        line
+                        let _ = editor.add_history_entry(text.as_str());
+                        // a paste is what was pasted: each of its lines is one here too
+                        pasted.extend(text.split('\n').map(str::to_owned));
+                        pasted.pop_front().unwrap_or_default()
                     }
                     Err(ReadlineError::Eof) => return Ok(None),
                     Err(ReadlineError::Interrupted) => {

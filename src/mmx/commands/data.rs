@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use clap::{Args, Subcommand, ValueEnum};
 use mmx_converters::tokenizer::Tokenizer;
+use mmx_converters::words::counted;
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
@@ -45,7 +46,7 @@ struct CheckArgs {
     /// A folder with tokenizer.json, a tokenizer.json, or a GGUF
     #[arg(long, value_name = "MODEL")]
     tokenizer: Option<PathBuf>,
-    /// JSON Lines, also packed with gzip or zstd
+    /// JSON Lines or JSON arrays of records, also packed with gzip or zstd
     #[arg(required = true)]
     files: Vec<PathBuf>,
 }
@@ -63,12 +64,12 @@ struct ShowArgs {
     /// A folder with tokenizer.json, a tokenizer.json, or a GGUF
     #[arg(long, value_name = "MODEL")]
     tokenizer: PathBuf,
-    /// JSON Lines, also packed with gzip or zstd
+    /// JSON Lines or a JSON array of records, also packed with gzip or zstd
     file: PathBuf,
     /// Samples to show
     #[arg(short = 'n', long, value_name = "N", default_value_t = 3)]
     samples: usize,
-    /// Only the sample of this line
+    /// Only the sample of this line; of a JSON array, the record of this number
     #[arg(long, value_name = "N")]
     line: Option<u32>,
     /// Colours
@@ -166,16 +167,22 @@ fn check(args: &CheckArgs, as_json: bool) -> Result<()> {
             for warning in &data.warnings {
                 eprintln!("warning: {warning}");
             }
-            let (report, lines) = measure(&data);
+            let (report, lines) = measure(&data, args.files.len() == 1);
             (faults, report, lines)
         }
         None => {
-            let (records, faults) = without_tokenizer(args)?;
-            let lines = vec![
-                format!("{records} records"),
-                "with --tokenizer: lengths, what is cut off, what packing gains".to_owned(),
-            ];
-            (faults, json!({ "samples": records }), lines)
+            let (records, empty, faults) = without_tokenizer(args)?;
+            let mut lines = vec![counted(records, "record")];
+            if let Some((path, first)) = empty.first() {
+                lines.push(format!(
+                    "{} with an empty answer or text, of which only the end is learned; the first: {}:{first}",
+                    counted(empty.len(), "record"),
+                    path.display()
+                ));
+            }
+            lines.push("with --tokenizer: lengths, what is cut off, what packing gains".to_owned());
+            let numbers: Vec<usize> = empty.iter().map(|(_, number)| *number).collect();
+            (faults, json!({ "samples": records, "empty_answers": numbers }), lines)
         }
     };
     let report_is_empty = report["samples"] == 0;
@@ -184,13 +191,19 @@ fn check(args: &CheckArgs, as_json: bool) -> Result<()> {
         report["faults"] = faults
             .iter()
             .map(|(path, f)| {
-                json!({ "file": path, "line": f.line, "message": f.message, "hint": f.hint })
+                let mut fault =
+                    json!({ "file": path, "line": f.line, "message": f.message, "hint": f.hint });
+                if let Some(record) = f.record {
+                    fault["record"] = record.into();
+                }
+                fault
             })
             .collect();
         println!("{report}");
     } else {
         for (path, fault) in &faults {
-            println!("{}:{}: {}", path.display(), fault.line, fault.message);
+            let record = fault.record.map_or_else(String::new, |n| format!("record {n}: "));
+            println!("{}:{}: {record}{}", path.display(), fault.line, fault.message);
             if let Some(hint) = &fault.hint {
                 println!("    {hint}");
             }
@@ -203,7 +216,14 @@ fn check(args: &CheckArgs, as_json: bool) -> Result<()> {
         0 if report_is_empty => Err(nothing(&args.files)),
         0 => Ok(()),
         n => Err(Error::failed_with_hint(
-            format!("{n} faulty {}", if n == 1 { "line" } else { "lines" }),
+            counted(
+                n,
+                if faults.iter().all(|(_, f)| f.record.is_none()) {
+                    "faulty line"
+                } else {
+                    "faulty record"
+                },
+            ),
             "mend them, or train with `--on-bad skip`, which leaves them out",
         )),
     }
@@ -215,24 +235,38 @@ fn nothing(files: &[PathBuf]) -> Error {
     Error::failed(format!("{}: expected at least one record, found none", files.join(", ")))
 }
 
-/// Records and faults, by the lines alone.
-fn without_tokenizer(args: &CheckArgs) -> Result<(usize, Vec<(PathBuf, Fault)>)> {
-    let (mut records, mut faults) = (0, Vec::new());
+/// Records, those with empty answers, and faults, by the lines alone.
+#[expect(clippy::type_complexity, reason = "three plain results")]
+fn without_tokenizer(
+    args: &CheckArgs,
+) -> Result<(usize, Vec<(PathBuf, usize)>, Vec<(PathBuf, Fault)>)> {
+    let (mut records, mut empty, mut faults) = (0, Vec::new(), Vec::new());
     for path in &args.files {
         let mut blocks = Blocks::open(path)?;
         while let Some(block) = blocks.next_block()? {
             let lines = block.lines();
-            let check = |line: &jsonl::Line<'_>| jsonl::parse(line, args.common.kind()).err();
-            let found: Vec<Fault> = lines.par_iter().filter_map(check).collect();
-            records += lines.len() - found.len();
-            faults.extend(found.into_iter().map(|fault| (path.clone(), fault)));
+            let check = |line: &jsonl::Line<'_>| {
+                let record = jsonl::parse(line, args.common.kind());
+                record.map(|record| record.has_empty_answer().then(|| line.label()))
+            };
+            let found: Vec<std::result::Result<Option<usize>, Fault>> =
+                lines.par_iter().map(check).collect();
+            for outcome in found {
+                match outcome {
+                    Ok(of_empty) => {
+                        records += 1;
+                        empty.extend(of_empty.map(|number| (path.clone(), number)));
+                    }
+                    Err(fault) => faults.push((path.clone(), fault)),
+                }
+            }
         }
     }
-    Ok((records, faults))
+    Ok((records, empty, faults))
 }
 
-/// Lengths, cuts and packing, as JSON and in words.
-fn measure(data: &Dataset) -> (Value, Vec<String>) {
+/// Lengths, cuts and packing, as JSON and in words; `one`: of one file, which need not be named.
+fn measure(data: &Dataset, one: bool) -> (Value, Vec<String>) {
     let mut lengths = data.full_lengths();
     lengths.sort_unstable();
     let at = |share: f64| {
@@ -246,18 +280,20 @@ fn measure(data: &Dataset) -> (Value, Vec<String>) {
     let percent = |part: usize, whole: usize| 100.0 * part as f64 / whole.max(1) as f64;
     let rows = data.pack(&data.order(0, 0, false)).len();
     let gain = data.len() as f64 / rows.max(1) as f64;
-    let pairs = if data.is_pairs() { "pairs" } else { "samples" };
+    let pairs = if data.is_pairs() { "pair" } else { "sample" };
     let report = json!({
         "samples": data.len(), "tokens": tokens, "learned_tokens": learned, "max_seq_len": limit,
         "lengths": { "min": shortest, "median": median, "p95": p95, "max": longest },
         "cut": cut, "cut_share": cut as f64 / lengths.len().max(1) as f64,
         "nothing_to_learn": data.nothing_to_learn.iter().map(|(_, line)| *line).collect::<Vec<_>>(),
+        "empty_answers": data.empty_answers.iter().map(|(_, line)| *line).collect::<Vec<_>>(),
         "packed_rows": rows, "packing_gain": gain,
     });
     let mut lines = vec![
         format!(
-            "{} {pairs}, {tokens} tokens, {learned} learned ({:.1} %)",
-            data.len(),
+            "{}, {}, {learned} learned ({:.1} %)",
+            counted(data.len(), pairs),
+            counted(tokens, "token"),
             percent(learned, tokens)
         ),
         format!(
@@ -268,18 +304,21 @@ fn measure(data: &Dataset) -> (Value, Vec<String>) {
             lengths.len(),
             percent(cut, lengths.len())
         ),
-        format!("packing: {} rows become {rows} ({gain:.2} times fewer)", data.len()),
+        format!(
+            "packing: {} become{} {rows} ({gain:.2} times fewer)",
+            counted(data.len(), "row"),
+            if data.len() == 1 { "s" } else { "" }
+        ),
     ];
     if !data.nothing_to_learn.is_empty() {
-        let shown: Vec<String> =
-            data.nothing_to_learn.iter().take(20).map(|(_, line)| line.to_string()).collect();
-        let count = data.nothing_to_learn.len();
-        let more = if count > shown.len() { ", ..." } else { "" };
+        let places = data.nothing_to_learn.iter().map(|(path, line)| (path.as_path(), *line));
         lines.push(format!(
-            "nothing to learn: {count}, lines {}{more}: raise --max-seq-len or leave them out",
-            shown.join(", ")
+            "nothing to learn: {}, {}: raise --max-seq-len or leave them out",
+            data.nothing_to_learn.len(),
+            data.listed(places, one)
         ));
     }
+    lines.extend(data.about_empty_answers(one));
     (report, lines)
 }
 
@@ -293,17 +332,20 @@ fn show(args: &ShowArgs, as_json: bool) -> Result<()> {
         &options,
         &Cache::user().heard_by(Arc::new(Terminal::default())),
     )?;
+    let unit = data.unit(&args.file);
     if let Some(line) = args.line {
-        if let Some((path, fault)) = faults.iter().find(|(_, f)| f.line == line as usize) {
+        let at = |fault: &Fault| fault.record.unwrap_or(fault.line) == line as usize;
+        if let Some((path, fault)) = faults.iter().find(|(_, fault)| at(fault)) {
             return Err(Error::failed(format!(
-                "{}: line {line}: {}",
+                "{}: {}: {}",
                 path.display(),
+                fault.place(),
                 fault.message
             )));
         }
         if !data.samples().any(|s| s.line == line) {
             return Err(Error::failed(format!(
-                "{}: line {line}: expected a sample, found none",
+                "{}: {unit} {line}: expected a sample, found none",
                 args.file.display()
             )));
         }
@@ -311,7 +353,7 @@ fn show(args: &ShowArgs, as_json: bool) -> Result<()> {
     if data.is_empty() {
         return Err(match faults.first() {
             Some((path, fault)) => Error::failed_with_hint(
-                format!("{}: line {}: {}", path.display(), fault.line, fault.message),
+                format!("{}: {}: {}", path.display(), fault.place(), fault.message),
                 "`mmx data check` lists every fault",
             ),
             None => nothing(files),
@@ -344,9 +386,9 @@ fn show(args: &ShowArgs, as_json: bool) -> Result<()> {
             let learned = mask.iter().filter(|&&m| m).count();
             let name = if side.is_empty() { String::new() } else { format!(", {side}") };
             println!(
-                "line {}{name}: {} tokens{}, {learned} learned",
+                "{unit} {}{name}: {}{}, {learned} learned",
                 sample.line,
-                sample.ids.len(),
+                counted(sample.ids.len(), "token"),
                 if sample.full_len as usize > sample.ids.len() {
                     format!(" (cut from {})", sample.full_len)
                 } else {

@@ -94,14 +94,14 @@ fn of_model(model: &ModelReport) -> String {
             (false, true) => "no multiple of 256: K types and IQ4_XS fall back",
             (false, false) => "no multiple of 32: block types fall back to F16",
         };
-        line!(text, "  {:>6} values in {:>4} matrices: {fits}", rows.length, rows.matrices);
+        let matrices = if rows.matrices == 1 { "matrix" } else { "matrices" };
+        line!(text, "  {:>6} values in {:>4} {matrices}: {fits}", rows.length, rows.matrices);
     }
     line!(text, "\n{:<10} {:>10}  {:>6}  fallbacks", "type", "tensors", "bits");
     for ty in &model.types {
         let fallbacks = match ty.fallbacks {
             0 => "none".to_owned(),
-            1 => format!("1 matrix, {}", format::bytes(ty.fallback_bytes)),
-            n => format!("{n} matrices, {}", format::bytes(ty.fallback_bytes)),
+            n => format!("{}, {}", format::matrices(n), format::bytes(ty.fallback_bytes)),
         };
         let bits = ty.bits_per_weight;
         line!(text, "{:<10} {:>10}  {bits:>6.2}  {fallbacks}", ty.ty, format::bytes(ty.bytes));

@@ -9,7 +9,7 @@ use mmx_ggml::run::SessionOptions;
 use serde_json::{Value, json};
 
 use crate::args::device::{self, DeviceArgs};
-use crate::args::values;
+use crate::args::kinds;
 use crate::error::{Error, Result};
 use crate::format;
 use mmx_eval::choice::{self, Request};
@@ -52,7 +52,7 @@ pub(crate) struct EvalArgs {
     exact: Option<PathBuf>,
     /// Only these engines (repeatable); the runner, ggml, unless given
     #[arg(long = "engine", value_name = "ENGINE")]
-    engines: Vec<values::Engine>,
+    engines: Vec<kinds::Engine>,
     /// --ppl: tokens of a window; 512 or what the models hold unless given
     #[arg(long, value_name = "N", requires = "ppl")]
     ctx: Option<usize>,
@@ -64,7 +64,7 @@ pub(crate) struct EvalArgs {
     chunks: bool,
     /// --choice: compare only letters, or only answers
     #[arg(long, value_name = "WHAT", value_enum, requires = "choice")]
-    by: Option<values::By>,
+    by: Option<kinds::By>,
     /// --choice: questions with answers to put before each question of their subject
     #[arg(long, value_name = "FILE", num_args = 1.., requires = "choice")]
     examples: Vec<PathBuf>,
@@ -72,7 +72,7 @@ pub(crate) struct EvalArgs {
     #[arg(long, value_name = "N", requires = "examples", default_value_t = 5)]
     shots: usize,
     /// --choice: text before all, in which {subject} stands for the subject's name
-    #[arg(long, value_name = "TEXT", requires = "choice")]
+    #[arg(long, value_name = "TEXT", requires = "choice", allow_hyphen_values = true)]
     preamble: Option<String>,
     /// --choice: ask in the model's chat template
     #[arg(long, requires = "choice")]
@@ -87,13 +87,13 @@ pub(crate) struct EvalArgs {
     #[arg(long, value_name = "SHARE", requires = "exact")]
     min_accuracy: Option<f64>,
     /// --exact: longest answer, tokens
-    #[arg(long, value_name = "N", default_value_t = 128)]
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = super::values::at_least_one)]
     max_tokens: usize,
     /// --exact: wrong answers to show
     #[arg(long, value_name = "N", default_value_t = 3)]
     show: usize,
     /// Threads
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = super::values::at_least_one)]
     threads: Option<usize>,
     #[command(flatten)]
     device: DeviceArgs,
@@ -102,7 +102,7 @@ pub(crate) struct EvalArgs {
 /// Runs it.
 ///
 /// # Errors
-/// An unreadable model, text or question, settings that do not fit a model, a share below the least one asked for.
+/// An unreadable model, text or question, an output that is an input, settings that do not fit a model, a share below the least one asked for.
 pub(crate) fn run(args: EvalArgs, as_json: bool) -> Result<()> {
     if let Some(path) = &args.exact {
         return run_exact(&args, path, as_json);
@@ -114,6 +114,11 @@ pub(crate) fn run(args: EvalArgs, as_json: bool) -> Result<()> {
     let request = request(&args)?;
     let forms: Vec<Form> =
         args.models.iter().map(|path| Form::open(path)).collect::<Result<_, _>>()?;
+    for output in [&args.html, &args.answers].into_iter().flatten() {
+        let texts = args.ppl.iter().chain(&args.choice).chain(&args.examples);
+        let models = forms.iter().map(Form::path);
+        mmx_converters::file::refuse_input(output, texts.map(PathBuf::as_path).chain(models))?;
+    }
     let cut = text.as_ref().map(|_| cut(&args, &forms)).transpose()?;
     let names = names(&args.models);
     let mut rows = Vec::new();
@@ -187,10 +192,7 @@ fn kinds(form: &Form, asked: &[Kind]) -> Result<Vec<Kind>> {
     let able = form.engines();
     let kinds: Vec<Kind> = asked.iter().copied().filter(|kind| able.contains(kind)).collect();
     match kinds.is_empty() {
-        true => Err(Error::usage(format!(
-            "{}: none of the engines asked for can open it",
-            form.path().display()
-        ))),
+        true => Err(engines::none_of(asked, form).into()),
         false => Ok(kinds),
     }
 }
@@ -219,8 +221,7 @@ fn measure(
     request: Option<&Request>,
 ) -> Result<Row> {
     let tokenizer = form.expect_tokenizer()?;
-    let cores =
-        std::thread::available_parallelism().map_or(1, usize::from).min(mmx_ggml::MAX_THREADS);
+    let cores = mmx_ggml::cpus().min(mmx_ggml::MAX_THREADS);
     let threads = args.threads.unwrap_or(cores);
     let mut engine = engines::open_on(kind, form, threads, args.device.load_options()?)?;
     device::announce(engine.placement());
@@ -238,7 +239,7 @@ fn measure(
         choice: None,
     };
     if let Some((text, cut)) = text {
-        let bos = perplexity::leading_bos(form, &tokenizer);
+        let bos = perplexity::leading_bos(&tokenizer);
         let mut progress = |done: usize, all: usize| {
             bar.set_length(all as u64);
             bar.set_position(done as u64);
@@ -297,6 +298,11 @@ fn write_answers(path: &Path, rows: &[Row], request: &Request) -> Result<()> {
 }
 
 fn run_exact(args: &EvalArgs, path: &Path, as_json: bool) -> Result<()> {
+    if let Some(share) = args.min_accuracy.filter(|share| !(0.0..=1.0).contains(share)) {
+        return Err(Error::usage(format!(
+            "--min-accuracy: expected a share from 0 to 1, found {share}"
+        )));
+    }
     let [model_path] = &args.models[..] else {
         return Err(Error::usage(format!(
             "--exact: expected one model, found {}",

@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 
 use mmx_converters::tensor::Dtype;
+use mmx_converters::words::counted;
 use mmx_ggml::FileType;
 
-use crate::args::values;
+use crate::args::kinds;
 use crate::error::{Error, Result};
 use crate::format::{self, line};
+use mmx_converters::model::run_folder;
 use mmx_models::export::{self, AdapterForm, Report, Request, auto, card};
 
 /// Element types on the command line.
@@ -40,13 +42,15 @@ enum GgufType {
 }
 
 impl std::str::FromStr for GgufType {
-    type Err = mmx_converters::Error;
+    type Err = String;
 
     fn from_str(text: &str) -> std::result::Result<Self, Self::Err> {
         if text.eq_ignore_ascii_case("auto") {
             return Ok(Self::Auto);
         }
-        text.parse().map(Self::Type)
+        let known = FileType::ALL.iter().map(FileType::to_string).collect::<Vec<_>>().join(", ");
+        let found = text.parse().map(Self::Type);
+        found.map_err(|_| format!("expected auto or one of {known}"))
     }
 }
 
@@ -76,8 +80,9 @@ pub(crate) fn size(text: &str) -> std::result::Result<u64, String> {
 Files: OUT/hf-DTYPE/ (config.json, generation_config.json, model.safetensors, tokenizer files), OUT/NAME-SIZE-TYPE.gguf,
 OUT/NAME-SIZE.pth, OUT/Modelfile (for the first GGUF; Modelfile-TYPE for further ones), OUT/adapter-peft/,
 OUT/NAME-lora.gguf; a model card (README.md) in each Transformers folder and beside the GGUFs. OUT is MODEL/export
-unless --out says otherwise. The same model gives the same bytes. Without any target: --hf in the model's own element
-type and --gguf q8_0.
+(without MODEL the newest run's) unless --out says otherwise. The same model gives the same bytes. Without any target:
+--hf in the model's own element type and --gguf q8_0. OUT/.mmx-files.json says which files mmx wrote: those are
+replaced by the next export; others, and those changed since, only with --overwrite.
 
 --gguf auto measures how far the logits move when each matrix is rounded, and writes the smallest file within --max-kl
 (or the best within --target-size); the files tried are printed and drawn in OUT/NAME-frontier.svg.
@@ -85,10 +90,10 @@ type and --gguf q8_0.
 Examples:
   mmx export runs/first --hf bf16 --gguf q8_0 --gguf q4_0
   mmx export runs/first --gguf q4_k_m --ollama && ollama create first -f runs/first/export/Modelfile
-  mmx export --gguf f16                          the newest checkpoint under runs/
+  mmx export --gguf f16   # the newest checkpoint under runs/
   mmx export runs/first --gguf auto --max-kl 0.01 --text poems.txt
-  mmx export runs/lora --adapter peft --adapter gguf --hf bf16     the adapters alone, and merged
-  mmx export model.gguf --hf f32 --out back      a GGUF to a Transformers folder")]
+  mmx export runs/lora --adapter peft --hf bf16   # adapters alone, and merged
+  mmx export model.gguf --hf f32 --out back   # a GGUF to a Transformers folder")]
 pub(crate) struct ExportArgs {
     /// A checkpoint or Transformers folder, a .gguf or a .pth; the newest checkpoint under runs/ if absent
     model: Option<PathBuf>,
@@ -114,7 +119,7 @@ pub(crate) struct ExportArgs {
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
     /// With --gguf auto: tokens of the text to measure on
-    #[arg(long, value_name = "N", default_value_t = 512)]
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = super::values::at_least_two)]
     tokens: usize,
     /// An importance matrix for the quantized GGUFs (of `mmx imatrix` or llama-imatrix)
     #[arg(long, value_name = "FILE")]
@@ -124,7 +129,7 @@ pub(crate) struct ExportArgs {
     shard_size: Option<u64>,
     /// Write the adapters alone, where MODEL is a folder of adapters (or with --base); may be repeated
     #[arg(long, value_name = "FORM", value_enum)]
-    adapter: Vec<values::AdapterForm>,
+    adapter: Vec<kinds::AdapterForm>,
     /// MODEL holds adapters for this model (a PEFT folder, a GGUF adapter, a file of MiniMind's)
     #[arg(long, value_name = "MODEL", requires = "model")]
     base: Option<PathBuf>,
@@ -141,7 +146,7 @@ pub(crate) struct ExportArgs {
     #[arg(long, requires = "ollama")]
     ollama_template: bool,
     /// Put a default system prompt into it
-    #[arg(long, value_name = "TEXT", requires = "ollama")]
+    #[arg(long, value_name = "TEXT", requires = "ollama", allow_hyphen_values = true)]
     system: Option<String>,
     /// Make a tensor that cannot have the type asked for an error
     #[arg(long)]
@@ -161,6 +166,15 @@ pub(crate) struct ExportArgs {
     /// For the model card: a data set's name on the hub; may be repeated
     #[arg(long, value_name = "REPO")]
     dataset: Vec<String>,
+    /// Write GGUFs in several files of at most this size, NAME-00001-of-0000N.gguf (every reader opens the first)
+    #[arg(long, value_name = "SIZE", value_parser = size, conflicts_with = "ollama")]
+    split_size: Option<u64>,
+    /// Write NaN and infinities among the weights as they are
+    #[arg(long)]
+    allow_non_finite: bool,
+    /// Replace files in OUT that mmx did not write, or that were changed since
+    #[arg(long)]
+    overwrite: bool,
 }
 
 impl ExportArgs {
@@ -197,12 +211,15 @@ impl ExportArgs {
 /// See [`export::export`].
 pub(crate) fn run(args: ExportArgs, json: bool) -> Result<()> {
     let auto = args.goal()?;
-    let model = match args.model {
-        Some(path) => path,
+    let (model, out) = match args.model {
+        Some(path) => (path, args.out),
         None => {
             let path = export::newest_checkpoint(std::path::Path::new("runs"))?;
             eprintln!("model: {} (the newest checkpoint under runs/)", path.display());
-            path
+            // a checkpoint gives way to newer ones; its run stays
+            let run = mmx_converters::model::run_folder::run_of(&path).unwrap_or(&path);
+            let out = args.out.unwrap_or_else(|| run.join("export"));
+            (path, Some(out))
         }
     };
     let types = args.gguf.iter().filter_map(|ty| match ty {
@@ -224,7 +241,7 @@ pub(crate) fn run(args: ExportArgs, json: bool) -> Result<()> {
         },
         progress: Some(|step| eprintln!("{step}")),
         model: Some(model),
-        out: args.out,
+        out,
         tokenizer: args.tokenizer,
         hf: args.hf.into_iter().map(Dtype::from).collect(),
         everything: false,
@@ -235,6 +252,9 @@ pub(crate) fn run(args: ExportArgs, json: bool) -> Result<()> {
         strict: args.strict,
         name: args.name,
         license: args.license,
+        split_bytes: args.split_size,
+        allow_non_finite: args.allow_non_finite,
+        overwrite: args.overwrite,
     };
     unique(&mut request.hf);
     unique(&mut request.gguf);
@@ -255,7 +275,7 @@ pub(crate) fn run(args: ExportArgs, json: bool) -> Result<()> {
         }
         format::print_json(&value)?;
     } else {
-        format::print(&text(&report))?;
+        format::print(&text(&report, args.text.is_some()))?;
         if let Some(verified) = &report.verified {
             println!();
             super::verify::print_table(verified);
@@ -277,7 +297,8 @@ fn unique<T: PartialEq + Copy>(list: &mut Vec<T>) {
     });
 }
 
-fn text(report: &Report) -> String {
+/// `own_text`: what was measured on is the user's, so that its perplexity says something.
+fn text(report: &Report, own_text: bool) -> String {
     let mut text = String::new();
     for file in &report.files {
         line!(
@@ -294,23 +315,25 @@ fn text(report: &Report) -> String {
         if here.is_empty() {
             continue;
         }
-        let tensors = if here.len() == 1 { "tensor" } else { "tensors" };
         line!(text, "");
-        line!(text, "fallbacks: {} {tensors} of {}", here.len(), file.path.display());
+        let tensors = counted(here.len(), "tensor");
+        line!(text, "fallbacks: {tensors} of {}", file.path.display());
         here.iter().for_each(|found| line!(text, "  {}", found.fallback));
     }
     if !report.frontier.is_empty() {
-        line!(text, "\n{:8} {:>10}  {:>9}  {:>9}  types", "file", "size", "mean KL", "ppl");
+        let ppl = if own_text { format!("  {:>9}", "ppl") } else { String::new() };
+        line!(text, "\n{:8} {:>10}  {:>9}{ppl}  types", "file", "size", "mean KL");
     }
     for point in &report.frontier {
         let types: Vec<String> = point.types.iter().map(|(ty, n)| format!("{n} {ty}")).collect();
+        let ppl = point.ppl.map_or("-".to_owned(), |ppl| format!("{ppl:.3}"));
+        let ppl = if own_text { format!("  {ppl:>9}") } else { String::new() };
         line!(
             text,
-            "{:8} {:>10}  {:>9.2e}  {:>9}  {}{}",
+            "{:8} {:>10}  {:>9.2e}{ppl}  {}{}",
             point.name,
             format::bytes(point.bytes),
             point.mean_kl,
-            point.ppl.map_or("-".to_owned(), |ppl| format!("{ppl:.3}")),
             types.join(", "),
             if point.chosen { "   <- written" } else { "" }
         );

@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
+use mmx_converters::words::counted;
 use serde_json::json;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::{self, line};
 use mmx_models::imatrix::{Request, collect};
 
@@ -28,13 +29,13 @@ pub(crate) struct ImatrixArgs {
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     /// Tokens of a piece of text
-    #[arg(long, value_name = "N", default_value_t = 512)]
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = super::values::at_least_two)]
     chunk: usize,
     /// Read only so many pieces
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = super::values::at_least_one)]
     chunks: Option<usize>,
     /// Threads [default: all cores]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = super::values::at_least_one)]
     threads: Option<usize>,
 }
 
@@ -43,16 +44,18 @@ pub(crate) struct ImatrixArgs {
 /// # Errors
 /// See [`collect`].
 pub(crate) fn run(args: &ImatrixArgs, json: bool) -> Result<()> {
+    if args.chunks == Some(0) {
+        return Err(Error::usage("--chunks: expected at least 1, found 0"));
+    }
     let begin = std::time::Instant::now();
-    let cores =
-        std::thread::available_parallelism().map_or(1, usize::from).min(mmx_ggml::MAX_THREADS);
+    let cores = mmx_ggml::cpus().min(mmx_ggml::MAX_THREADS);
     let request = Request {
         model: args.model.clone(),
         data: args.data.clone(),
         out: args.out.clone(),
         chunk: args.chunk,
         chunks: args.chunks,
-        threads: args.threads.unwrap_or(cores).max(1),
+        threads: args.threads.unwrap_or(cores),
     };
     let bar = indicatif::ProgressBar::new(0); // drawn on a terminal only
     let (imatrix, bytes) = collect(&request, &mut |done, all| {
@@ -73,11 +76,11 @@ pub(crate) fn run(args: &ImatrixArgs, json: bool) -> Result<()> {
     let mut text = String::new();
     line!(
         text,
-        "{:>10}  {} matrices on {} pieces of {} tokens  {seconds:>6.2} s  {}",
+        "{:>10}  {} on {} of {}  {seconds:>6.2} s  {}",
         format::bytes(bytes),
-        imatrix.entries.len(),
-        imatrix.chunk_count,
-        imatrix.chunk_size,
+        format::matrices(imatrix.entries.len()),
+        counted(imatrix.chunk_count as usize, "piece"),
+        counted(imatrix.chunk_size as usize, "token"),
         args.out.display()
     );
     format::print(&text)

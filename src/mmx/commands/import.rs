@@ -4,12 +4,15 @@ use std::path::{Path, PathBuf};
 
 use mmx_converters::Model;
 use mmx_converters::arch::{Config, presets};
+use mmx_converters::file;
+use mmx_converters::manifest::Manifest;
 use mmx_converters::model::adapter;
-use mmx_converters::model::folder::carrying_layout;
+use mmx_converters::model::folder::{self, carrying_layout};
 use mmx_converters::tensor::Dtype;
 
 use crate::error::{Error, Result};
 use crate::format::{self, line};
+use mmx_converters::model::run_folder;
 use mmx_models::export::{Exported, FileFallback, Report, Source, dtype_name};
 
 /// Element types of the checkpoint.
@@ -55,6 +58,9 @@ pub(crate) struct ImportArgs {
     /// The same from a config.json elsewhere
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Take NaN and infinities among the weights as they are
+    #[arg(long)]
+    allow_non_finite: bool,
 }
 
 /// Runs the command.
@@ -80,7 +86,8 @@ pub(crate) fn run(args: &ImportArgs, json: bool) -> Result<()> {
         return adapters(args, base, config, json, begin);
     }
     let model = Model::open_with(mmx_hub::resolve(&args.source)?, config)?;
-    let source = Source::with_model(model, args.tokenizer.as_deref())?;
+    let source = Source::with_model(model, args.tokenizer.as_deref())?
+        .allow_non_finite(args.allow_non_finite);
     warnings.extend(source.model.warnings.iter().cloned());
     let dtype = match args.dtype {
         As::F32 => Dtype::F32,
@@ -89,7 +96,10 @@ pub(crate) fn run(args: &ImportArgs, json: bool) -> Result<()> {
         As::Keep => source.model.dtype(),
     };
     let layout = carrying_layout(&source.model.config);
-    let written = source.write_folder(&args.out, layout, dtype, false, None)?;
+    let tokenizer = source.tokenizer.is_some();
+    let mut manifest = free_place(args, &source.model.path, tokenizer, adapter::CONFIG_NAME)?;
+    let over = (&mut manifest, false);
+    let written = source.write_folder(&args.out, layout, dtype, false, None, over)?;
     let seconds = begin.elapsed().as_secs_f64();
     let of_file = |(path, bytes): (PathBuf, u64)| Exported {
         seconds: if path.extension().is_some_and(|e| e == "safetensors") { seconds } else { 0.0 },
@@ -129,6 +139,40 @@ pub(crate) fn run(args: &ImportArgs, json: bool) -> Result<()> {
     format::print(&text)
 }
 
+/// Refuses a folder where the import would replace or mix with what is there: the source itself, a training run,
+/// another model (`other` is the configuration of the other kind), files that mmx did not write. Returns what mmx
+/// wrote there before.
+fn free_place(args: &ImportArgs, source: &Path, tokenizer: bool, other: &str) -> Result<Manifest> {
+    let out = &args.out;
+    let given =
+        [&args.base, &args.tokenizer, &args.config].into_iter().filter_map(Option::as_deref);
+    file::refuse_input(out, given.chain([source]))?;
+    let run = run_folder::checkpoints(out)?.pop();
+    let names = ["training", "metrics.jsonl", other].map(|name| out.join(name));
+    if let Some(found) = run.into_iter().chain(names).find(|path| path.exists()) {
+        return Err(Error::failed_with_hint(
+            format!(
+                "{}: expected a new folder for the import, found another model or run: {}",
+                out.display(),
+                found.display()
+            ),
+            OTHER_PLACE,
+        ));
+    }
+    let mut manifest = Manifest::open(out)?;
+    refuse_foreign(folder::foreign_file(out, tokenizer, &mut manifest)?)?;
+    Ok(manifest)
+}
+
+/// What to do about a place that is taken.
+const OTHER_PLACE: &str = "give another --out";
+
+fn refuse_foreign(found: Option<PathBuf>) -> Result<()> {
+    let Some(path) = found else { return Ok(()) };
+    let fault = mmx_converters::Error::Foreign { path };
+    Err(Error::failed_with_hint(fault.to_string(), OTHER_PLACE))
+}
+
 /// Adapters to PEFT's folder, which every command opens as the base with them merged.
 fn adapters(
     args: &ImportArgs,
@@ -140,18 +184,28 @@ fn adapters(
     let base = mmx_hub::resolve(base)?;
     let full = fs_err::canonicalize(&base).map_err(|e| Error::io(&base, e))?;
     let model = Model::open_adapters(&mmx_hub::resolve(&args.source)?, &full, config)?;
-    let source = Source::with_model(model, args.tokenizer.as_deref())?;
-    let Some(adapters) = source.model.adapters() else {
+    let source = Source::with_model(model, args.tokenizer.as_deref())?
+        .allow_non_finite(args.allow_non_finite);
+    let Some(adapters) = source.adapters()? else {
         return Err(Error::failed(format!("{}: expected adapters", args.source.display())));
     };
+    let places = [adapter::CONFIG_NAME, adapter::WEIGHTS_NAME].map(|name| args.out.join(name));
+    let mut manifest =
+        free_place(args, &source.model.path, source.tokenizer.is_some(), "config.json")?;
+    for path in &places {
+        refuse_foreign(if manifest.is_free(path)? { None } else { Some(path.clone()) })?;
+    }
     fs_err::create_dir_all(&args.out).map_err(|e| Error::io(&args.out, e))?;
     adapters.write(&args.out)?;
     if let Some(tokenizer) = &source.tokenizer {
         tokenizer.save(&args.out)?;
     }
+    for path in places.iter().cloned().chain(folder::tokenizer_files(&args.out)) {
+        manifest.add(&path)?;
+    }
+    manifest.save()?;
     let mut files = Vec::new();
-    for name in [adapter::CONFIG_NAME, adapter::WEIGHTS_NAME] {
-        let path = args.out.join(name);
+    for path in places {
         let bytes = fs_err::metadata(&path).map_err(|e| Error::io(&path, e))?.len();
         let seconds = if files.is_empty() { begin.elapsed().as_secs_f64() } else { 0.0 };
         files.push(Exported { path, format: "peft", ty: "f32".to_owned(), bytes, seconds });
@@ -166,9 +220,9 @@ fn adapters(
     let mut text = String::new();
     line!(
         text,
-        "{}: {} adapters of rank {} for {}",
+        "{}: {} of rank {} for {}",
         args.out.display(),
-        adapters.modules.len(),
+        mmx_converters::words::counted(adapters.modules.len(), "adapter"),
         adapters.rank,
         full.display()
     );

@@ -8,8 +8,9 @@ use mmx_converters::file::Bytes;
 use mmx_converters::gguf::{GgmlType, Gguf, Value};
 use mmx_converters::model::adapter;
 use mmx_converters::pth::{Pth, PthTensor};
-use mmx_converters::safetensors::SafeTensors;
+use mmx_converters::safetensors::{Described, SafeTensors};
 use mmx_converters::tensor::{Dtype, TensorView};
+use mmx_converters::words::counted;
 use mmx_ggml::FileType;
 use serde_json::json;
 
@@ -137,7 +138,7 @@ fn gguf(path: &Path, args: &InspectArgs) -> Result<Shown> {
     Ok(Shown {
         format: "gguf",
         config,
-        files: vec![path.to_owned()],
+        files: file.files().map(|(path, _)| path.to_owned()).collect(),
         file_type: file_type.map(|ty| ty.to_string()),
         keys,
         tensors,
@@ -168,7 +169,10 @@ fn folder(path: &Path, args: &InspectArgs) -> Result<Shown> {
         None => None,
     };
     let Some(file) = adapters.as_ref().or(model.safetensors()) else {
-        return Err(Error::failed(format!("{}: expected safetensors", path.display())));
+        return Err(Error::failed(format!(
+            "{}: expected safetensors, found another form",
+            path.display()
+        )));
     };
     let config_path = path.join(match adapters {
         Some(_) => adapter::CONFIG_NAME,
@@ -226,15 +230,24 @@ fn safetensors(path: &Path, args: &InspectArgs) -> Result<Shown> {
 fn pth(path: &Path, args: &InspectArgs) -> Result<Shown> {
     let file = Pth::open(path)?;
     let of = |tensor: &PthTensor| {
-        let data = file.data(tensor);
+        let elements: usize = tensor.shape.iter().product();
         Tensor {
             name: tensor.name.clone(),
             shape: tensor.shape.clone(),
             ty: tensor.dtype.safetensors_name(),
-            bytes: data.len(),
-            digest: args.tensors.then(|| values_digest(tensor.dtype, &data)),
+            bytes: elements * tensor.dtype.size(),
+            digest: args.tensors.then(|| values_digest(tensor.dtype, &file.data(tensor))),
         }
     };
+    let mut notes = file.notes().to_vec();
+    let others: Vec<String> = file.others().map(|(name, ty)| format!("{name} ({ty})")).collect();
+    if !others.is_empty() {
+        notes.push(format!(
+            "{}: tensors of types that mmx does not compute with: {}",
+            path.display(),
+            others.join(", ")
+        ));
+    }
     Ok(Shown {
         format: "pth",
         config: Model::open(path).ok().map(|model| model.config),
@@ -242,19 +255,21 @@ fn pth(path: &Path, args: &InspectArgs) -> Result<Shown> {
         file_type: None,
         keys: Vec::new(),
         tensors: file.tensors().iter().map(of).collect(),
-        notes: file.notes().to_vec(),
+        notes,
     })
 }
 
 fn safetensors_tensors(file: &SafeTensors, args: &InspectArgs) -> Vec<Tensor> {
-    let of = |(name, view): (&str, TensorView<'_>)| Tensor {
+    // one of a type that mmx does not compute with has no digest
+    let digest = |view: TensorView<'_>| values_digest(view.dtype, view.data);
+    let of = |(name, tensor): (&str, Described<'_>)| Tensor {
         name: name.to_owned(),
-        shape: view.shape.to_vec(),
-        ty: view.dtype.safetensors_name(),
-        bytes: view.data.len(),
-        digest: args.tensors.then(|| values_digest(view.dtype, view.data)),
+        shape: tensor.shape.to_vec(),
+        ty: tensor.dtype,
+        bytes: tensor.bytes,
+        digest: file.get(name).filter(|_| args.tensors).map(digest),
     };
-    file.names().filter_map(|name| Some((name, file.get(name)?))).map(of).collect()
+    file.names().filter_map(|name| Some((name, file.describe(name)?))).map(of).collect()
 }
 
 /// A value as JSON; long arrays as their length unless `full`.
@@ -343,13 +358,13 @@ fn text(path: &Path, args: &InspectArgs, shown: &Shown, files: &Files<'_>) -> St
         row(
             "dimensions",
             format!(
-                "{} layers, hidden {}, ffn {}, {} heads of {}, {} kv heads, vocab {}, context {}",
-                config.num_hidden_layers,
+                "{}, hidden {}, ffn {}, {} of {}, {}, vocab {}, context {}",
+                counted(config.num_hidden_layers, "layer"),
                 config.hidden_size,
                 config.intermediate_size,
-                config.num_attention_heads,
+                counted(config.num_attention_heads, "head"),
                 config.head_dim,
-                config.num_key_value_heads,
+                counted(config.num_key_value_heads, "kv head"),
                 config.vocab_size,
                 config.max_position_embeddings
             ),
@@ -374,11 +389,11 @@ fn text(path: &Path, args: &InspectArgs, shown: &Shown, files: &Files<'_>) -> St
         row("sha256", digest.clone());
     }
     if args.keys {
-        line!(text, "\n{} keys", shown.keys.len());
+        line!(text, "\n{}", counted(shown.keys.len(), "key"));
         shown.keys.iter().for_each(|(key, _, value)| line!(text, "  {key} = {value}"));
     }
     if args.tensors {
-        line!(text, "\n{} tensors", shown.tensors.len());
+        line!(text, "\n{}", counted(shown.tensors.len(), "tensor"));
         for tensor in &shown.tensors {
             let digest = tensor.digest.as_deref().map_or("", |d| &d[..16]);
             line!(

@@ -8,7 +8,7 @@ use mmx_converters::safetensors::{self, TensorSpec};
 use mmx_converters::tensor::{self, Dtype};
 use serde_json::json;
 
-use crate::args::values;
+use crate::args::kinds;
 use crate::error::{Error, Result};
 use mmx_models::engines::{self, Kind};
 use mmx_models::open::Form;
@@ -31,7 +31,7 @@ pub(crate) struct LogitsArgs {
     out: PathBuf,
     /// The engine; the most faithful one that opens the model unless given
     #[arg(long, value_name = "ENGINE")]
-    engine: Option<values::Engine>,
+    engine: Option<kinds::Engine>,
     /// Where the engine native computes: auto, cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     device: String,
@@ -39,14 +39,14 @@ pub(crate) struct LogitsArgs {
     #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = ["f32", "bf16"])]
     dtype: String,
     /// Threads of the CPU engines
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = super::values::at_least_one)]
     threads: usize,
 }
 
 /// Runs it.
 ///
 /// # Errors
-/// Unreadable ids or model, ids beyond the vocabulary, sequences of different lengths, an unwritable file.
+/// An output that is an input, unreadable ids or model, ids beyond the vocabulary, sequences of different lengths, an unwritable file.
 pub(crate) fn run(args: LogitsArgs, as_json: bool) -> Result<()> {
     let ids = crate::args::ids::read(&args.ids)?;
     if ids.rows.len() > 1 && !ids.two_dimensional {
@@ -56,7 +56,9 @@ pub(crate) fn run(args: LogitsArgs, as_json: bool) -> Result<()> {
             ids.rows[0].len()
         )));
     }
-    let form = Form::open(&args.model)?;
+    let form = Form::open(&args.model)?.for_ids();
+    form.model.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+    mmx_converters::file::refuse_input(&args.out, [form.path(), &args.ids])?;
     let kind = args.engine.map_or_else(|| form.engines()[0], Kind::from);
     let plain = args.device == "cpu" && args.dtype == "f32";
     let mut engine = match (kind, plain) {
@@ -66,7 +68,7 @@ pub(crate) fn run(args: LogitsArgs, as_json: bool) -> Result<()> {
         }
         _ => {
             return Err(Error::usage(
-                "--device and --dtype: expected the engine native beside them",
+                "--device and --dtype: expected --engine native beside them, found another engine",
             ));
         }
     };

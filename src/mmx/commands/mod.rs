@@ -20,3 +20,4 @@ pub(crate) mod serve;
 pub(crate) mod tokenizer;
 pub(crate) mod train;
 pub(crate) mod verify;
+pub(crate) mod version;

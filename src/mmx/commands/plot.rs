@@ -27,6 +27,7 @@ pub(crate) struct PlotArgs {
 /// # Errors
 /// See [`Curves::read`] and [`curves::draw`].
 pub(crate) fn run(args: &PlotArgs, as_json: bool) -> Result<()> {
+    mmx_converters::file::refuse_input(&args.out, args.runs.iter().map(PathBuf::as_path))?;
     let mut runs = args.runs.iter().map(|run| Curves::read(run)).collect::<Result<Vec<_>, _>>()?;
     curves::shorten(&mut runs);
     curves::draw(&runs, &args.out)?;

@@ -30,7 +30,12 @@ pub(crate) struct PushArgs {
     #[arg(long)]
     private: bool,
     /// The commit's message
-    #[arg(long, value_name = "TEXT", default_value = "Upload model with mmx")]
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "Upload model with mmx",
+        allow_hyphen_values = true
+    )]
     message: String,
 }
 

@@ -14,7 +14,7 @@ use mmx_models::quantize::{Request, quantize};
 Examples:
   mmx quantize model-f16.gguf model-q4_k_m.gguf q4_k_m
   mmx quantize model-f32.gguf model-iq4_xs.gguf iq4_xs --imatrix model-imatrix.gguf
-  mmx quantize model-f16.gguf model-q4_k_m.gguf q4_k_m --strict     refuse if a tensor cannot have its type")]
+  mmx quantize model-f16.gguf model-q4_k_m.gguf q4_k_m --strict")]
 pub(crate) struct QuantizeArgs {
     /// The GGUF to read (f32, f16 or bf16)
     input: PathBuf,
@@ -32,6 +32,12 @@ pub(crate) struct QuantizeArgs {
     /// Make a tensor that cannot have the type asked for an error
     #[arg(long)]
     strict: bool,
+    /// Write several files of at most this size, named after OUTPUT: NAME-00001-of-0000N.gguf
+    #[arg(long, value_name = "SIZE", value_parser = super::export::size)]
+    split_size: Option<u64>,
+    /// Take NaN and infinities among unquantized values as they are
+    #[arg(long)]
+    allow_non_finite: bool,
 }
 
 /// Runs the command.
@@ -46,6 +52,8 @@ pub(crate) fn run(args: &QuantizeArgs, json: bool) -> Result<()> {
         imatrix: args.imatrix.clone(),
         requantize: args.allow_requantize,
         strict: args.strict,
+        split_bytes: args.split_size,
+        allow_non_finite: args.allow_non_finite,
     })?;
     report.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
     if json {
@@ -60,6 +68,11 @@ pub(crate) fn run(args: &QuantizeArgs, json: bool) -> Result<()> {
         report.seconds,
         report.path.display()
     );
+    if report.files.len() > 1 {
+        for (path, bytes) in &report.files {
+            line!(text, "{:>10}  {}", format::bytes(*bytes), path.display());
+        }
+    }
     report.fallbacks.iter().for_each(|fallback| line!(text, "  {fallback}"));
     format::print(&text)
 }

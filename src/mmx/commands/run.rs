@@ -5,12 +5,14 @@ use std::path::PathBuf;
 
 use mmx_converters::chat;
 use mmx_converters::model::generation::Generation as Defaults;
+use mmx_converters::words::counted;
 use mmx_ggml::run::{Finish, Generation, KvType, Sampling, Session, SessionOptions, generate};
 use serde_json::json;
 
 use crate::args::device::DeviceArgs;
-use crate::error::{Error, Result};
+use crate::args::values;
 use crate::format;
+use crate::error::{Error, Result};
 use mmx_models::open::Form;
 
 /// Generate text from a prompt
@@ -27,7 +29,7 @@ pub(crate) struct RunArgs {
     /// A checkpoint, a Transformers folder or a GGUF
     model: PathBuf,
     /// The prompt; - reads it from stdin
-    #[arg(short, long, value_name = "TEXT")]
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: String,
     /// Tokens to generate at most
     #[arg(short, value_name = "N", default_value_t = 512)]
@@ -36,13 +38,13 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     raw: bool,
     /// A system message before the prompt
-    #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw", allow_hyphen_values = true)]
     system: Option<String>,
     /// Print the generated ids too
     #[arg(long)]
     ids: bool,
     /// Stop at this text, which is not printed; may be repeated
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     stop: Vec<String>,
     #[command(flatten)]
     sampling: SamplingArgs,
@@ -56,10 +58,10 @@ pub(crate) struct RunArgs {
 #[derive(clap::Args, Clone, Copy, Debug)]
 pub(crate) struct RunnerArgs {
     /// Threads; by default what suits the model's size
-    #[arg(short, long, value_name = "N")]
+    #[arg(short, long, value_name = "N", value_parser = values::at_least_one, allow_negative_numbers = true)]
     threads: Option<usize>,
     /// Tokens the context holds; by default the model's own length, at most 4096
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = values::at_least_one, allow_negative_numbers = true)]
     ctx: Option<usize>,
     /// Element type of the keys and values that are kept; f32 rounds nothing, f16 is quicker
     #[arg(long, value_name = "TYPE", value_enum, default_value = "f16")]
@@ -98,22 +100,22 @@ pub(crate) struct SamplingArgs {
     #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p", "min_p"])]
     greedy: bool,
     /// Divides the logits; 0 is --greedy
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = values::temperature, allow_negative_numbers = true)]
     temperature: Option<f64>,
     /// Only the N most likely tokens; 0: all
     #[arg(long, value_name = "N")]
     top_k: Option<usize>,
     /// Only the likeliest tokens that reach this probability together; 1: all
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = values::top_p, allow_negative_numbers = true)]
     top_p: Option<f64>,
     /// Only tokens of at least this share of the likeliest one's probability; 0: all
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = values::min_p, allow_negative_numbers = true)]
     min_p: Option<f64>,
     /// Makes tokens that were there already less likely; 1: off
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = values::factor, allow_negative_numbers = true)]
     repeat_penalty: Option<f64>,
-    /// The same seed gives the same text; a new one each time unless given
-    #[arg(long, value_name = "N")]
+    /// The same seed gives the same text; a new one each time unless given, or with -1
+    #[arg(long, value_name = "N", value_parser = values::seed, allow_negative_numbers = true)]
     seed: Option<u64>,
 }
 
@@ -151,7 +153,7 @@ pub(crate) fn run(args: RunArgs, as_json: bool) -> Result<()> {
         std::io::stdin().read_to_string(&mut prompt).map_err(|e| Error::io("stdin", e))?;
     }
     let prompt_ids = if args.raw {
-        tokenizer.encode(&prompt)?
+        tokenizer.encode_text(&prompt)?
     } else {
         if tokenizer.template().is_none() {
             return Err(Error::failed_with_hint(
@@ -201,11 +203,10 @@ pub(crate) fn run(args: RunArgs, as_json: bool) -> Result<()> {
         format::print(&format!("{:?}\n", generated.ids))?;
     }
     eprintln!(
-        "{} tokens read at {prefill:.0}/s, {} written at {decode:.0}/s, {} thread{}, ended by {}",
-        generated.prompt_tokens,
+        "{} read at {prefill:.0}/s, {} written at {decode:.0}/s, {}, ended by {}",
+        counted(generated.prompt_tokens, "token"),
         generated.ids.len(),
-        session.threads(),
-        if session.threads() == 1 { "" } else { "s" },
+        counted(session.threads(), "thread"),
         finish_name(generated.finish)
     );
     Ok(())

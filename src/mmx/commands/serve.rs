@@ -8,9 +8,10 @@ use mmx_ggml::run::KvType;
 use serde_json::json;
 
 use crate::args::device::DeviceArgs;
+use crate::args::values;
+use crate::format;
 use crate::commands::run::Kv;
 use crate::error::{Error, Result};
-use crate::format;
 use crate::terminal::Terminal;
 use mmx_serve::Options;
 
@@ -42,13 +43,13 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "KEY", env = "MMX_API_KEY", hide_env_values = true)]
     api_key: Option<String>,
     /// Texts of a model that are computed together
-    #[arg(long, value_name = "N", default_value_t = 8)]
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = values::at_least_one, allow_negative_numbers = true)]
     parallel: usize,
     /// Tokens a text can have; by default the model's own length, at most 4096
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = values::at_least_one, allow_negative_numbers = true)]
     ctx: Option<usize>,
     /// Threads; by default what suits the model's size
-    #[arg(short, long, value_name = "N")]
+    #[arg(short, long, value_name = "N", value_parser = values::at_least_one, allow_negative_numbers = true)]
     threads: Option<usize>,
     /// Element type of the keys and values that are kept; f32 rounds nothing, f16 is quicker
     #[arg(long, value_name = "TYPE", value_enum, default_value = "f16")]
@@ -57,13 +58,13 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "N", default_value_t = 3)]
     speculate: usize,
     /// Texts that may wait; beyond, requests get 429
-    #[arg(long, value_name = "N", default_value_t = 64)]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = values::at_least_one, allow_negative_numbers = true)]
     queue: usize,
     /// Bytes of a request's body
-    #[arg(long, value_name = "BYTES", default_value_t = 1 << 20)]
+    #[arg(long, value_name = "BYTES", default_value_t = 1 << 20, value_parser = values::at_least_one, allow_negative_numbers = true)]
     max_body: usize,
     /// Tokens written for one request at most
-    #[arg(long, value_name = "N", default_value_t = 4096)]
+    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = values::at_least_one, allow_negative_numbers = true)]
     max_tokens: usize,
     /// Time for one request, waiting included
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
@@ -74,6 +75,9 @@ pub(crate) struct ServeArgs {
     /// Time for what is being written when the server is told to stop
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     grace: u64,
+    /// Let requests in that reach this machine by this name (* for any); may be repeated
+    #[arg(long, value_name = "NAME")]
+    allowed_host: Vec<String>,
     #[command(flatten)]
     device: DeviceArgs,
 }
@@ -83,19 +87,23 @@ pub(crate) struct ServeArgs {
 /// # Errors
 /// A model that cannot be opened, an address that cannot be had.
 pub(crate) fn run(args: ServeArgs, as_json: bool) -> Result<()> {
-    if args.parallel == 0 {
-        return Err(Error::usage("--parallel: expected at least 1, found 0"));
-    }
     if args.name.len() > args.models.len() {
         return Err(Error::usage(format!(
-            "--name: expected at most one for each of {} models, found {}",
-            args.models.len(),
+            "--name: expected at most one for each of {}, found {}",
+            mmx_converters::words::counted(args.models.len(), "model"),
             args.name.len()
         )));
     }
     if args.api_key.as_deref() == Some("") {
         return Err(Error::usage("--api-key: expected a key, found none"));
     }
+    let allowed_host = |name: &String| match name.as_str() {
+        "*" => Ok("*".to_owned()),
+        name => serve::host_name(name).ok_or_else(|| {
+            Error::usage(format!("--allowed-host: expected a name such as box.lan, found {name}"))
+        }),
+    };
+    let allowed_hosts = args.allowed_host.iter().map(allowed_host).collect::<Result<_>>()?;
     let names = args.name.into_iter().map(Some).chain(std::iter::repeat(None));
     let options = Options {
         listener: Arc::new(Terminal::default()),
@@ -113,7 +121,8 @@ pub(crate) fn run(args: ServeArgs, as_json: bool) -> Result<()> {
         max_body: args.max_body,
         max_tokens: args.max_tokens,
         timeout: Duration::from_secs(args.timeout),
-        cors: args.cors,
+        cors: args.cors.iter().map(|origin| origin.trim_end_matches('/').to_owned()).collect(),
+        allowed_hosts,
         grace: Duration::from_secs(args.grace),
     };
     mmx_serve::run(options, |address, names| {

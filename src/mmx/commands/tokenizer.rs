@@ -7,6 +7,8 @@ use mmx_converters::chat::Options;
 use mmx_converters::gguf::Gguf;
 use mmx_converters::tokenizer::train::{WordCounts, train};
 use mmx_converters::tokenizer::{SpecialSet, TokenKind, Tokenizer};
+use mmx_converters::words::counted;
+use mmx_converters::{file, folder};
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
@@ -51,7 +53,7 @@ struct TrainArgs {
     #[arg(long, value_name = "SET", default_value = "minimind3")]
     specials: Specials,
     /// Distinct words kept, MiB; beyond it rare words are sampled
-    #[arg(long, value_name = "MIB", default_value_t = WordCounts::LIMIT_BYTES >> 20)]
+    #[arg(long, value_name = "MIB", default_value_t = WordCounts::LIMIT_BYTES >> 20, value_parser = super::values::at_least_one)]
     word_memory: usize,
 }
 
@@ -74,7 +76,7 @@ struct ShowArgs {
     /// A folder with tokenizer.json, a tokenizer.json, or a GGUF
     model: PathBuf,
     /// The text
-    #[arg(required_unless_present = "chat", conflicts_with = "chat")]
+    #[arg(required_unless_present = "chat", conflicts_with = "chat", allow_hyphen_values = true)]
     text: Option<String>,
     /// Render the messages of this JSON file
     #[arg(long, value_name = "FILE")]
@@ -124,9 +126,19 @@ fn run_train(args: &TrainArgs, as_json: bool) -> Result<()> {
             args.vocab_size
         )));
     }
+    for path in folder::tokenizer_places(&args.out) {
+        file::refuse_input(&path, args.data.iter().map(PathBuf::as_path))?;
+    }
+    let taken = ["config.json", "adapter_config.json"].map(|name| args.out.join(name));
+    if let Some(found) = taken.iter().find(|path| path.exists()) {
+        return Err(Error::failed_with_hint(
+            format!("{}: expected a folder without a model, found one", found.display()),
+            "a model's ids are those of its own tokenizer: give another --out",
+        ));
+    }
     /// Text kept to measure the new vocabulary on.
     const SAMPLE_BYTES: usize = 1 << 20;
-    let mut counts = WordCounts::new(args.word_memory << 20);
+    let mut counts = WordCounts::new(args.word_memory << 20).cutting_out(specials)?;
     let (mut texts_read, mut bytes_read, mut sample) = (0usize, 0usize, String::new());
     for path in &args.data {
         texts::for_each_batch(path, |batch| {
@@ -170,10 +182,12 @@ fn run_train(args: &TrainArgs, as_json: bool) -> Result<()> {
         eprintln!("note: the text has too many distinct words to keep; rare ones were sampled");
     }
     println!(
-        "{}: {} entries from {texts_read} texts ({bytes_read} bytes, {words} distinct words); \
-         {bytes_per_token:.2} bytes per token",
+        "{}: {} from {} ({}, {}); {bytes_per_token:.2} bytes per token",
         args.out.display(),
-        tokenizer.vocab_size()
+        counted(tokenizer.vocab_size(), "entry"),
+        counted(texts_read, "text"),
+        counted(bytes_read, "byte"),
+        counted(words, "distinct word")
     );
     Ok(())
 }
@@ -191,7 +205,10 @@ fn read_chat(path: &Path) -> Result<(Vec<Value>, Options)> {
             options.tools = object.remove("tools").filter(|tools| !tools.is_null());
             match object.remove("messages").or(object.remove("conversations")) {
                 Some(Value::Array(messages)) => messages,
-                _ => return Err(fault("expected a list under key messages".into())),
+                Some(other) => {
+                    return Err(fault(format!("key messages: expected a list, found {other}")));
+                }
+                None => return Err(fault("key messages: expected a list, found none".into())),
             }
         }
         _ => return Err(fault("expected a list of messages, or an object with messages".into())),
@@ -206,11 +223,17 @@ fn run_show(args: &ShowArgs, as_json: bool) -> Result<()> {
     let (text, ids) = match (&args.chat, &args.text) {
         (Some(path), _) => {
             let (messages, options) = read_chat(path)?;
+            if options.tools.is_some() && !tokenizer.shows_tools() {
+                eprintln!(
+                    "warning: {}: the chat template renders nothing of the tools",
+                    tokenizer.path().display()
+                );
+            }
             let prompt = tokenizer.encode_chat(&messages, &options)?;
             (prompt.text, prompt.ids)
         }
         (None, Some(text)) if args.plain => (text.clone(), tokenizer.encode_plain(text)?),
-        (None, Some(text)) => (text.clone(), tokenizer.encode(text)?),
+        (None, Some(text)) => (text.clone(), tokenizer.encode_text(text)?),
         (None, None) => return Err(Error::usage("expected a text or --chat")),
     };
     let pieces: Vec<String> = ids.iter().map(|&id| piece(&tokenizer, id)).collect();
@@ -230,7 +253,7 @@ fn run_show(args: &ShowArgs, as_json: bool) -> Result<()> {
         };
         println!("{id:>6}  {piece}{kind}");
     }
-    println!("{} tokens, {} bytes", ids.len(), text.len());
+    println!("{}, {}", counted(ids.len(), "token"), counted(text.len(), "byte"));
     Ok(())
 }
 

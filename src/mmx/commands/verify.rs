@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use mmx_converters::words::counted;
 use serde_json::json;
 
-use crate::args::values;
+use crate::args::kinds;
 use crate::error::{Error, Result};
 use mmx_models::engines::Kind;
 use mmx_models::verify::{Input, Report, Request, verify};
@@ -25,23 +26,23 @@ pub(crate) struct VerifyArgs {
     /// The forms to compare with it
     #[arg(required = true)]
     others: Vec<PathBuf>,
-    /// Compare on this text
+    /// Compare on this text, and give its perplexity
     #[arg(long, value_name = "FILE", conflicts_with_all = ["ids", "tokens"])]
     text: Option<PathBuf>,
-    /// Compare on these ids: a JSON array, or a safetensors file's `input_ids`
+    /// Compare on these ids, and give their perplexity: a JSON array, or a safetensors file's `input_ids`
     #[arg(long, value_name = "FILE", conflicts_with = "tokens")]
     ids: Option<PathBuf>,
     /// Compare on at most so many tokens of a built-in text
-    #[arg(long, value_name = "N", default_value_t = 256)]
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = super::values::at_least_one)]
     tokens: usize,
     /// Only these engines (repeatable)
     #[arg(long = "engine", value_name = "ENGINE")]
-    engines: Vec<values::Engine>,
+    engines: Vec<kinds::Engine>,
     /// Largest absolute difference of a logit, in place of the limit for the type
     #[arg(long, value_name = "X")]
     tolerance: Option<f64>,
     /// Threads of the CPU engines
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = super::values::at_least_one)]
     threads: usize,
 }
 
@@ -50,12 +51,20 @@ pub(crate) struct VerifyArgs {
 /// # Errors
 /// See [`verify`]; also when a row is not ok.
 pub(crate) fn run(args: VerifyArgs, as_json: bool) -> Result<()> {
+    if let Some(limit) = args.tolerance.filter(|limit| !(0.0..).contains(limit)) {
+        return Err(Error::usage(format!("--tolerance: expected 0 or more, found {limit}")));
+    }
     let input = match (&args.text, &args.ids) {
         (Some(path), _) => {
-            Input::Text(fs_err::read_to_string(path).map_err(|e| Error::io(path, e))?)
+            let text = fs_err::read_to_string(path).map_err(|e| Error::io(path, e))?;
+            if text.is_empty() {
+                let path = path.display();
+                return Err(Error::failed(format!("{path}: expected a text, found an empty file")));
+            }
+            Input::Text(text)
         }
         (None, Some(path)) => Input::Ids(crate::args::ids::read(path)?.rows),
-        (None, None) => Input::Sample(args.tokens.max(1)),
+        (None, None) => Input::Sample(args.tokens),
     };
     let request = Request {
         reference: args.reference,
@@ -81,8 +90,10 @@ pub(crate) fn refuse_bad(report: &Report) -> Result<()> {
     let bad = report.rows.iter().filter(|row| !row.ok).count();
     if bad > 0 {
         return Err(Error::failed(format!(
-            "{bad} of {} comparisons are beyond their limit",
-            report.rows.len()
+            "{bad} of {} {} beyond {} limit",
+            counted(report.rows.len(), "comparison"),
+            if bad == 1 { "is" } else { "are" },
+            if bad == 1 { "its" } else { "their" }
         )));
     }
     Ok(())
@@ -121,12 +132,17 @@ pub(crate) fn to_json(report: &Report) -> serde_json::Value {
 pub(crate) fn print_table(report: &Report) {
     let (path, kind) = &report.reference;
     let ppl = |ppl: Option<f64>| ppl.map_or("-".to_owned(), |x| format!("{x:.3}"));
+    // of the built-in text it would be read as the model's own
+    let column = |text: &str| if report.sample { String::new() } else { format!("  {text:>8}") };
+    let of_reference = match report.sample {
+        true => String::new(),
+        false => format!(", perplexity {}", ppl(report.reference_ppl)),
+    };
     println!(
-        "reference: {} with {}, {} tokens, perplexity {}\n",
+        "reference: {} with {}, {}{of_reference}\n",
         path.display(),
         kind.name(),
-        report.tokens,
-        ppl(report.reference_ppl)
+        counted(report.tokens, "token"),
     );
     let name = |path: &std::path::Path| {
         path.file_name()
@@ -134,19 +150,26 @@ pub(crate) fn print_table(report: &Report) {
     };
     let width = report.rows.iter().map(|r| name(&r.path).chars().count()).max().unwrap_or(4).max(4);
     println!(
-        "{:width$}  {:9}  {:5}  {:>9}  {:>9}  {:>6}  {:>8}  {:>6}  ok",
-        "form", "engine", "type", "max diff", "mean KL", "top-1", "ppl", "ids"
+        "{:width$}  {:9}  {:5}  {:>9}  {:>9}  {:>6}{}  {:>6}  ok",
+        "form",
+        "engine",
+        "type",
+        "max diff",
+        "mean KL",
+        "top-1",
+        column("ppl"),
+        "ids"
     );
     for row in &report.rows {
         println!(
-            "{:width$}  {:9}  {:5}  {:>9.2e}  {:>9.2e}  {:>5.1}%  {:>8}  {:>6}  {}",
+            "{:width$}  {:9}  {:5}  {:>9.2e}  {:>9.2e}  {:>5.1}%{}  {:>6}  {}",
             name(&row.path),
             row.engine.name(),
             row.ty.name(),
             row.difference.max_abs_diff,
             row.difference.mean_kl,
             100.0 * row.difference.top1_agreement,
-            ppl(row.ppl),
+            column(&ppl(row.ppl)),
             row.tokens_equal.map_or("-", |equal| if equal { "equal" } else { "DIFFER" }),
             if row.ok {
                 "ok".to_owned()

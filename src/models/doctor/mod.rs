@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use mmx_converters::arch::{Config, Family, Layout, Role, public_tensors, weights};
+use mmx_converters::words::counted;
 use mmx_ggml::FileType;
 use serde::Serialize;
 
@@ -95,14 +96,14 @@ const VLLM_CPU_HEADS: [usize; 11] = [32, 64, 80, 96, 112, 128, 160, 192, 224, 25
 pub fn machine() -> Vec<Finding> {
     let mut findings = Vec::new();
     findings.extend(torch());
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let cores = mmx_ggml::cpus();
     let features = cpu_features();
     findings.push(Finding {
         what: "CPU",
         ok: true,
         found: match features.is_empty() {
-            true => format!("{cores} cores"),
-            false => format!("{cores} cores, {}", features.join(", ")),
+            true => counted(cores, "core"),
+            false => format!("{}, {}", counted(cores, "core"), features.join(", ")),
         },
         fix: None,
     });

@@ -99,6 +99,22 @@ pub fn open_on(
     }
 }
 
+/// The error for a form that no engine of those asked for opens.
+pub fn none_of(asked: &[Kind], form: &Form) -> Error {
+    let names =
+        |kinds: &[Kind]| kinds.iter().map(|kind| kind.name()).collect::<Vec<_>>().join(", ");
+    let missing = match asked.contains(&Kind::Native) && crate::trainer::program().is_none() {
+        true => " (native is mmx-train, which is not there)",
+        false => "",
+    };
+    Error::misuse(format!(
+        "{}: `engine`: expected one that opens it ({}), found {}{missing}",
+        form.path().display(),
+        names(&form.engines()),
+        names(asked)
+    ))
+}
+
 /// Opens a form in tch on a device (`auto`, `cpu`, `cuda`, `cuda:N`), computing in float32 or bfloat16. [`open`] takes
 /// the CPU and float32, which other engines are compared with.
 ///

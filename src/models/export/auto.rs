@@ -93,8 +93,7 @@ impl Job<'_> {
         let path = self.out.join(format!("{}-frontier.svg", self.name));
         let text = plot(&self.report.frontier);
         fs_err::create_dir_all(&self.out).map_err(|e| Error::io(&self.out, e))?;
-        mmx_converters::file::write_bytes(&path, text.as_bytes())?;
-        self.done(path, "plot", "svg".to_owned(), text.len() as u64, 0.0);
+        self.write_text(path, "plot", "svg", &text)?;
         Ok(chosen)
     }
 
@@ -107,7 +106,7 @@ impl Job<'_> {
         };
         let mut ids = match (&self.source.tokenizer, &text, &goal.text) {
             (Some(tokenizer), text, _) => {
-                tokenizer.encode(text.as_deref().unwrap_or(crate::sample_text::SAMPLE_TEXT))?
+                tokenizer.encode_text(text.as_deref().unwrap_or(crate::sample_text::SAMPLE_TEXT))?
             }
             (None, None, _) => verify::made_up_ids(most, config.vocab_size),
             (None, Some(_), path) => {
@@ -119,7 +118,14 @@ impl Job<'_> {
         };
         ids.truncate(most);
         if ids.len() < 2 {
-            return Err(Error::failed("expected a text of at least two tokens"));
+            let place = match &goal.text {
+                Some(path) => path.display().to_string(),
+                None => "`tokens`".to_owned(),
+            };
+            return Err(Error::failed(format!(
+                "{place}: expected at least two tokens to measure on, found {}",
+                ids.len()
+            )));
         }
         Ok(ids)
     }

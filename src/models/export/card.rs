@@ -7,6 +7,7 @@
 use std::path::Path;
 
 use mmx_converters::tensor::Dtype;
+use mmx_converters::words::counted;
 use serde_json::{Map, Value};
 
 use super::{Exported, Source, dtype_name};
@@ -142,16 +143,16 @@ impl Card<'_> {
         let active =
             if active == total { String::new() } else { format!(" ({active} used for a token)") };
         format!(
-            "# {}\n\nA {} language model of {total} parameters{active}: {} layers, hidden size {}, {} heads of {} \
-             ({} for keys and values), {} tokens of vocabulary, a context of {}.\n\n{more}\n\n",
+            "# {}\n\nA {} language model of {total} parameters{active}: {}, hidden size {}, {} of {} \
+             ({} for keys and values), {} of vocabulary, a context of {}.\n\n{more}\n\n",
             self.name,
             config.family.name(),
-            config.num_hidden_layers,
+            counted(config.num_hidden_layers, "layer"),
             config.hidden_size,
-            config.num_attention_heads,
+            counted(config.num_attention_heads, "head"),
             config.head_dim,
             config.num_key_value_heads,
-            config.vocab_size,
+            counted(config.vocab_size, "token"),
             config.max_position_embeddings
         )
     }
@@ -185,10 +186,10 @@ impl Card<'_> {
         let Some(report) = self.verified else { return String::new() };
         let folder = dtype.map(|dtype| format!("hf-{}", dtype_name(dtype)));
         let mut text = format!(
-            "## Parity\n\nLogits of {} tokens against the checkpoint's ({}):\n\n\
-             | file | engine | largest difference | mean KL, nats | same top token | perplexity |\n\
-             |---|---|---|---|---|---|\n",
-            report.tokens,
+            "## Parity\n\nLogits of {} against the checkpoint's ({}):\n\n\
+             | file | engine | largest difference | mean KL, nats | same top token |\n\
+             |---|---|---|---|---|\n",
+            counted(report.tokens, "token"),
             report.reference.1.name()
         );
         for row in &report.rows {
@@ -200,12 +201,11 @@ impl Card<'_> {
             };
             if wanted {
                 text.push_str(&format!(
-                    "| `{name}` | {} | {:.1e} | {:.1e} | {:.1} % | {} |\n",
+                    "| `{name}` | {} | {:.1e} | {:.1e} | {:.1} % |\n",
                     row.engine.name(),
                     row.difference.max_abs_diff,
                     row.difference.mean_kl,
-                    100.0 * row.difference.top1_agreement,
-                    row.ppl.map_or("-".to_owned(), |ppl| format!("{ppl:.3}"))
+                    100.0 * row.difference.top1_agreement
                 ));
             }
         }

@@ -4,12 +4,14 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use mmx_converters::arch::{Layout, Weight};
-use mmx_converters::gguf::{GgmlType, Value};
-use mmx_converters::model::adapter::Adapters;
+use mmx_converters::gguf::{self, GgmlType, Value};
+use mmx_converters::manifest::Manifest;
+use mmx_converters::model::adapter::{self, Adapters};
 use mmx_converters::model::fallback::{self, Fallback};
 use mmx_converters::model::to_gguf::ToGguf;
 use mmx_converters::quant::imatrix::Imatrix;
 use mmx_converters::tensor::Dtype;
+use mmx_converters::{file, folder};
 use mmx_ggml::FileType;
 
 use super::frontier::Chosen;
@@ -42,6 +44,8 @@ pub(super) struct Job<'a> {
     pub(super) request: &'a Request,
     pub(super) source: &'a Source,
     pub(super) out: PathBuf,
+    /// What mmx wrote below `out`.
+    pub(super) manifest: Manifest,
     pub(super) name: String,
     /// `26M`.
     pub(super) label: String,
@@ -64,7 +68,7 @@ impl Job<'_> {
             config.check_carried_by(Layout::Gguf)?;
         }
         let wanted = |form| request.adapter.contains(&form);
-        match self.source.model.adapters() {
+        match self.source.adapters()? {
             Some(adapters) if wanted(AdapterForm::Peft) => adapters.check_peft(config)?,
             None if !request.adapter.is_empty() => {
                 return Err(Error::failed_with_hint(
@@ -111,6 +115,102 @@ impl Job<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Refuses a target that is what is read, or that somebody else wrote, before anything is written.
+    pub(super) fn check_places(&mut self) -> Result<()> {
+        let request = self.request;
+        let adapters = self.source.model.adapters();
+        let base = adapters.and_then(|adapters| adapters.base.as_deref()).map(Path::new);
+        let given = [&request.base, &request.tokenizer, &request.imatrix];
+        let text = request.auto.as_ref().and_then(|goal| goal.text.as_deref());
+        let given = given.into_iter().filter_map(Option::as_deref).chain(base).chain(text);
+        let inputs: Vec<PathBuf> =
+            std::iter::once(self.report.model.as_path()).chain(given).map(Path::to_owned).collect();
+        let refuse_input =
+            |path: &Path| file::refuse_input(path, inputs.iter().map(|p| p.as_path()));
+
+        let mut folders: Vec<(PathBuf, bool)> =
+            request.hf.iter().map(|&dtype| (self.hf_folder(dtype), false)).collect();
+        let mut files: Vec<PathBuf> =
+            request.gguf.iter().map(|&ty| self.gguf_path(&Target::Type(ty))).collect();
+        if request.auto.is_some() {
+            files.push(self.gguf_path(&Target::Chosen(&Chosen::default())));
+        }
+        if request.split_bytes.is_some() && self.out.is_dir() {
+            // how many parts there will be is not known yet: any that is there might be replaced
+            let whole = std::mem::take(&mut files);
+            for entry in fs_err::read_dir(&self.out).map_err(|e| Error::io(&self.out, e))? {
+                let path = entry.map_err(|e| Error::io(&self.out, e))?.path();
+                if whole.contains(&gguf::without_part(&path)) {
+                    files.push(path);
+                }
+            }
+        }
+        if request.pth {
+            files.push(self.pth_path());
+        }
+        for form in &request.adapter {
+            match form {
+                AdapterForm::Peft => folders.push((self.out.join(PEFT), true)),
+                AdapterForm::Gguf => files.push(self.lora_path()),
+            }
+        }
+        for (dir, peft) in &folders {
+            refuse_input(dir)?;
+            let tokenizer = self.source.tokenizer.is_some();
+            let mut foreign = None;
+            if !request.overwrite {
+                foreign = folder::foreign_file(dir, tokenizer, &mut self.manifest)?;
+            }
+            if *peft {
+                files.extend(PEFT_FILES.map(|name| dir.join(name)));
+            }
+            refuse_foreign(foreign)?;
+        }
+        for path in files {
+            refuse_input(&path)?;
+            let free = request.overwrite || self.manifest.is_free(&path)?;
+            refuse_foreign((!free).then_some(path))?;
+        }
+        Ok(())
+    }
+
+    /// Writes a text for people beside the model, unless somebody else's or a changed one is there: that is kept,
+    /// and said.
+    pub(super) fn write_text(
+        &mut self,
+        path: PathBuf,
+        format: &'static str,
+        ty: &str,
+        text: &str,
+    ) -> Result<()> {
+        let same = || fs_err::read(&path).is_ok_and(|old| old == text.as_bytes());
+        if !self.request.overwrite && !self.manifest.is_free(&path)? && !same() {
+            self.report.warnings.push(format!(
+                "{}: kept: mmx did not write it, or it was changed since (`overwrite` replaces it)",
+                path.display()
+            ));
+            return Ok(());
+        }
+        file::write_bytes(&path, text.as_bytes())?;
+        self.manifest.add(&path)?; // saved at the end: the same text is known without it
+        self.done(path, format, ty.to_owned(), text.len() as u64, 0.0);
+        Ok(())
+    }
+
+    /// Takes note that a file is mmx's.
+    fn written(&mut self, path: &Path) -> Result<()> {
+        self.manifest.add(path)?;
+        Ok(self.manifest.save()?)
+    }
+
+    fn pth_path(&self) -> PathBuf {
+        self.out.join(format!("{}-{}.pth", self.name, self.label))
+    }
+
+    fn lora_path(&self) -> PathBuf {
+        self.out.join(format!("{}-lora.gguf", self.name))
     }
 
     pub(super) fn gguf_path(&self, target: &Target<'_>) -> PathBuf {
@@ -175,7 +275,9 @@ impl Job<'_> {
             let dir = self.hf_folder(dtype);
             let (strict, shard_bytes) = (self.request.strict, self.request.shard_bytes);
             let layout = Layout::Transformers;
-            let written = self.source.write_folder(&dir, layout, dtype, strict, shard_bytes)?;
+            let over = (&mut self.manifest, self.request.overwrite);
+            let written =
+                self.source.write_folder(&dir, layout, dtype, strict, shard_bytes, over)?;
             let mut seconds = begin.elapsed().as_secs_f64();
             for (path, bytes) in written.files {
                 let weights = path.extension().is_some_and(|e| e == "safetensors");
@@ -201,7 +303,7 @@ impl Job<'_> {
             let begin = Instant::now();
             match form {
                 AdapterForm::Peft => {
-                    let dir = self.out.join("adapter-peft");
+                    let dir = self.out.join(PEFT);
                     let named = self.request.card.base_model.clone().or(adapters.base.clone());
                     let adapters = Adapters { base: named, ..adapters.clone() };
                     fs_err::create_dir_all(&dir).map_err(|e| Error::io(&dir, e))?;
@@ -209,12 +311,12 @@ impl Job<'_> {
                     if let Some(tokenizer) = &self.source.tokenizer {
                         tokenizer.save(&dir)?;
                     }
-                    let files = [
-                        mmx_converters::model::adapter::CONFIG_NAME,
-                        mmx_converters::model::adapter::WEIGHTS_NAME,
-                    ];
+                    for path in folder::tokenizer_files(&dir) {
+                        self.written(&path)?;
+                    }
                     let mut seconds = begin.elapsed().as_secs_f64();
-                    for path in files.map(|name| dir.join(name)) {
+                    for path in PEFT_FILES.map(|name| dir.join(name)) {
+                        self.written(&path)?;
                         let size = fs_err::metadata(&path).map_err(|e| Error::io(&path, e))?.len();
                         let own = std::mem::take(&mut seconds);
                         self.done(path, "peft", "f32".to_owned(), size, own);
@@ -222,9 +324,10 @@ impl Job<'_> {
                 }
                 AdapterForm::Gguf => {
                     fs_err::create_dir_all(&self.out).map_err(|e| Error::io(&self.out, e))?;
-                    let path = self.out.join(format!("{}-lora.gguf", self.name));
+                    let path = self.lora_path();
                     let config = &self.source.model.config;
                     let size = adapters.write_gguf(&path, &self.name, config, &self.table)?;
+                    self.written(&path)?;
                     let seconds = begin.elapsed().as_secs_f64();
                     self.done(path, "gguf", "lora".to_owned(), size, seconds);
                 }
@@ -238,11 +341,12 @@ impl Job<'_> {
             return Ok(());
         }
         let begin = Instant::now();
-        let path = self.out.join(format!("{}-{}.pth", self.name, self.label));
+        let path = self.pth_path();
         let model = &self.source.model;
         let dtype = model.dtype();
         let get = &mut |w: &Weight| self.source.weight(w);
         let bytes = mmx_converters::pth::write(&path, &model.config, dtype, get)?;
+        self.written(&path)?;
         let seconds = begin.elapsed().as_secs_f64();
         self.done(path, "pth", dtype_name(dtype).to_owned(), bytes, seconds);
         Ok(())
@@ -251,11 +355,22 @@ impl Job<'_> {
     pub(super) fn write_gguf(&mut self, target: &Target<'_>) -> Result<()> {
         let begin = Instant::now();
         let path = self.gguf_path(target);
-        let (bytes, found) =
-            self.with_spec(target, |spec| spec.write(&path, &mut |w| self.source.weight(w)))?;
+        let limit = self.request.split_bytes;
+        let (files, found) = self.with_spec(target, |spec| {
+            spec.write_split(&path, limit, &mut |w| self.source.weight(w))
+        })?;
+        for (file, _) in &files {
+            self.written(file)?;
+        }
+        // a split model is named by its first file
+        let path = files.first().map_or(path, |(path, _)| path.clone());
         let of_file = |fallback| FileFallback { path: path.clone(), fallback };
         self.report.fallbacks.extend(found.into_iter().map(of_file));
-        self.done(path, "gguf", target.name(), bytes, begin.elapsed().as_secs_f64());
+        let mut seconds = begin.elapsed().as_secs_f64();
+        for (path, bytes) in files {
+            let own = std::mem::take(&mut seconds);
+            self.done(path, "gguf", target.name(), bytes, own);
+        }
         Ok(())
     }
 
@@ -282,6 +397,8 @@ impl Job<'_> {
         /// Tokens of the built-in text: enough for means, few enough to wait for.
         const TOKENS: usize = 128;
         let ggufs = self.report.files.iter().filter(|f| f.format == "gguf" && f.ty != "lora");
+        // one file stands for all of a split model
+        let ggufs = ggufs.filter(|f| !mmx_converters::gguf::is_further_part(&f.path));
         let folders = self.request.hf.iter().map(|&dtype| self.hf_folder(dtype));
         let others: Vec<PathBuf> = folders.chain(ggufs.map(|f| f.path.clone())).collect();
         let request = verify::Request {
@@ -295,8 +412,7 @@ impl Job<'_> {
         let base = self.request.base.as_deref();
         let tokenizer = self.request.tokenizer.as_deref();
         let model = Source::open_on(&self.report.model, base, tokenizer)?.model;
-        let base = base.map(mmx_hub::resolve).transpose()?;
-        let form = Form { model, base };
+        let form = Form { base: base.map(mmx_hub::resolve).transpose()?, ..Form::of(model) };
         let report = verify::verify_form(&form, &request, &mut |_, _| ())?;
         self.report.verified = Some(report);
         Ok(())
@@ -321,15 +437,27 @@ impl Job<'_> {
             cards.push((self.hf_folder(dtype), card.of_folder(dtype)));
         }
         if self.request.adapter.contains(&AdapterForm::Peft) {
-            cards.push((self.out.join("adapter-peft"), card.of_adapters()));
+            cards.push((self.out.join(PEFT), card.of_adapters()));
         }
         for (dir, text) in cards {
             let path = dir.join(card::FILE_NAME);
-            mmx_converters::file::write_bytes(&path, text.as_bytes())?;
-            self.done(path, "card", "md".to_owned(), text.len() as u64, 0.0);
+            self.write_text(path, "card", "md", &text)?;
         }
         Ok(())
     }
+}
+
+/// The folder of the adapters alone, below the export's.
+const PEFT: &str = "adapter-peft";
+/// Its files, besides a tokenizer's.
+const PEFT_FILES: [&str; 2] = [adapter::CONFIG_NAME, adapter::WEIGHTS_NAME];
+
+/// Refuses to replace a file.
+fn refuse_foreign(found: Option<PathBuf>) -> Result<()> {
+    let Some(path) = found else { return Ok(()) };
+    let fault = mmx_converters::Error::Foreign { path };
+    let hint = "`overwrite` replaces it, `out` DIR writes elsewhere";
+    Err(Error::failed_with_hint(fault.to_string(), hint))
 }
 
 /// A recipe for one file.

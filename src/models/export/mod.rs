@@ -14,6 +14,7 @@ mod source;
 use std::path::{Path, PathBuf};
 
 use mmx_converters::arch::weights;
+use mmx_converters::manifest::Manifest;
 use mmx_converters::model::fallback::Fallback;
 use mmx_converters::model::to_gguf::size_label;
 use mmx_converters::quant::imatrix::Imatrix;
@@ -73,6 +74,12 @@ pub struct Request {
     pub name: Option<String>,
     /// An SPDX licence name.
     pub license: Option<String>,
+    /// GGUFs in several files of at most so many bytes of tensors.
+    pub split_bytes: Option<u64>,
+    /// NaN and infinities among the weights are written as they are.
+    pub allow_non_finite: bool,
+    /// Files that mmx did not write, or that were changed since, are replaced too.
+    pub overwrite: bool,
 }
 
 /// How adapters are written alone.
@@ -150,16 +157,19 @@ pub fn dtype_name(dtype: Dtype) -> &'static str {
 /// Exports a model.
 ///
 /// # Errors
-/// A model or tokenizer that cannot be opened, or that a target cannot carry exactly, with the reason: then
-/// nothing has been written. A file that the system refuses.
+/// A model or tokenizer that cannot be opened, or that a target cannot carry exactly, with the reason; a target that
+/// is the model itself, or that mmx did not write, without leave to overwrite it: then nothing has been written. A
+/// file that the system refuses.
 pub fn export(request: &Request) -> Result<Report> {
     let mut request = request.clone();
+    request.name.as_deref().map(names::check_name).transpose()?;
     let asked = match &request.model {
         Some(path) => path.clone(),
         None => newest_checkpoint(Path::new("runs"))?,
     };
     let path = mmx_hub::resolve(&asked)?;
-    let source = Source::open_on(&path, request.base.as_deref(), request.tokenizer.as_deref())?;
+    let source = Source::open_on(&path, request.base.as_deref(), request.tokenizer.as_deref())?
+        .allow_non_finite(request.allow_non_finite);
     if request.everything {
         request.hf.push(source.model.dtype());
         request.gguf.push(FileType::Q8_0);
@@ -171,8 +181,10 @@ pub fn export(request: &Request) -> Result<Report> {
     let table = weights(config);
     let label = size_label(config, &table);
     let imatrix = request.imatrix.as_deref().map(Imatrix::open).transpose()?;
+    let out = request.out.clone().unwrap_or_else(|| folder_of(&asked).join("export"));
     let mut job = Job {
-        out: request.out.clone().unwrap_or_else(|| folder_of(&asked).join("export")),
+        manifest: Manifest::open(&out)?,
+        out,
         name: request.name.clone().unwrap_or_else(|| model_name(&path)),
         tokenizer_keys: Vec::new(),
         imatrix_keys: Vec::new(),
@@ -192,6 +204,7 @@ pub fn export(request: &Request) -> Result<Report> {
     };
     job.check()?;
     let modelfiles = job.modelfiles()?;
+    job.check_places()?;
     // the longest part, which may find that there is no answer
     let chosen = match &request.auto {
         Some(goal) => Some(job.choose(goal)?),
@@ -210,12 +223,12 @@ pub fn export(request: &Request) -> Result<Report> {
         job.write_gguf(&Target::Chosen(&chosen))?;
     }
     for (path, ty, text) in modelfiles {
-        mmx_converters::file::write_bytes(&path, text.as_bytes())?;
-        job.done(path, "ollama", ty, text.len() as u64, 0.0);
+        job.write_text(path, "ollama", &ty, &text)?;
     }
     if request.verify {
         job.verify()?;
     }
     job.write_cards()?;
+    job.manifest.save()?;
     Ok(job.report)
 }

@@ -1,10 +1,14 @@
 //! A model and its tokenizer, open for the writers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use mmx_converters::Model;
 use mmx_converters::arch::{Layout, Weight};
+use mmx_converters::manifest::Manifest;
+use mmx_converters::model::adapter::Adapters;
+use mmx_converters::model::fallback;
 use mmx_converters::model::folder::{self, Folder};
 use mmx_converters::tensor::Dtype;
 use mmx_converters::tokenizer::Tokenizer;
@@ -18,6 +22,8 @@ pub struct Source {
     pub model: Model,
     /// Its tokenizer, if there is one.
     pub tokenizer: Option<Tokenizer>,
+    /// Weights whose values have been looked through; nothing where NaN and infinities may pass.
+    checked: Option<Mutex<HashSet<String>>>,
 }
 
 impl Source {
@@ -66,6 +72,8 @@ impl Source {
         if let Some(tokenizer) = &tokenizer {
             let stops = tokenizer.stop_ids(&model.config.eos_token_id);
             model.config.eos_token_id = stops;
+            align_roles(&mut model, tokenizer);
+            model.warnings.extend(tokenizer.warnings.iter().cloned());
             if tokenizer.vocab_size() > model.config.vocab_size {
                 return Err(Error::failed(format!(
                     "{}: expected at most {} tokens (the model's vocab_size), found {}",
@@ -75,24 +83,56 @@ impl Source {
                 )));
             }
         }
-        Ok(Self { model, tokenizer })
+        Ok(Self { model, tokenizer, checked: Some(Mutex::default()) })
+    }
+
+    /// Lets NaN and infinities pass, where `allowed`.
+    #[must_use]
+    pub fn allow_non_finite(mut self, allowed: bool) -> Self {
+        if allowed {
+            self.checked = None;
+        }
+        self
     }
 
     /// A weight as the writers want it.
     ///
     /// # Errors
-    /// What the dequantizer returns.
+    /// What the dequantizer returns; a NaN or infinity, unless they may pass.
     pub fn weight(
         &self,
         weight: &Weight,
     ) -> mmx_converters::Result<(Dtype, std::borrow::Cow<'_, [u8]>)> {
-        self.model.weight_with(weight, &blocks::dequantize)
+        let (dtype, bytes) = self.model.weight_with(weight, &blocks::dequantize)?;
+        if let Some(checked) = &self.checked {
+            let mut checked = checked.lock().unwrap_or_else(PoisonError::into_inner);
+            if !checked.contains(&weight.name) {
+                let (name, shape) = (&weight.name, &weight.shape);
+                fallback::refuse_not_finite(&self.model.path, name, shape, dtype, &bytes)?;
+                checked.insert(name.clone());
+            }
+        }
+        Ok((dtype, bytes))
     }
 
-    /// Writes a folder.
+    /// The adapters alone, if the model has some.
     ///
     /// # Errors
-    /// See [`folder::write`].
+    /// A NaN or infinity in them, unless they may pass.
+    pub fn adapters(&self) -> Result<Option<&Adapters>> {
+        let adapters = self.model.adapters();
+        if self.checked.is_some()
+            && let Some(adapters) = adapters
+        {
+            adapters.refuse_not_finite(&self.model.path)?;
+        }
+        Ok(adapters)
+    }
+
+    /// Writes a folder over what is there, as far as `manifest` or `overwrite` allow it.
+    ///
+    /// # Errors
+    /// See [`folder::write_over`].
     pub fn write_folder(
         &self,
         dir: &Path,
@@ -100,6 +140,7 @@ impl Source {
         dtype: Dtype,
         strict: bool,
         shard_bytes: Option<u64>,
+        (manifest, overwrite): (&mut Manifest, bool),
     ) -> Result<folder::Written> {
         let metadata = BTreeMap::new();
         let save =
@@ -109,12 +150,31 @@ impl Source {
             layout,
             dtype,
             generation: &self.model.generation,
-            tokenizer: Some(&save),
+            tokenizer: self.tokenizer.is_some().then_some(&save as folder::SaveTokenizer<'_>),
             metadata: &metadata,
             strict,
             shard_bytes,
         };
-        Ok(folder::write(dir, &folder, &mut |weight| self.weight(weight))?)
+        let get = &mut |weight: &Weight| self.weight(weight);
+        Ok(folder::write_over(dir, &folder, get, manifest, overwrite)?)
+    }
+}
+
+/// Gives the model the bos and padding of its tokenizer, as Transformers' trainers do, so that all files of an export say
+/// the same; where the model said otherwise, that is said.
+fn align_roles(model: &mut Model, tokenizer: &Tokenizer) {
+    let config = &mut model.config;
+    for (key, own, id) in [
+        ("bos_token_id", &mut config.bos_token_id, tokenizer.bos_id()),
+        ("pad_token_id", &mut config.pad_token_id, tokenizer.pad_id()),
+    ] {
+        let Some(id) = id.filter(|id| id != own) else { continue };
+        model.warnings.push(format!(
+            "{}: {key} is {own} with the model and {id} with the tokenizer {}: the tokenizer's is written",
+            model.path.display(),
+            tokenizer.path().display()
+        ));
+        *own = id;
     }
 }
 

@@ -17,6 +17,16 @@ const LONGEST: usize = 1000;
 /// that once writes a line break may write nothing else.
 const SPACE: &str = r"\x20|\x0A\x20{0,8}";
 
+/// A tool that may be called.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Function {
+    pub(crate) name: String,
+    /// What its arguments must fit.
+    pub(crate) schema: Value,
+    /// Where the schema stands in the request.
+    pub(crate) place: String,
+}
+
 /// Compiles grammars for one vocabulary.
 pub(crate) struct Grammars(ParserFactory);
 
@@ -79,56 +89,70 @@ impl Grammars {
         schema: Value,
         after: Option<&'static str>,
     ) -> Result<Constraint, ApiError> {
-        self.compile(TopLevelGrammar::from_json_schema(spaced(schema)), after)
+        let grammar = TopLevelGrammar::from_json_schema(spaced(schema));
+        self.compile(grammar, after).map_err(|why| unfollowed("response_format", &why))
     }
 
-    /// One call, or with `several` one or more, of the tools `(name, schema of the arguments)`.
+    /// One call, or with `several` one or more, of the tools.
+    ///
+    /// The arguments of each tool are a grammar of their own, so that `#`, `$defs` and `definitions` in a schema are its own
+    /// and no other tool's.
     pub(crate) fn calls(
         &self,
-        tools: &[(String, Value)],
+        tools: &[Function],
         several: bool,
         after: Option<&'static str>,
     ) -> Result<Constraint, ApiError> {
-        let calls: Vec<Value> = tools
-            .iter()
-            .map(|(name, parameters)| {
-                json!({
-                    "type": "object",
-                    "properties": {"name": {"const": name}, "arguments": parameters},
-                    "required": ["name", "arguments"],
-                    "additionalProperties": false,
-                })
-            })
-            .collect();
         let start = if several { "call (\"\\n\" call)*" } else { "call" };
-        let call = r#""<tool_call>\n" @body "\n</tool_call>""#;
-        let lark = format!("start: {start}\ncall: {call}\n");
-        let mut body = GrammarWithLexer::from_json_schema(spaced(json!({"anyOf": calls})));
-        body.name = Some("body".to_owned());
-        let grammar = TopLevelGrammar {
-            grammars: vec![GrammarWithLexer::from_lark(lark), body],
-            max_tokens: None,
-        };
-        self.compile(grammar, after)
+        let mut lark = format!("start: {start}\n");
+        let names: Vec<String> = (0..tools.len()).map(|i| format!("call_{i}")).collect();
+        lark += &format!("call: {}\n", names.join(" | "));
+        let mut grammars = Vec::new();
+        for (i, tool) in tools.iter().enumerate() {
+            // strings of a grammar are written as JSON's
+            let name = Value::from(tool.name.as_str());
+            let head = format!("<tool_call>\n{{\"name\": {name}, \"arguments\": ");
+            let (head, tail) = (Value::from(head), Value::from("}\n</tool_call>"));
+            lark += &format!("call_{i}: {head} @arguments_{i} {tail}\n");
+            let mut arguments = GrammarWithLexer::from_json_schema(spaced(tool.schema.clone()));
+            arguments.name = Some(format!("arguments_{i}"));
+            grammars.push(arguments);
+        }
+        grammars.insert(0, GrammarWithLexer::from_lark(lark));
+        let all = TopLevelGrammar { grammars, max_tokens: None };
+        self.compile(all, after).map_err(|why| {
+            // which one it is
+            let alone = |tool: &Function| {
+                let schema = spaced(tool.schema.clone());
+                self.compile(TopLevelGrammar::from_json_schema(schema), None).err()
+            };
+            let found = tools.iter().find_map(|tool| Some((&tool.place, alone(tool)?)));
+            match found {
+                Some((place, why)) => unfollowed(place, &why),
+                None => unfollowed("tools", &why),
+            }
+        })
     }
 
     fn compile(
         &self,
         grammar: TopLevelGrammar,
         after: Option<&'static str>,
-    ) -> Result<Constraint, ApiError> {
-        let fault = |why: String| {
-            // the library shows its state after the first line
-            let line = why.lines().next().unwrap_or_default().to_owned();
-            ApiError::invalid("response_format", format!("the schema cannot be followed: {line}"))
-        };
-        let parser = self.0.create_parser(grammar).map_err(|e| fault(e.to_string()))?;
+    ) -> Result<Constraint, String> {
+        let parser = self.0.create_parser(grammar).map_err(|e| e.to_string())?;
         let matcher = Matcher::new(Ok(parser));
         match matcher.get_error() {
-            Some(why) => Err(fault(why)),
+            Some(why) => Err(why),
             None => Ok(Constraint { matcher, after, before: String::new() }),
         }
     }
+}
+
+/// A schema that no grammar can be made of.
+fn unfollowed(place: &str, why: &str) -> ApiError {
+    // the library shows its state after the first line
+    let line = why.lines().next().unwrap_or_default();
+    ApiError::invalid(place, format!("{place}: the schema cannot be followed: {line}"))
 }
 
 impl Constraint {
@@ -137,7 +161,12 @@ impl Constraint {
         if self.after.is_some() {
             return Ok(None);
         }
-        self.matcher.compute_mask_or_eos().map(Some).map_err(|e| e.to_string())
+        self.matcher.compute_mask_or_eos().map(Some).map_err(|e| {
+            // the library shows its state after the first line
+            let why = e.to_string();
+            let line = why.lines().next().unwrap_or_default();
+            format!("no text fits the schema from here on: {line}")
+        })
     }
 
     /// What came next, an id and its text.
@@ -165,7 +194,7 @@ mod tests {
     use super::*;
 
     fn tokenizer() -> Tokenizer {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/golden");
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/golden");
         Tokenizer::open(path).unwrap()
     }
 
@@ -204,15 +233,64 @@ mod tests {
     fn calls_name_a_tool_and_fit_its_schema() {
         let tokenizer = tokenizer();
         let grammars = Grammars::new(&tokenizer, 512, 2).unwrap();
-        let tools = [(
-            "add".to_owned(),
-            json!({"type": "object", "properties": {"x": {"type": "number"}},
-            "required": ["x"], "additionalProperties": false}),
-        )];
+        let schema = json!({"type": "object", "properties": {"x": {"type": "number"}},
+            "required": ["x"], "additionalProperties": false});
+        let tools = [function("add", schema)];
         let of = |text| accepts(|| grammars.calls(&tools, true, None).unwrap(), &tokenizer, text);
         assert!(of("<tool_call>\n{\"name\": \"add\", \"arguments\": {\"x\": 1.5}}\n</tool_call>"));
         assert!(!of("<tool_call>\n{\"name\": \"sub\", \"arguments\": {\"x\": 1.5}}\n</tool_call>"));
         assert!(!of("hello"));
+    }
+
+    fn function(name: &str, schema: Value) -> Function {
+        let place = format!("tools[{name}].function.parameters");
+        Function { name: name.to_owned(), schema, place }
+    }
+
+    /// Two tools with definitions of the same name, one that is recursive, and names that must be escaped.
+    #[test]
+    fn references_stay_within_the_schema_of_their_tool() {
+        let tokenizer = tokenizer();
+        let grammars = Grammars::new(&tokenizer, 512, 2).unwrap();
+        let of = |kind: Value, at: &str| {
+            json!({"type": "object", "properties": {"x": {"$ref": format!("#/{at}/T")}},
+            "required": ["x"], "additionalProperties": false, at: {"T": kind}})
+        };
+        let tree = json!({"type": "object", "properties": {"v": {"enum": [0, 1]}, "next": {"$ref": "#"}},
+            "required": ["v"], "additionalProperties": false});
+        let tools = [
+            function("a", of(json!({"enum": [1]}), "$defs")),
+            function("say \"b\"", of(json!({"enum": [2]}), "definitions")),
+            function("tree", tree),
+        ];
+        let call = |name: &str, arguments: &str| {
+            let name = Value::from(name);
+            let text = format!(
+                "<tool_call>\n{{\"name\": {name}, \"arguments\": {arguments}}}\n</tool_call>"
+            );
+            accepts(|| grammars.calls(&tools, false, None).unwrap(), &tokenizer, &text)
+        };
+        assert!(call("a", r#"{"x": 1}"#) && !call("a", r#"{"x": 2}"#));
+        assert!(call("say \"b\"", r#"{"x": 2}"#) && !call("say \"b\"", r#"{"x": 1}"#));
+        assert!(call("tree", r#"{"v": 0, "next": {"v": 1, "next": {"v": 0}}}"#));
+        assert!(!call("tree", r#"{"v": 0, "next": {"name": "tree", "arguments": {"v": 1}}}"#));
+    }
+
+    #[test]
+    fn a_tool_whose_schema_cannot_be_followed_is_named() {
+        let grammars = Grammars::new(&tokenizer(), 512, 2).unwrap();
+        let good = function("0", json!({"type": "object"}));
+        for schema in [
+            json!({"type": "nonsense"}),
+            json!({"properties": {"x": {"$ref": "#/$defs/None"}}, "required": ["x"]}),
+            json!({"properties": {"x": {"$ref": "https://example.com/x.json"}}, "required": ["x"]}),
+        ] {
+            let tools = [good.clone(), function("1", schema.clone())];
+            let error = grammars.calls(&tools, false, None).err();
+            let error = error.unwrap_or_else(|| panic!("{schema} is followed"));
+            assert_eq!(error.param.as_deref(), Some("tools[1].function.parameters"), "{schema}");
+            assert!(error.message.contains("cannot be followed"), "{error:?}");
+        }
     }
 
     #[test]

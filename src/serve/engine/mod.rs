@@ -22,7 +22,8 @@ use scheduler::Scheduler;
 
 /// Events of a request that wait for its client before its texts wait, besides [`RESERVE`].
 const EVENTS: usize = 128;
-/// Events that stay free for each text of a request: what is held back and the end must always find room.
+/// Events that stay free for each text of a request: the prompt, a token, what is held back and the end must always find
+/// room.
 const RESERVE: usize = 4;
 /// Longest time a text waits for a client that does not read.
 pub(crate) const STALL: Duration = Duration::from_secs(30);
@@ -84,12 +85,14 @@ pub(crate) enum Task {
 
 /// How text is written.
 pub(crate) struct Write {
-    /// Ids at most, at least one.
+    /// Ids at most. None are written after a prompt that is only read.
     pub(crate) max_tokens: usize,
     pub(crate) sampling: Sampling,
     pub(crate) stop: Vec<String>,
     /// Probabilities of each id, and of this many others.
     pub(crate) logprobs: Option<usize>,
+    /// The same of the prompt's ids, and of an id that ends the text: nothing that was computed for others is of use then.
+    pub(crate) echo_logprobs: bool,
     pub(crate) constraint: Option<Constraint>,
     /// Go on after an end token.
     pub(crate) ignore_end: bool,
@@ -98,6 +101,8 @@ pub(crate) struct Write {
 /// What a job gives.
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
+    /// The prompt was read: its ids after the first one, where their probabilities were asked for.
+    Prompt(Vec<TokenLogprob>),
     /// Text that is certain, and its tokens where their probabilities were asked for.
     Text(String, Vec<TokenLogprob>),
     /// The end of a text.

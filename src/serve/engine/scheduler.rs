@@ -21,6 +21,9 @@ use writing::{Writing, most_guesses};
 /// Tokens of prompts read beside texts that are being written: they wait for these, so few.
 const PROMPT_TOKENS_BESIDE: usize = 128;
 
+/// Logits of a prompt's tokens in one step at most, 64 MiB of them, where the tokens' probabilities were asked for.
+const PROMPT_LOGITS: usize = 1 << 24;
+
 /// A slot of the runner.
 struct Lane<'t> {
     /// The tokens whose keys and values it holds.
@@ -70,8 +73,10 @@ pub(crate) struct Scheduler<'t> {
 struct Turn {
     lane: usize,
     ids: Vec<u32>,
-    /// Of how many of them, the last ones, the logits are needed: all but the first of these are guesses.
+    /// Of how many of them, the last ones, the logits are needed.
     outputs: usize,
+    /// How many of them, the last ones, are guesses.
+    guesses: usize,
 }
 
 impl<'t> Scheduler<'t> {
@@ -189,13 +194,17 @@ impl<'t> Scheduler<'t> {
                 return fail(&job, error);
             }
         };
-        let embeds = matches!(kind, Kind::Embed(_)); // every token's state is needed
+        // every token's state or logits are needed
+        let afresh = match &job.task {
+            Task::Embed => true,
+            Task::Write(write) => write.echo_logprobs,
+        };
         let shared = |lane: &Lane<'_>| {
             let whole = lane.run.as_ref().filter(|run| matches!(run.kind, Kind::Write(_)));
             let whole = whole.map_or(&lane.held, |run| {
                 if lane.held.len() < run.job.prompt.len() { &run.job.prompt } else { &lane.held }
             });
-            if embeds { 0 } else { reusable(whole, &job.prompt) }
+            if afresh { 0 } else { reusable(whole, &job.prompt) }
         };
         let free = |lane: &&(usize, &Lane<'_>)| lane.1.run.is_none();
         let lanes: Vec<(usize, &Lane<'_>)> = self.lanes.iter().enumerate().collect();
@@ -335,7 +344,7 @@ impl<'t> Scheduler<'t> {
             }
             *stalled = None;
             match writing.next {
-                Some(id) => work.push(Turn { lane: index, ids: vec![id], outputs: 1 }),
+                Some(id) => work.push(Turn { lane: index, ids: vec![id], outputs: 1, guesses: 0 }),
                 None if !waits => reading.push((job.since, index)),
                 None => {}
             }
@@ -344,21 +353,28 @@ impl<'t> Scheduler<'t> {
         for turn in &mut work {
             let guesses = self.guess(turn.lane, most);
             turn.outputs += guesses.len();
+            turn.guesses = guesses.len();
             turn.ids.extend(guesses);
         }
         let mut budget = if work.is_empty() { BATCH } else { PROMPT_TOKENS_BESIDE };
         let written: usize = work.iter().map(|turn| turn.ids.len()).sum();
         budget = budget.min(BATCH.saturating_sub(written));
         reading.sort_unstable(); // who came first is served first
+        let vocab = self.slots.model().config().vocab_size;
+        let mut rows = (PROMPT_LOGITS / vocab).max(1);
         for (_, index) in reading {
             let lane = &self.lanes[index];
             let Some(run) = &lane.run else { continue };
             let rest = &run.job.prompt[lane.held.len()..];
-            let piece = &rest[..rest.len().min(budget)];
+            let every = matches!(&run.job.task, Task::Write(write) if write.echo_logprobs);
+            let most = if every { budget.min(rows) } else { budget };
+            let piece = &rest[..rest.len().min(most)];
             if !piece.is_empty() {
                 budget -= piece.len();
-                let outputs = usize::from(piece.len() == rest.len());
-                work.push(Turn { lane: index, ids: piece.to_vec(), outputs });
+                rows -= if every { piece.len() } else { 0 };
+                let last = usize::from(piece.len() == rest.len());
+                let outputs = if every { piece.len() } else { last };
+                work.push(Turn { lane: index, ids: piece.to_vec(), outputs, guesses: 0 });
             }
         }
         if work.is_empty() {
@@ -385,7 +401,6 @@ impl<'t> Scheduler<'t> {
             }
         };
         self.stats.steps.fetch_add(1, Ordering::Relaxed);
-        let vocab = self.slots.model().config().vocab_size;
         let mut rest = logits.as_slice();
         for turn in work {
             let (rows, others) = rest.split_at(rest.len().min(turn.outputs * vocab));

@@ -8,43 +8,41 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use mmx_ggml::run::Finish;
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use crate::engine::grammar::Function;
 use crate::engine::{Event, Events, Summary, TokenLogprob};
 use crate::error::ApiError;
+use crate::fields::{Fields, Refused, wrong_type};
 use crate::request::messages;
-use crate::request::sampling::{Params, check_logprobs, parse, schema_of};
+use crate::request::sampling::{Params, check_logprobs, schema_of};
 use crate::served_model::Served;
-use crate::stream::{Translate, Usage, collect, finish_name, respond, sse, sse_done};
+use crate::stream::{EVENT_STREAM, Translate, Usage, collect, finish_name, respond, sse, sse_done};
 use crate::{App, blocking, new_id, now};
 use mmx_converters::chat::answer::{Call, Piece, Splitter};
 
-#[derive(Debug, Deserialize)]
-struct Request {
-    model: Option<String>,
-    messages: Vec<Value>,
-    #[serde(default)]
-    stream: Option<bool>,
-    stream_options: Option<StreamOptions>,
-    logprobs: Option<bool>,
-    top_logprobs: Option<i64>,
-    response_format: Option<Value>,
-    tools: Option<Vec<Value>>,
-    tool_choice: Option<Value>,
-    parallel_tool_calls: Option<bool>,
-    reasoning_effort: Option<String>,
-    enable_thinking: Option<bool>,
-    chat_template_kwargs: Option<Map<String, Value>>,
-    #[serde(flatten)]
-    params: Params,
-}
+/// What is not supported here besides what is nowhere.
+const REFUSED: &[Refused] =
+    &[("add_special_tokens", &["false"]), ("best_of", &["1"]), ("echo", &["false"])];
 
-/// What a stream contains beside text.
-#[derive(Debug, Default, Deserialize)]
-pub(crate) struct StreamOptions {
-    #[serde(default)]
-    pub(crate) include_usage: Option<bool>,
+/// How hard OpenAI's models may think. A model here thinks or does not.
+const EFFORTS: [&str; 6] = ["none", "minimal", "low", "medium", "high", "xhigh"];
+
+/// Whether a stream ends with what was used, from the field `stream_options`.
+pub(crate) fn include_usage(fields: &mut Fields) -> Result<bool, ApiError> {
+    let Some(options) = fields.object("stream_options")? else { return Ok(false) };
+    let mut options = Fields::of(options);
+    let usage = options.flag("include_usage");
+    options.any("include_obfuscation"); // bytes against listeners, no part of the text
+    let within = |mut error: ApiError| {
+        let name = format!("stream_options.{}", error.param.unwrap_or_default());
+        error.message = format!("stream_options.{}", error.message);
+        error.param = Some(name);
+        error
+    };
+    let usage = usage.map_err(within)?;
+    options.finish(&[("continuous_usage_stats", &["false"])]).map_err(within)?;
+    Ok(usage.unwrap_or(false))
 }
 
 /// A chat on its way: what any protocol needs to answer it.
@@ -85,19 +83,19 @@ pub(crate) fn start(app: &App, ask: Ask) -> Result<Chat, ApiError> {
     let tools = ask.tools.filter(|t| !t.is_empty() && choice != ToolChoice::None);
     let functions = functions(tools.as_deref().unwrap_or_default())?;
     if tools.is_some() {
-        let knows = served.tokenizer()?.template().is_some_and(|t| t.source().contains("tools"));
+        let knows = served.tokenizer()?.shows_tools();
         if !knows {
             let text = format!("tools: the chat template of {} has no place for tools", served.id);
             return Err(ApiError::invalid("tools", text));
         }
     }
     let rendered = served.render(&messages, tools.map(Value::Array), ask.variables)?;
-    let checked = ask.params.check(app, &served, rendered.ids.len())?;
-    let forced: Option<Vec<(String, Value)>> = match &choice {
+    let checked = ask.params.check(app, &served, rendered.ids.len(), "messages")?;
+    let forced: Option<Vec<Function>> = match &choice {
         ToolChoice::None | ToolChoice::Auto => None,
         ToolChoice::Required => Some(functions.clone()),
         ToolChoice::Named(name) => {
-            Some(functions.iter().filter(|(n, _)| n == name).cloned().collect())
+            Some(functions.iter().filter(|f| f.name == *name).cloned().collect())
         }
     };
     if forced.as_ref().is_some_and(Vec::is_empty) {
@@ -152,22 +150,52 @@ impl ToolChoice {
     }
 }
 
-/// Names and schemas of the arguments.
-fn functions(tools: &[Value]) -> Result<Vec<(String, Value)>, ApiError> {
+/// What the tools are called and take.
+fn functions(tools: &[Value]) -> Result<Vec<Function>, ApiError> {
     tools
         .iter()
         .enumerate()
         .map(|(i, tool)| {
+            if let Some(kind) = tool.get("type").filter(|kind| *kind != "function") {
+                let place = format!("tools[{i}].type");
+                let text = format!("{place}: expected function, found {kind}");
+                return Err(ApiError::invalid(&place, text));
+            }
             let function = tool.get("function").unwrap_or(tool);
             let name = function.get("name").and_then(Value::as_str).filter(|n| !n.is_empty());
             let name = name.ok_or_else(|| {
                 let place = format!("tools[{i}].function.name");
                 ApiError::invalid(&place, format!("{place}: expected a name, found none"))
             })?;
-            let parameters = function.get("parameters").filter(|p| p.is_object()).cloned();
-            Ok((name.to_owned(), parameters.unwrap_or_else(|| json!({"type": "object"}))))
+            let place = format!("tools[{i}].function.parameters");
+            let schema = match function.get("parameters") {
+                None | Some(Value::Null) => json!({"type": "object"}),
+                Some(schema @ Value::Object(_)) => schema.clone(),
+                Some(other) => return Err(wrong_type(&place, "a schema", other)),
+            };
+            Ok(Function { name: name.to_owned(), schema, place })
         })
         .collect()
+}
+
+/// Whether a thought is asked for, or none: `enable_thinking` as vLLM and llama.cpp have it, or OpenAI's effort.
+fn think(fields: &mut Fields) -> Result<Option<bool>, ApiError> {
+    let asked = fields.flag("enable_thinking")?;
+    let Some(effort) = fields.text("reasoning_effort")? else { return Ok(asked) };
+    if !EFFORTS.contains(&effort.as_str()) {
+        let expected = EFFORTS.join(", ");
+        let text = format!("reasoning_effort: expected one of {expected}, found {effort}");
+        return Err(ApiError::invalid("reasoning_effort", text));
+    }
+    match asked {
+        Some(think) if think != (effort != "none") => {
+            let text = format!(
+                "enable_thinking and reasoning_effort contradict each other: found {think} and {effort}"
+            );
+            Err(ApiError::invalid("reasoning_effort", text))
+        }
+        _ => Ok(Some(effort != "none")),
+    }
 }
 
 /// Answers `POST /v1/chat/completions`.
@@ -176,36 +204,46 @@ pub(crate) async fn completions(
     body: Bytes,
 ) -> Result<Response, ApiError> {
     let started = blocking(move || {
-        let request: Request = parse(&body)?;
-        let mut variables = request.chat_template_kwargs.unwrap_or_default();
-        let effort = request.reasoning_effort.map(|effort| effort != "none");
-        if let Some(think) = request.enable_thinking.or(effort) {
+        let mut fields = Fields::parse(&body)?;
+        let model = fields.text("model")?;
+        let messages = fields.list("messages")?.unwrap_or_default();
+        let params = Params::take(&mut fields)?;
+        let mut variables = fields.object("chat_template_kwargs")?.unwrap_or_default();
+        if let Some(think) = think(&mut fields)? {
             variables.extend(thinking_variables(think));
         }
-        let top = request.top_logprobs.map(|n| check_logprobs("top_logprobs", n)).transpose()?;
-        if top.is_some() && request.logprobs != Some(true) {
+        let logprobs = fields.flag("logprobs")?;
+        let top = fields.int("top_logprobs")?;
+        let top = top.map(|n| check_logprobs("top_logprobs", n)).transpose()?;
+        if top.is_some() && logprobs != Some(true) {
             return Err(ApiError::invalid(
                 "top_logprobs",
                 "top_logprobs: expected logprobs to be true",
             ));
         }
-        let logprobs = request.logprobs.unwrap_or(false);
+        let logprobs = logprobs.unwrap_or(false);
+        let stream = fields.flag("stream")?.unwrap_or(false);
+        let usage = include_usage(&mut fields)?;
+        let schema = schema_of(fields.any("response_format"))?;
+        let tools = fields.list("tools")?;
+        let tool_choice = fields.any("tool_choice");
+        let several_calls = fields.flag("parallel_tool_calls")?.unwrap_or(true);
+        fields.finish(REFUSED)?;
         let chat = start(
             &app,
             Ask {
-                model: request.model,
-                messages: request.messages,
-                params: request.params,
+                model,
+                messages,
+                params,
                 logprobs: logprobs.then(|| top.unwrap_or(0)),
-                schema: schema_of(request.response_format)?,
-                tools: request.tools,
-                tool_choice: request.tool_choice,
-                several_calls: request.parallel_tool_calls.unwrap_or(true),
+                schema,
+                tools,
+                tool_choice,
+                several_calls,
                 variables,
             },
         )?;
-        let usage = request.stream_options.and_then(|o| o.include_usage).unwrap_or(false);
-        Ok((chat, request.stream.unwrap_or(false), usage, logprobs))
+        Ok((chat, stream, usage, logprobs))
     })
     .await?;
     let (chat, stream, include_usage, logprobs) = started;
@@ -221,7 +259,7 @@ pub(crate) async fn completions(
         broken: false,
     };
     if stream {
-        return Ok(respond("text/event-stream", chat.events, answer));
+        return Ok(respond(EVENT_STREAM, chat.events, answer));
     }
     answer.whole(chat.events).await
 }
@@ -288,7 +326,7 @@ impl Answer {
                     choice.finish = finish_name(summary.finish);
                     choice.splitter.finish()
                 }
-                Event::Embedding(..) | Event::Failed(_) => return,
+                Event::Prompt(_) | Event::Embedding(..) | Event::Failed(_) => return,
             };
             for piece in pieces {
                 match piece {
@@ -438,7 +476,7 @@ impl Translate for Answer {
                 self.open(index, out);
                 self.done(index, &summary, out);
             }
-            Event::Embedding(..) => {}
+            Event::Prompt(_) | Event::Embedding(..) => {}
             Event::Failed(error) => {
                 self.broken = true;
                 sse(out, &error.body());
@@ -471,7 +509,8 @@ fn token_json(served: &Served, id: u32, logprob: f32) -> Value {
     })
 }
 
-fn logprob_json(served: &Served, token: &TokenLogprob) -> Value {
+/// A token, its probability, and those of others.
+pub(crate) fn logprob_json(served: &Served, token: &TokenLogprob) -> Value {
     let mut value = token_json(served, token.id, token.logprob);
     value["top_logprobs"] =
         token.top.iter().map(|&(id, logprob)| token_json(served, id, logprob)).collect();

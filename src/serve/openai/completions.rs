@@ -6,33 +6,24 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use mmx_converters::tokenizer::Tokenizer;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::engine::{Event, Events, Summary, TokenLogprob};
 use crate::error::ApiError;
-use crate::openai::chat::StreamOptions;
-use crate::request::sampling::{Params, check_logprobs, parse, schema_of};
+use crate::fields::{Fields, Refused, integer, wrong_type};
+use crate::openai::chat::include_usage;
+use crate::request::sampling::{Params, check_logprobs, schema_of};
 use crate::served_model::Served;
-use crate::stream::{Translate, Usage, collect, finish_name, respond, sse, sse_done};
+use crate::stream::{EVENT_STREAM, Translate, Usage, collect, finish_name, respond, sse, sse_done};
 use crate::{App, blocking, new_id, now};
 
 /// Texts of one request.
 const PROMPTS: usize = 64;
 
-#[derive(Debug, Deserialize)]
-struct Request {
-    model: Option<String>,
-    prompt: Input,
-    stream: Option<bool>,
-    stream_options: Option<StreamOptions>,
-    logprobs: Option<i64>,
-    echo: Option<bool>,
-    suffix: Option<String>,
-    response_format: Option<Value>,
-    #[serde(flatten)]
-    params: Params,
-}
+/// What is not supported here besides what is nowhere.
+const REFUSED: &[Refused] = &[("add_special_tokens", &["true"])];
 
 /// A text or ids, or a list of one of them.
 #[derive(Clone, Debug, Deserialize)]
@@ -45,13 +36,51 @@ pub(crate) enum Input {
 }
 
 impl Input {
+    /// The value of a request's field.
+    ///
+    /// # Errors
+    /// 400, with the field and the place in it.
+    pub(crate) fn of(value: Option<Value>, field: &str) -> Result<Self, ApiError> {
+        const EXPECTED: &str = "a text, ids, or a list of one of them";
+        let id = |place: String, value: &Value| {
+            let id = value.as_number().and_then(integer).and_then(|id| u32::try_from(id).ok());
+            id.ok_or_else(|| wrong_type(&place, "an id", value))
+        };
+        let ids = |place: String, values: &[Value]| -> Result<Vec<u32>, ApiError> {
+            values.iter().enumerate().map(|(i, v)| id(format!("{place}[{i}]"), v)).collect()
+        };
+        let values = match value {
+            Some(Value::String(text)) => return Ok(Self::Text(text)),
+            Some(Value::Array(values)) => values,
+            other => return Err(wrong_type(field, EXPECTED, &other.unwrap_or_default())),
+        };
+        let each = || values.iter().enumerate().map(|(i, value)| (format!("{field}[{i}]"), value));
+        match values.first() {
+            Some(Value::Number(_)) => ids(field.to_owned(), &values).map(Self::Ids),
+            Some(Value::Array(_)) => each()
+                .map(|(place, value)| match value.as_array() {
+                    Some(values) => ids(place, values),
+                    None => Err(wrong_type(&place, "a list of ids", value)),
+                })
+                .collect::<Result<_, _>>()
+                .map(Self::ManyIds),
+            _ => each()
+                .map(|(place, value)| match value.as_str() {
+                    Some(text) => Ok(text.to_owned()),
+                    None => Err(wrong_type(&place, "a text", value)),
+                })
+                .collect::<Result<_, _>>()
+                .map(Self::Texts),
+        }
+    }
+
     /// Ids of each text. Control tokens are read as such: a raw text is the client's own template.
     pub(crate) fn ids(self, served: &Served, field: &str) -> Result<Vec<Vec<u32>>, ApiError> {
         let tokenizer = served.tokenizer()?;
         let all = match self {
-            Self::Text(text) => vec![tokenizer.encode(&text)?],
+            Self::Text(text) => vec![tokenizer.encode_text(&text)?],
             Self::Texts(texts) => {
-                texts.iter().map(|t| tokenizer.encode(t)).collect::<Result<_, _>>()?
+                texts.iter().map(|t| tokenizer.encode_text(t)).collect::<Result<_, _>>()?
             }
             Self::Ids(ids) => vec![ids],
             Self::ManyIds(ids) => ids,
@@ -77,30 +106,41 @@ pub(crate) async fn completions(
     body: Bytes,
 ) -> Result<Response, ApiError> {
     let (answer, events, stream) = blocking(move || {
-        let request: Request = parse(&body)?;
-        if request.suffix.is_some_and(|s| !s.is_empty()) {
-            return Err(ApiError::invalid(
-                "suffix",
-                "suffix: filling in the middle is not supported",
-            ));
+        let mut fields = Fields::parse(&body)?;
+        let model = fields.text("model")?;
+        let prompt = Input::of(fields.any("prompt"), "prompt")?;
+        let mut params = Params::take(&mut fields)?;
+        let logprobs = fields.int("logprobs")?;
+        let logprobs = logprobs.map(|n| check_logprobs("logprobs", n)).transpose()?;
+        let echo = fields.flag("echo")?.unwrap_or(false);
+        params.none_written = echo; // then the prompt is an answer too
+        let schema = schema_of(fields.any("response_format"))?;
+        let stream = fields.flag("stream")?.unwrap_or(false);
+        let include_usage = include_usage(&mut fields)?;
+        let best_of = fields.int("best_of")?;
+        if best_of.is_some_and(|best| best != params.n.unwrap_or(1)) {
+            let text =
+                "best_of: choosing among texts is not supported: leave it out or set it to n";
+            return Err(ApiError::invalid("best_of", text).coded("unsupported_parameter"));
         }
-        let served = app.find(request.model.as_deref())?;
-        let schema = schema_of(request.response_format)?;
-        let logprobs = request.logprobs.map(|n| check_logprobs("logprobs", n)).transpose()?;
+        fields.finish(REFUSED)?;
+        let served = app.find(model.as_deref())?;
         let tokenizer = served.tokenizer()?;
         let mut texts = Vec::new();
         let mut choices = Vec::new();
-        for ids in request.prompt.ids(&served, "prompt")? {
-            let checked = request.params.clone().check(&app, &served, ids.len())?;
-            let echo = request.echo.unwrap_or(false).then(|| tokenizer.decode(&ids, false));
+        for ids in prompt.ids(&served, "prompt")? {
+            let checked = params.clone().check(&app, &served, ids.len(), "prompt")?;
+            let echoed = echo.then(|| Echo { text: tokenizer.decode(&ids, false), first: ids[0] });
             for choice in 0..checked.choices {
                 let constraint =
                     schema.clone().map(|schema| served.constraint(schema, false)).transpose()?;
-                texts.push((ids.clone(), checked.to_write(choice, logprobs, constraint)));
+                let mut write = checked.to_write(choice, logprobs, constraint);
+                write.echo_logprobs = echo && logprobs.is_some();
+                texts.push((ids.clone(), write));
                 choices.push(Choice {
                     text: String::new(),
-                    echo: echo.clone(),
-                    tokens: Vec::new(),
+                    echo: echoed.clone(),
+                    logprobs: Logprobs::default(),
                     same_prompt: choice > 0,
                     finish: "stop",
                 });
@@ -113,16 +153,16 @@ pub(crate) async fn completions(
             served,
             left: choices.len(),
             choices,
-            include_usage: request.stream_options.and_then(|o| o.include_usage).unwrap_or(false),
+            include_usage,
             logprobs: logprobs.is_some(),
             usage: Usage::default(),
             broken: false,
         };
-        Ok((answer, events, request.stream.unwrap_or(false)))
+        Ok((answer, events, stream))
     })
     .await?;
     if stream {
-        return Ok(respond("text/event-stream", events, answer));
+        return Ok(respond(EVENT_STREAM, events, answer));
     }
     answer.whole(events).await
 }
@@ -130,11 +170,65 @@ pub(crate) async fn completions(
 struct Choice {
     text: String,
     /// The prompt, until it was sent.
-    echo: Option<String>,
-    tokens: Vec<TokenLogprob>,
+    echo: Option<Echo>,
+    /// Those that were not sent yet.
+    logprobs: Logprobs,
     /// Not the first text after its prompt.
     same_prompt: bool,
     finish: &'static str,
+}
+
+/// A prompt that is a part of the answer.
+#[derive(Clone)]
+struct Echo {
+    text: String,
+    /// Its first id, which nothing comes before: it has no probability.
+    first: u32,
+}
+
+/// OpenAI's older form of probabilities.
+#[derive(Default)]
+struct Logprobs {
+    tokens: Vec<Value>,
+    token_logprobs: Vec<Option<f32>>,
+    top_logprobs: Vec<Option<Map<String, Value>>>,
+    text_offset: Vec<usize>,
+    /// Characters that began so far.
+    characters: usize,
+}
+
+impl Logprobs {
+    /// Adds a token; `None` for one without a probability. `echoed`: it is the prompt's, whose control tokens are text.
+    fn push(&mut self, tokenizer: &Tokenizer, id: u32, of: Option<&TokenLogprob>, echoed: bool) {
+        let text = |id: u32| tokenizer.decode(&[id], false);
+        let silent = !echoed && tokenizer.is_control(id);
+        let bytes = if silent { &[] } else { tokenizer.token_bytes(id) };
+        // a token may begin or end within a character
+        let begins = |byte: &&u8| **byte & 0xc0 != 0x80;
+        let within = usize::from(bytes.first().is_some_and(|byte| !begins(&byte)));
+        self.text_offset.push(self.characters.saturating_sub(within));
+        self.characters += bytes.iter().filter(begins).count();
+        self.tokens.push(text(id).into());
+        self.token_logprobs.push(of.map(|token| token.logprob));
+        self.top_logprobs.push(of.map(|token| {
+            let mut top = Map::new();
+            for &(id, logprob) in &token.top {
+                // parts of characters look alike: the likelier one stays
+                top.entry(text(id)).or_insert_with(|| logprob.into());
+            }
+            top
+        }));
+    }
+
+    /// What there is, which is forgotten.
+    fn take(&mut self) -> Value {
+        json!({
+            "tokens": std::mem::take(&mut self.tokens),
+            "token_logprobs": std::mem::take(&mut self.token_logprobs),
+            "top_logprobs": std::mem::take(&mut self.top_logprobs),
+            "text_offset": std::mem::take(&mut self.text_offset),
+        })
+    }
 }
 
 struct Answer {
@@ -152,30 +246,33 @@ struct Answer {
 impl Answer {
     async fn whole(mut self, events: Events) -> Result<Response, ApiError> {
         collect(events, self.left, |index, event| {
+            match &event {
+                Event::Prompt(tokens) | Event::Text(_, tokens) => {
+                    self.add(index, matches!(event, Event::Prompt(_)), tokens);
+                }
+                _ => {}
+            }
             let Some(choice) = self.choices.get_mut(index) else { return };
             match event {
-                Event::Text(text, tokens) => {
-                    choice.text.push_str(&text);
-                    choice.tokens.extend(tokens);
-                }
+                Event::Text(text, _) => choice.text.push_str(&text),
                 Event::Done(summary) => {
                     choice.finish = finish_name(summary.finish);
                     self.usage.add(&summary, choice.same_prompt);
                 }
-                Event::Embedding(..) | Event::Failed(_) => {}
+                Event::Prompt(_) | Event::Embedding(..) | Event::Failed(_) => {}
             }
         })
         .await?;
         let choices: Vec<Value> = self
             .choices
-            .iter()
+            .iter_mut()
             .enumerate()
             .map(|(index, choice)| {
-                let logprobs = self.logprobs.then(|| self.logprobs_json(&choice.tokens));
+                let prompt = choice.echo.take().map_or_else(String::new, |echo| echo.text);
                 json!({
                     "index": index,
-                    "text": choice.echo.clone().unwrap_or_default() + &choice.text,
-                    "logprobs": logprobs,
+                    "text": prompt + &choice.text,
+                    "logprobs": self.logprobs.then(|| choice.logprobs.take()),
                     "finish_reason": choice.finish,
                 })
             })
@@ -200,48 +297,35 @@ impl Answer {
         chunk
     }
 
-    fn text(
-        &self,
-        index: usize,
-        text: &str,
-        tokens: &[TokenLogprob],
-        finish: Option<&str>,
-    ) -> Value {
-        let logprobs = (self.logprobs && !tokens.is_empty()).then(|| self.logprobs_json(tokens));
+    /// Takes up the probabilities of a text's next tokens; of a prompt's, the first one has none.
+    fn add(&mut self, index: usize, prompt: bool, tokens: &[TokenLogprob]) {
+        let Some(choice) = self.choices.get_mut(index).filter(|_| self.logprobs) else { return };
+        let Ok(tokenizer) = self.served.tokenizer() else { return };
+        if let Some(echo) = choice.echo.as_ref().filter(|_| prompt) {
+            choice.logprobs.push(tokenizer, echo.first, None, true);
+        }
+        for token in tokens {
+            choice.logprobs.push(tokenizer, token.id, Some(token), prompt);
+        }
+    }
+
+    /// A chunk with the probabilities that were not sent yet.
+    fn text(&mut self, index: usize, text: &str, finish: Option<&str>) -> Value {
+        let logprobs = &mut self.choices[index].logprobs;
+        let logprobs = (!logprobs.tokens.is_empty()).then(|| logprobs.take());
         self.chunk(json!([
             {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
         ]))
     }
 
-    /// OpenAI's older form of probabilities.
-    fn logprobs_json(&self, tokens: &[TokenLogprob]) -> Value {
-        let Ok(tokenizer) = self.served.tokenizer() else { return Value::Null };
-        let text = |id: u32| tokenizer.decode(&[id], false);
-        let mut offset = 0;
-        let mut offsets = Vec::new();
-        for token in tokens {
-            offsets.push(offset);
-            offset += text(token.id).chars().count();
-        }
-        let top = |token: &TokenLogprob| -> Map<String, Value> {
-            token.top.iter().map(|&(id, logprob)| (text(id), logprob.into())).collect()
-        };
-        json!({
-            "tokens": tokens.iter().map(|t| text(t.id)).collect::<Vec<_>>(),
-            "token_logprobs": tokens.iter().map(|t| t.logprob).collect::<Vec<_>>(),
-            "top_logprobs": tokens.iter().map(top).collect::<Vec<_>>(),
-            "text_offset": offsets,
-        })
-    }
-
     fn echo(&mut self, index: usize, out: &mut Vec<u8>) {
-        if let Some(prompt) = self.choices[index].echo.take() {
-            sse(out, &self.text(index, &prompt, &[], None));
+        if let Some(echo) = self.choices[index].echo.take() {
+            sse(out, &self.text(index, &echo.text, None));
         }
     }
 
     fn done(&mut self, index: usize, summary: &Summary, out: &mut Vec<u8>) {
-        sse(out, &self.text(index, "", &[], Some(finish_name(summary.finish))));
+        sse(out, &self.text(index, "", Some(finish_name(summary.finish))));
         self.usage.add(summary, self.choices[index].same_prompt);
         self.left -= 1;
         if self.left == 0 {
@@ -261,9 +345,14 @@ impl Translate for Answer {
             return;
         }
         match event {
+            Event::Prompt(tokens) => {
+                self.add(index, true, &tokens);
+                self.echo(index, out);
+            }
             Event::Text(text, tokens) => {
                 self.echo(index, out);
-                sse(out, &self.text(index, &text, &tokens, None));
+                self.add(index, false, &tokens);
+                sse(out, &self.text(index, &text, None));
             }
             Event::Done(summary) => {
                 self.echo(index, out);

@@ -9,32 +9,28 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::engine::Event;
 use crate::error::ApiError;
+use crate::fields::{Fields, Refused};
 use crate::openai::completions::Input;
-use crate::request::sampling::parse;
 use crate::served_model::Served;
 use crate::stream::collect;
 use crate::{App, blocking};
 
-#[derive(Debug, Deserialize)]
-struct Request {
-    model: Option<String>,
-    input: Input,
-    encoding_format: Option<String>,
-    dimensions: Option<i64>,
-}
+/// What is not supported here besides what is nowhere.
+const REFUSED: &[Refused] = &[("add_special_tokens", &["true"])];
 
 /// Answers `POST /v1/embeddings`.
 pub(crate) async fn embeddings(
     State(app): State<Arc<App>>,
     body: Bytes,
 ) -> Result<Response, ApiError> {
-    let request: Request = parse(&body)?;
-    let base64 = match request.encoding_format.as_deref() {
+    let mut fields = Fields::parse(&body)?;
+    let model = fields.text("model")?;
+    let input = Input::of(fields.any("input"), "input")?;
+    let base64 = match fields.text("encoding_format")?.as_deref() {
         None | Some("float") => false,
         Some("base64") => true,
         Some(other) => {
@@ -42,13 +38,15 @@ pub(crate) async fn embeddings(
             return Err(ApiError::invalid("encoding_format", text));
         }
     };
-    let served = app.find(request.model.as_deref())?;
+    let dimensions = fields.int("dimensions")?;
+    fields.finish(REFUSED)?;
+    let served = app.find(model.as_deref())?;
     let hidden = served.model.config().hidden_size;
-    if let Some(n) = request.dimensions.filter(|&n| n != hidden as i64) {
+    if let Some(n) = dimensions.filter(|&n| n != hidden as i64) {
         let text = format!("dimensions: this model has {hidden}, found {n}");
         return Err(ApiError::invalid("dimensions", text));
     }
-    let (vectors, tokens) = compute(&app, &served, request.input).await?;
+    let (vectors, tokens) = compute(&app, &served, input).await?;
     let data: Vec<Value> = vectors
         .iter()
         .enumerate()

@@ -10,6 +10,15 @@ use crate::error::ApiError;
 /// Roles a request may use; `developer` is OpenAI's newer word for `system`.
 const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
 
+/// What a message may have elsewhere and would be answered without here, with the value that changes nothing, and why.
+const REFUSED: [(&str, Value, &str); 5] = [
+    ("audio", Value::Null, "this model reads text only"),
+    ("function_call", Value::Null, "expected tool_calls, its newer form"),
+    ("images", Value::Array(Vec::new()), "this model reads text only"),
+    ("videos", Value::Array(Vec::new()), "this model reads text only"),
+    ("prefix", Value::Bool(false), "an answer cannot be continued"),
+];
+
 /// Checks messages.
 ///
 /// # Errors
@@ -41,6 +50,11 @@ fn check_one(index: usize, message: Value) -> Result<Value, ApiError> {
         }
         None => return Err(fault(".role", "expected a role, found none".to_owned())),
     };
+    for (name, neutral, why) in &REFUSED {
+        if message.get(*name).is_some_and(|value| !value.is_null() && value != neutral) {
+            return Err(fault(&format!(".{name}"), (*why).to_owned()));
+        }
+    }
     let calls =
         message.get("tool_calls").is_some_and(|c| c.as_array().is_some_and(|c| !c.is_empty()));
     let content = match message.remove("content") {
@@ -130,7 +144,7 @@ mod tests {
     /// The prompts that pass, and what a refusal names.
     #[test]
     fn api_content_parts() {
-        let shared = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared");
+        let shared = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures");
         let path = format!("{shared}/cases/files/api-content-parts/requests.json");
         let cases: Value = serde_json::from_str(&fs_err::read_to_string(path).unwrap()).unwrap();
         let tokenizer = Tokenizer::open(format!("{shared}/golden")).unwrap();
@@ -171,5 +185,18 @@ mod tests {
         assert!(message(json!({"content": "x"})).contains("messages[0].role"));
         assert!(message(json!("hi")).contains("found a string"));
         assert!(check(Vec::new()).is_err());
+    }
+
+    #[test]
+    fn what_only_other_models_read_is_refused_by_name() {
+        for (name, value) in [("images", json!(["aGk="])), ("prefix", json!(true))] {
+            let with =
+                |value: &Value| check(vec![json!({"role": "user", "content": "x", name: value})]);
+            let error = with(&value).unwrap_err();
+            assert_eq!(error.param, Some(format!("messages[0].{name}")));
+            assert!(error.message.starts_with(&format!("messages[0].{name}: ")), "{error:?}");
+            assert!(with(&Value::Null).is_ok());
+        }
+        assert!(check(vec![json!({"role": "user", "content": "x", "images": []})]).is_ok());
     }
 }

@@ -1,8 +1,7 @@
 //! How text is to be written: the fields that all endpoints share, checked, with the model's own settings
 //! where a request says nothing.
 
-use std::collections::BTreeMap;
-
+use mmx_converters::tokenizer::Tokenizer;
 use mmx_ggml::run::Sampling;
 use serde::Deserialize;
 use serde_json::Value;
@@ -11,6 +10,7 @@ use crate::App;
 use crate::engine::Write;
 use crate::engine::grammar::Constraint;
 use crate::error::ApiError;
+use crate::fields::{Fields, integer, wrong_type};
 use crate::served_model::Served;
 
 /// Stop strings a request may have. Source: OpenAI.
@@ -29,6 +29,20 @@ pub(crate) enum OneOrMany {
 }
 
 impl OneOrMany {
+    pub(super) fn of(value: Value, name: &str) -> Result<Self, ApiError> {
+        let text = |(i, item): (usize, Value)| match item {
+            Value::String(text) => Ok(text),
+            other => Err(wrong_type(&format!("{name}[{i}]"), "a string", &other)),
+        };
+        match value {
+            Value::String(text) => Ok(Self::One(text)),
+            Value::Array(items) => {
+                items.into_iter().enumerate().map(text).collect::<Result<_, _>>().map(Self::Many)
+            }
+            other => Err(wrong_type(name, "a string or a list of them", &other)),
+        }
+    }
+
     pub(crate) fn into_vec(self) -> Vec<String> {
         match self {
             Self::One(text) => vec![text],
@@ -38,24 +52,40 @@ impl OneOrMany {
 }
 
 /// OpenAI's fields, and the usual ones that OpenAI lacks.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Params {
     pub(crate) max_tokens: Option<i64>,
-    pub(crate) max_completion_tokens: Option<i64>,
     pub(crate) temperature: Option<f64>,
     pub(crate) top_p: Option<f64>,
     pub(crate) top_k: Option<i64>,
     pub(crate) min_p: Option<f64>,
-    #[serde(alias = "repeat_penalty")]
     pub(crate) repetition_penalty: Option<f64>,
     pub(crate) presence_penalty: Option<f64>,
     pub(crate) frequency_penalty: Option<f64>,
-    pub(crate) logit_bias: Option<BTreeMap<String, f32>>,
+    pub(crate) logit_bias: Option<Value>,
     pub(crate) seed: Option<i64>,
     pub(crate) stop: Option<OneOrMany>,
     pub(crate) n: Option<i64>,
-    #[serde(alias = "ignore_eos")]
     pub(crate) ignore_end: Option<bool>,
+    /// Tokens the text may have, prompt included (Ollama's `num_ctx`); at most the model's.
+    pub(crate) n_ctx: Option<usize>,
+    /// The names that fields with several names have in this request.
+    pub(crate) names: Names,
+    /// No token need be written.
+    pub(crate) none_written: bool,
+}
+
+/// What a request calls fields that have several names.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Names {
+    pub(crate) max_tokens: &'static str,
+    pub(crate) repetition_penalty: &'static str,
+}
+
+impl Default for Names {
+    fn default() -> Self {
+        Self { max_tokens: "max_tokens", repetition_penalty: "repetition_penalty" }
+    }
 }
 
 /// The same, checked.
@@ -69,7 +99,46 @@ pub(crate) struct Checked {
 }
 
 impl Params {
-    /// Checks the fields for a prompt of `prompt` ids.
+    /// Takes the fields from a request.
+    ///
+    /// # Errors
+    /// 400 for a field of another type, or two names of one field with different values.
+    pub(crate) fn take(fields: &mut Fields) -> Result<Self, ApiError> {
+        let mut names = Names::default();
+        // n_predict is llama.cpp's name
+        let limits = ["max_completion_tokens", "max_tokens", "n_predict"];
+        let max_tokens = fields.either(&limits, Fields::int)?.map(|(name, n)| {
+            names.max_tokens = name;
+            n
+        });
+        let penalties = ["repetition_penalty", "repeat_penalty"];
+        let repetition_penalty = fields.either(&penalties, Fields::number)?.map(|(name, x)| {
+            names.repetition_penalty = name;
+            x
+        });
+        Ok(Self {
+            max_tokens,
+            temperature: fields.number("temperature")?,
+            top_p: fields.number("top_p")?,
+            top_k: fields.int("top_k")?,
+            min_p: fields.number("min_p")?,
+            repetition_penalty,
+            presence_penalty: fields.number("presence_penalty")?,
+            frequency_penalty: fields.number("frequency_penalty")?,
+            logit_bias: fields.any("logit_bias"),
+            seed: fields.int("seed")?,
+            stop: fields.any("stop").map(|value| OneOrMany::of(value, "stop")).transpose()?,
+            n: fields.int("n")?,
+            ignore_end: fields
+                .either(&["ignore_eos", "ignore_end"], Fields::flag)?
+                .map(|(_, flag)| flag),
+            n_ctx: None,
+            names,
+            none_written: false,
+        })
+    }
+
+    /// Checks the fields for a prompt of `prompt` ids, which came in the request's field `field`.
     ///
     /// # Errors
     /// 400, with the field.
@@ -78,26 +147,25 @@ impl Params {
         app: &App,
         model: &Served,
         prompt: usize,
+        field: &str,
     ) -> Result<Checked, ApiError> {
-        let n_ctx = model.n_ctx;
+        let n_ctx = self.n_ctx.map_or(model.n_ctx, |n| n.min(model.n_ctx));
         if prompt == 0 {
-            let text = "the prompt has no tokens: nothing could follow it";
-            return Err(ApiError::invalid("messages", text));
+            let text = format!("{field}: the prompt has no tokens: nothing could follow it");
+            return Err(ApiError::invalid(field, text));
         }
-        if prompt >= n_ctx {
+        let nothing = self.none_written && self.max_tokens == Some(0);
+        if prompt > n_ctx || (prompt == n_ctx && !nothing) {
             let text = format!(
-                "the prompt has {prompt} tokens and the context holds {n_ctx}: nothing could be written"
+                "{field}: the prompt has {prompt} tokens and the context holds {n_ctx}: nothing could be written"
             );
-            return Err(ApiError::invalid("messages", text).coded("context_length_exceeded"));
+            return Err(ApiError::invalid(field, text).coded("context_length_exceeded"));
         }
-        let (name, asked) = match self.max_completion_tokens {
-            Some(n) => ("max_completion_tokens", Some(n)),
-            None => ("max_tokens", self.max_tokens),
-        };
         let most = (n_ctx - prompt).min(app.options.max_tokens);
-        let max_tokens = match asked {
+        let max_tokens = match self.max_tokens {
             None | Some(-1) => most, // -1 is llama.cpp's and Ollama's "no limit"
-            Some(n) => at_least_one(name, n)?.min(most),
+            Some(0) if nothing => 0,
+            Some(n) => at_least_one(self.names.max_tokens, n)?.min(most),
         };
         let choices = self.n.map_or(Ok(1), |n| at_least_one("n", n))?;
         if choices > CHOICES {
@@ -115,17 +183,10 @@ impl Params {
             return Err(ApiError::invalid("stop", "stop: expected texts, found an empty one"));
         }
         let own = &model.sampling;
-        let mut bias = Vec::new();
-        for (id, value) in self.logit_bias.unwrap_or_default() {
-            let fault =
-                |text: String| ApiError::invalid("logit_bias", format!("logit_bias: {text}"));
-            let number =
-                id.parse().map_err(|_| fault(format!("expected a token id, found {id}")))?;
-            if !(-100.0..=100.0).contains(&value) {
-                return Err(fault(format!("expected -100 to 100, found {value}")));
-            }
-            bias.push((number, value));
-        }
+        let bias = match self.logit_bias {
+            Some(value) => biases(value, model.tokenizer()?)?,
+            None => Vec::new(),
+        };
         let top_k = match self.top_k {
             None => own.top_k,
             Some(k) => usize::try_from(k).unwrap_or(0), // -1 is vLLM's "all"
@@ -140,13 +201,17 @@ impl Params {
             presence_penalty: self.presence_penalty.unwrap_or(0.0),
             frequency_penalty: self.frequency_penalty.unwrap_or(0.0),
             bias,
-            seed: self.seed.map_or_else(mmx_converters::random::random_seed, |seed| seed as u64),
+            seed: seed_of("seed", self.seed)?,
         };
         sampling.check().map_err(|error| {
-            // "top-p: expected ..": the part before the colon is the field
+            // "top-p: expected ..": the part before the colon is the field, in other words
             let text = error.to_string();
-            let field = text.split(':').next().unwrap_or_default().replace([' ', '-'], "_");
-            ApiError::invalid(&field, text)
+            let (what, expected) = text.split_once(':').unwrap_or((&text, ""));
+            let field = match what.replace([' ', '-'], "_") {
+                name if name == "repeat_penalty" => self.names.repetition_penalty.to_owned(),
+                name => name,
+            };
+            ApiError::invalid(&field, format!("{field}:{expected}"))
         })?;
         let vocab = model.model.config().vocab_size;
         if let Some((id, _)) = sampling.bias.iter().find(|(id, _)| *id as usize >= vocab) {
@@ -173,10 +238,73 @@ impl Checked {
             sampling,
             stop: self.stop.clone(),
             logprobs,
+            echo_logprobs: false,
             constraint,
             ignore_end: self.ignore_end,
         }
     }
+}
+
+/// The seed of a text. None, and -1, mean that one is to be chosen, as in llama.cpp, vLLM and Ollama.
+///
+/// # Errors
+/// 400 for another negative number, with the field.
+pub(crate) fn seed_of(name: &str, seed: Option<i64>) -> Result<u64, ApiError> {
+    match seed {
+        None | Some(-1) => Ok(mmx_converters::random::random_seed()),
+        Some(seed) => u64::try_from(seed).map_err(|_| {
+            let text = format!("{name}: expected 0 or more, or -1 to choose one, found {seed}");
+            ApiError::invalid(name, text)
+        }),
+    }
+}
+
+/// What is added to the logits of ids: `{"id": number}`, or llama.cpp's list of `[id or text, number or false]`, in which
+/// a text stands for each of its tokens, and false forbids.
+fn biases(value: Value, tokenizer: &Tokenizer) -> Result<Vec<(u32, f32)>, ApiError> {
+    const FIELD: &str = "logit_bias";
+    let fault = |text: String| ApiError::invalid(FIELD, format!("{FIELD}: {text}"));
+    let number = |value: &Value| match value {
+        Value::Bool(false) => Ok(f32::NEG_INFINITY),
+        Value::Number(n) => match n.as_f64() {
+            Some(x) if (-100.0..=100.0).contains(&x) => Ok(x as f32),
+            _ => Err(fault(format!("expected -100 to 100, found {n}"))),
+        },
+        other => Err(fault(format!("expected a number or false beside each id, found {other}"))),
+    };
+    let no_id =
+        |found: &dyn std::fmt::Display| fault(format!("expected a token id, found {found}"));
+    let mut out = Vec::new();
+    match value {
+        Value::Object(entries) => {
+            for (id, value) in &entries {
+                out.push((id.parse().map_err(|_| no_id(id))?, number(value)?));
+            }
+        }
+        Value::Array(entries) => {
+            for entry in &entries {
+                let Some([id, value]) = entry.as_array().map(Vec::as_slice) else {
+                    return Err(fault(format!(
+                        "expected pairs of an id and a number, found {entry}"
+                    )));
+                };
+                let value = number(value)?;
+                match id {
+                    Value::String(text) => {
+                        let ids = tokenizer.encode_plain(text)?;
+                        out.extend(ids.into_iter().map(|id| (id, value)));
+                    }
+                    Value::Number(n) => {
+                        let id = integer(n).and_then(|id| u32::try_from(id).ok());
+                        out.push((id.ok_or_else(|| no_id(n))?, value));
+                    }
+                    other => return Err(no_id(other)),
+                }
+            }
+        }
+        other => return Err(wrong_type(FIELD, "an object or a list of pairs", &other)),
+    }
+    Ok(out)
 }
 
 fn at_least_one(name: &str, n: i64) -> Result<usize, ApiError> {
@@ -193,14 +321,35 @@ pub(crate) fn check_logprobs(name: &str, n: i64) -> Result<usize, ApiError> {
     })
 }
 
-/// A request's JSON.
+/// A request's JSON. Whole numbers may be written as `5.0`, at the top and in `options`.
 ///
 /// # Errors
-/// 400 where it is none, or a field has another type.
+/// 400 where it is none, or a field has another type; the field is named.
 pub(crate) fn parse<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
-    serde_json::from_slice(body).map_err(|e| {
+    let mut value: Value = serde_json::from_slice(body).map_err(|e| {
         ApiError::new(axum::http::StatusCode::BAD_REQUEST, format!("the request's JSON: {e}"))
+    })?;
+    whole_numbers(&mut value);
+    if let Some(options) = value.get_mut("options") {
+        whole_numbers(options);
+    }
+    serde_path_to_error::deserialize(value).map_err(|e| {
+        let field = e.path().to_string();
+        let text = e.inner().to_string();
+        match field.as_str() {
+            "." => ApiError::new(axum::http::StatusCode::BAD_REQUEST, text),
+            _ => ApiError::invalid(&field, format!("{field}: {text}")),
+        }
     })
+}
+
+/// Writes the whole numbers among an object's values as integers.
+fn whole_numbers(value: &mut Value) {
+    for value in value.as_object_mut().into_iter().flat_map(serde_json::Map::values_mut) {
+        if let Some(whole) = value.as_number().filter(|n| n.is_f64()).and_then(integer) {
+            *value = whole.into();
+        }
+    }
 }
 
 /// `"json_object"` or a schema, from OpenAI's `response_format`; nothing for plain text.
@@ -225,5 +374,68 @@ pub(crate) fn schema_of(format: Option<Value>) -> Result<Option<Value>, ApiError
             "expected type text, json_object or json_schema, found {}",
             other.unwrap_or("none")
         ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn tokenizer() -> Tokenizer {
+        Tokenizer::open(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/golden")).unwrap()
+    }
+
+    #[test]
+    fn a_seed_of_minus_one_is_chosen_and_other_negative_ones_are_refused() {
+        assert_eq!(seed_of("seed", Some(7)).unwrap(), 7);
+        assert_ne!(seed_of("seed", Some(-1)).unwrap(), seed_of("seed", Some(-1)).unwrap());
+        for seed in [-2, i64::MIN] {
+            let error = seed_of("options.seed", Some(seed)).unwrap_err();
+            assert_eq!(error.param.as_deref(), Some("options.seed"));
+            assert!(error.message.contains(&seed.to_string()), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn biases_are_an_object_or_a_list_of_pairs() {
+        let tokenizer = tokenizer();
+        let of = |value: Value| biases(value, &tokenizer);
+        assert_eq!(of(json!({"65": -1, "7": 2.5})).unwrap(), [(65, -1.0), (7, 2.5)]);
+        assert_eq!(of(json!([[65, -1], [7.0, 2.5]])).unwrap(), [(65, -1.0), (7, 2.5)]);
+        assert_eq!(of(json!([[65, false]])).unwrap(), [(65, f32::NEG_INFINITY)]);
+        let ids = tokenizer.encode_plain("好 apples").unwrap();
+        let expected: Vec<_> = ids.iter().map(|&id| (id, 1.0)).collect();
+        assert_eq!(of(json!([["好 apples", 1]])).unwrap(), expected);
+        for (value, part) in [
+            (json!({"a": 1}), "expected a token id, found a"),
+            (json!({"5": 101}), "expected -100 to 100, found 101"),
+            (json!([[65]]), "expected pairs of an id and a number, found [65]"),
+            (json!([[-1, 1]]), "expected a token id, found -1"),
+            (json!([[65, true]]), "found true"),
+            (json!("x"), "expected an object or a list of pairs, found a string"),
+        ] {
+            let error = of(value).unwrap_err();
+            assert_eq!(error.param.as_deref(), Some("logit_bias"));
+            assert!(error.message.contains(part), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_type_names_its_field() {
+        #[derive(Debug, Deserialize)]
+        struct Options {
+            num_predict: Option<i64>,
+        }
+        #[derive(Debug, Deserialize)]
+        struct Request {
+            options: Option<Options>,
+        }
+        let good: Request = parse(br#"{"options": {"num_predict": 5.0}}"#).unwrap();
+        assert_eq!(good.options.and_then(|o| o.num_predict), Some(5));
+        let error = parse::<Request>(br#"{"options": {"num_predict": "7"}}"#).unwrap_err();
+        assert_eq!(error.param.as_deref(), Some("options.num_predict"));
+        assert!(error.message.starts_with("options.num_predict: "), "{error:?}");
+        assert_eq!(parse::<Request>(b"{").unwrap_err().status, 400);
     }
 }

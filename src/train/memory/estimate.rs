@@ -7,6 +7,7 @@
 //! a few megabytes lie in pieces.
 
 use mmx_converters::arch::Config;
+use mmx_converters::words::counted;
 use tch::{Device, Kind};
 
 use crate::error::{Error, Result};
@@ -142,18 +143,22 @@ impl Estimate {
             }
             0 => "lower `max_seq_len`, or train a smaller model".to_owned(),
             fit => format!(
-                "lower `batch_size` (at most {fit} such rows fit; `accum` makes a step of several batches) or \
-                 `max_seq_len`"
+                "lower `batch_size` (at most {} fit{}; `accum` makes a step of several batches) or \
+                 `max_seq_len`",
+                counted(usize::try_from(fit).unwrap_or(usize::MAX), "such row"),
+                if fit == 1 { "s" } else { "" }
             ),
         };
         Err(Error::failed_with_hint(
             format!(
                 "memory: expected a run that fits into the {} that can be had, found one that needs {} at least: {} \
-                 for gradients and moments, {} for a batch of {rows} rows of {seq} positions",
+                 for gradients and moments, {} for a batch of {} of {}",
                 gigabytes(available),
                 gigabytes(self.least),
                 gigabytes(fixed),
                 gigabytes(self.least_of_batch),
+                counted(rows, "row"),
+                counted(seq, "position"),
             ),
             hint,
         ))

@@ -120,7 +120,8 @@ impl Lora {
         for (i, row) in chosen.into_iter().enumerate() {
             let (outputs, inputs) = (row.shape[0], row.shape[1]);
             let a = init::adapter_values(seed, i, rank * inputs);
-            let adapter = Adapter { a, b: vec![0.0; outputs * rank], inputs, outputs };
+            let b = vec![0.0; outputs * rank];
+            let adapter = Adapter { a, b, inputs, outputs, alpha: None };
             let name = row.name.strip_suffix(".weight").unwrap_or(&row.name);
             modules.insert(name.to_owned(), adapter);
         }
@@ -130,10 +131,11 @@ impl Lora {
     /// Adapters of a file.
     ///
     /// # Errors
-    /// Modules that the model does not have, or shapes that differ, all at once, naming `path`.
+    /// Modules that the model does not have, or shapes that differ, all at once, naming `path`; several ranks or scales.
     pub fn load(config: &Config, adapters: &Adapters, path: &Path, device: Device) -> Result<Self> {
         let rows = weights(config);
         adapters.check(path, &rows)?;
+        adapters.check_uniform(path)?;
         Self::build(adapters, &rows, device)
     }
 
@@ -192,7 +194,7 @@ impl Lora {
                 let (a, b) = (&pair[0].tensor, &pair[1].tensor);
                 let (inputs, outputs) = (a.size2()?.1 as usize, b.size2()?.0 as usize);
                 let (a, b) = (host_f32(a)?, host_f32(b)?);
-                Ok((module.clone(), Adapter { a, b, inputs, outputs }))
+                Ok((module.clone(), Adapter { a, b, inputs, outputs, alpha: None }))
             });
             modules.collect()
         };

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use mmx_converters::progress::{self, Listener};
+use mmx_converters::words::counted;
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
@@ -25,6 +26,8 @@ pub struct Metrics {
     since: Instant,
     /// Step and loss of the last validation.
     validated: Option<(usize, Option<f64>)>,
+    /// Of the last step in the log that learned something, when it was opened.
+    last_loss: Option<f64>,
 }
 
 impl Metrics {
@@ -36,7 +39,7 @@ impl Metrics {
     pub fn open(dir: &Path, step: usize) -> Result<Self> {
         let path = dir.join("metrics.jsonl");
         // cut in place: nothing is left over by a kill, and a full disk has room for it
-        let (mut kept, mut validated) = (0, None);
+        let (mut kept, mut validated, mut last_loss) = (0, None, None);
         if step > 0 && path.exists() {
             let text = fs_err::read(&path).map_err(|e| Error::io(&path, e))?;
             for line in text.split_inclusive(|&byte| byte == b'\n') {
@@ -49,6 +52,8 @@ impl Metrics {
                 if let Some(loss) = value.as_ref().and_then(|v| v.get("val_loss")) {
                     validated = Some((of as usize, loss.as_f64()));
                 }
+                let loss = value.as_ref().and_then(|v| v.get("loss")).and_then(Value::as_f64);
+                last_loss = loss.or(last_loss);
             }
         }
         let file = fs_err::OpenOptions::new().append(true).create(true).open(&path);
@@ -56,7 +61,12 @@ impl Metrics {
         file.set_len(kept).map_err(|e| Error::io(&path, e))?;
         let events = Events::open(dir, step)?;
         let now = Instant::now();
-        Ok(Self { path, file, events, begun: now, tokens: 0, since: now, validated })
+        Ok(Self { path, file, events, begun: now, tokens: 0, since: now, validated, last_loss })
+    }
+
+    /// The loss of the last step that was logged by a session before this one.
+    pub fn last_loss(&self) -> Option<f64> {
+        self.last_loss
     }
 
     /// Step and loss of the last validation in the log, also of a session before this one.
@@ -205,8 +215,10 @@ impl<'a> Progress<'a> {
         let (each, left) = (took.as_secs_f64() / measured as f64, self.total - step);
         if left > 0 {
             self.say(&format!(
-                "time: about {} for the {left} steps left, by {measured} steps of {each:.3} s",
-                in_words(each * left as f64)
+                "time: about {} for the {} left, by {} of {each:.3} s",
+                in_words(each * left as f64),
+                counted(left, "step"),
+                counted(measured, "step")
             ));
         }
     }
@@ -285,6 +297,7 @@ mod tests {
         fs_err::write(&path, text).expect("a file");
         let metrics = Metrics::open(dir.path(), 2).expect("opened");
         assert_eq!(metrics.validated(), Some((2, Some(1.5))));
+        assert_eq!(metrics.last_loss(), Some(1.0));
         drop(metrics);
         let text = fs_err::read_to_string(&path).expect("a file");
         let lines: Vec<Value> =

@@ -15,8 +15,13 @@ use crate::error::{Error, Result};
 use crate::gguf::{self, GgmlType, Gguf, Metadata, TensorSpec, Value};
 use crate::tensor::{self, Dtype, TensorView};
 
-/// A, B, and how many experts they are of.
-type Pair = (Vec<f32>, Vec<f32>, usize);
+/// The factors of a public tensor in GGUF's order.
+struct Pair {
+    a: Vec<f32>,
+    b: Vec<f32>,
+    rank: usize,
+    experts: usize,
+}
 
 const A: &str = ".lora_a";
 const B: &str = ".lora_b";
@@ -34,10 +39,13 @@ impl Adapters {
         config: &Config,
         weights: &[Weight],
     ) -> Result<u64> {
+        // to llama.cpp an alpha of 0 stands for a scale of 1
+        let alpha = if self.alpha as f32 == 0.0 { self.rank as f64 } else { self.alpha };
         let mut specs = Vec::new();
         let mut values: Vec<Vec<f32>> = Vec::new();
         for public in public_tensors(weights, Layout::Gguf) {
-            let Some((a, b, experts)) = self.pair(&public, weights)? else { continue };
+            let Some(pair) = self.pair(&public, weights, alpha)? else { continue };
+            let Pair { a, b, rank, experts } = pair;
             let (rows, columns) = match public.shape.as_slice() {
                 [.., rows, columns] => (*rows, *columns),
                 _ => continue, // a norm's gain has no adapter (`Adapters::check`)
@@ -46,7 +54,7 @@ impl Adapters {
                 let stack = (public.shape.len() == 3).then_some(experts);
                 stack.into_iter().chain(matrix).collect::<Vec<_>>()
             };
-            let pair = [(A, shape([self.rank, columns]), a), (B, shape([rows, self.rank]), b)];
+            let pair = [(A, shape([rank, columns]), a), (B, shape([rows, rank]), b)];
             for (end, shape, data) in pair {
                 let name = format!("{}{end}", public.name);
                 specs.push(TensorSpec { name, shape, ty: GgmlType::F32 });
@@ -59,14 +67,16 @@ impl Adapters {
         metadata.set("general.type", text("adapter"));
         metadata.set("general.name", text(name));
         metadata.set("adapter.type", text("lora"));
-        metadata.set("adapter.lora.alpha", Value::F32(self.alpha as f32));
+        metadata.set("adapter.lora.alpha", Value::F32(alpha as f32));
         gguf::write(path, &metadata, &specs, |i| {
             Ok(Cow::Owned(tensor::encode_f32(&values[i], Dtype::F32)))
         })
     }
 
-    /// A and B of a public tensor in GGUF's order, and its number of experts; nothing without an adapter.
-    fn pair(&self, public: &Public, weights: &[Weight]) -> Result<Option<Pair>> {
+    /// A and B of a public tensor in GGUF's order; nothing without an adapter. A file has one `alpha`, and the scale
+    /// alpha / rank: what an adapter's own scale differs by goes into its B. A stack has one rank: an adapter of a
+    /// lower one is filled up with zeros.
+    fn pair(&self, public: &Public, weights: &[Weight], alpha: f64) -> Result<Option<Pair>> {
         let rows: Vec<&Weight> = public.weights.iter().map(|&i| &weights[i]).collect();
         let Some(first) = rows.iter().find(|row| self.of(row).is_some()) else { return Ok(None) };
         let refuse = |reason: &str| {
@@ -86,20 +96,35 @@ impl Adapters {
                 "GGUF joins the shared experts into one matrix, which no adapter of one of them fits",
             );
         }
+        let ranks = rows.iter().filter_map(|row| Some(self.of(row)?.rank()));
+        let rank = ranks.max().unwrap_or(self.rank);
         let (mut a, mut b) = (Vec::new(), Vec::new());
         for row in &rows {
-            match self.of(row) {
-                Some(adapter) => {
-                    a.extend_from_slice(&adapter.a);
-                    b.extend(permuted(row, &adapter.b, assemble::to_gguf_rows));
+            let (a_end, b_end) = (a.len() + rank * row.shape[1], b.len() + row.shape[0] * rank);
+            if let Some(adapter) = self.of(row) {
+                a.extend_from_slice(&adapter.a);
+                let own = adapter.rank();
+                let scaled = self.in_file(adapter, alpha, rank);
+                let mut wide = Vec::with_capacity(row.shape[0] * rank); // [out, own rank] -> [out, rank]
+                for values in scaled.chunks_exact(own) {
+                    wide.extend_from_slice(values);
+                    wide.resize(wide.len() + rank - own, 0.0);
                 }
-                None => {
-                    a.resize(a.len() + self.rank * row.shape[1], 0.0);
-                    b.resize(b.len() + row.shape[0] * self.rank, 0.0);
-                }
+                b.extend(permuted(row, &wide, assemble::to_gguf_rows));
             }
+            a.resize(a_end, 0.0);
+            b.resize(b_end, 0.0);
         }
-        Ok(Some((a, b, rows.len())))
+        Ok(Some(Pair { a, b, rank, experts: rows.len() }))
+    }
+
+    /// B for a file whose scale is `alpha` / `rank`.
+    fn in_file<'a>(&self, adapter: &'a Adapter, alpha: f64, rank: usize) -> Cow<'a, [f32]> {
+        if adapter.alpha.is_none() && adapter.rank() == rank && alpha == self.alpha {
+            return Cow::Borrowed(&adapter.b);
+        }
+        let factor = self.scale_of(adapter) * rank as f64 / alpha;
+        Cow::Owned(adapter.b.iter().map(|x| (f64::from(*x) * factor) as f32).collect())
     }
 
     /// Reads a GGUF adapter for the model of `config`, whose table is `weights`.
@@ -217,7 +242,7 @@ mod tests {
             let [outputs, inputs] = row.shape[..] else { continue };
             let (a, b) = (count(2 * inputs), count(outputs * 2));
             let module = row.name.strip_suffix(".weight").unwrap().to_owned();
-            modules.insert(module, Adapter { a, b, inputs, outputs });
+            modules.insert(module, Adapter { a, b, inputs, outputs, alpha: None });
         }
         Adapters { rank: 2, alpha: 3.0, base: None, modules }
     }

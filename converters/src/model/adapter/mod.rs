@@ -5,16 +5,18 @@
 //! Source: PEFT's documentation of the LoRA checkpoint format; MiniMind's `save_lora`.
 
 mod gguf;
+mod peft;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::arch::{Config, Weight};
 use crate::error::{Error, Result, TensorReport};
 use crate::file;
+use crate::model::fallback;
 use crate::pth::Pth;
 use crate::safetensors::{self, SafeTensors, TensorSpec};
 use crate::tensor::{Dtype, TensorView};
@@ -23,8 +25,12 @@ use crate::tensor::{Dtype, TensorView};
 pub const CONFIG_NAME: &str = "adapter_config.json";
 /// The adapters' weights.
 pub const WEIGHTS_NAME: &str = "adapter_model.safetensors";
+/// The same in PEFT's older form.
+const OLD_WEIGHTS_NAME: &str = "adapter_model.bin";
 /// What PEFT puts before a module's name.
 const PREFIX: &str = "base_model.model.";
+/// What wrappers put before it: PEFT, torch.compile, DataParallel; in any order.
+const PREFIXES: [&str; 3] = [PREFIX, "_orig_mod.", "module."];
 
 /// The two factors beside one weight.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,6 +43,8 @@ pub struct Adapter {
     pub inputs: usize,
     /// Rows of the weight.
     pub outputs: usize,
+    /// Its own alpha, where that is another than [`Adapters::alpha`].
+    pub alpha: Option<f64>,
 }
 
 /// A tensor's shape and values.
@@ -48,9 +56,9 @@ type Matrix = (usize, usize, Vec<f32>);
 /// The adapters of one model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Adapters {
-    /// Inner dimension of all of them.
+    /// Inner dimension of most of them: see [`Adapter::rank`].
     pub rank: usize,
-    /// The product B A counts alpha / rank times.
+    /// The product B A counts alpha / rank times, the rank being the adapter's own.
     pub alpha: f64,
     /// The model they belong to, as the folder names it.
     pub base: Option<String>,
@@ -69,32 +77,13 @@ impl Adapters {
     ///
     /// # Errors
     /// Files that cannot be read or break their format; other names than those of adapters; an A without
-    /// its B; ranks that differ; a kind of adapter other than plain LoRA.
+    /// its B; ranks other than the configuration's, or without one that differ; a kind of adapter other than LoRA.
     pub fn open(path: &Path) -> Result<Self> {
-        if !path.is_dir() {
-            return Self::open_weights(path);
+        if path.is_dir() {
+            return Self::open_peft(path);
         }
-        let config_path = path.join(CONFIG_NAME);
-        let text = fs_err::read_to_string(&config_path).map_err(|e| Error::io(&config_path, e))?;
-        let config: Value = serde_json::from_str(&text)
-            .map_err(|e| Error::format(&config_path, format!("expected JSON: {e}")))?;
-        refuse_other_kinds(&config, &config_path)?;
-        let mut adapters = Self::open_weights(&path.join(WEIGHTS_NAME))?;
-        let number = |key: &str| {
-            let found = config[key].as_f64().filter(|n| n.is_finite());
-            found.ok_or_else(|| {
-                let found = &config[key];
-                Error::key(&config_path, key, format!("expected a number, found {found}"))
-            })
-        };
-        let rank = number("r")?;
-        if rank != adapters.rank as f64 {
-            let expected = adapters.rank;
-            let message = format!("expected {expected}, the rank of the weights, found {rank}");
-            return Err(Error::key(&config_path, "r", message));
-        }
-        adapters.alpha = number("lora_alpha")?;
-        adapters.base = config["base_model_name_or_path"].as_str().map(str::to_owned);
+        let adapters = Self::open_weights(path)?;
+        adapters.check_uniform(path)?;
         Ok(adapters)
     }
 
@@ -158,29 +147,69 @@ impl Adapters {
                 return Err(wrong("expected once, found under two names".into()));
             }
         }
-        let mut rank = None;
+        let mut ranks: BTreeMap<usize, usize> = BTreeMap::new();
         let mut modules = BTreeMap::new();
         for (module, halves) in halves {
             let wrong = |what: String| Error::format(path, format!("adapter {module}: {what}"));
             let [Some((a_rows, inputs, a)), Some((outputs, b_columns, b))] = halves else {
                 return Err(wrong("expected both A and B, found one of them".into()));
             };
-            let expected = *rank.get_or_insert(a_rows);
-            if a_rows != expected || b_columns != expected || expected == 0 {
+            if a_rows != b_columns || a_rows == 0 || inputs == 0 {
                 let found = format!("found A [{a_rows}, {inputs}] and B [{outputs}, {b_columns}]");
-                return Err(wrong(format!("expected rank {expected}, at least 1, {found}")));
+                return Err(wrong(format!("expected one rank, at least 1, {found}")));
             }
-            modules.insert(module, Adapter { a, b, inputs, outputs });
+            *ranks.entry(a_rows).or_default() += 1;
+            modules.insert(module, Adapter { a, b, inputs, outputs, alpha: None });
         }
-        let Some(rank) = rank else {
+        // the smallest of equals
+        let Some((&rank, _)) = ranks.iter().rev().max_by_key(|(_, count)| **count) else {
             return Err(Error::format(path, "expected at least one adapter, found none"));
         };
         Ok(Self { rank, alpha: rank as f64, base: None, modules })
     }
 
-    /// What the product B A is multiplied by.
-    pub fn scale(&self) -> f64 {
-        self.alpha / self.rank as f64
+    /// What an adapter's product B A is multiplied by.
+    pub fn scale_of(&self, adapter: &Adapter) -> f64 {
+        adapter.alpha.unwrap_or(self.alpha) / adapter.rank() as f64
+    }
+
+    /// Refuses adapters of several ranks or scales, for those who can take only one.
+    ///
+    /// # Errors
+    /// The first module that differs from the others.
+    pub fn check_uniform(&self, path: &Path) -> Result<()> {
+        let other = |adapter: &Adapter| adapter.rank() != self.rank || adapter.alpha.is_some();
+        let Some((module, adapter)) = self.modules.iter().find(|(_, adapter)| other(adapter))
+        else {
+            return Ok(());
+        };
+        Err(Error::format(
+            path,
+            format!(
+                "adapter {module}: expected rank {} and scale {} as of most others, found rank {} and scale {}",
+                self.rank,
+                self.alpha / self.rank as f64,
+                adapter.rank(),
+                self.scale_of(adapter)
+            ),
+        ))
+    }
+
+    /// Refuses a NaN or infinity.
+    ///
+    /// # Errors
+    /// The first one, with tensor and index.
+    pub fn refuse_not_finite(&self, path: &Path) -> Result<()> {
+        for (module, adapter) in &self.modules {
+            let halves = [("A", &adapter.a, adapter.inputs), ("B", &adapter.b, adapter.rank())];
+            for (half, values, columns) in halves {
+                let name = format!("{module}.lora_{half}.weight");
+                let shape = [values.len() / columns.max(1), columns];
+                let bytes = bytemuck::cast_slice(values);
+                fallback::refuse_not_finite(path, &name, &shape, Dtype::F32, bytes)?;
+            }
+        }
+        Ok(())
     }
 
     /// The last parts of the modules' names, each once: `o_proj`, `q_proj`.
@@ -250,29 +279,44 @@ impl Adapters {
     /// The system's refusal.
     pub fn write(&self, dir: &Path) -> Result<()> {
         let path = dir.join(CONFIG_NAME);
-        let alpha = match self.alpha.fract() == 0.0 && self.alpha.abs() < 1e9 {
-            true => json!(self.alpha as i64), // PEFT writes a whole number
-            false => json!(self.alpha),
+        let alpha = |alpha: f64| match alpha.fract() == 0.0 && alpha.abs() < 1e9 {
+            true => json!(alpha as i64), // PEFT writes a whole number
+            false => json!(alpha),
         };
-        let config = json!({
+        let mut config = json!({
             "base_model_name_or_path": self.base,
             "bias": "none",
             "fan_in_fan_out": false,
             "inference_mode": true,
-            "lora_alpha": alpha,
+            "lora_alpha": alpha(self.alpha),
             "lora_dropout": 0.0,
             "peft_type": "LORA",
             "r": self.rank,
             "target_modules": self.targets(),
             "task_type": "CAUSAL_LM",
         });
+        let all = self.modules.iter();
+        let ranks: Map<String, Value> = all
+            .clone()
+            .filter(|(_, adapter)| adapter.rank() != self.rank)
+            .map(|(module, adapter)| (module.clone(), adapter.rank().into()))
+            .collect();
+        let alphas: Map<String, Value> = all
+            .filter_map(|(module, adapter)| Some((module.clone(), alpha(adapter.alpha?))))
+            .collect();
+        for (key, pattern) in [("rank_pattern", ranks), ("alpha_pattern", alphas)] {
+            if !pattern.is_empty() {
+                config[key] = pattern.into();
+            }
+        }
         let mut text = serde_json::to_string_pretty(&config)
             .map_err(|e| Error::format(&path, e.to_string()))?;
         text.push('\n');
         file::write_bytes(&path, text.as_bytes())?;
         let mut tensors: Vec<(TensorSpec, &[f32])> = Vec::new();
         for (module, adapter) in &self.modules {
-            let (a, b) = ([self.rank, adapter.inputs], [adapter.outputs, self.rank]);
+            let rank = adapter.rank();
+            let (a, b) = ([rank, adapter.inputs], [adapter.outputs, rank]);
             for (half, shape, values) in [("A", a, &adapter.a), ("B", b, &adapter.b)] {
                 let name = format!("{PREFIX}{module}.lora_{half}.weight");
                 let shape = shape.to_vec();
@@ -310,8 +354,14 @@ impl Adapters {
 }
 
 impl Adapter {
+    /// Inner dimension.
+    pub fn rank(&self) -> usize {
+        self.a.len() / self.inputs.max(1)
+    }
+
     /// W + scale * B A, in float32, `[out, in]`: rounded once more where it is stored in fewer bits.
-    pub fn merged(&self, weight: &[f32], rank: usize, scale: f64) -> Vec<f32> {
+    pub fn merged(&self, weight: &[f32], scale: f64) -> Vec<f32> {
+        let rank = self.rank();
         let mut out = weight.to_vec();
         out.par_chunks_mut(self.inputs.max(1)).enumerate().for_each(|(row, out)| {
             let mut product = vec![0f64; out.len()];
@@ -333,9 +383,10 @@ fn values(view: &TensorView<'_>) -> Option<Vec<f32>> {
 }
 
 /// Module and half (0: A, 1: B) of a tensor's name.
-fn split_name(name: &str) -> Option<(&str, usize)> {
-    let name = name.strip_prefix("_orig_mod.").unwrap_or(name); // torch.compile's prefix
-    let name = name.strip_prefix(PREFIX).unwrap_or(name);
+fn split_name(mut name: &str) -> Option<(&str, usize)> {
+    while let Some(rest) = PREFIXES.iter().find_map(|prefix| name.strip_prefix(prefix)) {
+        name = rest;
+    }
     let ends = [
         (".lora_A.weight", 0),
         (".lora_B.weight", 1),
@@ -345,37 +396,6 @@ fn split_name(name: &str) -> Option<(&str, usize)> {
         (".lora.B.weight", 1),
     ];
     ends.into_iter().find_map(|(end, half)| Some((name.strip_suffix(end)?, half)))
-}
-
-/// What changes the arithmetic is refused, not ignored.
-fn refuse_other_kinds(config: &Value, path: &Path) -> Result<()> {
-    let kind = config["peft_type"].as_str();
-    if kind != Some("LORA") {
-        let found = &config["peft_type"];
-        return Err(Error::key(path, "peft_type", format!("expected LORA, found {found}")));
-    }
-    if !matches!(config["bias"].as_str(), None | Some("none")) {
-        let found = &config["bias"];
-        return Err(Error::key(path, "bias", format!("expected none, found {found}")));
-    }
-    for key in ["use_dora", "use_rslora", "fan_in_fan_out"] {
-        if config[key].as_bool() == Some(true) {
-            return Err(Error::key(path, key, "expected false, found true"));
-        }
-    }
-    for key in ["rank_pattern", "alpha_pattern", "modules_to_save"] {
-        let empty = match &config[key] {
-            Value::Null => true,
-            Value::Object(map) => map.is_empty(),
-            Value::Array(list) => list.is_empty(),
-            _ => false,
-        };
-        if !empty {
-            let found = &config[key];
-            return Err(Error::key(path, key, format!("expected none, found {found}")));
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -388,6 +408,7 @@ mod tests {
             b: vec![0.5, -1.0, 0.0, 2.0],
             inputs: 3,
             outputs: 2,
+            alpha: None,
         };
         let modules = BTreeMap::from([("model.layers.0.self_attn.q_proj".to_owned(), adapter)]);
         Adapters { rank: 2, alpha: 3.0, base: Some("base".into()), modules }
@@ -407,7 +428,7 @@ mod tests {
     #[test]
     fn merging_adds_the_scaled_product() {
         let adapter = &small().modules["model.layers.0.self_attn.q_proj"];
-        let merged = adapter.merged(&[10.0; 6], 2, 1.5);
+        let merged = adapter.merged(&[10.0; 6], 1.5);
         // B A = [[-3.5, -4, -4.5], [8, 10, 12]]
         assert_eq!(merged, [4.75, 4.0, 3.25, 22.0, 25.0, 28.0]);
     }
@@ -421,9 +442,13 @@ mod tests {
             serde_json::from_slice(&fs_err::read(&path).expect("a file")).expect("JSON");
         for (key, value) in [
             ("peft_type", json!("IA3")),
-            ("use_rslora", json!(true)),
+            ("use_dora", json!(true)),
             ("bias", json!("all")),
-            ("alpha_pattern", json!({"q_proj": 4})),
+            ("modules_to_save", json!(["lm_head"])),
+            ("layer_replication", json!([[0, 2], [1, 2]])),
+            ("rank_pattern", json!({"q_proj": 4})),
+            ("alpha_pattern", json!({"q_proj": "four"})),
+            ("alpha_pattern", json!({"(q_proj": 4})),
             ("r", json!(4)),
             ("lora_alpha", json!("three")),
         ] {

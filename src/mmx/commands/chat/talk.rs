@@ -345,7 +345,7 @@ mod tests {
 
     #[test]
     fn a_shift_keeps_the_question_and_the_end_of_the_answer() {
-        let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/golden");
+        let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden");
         let tokenizer = Tokenizer::open(golden).expect("golden");
         let options = chat::Options::generation();
         let mut m = messages(&["user", "assistant", "user"]);

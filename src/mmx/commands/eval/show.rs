@@ -1,5 +1,6 @@
 //! What `mmx eval` measured, as JSON and as tables.
 
+use mmx_converters::words::counted;
 use serde_json::{Value, json};
 
 use crate::format::{self, line};
@@ -84,10 +85,10 @@ pub(crate) fn to_text(report: &Report<'_>) -> String {
     let measures = request.measures();
     line!(
         out,
-        "{} questions of {} subjects, {} examples before each; choosing blindly gets {:.1} % right",
-        request.questions(),
-        request.subjects.len(),
-        request.shots,
+        "{} of {}, {} before each; choosing blindly gets {:.1} % right",
+        counted(request.questions(), "question"),
+        counted(request.subjects.len(), "subject"),
+        counted(request.shots, "example"),
         100.0 * request.chance()
     );
     let titles: String = measures.iter().map(|m| format!("  {:>24}", m.title())).collect();

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use axum::http::StatusCode;
 use mmx_converters::tokenizer::DecodeStream;
 use mmx_ggml::run::{BATCH, Finish, Guesser, Sampler, StopFilter, log_probabilities};
 
@@ -28,6 +29,8 @@ pub(super) struct Writing<'t> {
     sent: usize,
     /// Tokens whose text is not sent yet, with its end.
     pending: VecDeque<(usize, TokenLogprob)>,
+    /// The prompt's tokens that were read, where their probabilities are wanted.
+    prompt: Vec<TokenLogprob>,
 }
 
 /// Tokens guessed ahead of each of `texts` texts that are written together, at most `speculate`.
@@ -67,6 +70,7 @@ impl<'t> Scheduler<'t> {
             decoded: 0,
             sent: 0,
             pending: VecDeque::new(),
+            prompt: Vec::new(),
         }))
     }
 
@@ -92,10 +96,10 @@ impl<'t> Scheduler<'t> {
     }
 
     /// Draws from a slot's logits: after its known tokens, and after each guess that was drawn. The others are forgotten.
-    pub(super) fn take_turn<'r>(&mut self, turn: &Turn, rows: impl Iterator<Item = &'r [f32]>) {
+    pub(super) fn take_turn<'r>(&mut self, turn: &Turn, mut rows: impl Iterator<Item = &'r [f32]>) {
         let lane = turn.lane;
-        let guesses = turn.outputs.saturating_sub(1);
-        let (known, guesses) = turn.ids.split_at(turn.ids.len() - guesses);
+        let (known, guesses) = turn.ids.split_at(turn.ids.len() - turn.guesses);
+        self.take_prompt(lane, known.len(), &mut rows);
         self.lanes[lane].held.extend_from_slice(known);
         let mut came_true = 0;
         for row in rows {
@@ -119,6 +123,24 @@ impl<'t> Scheduler<'t> {
         self.stats.accepted_tokens.fetch_add(came_true as u64, Ordering::Relaxed);
     }
 
+    /// Takes the probabilities of the prompt's tokens that follow the `read` ones, where they are wanted; the row after the
+    /// prompt's last token is left.
+    fn take_prompt<'r>(
+        &mut self,
+        lane: usize,
+        read: usize,
+        rows: &mut impl Iterator<Item = &'r [f32]>,
+    ) {
+        let Lane { held, run, .. } = &mut self.lanes[lane];
+        let Some(Run { job, read: None, kind: Kind::Write(writing), .. }) = run else { return };
+        let Task::Write(write) = &job.task else { return };
+        let Some(n) = write.logprobs.filter(|_| write.echo_logprobs) else { return };
+        for (&id, row) in job.prompt.iter().skip(held.len() + 1).take(read).zip(rows) {
+            let (logprob, top) = log_probabilities(row, id, n);
+            writing.prompt.push(TokenLogprob { id, logprob, top });
+        }
+    }
+
     /// Draws the next token of a text whose logits are there.
     fn advance(&mut self, index: usize, logits: &[f32]) {
         let n_ctx = self.slots.n_ctx();
@@ -134,26 +156,43 @@ impl<'t> Scheduler<'t> {
             self.stats.first_token.record(run.job.since.elapsed());
             self.stats.prompt_tokens.fetch_add(computed as u64, Ordering::Relaxed);
             self.stats.cached_tokens.fetch_add(run.cached as u64, Ordering::Relaxed);
+            if write.echo_logprobs {
+                let prompt = std::mem::take(&mut writing.prompt);
+                engine::send(&run.job.events, run.job.index, Event::Prompt(prompt));
+            }
+            if write.max_tokens == 0 {
+                return self.finish(index, Finish::Length);
+            }
         }
+        let of_ours = |error: mmx_ggml::Error| {
+            ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
+        };
         let drawn = match &mut write.constraint {
-            None => writing.sampler.sample(logits).map_err(ApiError::from),
-            Some(constraint) => constraint.mask().map_err(ApiError::unavailable).and_then(|mask| {
-                let bits = mask.as_ref().map(toktrie::SimpleVob::as_slice);
-                Ok(writing.sampler.sample_among(logits, bits)?)
-            }),
+            None => writing.sampler.sample(logits).map_err(of_ours),
+            // a schema that no text fits is the request's fault
+            Some(constraint) => match constraint.mask() {
+                Err(why) => Err(ApiError::new(StatusCode::BAD_REQUEST, why)),
+                Ok(mask) => {
+                    let bits = mask.as_ref().map(toktrie::SimpleVob::as_slice);
+                    writing.sampler.sample_among(logits, bits).map_err(of_ours)
+                }
+            },
         };
         let id = match drawn {
             Ok(id) => id,
             Err(error) => {
                 self.stats.failed.fetch_add(1, Ordering::Relaxed);
                 if let Some(run) = self.end(index) {
-                    let status = axum::http::StatusCode::INTERNAL_SERVER_ERROR;
-                    fail(&run.job, ApiError { status, ..error });
+                    fail(&run.job, error);
                 }
                 return;
             }
         };
         if self.ends.contains(&id) && !write.ignore_end {
+            if let Some(n) = write.logprobs.filter(|_| write.echo_logprobs) {
+                let (logprob, top) = log_probabilities(logits, id, n);
+                writing.pending.push_back((0, TokenLogprob { id, logprob, top }));
+            }
             return self.finish(index, Finish::Stop);
         }
         writing.tokens += 1;

@@ -1,0 +1,63 @@
+//! Values of options that stand for the libraries' own.
+
+use clap::ValueEnum;
+use mmx_eval::prompt;
+use mmx_models::{engines, export};
+
+/// Which engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Engine {
+    /// tch: the model as it is trained
+    Native,
+    /// mmx's own runner on ggml
+    Ggml,
+    /// llama.cpp itself
+    #[value(name = "llama.cpp")]
+    LlamaCpp,
+}
+
+impl From<Engine> for engines::Kind {
+    fn from(value: Engine) -> Self {
+        match value {
+            Engine::Native => Self::Native,
+            Engine::Ggml => Self::Ggml,
+            Engine::LlamaCpp => Self::LlamaCpp,
+        }
+    }
+}
+
+/// How adapters are written alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AdapterForm {
+    /// PEFT's folder
+    Peft,
+    /// A GGUF for llama.cpp's --lora
+    Gguf,
+}
+
+impl From<AdapterForm> for export::AdapterForm {
+    fn from(value: AdapterForm) -> Self {
+        match value {
+            AdapterForm::Peft => Self::Peft,
+            AdapterForm::Gguf => Self::Gguf,
+        }
+    }
+}
+
+/// What is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum)]
+pub(crate) enum By {
+    /// The options stand in the prompt, and the letters' likelihoods are compared
+    Letter,
+    /// The options do not stand in the prompt, and their whole texts' likelihoods are compared
+    Answer,
+}
+
+impl From<By> for prompt::By {
+    fn from(value: By) -> Self {
+        match value {
+            By::Letter => Self::Letter,
+            By::Answer => Self::Answer,
+        }
+    }
+}

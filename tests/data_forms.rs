@@ -1,0 +1,358 @@
+//! The forms in which people have their data, and what is said about them: each test named after its case or behaviour,
+//! through the binary.
+
+mod common;
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use common::{mmx, mmx_error, mmx_json, mmx_ok, shared, text};
+use serde_json::{Value, json};
+
+fn case(name: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/cases/turn2").join(name);
+    assert!(path.exists(), "{}", path.display());
+    path
+}
+
+/// A folder with a file of this content.
+fn file(name: &str, content: &[u8]) -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join(name);
+    fs_err::write(&path, content).expect("a file");
+    (dir, path)
+}
+
+/// The ids of every sample of a file.
+fn ids(stage: &str, path: &Path) -> Vec<Value> {
+    let tokenizer = shared("golden-2026");
+    let args = ["data", "show", "--stage", stage, "--tokenizer", text(&tokenizer), "-n", "99"];
+    let shown = mmx_json(&args.iter().copied().chain([text(path)]).collect::<Vec<_>>());
+    let samples = shown["samples"].as_array().expect("samples");
+    samples.iter().map(|sample| sample["ids"].clone()).collect()
+}
+
+/// A chat of one question as a line.
+fn chat(question: &str, answer: &str) -> String {
+    let turns = [
+        json!({"role": "user", "content": question}),
+        json!({"role": "assistant", "content": answer}),
+    ];
+    json!({ "conversations": turns }).to_string()
+}
+
+#[test]
+fn json_array_file() {
+    // an array has the samples of its records as lines
+    let lines = format!("{}\n{}\n", chat("你好", "你好！"), chat("1+1?", "2"));
+    let (_dir, lines) = file("lines.jsonl", lines.as_bytes());
+    for name in ["pretty.json", "line.json"] {
+        let path = case("json-array-file").join(name);
+        let said = mmx_ok(&["data", "check", "--stage", "sft", text(&path)]);
+        assert!(said.starts_with("2 records\n"), "{name}: {said}");
+        // both draw no system prompt, and draw for their number as the lines do
+        assert_eq!(ids("sft", &path), ids("sft", &lines), "{name}");
+    }
+    let middle = case("json-array-file").join("middle.json");
+    let said = mmx_ok(&["data", "check", "--stage", "pretrain", text(&middle)]);
+    assert!(said.starts_with("2 records\n"), "{said}");
+
+    // Alpaca's records as the chats that LLaMA-Factory makes of them
+    let (_dir, chats) = file("chats.jsonl", chat("译成英文\n苹果", "apple").as_bytes());
+    for name in ["alpaca.json", "alpaca.jsonl"] {
+        let path = case("json-array-file").join(name);
+        for stage in ["sft", "lora", "reason", "distill"] {
+            let said = mmx_ok(&["data", "check", "--stage", stage, text(&path)]);
+            assert!(said.starts_with("1 record\n"), "{name}: {said}");
+        }
+        assert_eq!(ids("sft", &path), ids("sft", &chats), "{name}");
+        for stage in ["pretrain", "dpo"] {
+            let out = mmx(&["data", "check", "--stage", stage, text(&path)]);
+            let said = String::from_utf8(out.stdout).expect("UTF-8");
+            assert!(said.contains("Alpaca") && said.contains("mmx train sft"), "{name}: {said}");
+        }
+    }
+}
+
+#[test]
+fn json_array_file_trains_a_tokenizer_and_asks_questions() {
+    let dir = tempfile::tempdir().expect("a folder");
+    for (name, texts) in
+        [("pretty.json", 4), ("line.json", 4), ("middle.json", 2), ("alpaca.json", 3)]
+    {
+        let (path, out) = (case("json-array-file").join(name), dir.path().join(name));
+        let args = ["tokenizer", "train", "--data", text(&path), "--vocab-size", "300"];
+        let report =
+            mmx_json(&args.iter().copied().chain(["--out", text(&out)]).collect::<Vec<_>>());
+        assert_eq!(report["texts"], texts, "{name}");
+    }
+    let config = shared("golden/tokenizer_config.json");
+    let model = common::reciting(dir.path(), Some(&config), json!(2), 2);
+    for (name, questions) in [("pretty.json", 2), ("alpaca.json", 1)] {
+        let path = case("json-array-file").join(name);
+        let found = mmx_json(&["eval", text(&model), "--exact", text(&path)]);
+        assert_eq!(found["questions"], questions, "{name}");
+    }
+}
+
+/// A chat of several turns is asked its last question after all before it; the model answers every one alike.
+#[test]
+fn exact_answers_are_those_to_the_last_question_of_a_chat() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let config = shared("golden/tokenizer_config.json");
+    let model = common::reciting(dir.path(), Some(&config), json!(2), 2);
+    let turn = |role: &str, content: &str| json!({"role": role, "content": content});
+    let two = |last: &str| {
+        let turns =
+            [turn("user", "a"), turn("assistant", "b"), turn("user", "c"), turn("assistant", last)];
+        json!({ "conversations": turns }).to_string()
+    };
+    let path = dir.path().join("two.jsonl");
+    fs_err::write(&path, format!("{}\n{}\n", two(common::RECITED), two("b"))).expect("a file");
+    let found = mmx_json(&["eval", text(&model), "--exact", text(&path)]);
+    assert_eq!((&found["questions"], &found["right"]), (&json!(2), &json!(1)), "{found}");
+    assert_eq!(found["wrong"][0]["line"], 2);
+    let least = ["eval", text(&model), "--exact", text(&path), "--min-accuracy", "0.9"];
+    assert!(mmx_error(&least).contains("expected at least 90.0 %"));
+}
+
+#[test]
+fn no_record_is_taken_out_of_the_middle_of_another() {
+    let wrapped = b"{\"data\": [\n{\"text\": \"one\"},\n{\"text\": \"two\"}\n]}\n";
+    let (_dir, path) = file("wrapped.json", wrapped);
+    let out = mmx(&["data", "check", "--stage", "pretrain", text(&path)]);
+    let said = String::from_utf8(out.stdout).expect("UTF-8");
+    assert_eq!(out.status.code(), Some(1), "{said}");
+    assert!(said.contains("within key data") && said.contains("0 records"), "{said}");
+    // what jq and others print
+    let (_dir, path) =
+        file("pretty.jsonl", b"{\n  \"text\": \"one\"\n}\n{\n  \"text\": \"two\"\n}\n");
+    let said = mmx_ok(&["data", "check", "--stage", "pretrain", text(&path)]);
+    assert!(said.starts_with("2 records\n"), "{said}");
+    assert_eq!(ids("pretrain", &path).len(), 2);
+}
+
+/// A fault within an array names the record and its line; damage between records is one error.
+#[test]
+fn faults_of_an_array_have_a_record_and_a_line() {
+    let (_dir, path) = file(
+        "a.json",
+        b"[\n {\"text\": \"one\"},\n {\n  \"text\": 2\n },\n {\"text\": \"\\x\"}\n]\n",
+    );
+    let out = mmx(&["data", "check", "--stage", "pretrain", text(&path)]);
+    let said = String::from_utf8(out.stdout).expect("UTF-8");
+    assert!(
+        said.contains("a.json:3: record 2: key text: expected a string, found a number"),
+        "{said}"
+    );
+    assert!(said.contains("a.json:6: record 3: expected a JSON object: invalid escape"), "{said}");
+    assert!(said.contains("1 record\n"), "{said}");
+    let (_dir, path) = file("cut.json", b"[\n {\"text\": \"one\"},\n {\"text\": \"tw");
+    let line = mmx_error(&["data", "check", "--stage", "pretrain", text(&path)]);
+    assert!(line.contains("cut.json: line 3: expected the end of record 2"), "{line}");
+}
+
+/// One sentence for a whole file, whatever reads it, not one for each of its lines.
+#[test]
+fn files_that_hold_no_json_are_named_in_one_message() {
+    let zip = b"PK\x03\x04\x14\0\0\0\n\xff\n\xfe\n";
+    let utf16: Vec<u8> =
+        "\u{feff}{\"text\": \"a\"}\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(b"PAR1\n\n\xff").expect("packed");
+    let gzip = gzip.finish().expect("packed");
+    let cases: [(&str, &[u8], &str); 7] = [
+        ("a.jsonl", b"PAR1\x15\x04\n\xff\n\xff", "a Parquet file"),
+        ("b.json", b"ARROW1\0\0\n\xff\n", "an Arrow file"),
+        ("c.jsonl", zip, "a zip archive"),
+        ("d.jsonl", &gzip, "a Parquet file"),
+        ("e.jsonl", &utf16, "UTF-16"),
+        ("f.jsonl", b"question,answer\n1+1?,2\n", "CSV with the columns question, answer"),
+        ("g.json", b"text\tlabel\na\t1\nb\t2\n", "TSV with the columns text, label"),
+    ];
+    let tokenizer = shared("golden");
+    let dir = tempfile::tempdir().expect("a folder");
+    let out = dir.path().join("out");
+    for (name, bytes, what) in cases {
+        let (_dir, path) = file(name, bytes);
+        let path = text(&path);
+        let check = ["data", "check", "--stage", "sft", path];
+        let show = ["data", "show", "--stage", "sft", "--tokenizer", text(&tokenizer), path];
+        let train =
+            ["tokenizer", "train", "--data", path, "--vocab-size", "300", "--out", text(&out)];
+        for args in [&check[..], &show[..], &train[..]] {
+            let line = mmx_error(args);
+            assert!(line.contains(name) && line.contains(&format!("found {what}")), "{line}");
+            assert!(mmx(args).stdout.is_empty(), "{args:?}");
+        }
+    }
+}
+
+#[test]
+fn empty_answers_are_counted_when_data_is_checked() {
+    let lines = format!("{}\n{}\n{}\n", chat("a", ""), chat("b", "c"), chat("d", " \n"));
+    let (_dir, path) = file("empty.jsonl", lines.as_bytes());
+    let report = mmx_json(&["data", "check", "--stage", "sft", text(&path)]);
+    assert_eq!((&report["samples"], &report["empty_answers"]), (&json!(3), &json!([1, 3])));
+    let said = mmx_ok(&["data", "check", "--stage", "sft", text(&path)]);
+    assert!(said.contains("2 records with an empty answer"), "{said}");
+    let tokenizer = shared("golden-2026");
+    let args = ["data", "check", "--stage", "sft", "--tokenizer", text(&tokenizer), text(&path)];
+    let said = mmx_ok(&args);
+    let expected = "2 samples have an empty answer, of which only the end is learned: lines 1, 3";
+    assert!(said.contains(expected), "{said}");
+    assert_eq!(mmx_json(&args)["empty_answers"], json!([1, 3]));
+}
+
+/// The reference puts system prompts before chats in SFT (and in RL), never before those of DPO.
+#[test]
+fn random_system_prompts_follow_the_stage() {
+    let pair = |i: usize| {
+        let side = |answer: &str| json!([{"role": "user", "content": format!("{i}?")}, {"role": "assistant", "content": answer}]);
+        json!({"chosen": side("yes"), "rejected": side("no"), "conversations": side("yes")})
+    };
+    let lines: Vec<String> = (0..99).map(|i| pair(i).to_string()).collect();
+    let (_dir, path) = file("pairs.jsonl", lines.join("\n").as_bytes());
+    let tokenizer = shared("golden-2026");
+    let systems = |stage: &str| {
+        let args = ["data", "show", "--stage", stage, "--tokenizer", text(&tokenizer), "-n", "99"];
+        let shown = mmx_ok(&args.iter().copied().chain([text(&path)]).collect::<Vec<_>>());
+        shown.matches("<|im_start|>system").count()
+    };
+    assert_eq!(systems("dpo"), 0);
+    for stage in ["sft", "lora", "distill", "reason"] {
+        let found = systems(stage);
+        // 20 % of 99, within four standard deviations
+        assert!((4..=36).contains(&found), "{stage}: {found} of 99");
+    }
+}
+
+#[cfg(feature = "train")]
+mod training {
+    use super::*;
+
+    fn run(args: &[&str]) -> (Value, String) {
+        let args: Vec<&str> = args.iter().copied().chain(["--json"]).collect();
+        let out = mmx(&args);
+        let said = String::from_utf8(out.stderr).expect("UTF-8");
+        assert!(out.status.success(), "{args:?}: {said}");
+        (serde_json::from_slice(&out.stdout).expect("JSON"), said)
+    }
+
+    #[test]
+    fn resume_finished() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (out, data, tokenizer) =
+            (dir.path().join("r"), shared("golden/pretrain.jsonl"), shared("golden"));
+        let commands =
+            fs_err::read_to_string(case("resume-finished/commands.txt")).expect("a case");
+        let commands: Vec<Vec<String>> = commands
+            .lines()
+            .map(|line| {
+                let word = |word: &str| match word {
+                    "golden" => text(&tokenizer).to_owned(),
+                    "golden/pretrain.jsonl" => text(&data).to_owned(),
+                    "r" => text(&out).to_owned(),
+                    other => other.to_owned(),
+                };
+                line.split_whitespace()
+                    .skip(1)
+                    .map(word)
+                    .chain(["--threads".into(), "1".into()])
+                    .collect()
+            })
+            .collect();
+        let go = |args: &[String]| run(&args.iter().map(String::as_str).collect::<Vec<_>>());
+        let (first, said) = go(&commands[0]);
+        // an epoch of so little data is one step
+        assert_eq!((&first["steps"], &first["total_steps"]), (&json!(1), &json!(1)));
+        let loss = first["loss"].as_f64().expect("a loss");
+        assert!(
+            said.contains("run: 1 optimizer step in 1 micro-step of 32 rows, 1 epoch,"),
+            "{said}"
+        );
+
+        // what the user put into the checkpoint stays
+        let checkpoint = PathBuf::from(first["checkpoint"].as_str().expect("a path"));
+        fs_err::write(checkpoint.join("notes.txt"), "mine").expect("a file");
+        let before = fs_err::metadata(checkpoint.join("model.safetensors")).expect("weights");
+        let (again, said) = go(&commands[1]);
+        let last = format!("nothing is left to do: 1 of 1 step, last loss {loss:.4}");
+        assert!(said.lines().any(|line| line == last), "{last}: {said}");
+        assert!(!said.contains("NaN") && !said.contains("steps in 0.0 s"), "{said}");
+        assert_eq!((&again["steps"], &again["total_steps"]), (&json!(0), &json!(1)));
+        assert_eq!((&again["loss"], &again["interrupted"]), (&Value::Null, &json!(false)));
+        assert_eq!(again["checkpoint"], first["checkpoint"]);
+        assert!(checkpoint.join("notes.txt").exists());
+        let after = fs_err::metadata(checkpoint.join("model.safetensors")).expect("weights");
+        assert_eq!(before.modified().expect("a time"), after.modified().expect("a time"));
+    }
+
+    /// Also where records are left out: none comes from the middle of the array.
+    #[test]
+    fn arrays_train_as_their_records_and_counts_are_singular_for_one() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (tokenizer, model) = (shared("golden"), shared("golden/minimind2"));
+        let middle = case("json-array-file").join("middle.json");
+        let alpaca = case("json-array-file").join("alpaca.json");
+        let mut steps = Vec::new();
+        for (stage, data, samples) in
+            [("pretrain", &middle, "data: 2 samples,"), ("sft", &alpaca, "data: 1 sample,")]
+        {
+            let out = dir.path().join(stage);
+            let args = ["train", stage, "--from", text(&model), "--tokenizer", text(&tokenizer)];
+            let rest =
+                ["--data", text(data), "--out", text(&out), "--on-bad", "skip", "--accum", "1"];
+            let more =
+                ["--batch-size", "1", "--epochs", "1", "--max-seq-len", "64", "--device", "cpu"];
+            let all = args.iter().chain(&rest).chain(&more).chain(&["--threads", "1"]);
+            let (end, said) = run(&all.copied().collect::<Vec<_>>());
+            assert!(said.contains(samples) && !said.contains("left out"), "{said}");
+            assert!(
+                said.contains("run: 1 optimizer step in 1 micro-step of 1 row, 1 epoch,"),
+                "{said}"
+            );
+            assert!(said.lines().any(|line| line.starts_with("1 step in ")), "{said}");
+            steps.push(end["steps"].clone());
+        }
+        assert_eq!(steps, [1, 1]);
+    }
+
+    #[test]
+    fn a_run_says_how_many_samples_have_empty_answers() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (tokenizer, model) = (shared("golden"), shared("golden/minimind2"));
+        let data = dir.path().join("empty.json");
+        fs_err::write(&data, format!("[{},\n{}]", chat("a", ""), chat("b", ""))).expect("a file");
+        let out = dir.path().join("run");
+        let args = ["train", "sft", "--from", text(&model), "--tokenizer", text(&tokenizer)];
+        let rest =
+            ["--data", text(&data), "--out", text(&out), "--max-steps", "1", "--threads", "1"];
+        let (_, said) =
+            run(&args.iter().chain(&rest).chain(&["--device", "cpu"]).copied().collect::<Vec<_>>());
+        let expected = "warning: 2 samples, which is all there are, have an empty answer, of which only the end is \
+                        learned: records 1, 2";
+        assert!(said.contains(expected), "{said}");
+    }
+
+    /// The configuration that is saved, and so what a resumed run is held to.
+    #[test]
+    fn a_runs_system_ratio_follows_the_stage() {
+        use mmx_data::Recipe;
+        use mmx_training::config::TrainConfig;
+        for (stage, ratio) in [
+            ("pretrain", 0.2),
+            ("sft", 0.2),
+            ("lora", 0.2),
+            ("distill", 0.2),
+            ("reason", 0.2),
+            ("dpo", 0.0),
+        ] {
+            let stage = mmx_training::stage::by_name(stage).expect("a stage");
+            let config = TrainConfig::new(stage.as_ref(), Recipe::R2026);
+            assert_eq!(config.system_ratio, ratio, "{}", stage.name());
+            // the fixtures of all stages hold rendered chats without empty thoughts: DPO takes them out too
+            assert_eq!(config.empty_think_ratio, 0.2, "{}", stage.name());
+        }
+    }
+}
