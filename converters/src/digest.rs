@@ -16,7 +16,7 @@ pub fn of_bytes(bytes: &[u8]) -> String {
 }
 
 /// The SHA-256 of pieces, one after the other, in hexadecimal.
-pub(crate) fn of_pieces<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> String {
+pub fn of_pieces<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> String {
     let mut hash = Sha256::new();
     pieces.for_each(|piece| hash.update(piece));
     hexadecimal(&hash.finalize())

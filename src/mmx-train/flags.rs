@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use mmx_converters::model::adapter::Adapters;
+use mmx_converters::words::counted;
 use mmx_data::{OnBad, Recipe};
 use mmx_training::config::{self, TrainConfig};
 use mmx_training::job::{self, Outcome, Request};
@@ -34,6 +35,9 @@ pub(crate) struct TrainArgs {
     /// Training data, JSON Lines or JSON arrays of records, also packed with gzip or zstd (repeatable)
     #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
     data: Vec<PathBuf>,
+    /// Put exactly one JSON object on stdout
+    #[arg(long)]
+    json: bool,
     /// Folder of the run: checkpoints, metrics.jsonl, and tb/ for TensorBoard
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -128,13 +132,13 @@ knobs! {
     #[arg(long, value_name = "YEAR")]
     recipe: String,
     /// Passes over the data
-    #[arg(long, value_name = "N", value_parser = super::values::at_least_one)]
+    #[arg(long, value_name = "N", value_parser = crate::values::at_least_one)]
     epochs: usize,
     /// Rows per micro-step
-    #[arg(long, value_name = "N", value_parser = super::values::at_least_one)]
+    #[arg(long, value_name = "N", value_parser = crate::values::at_least_one)]
     batch_size: usize,
     /// Micro-steps per optimizer step
-    #[arg(long, value_name = "N", value_parser = super::values::at_least_one)]
+    #[arg(long, value_name = "N", value_parser = crate::values::at_least_one)]
     accum: usize,
     /// Step at an epoch's end on what is left of an accumulation [default: on; 2025: off]
     #[arg(long, value_name = "on|off")]
@@ -173,7 +177,7 @@ knobs! {
     #[arg(long, value_name = "X")]
     empty_think_ratio: f64,
     /// lora: inner dimension of the adapters [default: 16; 2025: 8]
-    #[arg(long, value_name = "N", value_parser = super::values::at_least_one)]
+    #[arg(long, value_name = "N", value_parser = crate::values::at_least_one)]
     lora_rank: usize,
     /// lora: their product counts alpha / rank times [default: the rank]
     #[arg(long, value_name = "X")]
@@ -206,7 +210,7 @@ knobs! {
     #[arg(long, value_name = "DEVICE")]
     device: String,
     /// CPU threads [default: all cores]
-    #[arg(long, value_name = "N", value_parser = super::values::at_least_one)]
+    #[arg(long, value_name = "N", value_parser = crate::values::at_least_one)]
     threads: usize,
     /// Optimizer steps between checkpoints [default: every ten minutes]
     #[arg(long, value_name = "N")]
@@ -235,7 +239,7 @@ knobs! {
 ///
 /// # Errors
 /// Anything from flags to a full disk; an interrupted run is one too, after its checkpoint is saved.
-pub(crate) fn run(args: TrainArgs, as_json: bool) -> Result<()> {
+pub(crate) fn run(args: TrainArgs) -> Result<()> {
     let stage = match args.stage {
         StageName::Pretrain => "pretrain",
         StageName::Sft => "sft",
@@ -276,7 +280,7 @@ pub(crate) fn run(args: TrainArgs, as_json: bool) -> Result<()> {
         ..Request::new(config, args.data, args.out)
     };
     let outcome = job::run(request, Arc::new(Terminal::default()), &STOP)?;
-    if as_json {
+    if args.json {
         println!("{}", to_json(&outcome));
     } else {
         println!("{}", outcome.checkpoint.display());

@@ -10,6 +10,9 @@ mod logits;
 mod parse;
 #[path = "../mmx/terminal.rs"]
 mod terminal;
+#[path = "../mmx/args/values.rs"]
+#[allow(dead_code, reason = "each program uses a part of it")]
+mod values;
 
 use std::process::ExitCode;
 
@@ -17,15 +20,12 @@ use clap::{CommandFactory, Parser};
 use error::{Error, Result};
 use mmx_models::trainer::{VERSION, VERSION_VARIABLE};
 
-/// Its arguments when it trains.
+/// Train a model: pretrain it from scratch, or go on from one with another stage
 #[derive(Parser, Debug)]
 #[command(name = "mmx-train", bin_name = "mmx train", version)]
 struct Train {
     #[command(flatten)]
     train: flags::TrainArgs,
-    /// Put exactly one JSON object on stdout
-    #[arg(long)]
-    json: bool,
 }
 
 /// Its arguments otherwise.
@@ -49,7 +49,7 @@ fn main() -> ExitCode {
         _ => {
             let args: Train = parse::parse(); // misuse: prints the usage and exits 2
             bound_pool();
-            let result = same_version().and_then(|()| flags::run(args.train, args.json));
+            let result = same_version().and_then(|()| flags::run(args.train));
             (result, error::options_of(&Train::command()))
         }
     };

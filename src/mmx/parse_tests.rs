@@ -1,7 +1,7 @@
 use std::ffi::OsString;
 
-use crate::parse::*;
 use crate::cli::Cli;
+use crate::parse::*;
 
 fn error(words: &[&str]) -> clap::Error {
     let words = ["mmx"].iter().chain(words).map(OsString::from).collect();
@@ -96,10 +96,7 @@ fn numbers_say_what_was_expected() {
             &["verify", "a", "b", "--threads", "-1"],
             "'-1' for '--threads <N>': expected a whole number from 0",
         ),
-        (
-            &["verify", "a", "b", "--threads", "99999999999999999999"],
-            "expected a smaller number",
-        ),
+        (&["verify", "a", "b", "--threads", "99999999999999999999"], "expected a smaller number"),
         (
             &["verify", "a", "b", "--tolerance", "much"],
             "'much' for '--tolerance <X>': expected a number",

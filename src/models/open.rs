@@ -83,6 +83,12 @@ impl Form {
         Self { model, base: None, ids_only: false }
     }
 
+    /// The same with the model that its adapters belong to, where they do not name it themselves.
+    #[must_use]
+    pub fn on(self, base: Option<PathBuf>) -> Self {
+        Self { base, ..self }
+    }
+
     /// The same for ids alone: a tokenizer that is missing or that a GGUF cannot carry does not matter.
     #[must_use]
     pub fn for_ids(self) -> Self {

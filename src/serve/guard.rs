@@ -135,7 +135,7 @@ fn allowed_headers(asked: Option<&HeaderValue>) -> HeaderValue {
 }
 
 /// The name or address in a `Host` header, without the port, in small letters; nothing where it is none.
-pub(crate) fn host_name(host: &str) -> Option<String> {
+pub fn host_name(host: &str) -> Option<String> {
     let uri = host.parse::<Uri>().ok().filter(|uri| uri.path().len() < 2 && uri.scheme().is_none());
     let uri = uri?;
     let name = uri.host()?.trim_start_matches('[').trim_end_matches(']');

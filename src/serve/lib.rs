@@ -32,7 +32,7 @@ use mmx_ggml::run::{KvType, LoadOptions};
 use serde_json::{Value, json};
 
 use error::ApiError;
-pub(crate) use guard::host_name;
+pub use guard::host_name;
 use mmx_converters::{Error, Result};
 use openai::{chat, completions, embeddings};
 use served_model::Served;

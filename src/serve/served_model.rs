@@ -11,7 +11,7 @@ use mmx_ggml::run::{Model, Sampling, SlotsOptions};
 use serde_json::{Value, json};
 
 use super::Options;
-use super::engine::grammar::{Constraint, Grammars};
+use super::engine::grammar::{Constraint, Function, Grammars};
 use super::engine::{self, Engine, Events, Job, Task, Write};
 use super::error::ApiError;
 use mmx_converters::digest;
@@ -46,7 +46,7 @@ impl Served {
     /// A model that cannot be opened, that has no tokenizer, or for which there is no memory.
     pub(crate) fn open(path: &Path, name: Option<&str>, options: &Options) -> Result<Self> {
         let form = Form::open(path)?;
-        form.say_warnings();
+        form.model.warnings.iter().for_each(|warning| options.listener.warn(warning));
         let model = Model::from_gguf(form.to_gguf()?, options.load.clone())?;
         if let Some(placement) = model.placement() {
             options.listener.say(&placement);

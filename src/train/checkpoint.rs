@@ -18,12 +18,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+use mmx_converters::model::adapter;
 use mmx_converters::model::folder::{self, Folder, SaveTokenizer};
 use mmx_converters::model::generation::Generation;
 use mmx_converters::progress::Listener;
+use mmx_converters::safetensors::shards;
 use mmx_converters::safetensors::{self, SafeTensors, TensorSpec};
 use mmx_converters::tensor::Dtype;
-use mmx_converters::{adapter, shards};
 use serde::{Deserialize, Serialize};
 
 use crate::config::TrainConfig;
@@ -348,12 +349,7 @@ fn prune(
 
 /// Makes the place of a damaged checkpoint free. With files of others in it, it stays under a name that is no
 /// checkpoint's.
-fn put_aside(
-    dir: &Path,
-    place: &Path,
-    staging: &Path,
-    listener: &dyn Listener,
-) -> Result<()> {
+fn put_aside(dir: &Path, place: &Path, staging: &Path, listener: &dyn Listener) -> Result<()> {
     let mut old = staging.join("damaged");
     if foreign_file(place)?.is_some() {
         let name = place.file_name().unwrap_or_default().to_string_lossy().into_owned();

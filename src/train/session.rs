@@ -135,7 +135,8 @@ impl Run {
         let nothing_left = first.micro_step >= trainer.plan().micro_steps;
         let mut metrics = Metrics::open(dir, first.step)?;
         let loss_before = metrics.last_loss();
-        let mut progress = Progress::new(trainer.plan(), trainer.position(), session.context.listener);
+        let mut progress =
+            Progress::new(trainer.plan(), trainer.position(), session.context.listener);
         let mut traced: Vec<MicroStep> = Vec::new();
         let (begun, mut tokens) = (Instant::now(), 0);
         let (mut loss, mut interrupted) = (None, false);
@@ -260,9 +261,12 @@ impl Run {
         let step = trainer.position().step;
         match checkpoint::save(&session.context, trainer) {
             Ok(path) => session
+                .context
                 .listener
                 .say(&format!("saved step {step} before ending: {}", path.display())),
-            Err(error) => session.context.listener.say(&format!("step {step} could not be saved: {error}")),
+            Err(error) => {
+                session.context.listener.say(&format!("step {step} could not be saved: {error}"))
+            }
         }
     }
 }

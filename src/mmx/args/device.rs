@@ -32,7 +32,7 @@ impl DeviceArgs {
     /// # Errors
     /// As [`DeviceArgs::load`].
     pub(crate) fn load_with(&self, form: &Form, repack: bool) -> Result<Model> {
-        form.say_warnings();
+        form.model.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
         let options = LoadOptions { repack, ..self.load_options()? };
         let model = Model::from_gguf(form.to_gguf()?, options)?;
         announce(model.placement());

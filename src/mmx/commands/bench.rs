@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 
 use crate::args::device::DeviceArgs;
 use crate::args::values;
-use crate::format;
 use crate::error::{Error, Result};
+use crate::format;
 use mmx_models::open::Form;
 
 /// Measure how fast a model reads a prompt and writes text

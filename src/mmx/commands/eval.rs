@@ -87,13 +87,13 @@ pub(crate) struct EvalArgs {
     #[arg(long, value_name = "SHARE", requires = "exact")]
     min_accuracy: Option<f64>,
     /// --exact: longest answer, tokens
-    #[arg(long, value_name = "N", default_value_t = 128, value_parser = super::values::at_least_one)]
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = crate::args::values::at_least_one)]
     max_tokens: usize,
     /// --exact: wrong answers to show
     #[arg(long, value_name = "N", default_value_t = 3)]
     show: usize,
     /// Threads
-    #[arg(long, value_name = "N", value_parser = super::values::at_least_one)]
+    #[arg(long, value_name = "N", value_parser = crate::args::values::at_least_one)]
     threads: Option<usize>,
     #[command(flatten)]
     device: DeviceArgs,

@@ -119,7 +119,7 @@ pub(crate) struct ExportArgs {
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
     /// With --gguf auto: tokens of the text to measure on
-    #[arg(long, value_name = "N", default_value_t = 512, value_parser = super::values::at_least_two)]
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = crate::args::values::at_least_two)]
     tokens: usize,
     /// An importance matrix for the quantized GGUFs (of `mmx imatrix` or llama-imatrix)
     #[arg(long, value_name = "FILE")]
@@ -217,7 +217,7 @@ pub(crate) fn run(args: ExportArgs, json: bool) -> Result<()> {
             let path = export::newest_checkpoint(std::path::Path::new("runs"))?;
             eprintln!("model: {} (the newest checkpoint under runs/)", path.display());
             // a checkpoint gives way to newer ones; its run stays
-            let run = mmx_converters::model::run_folder::run_of(&path).unwrap_or(&path);
+            let run = run_folder::run_of(&path).unwrap_or(&path);
             let out = args.out.unwrap_or_else(|| run.join("export"));
             (path, Some(out))
         }

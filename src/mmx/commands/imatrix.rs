@@ -29,13 +29,13 @@ pub(crate) struct ImatrixArgs {
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     /// Tokens of a piece of text
-    #[arg(long, value_name = "N", default_value_t = 512, value_parser = super::values::at_least_two)]
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = crate::args::values::at_least_two)]
     chunk: usize,
     /// Read only so many pieces
-    #[arg(long, value_name = "N", value_parser = super::values::at_least_one)]
+    #[arg(long, value_name = "N", value_parser = crate::args::values::at_least_one)]
     chunks: Option<usize>,
     /// Threads [default: all cores]
-    #[arg(long, value_name = "N", value_parser = super::values::at_least_one)]
+    #[arg(long, value_name = "N", value_parser = crate::args::values::at_least_one)]
     threads: Option<usize>,
 }
 

@@ -39,7 +39,7 @@ pub(crate) struct LogitsArgs {
     #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = ["f32", "bf16"])]
     dtype: String,
     /// Threads of the CPU engines
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = super::values::at_least_one)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = crate::args::values::at_least_one)]
     threads: usize,
 }
 

@@ -11,8 +11,8 @@ use serde_json::json;
 
 use crate::args::device::DeviceArgs;
 use crate::args::values;
-use crate::format;
 use crate::error::{Error, Result};
+use crate::format;
 use mmx_models::open::Form;
 
 /// Generate text from a prompt

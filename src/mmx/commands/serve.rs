@@ -9,9 +9,9 @@ use serde_json::json;
 
 use crate::args::device::DeviceArgs;
 use crate::args::values;
-use crate::format;
 use crate::commands::run::Kv;
 use crate::error::{Error, Result};
+use crate::format;
 use crate::terminal::Terminal;
 use mmx_serve::Options;
 
@@ -99,7 +99,7 @@ pub(crate) fn run(args: ServeArgs, as_json: bool) -> Result<()> {
     }
     let allowed_host = |name: &String| match name.as_str() {
         "*" => Ok("*".to_owned()),
-        name => serve::host_name(name).ok_or_else(|| {
+        name => mmx_serve::host_name(name).ok_or_else(|| {
             Error::usage(format!("--allowed-host: expected a name such as box.lan, found {name}"))
         }),
     };

@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
 use mmx_converters::chat::Options;
+use mmx_converters::file;
 use mmx_converters::gguf::Gguf;
+use mmx_converters::model::folder;
 use mmx_converters::tokenizer::train::{WordCounts, train};
 use mmx_converters::tokenizer::{SpecialSet, TokenKind, Tokenizer};
 use mmx_converters::words::counted;
-use mmx_converters::{file, folder};
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
@@ -53,7 +54,7 @@ struct TrainArgs {
     #[arg(long, value_name = "SET", default_value = "minimind3")]
     specials: Specials,
     /// Distinct words kept, MiB; beyond it rare words are sampled
-    #[arg(long, value_name = "MIB", default_value_t = WordCounts::LIMIT_BYTES >> 20, value_parser = super::values::at_least_one)]
+    #[arg(long, value_name = "MIB", default_value_t = WordCounts::LIMIT_BYTES >> 20, value_parser = crate::args::values::at_least_one)]
     word_memory: usize,
 }
 

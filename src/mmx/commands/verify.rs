@@ -33,7 +33,7 @@ pub(crate) struct VerifyArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "tokens")]
     ids: Option<PathBuf>,
     /// Compare on at most so many tokens of a built-in text
-    #[arg(long, value_name = "N", default_value_t = 256, value_parser = super::values::at_least_one)]
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = crate::args::values::at_least_one)]
     tokens: usize,
     /// Only these engines (repeatable)
     #[arg(long = "engine", value_name = "ENGINE")]
@@ -42,7 +42,7 @@ pub(crate) struct VerifyArgs {
     #[arg(long, value_name = "X")]
     tolerance: Option<f64>,
     /// Threads of the CPU engines
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = super::values::at_least_one)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = crate::args::values::at_least_one)]
     threads: usize,
 }
 

@@ -84,7 +84,8 @@ mod tests {
     /// 1e-4: sums of float32 in another order.
     #[test]
     fn logits_from_a_position_on_are_those_of_the_whole_sequence() {
-        let shared = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden");
+        let shared =
+            std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden");
         let form = Form::open(&shared.join("minimind3")).expect("a golden model");
         let mut engine = Ggml::open(&form, 1, LoadOptions::default()).expect("an engine");
         let vocab = engine.vocab();

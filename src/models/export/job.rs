@@ -4,14 +4,15 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use mmx_converters::arch::{Layout, Weight};
+use mmx_converters::file;
 use mmx_converters::gguf::{self, GgmlType, Value};
 use mmx_converters::manifest::Manifest;
 use mmx_converters::model::adapter::{self, Adapters};
 use mmx_converters::model::fallback::{self, Fallback};
+use mmx_converters::model::folder;
 use mmx_converters::model::to_gguf::ToGguf;
 use mmx_converters::quant::imatrix::Imatrix;
 use mmx_converters::tensor::Dtype;
-use mmx_converters::{file, folder};
 use mmx_ggml::FileType;
 
 use super::frontier::Chosen;
@@ -412,7 +413,7 @@ impl Job<'_> {
         let base = self.request.base.as_deref();
         let tokenizer = self.request.tokenizer.as_deref();
         let model = Source::open_on(&self.report.model, base, tokenizer)?.model;
-        let form = Form { base: base.map(mmx_hub::resolve).transpose()?, ..Form::of(model) };
+        let form = Form::of(model).on(base.map(mmx_hub::resolve).transpose()?);
         let report = verify::verify_form(&form, &request, &mut |_, _| ())?;
         self.report.verified = Some(report);
         Ok(())

@@ -5,10 +5,10 @@
 
 use serde_json::{Map, Value};
 
+use super::options::OBEYED;
 use crate::error::ApiError;
 use crate::request::messages::name_of;
 use crate::request::sampling::parse;
-use super::options::OBEYED;
 
 /// The fields that are left of an object.
 pub(super) struct Fields {

@@ -2,9 +2,9 @@
 //! Source: Ollama 0.33.0, api/types.go, and the options that older versions and its Python client know.
 //! docs/api-ollama.md is the list for people; a test holds it against the tables below.
 
+use super::fields::Fields;
 use crate::error::ApiError;
 use crate::request::sampling::{OneOrMany, Params};
-use super::fields::Fields;
 
 /// Options that are obeyed.
 pub(super) const OBEYED: [&str; 11] = [

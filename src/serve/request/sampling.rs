@@ -29,7 +29,7 @@ pub(crate) enum OneOrMany {
 }
 
 impl OneOrMany {
-    pub(super) fn of(value: Value, name: &str) -> Result<Self, ApiError> {
+    pub(crate) fn of(value: Value, name: &str) -> Result<Self, ApiError> {
         let text = |(i, item): (usize, Value)| match item {
             Value::String(text) => Ok(text),
             other => Err(wrong_type(&format!("{name}[{i}]"), "a string", &other)),
@@ -383,7 +383,8 @@ mod tests {
     use serde_json::json;
 
     fn tokenizer() -> Tokenizer {
-        Tokenizer::open(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/golden")).unwrap()
+        Tokenizer::open(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/golden"))
+            .unwrap()
     }
 
     #[test]

@@ -12,7 +12,8 @@ const AHEAD: usize = 400;
 
 /// Slots of a golden model, and its tokenizer.
 fn golden() -> (Slots, Tokenizer) {
-    let shared = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden");
+    let shared =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden");
     let form = Form::open(&shared.join("minimind2")).expect("a golden model");
     let gguf = form.to_gguf().expect("a GGUF");
     let model = Model::from_gguf(gguf, LoadOptions::default()).expect("a model");
