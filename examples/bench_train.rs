@@ -9,8 +9,8 @@
 
 use std::time::Instant;
 
-use crate::error::{Error, Result};
 use mmx_converters::arch::presets;
+use mmx_converters::error::{Error, Result};
 use mmx_data::batches::Batches;
 use mmx_data::{Batch, Recipe};
 use mmx_training::config::TrainConfig;
@@ -75,7 +75,7 @@ fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let text = |i: usize| args.get(i).map_or("", String::as_str);
     let number = |i: usize| text(i).parse::<usize>().ok();
-    let wrong = || Error::usage("expected PRESET BATCH SEQ STEPS f32|bf16 [LENGTHS]");
+    let wrong = || Error::misuse("expected PRESET BATCH SEQ STEPS f32|bf16 [LENGTHS]");
     let model = presets::preset(text(0)).ok_or_else(wrong)?;
     let (Some(batch), Some(seq), Some(steps)) = (number(1), number(2), number(3)) else {
         return Err(wrong());

@@ -14,13 +14,14 @@ use std::process::Command;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use crate::error::{Error, Result};
 use common::{mmx, mmx_error, mmx_json, shared, text};
 use interrupted::{End, STAGES, command, keeping, kill_and_resume, said, start};
+use mmx_converters::error::{Error, Result};
 use mmx_converters::model::generation::Generation;
 use mmx_data::{Batch, Kind as Data, Recipe};
 use mmx_training::checkpoint::{self, Context};
 use mmx_training::config::TrainConfig;
+use mmx_training::error::TorchError;
 use mmx_training::model::{HostTensor, Model};
 use mmx_training::session::{self, Session};
 use mmx_training::stage::{self, Defaults, Loss, Pretrain, Stage};

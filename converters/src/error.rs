@@ -250,6 +250,11 @@ impl Error {
         Self::Misuse { message: message.into() }
     }
 
+    /// True where what was asked for makes no sense, whatever the files hold: a fault of the caller's.
+    pub fn is_misuse(&self) -> bool {
+        matches!(self, Self::Setting { .. } | Self::Misuse { .. })
+    }
+
     /// What the user can do about it, where that is known.
     pub fn hint(&self) -> Option<String> {
         match self {

@@ -64,9 +64,8 @@ impl Error {
     /// 2 for misuse, 1 for everything else.
     pub(crate) fn code(&self) -> u8 {
         match self {
-            Self::Library(LibraryError::Setting { .. } | LibraryError::Misuse { .. })
-            | Self::Usage { .. } => 2,
-            Self::Library(_) => 1,
+            Self::Usage { .. } => 2,
+            Self::Library(error) => 1 + u8::from(error.is_misuse()),
         }
     }
 

@@ -31,7 +31,7 @@ pub(crate) fn command<P: Parser>() -> Command {
 
 /// A command and those below it, with their closing text as paragraphs, and options that take a negative number as
 /// their value rather than as another option.
-fn arranged(command: Command) -> Command {
+pub(crate) fn arranged(command: Command) -> Command {
     let command = match command.get_after_help().map(|text| paragraphs(&text.to_string())) {
         Some(text) => command.after_help(text),
         None => command,
@@ -45,7 +45,7 @@ fn arranged(command: Command) -> Command {
 
 /// Lines of prose joined to one for each paragraph, so that they are broken in one place only: at the terminal's
 /// width. Lines that begin with a space are examples, and are broken as a shell takes them.
-fn paragraphs(text: &str) -> String {
+pub(crate) fn paragraphs(text: &str) -> String {
     let mut out = String::new();
     let mut in_prose = false;
     for (i, line) in text.lines().enumerate() {
@@ -66,7 +66,7 @@ fn paragraphs(text: &str) -> String {
 }
 
 /// An example, broken before an option, `&&` or `|` where it is too long for one line.
-fn example(line: &str) -> String {
+pub(crate) fn example(line: &str) -> String {
     let places: Vec<usize> = line
         .match_indices(' ')
         .map(|(i, _)| i)

@@ -474,7 +474,7 @@ mod tests {
             optimizer_steps: 0,
             accumulated: 0,
             total_micro_steps: 0,
-            config: TrainConfig::new(stage.as_ref(), crate::config::Recipe::R2025),
+            config: TrainConfig::new(stage.as_ref(), mmx_data::Recipe::R2025),
             sources: Vec::new(),
             files: digests(&dir).expect("readable"),
         };

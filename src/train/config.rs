@@ -283,7 +283,7 @@ mod tests {
         ] {
             let error = bad.check().expect_err(option);
             assert!(error.to_string().starts_with(option), "{error}");
-            assert_eq!(error.exit_code(), 2);
+            assert!(error.is_misuse());
         }
     }
 

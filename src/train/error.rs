@@ -3,7 +3,7 @@
 pub use mmx_converters::error::{Error, Result};
 
 /// libtorch's refusals.
-pub(crate) trait TorchError {
+pub trait TorchError {
     /// A libtorch error with what mmx was doing: its own words, first line.
     fn torch(doing: impl Into<String>, source: &tch::TchError) -> Self;
 }

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use crate::error::Result;
+use mmx_converters::error::Result;
 use mmx_converters::safetensors::SafeTensors;
 use mmx_data::batches::Batches;
 use mmx_data::{Batch, Recipe};

@@ -72,7 +72,7 @@ mod tests {
         for bad in ["", " ", "a/b", "..", ".hidden", "-x", "a\\b", "a\nb", &"a".repeat(201)] {
             let error = check_name(bad).expect_err(bad);
             assert!(error.to_string().starts_with("--name: expected"), "{error}");
-            assert_eq!(error.exit_code(), 2);
+            assert!(error.is_misuse());
         }
         for good in ["first", "my model 2.1", "小模型", "a-b_c.d", &"a".repeat(200)] {
             check_name(good).expect(good);
