@@ -46,9 +46,27 @@ fn an_unreadable_path_is_one_clear_error() {
     assert!(!std::path::Path::new("never").exists());
 }
 
-#[cfg(not(feature = "train"))]
+/// The program alone, as an archive without training has it.
 #[test]
-fn a_build_without_libtorch_says_so_where_one_trains() {
-    let line = mmx_error(&["train", "sft", "--data", "chats.jsonl", "--epochs", "2"]);
-    assert!(line.contains("without it"), "{line}");
+fn mmx_without_mmx_train_beside_it_says_what_to_do() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let alone = dir.path().join("mmx");
+    fs_err::copy(env!("CARGO_BIN_EXE_mmx"), &alone).expect("a copy");
+    let run = |args: &[&str]| {
+        let out = std::process::Command::new(&alone).args(args).output().expect("it starts");
+        (out.status.code(), String::from_utf8_lossy(&out.stderr).into_owned())
+    };
+    let (code, said) = run(&["train", "sft", "--data", "chats.jsonl", "--epochs", "2"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("expected the program mmx-train beside mmx, found none"), "{said}");
+    assert!(said.contains("hint: "), "{said}");
+    let model = common::shared("golden/minimind2");
+    let ids = dir.path().join("ids.json");
+    fs_err::write(&ids, "[1, 2]").expect("a file");
+    let [model, ids, out] = [&model, &ids, &dir.path().join("l")].map(|p| p.to_str().expect("text"));
+    let logits = ["logits", model, "--ids", ids, "--out", out];
+    let (code, said) = run(&[&logits[..], &["--engine", "native"]].concat());
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("mmx-train"), "{said}");
+    assert_eq!(run(&logits).0, Some(0), "the runner needs no other program");
 }

@@ -378,10 +378,10 @@ fn say_kept(checkpoint: &Path, found: &Path, listener: &dyn Listener) {
 }
 
 /// The first file or folder in a checkpoint that [`save`] did not write there, or that was changed since. Of large
-/// files only the name is looked at: nobody edits them by hand, and reading them would cost what writing them does.
+/// files only the name is looked at: nobody edits weights by hand, and reading them would cost what writing them does.
 fn foreign_file(checkpoint: &Path) -> Result<Option<PathBuf>> {
-    /// A larger file is not read.
-    const TEXT_BYTES: u64 = 1 << 20;
+    /// Endings of the files that people edit.
+    const TEXT: [&str; 2] = ["json", "jinja"];
     let state = checkpoint.join(TRAINING).join("state.json");
     let known: Option<State> =
         fs_err::read(&state).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
@@ -398,7 +398,10 @@ fn foreign_file(checkpoint: &Path) -> Result<Option<PathBuf>> {
             }
             let own = match known.as_ref().map(|state| state.files.get(&name)) {
                 _ if path == state => true,
-                Some(Some(expected)) if meta.is_file() && meta.len() <= TEXT_BYTES => {
+                Some(Some(expected))
+                    if meta.is_file()
+                        && path.extension().is_some_and(|e| TEXT.iter().any(|text| e == *text)) =>
+                {
                     digest::of_file(&path).map_err(|e| Error::io(&path, e))? == *expected
                 }
                 Some(expected) => expected.is_some() && meta.is_file(),
