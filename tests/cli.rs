@@ -63,7 +63,8 @@ fn mmx_without_mmx_train_beside_it_says_what_to_do() {
     let model = common::shared("golden/minimind2");
     let ids = dir.path().join("ids.json");
     fs_err::write(&ids, "[1, 2]").expect("a file");
-    let [model, ids, out] = [&model, &ids, &dir.path().join("l")].map(|p| p.to_str().expect("text"));
+    let out = dir.path().join("l");
+    let [model, ids, out] = [&model, &ids, &out].map(|p| p.to_str().expect("text"));
     let logits = ["logits", model, "--ids", ids, "--out", out];
     let (code, said) = run(&[&logits[..], &["--engine", "native"]].concat());
     assert_eq!(code, Some(1), "{said}");
