@@ -360,7 +360,8 @@ mod tests {
 
     #[test]
     fn names_a_git_lfs_pointer_and_the_real_size() {
-        let files = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/cases/files/st-lfs-pointer");
+        let files =
+            concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/cases/files/st-lfs-pointer");
         for name in ["model.gguf", "model.safetensors", "model.pth"] {
             let error = Bytes::map(&Path::new(files).join(name)).unwrap_err();
             let text = error.to_string();

@@ -298,8 +298,10 @@ mod tests {
 
     #[test]
     fn stop_set_is_the_union_with_the_tokenizers_first() {
-        let dir =
-            Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/cases/files/eos-union"));
+        let dir = Path::new(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../tests/fixtures/cases/files/eos-union"
+        ));
         let (config, _) = Config::read(&dir.join("config.json")).unwrap();
         assert_eq!(tokenizer_eos(dir).unwrap(), Some(2));
         assert_eq!(stop_set(Some(2), &config.eos_token_id, &[]), [2, 0]);

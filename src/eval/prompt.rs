@@ -142,7 +142,8 @@ mod tests {
     }
 
     fn tokenizer() -> Tokenizer {
-        Tokenizer::open(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden")).expect("golden")
+        Tokenizer::open(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden"))
+            .expect("golden")
     }
 
     #[test]

@@ -282,8 +282,10 @@ mod tests {
     /// After each piece exactly the expected text has been added.
     #[test]
     fn stop_split() {
-        let path =
-            concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/cases/files/stop-split/expect.json");
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../tests/fixtures/cases/files/stop-split/expect.json"
+        );
         let cases: serde_json::Value =
             serde_json::from_str(&fs_err::read_to_string(path).unwrap()).unwrap();
         let strings = |value: &serde_json::Value| -> Vec<String> {
