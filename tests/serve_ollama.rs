@@ -206,7 +206,7 @@ fn a_field_that_would_change_the_answer_is_refused_by_name() {
         ("options", json!({"presence_penalty": 3}), "options.presence_penalty: expected"),
         ("options", json!({"stop": [""]}), "options.stop: "),
         ("options", json!({"seed": -2}), "options.seed: "),
-        ("options", json!({"num_ctx": 3}), "the prompt has"),
+        ("options", json!({"num_ctx": 3}), "messages: the prompt has"),
     ] {
         refused(&server, "/api/chat", &chat(key, value), field);
     }

@@ -323,7 +323,8 @@ fn seed_minus_one() {
     assert!(texts.iter().any(|t| *t != texts[0]), "{texts:?}");
     let answer = ollama(-5);
     assert_eq!(answer.status, 400);
-    assert!(answer.text().contains("seed: expected 0 or more"), "{}", answer.text());
+    let said = "options.seed: expected -1 (choose one), 0 or more";
+    assert!(answer.text().contains(said), "{}", answer.text());
 }
 
 #[test]

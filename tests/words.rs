@@ -248,8 +248,8 @@ fn misuse_names_the_option_what_is_expected_and_what_was_found() {
         ),
         (&["export", model, "--gguf", "q4"], &["--gguf", "expected auto or one of f32", "q4"]),
         (
-            &["run", model, "-p", "x", "--seed", "-1"],
-            &["--seed", "expected a whole number from 0", "-1"],
+            &["run", model, "-p", "x", "--seed", "-2"],
+            &["--seed", "expected 0 or more, or -1 to choose one", "-2"],
         ),
     ] {
         let out = mmx(args);
