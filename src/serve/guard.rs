@@ -80,16 +80,18 @@ fn check(app: &App, request: &Request) -> Result<(), ApiError> {
         && !is_own(origin, headers)
     {
         let origin = String::from_utf8_lossy(origin.as_bytes()).into_owned();
-        return forbidden(format!("pages of {origin} may not use this server: see `cors`"));
+        let option = app.options.settings.cors;
+        return forbidden(format!("pages of {origin} may not use this server: see {option}"));
     }
     // and a name that points to this machine would make such a page one of our own
     if app.loopback && !host_is_allowed(headers, &app.options.allowed_hosts) {
         let host = headers.get(header::HOST).map_or(&b""[..], HeaderValue::as_bytes);
         let host = String::from_utf8_lossy(host).into_owned();
         let name = host_name(&host).filter(|name| !name.is_empty()).unwrap_or("NAME".to_owned());
+        let option = app.options.settings.allowed_host;
         return forbidden(format!(
             "the Host header names {host:?}, which is no name of this machine; start the server with \
-             `allowed_host` {name} to let it in"
+             {option} {name} to let it in"
         ));
     }
     let preflight = request.method() == Method::OPTIONS;

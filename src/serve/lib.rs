@@ -72,10 +72,21 @@ pub struct Options {
     pub cors: Vec<String>,
     /// Names besides this machine's own that a `Host` header may have, in small letters; `*` for all.
     pub allowed_hosts: Vec<String>,
+    /// How whoever started the server sets `cors` and `allowed_hosts`: refused requests are told.
+    pub settings: Settings,
     /// Time for what is being computed when the server is to stop.
     pub grace: Duration,
     /// Hears what happens.
     pub listener: Arc<dyn Listener>,
+}
+
+/// What settings of [`Options`] are called where the server is started.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Of `cors`.
+    pub cors: &'static str,
+    /// Of `allowed_hosts`.
+    pub allowed_host: &'static str,
 }
 
 impl Options {

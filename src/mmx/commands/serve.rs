@@ -123,6 +123,7 @@ pub(crate) fn run(args: ServeArgs, as_json: bool) -> Result<()> {
         timeout: Duration::from_secs(args.timeout),
         cors: args.cors.iter().map(|origin| origin.trim_end_matches('/').to_owned()).collect(),
         allowed_hosts,
+        settings: mmx_serve::Settings { cors: "--cors", allowed_host: "--allowed-host" },
         grace: Duration::from_secs(args.grace),
     };
     mmx_serve::run(options, |address, names| {
