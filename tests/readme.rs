@@ -18,7 +18,8 @@ fn page(name: &str) -> String {
 /// The commands in a text's blocks of shell, without the remarks behind them.
 fn commands(text: &str) -> Vec<String> {
     let blocks = text.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap_or(""));
-    let lines = blocks.flat_map(str::lines).map(|line| line.split("   #").next().unwrap_or("").trim());
+    let lines =
+        blocks.flat_map(str::lines).map(|line| line.split("   #").next().unwrap_or("").trim());
     lines.filter(|line| !line.is_empty()).map(str::to_owned).collect()
 }
 
@@ -89,8 +90,14 @@ fn the_tutorial_can_be_walked_in_both_languages() {
     for name in ["docs/tutorial.md", "docs/zh/tutorial.md"] {
         let mut all = commands(&page(name));
         // they wait for a person, or for a server elsewhere
-        all.retain(|c| !["chat", "serve", "push", "ollama"].iter().any(|v| c.starts_with(&format!("mmx {v} "))));
+        all.retain(|c| {
+            !["chat", "serve", "push", "ollama"].iter().any(|v| c.starts_with(&format!("mmx {v} ")))
+        });
         let seen = run(&all);
-        assert_eq!(seen, ["tokenizer", "tokenizer", "train", "train", "export", "verify", "run"], "{name}");
+        assert_eq!(
+            seen,
+            ["tokenizer", "tokenizer", "train", "train", "export", "verify", "run"],
+            "{name}"
+        );
     }
 }

@@ -23,7 +23,7 @@ pub fn split(tensors: &[TensorSpec], limit: u64) -> Vec<Vec<usize>> {
         match shards.last_mut() {
             Some(shard) if size.saturating_add(bytes) <= limit => {
                 shard.push(i);
-                size += bytes;
+                size = size.saturating_add(bytes);
             }
             _ => {
                 shards.push(vec![i]);
@@ -39,6 +39,7 @@ pub fn split(tensors: &[TensorSpec], limit: u64) -> Vec<Vec<usize>> {
 ///
 /// # Errors
 /// See [`safetensors::write`].
+#[expect(clippy::indexing_slicing, reason = "by indices that `split` made of these tensors")]
 pub fn write<'a>(
     dir: &Path,
     tensors: &[TensorSpec],
@@ -53,7 +54,7 @@ pub fn write<'a>(
     }
     let mut weight_map = BTreeMap::new();
     for (n, shard) in shards.iter().enumerate() {
-        let name = format!("model-{:05}-of-{:05}.safetensors", n + 1, shards.len());
+        let name = format!("model-{:05}-of-{:05}.safetensors", n.saturating_add(1), shards.len());
         let specs: Vec<TensorSpec> = shard.iter().map(|&i| tensors[i].clone()).collect();
         safetensors::write(&dir.join(&name), &specs, extra, |i| data(shard[i]))?;
         weight_map.extend(specs.into_iter().map(|spec| (spec.name, name.clone())));
