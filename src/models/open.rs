@@ -173,7 +173,7 @@ impl Form {
     pub fn to_gguf(&self) -> Result<Gguf> {
         let path: PathBuf = self.path().to_owned();
         if self.is_gguf() {
-            return Ok(Gguf::open(&path)?);
+            return Gguf::open(&path);
         }
         let config = &self.model.config;
         let tokenizer = match self.tokenizer()? {
@@ -198,6 +198,6 @@ impl Form {
             strict: false,
         };
         let (bytes, _) = request.to_bytes(&path, &mut |weight| self.model.weight(weight))?;
-        Ok(Gguf::from_bytes(bytes, &path)?)
+        Gguf::from_bytes(bytes, &path)
     }
 }

@@ -2,8 +2,6 @@
 //! (DEP_MMX_TRAINING_LIBTORCH): torch-sys links libtorch but emits no rpath, and tells its direct dependents only.
 //! The path is also where the CUDA part is found when a CUDA device is asked for (model/device.rs).
 
-#![expect(clippy::disallowed_methods, reason = "a build script without dependencies")]
-
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     if let Ok(lib) = std::env::var("DEP_TCH_LIBTORCH_LIB") {

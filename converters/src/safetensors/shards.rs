@@ -77,6 +77,12 @@ pub fn is_weights(name: &str) -> bool {
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    reason = "tests may panic"
+)]
 mod tests {
     use super::*;
     use crate::tensor::Dtype;

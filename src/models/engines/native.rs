@@ -65,7 +65,7 @@ impl Engine for Native {
     }
 
     fn tokenize(&mut self, text: &str) -> Result<Option<Vec<u32>>> {
-        Ok(self.tokenizer.as_ref().map(|t| t.encode_text(text)).transpose()?)
+        self.tokenizer.as_ref().map(|t| t.encode_text(text)).transpose()
     }
 
     fn vocab(&self) -> usize {

@@ -203,7 +203,7 @@ impl Job<'_> {
     /// Takes note that a file is mmx's.
     fn written(&mut self, path: &Path) -> Result<()> {
         self.manifest.add(path)?;
-        Ok(self.manifest.save()?)
+        self.manifest.save()
     }
 
     fn pth_path(&self) -> PathBuf {
@@ -256,7 +256,7 @@ impl Job<'_> {
             extra: if quantized { &self.imatrix_keys } else { &[] },
             strict: self.request.strict,
         };
-        Ok(run(&spec)?)
+        run(&spec)
     }
 
     pub(super) fn done(

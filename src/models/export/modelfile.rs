@@ -52,7 +52,7 @@ pub(super) fn modelfile(
     }
     file.system.clone_from(&ollama.system);
     file.licenses = license.into_iter().map(str::to_owned).collect();
-    Ok(file.write()?)
+    file.write()
 }
 
 /// True for a template that renders what the Go template of MiniMind2 does, tried on two chats.

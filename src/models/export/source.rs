@@ -156,7 +156,7 @@ impl Source {
             shard_bytes,
         };
         let get = &mut |weight: &Weight| self.weight(weight);
-        Ok(folder::write_over(dir, &folder, get, manifest, overwrite)?)
+        folder::write_over(dir, &folder, get, manifest, overwrite)
     }
 }
 
