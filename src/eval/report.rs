@@ -47,7 +47,7 @@ pub struct Report<'a> {
 /// # Errors
 /// A file that cannot be written.
 pub fn write(report: &Report<'_>, path: &Path) -> Result<()> {
-    Ok(file::write_bytes(path, html(report).as_bytes())?)
+    file::write_bytes(path, html(report).as_bytes())
 }
 
 /// The page.

@@ -270,7 +270,7 @@ impl Model {
             }
         }
         if !report.is_empty() {
-            return Err(mmx_converters::Error::Tensors { path: path.to_owned(), report }.into());
+            return Err(mmx_converters::Error::Tensors { path: path.to_owned(), report });
         }
         let kept = wide(compute);
         let variables =
