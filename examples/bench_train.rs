@@ -5,7 +5,6 @@
 //! Without LENGTHS every step reads BATCH full rows of SEQ tokens. LENGTHS is a file with a number of tokens per
 //! line: every step then reads BATCH samples of those lengths, one after the other. scripts/bench-train runs this beside PyTorch.
 
-#![expect(clippy::result_large_err, reason = "one call, whose error ends the program")]
 
 use std::time::Instant;
 
