@@ -5,7 +5,6 @@
 //! Without LENGTHS every step reads BATCH full rows of SEQ tokens. LENGTHS is a file with a number of tokens per
 //! line: every step then reads BATCH samples of those lengths, one after the other. scripts/bench-train runs this beside PyTorch.
 
-
 use std::time::Instant;
 
 use mmx_converters::arch::presets;
