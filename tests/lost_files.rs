@@ -506,3 +506,54 @@ fn lines_typed_or_pasted_while_an_answer_is_written_are_the_next_messages() {
     }
     assert_eq!(json!(lines), json!(["first question", "second question", "third question"]));
 }
+
+#[test]
+fn a_tokenizer_that_is_not_its_own_is_kept_until_one_says_overwrite() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (data, out) = (shared("golden/pretrain.jsonl"), dir.path().join("tok"));
+    let tokenizer = out.join("tokenizer.json");
+    fs_err::create_dir_all(&out).expect("a folder");
+    fs_err::write(&tokenizer, "{\"mine\": 1}").expect("a file");
+    let train =
+        ["tokenizer", "train", "--data", text(&data), "--vocab-size", "400", "--out", text(&out)];
+    let error = mmx_error(&train);
+    assert!(error.contains("tokenizer.json") && error.contains("not its own"), "{error}");
+    assert_eq!(fs_err::read_to_string(&tokenizer).expect("kept"), "{\"mine\": 1}");
+
+    mmx_ok(&[&train[..], &["--overwrite"]].concat());
+    let first = fs_err::read(&tokenizer).expect("written");
+    mmx_ok(&train); // its own, unchanged
+    assert_eq!(fs_err::read(&tokenizer).expect("written"), first);
+    let settings = out.join("tokenizer_config.json");
+    fs_err::write(&settings, "{}").expect("edited");
+    assert!(mmx_error(&train).contains("tokenizer_config.json"));
+    assert_eq!(fs_err::read_to_string(&settings).expect("kept"), "{}");
+}
+
+#[test]
+fn an_export_in_other_splits_removes_only_the_parts_it_wrote() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let model = shared("golden/minimind2");
+    let golden = shared("golden");
+    let out = dir.path().join("e");
+    let export = |more: &[&str]| {
+        let base = ["export", text(&model), "--tokenizer", text(&golden), "--name", "m"];
+        mmx_ok(&[&base[..], &["--gguf", "f32", "--out", text(&out)], more].concat());
+        let mut names: Vec<String> = fs_err::read_dir(&out)
+            .expect("a folder")
+            .map(|entry| entry.expect("an entry").file_name().into_string().expect("UTF-8"))
+            .filter(|name| name.ends_with(".gguf"))
+            .collect();
+        names.sort();
+        names
+    };
+    let many = export(&["--split-size", "200kB"]);
+    assert!(many.len() > 2, "{many:?}");
+    let mine = out.join(many[0].replace("-00001-of-", "-00001-of-9").replace("m-", "other-"));
+    fs_err::write(&mine, "mine").expect("a file");
+    let fewer = export(&["--split-size", "300kB"]);
+    assert!(fewer.len() < many.len() + 1, "{fewer:?}");
+    let whole = export(&[]);
+    assert_eq!(whole.len(), 2, "{whole:?}"); // one GGUF, and the file of somebody else
+    assert_eq!(fs_err::read_to_string(&mine).expect("kept"), "mine");
+}

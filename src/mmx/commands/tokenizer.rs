@@ -6,6 +6,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use mmx_converters::chat::Options;
 use mmx_converters::file;
 use mmx_converters::gguf::Gguf;
+use mmx_converters::manifest::Manifest;
 use mmx_converters::model::folder;
 use mmx_converters::tokenizer::train::{WordCounts, train};
 use mmx_converters::tokenizer::{SpecialSet, TokenKind, Tokenizer};
@@ -56,6 +57,9 @@ struct TrainArgs {
     /// Distinct words kept, MiB; beyond it rare words are sampled
     #[arg(long, value_name = "MIB", default_value_t = WordCounts::LIMIT_BYTES >> 20, value_parser = crate::args::values::at_least_one)]
     word_memory: usize,
+    /// Replace a tokenizer in --out that mmx did not write, or that was changed since
+    #[arg(long)]
+    overwrite: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -137,6 +141,18 @@ fn run_train(args: &TrainArgs, as_json: bool) -> Result<()> {
             "a model's ids are those of its own tokenizer: give another --out",
         ));
     }
+    let mut manifest = Manifest::open(&args.out)?;
+    for path in folder::tokenizer_places(&args.out).filter(|_| !args.overwrite) {
+        if !manifest.is_free(&path)? {
+            return Err(Error::failed_with_hint(
+                format!(
+                    "{}: expected nothing, or what mmx wrote there, found a file that is not its own or was changed",
+                    path.display()
+                ),
+                "--overwrite replaces it, another --out writes elsewhere",
+            ));
+        }
+    }
     /// Text kept to measure the new vocabulary on.
     const SAMPLE_BYTES: usize = 1 << 20;
     let mut counts = WordCounts::new(args.word_memory << 20).cutting_out(specials)?;
@@ -168,6 +184,10 @@ fn run_train(args: &TrainArgs, as_json: bool) -> Result<()> {
         eprintln!("warning: {warning}");
     }
     tokenizer.save(&args.out)?;
+    for path in folder::tokenizer_files(&args.out) {
+        manifest.add(&path)?;
+    }
+    manifest.save()?;
     let tokens = tokenizer.encode(&sample)?.len();
     let bytes_per_token = sample.len() as f64 / tokens.max(1) as f64;
     if as_json {

@@ -363,6 +363,7 @@ impl Job<'_> {
         for (file, _) in &files {
             self.written(file)?;
         }
+        self.drop_other_files(&path, &files)?;
         // a split model is named by its first file
         let path = files.first().map_or(path, |(path, _)| path.clone());
         let of_file = |fallback| FileFallback { path: path.clone(), fallback };
@@ -373,6 +374,18 @@ impl Job<'_> {
             self.done(path, "gguf", target.name(), bytes, own);
         }
         Ok(())
+    }
+
+    /// Removes what an export before this one wrote of the same GGUF in other files, so that readers find one model.
+    fn drop_other_files(&mut self, whole: &Path, written: &[(PathBuf, u64)]) -> Result<()> {
+        for entry in fs_err::read_dir(&self.out).map_err(|e| Error::io(&self.out, e))? {
+            let old = entry.map_err(|e| Error::io(&self.out, e))?.path();
+            let other = gguf::without_part(&old) == whole && written.iter().all(|(p, _)| *p != old);
+            if other && self.manifest.is_own(&old)? {
+                fs_err::remove_file(&old).map_err(|e| Error::io(&old, e))?;
+            }
+        }
+        Ok(self.manifest.save()?)
     }
 
     /// Path, type and text of each Modelfile; the first one is what `ollama create` finds by itself.
