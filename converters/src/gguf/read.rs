@@ -13,7 +13,10 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use super::{GgmlType, Metadata, Value, split, value_type};
+use super::metadata::{DEFAULT_ALIGNMENT, Metadata, Value};
+use super::split::Split;
+use super::types::GgmlType;
+use super::value_type;
 use crate::error::{Error, Result};
 use crate::file::Bytes;
 
@@ -80,14 +83,14 @@ impl Gguf {
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let file = Self::parse(Bytes::map(path)?, path)?;
-        match split::Split::of(&file)? {
+        match Split::of(path, &file.metadata)? {
             Some(split) => Self::open_parts(file, &split),
             None => Ok(file),
         }
     }
 
     /// The other files of a split model, each of them checked as one.
-    fn open_parts(named: Self, split: &split::Split) -> Result<Self> {
+    fn open_parts(named: Self, split: &Split) -> Result<Self> {
         let paths = split.paths()?;
         let mut named = Some(named);
         let mut all: Option<Self> = None;
@@ -96,7 +99,7 @@ impl Gguf {
                 Some(part) => part,
                 None => Self::parse(Bytes::map(path)?, path)?,
             };
-            split.check(&part, i)?;
+            split.check(path, &part.metadata, i)?;
             let Some(first) = &mut all else {
                 all = Some(part);
                 continue;
@@ -113,7 +116,7 @@ impl Gguf {
             first.more.push((part.path, part.bytes));
         }
         let all = all.ok_or_else(|| Error::format(Path::new(""), "expected a part"))?;
-        split.check_count(&all)?;
+        split.check_count(&all.path, all.tensors.len())?;
         Ok(all)
     }
 
@@ -296,7 +299,7 @@ impl Header {
 
 fn alignment(metadata: &Metadata) -> Result<u32, String> {
     match metadata.get("general.alignment") {
-        None => Ok(super::DEFAULT_ALIGNMENT),
+        None => Ok(DEFAULT_ALIGNMENT),
         Some(Value::U32(n)) if n.is_power_of_two() && *n <= MAX_ALIGNMENT => Ok(*n),
         Some(other) => Err(format!(
             "key general.alignment: expected a power of two up to {MAX_ALIGNMENT} as u32, found {}",

@@ -7,7 +7,9 @@ use std::collections::HashSet;
 use std::io::Write;
 use std::path::Path;
 
-use super::{DEFAULT_ALIGNMENT, GgmlType, Metadata, Value, value_type};
+use super::metadata::{DEFAULT_ALIGNMENT, Metadata, Value};
+use super::types::GgmlType;
+use super::value_type;
 use crate::error::{Error, Result};
 use crate::file;
 
