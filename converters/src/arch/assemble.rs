@@ -1,6 +1,7 @@
 //! Copying blocks between a weight and the public tensor it lies in ([`super::Place`]), both ways.
 
-use super::{Place, Weight, rope};
+use super::rope;
+use super::weight::{Place, Weight};
 
 /// Copies `block` (contiguous, `place.extent`) into `whole` (contiguous, `place.shape`).
 ///

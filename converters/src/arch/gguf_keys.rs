@@ -1,8 +1,10 @@
-//! A configuration as GGUF keys, both ways (GGUF_FACTS section 3, EXPORT_FACTS section 3).
+//! A configuration as GGUF keys, both ways (docs/formats/gguf.md).
 
 use std::path::Path;
 
-use super::{AuxLoss, Config, Family, Layout, Moe, RopeScaling};
+use super::config::{AuxLoss, Config, Moe, RopeScaling};
+use super::family::Family;
+use super::weight::Layout;
 use crate::error::{Error, Result};
 use crate::gguf::{Metadata, Value};
 

@@ -3,7 +3,8 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use super::{Layout, Weight, assemble};
+use super::assemble;
+use super::weight::{Layout, Weight};
 use crate::error::Result;
 
 /// A tensor of a public file.

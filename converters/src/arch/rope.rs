@@ -1,6 +1,6 @@
 //! Rotary positions: the frequencies every engine must agree on, YaRN, and GGUF's row permutation.
 
-use super::Config;
+use super::config::Config;
 
 /// Inverse frequencies `[head_dim / 2]`: theta^(-2i/head_dim), blended by YaRN where the config asks for it.
 ///

@@ -17,7 +17,9 @@
 
 use serde_json::{Map, Value};
 
-use super::config::{Keys, MINIMIND3_YARN, RopeScaling};
+use super::config::RopeScaling;
+use super::keys::Keys;
+use super::minimind3::MINIMIND3_YARN;
 use crate::error::{Error, Result};
 
 /// Transformers' default for Llama, Qwen3 and Granite.
