@@ -26,14 +26,16 @@ pub use model::Model;
 
 /// The source of what turns messages into text and text into ids. Whoever keeps ids keeps a digest of it with them:
 /// with other code they may be others.
-pub const CODE_OF_TEXT: [&str; 9] = [
+pub const CODE_OF_TEXT: [&str; 11] = [
     include_str!("random.rs"),
     include_str!("chat/mod.rs"),
     include_str!("chat/python.rs"),
     include_str!("chat/tags.rs"),
     include_str!("tokenizer/bytes.rs"),
+    include_str!("tokenizer/codec.rs"),
+    include_str!("tokenizer/encoder.rs"),
     include_str!("tokenizer/fast.rs"),
-    include_str!("tokenizer/mod.rs"),
     include_str!("tokenizer/open.rs"),
+    include_str!("tokenizer/special.rs"),
     include_str!("tokenizer/words.rs"),
 ];

@@ -12,7 +12,7 @@ use tokenizers::models::bpe::BPE;
 use tokenizers::{AddedToken, Tokenizer as Library};
 
 use super::fast::Fast;
-use super::open::is_control;
+use super::special::is_control;
 use crate::error::{Error, Result};
 
 /// Both forms; the library's objects are large and slow to make, so they are made only where they are needed.

@@ -14,7 +14,7 @@ use aho_corasick::{AhoCorasick, MatchKind};
 use serde_json::Value;
 
 use super::bytes::char_of;
-use super::open::is_control;
+use super::special::is_control;
 use super::words::Words;
 
 /// A tokenizer's merges and its added tokens.

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::Tokenizer;
+use super::codec::Tokenizer;
 use crate::chat::{Options, Template};
 use crate::error::{Error, Result};
 use crate::file::write_bytes;

@@ -5,12 +5,15 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::around::Around;
+use super::bytes;
+use super::codec::{Specials, Text, Tokenizer};
 use super::encoder::Encoder;
 use super::named::Sources;
-use super::{Specials, Text, Token, TokenKind, Tokenizer, bytes};
+use super::special::is_control;
+use super::token::{Token, TokenKind};
 use crate::chat::Template;
 use crate::error::{Error, Result};
 use crate::file::Bytes;
@@ -270,12 +273,6 @@ fn require_byte_level_bpe(path: &Path, value: &Value) -> Result<()> {
     Ok(())
 }
 
-/// True for a token that marks structure and never stands for text: special, or spelled `<|...|>`.
-/// Source: llama.cpp's converter (GGUF_FACTS section 5).
-pub(super) fn is_control(text: &str, special: bool) -> bool {
-    special || (text.len() > 4 && text.starts_with("<|") && text.ends_with("|>"))
-}
-
 fn tokens(path: &Path, value: &Value) -> Result<Vec<Option<Token>>> {
     let empty = Map::new();
     let vocab = value.pointer("/model/vocab").and_then(Value::as_object).unwrap_or(&empty);
@@ -322,40 +319,4 @@ fn tokens(path: &Path, value: &Value) -> Result<Vec<Option<Token>>> {
         place(text, token.get("id"), text.as_bytes().to_vec(), kind)?;
     }
     Ok(tokens)
-}
-
-/// A tokenizer.json of MiniMind's kind: byte-level BPE with GPT-2's regex.
-pub(super) fn tokenizer_json(
-    added_tokens: Vec<Value>,
-    vocab: Map<String, Value>,
-    merges: Vec<Value>,
-    post_processor: Value,
-) -> Value {
-    let byte_level = |prefix: bool| {
-        json!({
-            "type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": true, "use_regex": true,
-        })
-    };
-    json!({
-        "version": "1.0",
-        "truncation": null,
-        "padding": null,
-        "added_tokens": added_tokens,
-        "normalizer": null,
-        "pre_tokenizer": byte_level(false),
-        "post_processor": post_processor,
-        "decoder": byte_level(true),
-        "model": {
-            "type": "BPE",
-            "dropout": null,
-            "unk_token": null,
-            "continuing_subword_prefix": null,
-            "end_of_word_suffix": null,
-            "fuse_unk": false,
-            "byte_fallback": false,
-            "ignore_merges": false,
-            "vocab": vocab,
-            "merges": merges,
-        },
-    })
 }

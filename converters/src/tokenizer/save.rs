@@ -4,7 +4,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::{Tokenizer, open::token_text};
+use super::codec::Tokenizer;
+use super::open::token_text;
 use crate::error::{Error, Result};
 use crate::file::write_bytes;
 

@@ -1,6 +1,6 @@
 //! Streaming: ids in, complete characters out, each as soon as its last byte is there.
 
-use super::Tokenizer;
+use super::codec::Tokenizer;
 
 /// Decodes ids one after another; bytes of an unfinished character wait for the next id.
 #[derive(Clone, Debug)]
@@ -10,11 +10,14 @@ pub struct DecodeStream<'a> {
     waiting: Vec<u8>,
 }
 
-impl<'a> DecodeStream<'a> {
-    pub(super) fn new(tokenizer: &'a Tokenizer, skip_control: bool) -> Self {
-        Self { tokenizer, skip_control, waiting: Vec::new() }
+impl Tokenizer {
+    /// Decodes ids one after another as they are generated.
+    pub fn decode_stream(&self, skip_control: bool) -> DecodeStream<'_> {
+        DecodeStream { tokenizer: self, skip_control, waiting: Vec::new() }
     }
+}
 
+impl<'a> DecodeStream<'a> {
     /// The text that this id completes; empty while a character is unfinished. Bytes that no further
     /// byte can turn into a character give U+FFFD.
     pub fn push(&mut self, id: u32) -> String {

@@ -14,7 +14,10 @@ use serde_json::{Map, Value, json};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
 
-use super::{SpecialSet, Tokenizer, bytes, open};
+use super::bytes;
+use super::codec::Tokenizer;
+use super::json::tokenizer_json;
+use super::special::SpecialSet;
 use crate::error::{Error, Result};
 
 /// How often each word occurs, a word being what ByteLevel cuts a text into.
@@ -227,9 +230,8 @@ pub fn train(counts: WordCounts, vocab_size: usize, specials: SpecialSet) -> Res
             })
         })
         .collect();
-    let mut json =
-        serde_json::to_vec_pretty(&open::tokenizer_json(added, vocab, pairs, Value::Null))
-            .map_err(|e| fault(e.to_string()))?;
+    let mut json = serde_json::to_vec_pretty(&tokenizer_json(added, vocab, pairs, Value::Null))
+        .map_err(|e| fault(e.to_string()))?;
     json.push(b'\n');
     let template = Some(specials.template().to_owned());
     let mut tokenizer = Tokenizer::assemble(path, json, specials.settings(), template)?;
