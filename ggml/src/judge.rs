@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::run::clock::Clock;
 use crate::wrap::cpu::kernels;
 use crate::wrap::log;
-use crate::wrap::plan::{MAX_THREADS, Pool, thread_count};
+use crate::wrap::pool::{MAX_THREADS, Pool, thread_count};
 use mmx_converters::quant::file_type::FileType;
 
 /// Tokens evaluated in one go, llama.cpp's own default of a physical batch.

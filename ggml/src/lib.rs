@@ -63,5 +63,6 @@ pub use mmx_converters::cpus::cpus;
 pub use mmx_converters::quant::file_type::{Fallback, FileType, recipe};
 pub use run::clock::Clock;
 pub use wrap::cpu::cpu_kernels;
-pub use wrap::device::{Device, devices};
-pub use wrap::plan::MAX_THREADS;
+pub use wrap::device::Device;
+pub use wrap::placement::devices;
+pub use wrap::pool::MAX_THREADS;

@@ -268,7 +268,8 @@ mod tests {
     use super::*;
     use crate::kernel::custom::Compute;
     use crate::kernel::custom::trial::compute_apart;
-    use crate::wrap::plan::{Plan, Pool, Slot};
+    use crate::wrap::plan::{Plan, Slot};
+    use crate::wrap::pool::Pool;
     use mmx_converters::random::SplitMix64;
 
     /// Attention as one would write it down.

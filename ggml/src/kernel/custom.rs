@@ -150,7 +150,8 @@ pub(crate) unsafe fn pairs(
 #[cfg(test)]
 pub(crate) mod trial {
     use super::*;
-    use crate::wrap::plan::{Nodes, Plan, Pool, Slot};
+    use crate::wrap::plan::{Nodes, Plan, Slot};
+    use crate::wrap::pool::Pool;
 
     /// Computes a node that no graph is made for: each operand (`operands`: their bytes, those of a view: of what it
     /// is a view of) and the result lie in an allocation of their own that ends where they do. A memory checker sees

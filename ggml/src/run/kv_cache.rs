@@ -10,9 +10,9 @@ use mmx_converters::gguf::GgmlType;
 
 use crate::error::{Error, Result};
 use crate::kernel::attention;
+use crate::wrap::buffer::{Buffer, BufferType, copy_within};
 use crate::wrap::context::Context;
-use crate::wrap::device::{Pair, Split};
-use crate::wrap::plan::{Buffer, BufferType, copy_within};
+use crate::wrap::placement::{Pair, Split};
 use crate::wrap::tensor::Tensor;
 
 /// Cells are made in multiples of this, so that every length of past that a graph is made for exists.

@@ -5,7 +5,7 @@ use mmx_converters::arch::Config;
 use super::model::Model;
 use super::slots::{BATCH, Part, Slots, SlotsOptions};
 use crate::error::Result;
-use crate::wrap::plan::MAX_THREADS;
+use crate::wrap::pool::MAX_THREADS;
 
 /// The type of cached keys and values.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

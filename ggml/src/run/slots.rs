@@ -19,7 +19,7 @@ use super::model::Model;
 use super::pace::{Pace, are_free};
 use super::session::{KvType, default_n_ctx, default_threads};
 use crate::error::{Error, Result};
-use crate::wrap::plan::{Pool, SPIN};
+use crate::wrap::pool::{Pool, SPIN};
 
 /// Tokens computed in one step at most (llama.cpp's own size of a physical batch).
 pub const BATCH: usize = 512;

@@ -22,10 +22,11 @@ use crate::kernel::arena::{Arena, LINE};
 use crate::kernel::float_matmul;
 use crate::kernel::quant_matmul::{self, Packed};
 use crate::quant::dequantize_rows;
+use crate::wrap::buffer::{ALIGNMENT, Buffer, BufferType, fill};
 use crate::wrap::context::Context;
 use crate::wrap::cpu::kernels;
-use crate::wrap::device::{DeviceRef, Split};
-use crate::wrap::plan::{ALIGNMENT, Buffer, BufferType, fill};
+use crate::wrap::device::DeviceRef;
+use crate::wrap::placement::Split;
 use crate::wrap::tensor::Tensor;
 
 /// A weight of [`Weights`].
@@ -117,7 +118,7 @@ impl Weights {
         };
         let mut kinds = Vec::new();
         if options.repack {
-            for kind in BufferType::extra()? {
+            for kind in kernels()?.extra_types() {
                 kinds.push((kind, Context::new(count, 0)?));
             }
         }

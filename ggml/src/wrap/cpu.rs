@@ -11,6 +11,7 @@ use std::sync::OnceLock;
 use llama_cpp_sys_2 as sys;
 
 use crate::error::{Error, Result};
+use crate::wrap::buffer::BufferType;
 use crate::wrap::device::DeviceRef;
 use crate::wrap::log;
 
@@ -142,15 +143,15 @@ fn find(registry: sys::ggml_backend_reg_t) -> Option<Kernels> {
 }
 
 impl Kernels {
-    /// The kinds of memory that keep weights in another order for speed.
-    pub(crate) fn extra_types(&self) -> Vec<sys::ggml_backend_buffer_type_t> {
+    /// The CPU's kinds of memory that keep weights in another order for speed.
+    pub(crate) fn extra_types(&self) -> Vec<BufferType> {
         let Some(get) = self.extra else { return Vec::new() };
         let mut types = Vec::new();
         // SAFETY: the list that ggml returns is static and ends with null.
         unsafe {
             let mut list = get(self.device.raw());
             while !list.is_null() && !(*list).is_null() {
-                types.push(*list);
+                types.push(BufferType::from_raw(*list));
                 list = list.add(1);
             }
         }

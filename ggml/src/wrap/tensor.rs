@@ -11,7 +11,6 @@ use llama_cpp_sys_2 as sys;
 use mmx_converters::gguf::GgmlType;
 
 use crate::error::{Error, Result};
-use crate::wrap::context::Context;
 
 /// Dimensions a ggml tensor has at most.
 pub const MAX_DIMS: usize = 4;
@@ -30,7 +29,7 @@ pub const MAX_DIMS: usize = 4;
 #[derive(Clone, Copy, Debug)]
 pub struct Tensor<'c> {
     ptr: NonNull<sys::ggml_tensor>,
-    context: PhantomData<&'c Context>,
+    context: PhantomData<&'c ()>,
 }
 
 /// A shape as ggml wants it: fastest first, filled up with ones.
@@ -116,6 +115,7 @@ impl<'c> Tensor<'c> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wrap::context::Context;
 
     #[test]
     fn shapes_are_outermost_first() {
