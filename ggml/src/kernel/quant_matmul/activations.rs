@@ -1,7 +1,7 @@
 //! Rows of activations rounded to blocks of 32 whole numbers, as ggml's q8_0 does.
 #![expect(unsafe_code, reason = "vector instructions")]
 
-use super::BLOCK;
+use super::layout::BLOCK;
 
 /// Rounded rows.
 #[derive(Default)]

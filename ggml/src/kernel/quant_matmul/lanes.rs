@@ -1,7 +1,7 @@
 //! Rows of a file's blocks side by side: the same four bytes of 16 rows in one register.
 #![expect(unsafe_code, reason = "vector instructions")]
 
-use super::LANES;
+use super::layout::LANES;
 
 /// 16 bytes of each of 16 rows, `at` bytes from where they begin: per four bytes 16 rows of them, after one another.
 pub(super) fn side_by_side(rows: &[u8], stride: usize, at: usize) -> [u8; 256] {

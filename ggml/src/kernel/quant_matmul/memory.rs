@@ -6,7 +6,8 @@ use std::sync::Mutex;
 use mmx_converters::gguf::GgmlType;
 use rayon::prelude::*;
 
-use super::{LANES, Layout, layout, q4_0, q6_k, q8_0};
+use super::by_type::layout;
+use super::layout::{LANES, Layout};
 use crate::kernel::arena::Piece;
 
 /// A packed matrix's memory.

@@ -17,7 +17,9 @@
 )]
 
 mod activations;
+mod by_type;
 mod lanes;
+mod layout;
 mod memory;
 mod q4_0;
 mod q6_k;
@@ -32,6 +34,8 @@ use llama_cpp_sys_2 as sys;
 use mmx_converters::gguf::GgmlType;
 
 use self::activations::Rounded;
+use self::by_type::layout;
+use self::layout::{BLOCK, Input, LANES, Layout, Tile};
 use self::memory::{Group, InFile, Own};
 use crate::error::{Error, Result};
 use crate::kernel::arena::{Arena, padded};
@@ -39,10 +43,6 @@ use crate::kernel::custom::{self, Activations, CHUNK};
 use crate::wrap::context::Context;
 use crate::wrap::tensor::Tensor;
 
-/// Rows side by side in a register.
-const LANES: usize = 16;
-/// Columns of a block of activations.
-const BLOCK: usize = 32;
 /// A quantized matrix, or experts' matrices one after the other, in groups of 16 rows.
 #[derive(Debug)]
 pub(crate) struct Packed {
@@ -53,72 +53,6 @@ pub(crate) struct Packed {
     own: OnceLock<Own>,
     file: Option<InFile>,
 }
-
-/// How a type's blocks are kept.
-trait Layout {
-    /// Columns that a unit of the file holds, its bytes there.
-    const UNIT: usize;
-    const UNIT_BYTES: usize;
-    /// Bytes of numbers and of scales of a unit of 16 rows.
-    const VALUES: usize;
-    const SCALES: usize;
-    /// True where [`Layout::multiply`] can read rows as they are in the file.
-    const IN_FILE: bool;
-
-    /// Puts units of the file side by side, one of each of 16 rows, which begin `stride` bytes apart.
-    fn pack(rows: &[u8], stride: usize, values: &mut [u8], scales: &mut [u8]);
-
-    /// The products of 16 rows with `T` tokens.
-    ///
-    /// # Safety
-    /// The CPU has AVX-512 F, BW, VL, VNNI; the tile's pointers are those of `units` units; `FILE` only where the layout
-    /// has it.
-    #[cfg(target_arch = "x86_64")]
-    unsafe fn multiply<const T: usize, const FILE: bool>(
-        tile: &Tile<T>,
-    ) -> [std::arch::x86_64::__m512; T];
-}
-
-/// A group of 16 rows and `T` rounded rows of activations.
-struct Tile<const T: usize> {
-    units: usize,
-    /// Or the first row's first block in the file.
-    values: *const u8,
-    scales: *const u8,
-    /// Bytes from one row in the file to the next.
-    stride: usize,
-    inputs: [Input; T],
-}
-
-/// A rounded row.
-#[derive(Clone, Copy)]
-struct Input {
-    values: *const i8,
-    scales: *const f32,
-    sums: *const [i32; 2],
-}
-
-/// Runs `$do` with the layout of a type as `L`, or `$else`.
-macro_rules! layout {
-    ($ty:expr, $do:expr, $else:expr) => {
-        match $ty {
-            GgmlType::Q4_0 => {
-                type L = q4_0::Q4;
-                $do
-            }
-            GgmlType::Q8_0 => {
-                type L = q8_0::Q8;
-                $do
-            }
-            GgmlType::Q6_K => {
-                type L = q6_k::Q6;
-                $do
-            }
-            _ => $else,
-        }
-    };
-}
-use layout;
 
 /// True when this CPU can compute with such matrices.
 pub(crate) fn is_available() -> bool {

@@ -4,7 +4,7 @@
 #[cfg(target_arch = "x86_64")]
 use super::lanes::fours;
 use super::lanes::{half_scales, side_by_side};
-use super::{BLOCK, LANES, Layout};
+use super::layout::{BLOCK, LANES, Layout, Tile};
 
 /// Bytes of a block: a float16 scale and 32 signed bytes.
 const BLOCK_BYTES: usize = 34;
@@ -31,7 +31,7 @@ impl Layout for Q8 {
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
     unsafe fn multiply<const T: usize, const FILE: bool>(
-        tile: &super::Tile<T>,
+        tile: &Tile<T>,
     ) -> [std::arch::x86_64::__m512; T] {
         use std::arch::x86_64::*;
 
