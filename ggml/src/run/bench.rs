@@ -1,8 +1,9 @@
 //! The runner's speed, measured as llama-bench measures llama.cpp's.
 
 use super::model::Model;
-use super::session::{KvType, Session, SessionOptions};
-use super::slots::{Part, Slots, SlotsOptions};
+use super::options::{KvType, SessionOptions, SlotsOptions};
+use super::session::Session;
+use super::slots::{BATCH, Part, Slots};
 use crate::error::Result;
 use crate::judge::Speed;
 use crate::run::clock::Clock;
@@ -80,7 +81,7 @@ pub fn bench_streams(
         for slot in 0..streams {
             slots.truncate(slot, 0);
             let prompt: Vec<_> = (0..n_prompt).map(|i| token(i + slot)).collect();
-            for ids in prompt.chunks(super::slots::BATCH) {
+            for ids in prompt.chunks(BATCH) {
                 slots.step(&[Part { slot, ids, outputs: 0 }])?;
             }
         }

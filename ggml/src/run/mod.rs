@@ -10,7 +10,9 @@ pub mod clock;
 mod decoder;
 pub mod generate;
 mod kv_cache;
+mod loader;
 mod model;
+mod options;
 mod pace;
 pub mod random_model;
 pub mod sampler;
@@ -23,8 +25,9 @@ pub use bench::{bench, bench_streams};
 pub use generate::{
     Finish, Generated, Generation, StopFilter, generate, generate_after, generate_shifting,
 };
-pub use model::{LoadOptions, Model};
+pub use model::Model;
+pub use options::{KvType, LoadOptions, SessionOptions, SlotsOptions};
 pub use sampler::{Sampler, Sampling, log_probabilities};
-pub use session::{KvType, Session, SessionOptions, reusable};
-pub use slots::{BATCH, Part, Slots, SlotsOptions};
+pub use session::{Session, reusable};
+pub use slots::{BATCH, Part, Slots};
 pub use speculate::Guesser;

@@ -9,30 +9,12 @@ use mmx_converters::gguf::Gguf;
 use mmx_converters::model::generation::Generation as Defaults;
 use mmx_converters::tokenizer::Tokenizer;
 
+use super::options::LoadOptions;
 use super::sampler::Sampling;
 use super::weights::Weights;
 use crate::error::Result;
 use crate::kernel::attention;
 use crate::wrap::device::Device;
-
-/// How a model is loaded.
-#[derive(Clone, Debug)]
-pub struct LoadOptions {
-    /// Keep weights in the order that the CPU's kernels like best, which costs a copy at load, or (q8_0) beside the steps
-    /// after the first. Without, weights stay in the file's memory map wherever they can.
-    pub repack: bool,
-    /// Layers computed on a device instead of the CPU, counted from the end, the output matrix being the last:
-    /// 0 none, `usize::MAX` all.
-    pub gpu_layers: usize,
-    /// That device, one of [`devices`](crate::devices); nothing means the first.
-    pub device: Option<String>,
-}
-
-impl Default for LoadOptions {
-    fn default() -> Self {
-        Self { repack: true, gpu_layers: 0, device: None }
-    }
-}
 
 /// A model; cheap to clone, all clones share the weights.
 #[derive(Clone, Debug)]

@@ -1,32 +1,9 @@
 //! One text being read and written: the runner's simplest form, a [`Slots`] of one.
 
-use mmx_converters::arch::Config;
-
 use super::model::Model;
-use super::slots::{BATCH, Part, Slots, SlotsOptions};
+use super::options::{SessionOptions, SlotsOptions};
+use super::slots::{BATCH, Part, Slots};
 use crate::error::Result;
-use crate::wrap::pool::MAX_THREADS;
-
-/// The type of cached keys and values.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum KvType {
-    /// Exact, for comparisons.
-    F32,
-    /// Half the memory, the usual choice.
-    #[default]
-    F16,
-}
-
-/// How a session computes.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct SessionOptions {
-    /// Positions kept, tokens; by default the model's own length, at most 4096.
-    pub n_ctx: Option<usize>,
-    /// Type of keys and values.
-    pub kv: KvType,
-    /// Threads; by default as many as the model's size and the cores make sensible.
-    pub threads: Option<usize>,
-}
 
 /// A text in progress.
 ///
@@ -44,14 +21,11 @@ pub struct SessionOptions {
 #[derive(Debug)]
 pub struct Session(Slots);
 
-/// Memory for a context that nobody asked for is bounded: positions.
-const DEFAULT_N_CTX: usize = 4096;
-
 impl Session {
     /// An empty text.
     ///
     /// # Errors
-    /// `n_ctx` or `threads` of zero, more threads than [`MAX_THREADS`], or no memory.
+    /// `n_ctx` or `threads` of zero, more threads than [`MAX_THREADS`](crate::MAX_THREADS), or no memory.
     pub fn new(model: &Model, options: SessionOptions) -> Result<Self> {
         let SessionOptions { n_ctx, kv, threads } = options;
         Ok(Self(Slots::new(model, SlotsOptions { slots: 1, n_ctx, kv, threads })?))
@@ -138,17 +112,6 @@ impl Session {
         }
         Ok(all)
     }
-}
-
-/// Positions kept where nobody says how many.
-pub(super) fn default_n_ctx(config: &Config) -> usize {
-    config.max_position_embeddings.min(DEFAULT_N_CTX)
-}
-
-/// One thread for each 4 MB of weights per token, at most as many as there are cores.
-pub(super) fn default_threads(bytes_per_token: usize) -> usize {
-    let cores = crate::cpus().min(MAX_THREADS);
-    (bytes_per_token / 4_000_000).clamp(1, cores)
 }
 
 /// How many of `ids` a session that holds `held` need not read again: those that are equal, but never the last one,

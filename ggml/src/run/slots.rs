@@ -16,8 +16,8 @@ use mmx_converters::gguf::GgmlType;
 use super::decoder::{Batch, Graph, Sight};
 use super::kv_cache::{CELLS, KvCache};
 use super::model::Model;
+use super::options::{KvType, SlotsOptions, default_n_ctx, default_threads};
 use super::pace::{Pace, are_free};
-use super::session::{KvType, default_n_ctx, default_threads};
 use crate::error::{Error, Result};
 use crate::wrap::pool::{Pool, SPIN};
 
@@ -29,19 +29,6 @@ const OTHER_GRAPHS: usize = 1;
 
 /// Tokens of a step that counts as writing though there are fewer slots: a few texts with what is guessed of them.
 const FEW: usize = 16;
-
-/// How slots compute.
-#[derive(Clone, Copy, Debug)]
-pub struct SlotsOptions {
-    /// Texts at a time.
-    pub slots: usize,
-    /// Positions kept of each, tokens; by default the model's own length, at most 4096.
-    pub n_ctx: Option<usize>,
-    /// Type of keys and values.
-    pub kv: KvType,
-    /// Threads; by default as many as the model's size and the cores make sensible.
-    pub threads: Option<usize>,
-}
 
 /// The next tokens of one slot.
 #[derive(Clone, Copy, Debug)]
