@@ -17,13 +17,6 @@ pub struct MmxModel {
     pub(crate) model: Model,
 }
 
-/// Functions take a handle from any thread, and free it on another than it was made on.
-const _: () = {
-    const fn may_be_shared<T: Send + Sync>() {}
-    may_be_shared::<MmxModel>();
-    may_be_shared::<crate::session::MmxSession>();
-};
-
 /// How a model is loaded. Null instead of a pointer to it: everything as mmx_model_options_init says.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]

@@ -15,6 +15,13 @@ pub struct MmxSession {
     text: Mutex<Text>,
 }
 
+/// Functions take a handle from any thread, and free it on another than it was made on.
+const _: () = {
+    const fn may_be_shared<T: Send + Sync>() {}
+    may_be_shared::<MmxModel>();
+    may_be_shared::<MmxSession>();
+};
+
 /// What a session has read.
 #[derive(Debug)]
 pub(crate) struct Text {
