@@ -1,4 +1,5 @@
-//! A model's dimensions and constants ([`Config`]), what must hold between them, and which layouts can carry them.
+//! A model's dimensions and constants ([`Config`]), what must hold between them, and which layouts
+//! can carry them.
 
 use std::path::Path;
 
@@ -6,7 +7,8 @@ use super::family::Family;
 use super::weight::Layout;
 use crate::error::{Error, Result};
 
-/// Tensors a model may have by its configuration: the largest mixtures of experts have some 50 thousand.
+/// Tensors a model may have by its configuration: the largest mixtures of experts have some 50
+/// thousand.
 const MAX_ROWS: usize = 1 << 18;
 
 /// A model's dimensions and constants. Fields carry config.json's names.
@@ -101,8 +103,8 @@ pub enum AuxLoss {
 }
 
 impl Config {
-    /// Constraints between the fields, and what bounds the table of a model's tensors: it is made before they are
-    /// looked for in a file.
+    /// Constraints between the fields, and what bounds the table of a model's tensors: it is made
+    /// before they are looked for in a file.
     ///
     /// # Errors
     /// The first one that does not hold, naming `path` and the key.

@@ -13,11 +13,13 @@ use super::{minimind2, minimind3, rotary};
 use crate::error::{Error, Result};
 use crate::tensor::Dtype;
 
-/// Deviation of initial weights, for those who start anew from an export. Source: the references, as Transformers.
+/// Deviation of initial weights, for those who start anew from an export. Source: the references,
+/// as Transformers.
 const INITIALIZER_RANGE: f64 = 0.02;
 
 impl Config {
-    /// Reads a config.json. Warnings are sentences for the user (an assumed rope theta, for instance).
+    /// Reads a config.json. Warnings are sentences for the user (an assumed rope theta, for
+    /// instance).
     ///
     /// # Errors
     /// An unreadable file, no JSON object, an unknown architecture, a missing or impossible key.
@@ -28,7 +30,7 @@ impl Config {
         Self::from_json(&value, path)
     }
 
-    /// As [`Config::read`], of parsed JSON; `path` is for the messages.
+    /// Reads a config.json that is parsed already; `path` is for the messages.
     pub fn from_json(value: &Value, path: &Path) -> Result<(Self, Vec<String>)> {
         let Some(object) = value.as_object() else {
             return Err(Error::format(path, "expected a JSON object"));
@@ -93,8 +95,9 @@ impl Config {
         Ok((config, warnings))
     }
 
-    /// Special ids beyond the vocabulary stand for nothing, and no reader takes them from a file: they are dropped (of
-    /// bos, pad and the last eos the usual ids are assumed). Returns a sentence for each.
+    /// Special ids beyond the vocabulary stand for nothing, and no reader takes them from a file:
+    /// they are dropped (of bos, pad and the last eos the usual ids are assumed). Returns a
+    /// sentence for each.
     fn drop_ids_beyond_vocabulary(&mut self, path: &Path) -> Vec<String> {
         let vocab = self.vocab_size;
         let beyond = |id: u32| id as usize >= vocab;
@@ -125,8 +128,8 @@ impl Config {
         said
     }
 
-    /// config.json of the stock Transformers class, for Transformers 4.5x and 5.x, vLLM and llama.cpp's
-    /// converter. `dtype` is that of the weights beside it.
+    /// config.json of the stock Transformers class, for Transformers 4.5x and 5.x, vLLM and
+    /// llama.cpp's converter. `dtype` is that of the weights beside it.
     ///
     /// # Errors
     /// See [`Config::check_carried_by`].
@@ -167,7 +170,8 @@ impl Config {
                 };
                 set("router_aux_loss_coef", json!(alpha));
                 set("output_router_logits", json!(false));
-                // MiniMind's own keys, which mmx reads back to go on training; other readers ignore them
+                // MiniMind's own keys, which mmx reads back to go on training; other readers ignore
+                // them
                 set("seq_aux", json!(per_sequence));
                 set("n_shared_experts", json!(moe.shared_experts));
             }
@@ -275,7 +279,7 @@ impl RopeScaling {
     }
 }
 
-/// MiniMind's own config.json rather than a stock Transformers one.
+/// True for MiniMind's own config.json, false for that of a stock Transformers class.
 fn is_minimind(keys: &Keys<'_>) -> bool {
     match keys.object.get("model_type").and_then(Value::as_str) {
         Some(name) => name.starts_with("minimind"),
@@ -304,7 +308,8 @@ fn family(keys: &Keys<'_>) -> Result<Family> {
                 )
             });
     }
-    // The 2026 reference's keys, and its epsilon where none is there, tell MiniMind-3 from MiniMind2.
+    // The 2026 reference's keys, and its epsilon where none is there, tell MiniMind-3 from
+    // MiniMind2.
     let third = match keys.find(&["qk_norm"]).and_then(|(_, v)| v.as_bool()) {
         Some(qk_norm) => qk_norm,
         None if keys.has_any(&["num_experts", "moe_intermediate_size", "router_aux_loss_coef"]) => {
@@ -386,7 +391,8 @@ fn moe(keys: &Keys<'_>, family: Family, intermediate: usize) -> Result<Option<Mo
     })
 }
 
-/// A stock class may have parts that the four families never have: refuse them rather than drop them.
+/// A stock class may have parts that the four families never have: refuse them rather than drop
+/// them.
 fn reject_what_the_families_lack(keys: &Keys<'_>, family: Family) -> Result<()> {
     for key in ["attention_bias", "mlp_bias", "use_sliding_window"] {
         if keys.bool_or(key, false)? {

@@ -1,6 +1,7 @@
 //! The four model families: their names in every format, and the switches that tell them apart.
 
-/// The four families mmx trains. Each equals a public architecture (see [`Family::transformers_class`]).
+/// The four families mmx trains. Each equals a public architecture (see
+/// [`Family::transformers_class`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Family {
     /// MiniMind2 and v1, dense: Llama.
@@ -65,7 +66,8 @@ impl Family {
     }
 
     /// GGUF's `llama` and `granitemoe` rotate neighbouring pairs, so rows of q and k are permuted
-    /// there ([`permute_rows`](super::rope::permute_rows)); `qwen3` and `qwen3moe` rotate halves, as all of Transformers.
+    /// there ([`permute_rows`](super::rope::permute_rows)); `qwen3` and `qwen3moe` rotate halves,
+    /// as all of Transformers.
     pub fn gguf_rotates_pairs(self) -> bool {
         matches!(self, Self::MiniMind2 | Self::MiniMind2Moe)
     }

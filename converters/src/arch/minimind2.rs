@@ -63,7 +63,8 @@ pub(super) fn expert_rows(config: &Config, moe: &Moe, layer: usize, rows: &mut V
         }
     }
 
-    // Several shared experts are one wider one exactly: outputs of gate and up side by side, inputs of down.
+    // Several shared experts are one wider one exactly: outputs of gate and up side by side, inputs
+    // of down.
     let shared = moe.shared_experts * ffn;
     for expert in 0..moe.shared_experts {
         for (projection, gguf, shape, role, _) in projections {

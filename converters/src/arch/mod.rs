@@ -1,9 +1,10 @@
-//! Model families as data: what a family's tensors are called, how large they are, and where each one
-//! lies in every public format.
+//! Model families as data: what a family's tensors are called, how large they are, and where each
+//! one lies in every public format.
 //!
-//! In: a [`Config`] (read from MiniMind's or Transformers' config.json, from GGUF keys, or a preset).
-//! Out: [`weights`], one [`Weight`] per tensor of the model, in a fixed order. Training names its
-//! variables by it, import and export walk the same rows in either direction, the runner loads by it.
+//! In: a [`Config`] (read from MiniMind's or Transformers' config.json, from GGUF keys, or a
+//! preset). Out: [`weights`], one [`Weight`] per tensor of the model, in a fixed order. Training
+//! names its variables by it, import and export walk the same rows in either direction, the runner
+//! loads by it.
 //!
 //! A row says where the tensor lies in a public tensor as a [`Place`]: the public tensor's name and
 //! shape, and the block of it that this weight fills. Stacked experts (GGUF), fused gate and up

@@ -17,7 +17,7 @@ pub const NAMES: [&str; 9] = [
     "tiny",
 ];
 
-/// The configuration of a preset, or nothing for an unknown name.
+/// The configuration of a preset, or none for an unknown name.
 pub fn preset(name: &str) -> Option<Config> {
     use Family::{MiniMind2, MiniMind2Moe, MiniMind3, MiniMind3Moe};
     // (family, layers, hidden, kv heads, q heads, rope theta)

@@ -1,4 +1,5 @@
-//! The tensors of a public file, each with the weights that fill it: the table read from the other side.
+//! The tensors of a public file, each with the weights that fill it: the table read from the other
+//! side.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -35,8 +36,8 @@ pub fn public_tensors(weights: &[Weight], layout: Layout) -> Vec<Public> {
     tensors
 }
 
-/// The bytes of a public tensor, put together from its weights; `get` gives each in reference order, all of
-/// `element` bytes per element. Borrowed where the tensor is one weight as it is.
+/// The bytes of a public tensor, put together from its weights; `get` gives each in reference
+/// order, all of `element` bytes per element. Borrowed where the tensor is one weight as it is.
 ///
 /// # Errors
 /// What `get` returns.

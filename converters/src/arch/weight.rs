@@ -10,7 +10,8 @@ pub enum Layout {
     /// The stock class as Transformers 5 may save it: routed experts fused
     /// (`mlp.experts.gate_up_proj`, `experts.gate_up_proj`). Read only.
     Transformers5,
-    /// GGUF names; rows of q and k permuted where [`Family::gguf_rotates_pairs`](super::Family::gguf_rotates_pairs).
+    /// GGUF names; rows of q and k permuted where
+    /// [`Family::gguf_rotates_pairs`](super::Family::gguf_rotates_pairs).
     Gguf,
 }
 
@@ -43,11 +44,12 @@ impl Place {
         self.shape == self.extent
     }
 
-    /// The block as one run of elements of the public tensor, if it is one: whole tensors, and slices of
-    /// a stack.
+    /// The block as one run of elements of the public tensor, if it is one: whole tensors, and
+    /// slices of a stack.
     pub fn run(&self) -> Option<std::ops::Range<usize>> {
         let full = |d: &usize| self.extent[*d] == self.shape[*d];
-        // from the innermost dimension outwards: full ones, one that may be cut, then single entries
+        // from the innermost dimension outwards: full ones, one that may be cut, then single
+        // entries
         let inner = (0..self.shape.len()).rev().take_while(full).count();
         let outer = self.shape.len() - inner;
         let single = self.extent.iter().take(outer.saturating_sub(1)).all(|&n| n == 1);
@@ -59,7 +61,7 @@ impl Place {
     }
 }
 
-/// What a tensor is for: decides its initial values, and its type in a quantized file.
+/// The role of a tensor in the model: decides its initial values, and its type in a quantized file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// Token embedding; the output head too when tied.
@@ -78,9 +80,9 @@ pub enum Role {
     Value,
     /// Attention output projection.
     AttentionOutput,
-    /// Gate and up projections of a feed-forward network or an expert.
+    /// Gate projection of a feed-forward network or an expert.
     Gate,
-    /// See [`Role::Gate`].
+    /// Up projection, beside [`Role::Gate`].
     Up,
     /// Down projection of a feed-forward network or an expert.
     Down,
@@ -89,11 +91,12 @@ pub enum Role {
 /// One row of a family's table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Weight {
-    /// MiniMind's own name, and the training variable's: `model.layers.3.mlp.experts.1.up_proj.weight`.
+    /// MiniMind's own name, and the training variable's:
+    /// `model.layers.3.mlp.experts.1.up_proj.weight`.
     pub name: String,
     /// Its shape there, outermost first: matrices are `[out, in]`.
     pub shape: Vec<usize>,
-    /// What it is for.
+    /// Its role in the model.
     pub role: Role,
     /// The layer it belongs to.
     pub layer: Option<usize>,
@@ -103,7 +106,8 @@ pub struct Weight {
     pub transformers5: Option<Place>,
     /// Where it lies in GGUF.
     pub gguf: Place,
-    /// Rows are permuted per head in GGUF ([`permute_rows`](super::rope::permute_rows)): the number of heads.
+    /// Rows are permuted per head in GGUF ([`permute_rows`](super::rope::permute_rows)): the number
+    /// of heads.
     pub gguf_permuted_heads: Option<usize>,
 }
 

@@ -1,7 +1,8 @@
-//! A GGUF file in, checked before anything is believed: keys, values, tensor infos, and tensor bytes in place.
+//! A GGUF file in, checked before anything is believed: keys, values, tensor infos, and tensor
+//! bytes in place.
 //!
-//! Every declared count is compared with the bytes that are left before memory is taken for it, so a
-//! small file cannot ask for much, whatever it claims.
+//! Every declared count is compared with the bytes that are left before memory is taken for it, so
+//! a small file cannot ask for much, whatever it claims.
 
 #![warn(
     clippy::indexing_slicing,
@@ -26,8 +27,8 @@ const MAX_DIMS: u32 = 4;
 const MAX_NAME: usize = 64;
 /// Largest `general.alignment` that is believed: well above any page size in use (64 KiB).
 const MAX_ALIGNMENT: u32 = 1 << 20;
-/// Elements of an array that is neither of strings nor of 32-bit numbers: kept as [`Value`]s, which are
-/// many times larger than the file's bytes, and no such array of any use is long.
+/// Elements of an array that is neither of strings nor of 32-bit numbers: kept as [`Value`]s, which
+/// are many times larger than the file's bytes, and no such array of any use is long.
 const MAX_PLAIN_ARRAY: u64 = 1 << 16;
 
 /// A tensor of a GGUF: its description, and where its bytes lie.
@@ -74,12 +75,12 @@ pub struct Gguf {
 }
 
 impl Gguf {
-    /// Opens a file by memory map and checks all of its header; of a split model all the files, whichever of them
-    /// `path` names.
+    /// Opens a file by memory map and checks all of its header; of a split model all the files,
+    /// whichever of them `path` names.
     ///
     /// # Errors
-    /// The file cannot be read, is a Git LFS pointer, or breaks the format: the place, what was expected
-    /// and what was found. A file of a split model that is missing or of another model.
+    /// The file cannot be read, is a Git LFS pointer, or breaks the format: the place, what was
+    /// expected and what was found. A file of a split model that is missing or of another model.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let file = Self::parse(Bytes::map(path)?, path)?;
@@ -120,7 +121,7 @@ impl Gguf {
         Ok(all)
     }
 
-    /// The same of bytes in memory; `name` is what messages call them.
+    /// Opens a GGUF whose bytes are in memory; `name` is what messages call them.
     ///
     /// # Errors
     /// As [`Gguf::open`].
@@ -175,7 +176,8 @@ impl Gguf {
         self.index.get(name).and_then(|&i| self.tensors.get(i))
     }
 
-    /// A tensor's bytes, in place. Empty for a [`TensorInfo`] of another file that does not fit this one.
+    /// A tensor's bytes, in place. Empty for a [`TensorInfo`] of another file that does not fit
+    /// this one.
     pub fn data(&self, tensor: &TensorInfo) -> &[u8] {
         self.part(tensor.part).get(tensor.range()).unwrap_or_default()
     }
@@ -185,8 +187,9 @@ impl Gguf {
         &self.bytes
     }
 
-    /// One of the files; empty beyond the last. The pointer stays the same as long as this `Gguf` lives, also when it
-    /// is moved; a tensor's bytes begin at its [`TensorInfo::offset`] in the file [`TensorInfo::part`].
+    /// One of the files; empty beyond the last. The pointer stays the same as long as this `Gguf`
+    /// lives, also when it is moved; a tensor's bytes begin at its [`TensorInfo::offset`] in the
+    /// file [`TensorInfo::part`].
     pub fn part(&self, i: usize) -> &[u8] {
         match i.checked_sub(1) {
             None => &self.bytes,
@@ -194,7 +197,8 @@ impl Gguf {
         }
     }
 
-    /// True when the file is memory-mapped, so tensors are aligned in memory as they are in the file.
+    /// True when the file is memory-mapped, so tensors are aligned in memory as they are in the
+    /// file.
     pub fn is_mapped(&self) -> bool {
         self.bytes.is_mapped()
     }
@@ -216,7 +220,7 @@ impl Gguf {
     }
 }
 
-/// What stands before the data.
+/// The part of a GGUF before its data: keys, values and tensor infos.
 struct Header {
     metadata: Metadata,
     tensors: Vec<TensorInfo>,
@@ -308,7 +312,8 @@ fn alignment(metadata: &Metadata) -> Result<u32, String> {
     }
 }
 
-/// A place in the bytes. Errors are sentences without the file, which [`Gguf::parse`] adds.
+/// A position in the bytes, moved on by each read. Errors are sentences without the file, which
+/// [`Gguf::parse`] adds.
 struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,

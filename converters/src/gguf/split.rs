@@ -1,8 +1,10 @@
-//! GGUF in several files, `NAME-00001-of-00003.gguf` and so on: every one a GGUF of its own, the first with the
-//! model's keys, all with `split.no` (from 0), `split.count` and `split.tensors.count` (of all files).
+//! GGUF in several files, `NAME-00001-of-00003.gguf` and so on: every one a GGUF of its own, the
+//! first with the model's keys, all with `split.no` (from 0), `split.count` and
+//! `split.tensors.count` (of all files).
 //!
-//! In: the keys of an open part. Out: where the others are, and whether they belong together. Also the way out: which tensor goes
-//! into which file. Source: llama.cpp's loader (`llama_model_loader`), `llama_split_path`, and llama-gguf-split.
+//! In: the keys of an open part. Out: where the others are, and whether they belong together. Also
+//! the way out: which tensor goes into which file. Source: llama.cpp's loader
+//! (`llama_model_loader`), `llama_split_path`, and llama-gguf-split.
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -26,7 +28,7 @@ pub fn is_split_key(key: &str) -> bool {
     [NUMBER, COUNT, TENSORS].contains(&key)
 }
 
-/// What a part says of the whole.
+/// A split model as one of its parts describes it.
 pub(super) struct Split {
     /// Where the part lies.
     path: PathBuf,
@@ -150,8 +152,8 @@ pub fn without_part(path: &Path) -> PathBuf {
     }
 }
 
-/// Tensors in their order, as many to a file as fit in `limit` bytes; at least one. As llama-gguf-split counts:
-/// padded sizes, without the header.
+/// Tensors in their order, as many to a file as fit in `limit` bytes; at least one. As
+/// llama-gguf-split counts: padded sizes, without the header.
 fn plan(tensors: &[TensorSpec], limit: u64) -> Vec<std::ops::Range<usize>> {
     let mut parts: Vec<std::ops::Range<usize>> = Vec::new();
     let mut size = 0u64;
@@ -183,9 +185,10 @@ pub fn part_paths(path: &Path, tensors: &[TensorSpec], limit: Option<u64>) -> Ve
     (0..count).map(|i| path.with_file_name(part_name(stem, i, count))).collect()
 }
 
-/// Writes a model in files of at most `limit` bytes of tensors, named as llama-gguf-split names them after `path`;
-/// in the one file `path` where it fits, or without a limit. None of them appears before all are written. `data(i)`
-/// gives the bytes of tensor `i`, called once for each, in order. Returns the files and their sizes in bytes.
+/// Writes a model in files of at most `limit` bytes of tensors, named as llama-gguf-split names
+/// them after `path`; in the one file `path` where it fits, or without a limit. None of them
+/// appears before all are written. `data(i)` gives the bytes of tensor `i`, called once for each,
+/// in order. Returns the files and their sizes in bytes.
 ///
 /// # Errors
 /// As [`write`]; more than 512 parts.
@@ -235,7 +238,8 @@ struct Part {
     range: std::ops::Range<usize>,
 }
 
-/// Writes the first of `files`, and while it is not yet there the others: the last one appears first.
+/// Writes the first of `files`, and while it is not yet there the others: the last one appears
+/// first.
 fn write_parts<'a>(
     files: &[Part],
     sizes: &mut [u64],

@@ -17,36 +17,36 @@ use crate::error::{Error, Result};
 /// A byte-level BPE tokenizer with its special tokens and chat template.
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
-    /// What messages name: the file it came from.
+    /// The file it came from, which messages name.
     pub(super) path: PathBuf,
     pub(super) json: Text,
     /// tokenizer_config.json as read, without the template.
     pub(super) settings: Map<String, Value>,
     pub(super) encoder: Encoder,
-    /// By id; None where an id has no token.
+    /// Tokens by id; None where an id has no token.
     pub(super) tokens: Vec<Option<Token>>,
     pub(super) ids: HashMap<String, u32>,
     pub(super) specials: Specials,
-    /// What comes around a text.
+    /// Tokens around a text by itself.
     pub(super) around: Around,
     /// The default template.
     pub(super) template: Option<Template>,
-    /// Others, by name.
+    /// Further templates, by name.
     pub(super) named: Vec<(String, Template)>,
     /// Sentences for the user: what looks odd but is no error.
     pub warnings: Vec<String>,
 }
 
-/// tokenizer.json.
+/// The text of tokenizer.json.
 #[derive(Clone, Debug)]
 pub(super) enum Text {
     /// Byte for byte as read.
     Read(Vec<u8>),
-    /// As a GGUF's arrays say, written when it is asked for.
+    /// Made from a GGUF's arrays, written when it is asked for.
     Made(Made),
 }
 
-/// The ids with a role.
+/// The ids that have a role in a text: beginning, end, padding, unknown.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Specials {
     pub(super) bos: Option<u32>,
@@ -74,9 +74,10 @@ impl Tokenizer {
         self.encoder.encode(text, false).map_err(|e| self.fault(e))
     }
 
-    /// The ids of a text by itself, as Transformers' `tokenizer(text)` gives them: [`Tokenizer::encode`], and
-    /// around it the tokens that tokenizer.json's post-processor (or a GGUF's `add_bos_token`) adds. Chats are
-    /// encoded without them: their template says what comes first.
+    /// The ids of a text by itself, as Transformers' `tokenizer(text)` gives them:
+    /// [`Tokenizer::encode`], and around it the tokens that tokenizer.json's post-processor (or a
+    /// GGUF's `add_bos_token`) adds. Chats are encoded without them: their template says what comes
+    /// first.
     ///
     /// # Errors
     /// The library's own, on a text it cannot split.
@@ -150,8 +151,8 @@ impl Tokenizer {
         self.template_for(options)?.render(messages, options)
     }
 
-    /// The text of ids: bytes joined, then read as UTF-8 (U+FFFD where they are none). Ids without a
-    /// token give nothing; with `skip_control`, control tokens neither.
+    /// The text of ids: bytes joined, then read as UTF-8 (U+FFFD where they are none). Ids without
+    /// a token give nothing; with `skip_control`, control tokens neither.
     pub fn decode(&self, ids: &[u32], skip_control: bool) -> String {
         let mut bytes = Vec::new();
         for &id in ids {
@@ -175,7 +176,7 @@ impl Tokenizer {
         self.token(id).map(|t| t.text.as_str())
     }
 
-    /// What a token is for; None for an id without a token.
+    /// The kind of a token; None for an id without a token.
     pub fn token_kind(&self, id: u32) -> Option<TokenKind> {
         self.token(id).map(|t| t.kind)
     }
@@ -185,7 +186,7 @@ impl Tokenizer {
         self.token_kind(id) == Some(TokenKind::Control)
     }
 
-    /// False for ids that no text and no template gives: a sampler must never return them.
+    /// True for ids of tokens; a sampler must never return another id.
     pub fn has_token(&self, id: u32) -> bool {
         self.token(id).is_some()
     }
@@ -230,12 +231,12 @@ impl Tokenizer {
         all
     }
 
-    /// Padding.
+    /// The id of padding.
     pub fn pad_id(&self) -> Option<u32> {
         self.specials.pad
     }
 
-    /// The id for what has none; byte-level vocabularies never need it.
+    /// The id for text that has no other; byte-level vocabularies never need it.
     pub fn unk_id(&self) -> Option<u32> {
         self.specials.unk
     }

@@ -1,6 +1,6 @@
 //! The tokenizer as GGUF keys, out and in, so that a GGUF alone is enough to run a model.
 //!
-//! Source: GGUF_FACTS section 5 and EXPORT_FACTS section 4. The pre-tokenizer's name is `gpt-2`: the
+//! Source: docs/formats/gguf.md. The pre-tokenizer's name is `gpt-2`: the
 //! only common name whose regex equals ByteLevel's; others split digits and line ends otherwise.
 
 use std::collections::HashMap;
@@ -37,7 +37,8 @@ impl Tokenizer {
     ///
     /// # Errors
     /// A tokenizer whose ids llama.cpp could not reproduce: another pre-tokenizer, a normalizer, a
-    /// post-processor that adds more than bos and eos, BPE without merges, added tokens that strip blanks, more tokens than rows.
+    /// post-processor that adds more than bos and eos, BPE without merges, added tokens that strip
+    /// blanks, more tokens than rows.
     pub fn to_gguf_keys(&self, config: &Config) -> Result<Vec<(String, Value)>> {
         let json: Json =
             serde_json::from_slice(self.json()).map_err(|e| self.fault(e.to_string()))?;
@@ -139,7 +140,8 @@ impl Tokenizer {
         ))
     }
 
-    /// Refuses every part of tokenizer.json that GGUF's `gpt-2` does not stand for, but for the post-processor.
+    /// Refuses every part of tokenizer.json that GGUF's `gpt-2` does not stand for, but for the
+    /// post-processor.
     fn check_carried(&self, json: &Json) -> Result<()> {
         let refuse = |part: &str, why: &str| {
             Err(Error::unsupported(
@@ -233,8 +235,8 @@ impl Tokenizer {
     /// The tokenizer that a GGUF's keys describe.
     ///
     /// # Errors
-    /// Missing or malformed keys, another tokenizer model than byte-level BPE, another pre-tokenizer
-    /// than GPT-2's, merges that are missing or name unknown tokens.
+    /// Missing or malformed keys, another tokenizer model than byte-level BPE, another
+    /// pre-tokenizer than GPT-2's, merges that are missing or name unknown tokens.
     pub fn from_gguf(metadata: &Metadata, path: &Path) -> Result<Self> {
         let missing = |key: &str, expected: &str| {
             let found = metadata.get(key).map_or("none".to_owned(), Value::describe);

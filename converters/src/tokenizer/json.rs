@@ -8,12 +8,12 @@ use serde_json::{Map, Value, json};
 use super::around::Around;
 use super::token::{Token, TokenKind};
 
-/// What of a GGUF's arrays the tokens do not say, for their tokenizer.json.
+/// The parts of a tokenizer.json that a GGUF's arrays hold beside the tokens.
 #[derive(Clone, Debug)]
 pub(super) struct Made {
     /// Ids of tokens that tokenizer.json calls special.
     pub(super) special: HashSet<u32>,
-    /// Each as `left right`.
+    /// The merges, each as `left right`.
     pub(super) merges: Vec<String>,
     pub(super) around: Around,
     pub(super) text: OnceLock<Vec<u8>>,

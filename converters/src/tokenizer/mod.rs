@@ -1,11 +1,12 @@
 //! Text to ids and back: byte-level BPE as tokenizer.json describes it, or as a GGUF's keys do.
 //!
 //! In: a folder with tokenizer.json (and tokenizer_config.json, chat_template.jinja, ...), or GGUF
-//! metadata. Out: ids, bytes of ids, rendered chats with their ids, and the same tokenizer in either form.
+//! metadata. Out: ids, bytes of ids, rendered chats with their ids, and the same tokenizer in
+//! either form.
 //!
-//! A token is *control* when tokenizer.json calls it special or its text reads `<|...|>`: the rule by
-//! which GGUF files are written, so a tokenizer is the same from both. Text of control tokens gives
-//! control ids in [`Tokenizer::encode`] and never in [`Tokenizer::encode_plain`].
+//! A token is *control* when tokenizer.json calls it special or its text reads `<|...|>`: the rule
+//! by which GGUF files are written, so a tokenizer is the same from both. Text of control tokens
+//! gives control ids in [`Tokenizer::encode`] and never in [`Tokenizer::encode_plain`].
 
 mod around;
 mod bytes;

@@ -1,4 +1,5 @@
-//! What a new vocabulary begins with: the special tokens and chat template of each generation.
+//! The special tokens that a new vocabulary begins with, and the chat template of each generation;
+//! which tokens are control tokens.
 
 use serde_json::{Map, Value, json};
 

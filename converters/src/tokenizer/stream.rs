@@ -18,8 +18,8 @@ impl Tokenizer {
 }
 
 impl<'a> DecodeStream<'a> {
-    /// The text that this id completes; empty while a character is unfinished. Bytes that no further
-    /// byte can turn into a character give U+FFFD.
+    /// The text that this id completes; empty while a character is unfinished. Bytes that no
+    /// further byte can turn into a character give U+FFFD.
     pub fn push(&mut self, id: u32) -> String {
         if self.skip_control && self.tokenizer.is_control(id) {
             return String::new();
@@ -52,7 +52,8 @@ impl<'a> DecodeStream<'a> {
         out
     }
 
-    /// What is left at the end of generation: U+FFFD if a character stayed unfinished, mostly nothing.
+    /// The text that is left at the end of generation: U+FFFD if a character stayed unfinished,
+    /// mostly nothing.
     pub fn finish(&mut self) -> String {
         String::from_utf8_lossy(&std::mem::take(&mut self.waiting)).into_owned()
     }

@@ -8,8 +8,8 @@ use crate::error::Result;
 use crate::judge::Speed;
 use crate::run::clock::Clock;
 
-/// Prefill of `n_prompt` made-up tokens, then, from an empty cache, `n_gen` tokens one by one without
-/// sampling; float16 cache, one warm-up before each. The same tokens as
+/// Prefill of `n_prompt` made-up tokens, then, from an empty cache, `n_gen` tokens one by one
+/// without sampling; float16 cache, one warm-up before each. The same tokens as
 /// [`LlamaModel::bench`](crate::judge::LlamaModel::bench) takes.
 ///
 /// # Errors
@@ -54,8 +54,8 @@ pub fn bench(
     Ok(Speed { prefill, decode })
 }
 
-/// Tokens per second of `streams` texts together, one token of each in every step, `n_gen` steps after as
-/// many made-up tokens of prompt as `n_prompt`; float16 cache, without sampling.
+/// Tokens per second of `streams` texts together, one token of each in every step, `n_gen` steps
+/// after as many made-up tokens of prompt as `n_prompt`; float16 cache, without sampling.
 ///
 /// # Errors
 /// See [`Slots::new`] and [`Slots::step`].

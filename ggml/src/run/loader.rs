@@ -1,7 +1,7 @@
 //! Decides where each weight of a GGUF lies, and brings it there.
 //!
-//! In: an open GGUF, its configuration, how it is to be loaded. Out: [`Weights`]. Tensors are checked against the
-//! family's table first.
+//! In: an open GGUF, its configuration, how it is to be loaded. Out: [`Weights`]. Tensors are
+//! checked against the family's table first.
 #![expect(unsafe_code, reason = "weights are tensors of contexts kept beside them")]
 
 use std::ptr::NonNull;
@@ -49,7 +49,8 @@ impl Weights {
         let taken = gguf.tensors().iter().filter(|t| own && quant_matmul::takes(t.ty));
         let room = taken.map(|t| 2 * t.bytes + 2 * LINE).sum();
         let parts = 0..gguf.files().count();
-        // SAFETY: weights only lie there, and they are kept together with the file, which is dropped last.
+        // SAFETY: weights only lie there, and they are kept together with the file, which is
+        // dropped last.
         let files = parts.map(|part| unsafe { Buffer::of_file(&gguf, part) });
         let files = files.collect::<Result<Vec<_>>>()?;
         let mut loader = Loader {
@@ -108,7 +109,7 @@ impl Weights {
     }
 }
 
-/// One error for everything that is missing, unknown or of another shape.
+/// Refuses, in one error, everything that is missing, unknown or of another shape.
 fn check_tensors(gguf: &Gguf, config: &Config) -> Result<()> {
     use GgmlType as T;
     let mut report = TensorReport::default();
@@ -144,8 +145,8 @@ fn check_tensors(gguf: &Gguf, config: &Config) -> Result<()> {
     Err(mmx_converters::Error::Tensors { path: gguf.path().to_owned(), report }.into())
 }
 
-/// Bytes of weights read for one token: everything, but of the experts the chosen ones and of an untied
-/// embedding one row.
+/// Bytes of weights read for one token: everything, but of the experts the chosen ones and of an
+/// untied embedding one row.
 fn bytes_per_token(gguf: &Gguf, config: &Config) -> usize {
     let share = |tensor: &TensorInfo| match &config.moe {
         Some(moe) if tensor.name.contains("_exps.") => {
@@ -159,7 +160,7 @@ fn bytes_per_token(gguf: &Gguf, config: &Config) -> usize {
     gguf.tensors().iter().map(share).sum()
 }
 
-/// Where a copied weight's data come from.
+/// The source of a copied weight's data.
 enum Source {
     /// Tensors of the file, joined along their rows; with experts, per expert.
     Joined { tensors: Vec<TensorInfo>, experts: usize },
@@ -191,7 +192,7 @@ impl Source {
     }
 }
 
-/// Decides where each weight lies.
+/// The loader: decides where each weight lies.
 struct Loader<'g> {
     gguf: &'g Gguf,
     /// One for each file of a split model; nothing where its bytes begin at an odd address.
@@ -199,12 +200,13 @@ struct Loader<'g> {
     mapped: Context,
     plain: Context,
     kinds: Vec<(BufferType, Context)>,
-    /// What lies on a device.
+    /// The descriptions of tensors that lie on a device.
     device: Context,
     split: Option<Split>,
-    /// What comes next is to lie there.
+    /// True while the weights that come next are to lie there.
     on_device: bool,
-    /// Our own kernels are preferred where they apply: memory for blocks, and whether floats are taken.
+    /// Our own kernels are preferred where they apply: memory for blocks, and whether floats are
+    /// taken.
     arena: Option<Arena>,
     dense: bool,
     copies: Vec<(Weight, Source)>,
@@ -264,7 +266,8 @@ impl Loader<'_> {
             let info = self.info(name)?;
             let rows = info.shape[info.shape.len().saturating_sub(2)];
             let at = groups.len();
-            // experts' floats that our own kernel multiplies where they lie would have to be copied to join
+            // experts' floats that our own kernel multiplies where they lie would have to be copied
+            // to join
             let apart =
                 info.shape.len() == 3 && self.dense && float_matmul::fits(info.ty, &info.shape);
             match groups.last_mut() {
@@ -360,8 +363,9 @@ impl Loader<'_> {
         Ok(weight)
     }
 
-    /// A weight of `shape` that begins where `first` does in the file, if it may lie there. Small ones are better
-    /// copied: a system that maps files by large pages would keep megabytes of what was packed for each of them.
+    /// A weight of `shape` that begins where `first` does in the file, if it may lie there. Small
+    /// ones are better copied: a system that maps files by large pages would keep megabytes of what
+    /// was packed for each of them.
     fn in_place(&self, first: &TensorInfo, shape: &[usize]) -> Result<Option<Weight>> {
         const SMALL: usize = 64 << 10;
         let file = self.files.get(first.part).and_then(Option::as_ref);
@@ -384,7 +388,8 @@ fn weight_of(tensor: Tensor<'_>, name: &str) -> Weight {
     Weight(unsafe { NonNull::new_unchecked(tensor.raw()) })
 }
 
-/// True when the device can compute products with a weight of this type and shape from memory of this kind.
+/// True when the device can compute products with a weight of this type and shape from memory of
+/// this kind.
 fn is_supported(
     device: DeviceRef,
     kind: BufferType,

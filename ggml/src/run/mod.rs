@@ -1,9 +1,9 @@
 //! The runner: our own ggml graphs for the four families, on the CPU.
 //!
-//! A GGUF becomes a [`Model`] (weights, shared), a [`Session`] of it keeps keys and values of one text and
-//! turns token ids into logits, [`Slots`] do so for several texts together. [`sampler`] turns logits into
-//! an id, [`mod@generate`] a prompt into text; a [`Guesser`] has several tokens of a text computed in one step.
-//! The crate's head shows all of it at work.
+//! A GGUF becomes a [`Model`] (weights, shared), a [`Session`] of it keeps keys and values of one
+//! text and turns token ids into logits, [`Slots`] do so for several texts together. [`sampler`]
+//! turns logits into an id, [`mod@generate`] a prompt into text; a [`Guesser`] has several tokens
+//! of a text computed in one step. The crate's head shows all of it at work.
 
 mod bench;
 pub mod clock;

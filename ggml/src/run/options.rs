@@ -1,20 +1,21 @@
-//! How a model is loaded, and how sessions and slots compute.
+//! Options of loading a model, of sessions and of slots.
 
 use mmx_converters::arch::Config;
 
 use crate::wrap::pool::MAX_THREADS;
 
-/// Memory for a context that nobody asked for is bounded: positions.
+/// The most positions of a context that nobody asked for: its memory is bounded.
 const DEFAULT_N_CTX: usize = 4096;
 
-/// How a model is loaded.
+/// Options of loading a model.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
-    /// Keep weights in the order that the CPU's kernels like best, which costs a copy at load, or (q8_0) beside the steps
-    /// after the first. Without, weights stay in the file's memory map wherever they can.
+    /// Keep weights in the order that the CPU's kernels like best, which costs a copy at load, or
+    /// (q8_0) beside the steps after the first. Without, weights stay in the file's memory map
+    /// wherever they can.
     pub repack: bool,
-    /// Layers computed on a device instead of the CPU, counted from the end, the output matrix being the last:
-    /// 0 none, `usize::MAX` all.
+    /// Layers computed on a device instead of the CPU, counted from the end, the output matrix
+    /// being the last: 0 none, `usize::MAX` all.
     pub gpu_layers: usize,
     /// That device, one of [`devices`](crate::devices); nothing means the first.
     pub device: Option<String>,
@@ -36,7 +37,7 @@ pub enum KvType {
     F16,
 }
 
-/// How a session computes.
+/// Options of a session.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SessionOptions {
     /// Positions kept, tokens; by default the model's own length, at most 4096.
@@ -47,7 +48,7 @@ pub struct SessionOptions {
     pub threads: Option<usize>,
 }
 
-/// How slots compute.
+/// Options of slots.
 #[derive(Clone, Copy, Debug)]
 pub struct SlotsOptions {
     /// Texts at a time.

@@ -22,10 +22,11 @@ use crate::error::Result;
 pub struct Session(Slots);
 
 impl Session {
-    /// An empty text.
+    /// Begins an empty text.
     ///
     /// # Errors
-    /// `n_ctx` or `threads` of zero, more threads than [`MAX_THREADS`](crate::MAX_THREADS), or no memory.
+    /// `n_ctx` or `threads` of zero, more threads than [`MAX_THREADS`](crate::MAX_THREADS), or no
+    /// memory.
     pub fn new(model: &Model, options: SessionOptions) -> Result<Self> {
         let SessionOptions { n_ctx, kv, threads } = options;
         Ok(Self(Slots::new(model, SlotsOptions { slots: 1, n_ctx, kv, threads })?))
@@ -41,7 +42,7 @@ impl Session {
         self.0.n_past(0)
     }
 
-    /// Positions there are.
+    /// The number of positions.
     pub fn n_ctx(&self) -> usize {
         self.0.n_ctx()
     }
@@ -64,8 +65,8 @@ impl Session {
         Ok(self.prefill_while(ids, || true)?.unwrap_or_default())
     }
 
-    /// The same, but `goes_on` is asked between steps of [`BATCH`] ids whether to: nothing is given once it does not, and
-    /// what was read stays.
+    /// [`Session::prefill`] that can be stopped: `goes_on` is asked between steps of [`BATCH`] ids
+    /// whether to: nothing is given once it does not, and what was read stays.
     pub(super) fn prefill_while(
         &mut self,
         ids: &[u32],
@@ -114,8 +115,8 @@ impl Session {
     }
 }
 
-/// How many of `ids` a session that holds `held` need not read again: those that are equal, but never the last one,
-/// whose logits are needed.
+/// How many of `ids` a session that holds `held` need not read again: those that are equal, but
+/// never the last one, whose logits are needed.
 pub fn reusable(held: &[u32], ids: &[u32]) -> usize {
     let equal = held.iter().zip(ids).take_while(|(a, b)| a == b).count();
     equal.min(ids.len().saturating_sub(1))

@@ -1,10 +1,11 @@
 //! A GGUF's tensors as ggml tensors, by the family's table.
 //!
-//! Matrices that see the same input are joined along their rows where their types are equal (q, k and v;
-//! gate and up): one product instead of three. Rows of blocks are joined by joining their bytes. A matrix
-//! that lies in the file as it is needed, or as neighbours that join, stays in the memory map; others are
-//! copied, into memory of the CPU's preferred order where there is one; some of these are read from the file at first,
-//! and copied once a step is computed. Layers on a device lie in its memory.
+//! Matrices that see the same input are joined along their rows where their types are equal (q, k
+//! and v; gate and up): one product instead of three. Rows of blocks are joined by joining their
+//! bytes. A matrix that lies in the file as it is needed, or as neighbours that join, stays in the
+//! memory map; others are copied, into memory of the CPU's preferred order where there is one; some
+//! of these are read from the file at first, and copied once a step is computed. Layers on a device
+//! lie in its memory.
 #![expect(unsafe_code, reason = "weights are tensors of contexts kept beside them")]
 
 use std::ptr::NonNull;
@@ -21,14 +22,14 @@ use crate::wrap::context::Context;
 use crate::wrap::placement::Split;
 use crate::wrap::tensor::Tensor;
 
-/// A weight of [`Weights`].
+/// A reference to a tensor of [`Weights`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Weight(pub(super) NonNull<sys::ggml_tensor>);
 
 /// A matrix that inputs are multiplied with.
 #[derive(Clone, Debug)]
 pub(super) enum Matrix {
-    /// For ggml's own operations.
+    /// A matrix for ggml's own operations.
     Plain(Weight),
     /// Floats for our own kernel.
     Dense(Weight),
@@ -41,7 +42,7 @@ pub(super) enum Matrix {
 pub(super) struct Fused {
     /// The products, each of one or more matrices.
     pub(super) products: Vec<Matrix>,
-    /// Per matrix: which product, its first row there, its rows.
+    /// The place of each matrix: which product, its first row there, its rows.
     pub(super) outputs: Vec<(usize, usize, usize)>,
 }
 
@@ -90,8 +91,8 @@ pub(super) struct Weights {
     pub(super) gguf: Gguf,
 }
 
-// SAFETY: weights are written while loading only; afterwards every thread just reads them. That includes their
-// descriptions: making a graph would name those that have no name (tested).
+// SAFETY: weights are written while loading only; afterwards every thread just reads them. That
+// includes their descriptions: making a graph would name those that have no name (tested).
 unsafe impl Send for Weights {}
 // SAFETY: as above.
 unsafe impl Sync for Weights {}
@@ -142,7 +143,7 @@ impl Weights {
         self.bytes_per_token
     }
 
-    /// Which layers lie on a device, if any do.
+    /// The split of layers between CPU and device, if some lie on one.
     pub(super) fn split(&self) -> Option<Split> {
         self.split
     }

@@ -36,22 +36,22 @@ impl BufferType {
     }
 }
 
-/// Owns the data of tensors.
+/// The owner of tensors' data; freed when dropped.
 #[derive(Debug)]
 pub(crate) struct Buffer {
     ptr: NonNull<sys::ggml_backend_buffer>,
 }
 
-// SAFETY: a buffer is memory; reading it from several threads is sound, and it is written only through
-// functions that take the tensor's owner mutably or before it is shared.
+// SAFETY: a buffer is memory; reading it from several threads is sound, and it is written only
+// through functions that take the tensor's owner mutably or before it is shared.
 unsafe impl Send for Buffer {}
 // SAFETY: as above.
 unsafe impl Sync for Buffer {}
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        // SAFETY: the pointer came from ggml and is freed once; tensors in it are not used afterwards,
-        // since their owners keep context and buffer together.
+        // SAFETY: the pointer came from ggml and is freed once; tensors in it are not used
+        // afterwards, since their owners keep context and buffer together.
         unsafe { sys::ggml_backend_buffer_free(self.ptr.as_ptr()) }
     }
 }
@@ -73,17 +73,19 @@ impl Buffer {
         }
     }
 
-    /// The own bytes of one of the files as memory for tensors, or nothing where they begin at an odd address (a file
-    /// in memory).
+    /// The own bytes of one of the files as memory for tensors, or nothing where they begin at an
+    /// odd address (a file in memory).
     ///
     /// # Safety
-    /// The tensors put there are weights, which nothing writes, and are not read once `gguf` is gone.
+    /// The tensors put there are weights, which nothing writes, and are not read once `gguf` is
+    /// gone.
     pub(crate) unsafe fn of_file(gguf: &Gguf, part: usize) -> Result<Option<Self>> {
         let bytes = gguf.part(part);
         if bytes.as_ptr().align_offset(ALIGNMENT) != 0 {
             return Ok(None);
         }
-        // SAFETY: the pointer is that of a live slice that does not move; the rest is this function's own condition.
+        // SAFETY: the pointer is that of a live slice that does not move; the rest is this
+        // function's own condition.
         let ptr = unsafe {
             sys::ggml_backend_cpu_buffer_from_ptr(
                 bytes.as_ptr().cast_mut().cast::<c_void>(),
@@ -113,7 +115,8 @@ impl Buffer {
                 message: format!("a tensor of {} bytes at {offset} of the file", tensor.bytes()),
             });
         }
-        // SAFETY: the range lies in the file and is aligned, as checked; ggml checks that it lies in the buffer.
+        // SAFETY: the range lies in the file and is aligned, as checked; ggml checks that it lies
+        // in the buffer.
         let status = unsafe {
             let address = bytes.as_ptr().add(offset).cast_mut().cast::<c_void>();
             sys::ggml_backend_tensor_alloc(self.ptr.as_ptr(), tensor.raw(), address)
@@ -166,7 +169,8 @@ pub(crate) fn copy_within(tensor: Tensor<'_>, from: usize, to: usize, length: us
         });
     }
     let mut bytes = vec![0u8; length];
-    // SAFETY: the tensor has memory and both ranges lie in it, as checked; the bytes are a vector here.
+    // SAFETY: the tensor has memory and both ranges lie in it, as checked; the bytes are a vector
+    // here.
     unsafe {
         let data = bytes.as_mut_ptr().cast::<c_void>();
         sys::ggml_backend_tensor_get(tensor.raw(), data, from, length);

@@ -1,4 +1,5 @@
-//! A device of ggml's, the CPU or another (features `cuda`, `metal`, `vulkan`), and the stream of work on it.
+//! A device of ggml's, the CPU or another (features `cuda`, `metal`, `vulkan`), and the stream of
+//! work on it.
 #![expect(unsafe_code, reason = "devices are C objects")]
 
 use std::ffi::{CStr, c_char};
@@ -14,7 +15,7 @@ use crate::wrap::tensor::Tensor;
 /// A device that layers can be put on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
-    /// What [`crate::run::LoadOptions::device`] takes: `CUDA0`, `Vulkan0`.
+    /// The name that [`crate::run::LoadOptions::device`] takes: `CUDA0`, `Vulkan0`.
     pub name: String,
     /// The maker's name for it.
     pub description: String,
@@ -65,11 +66,11 @@ impl DeviceRef {
         BufferType::from_raw(unsafe { sys::ggml_backend_dev_buffer_type(self.raw()) })
     }
 
-    /// True when the device can compute `op` with its operand number `operand`, which has no memory yet, in
-    /// memory of this kind.
+    /// True when the device can compute `op` with its operand number `operand`, which has no memory
+    /// yet, in memory of this kind.
     pub(crate) fn supports(self, op: Tensor<'_>, operand: usize, kind: BufferType) -> bool {
-        // SAFETY: op and its operand are live tensors without memory, which one thread holds; the operand gets an
-        // empty buffer for the question and loses it again.
+        // SAFETY: op and its operand are live tensors without memory, which one thread holds; the
+        // operand gets an empty buffer for the question and loses it again.
         unsafe {
             let tensor = (*op.raw()).src[operand];
             if tensor.is_null() {
@@ -100,7 +101,7 @@ impl DeviceRef {
     }
 }
 
-/// What graphs are given to: a device's queue, or the CPU with its scratch memory.
+/// A stream of work that graphs are given to: a device's queue, or the CPU with its scratch memory.
 #[derive(Debug)]
 pub(crate) struct Stream(NonNull<sys::ggml_backend>);
 

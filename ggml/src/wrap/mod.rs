@@ -1,4 +1,5 @@
-//! A safe wrapper of ggml: the C boundary. Owners drop, views borrow, and what ggml would abort on is checked before.
+//! A safe wrapper of ggml: the C boundary. Owners drop, views borrow, and what ggml would abort on
+//! is checked before.
 
 pub(crate) mod buffer;
 pub mod context;

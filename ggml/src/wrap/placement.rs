@@ -35,7 +35,7 @@ fn all() -> Result<Vec<DeviceRef>> {
 }
 
 impl DeviceRef {
-    /// The device of this name, or the first.
+    /// Finds the device of this name, or the first.
     pub(crate) fn find(name: Option<&str>) -> Result<Self> {
         let all = all()?;
         let known: Vec<String> = all.iter().map(|device| device.describe().name).collect();
@@ -61,7 +61,7 @@ impl DeviceRef {
     }
 }
 
-/// Where the layers of a model lie.
+/// The split of a model's layers between the CPU and a device.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Split {
     /// The device beside the CPU.

@@ -1,4 +1,5 @@
-//! Graphs with their memory ([`Plan`]), computed by a pool of threads, or by a device and these threads together.
+//! Graphs with their memory ([`Plan`]), computed by a pool of threads, or by a device and these
+//! threads together.
 #![expect(unsafe_code, reason = "graphs are C objects")]
 
 use std::ffi::c_void;
@@ -39,7 +40,7 @@ pub(crate) struct Plan {
     memory: Memory,
 }
 
-/// Who gives memory to a graph's results, and who computes it.
+/// The allocator of a graph's results, which also decides who computes it.
 #[derive(Debug)]
 enum Memory {
     None,
@@ -57,11 +58,13 @@ impl Drop for Memory {
         match self {
             Self::None => {}
             Self::Cpu(allocator) => {
-                // SAFETY: the pointer came from ggml_gallocr_new; the graph's data are not used afterwards.
+                // SAFETY: the pointer came from ggml_gallocr_new; the graph's data are not used
+                // afterwards.
                 unsafe { sys::ggml_gallocr_free(allocator.as_ptr()) }
             }
             Self::Split(scheduler, _) => {
-                // SAFETY: the pointer came from ggml_backend_sched_new; the graph's data are not used afterwards.
+                // SAFETY: the pointer came from ggml_backend_sched_new; the graph's data are not
+                // used afterwards.
                 unsafe { sys::ggml_backend_sched_free(scheduler.as_ptr()) }
             }
         }
@@ -69,7 +72,8 @@ impl Drop for Memory {
 }
 
 impl Plan {
-    /// An empty graph of at most `tensors` tensors, to be filled through [`Plan::nodes`] and then finished.
+    /// An empty graph of at most `tensors` tensors, to be filled through [`Plan::nodes`] and then
+    /// finished.
     pub(crate) fn new(tensors: usize) -> Result<Self> {
         let context = Context::new(tensors, tensors)?;
         // SAFETY: the context was made with room for this graph.
@@ -79,7 +83,7 @@ impl Plan {
         Ok(Self { context, graph, size: tensors, memory: Memory::None })
     }
 
-    /// Where nodes are made.
+    /// The place where nodes are made.
     pub(crate) fn nodes(&self) -> Nodes<'_> {
         Nodes { graph: self.graph, context: &self.context }
     }
@@ -90,7 +94,8 @@ impl Plan {
         self.finish_on(None)
     }
 
-    /// Gives memory to the complete graph, and divides it between a device and the CPU if there is a pair.
+    /// Gives memory to the complete graph, and divides it between a device and the CPU if there is
+    /// a pair.
     pub(crate) fn finish_on(mut self, pair: Option<&Arc<Pair>>) -> Result<Self> {
         let done = match pair {
             None => {
@@ -99,15 +104,17 @@ impl Plan {
                 let allocator = NonNull::new(new)
                     .ok_or_else(|| log::library_error("a graph", String::new()))?;
                 self.memory = Memory::Cpu(allocator);
-                // SAFETY: the graph's nodes are complete; every leaf has memory or is flagged as an input.
+                // SAFETY: the graph's nodes are complete; every leaf has memory or is flagged as an
+                // input.
                 log::capture(|| unsafe {
                     sys::ggml_gallocr_alloc_graph(allocator.as_ptr(), self.graph.as_ptr())
                 })
             }
             Some(pair) => {
                 let mut streams = [pair.device.raw(), pair.cpu.raw()];
-                // SAFETY: live streams, the CPU last, as ggml asks; their memory is that of their own. Leaves
-                // and nodes are counted separately, so twice the tensors are room enough.
+                // SAFETY: live streams, the CPU last, as ggml asks; their memory is that of their
+                // own. Leaves and nodes are counted separately, so twice the tensors are room
+                // enough.
                 let new = unsafe {
                     sys::ggml_backend_sched_new(
                         streams.as_mut_ptr(),
@@ -135,8 +142,8 @@ impl Plan {
     pub(crate) fn compute(&mut self, pool: &mut Pool) -> Result<()> {
         let (status, said) = match (&self.memory, &pool.stream) {
             (Memory::Cpu(_), Some(stream)) => {
-                // SAFETY: graph, stream and pool are live; the pool is held mutably, so nothing else computes
-                // with it.
+                // SAFETY: graph, stream and pool are live; the pool is held mutably, so nothing
+                // else computes with it.
                 (
                     unsafe { sys::ggml_backend_graph_compute(stream.raw(), self.graph.as_ptr()) },
                     None,
@@ -163,7 +170,8 @@ impl Plan {
         Err(log::library_error("computing a graph", said.unwrap_or(format!("status {status}"))))
     }
 
-    /// Adds a result's values, wherever they lie, to `to`; its slot must be of this plan, made of float32.
+    /// Adds a result's values, wherever they lie, to `to`; its slot must be of this plan, made of
+    /// float32.
     pub(crate) fn read(&mut self, slot: Slot, to: &mut Vec<f32>) {
         // SAFETY: slots are made from tensors of this plan, which live as long as its context.
         let on_host = unsafe { sys::ggml_backend_buffer_is_host((*slot.0.as_ptr()).buffer) };
@@ -171,8 +179,8 @@ impl Plan {
             to.extend_from_slice(self.data_mut::<f32>(slot));
             return;
         }
-        // SAFETY: as above; a result is contiguous and has memory of ggml_nbytes bytes; the vector has been made
-        // as long before it is written.
+        // SAFETY: as above; a result is contiguous and has memory of ggml_nbytes bytes; the vector
+        // has been made as long before it is written.
         unsafe {
             let tensor = slot.0.as_ptr();
             let bytes = sys::ggml_nbytes(tensor);
@@ -183,12 +191,13 @@ impl Plan {
         }
     }
 
-    /// An input's data, or a result's on the CPU, as plain values; its slot must be of this plan, made of values of
-    /// this size or a multiple.
+    /// An input's data, or a result's on the CPU, as plain values; its slot must be of this plan,
+    /// made of values of this size or a multiple.
     pub(crate) fn data_mut<T: bytemuck::Pod>(&mut self, slot: Slot) -> &mut [T] {
-        // SAFETY: slots are made from tensors of this plan, which live as long as its context; contiguous
-        // inputs and outputs of the finished graph have memory of ggml_nbytes bytes in plain CPU memory, aligned to
-        // 32 bytes. `&mut self` keeps it from being computed or read elsewhere meanwhile.
+        // SAFETY: slots are made from tensors of this plan, which live as long as its context;
+        // contiguous inputs and outputs of the finished graph have memory of ggml_nbytes bytes in
+        // plain CPU memory, aligned to 32 bytes. `&mut self` keeps it from being computed or read
+        // elsewhere meanwhile.
         unsafe {
             let tensor = slot.0.as_ptr();
             let bytes = sys::ggml_nbytes(tensor);
@@ -204,7 +213,7 @@ impl Plan {
     }
 }
 
-/// Where a plan's inputs and results are named.
+/// A graph in the making: names a plan's inputs and results.
 #[derive(Clone, Copy)]
 pub(crate) struct Nodes<'c> {
     graph: NonNull<sys::ggml_cgraph>,
@@ -224,10 +233,11 @@ impl<'c> Nodes<'c> {
         Ok(tensor)
     }
 
-    /// A result to be computed at this point of the order: its memory is free for others once it was used.
+    /// A result to be computed at this point of the order: its memory is free for others once it
+    /// was used.
     pub(crate) fn compute(&self, tensor: Tensor<'c>) {
-        // SAFETY: tensor and graph are of the same live context, which holds at most as many tensors as
-        // the graph can take nodes.
+        // SAFETY: tensor and graph are of the same live context, which holds at most as many
+        // tensors as the graph can take nodes.
         unsafe { sys::ggml_build_forward_expand(self.graph.as_ptr(), tensor.raw()) }
     }
 

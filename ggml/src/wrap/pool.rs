@@ -11,15 +11,16 @@ use crate::wrap::cpu::kernels;
 use crate::wrap::device::Stream;
 use crate::wrap::log;
 
-/// Threads that compute together at most. Source: GGML_MAX_N_THREADS, ggml.h (a macro, so not in the bindings).
+/// Threads that compute together at most. Source: GGML_MAX_N_THREADS, ggml.h (a macro, so not in
+/// the bindings).
 pub const MAX_THREADS: usize = 512;
-/// Rounds a worker spins while it waits for the next graph, in ggml's unit of some 6 ms: the pause between
-/// two tokens is shorter, and a worker that waits longer sleeps.
+/// Rounds a worker spins while it waits for the next graph, in ggml's unit of some 6 ms: the pause
+/// between two tokens is shorter, and a worker that waits longer sleeps.
 const POLL: u32 = 1;
-/// So long at least, after a graph, its workers spin, whatever the CPU takes for a pause.
+/// The least time that workers spin after a graph, whatever the CPU takes for a pause.
 pub(crate) const SPIN: Duration = Duration::from_millis(1);
 
-/// Threads that compute graphs.
+/// A pool of threads that compute graphs.
 #[derive(Debug)]
 pub(crate) struct Pool {
     /// The CPU with its scratch memory, bound to these threads; dropped before them.
@@ -45,17 +46,19 @@ impl Pool {
     /// `threads` threads, the caller's being one of them.
     ///
     /// # Errors
-    /// None, or more than [`MAX_THREADS`]: ggml would write beyond its list of them, or end the process.
+    /// None, or more than [`MAX_THREADS`]: ggml would write beyond its list of them, or end the
+    /// process.
     pub(crate) fn new(threads: usize) -> Result<Self> {
         Self::with_poll(threads, POLL)
     }
 
-    /// The same with another time of spinning.
+    /// [`Pool::new`] with another time of spinning.
     pub(crate) fn with_poll(threads: usize, poll: u32) -> Result<Self> {
         let count = thread_count(threads)?;
         let kernels = kernels()?;
         let stream = kernels.device.start()?;
-        // SAFETY: numbers and flags, for which zeros are values, filled in by ggml; at least one thread.
+        // SAFETY: numbers and flags, for which zeros are values, filled in by ggml; at least one
+        // thread.
         let ptr = unsafe {
             let mut params = std::mem::zeroed();
             sys::ggml_threadpool_params_init(&mut params, count);
@@ -74,8 +77,8 @@ impl Pool {
     /// Has the CPU's part of what is given to `stream` computed by these threads.
     pub(crate) fn bind(&self, stream: &Stream) -> Result<()> {
         let kernels = kernels()?;
-        // SAFETY: a live CPU stream and live threads, which outlive their use: a pool's own stream is dropped
-        // before it, a pair's is bound anew before each computation.
+        // SAFETY: a live CPU stream and live threads, which outlive their use: a pool's own stream
+        // is dropped before it, a pair's is bound anew before each computation.
         unsafe {
             (kernels.set_threads)(stream.raw(), self.threads as i32);
             (kernels.set_pool)(stream.raw(), self.ptr.as_ptr());
@@ -109,7 +112,8 @@ pub(crate) fn thread_count(threads: usize) -> Result<i32> {
 mod tests {
     use super::*;
 
-    /// As an `i32` the third is none, the fourth less than that: ggml writes beyond the list of no threads.
+    /// As an `i32` the third is none, the fourth less than that: ggml writes beyond the list of no
+    /// threads.
     #[test]
     fn impossible_numbers_of_threads_are_refused() {
         for threads in [0, MAX_THREADS + 1, 1 << 32, 1 << 31] {

@@ -17,14 +17,15 @@ pub(super) trait Layout {
     /// True where [`Layout::multiply`] can read rows as they are in the file.
     const IN_FILE: bool;
 
-    /// Puts units of the file side by side, one of each of 16 rows, which begin `stride` bytes apart.
+    /// Puts units of the file side by side, one of each of 16 rows, which begin `stride` bytes
+    /// apart.
     fn pack(rows: &[u8], stride: usize, values: &mut [u8], scales: &mut [u8]);
 
     /// The products of 16 rows with `T` tokens.
     ///
     /// # Safety
-    /// The CPU has AVX-512 F, BW, VL, VNNI; the tile's pointers are those of `units` units; `FILE` only where the layout
-    /// has it.
+    /// The CPU has AVX-512 F, BW, VL, VNNI; the tile's pointers are those of `units` units; `FILE`
+    /// only where the layout has it.
     #[cfg(target_arch = "x86_64")]
     unsafe fn multiply<const T: usize, const FILE: bool>(
         tile: &Tile<T>,
@@ -34,7 +35,7 @@ pub(super) trait Layout {
 /// A group of 16 rows and `T` rounded rows of activations.
 pub(super) struct Tile<const T: usize> {
     pub(super) units: usize,
-    /// Or the first row's first block in the file.
+    /// The packed values; or, in a file, the first row's first block.
     pub(super) values: *const u8,
     pub(super) scales: *const u8,
     /// Bytes from one row in the file to the next.
