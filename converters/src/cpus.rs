@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-/// CPUs that this process may use at once: those it may run on, and at most what the CPU quotas of its control groups
-/// allow (versions 1 and 2), as containers set them. Read once.
+/// CPUs that this process may use at once: those it may run on, and at most what the CPU quotas of
+/// its control groups allow (versions 1 and 2), as containers set them. Read once.
 ///
-/// The standard library knows quotas too, but looks for those of version 2 below the group's own path only: in a
-/// container that sees the host's paths in /proc/self/cgroup (Docker's `--cgroupns=host`) it finds none.
+/// The standard library knows quotas too, but looks for those of version 2 below the group's own
+/// path only: in a container that sees the host's paths in /proc/self/cgroup (Docker's
+/// `--cgroupns=host`) it finds none.
 pub fn cpus() -> usize {
     static COUNT: OnceLock<usize> = OnceLock::new();
     *COUNT.get_or_init(|| {
@@ -16,8 +17,9 @@ pub fn cpus() -> usize {
     })
 }
 
-/// The least quota of this process's control groups and the groups around them, in whole CPUs, at least one; none where
-/// there is no quota, or no control groups. `root` is what lies above proc and sys.
+/// The least quota of this process's control groups and the groups around them, in whole CPUs, at
+/// least one; none where there is no quota, or no control groups. `root` is what lies above proc
+/// and sys.
 fn quota(root: &Path) -> Option<usize> {
     let groups = fs_err::read_to_string(root.join("proc/self/cgroup")).ok()?;
     let mounts = root.join("sys/fs/cgroup");
@@ -41,8 +43,8 @@ fn quota(root: &Path) -> Option<usize> {
     least.map(|n| n.max(1))
 }
 
-/// The least quota from the group at `path` up to the root of the hierarchy at `mount`. Where the path is the host's, the
-/// groups on it do not exist here, and the root is the container's own.
+/// The least quota from the group at `path` up to the root of the hierarchy at `mount`. Where the
+/// path is the host's, the groups on it do not exist here, and the root is the container's own.
 fn within(mount: &Path, path: &str, read: fn(&Path) -> Option<usize>) -> Option<usize> {
     let mut group: PathBuf = mount.to_owned();
     let mut groups = vec![group.clone()];
@@ -121,7 +123,8 @@ mod tests {
         assert_eq!(found(&[group, (inner, "200000 100000"), (outer, "max 100000")]), Some(2));
     }
 
-    /// Docker's `--cgroupns=host`: the path is the host's, what is mounted is the container's own group.
+    /// Docker's `--cgroupns=host`: the path is the host's, what is mounted is the container's own
+    /// group.
     #[test]
     fn a_path_of_the_host_falls_back_to_what_is_mounted() {
         let own = ("sys/fs/cgroup/cpu.max", "200000 100000\n");

@@ -1,9 +1,9 @@
-//! What can go wrong with a file of others: one sentence with the file, the key or tensor, what was
-//! expected and what was found, and a hint where there is one.
+//! Errors: what can go wrong with a file of others, in one sentence with the file, the key or
+//! tensor, what was expected and what was found, and a hint where there is one.
 
 use std::path::{Path, PathBuf};
 
-/// The result of everything in this crate.
+/// The result of every fallible function of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// An error of this crate. `Display` is one line; [`Error::hint`] is what to do about it.
@@ -58,12 +58,12 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
-    /// What is to be written is what is read.
+    /// The output is one of the inputs.
     #[error("{}: expected another file or folder than the input, found the input {}", output.display(), input.display())]
     OwnInput {
-        /// What is to be written.
+        /// The file or folder to be written.
         output: PathBuf,
-        /// What is read.
+        /// The file or folder that is read.
         input: PathBuf,
     },
     /// A tokenizer that cannot be read, trained or carried.
@@ -83,7 +83,7 @@ pub enum Error {
     /// The job could not be done.
     #[error("{message}")]
     Failed {
-        /// What, where, expected and found.
+        /// One sentence: what failed, where, expected and found.
         message: String,
         /// What to do about it.
         hint: Option<String>,
@@ -98,7 +98,8 @@ pub enum Error {
         /// The value it has.
         found: String,
     },
-    /// What is asked for does not fit what it is asked of: a misuse of the caller's, no fault of a file.
+    /// A request that does not fit what it is made of: a misuse of the caller's, no fault of a
+    /// file.
     #[error("{message}")]
     Misuse {
         /// Expected and found.
@@ -115,7 +116,7 @@ pub struct TensorReport {
     pub unexpected: Vec<String>,
     /// `(tensor, expected, found)`: shapes or types that differ.
     pub mismatched: Vec<(String, String, String)>,
-    /// What is behind it, where that is known: another number of layers, for instance.
+    /// The cause, where it is known: another number of layers, for instance.
     pub note: Option<String>,
 }
 
@@ -127,11 +128,13 @@ impl TensorReport {
 }
 
 impl TensorReport {
-    /// For missing tensors, the unexpected ones whose names are nearest: often a prefix or another spelling.
+    /// The unexpected tensors whose names are nearest to those missing: often a prefix or another
+    /// spelling.
     fn hint(&self) -> Option<String> {
         let mut pairs = Vec::new();
         for missing in self.missing.iter().take(2) {
-            // the unexpected names that are worth a comparison; more would be a file of another kind
+            // the unexpected names that are worth a comparison; more would be a file of another
+            // kind
             let nearest =
                 self.unexpected.iter().take(1000).map(|found| (edits(missing, found), found)).min();
             if let Some((distance, found)) = nearest
@@ -203,7 +206,8 @@ impl std::fmt::Display for TensorReport {
 impl Error {
     /// An I/O error with its path.
     pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
-        // fs_err wraps the system's reason in a sentence that names the path again: keep the reason.
+        // fs_err wraps the system's reason in a sentence that names the path again: keep the
+        // reason.
         let source = match source.get_ref().and_then(|inner| inner.source()) {
             Some(inner) => std::io::Error::new(source.kind(), inner.to_string()),
             None => source,
@@ -250,12 +254,13 @@ impl Error {
         Self::Misuse { message: message.into() }
     }
 
-    /// True where what was asked for makes no sense, whatever the files hold: a fault of the caller's.
+    /// True where what was asked for makes no sense, whatever the files hold: a fault of the
+    /// caller's.
     pub fn is_misuse(&self) -> bool {
         matches!(self, Self::Setting { .. } | Self::Misuse { .. })
     }
 
-    /// What the user can do about it, where that is known.
+    /// A hint: what the user can do about it, where that is known.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Format { message, .. } if message.contains("Git LFS pointer") => {

@@ -28,9 +28,10 @@ impl Bytes {
         if !meta.is_file() {
             return Err(Error::format(path, "expected a file, found a folder or device"));
         }
-        // SAFETY: the map is read only and private to this process. Whoever truncates or rewrites the
-        // file in place meanwhile breaks it, as with every program that maps its weights; mmx itself
-        // never does: it writes a new file and renames it (`write_whole`), which leaves a map intact.
+        // SAFETY: the map is read only and private to this process. Whoever truncates or rewrites
+        // the file in place meanwhile breaks it, as with every program that maps its weights; mmx
+        // itself never does: it writes a new file and renames it (`write_whole`), which leaves a
+        // map intact.
         let map = unsafe { memmap2::Mmap::map(file.file()) }.map_err(|e| Error::io(path, e))?;
         let bytes = Self(Inner::Mapped(map));
         refuse_lfs_pointer(&bytes, path)?;
@@ -46,13 +47,13 @@ impl Bytes {
         Ok(Self(Inner::Owned(bytes)))
     }
 
-    /// Unmaps the pages that were read, which are read again when they are needed: a map of which much was read no
-    /// longer counts as memory of this process. Does nothing for bytes in memory.
+    /// Unmaps the pages that were read, which are read again when they are needed: a map of which
+    /// much was read no longer counts as memory of this process. Does nothing for bytes in memory.
     pub fn give_back(&self) {
         #[cfg(unix)]
         if let Inner::Mapped(map) = &self.0 {
-            // SAFETY: the map is read only, of a file, and never written through: every page that is dropped is
-            // read from the file again, with the bytes it had.
+            // SAFETY: the map is read only, of a file, and never written through: every page that
+            // is dropped is read from the file again, with the bytes it had.
             let _ = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
         }
     }
@@ -87,8 +88,8 @@ fn refuse_lfs_pointer(bytes: &[u8], path: &Path) -> Result<()> {
 }
 
 /// Writes a file so that it appears whole or not at all: into a temporary file beside it, flushed,
-/// synced and renamed. A file that was there stays as it was until then, and if `fill` fails; of a symlink
-/// only the link is replaced. A device or a pipe is written to as it is.
+/// synced and renamed. A file that was there stays as it was until then, and if `fill` fails; of a
+/// symlink only the link is replaced. A device or a pipe is written to as it is.
 ///
 /// # Errors
 /// The folder or file cannot be written, or `fill` failed.
@@ -121,19 +122,21 @@ fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// What stands around the random part of the name of a file that is being written: `.mmx-a1B2c3.part`.
+/// Beginning and end, around a random part, of the name of a file that is being written:
+/// `.mmx-a1B2c3.part`.
 const PART: (&str, &str) = (".mmx-", ".part");
 /// Characters of the random part.
 const RANDOM: usize = 6;
 
-/// True for the name of a temporary file or folder made here. A download's, which is gone on with, is longer.
+/// True for the name of a temporary file or folder made here. A download's, which is gone on with,
+/// is longer.
 fn is_part(name: &str) -> bool {
     let random = name.strip_prefix(PART.0).and_then(|rest| rest.strip_suffix(PART.1));
     random.is_some_and(|r| r.len() == RANDOM && r.bytes().all(|b| b.is_ascii_alphanumeric()))
 }
 
-/// A builder of names as [`is_part`] knows them, with the permissions that any program's new file or folder gets:
-/// the umask takes away from `mode`.
+/// A builder of names as [`is_part`] knows them, with the permissions that any program's new file
+/// or folder gets: the umask takes away from `mode`.
 fn parts(mode: u32) -> tempfile::Builder<'static, 'static> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(PART.0).suffix(PART.1).rand_bytes(RANDOM);
@@ -147,8 +150,8 @@ fn parts(mode: u32) -> tempfile::Builder<'static, 'static> {
     builder
 }
 
-/// A file for what is being written in a folder, gone again if it is dropped. A lock tells that its process lives;
-/// what killed processes left there is removed first.
+/// A file for what is being written in a folder, gone again if it is dropped. A lock tells that its
+/// process lives; what killed processes left there is removed first.
 ///
 /// # Errors
 /// The folder cannot be written.
@@ -165,7 +168,8 @@ pub fn temporary_file(folder: &Path) -> Result<tempfile::NamedTempFile> {
     }
 }
 
-/// A folder for what is being written in a folder, as [`temporary_file`].
+/// A folder for what is being written in a folder, gone again if it is dropped, as
+/// [`temporary_file`].
 #[derive(Debug)]
 pub struct TemporaryFolder {
     // dropped, and so removed, before the lock is let go of
@@ -174,7 +178,7 @@ pub struct TemporaryFolder {
 }
 
 impl TemporaryFolder {
-    /// Makes one in `parent`.
+    /// Makes a folder in `parent`.
     ///
     /// # Errors
     /// The parent cannot be written.
@@ -190,12 +194,12 @@ impl TemporaryFolder {
         }
     }
 
-    /// The folder.
+    /// The path of the folder.
     pub fn path(&self) -> &Path {
         self.dir.path()
     }
 
-    /// Gives it another name, under which it stays.
+    /// Renames the folder to where it stays.
     ///
     /// # Errors
     /// The system's refusal; the folder is removed then.
@@ -207,8 +211,8 @@ impl TemporaryFolder {
     }
 }
 
-/// Removes what processes that live no longer left half-written in a folder. Nothing is said where that does not
-/// work: the next one tries again.
+/// Removes what processes that live no longer left half-written in a folder. Nothing is said where
+/// that does not work: the next one tries again.
 fn remove_abandoned(folder: &Path) {
     let Ok(entries) = fs_err::read_dir(folder) else { return };
     for entry in entries.flatten().filter(|e| e.file_name().to_str().is_some_and(is_part)) {
@@ -227,8 +231,8 @@ fn remove_abandoned(folder: &Path) {
     }
 }
 
-/// True if two paths lead to one file or folder, however they are spelled: by way of a symlink, or as hard links
-/// where the system numbers its files (Unix).
+/// True if two paths lead to one file or folder, however they are spelled: by way of a symlink, or
+/// as hard links where the system numbers its files (Unix).
 pub fn is_same(a: &Path, b: &Path) -> bool {
     #[cfg(unix)]
     {
@@ -243,8 +247,8 @@ pub fn is_same(a: &Path, b: &Path) -> bool {
     }
 }
 
-/// Refuses to write `output` where it is one of `inputs`, or one of the files that a model is read from in a folder
-/// among them. Called before anything is written.
+/// Refuses to write `output` where it is one of `inputs`, or one of the files that a model is read
+/// from in a folder among them. Called before anything is written.
 ///
 /// # Errors
 /// [`Error::OwnInput`].

@@ -1,9 +1,10 @@
-//! Which files of a folder mmx wrote, and what was in them: the next export replaces those, and nothing that is
-//! somebody else's or was changed since.
+//! Which files of a folder mmx wrote, and what was in them: the next export replaces those, and
+//! nothing that is somebody else's or was changed since.
 //!
-//! `.mmx-files.json` in the folder: for each file, by its path in the folder, its size and its CRC-32. No clock and no
-//! path outside is in it: the same files give the same bytes. A CRC is enough to notice a change, and takes no longer
-//! than reading the file does (26M parameters in float32: some 20 ms).
+//! `.mmx-files.json` in the folder: for each file, by its path in the folder, its size and its
+//! CRC-32. No clock and no path outside is in it: the same files give the same bytes. A CRC is
+//! enough to notice a change, and takes no longer than reading the file does (26M parameters in
+//! float32: some 20 ms).
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -14,12 +15,12 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::file;
 
-/// Its name. Hidden, so that `mmx push` leaves it here.
+/// The manifest's name. Hidden, so that `mmx push` leaves it here.
 pub const FILE_NAME: &str = ".mmx-files.json";
-/// The version of its form.
+/// The version of the manifest's form.
 const FORMAT: u32 = 1;
 
-/// What was in a file.
+/// The mark of a file's content: its size and CRC-32.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Mark {
     bytes: u64,
@@ -42,7 +43,7 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// Reads a folder's. One that is not there, or that nobody here wrote, knows no files.
+    /// Reads a folder's manifest. One that is not there, or that nobody here wrote, knows no files.
     ///
     /// # Errors
     /// The system refuses to read it.
@@ -102,7 +103,7 @@ impl Manifest {
     /// Takes note of a file just written.
     ///
     /// # Errors
-    /// It cannot be read.
+    /// The file cannot be read.
     pub fn add(&mut self, path: &Path) -> Result<()> {
         if let Some(name) = self.name(path) {
             self.files.insert(name.clone(), mark(path)?);
@@ -111,7 +112,7 @@ impl Manifest {
         Ok(())
     }
 
-    /// Writes it, without the files that are gone.
+    /// Writes the manifest, without the files that are gone.
     ///
     /// # Errors
     /// The system's refusal.
@@ -127,7 +128,7 @@ impl Manifest {
     }
 }
 
-/// What is in a file.
+/// Measures a file: its size and CRC-32.
 fn mark(path: &Path) -> Result<Mark> {
     let io = |e| Error::io(path, e);
     let mut file = fs_err::File::open(path).map_err(io)?;

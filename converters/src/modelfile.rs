@@ -1,24 +1,25 @@
 //! Ollama's Modelfile: written so that Ollama's reader gives back exactly what was meant.
 //!
-//! The reader's rules (read in Ollama's source): a value begins after its command and blanks. At each
-//! line end the value so far, trimmed, is taken if it is complete; else reading goes on. A value that
-//! begins with three quotes is complete once it has six characters and ends with three quotes; one that
-//! begins with one quote, once it ends with one; any other is one line. There is no escape. Characters
-//! that Go does not call printable are dropped, except line ends, blanks and tabs.
+//! The reader's rules (read in Ollama's source): a value begins after its command and blanks. At
+//! each line end the value so far, trimmed, is taken if it is complete; else reading goes on. A
+//! value that begins with three quotes is complete once it has six characters and ends with three
+//! quotes; one that begins with one quote, once it ends with one; any other is one line. There is
+//! no escape. Characters that Go does not call printable are dropped, except line ends, blanks and
+//! tabs.
 
 use std::path::Path;
 
 use crate::error::{Error, Result};
 
-/// What a Modelfile says.
+/// A Modelfile's commands.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Modelfile {
     /// The GGUF: a file name beside the Modelfile, or an absolute path.
     pub from: String,
     /// `PARAMETER` lines in order; `stop` may come several times.
     pub parameters: Vec<(String, String)>,
-    /// A Go template. Without one Ollama renders the GGUF's own chat template (tools included); older
-    /// versions need one.
+    /// A Go template. Without one Ollama renders the GGUF's own chat template (tools included);
+    /// older versions need one.
     pub template: Option<String>,
     /// The default system prompt.
     pub system: Option<String>,
@@ -36,8 +37,8 @@ pub struct Written {
 }
 
 impl Modelfile {
-    /// For a finished GGUF with a chat template: the stops of ChatML, the sampling the reference uses
-    /// (temperature and top-p 0.85), and the length the model was trained for.
+    /// The Modelfile of a finished GGUF with a chat template: the stops of ChatML, the sampling the
+    /// reference uses (temperature and top-p 0.85), and the length the model was trained for.
     pub fn chat(from: impl Into<String>, num_ctx: usize) -> Self {
         let mut parameters: Vec<(String, String)> = ["<|im_end|>", "<|im_start|>", "<|endoftext|>"]
             .into_iter()

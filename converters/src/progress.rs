@@ -1,8 +1,9 @@
-//! What long work says while it goes on. Libraries print nothing: whoever starts the work listens.
+//! Progress of long work, and the sentences it has for the user. Libraries print nothing: whoever
+//! starts the work listens.
 
 use std::fmt::Debug;
 
-/// Hears sentences and sees how far work is. Every method may be called by any thread.
+/// A listener: hears sentences and sees how far work is. Every method may be called by any thread.
 pub trait Listener: Debug + Send + Sync {
     /// A sentence for the user.
     fn say(&self, sentence: &str);
@@ -23,9 +24,9 @@ pub trait Listener: Debug + Send + Sync {
 pub enum Progress<'a> {
     /// Bytes of a file, which has taken a while so far.
     Bytes {
-        /// What is done with them, as a participle: `tokenizing`.
+        /// The work on these bytes, as a participle: `tokenizing`.
         doing: &'a str,
-        /// Those done; of packed files they may be more than the file has.
+        /// Bytes done; of packed files they may be more than the file has.
         done: u64,
         /// The file's size.
         total: u64,
@@ -34,7 +35,7 @@ pub enum Progress<'a> {
     Steps {
         /// Optimizer steps done.
         done: usize,
-        /// Those of the whole run.
+        /// Optimizer steps of the whole run.
         total: usize,
         /// The last step's numbers; empty before the first one.
         message: &'a str,
@@ -43,7 +44,7 @@ pub enum Progress<'a> {
     Finished,
 }
 
-/// Hears nothing.
+/// A listener that hears nothing.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Silent;
 

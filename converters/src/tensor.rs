@@ -55,7 +55,7 @@ impl Dtype {
         }
     }
 
-    /// The same type of the crate `safetensors`.
+    /// The crate `safetensors`' name of this type.
     pub(crate) fn to_safetensors(self) -> ::safetensors::Dtype {
         use ::safetensors::Dtype as D;
         match self {
@@ -70,7 +70,7 @@ impl Dtype {
         }
     }
 
-    /// A type of the crate `safetensors`, if mmx computes with it.
+    /// The element type that a type of the crate `safetensors` is, if mmx computes with it.
     pub(crate) fn of_safetensors(dtype: ::safetensors::Dtype) -> Option<Self> {
         use ::safetensors::Dtype as D;
         match dtype {
@@ -101,7 +101,8 @@ impl Dtype {
     }
 }
 
-/// A tensor that borrows its bytes (from a memory map, mostly): little-endian, row-major, contiguous.
+/// A tensor that borrows its bytes (from a memory map, mostly): little-endian, row-major,
+/// contiguous.
 #[derive(Clone, Copy, Debug)]
 pub struct TensorView<'a> {
     /// Element type.
@@ -160,7 +161,8 @@ pub fn encode_f32(values: &[f32], dtype: Dtype) -> Vec<u8> {
 /// Elements that one thread converts at a time: their float32 form stays in the first-level cache.
 const CHUNK: usize = 4096;
 
-/// `bytes` of element type `from` as those of `to`; the same bytes where the types are the same.
+/// Converts `bytes` of element type `from` to `to`; gives the same bytes where the types are the
+/// same.
 ///
 /// # Panics
 /// When `to` is neither `from` nor a float of at most 32 bits (a bug of the caller).
@@ -276,10 +278,12 @@ pub fn magnitude(bytes: &[u8], dtype: Dtype) -> Magnitude {
     }
 }
 
-/// The index of the first NaN or infinity in `bytes` of `dtype`, if there is one; integers have none.
+/// The index of the first NaN or infinity in `bytes` of `dtype`, if there is one; integers have
+/// none.
 ///
-/// As integers and without a way out of a block, so that the compiler takes whole vectors at a time. Measured: 104 MB of
-/// float32 (a model of 26M) in 3.3 ms on two threads of an AMD EPYC, best of 60, 2026-11-29.
+/// As integers and without a way out of a block, so that the compiler takes whole vectors at a
+/// time. Measured: 104 MB of float32 (a model of 26M) in 3.3 ms on two threads of an AMD EPYC, best
+/// of 60, 2026-11-29.
 pub fn first_not_finite(bytes: &[u8], dtype: Dtype) -> Option<usize> {
     /// Bytes that one thread looks through at a time.
     const BLOCK: usize = 64 << 10;

@@ -1,9 +1,10 @@
-//! What `mmx` and its child `mmx-train logits --serve` say to each other: ids in, float32 logits out.
+//! The protocol between `mmx` and its child `mmx-train logits --serve`: ids in, float32 logits out.
 //!
-//! All numbers are little-endian. The child greets with a status; 0 is followed by the vocabulary as u32. Then each
-//! request is the number of ids as u32 and the ids as u32; its answer is a status, 0 followed by the number of values
-//! as u64 and the values as float32. Another status is followed by a message and a hint, each as its length in u32 and
-//! UTF-8 (no hint: no bytes). The end of the requests ends the child.
+//! All numbers are little-endian. The child greets with a status; 0 is followed by the vocabulary
+//! as u32. Then each request is the number of ids as u32 and the ids as u32; its answer is a
+//! status, 0 followed by the number of values as u64 and the values as float32. Another status is
+//! followed by a message and a hint, each as its length in u32 and UTF-8 (no hint: no bytes). The
+//! end of the requests ends the child.
 
 use std::io::{self, Read, Write};
 

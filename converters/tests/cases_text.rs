@@ -1,4 +1,5 @@
-//! Faults that people met with tokenizers, templates and Modelfiles, each test named after its case.
+//! Faults that people met with tokenizers, templates and Modelfiles, each test named after its
+//! case.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -17,8 +18,8 @@ fn shared(name: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures")).join(name)
 }
 
-/// The folder of MiniMind's published tokenizers (`2025-04`, `2026-08`), which are not ours to ship: the tests on them
-/// run where `MMX_TEST_TOKENIZERS` names it.
+/// The folder of MiniMind's published tokenizers (`2025-04`, `2026-08`), which are not ours to
+/// ship: the tests on them run where `MMX_TEST_TOKENIZERS` names it.
 fn published(name: &str) -> Option<PathBuf> {
     std::env::var_os("MMX_TEST_TOKENIZERS").map(|folder| PathBuf::from(folder).join(name))
 }
@@ -260,7 +261,8 @@ fn tok_train_alphabet() {
     assert!(train(counts, 258, SpecialSet::MiniMind2).is_err());
 }
 
-/// The first ids, their flags and the renderings of a new vocabulary are those of the published ones.
+/// The first ids, their flags and the renderings of a new vocabulary are those of the published
+/// ones.
 #[test]
 fn trained_vocabularies_have_the_published_specials_and_renderings() {
     let corpus: Vec<String> =
@@ -623,7 +625,8 @@ mod go {
     }
 }
 
-/// A template is a stranger's program: loops in loops end with an error, not with the reader's patience.
+/// A template is a stranger's program: loops in loops end with an error, not with the reader's
+/// patience.
 #[test]
 fn a_template_that_never_ends_is_an_error() {
     let source =

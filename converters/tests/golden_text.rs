@@ -14,8 +14,8 @@ fn shared(name: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures")).join(name)
 }
 
-/// The folder of MiniMind's published tokenizers (`2025-04`, `2026-08`), which are not ours to ship: the tests on them
-/// run where `MMX_TEST_TOKENIZERS` names it.
+/// The folder of MiniMind's published tokenizers (`2025-04`, `2026-08`), which are not ours to
+/// ship: the tests on them run where `MMX_TEST_TOKENIZERS` names it.
 fn published(name: &str) -> Option<PathBuf> {
     std::env::var_os("MMX_TEST_TOKENIZERS").map(|folder| PathBuf::from(folder).join(name))
 }

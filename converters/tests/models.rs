@@ -1,5 +1,5 @@
-//! Models across formats: checkpoint to Transformers folder to GGUF and back, bit for bit, and the numbers of the
-//! golden models and cases.
+//! Models across formats: checkpoint to Transformers folder to GGUF and back, bit for bit, and the
+//! numbers of the golden models and cases.
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::borrow::Cow;

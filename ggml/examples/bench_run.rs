@@ -1,11 +1,13 @@
-//! The measurements of `scripts/bench-run`: our runner and llama.cpp (the linked library) on the same file.
+//! The measurements of `scripts/bench-run`: our runner and llama.cpp (the linked library) on the
+//! same file.
 //!
 //!   bench_run make PRESET TYPE TOKENIZER OUT      a GGUF with random weights
 //!   bench_run first mmx|llama|flash FILE THREADS  a fresh process from the file to its first token
 //!   bench_run speed FILE THREADS REPEATS wall|cpu prefill (512) and decode (128), in turns
 //!   bench_run decode mmx|llama|flash FILE THREADS decode (128) of one engine
 //!
-//! Each prints one line of JSON. Memory is the process's largest, so `first` measures one engine each.
+//! Each prints one line of JSON. Memory is the process's largest, so `first` measures one engine
+//! each.
 use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
@@ -116,8 +118,8 @@ fn decode(engine: &str, file: &Path, threads: usize) -> Result<Value> {
     Ok(json!({"decode": speed.decode}))
 }
 
-/// Bytes per second that `threads` threads read together, each its part of `bytes` again and again, as decoding
-/// reads the weights: from a cache where they fit, else from memory.
+/// Bytes per second that `threads` threads read together, each its part of `bytes` again and again,
+/// as decoding reads the weights: from a cache where they fit, else from memory.
 fn read_rate(bytes: usize, threads: usize, clock: Clock) -> f64 {
     /// A fortieth of a second at the usual rate.
     const TOTAL: usize = 1 << 30;

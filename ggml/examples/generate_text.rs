@@ -35,8 +35,8 @@ fn main() -> std::process::ExitCode {
     }
 }
 
-/// Asks the model by its own chat template, sampled as its file says; `on_text` gets each piece of text and
-/// says whether to go on.
+/// Asks the model by its own chat template, sampled as its file says; `on_text` gets each piece of
+/// text and says whether to go on.
 fn answer(model: &Model, question: &str, on_text: impl FnMut(&str) -> bool) -> Result<Generated> {
     let messages = [chat::message("user", question)];
     let prompt = model.tokenizer()?.encode_chat(&messages, &chat::Options::generation())?;

@@ -1,4 +1,5 @@
-//! What may follow a text: the likeliest tokens with their probabilities, and how likely the text itself is.
+//! What may follow a text: the likeliest tokens with their probabilities, and how likely the text
+//! itself is.
 //!
 //! ```text
 //! cargo run --release -p mmx-ggml --example next_tokens -- model.gguf "Once upon a"

@@ -1,6 +1,6 @@
-//! What can go wrong in ggml, llama.cpp and the runner.
+//! Errors of ggml, llama.cpp and the runner.
 
-/// The result of everything in this crate.
+/// The result of every fallible function of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// An error of this crate.
@@ -13,9 +13,9 @@ pub enum Error {
     /// The C library returned a failure.
     #[error("{doing}: {message}")]
     Library {
-        /// What was asked of it.
+        /// The request that the library was given.
         doing: String,
-        /// What it logged, last lines.
+        /// The last lines of its log.
         message: String,
     },
     /// A request that the model or session cannot serve (context full, id out of range, ...).
@@ -27,7 +27,7 @@ pub enum Error {
 }
 
 impl From<Error> for mmx_converters::Error {
-    /// For those who speak of models and files only.
+    /// An error for callers that know errors of models and files only.
     fn from(error: Error) -> Self {
         match error {
             Error::Converters(error) => error,

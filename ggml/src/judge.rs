@@ -1,8 +1,9 @@
-//! llama.cpp itself as judge: what it makes of the same file.
+//! llama.cpp itself as judge: its logits, tokens and text of a GGUF that mmx runs.
 //!
-//! In: a GGUF and token ids or text. Out: its logits, tokens, text, speed, and its own quantized files.
-//! Logits are computed with float32 keys and values and without flash attention, so that a difference
-//! to another engine is the engine's; speed is measured with float16 keys and values, as llama-bench does.
+//! In: a GGUF and token ids or text. Out: its logits, tokens, text, speed, and its own quantized
+//! files. Logits are computed with float32 keys and values and without flash attention, so that a
+//! difference to another engine is the engine's; speed is measured with float16 keys and values, as
+//! llama-bench does.
 #![expect(unsafe_code, reason = "llama.cpp's interface is C")]
 
 use std::ffi::{CString, c_void};
@@ -19,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::run::clock::Clock;
 use crate::wrap::cpu::kernels;
 use crate::wrap::log;
-use crate::wrap::plan::{MAX_THREADS, Pool, thread_count};
+use crate::wrap::pool::{MAX_THREADS, Pool, thread_count};
 use mmx_converters::quant::file_type::FileType;
 
 /// Tokens evaluated in one go, llama.cpp's own default of a physical batch.
@@ -34,8 +35,8 @@ fn c_path(path: &Path) -> Result<CString> {
     })
 }
 
-/// llama-quantize: `input` (f32, f16 or bf16) to `output` of the type `file`, on `threads` threads; with the
-/// columns' importance where there is some.
+/// Quantizes a file as llama-quantize does: `input` (f32, f16 or bf16) to `output` of the type
+/// `file`, on `threads` threads; with the columns' importance where there is some.
 ///
 /// # Errors
 /// What llama.cpp says.
@@ -70,8 +71,8 @@ pub fn quantize_file(
         size: 0,
     });
     let (code, said) = log::capture(|| {
-        // SAFETY: strings and lists live during the call; the parameters are the library's defaults but for
-        // two numbers and the list, so every other pointer in them is null.
+        // SAFETY: strings and lists live during the call; the parameters are the library's defaults
+        // but for two numbers and the list, so every other pointer in them is null.
         unsafe {
             let mut params = sys::llama_model_quantize_default_params();
             params.ftype = file.id() as sys::llama_ftype;
@@ -91,9 +92,9 @@ pub fn quantize_file(
 /// Tokens per second.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Speed {
-    /// While reading the prompt.
+    /// Speed of reading the prompt.
     pub prefill: f64,
-    /// While writing, one token at a time.
+    /// Speed of writing, one token at a time.
     pub decode: f64,
 }
 
@@ -104,15 +105,16 @@ pub struct LlamaModel {
     path: PathBuf,
 }
 
-// SAFETY: a llama_model is read only after loading; contexts made of it are independent of each other.
+// SAFETY: a llama_model is read only after loading; contexts made of it are independent of each
+// other.
 unsafe impl Send for LlamaModel {}
 // SAFETY: as above.
 unsafe impl Sync for LlamaModel {}
 
 impl Drop for LlamaModel {
     fn drop(&mut self) {
-        // SAFETY: the pointer came from llama_model_load_from_file and no context outlives its model,
-        // since a Context borrows it.
+        // SAFETY: the pointer came from llama_model_load_from_file and no context outlives its
+        // model, since a Context borrows it.
         unsafe { sys::llama_model_free(self.model.as_ptr()) }
     }
 }
@@ -130,7 +132,7 @@ impl Drop for Context<'_> {
     }
 }
 
-/// How a context computes.
+/// Settings of a context: how it computes.
 struct Settings {
     n_ctx: usize,
     threads: usize,
@@ -139,8 +141,8 @@ struct Settings {
 }
 
 impl LlamaModel {
-    /// Opens a GGUF as llama.cpp's programs do: mapped, weights repacked for the CPU where it can. Of a split model it
-    /// is given the first file, the only one that it takes.
+    /// Opens a GGUF as llama.cpp's programs do: mapped, weights repacked for the CPU where it can.
+    /// Of a split model it is given the first file, the only one that it takes.
     ///
     /// # Errors
     /// What llama.cpp says.
@@ -156,8 +158,8 @@ impl LlamaModel {
         let c = c_path(first.as_deref().unwrap_or(path))?;
         let mut no_devices = [std::ptr::null_mut()]; // a list ends with null: the judge is the CPU
         let (model, said) = log::capture(|| {
-            // SAFETY: the string lives during the call; the list of devices and it are all that is ours among the
-            // parameters.
+            // SAFETY: the string lives during the call; the list of devices and it are all that is
+            // ours among the parameters.
             unsafe {
                 let mut params = sys::llama_model_default_params();
                 params.n_gpu_layers = 0;
@@ -190,7 +192,8 @@ impl LlamaModel {
         unsafe { self.context_with(settings, (None, std::ptr::null_mut())) }
     }
 
-    /// A context whose nodes are shown to `callback` (with the pointer beside it) as they are computed.
+    /// A context whose nodes are shown to `callback` (with the pointer beside it) as they are
+    /// computed.
     ///
     /// # Safety
     /// The callback may be called with that pointer as long as the context lives.
@@ -201,8 +204,8 @@ impl LlamaModel {
     ) -> Result<Context<'_>> {
         let threads = thread_count(settings.threads.max(1))?;
         let (context, said) = log::capture(|| {
-            // SAFETY: the model is alive; every pointer in the default parameters is null, and the callback's is
-            // this function's own condition.
+            // SAFETY: the model is alive; every pointer in the default parameters is null, and the
+            // callback's is this function's own condition.
             unsafe {
                 let mut params = sys::llama_context_default_params();
                 params.n_ctx = settings.n_ctx as u32;
@@ -244,7 +247,8 @@ impl LlamaModel {
         self.all_logits(self.context(&Self::exact(ids.len(), threads))?, ids)
     }
 
-    /// The same with a GGUF adapter applied at full scale while it computes (llama.cpp's `--lora`).
+    /// The logits of every position with a GGUF adapter applied at full scale while it computes
+    /// (llama.cpp's `--lora`).
     ///
     /// # Errors
     /// An adapter that llama.cpp refuses; else as [`LlamaModel::logits`].
@@ -296,8 +300,8 @@ impl LlamaModel {
         Ok(logits)
     }
 
-    /// Reads pieces of text, each from its beginning, and shows every node to `callback`. `all_experts`: every expert
-    /// computes for every token.
+    /// Reads pieces of text, each from its beginning, and shows every node to `callback`.
+    /// `all_experts`: every expert computes for every token.
     ///
     /// # Safety
     /// The callback may be called with the pointer beside it until this returns.
@@ -311,7 +315,8 @@ impl LlamaModel {
     ) -> Result<()> {
         let longest = pieces.iter().map(|piece| piece.len()).max().unwrap_or(0);
         let settings = Self::exact(longest.max(1), threads);
-        // SAFETY: the context is dropped before this returns; the rest is this function's own condition.
+        // SAFETY: the context is dropped before this returns; the rest is this function's own
+        // condition.
         let mut context = unsafe { self.context_with(&settings, callback)? };
         // SAFETY: the context is alive.
         unsafe { sys::llama_set_warmup(context.context.as_ptr(), all_experts) }
@@ -327,7 +332,8 @@ impl LlamaModel {
         Ok(())
     }
 
-    /// `n` ids, each the most likely one (the lowest of equals), after the prompt `ids`. Never stops early.
+    /// `n` ids, each the most likely one (the lowest of equals), after the prompt `ids`. Never
+    /// stops early.
     ///
     /// # Errors
     /// An empty prompt, an id outside the vocabulary, or what llama.cpp says.
@@ -351,8 +357,8 @@ impl LlamaModel {
         Ok(out)
     }
 
-    /// Text to ids by llama.cpp's tokenizer, with the bos and eos that the file's `add_bos_token` and `add_eos_token`
-    /// ask for; `parse_special` reads `<|im_end|>` as one id.
+    /// Text to ids by llama.cpp's tokenizer, with the bos and eos that the file's `add_bos_token`
+    /// and `add_eos_token` ask for; `parse_special` reads `<|im_end|>` as one id.
     ///
     /// # Errors
     /// A model without a tokenizer.
@@ -381,7 +387,8 @@ impl LlamaModel {
         }
     }
 
-    /// Ids to bytes by llama.cpp, token by token (so without its clean-up of blanks), specials shown.
+    /// Ids to bytes by llama.cpp, token by token (so without its clean-up of blanks), specials
+    /// shown.
     ///
     /// # Errors
     /// An id outside the vocabulary.
@@ -415,8 +422,8 @@ impl LlamaModel {
         Ok(text)
     }
 
-    /// The most likely token after `ids`, read into an empty float16 cache of `n_ctx` cells: what happens from
-    /// an opened model to its first token.
+    /// The most likely token after `ids`, read into an empty float16 cache of `n_ctx` cells: what
+    /// happens from an opened model to its first token.
     ///
     /// # Errors
     /// An empty prompt, or what llama.cpp says.
@@ -436,9 +443,9 @@ impl LlamaModel {
         Ok((0..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best }) as u32)
     }
 
-    /// Speed as llama-bench measures it: float16 cache; prefill of `n_prompt` made-up tokens, then, from
-    /// an empty cache, `n_gen` tokens one by one without sampling. One warm-up before each. Threads are kept
-    /// from step to step, as llama-bench keeps them.
+    /// Speed as llama-bench measures it: float16 cache; prefill of `n_prompt` made-up tokens, then,
+    /// from an empty cache, `n_gen` tokens one by one without sampling. One warm-up before each.
+    /// Threads are kept from step to step, as llama-bench keeps them.
     ///
     /// # Errors
     /// What llama.cpp says.
@@ -510,8 +517,8 @@ impl Context<'_> {
         let mut tokens: Vec<_> = ids.iter().map(|&id| id as sys::llama_token).collect();
         let mut wanted = vec![1i8; ids.len()];
         let (code, said) = log::capture(|| {
-            // SAFETY: token and logits arrays of n_tokens elements that live during the call; null for
-            // the rest means: next positions of sequence 0.
+            // SAFETY: token and logits arrays of n_tokens elements that live during the call; null
+            // for the rest means: next positions of sequence 0.
             unsafe {
                 let mut batch = sys::llama_batch_get_one(tokens.as_mut_ptr(), tokens.len() as i32);
                 if all_logits {
@@ -550,7 +557,8 @@ impl Context<'_> {
     /// # Safety
     /// The pool outlives the context.
     unsafe fn attach(&mut self, pool: &Pool) {
-        // SAFETY: both are alive, the rest is this function's own condition; null means the first for both.
+        // SAFETY: both are alive, the rest is this function's own condition; null means the first
+        // for both.
         unsafe {
             sys::llama_attach_threadpool(self.context.as_ptr(), pool.raw(), std::ptr::null_mut());
         }

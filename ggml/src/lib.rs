@@ -1,9 +1,10 @@
 //! Runs the four MiniMind model families from a GGUF, on ggml: load, tokenize, generate, logits.
 //!
-//! The file is all that is needed: weights, configuration, tokenizer, chat template and sampling settings.
-//! No Python, no libtorch. [`run`] is the runner; beneath it lies a safe wrapper of ggml ([`wrap`]) with
-//! kernels of our own ([`kernel`]), beside it llama.cpp as the judge ([`judge`]) and ggml's quantizers
-//! ([`quant`], [`FileType`]). Formats, tokenizer and chat templates are in [`converters`].
+//! The file is all that is needed: weights, configuration, tokenizer, chat template and sampling
+//! settings. No Python, no libtorch. [`run`] is the runner; beneath it lies a safe wrapper of ggml
+//! ([`wrap`]) with kernels of our own ([`kernel`]), beside it llama.cpp as the judge ([`judge`])
+//! and ggml's quantizers ([`quant`], [`FileType`]). Formats, tokenizer and chat templates are in
+//! [`converters`].
 //!
 //! ```
 //! use mmx_ggml::converters::chat;
@@ -44,10 +45,23 @@
 //! # Ok(()) }
 //! ```
 //!
-//! A [`run::Model`] is cheap to clone and may be used by any number of threads; a [`run::Session`] is one
-//! text in progress, which moves between threads but computes on one at a time. [`run::Slots`] computes
-//! several texts together. Longer programs: `examples/generate_text.rs` and `examples/next_tokens.rs`; from
-//! C: the crate `mmx-capi`.
+//! A [`run::Model`] is cheap to clone and may be used by any number of threads; a [`run::Session`]
+//! is one text in progress, which moves between threads but computes on one at a time.
+//! [`run::Slots`] computes several texts together. Longer programs: `examples/generate_text.rs` and
+//! `examples/next_tokens.rs`; from C: the crate `mmx-capi`.
+//!
+//! # Files
+//!
+//! - [`wrap`]: the C boundary: contexts, tensors, operations, memory, threads, devices, graphs
+//!   that are computed; the log
+//! - [`kernel`]: our own operations: attention, products with float and with quantized matrices
+//!   (a file for each type)
+//! - [`quant`]: float32 to ggml's blocks and back, as llama-quantize writes them; collecting an
+//!   importance matrix
+//! - [`run`]: the runner: options, loader, weights, decoder (configuration to graph), cache,
+//!   slots, session, sampler, generation
+//! - [`judge`]: llama.cpp itself, to compare with
+//! - [`version`], [`error`]: which ggml is linked; what can go wrong
 
 pub mod error;
 pub mod judge;
@@ -63,5 +77,6 @@ pub use mmx_converters::cpus::cpus;
 pub use mmx_converters::quant::file_type::{Fallback, FileType, recipe};
 pub use run::clock::Clock;
 pub use wrap::cpu::cpu_kernels;
-pub use wrap::device::{Device, devices};
-pub use wrap::plan::MAX_THREADS;
+pub use wrap::device::Device;
+pub use wrap::placement::devices;
+pub use wrap::pool::MAX_THREADS;

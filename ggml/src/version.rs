@@ -8,7 +8,7 @@ use llama_cpp_sys_2 as sys;
 /// The crate that llama.cpp and ggml come from, pinned in the workspace's Cargo.toml.
 pub const LLAMA_CPP_SYS: &str = "0.1.161";
 
-/// What the library that is linked says of itself.
+/// The linked library's version, as it says itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Library {
     /// ggml's version.

@@ -1,5 +1,5 @@
-//! Layers on a device against the same on the CPU and against the reference (`scripts/check-vulkan`). Only built with a
-//! device's feature; without a device it fails.
+//! Layers on a device against the same on the CPU and against the reference
+//! (`scripts/check-vulkan`). Only built with a device's feature; without a device it fails.
 #![cfg(any(feature = "cuda", feature = "metal", feature = "vulkan"))]
 #![expect(clippy::unwrap_used, reason = "what cannot be unwrapped here is a failed test")]
 
@@ -15,9 +15,9 @@ use mmx_ggml::run::{
     KvType, LoadOptions, Model, Part, Session, SessionOptions, Slots, SlotsOptions,
 };
 
-/// Devices multiply in float32 or, where they have it, round what they multiply to float16 (10 bits of fraction, so
-/// 5e-4 relative): MMX_DEVICE_TOLERANCE says which of the two was asked for. Measured on llvmpipe with float16, logits of size
-/// 1 to 10: 2.1e-2 at most.
+/// Devices multiply in float32 or, where they have it, round what they multiply to float16 (10 bits
+/// of fraction, so 5e-4 relative): MMX_DEVICE_TOLERANCE says which of the two was asked for.
+/// Measured on llvmpipe with float16, logits of size 1 to 10: 2.1e-2 at most.
 fn limit() -> f32 {
     let set = std::env::var("MMX_DEVICE_TOLERANCE").ok();
     set.map_or(5e-2, |text| text.parse().unwrap())
@@ -93,7 +93,8 @@ fn unpacked(file: &Gguf) -> Gguf {
     Gguf::from_bytes(bytes.unwrap(), "unpacked.gguf").unwrap()
 }
 
-/// The CPU's own kernels round activations to 8 bits; the judge here are the file's weights as float32, on the CPU.
+/// The CPU's own kernels round activations to 8 bits; the judge here are the file's weights as
+/// float32, on the CPU.
 #[test]
 fn quantized_weights_give_the_logits_of_the_same_weights_in_float32() {
     for folder in ["golden/minimind2", "golden-2026/minimind3-moe"] {

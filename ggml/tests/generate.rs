@@ -169,7 +169,8 @@ fn stops_at_an_end_token_a_text_a_full_context_or_the_callers_wish() {
     assert_eq!((none.finish, none.text.as_str()), (Finish::Length, ""));
 }
 
-/// A caller that has had enough is heard before there is text to show, and what was read until then is not lost.
+/// A caller that has had enough is heard before there is text to show, and what was read until then
+/// is not lost.
 #[test]
 fn who_listens_is_asked_after_every_token_and_within_a_long_prompt() {
     let model = model("golden/minimind2", "golden");

@@ -11,7 +11,8 @@ use mmx_ggml::judge::LlamaModel;
 use mmx_ggml::run::random_model::write_random_gguf;
 use mmx_ggml::run::{KvType, LoadOptions, Model, Session, SessionOptions};
 
-/// float32 sums in another order: EXPORT_FACTS measured up to 1.3e-5 for llama.cpp.
+/// The largest difference that float32 sums in another order may make: 1.3e-5 was measured for
+/// llama.cpp.
 const LIMIT: f32 = 1e-4;
 
 fn exact() -> SessionOptions {
@@ -67,7 +68,8 @@ fn one_batch_equals_token_by_token() {
             for (i, &id) in ids.iter().enumerate() {
                 let single = session.decode(id).unwrap();
                 let row = &together[i * vocab..(i + 1) * vocab];
-                // a float16 cache rounds keys and values: the two paths add in another order around it
+                // a float16 cache rounds keys and values: the two paths add in another order around
+                // it
                 let limit = if kv == KvType::F32 { LIMIT } else { 2e-2 };
                 assert_close(single, row, vocab, limit, &format!("{folder}, {kv:?}, token {i}"));
             }
@@ -125,9 +127,9 @@ fn quantized_files_give_llama_cpps_logits() {
                     Model::load(&path, LoadOptions { repack, ..LoadOptions::default() }).unwrap();
                 let vocab = model.config().vocab_size;
                 let logits = Session::new(&model, exact()).unwrap().logits_all(ids).unwrap();
-                // The same weights; activations are quantized alike, but a sum in another order may round
-                // to the next step there, and a nearly tied router may choose another expert: judged by
-                // the mean, as EXPORT_FACTS section 6 advises.
+                // The same weights; activations are quantized alike, but a sum in another order may
+                // round to the next step there, and a nearly tied router may choose another expert:
+                // judged by the mean.
                 let mean = logits.iter().zip(&judge).map(|(a, b)| (a - b).abs()).sum::<f32>()
                     / logits.len() as f32;
                 assert!(mean < 0.02, "{folder}, {file}, repack {repack}: mean difference {mean}");
@@ -197,8 +199,8 @@ fn lists_every_tensor_that_does_not_fit() {
     assert!(message.contains("expected shape [96, 64], found [192, 64]"), "{message}");
 }
 
-/// A head width that our own attention is not compiled for, rows that our own kernel cannot take, and
-/// several threads: ggml's operations, against llama.cpp.
+/// A head width that our own attention is not compiled for, rows that our own kernel cannot take,
+/// and several threads: ggml's operations, against llama.cpp.
 #[test]
 fn odd_widths_and_threads_agree_with_llama_cpp() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,5 @@
-//! Our quantizer and recipe against llama-quantize itself: the same type and bytes for every tensor.
+//! Our quantizer and recipe against llama-quantize itself: the same type and bytes for every
+//! tensor.
 #![expect(clippy::unwrap_used, reason = "what cannot be unwrapped here is a failed test")]
 
 use std::path::Path;
@@ -117,8 +118,8 @@ fn qwen3_moe_is_byte_equal() {
     compare(&config, MIXTURES);
 }
 
-/// With an importance matrix: other types for a few tensors, other bytes for all, expert by expert; an idle expert
-/// among them.
+/// With an importance matrix: other types for a few tensors, other bytes for all, expert by expert;
+/// an idle expert among them.
 #[test]
 fn weighted_by_importance_is_byte_equal() {
     let dense = [FileType::Q5_0, FileType::Q4_K_M, FileType::IQ4_NL];

@@ -55,13 +55,14 @@ fn slots(model: &Model, slots: usize, kv: KvType, threads: usize) -> Slots {
     Slots::new(model, options).unwrap()
 }
 
-/// All prompts together, one joining every few steps, its prompt read in pieces beside the others' tokens.
+/// All prompts together, one joining every few steps, its prompt read in pieces beside the others'
+/// tokens.
 fn together(slots: &mut Slots, prompts: &[Vec<u32>]) -> Vec<Vec<u32>> {
     drawn_together(slots, prompts, &Sampling::default(), 0, None).0
 }
 
-/// The same with at most `ahead` tokens guessed ahead of each text, and how many of all came true. `shared` is two texts,
-/// and how many tokens of its prompt the second takes over from the first.
+/// The same with at most `ahead` tokens guessed ahead of each text, and how many of all came true.
+/// `shared` is two texts, and how many tokens of its prompt the second takes over from the first.
 fn drawn_together(
     slots: &mut Slots,
     prompts: &[Vec<u32>],
@@ -192,7 +193,8 @@ fn a_shared_beginning_continues_as_if_read() {
     }
 }
 
-/// All four families: greedy and drawn with a seed, beside each other and each other's prompts, with a shared beginning.
+/// All four families: greedy and drawn with a seed, beside each other and each other's prompts,
+/// with a shared beginning.
 #[test]
 fn texts_guessed_ahead_together_say_what_each_says_alone() {
     let seeded = Sampling { temperature: 0.3, seed: 7, ..Sampling::default() };

@@ -5,7 +5,8 @@ fn main() {
     if std::env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("linux") {
         println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,libmmx.so.0");
         if cfg!(feature = "dynamic") {
-            // ggml's libraries lie beside it (scripts/release); DT_RPATH, so that it holds for theirs, too
+            // ggml's libraries lie beside it (scripts/release); DT_RPATH, so that it holds for
+            // theirs, too
             println!("cargo::rustc-cdylib-link-arg=-Wl,--disable-new-dtags,-rpath,$ORIGIN");
         }
     }

@@ -10,13 +10,14 @@ use crate::pointers::{reference, store, text, values};
 use crate::session::{MmxSession, Text};
 use crate::status::{Failure, MmxStatus, guarded};
 
-/// Gets each piece of text that is certain: whole characters, `length` bytes and a zero after them, valid
-/// during the call. `user` is what mmx_generate was given. Returns whether to go on. It must not use the
-/// session, jump out (longjmp) or throw.
+/// A callback that gets each piece of text that is certain: whole characters, `length` bytes and a
+/// zero after them, valid during the call. `user` is what mmx_generate was given. Returns whether
+/// to go on. It must not use the session, jump out (longjmp) or throw.
 pub type MmxText =
     Option<unsafe extern "C" fn(text: *const c_char, length: usize, user: *mut c_void) -> bool>;
 
-/// What to generate. To be filled in by mmx_generate_options_init first, so that later fields are right.
+/// Options of a generation. To be filled in by mmx_generate_options_init first, so that later
+/// fields are right.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct MmxGenerateOptions {
@@ -34,19 +35,19 @@ pub struct MmxGenerateOptions {
     pub repeat_penalty: f64,
     /// Taken from the logit of each token that was drawn already; 0: off.
     pub presence_penalty: f64,
-    /// The same once for each time it was drawn; 0: off.
+    /// Taken from the logit of each token once for each time it was drawn; 0: off.
     pub frequency_penalty: f64,
     /// The same seed gives the same text.
     pub seed: u64,
     /// Texts that end the generation and are not part of it: `stop_count` strings.
     pub stop: *const *const c_char,
-    /// How many.
+    /// The number of stop texts.
     pub stop_count: usize,
     /// Go on after an end token.
     pub ignore_end: bool,
 }
 
-/// Why a generation ended.
+/// The reason that a generation ended.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MmxFinish {
@@ -60,7 +61,7 @@ pub enum MmxFinish {
     Cancelled = 3,
 }
 
-/// What a generation came to.
+/// The result of a generation.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct MmxGenerated {
@@ -76,8 +77,8 @@ pub struct MmxGenerated {
     pub decode_seconds: f64,
 }
 
-/// Fills in the likeliest token always, at most 512 of them, nothing else. With a model, sampling is as its
-/// file says it is meant to be; null is fine.
+/// Fills in the likeliest token always, at most 512 of them, nothing else. With a model, sampling
+/// is as its file says it is meant to be; null is fine.
 ///
 /// # Safety
 /// `options` is null or memory for options; `model` is null or a live handle.
@@ -112,13 +113,13 @@ pub unsafe extern "C" fn mmx_generate_options_init(
     })
 }
 
-/// Reads ids after those in the session, then generates. `on_text` gets the text piece by piece (null: nobody
-/// does), `generated` what it came to (null is fine). The session then holds the ids read and generated that
-/// were computed; mmx_session_reuse makes it ready for the next turn.
+/// Reads ids after those in the session, then generates. `on_text` gets the text piece by piece
+/// (null: nobody does), `generated` what it came to (null is fine). The session then holds the ids
+/// read and generated that were computed; mmx_session_reuse makes it ready for the next turn.
 ///
 /// # Safety
-/// Each pointer is null or valid: a live handle, `count` ids, options whose `stop` is `stop_count` strings,
-/// memory for a result; the callback is what MmxText says.
+/// Each pointer is null or valid: a live handle, `count` ids, options whose `stop` is `stop_count`
+/// strings, memory for a result; the callback is what MmxText says.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mmx_generate(
     session: *mut MmxSession,

@@ -17,19 +17,13 @@ pub struct MmxModel {
     pub(crate) model: Model,
 }
 
-/// Functions take a handle from any thread, and free it on another than it was made on.
-const _: () = {
-    const fn may_be_shared<T: Send + Sync>() {}
-    may_be_shared::<MmxModel>();
-    may_be_shared::<crate::session::MmxSession>();
-};
-
-/// How a model is loaded. Null instead of a pointer to it: everything as mmx_model_options_init says.
+/// Options of loading a model. Null instead of a pointer to it: everything as
+/// mmx_model_options_init says.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct MmxModelOptions {
-    /// Keep weights in the order the CPU likes best, which costs a copy; else they stay in the file's
-    /// memory map where they can.
+    /// Keep weights in the order the CPU likes best, which costs a copy; else they stay in the
+    /// file's memory map where they can.
     pub repack: bool,
     /// Layers computed on a GPU, counted from the end, the output matrix being the last; 0: none,
     /// SIZE_MAX: all. For libraries built with a GPU's feature.
@@ -85,7 +79,7 @@ pub unsafe extern "C" fn mmx_model_open(
     })
 }
 
-/// The same of a GGUF in memory, which is copied.
+/// Opens a GGUF that is in memory, which is copied, and stores a handle.
 ///
 /// # Safety
 /// Each pointer is null or valid: `length` bytes, options, memory for a handle.
@@ -128,7 +122,7 @@ pub unsafe extern "C" fn mmx_model_free(model: *mut MmxModel) {
     }
 }
 
-/// Tokens there are: logits have this many values. 0 for null.
+/// The number of tokens in the vocabulary: logits have this many values. 0 for null.
 ///
 /// # Safety
 /// `model` is null or a live handle.
@@ -139,7 +133,7 @@ pub unsafe extern "C" fn mmx_model_vocab_size(model: *const MmxModel) -> usize {
     guarded_value(0, || model.map_or(0, |m| m.model.config().vocab_size))
 }
 
-/// Positions the model was made for. 0 for null.
+/// The number of positions that the model was made for. 0 for null.
 ///
 /// # Safety
 /// `model` is null or a live handle.
@@ -150,11 +144,12 @@ pub unsafe extern "C" fn mmx_model_context_length(model: *const MmxModel) -> usi
     guarded_value(0, || model.map_or(0, |m| m.model.config().max_position_embeddings))
 }
 
-/// The ids of a text. With `control`, the text of a control token, `<|im_end|>` for instance, gives its id;
-/// without, nothing in the text does, which is right for text of strangers.
+/// The ids of a text. With `control`, the text of a control token, `<|im_end|>` for instance, gives
+/// its id; without, nothing in the text does, which is right for text of strangers.
 ///
 /// # Safety
-/// Each pointer is null or valid: a live handle, a string, memory for `capacity` ids, memory for a number.
+/// Each pointer is null or valid: a live handle, a string, memory for `capacity` ids, memory for a
+/// number.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mmx_tokenize(
     model: *const MmxModel,
@@ -173,12 +168,13 @@ pub unsafe extern "C" fn mmx_tokenize(
     })
 }
 
-/// The text of ids: bytes that are no UTF-8 become U+FFFD, ids without a token nothing, control tokens
-/// nothing unless `control`. `*length` is without the final zero; the text itself may contain zeros.
+/// The text of ids: bytes that are no UTF-8 become U+FFFD, ids without a token nothing, control
+/// tokens nothing unless `control`. `*length` is without the final zero; the text itself may
+/// contain zeros.
 ///
 /// # Safety
-/// Each pointer is null or valid: a live handle, `count` ids, memory for `capacity` bytes, memory for a
-/// number.
+/// Each pointer is null or valid: a live handle, `count` ids, memory for `capacity` bytes, memory
+/// for a number.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mmx_detokenize(
     model: *const MmxModel,
@@ -197,13 +193,14 @@ pub unsafe extern "C" fn mmx_detokenize(
     })
 }
 
-/// The text a chat becomes by the model's own template. `messages`: a JSON array of objects with `role` and
-/// `content`, as OpenAI's API has them. `options`: null, or a JSON object whose `tools` and
-/// `add_generation_prompt` (true unless it says otherwise) are Transformers' own; all else in it are
-/// variables of the template.
+/// The text a chat becomes by the model's own template. `messages`: a JSON array of objects with
+/// `role` and `content`, as OpenAI's API has them. `options`: null, or a JSON object whose `tools`
+/// and `add_generation_prompt` (true unless it says otherwise) are Transformers' own; all else in
+/// it are variables of the template.
 ///
 /// # Safety
-/// Each pointer is null or valid: a live handle, strings, memory for `capacity` bytes, memory for a number.
+/// Each pointer is null or valid: a live handle, strings, memory for `capacity` bytes, memory for a
+/// number.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mmx_chat_render(
     model: *const MmxModel,
@@ -222,11 +219,12 @@ pub unsafe extern "C" fn mmx_chat_render(
     })
 }
 
-/// The ids of a chat, what a generation begins with. Control tokens come from the template only: a message
-/// that contains `<|im_end|>` ends nothing. Arguments as in mmx_chat_render.
+/// The ids of a chat, what a generation begins with. Control tokens come from the template only: a
+/// message that contains `<|im_end|>` ends nothing. Arguments as in mmx_chat_render.
 ///
 /// # Safety
-/// Each pointer is null or valid: a live handle, strings, memory for `capacity` ids, memory for a number.
+/// Each pointer is null or valid: a live handle, strings, memory for `capacity` ids, memory for a
+/// number.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mmx_chat_tokenize(
     model: *const MmxModel,

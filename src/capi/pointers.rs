@@ -1,14 +1,14 @@
 //! Pointers of a C program as Rust values: checked for null, alignment and UTF-8.
 //!
-//! What cannot be checked is the caller's word (include/mmx.h): a pointer that is not null points to as much
-//! as the call says, which nothing else changes until the call returns.
+//! What cannot be checked is the caller's word (include/mmx.h): a pointer that is not null points
+//! to as much as the call says, which nothing else changes until the call returns.
 #![expect(unsafe_code, reason = "pointers of a C program are followed")]
 
 use std::ffi::{CStr, c_char};
 
 use crate::status::{Failure, MmxStatus};
 
-/// What a handle or a struct points to.
+/// A reference to what a handle or a struct's pointer points to.
 ///
 /// # Safety
 /// Null, or a valid `T` that lives and is not changed during `'a`.
@@ -24,8 +24,8 @@ pub(crate) unsafe fn reference<'a, T>(ptr: *const T, what: &str) -> Result<&'a T
 /// Null, or memory for a `T` that nothing else uses during the call.
 pub(crate) unsafe fn store<T>(ptr: *mut T, value: T, what: &str) -> Result<(), Failure> {
     check(ptr, what)?;
-    // SAFETY: not null and aligned, as checked; the rest is this function's own condition. What was there is
-    // overwritten, not dropped: it may never have been a value.
+    // SAFETY: not null and aligned, as checked; the rest is this function's own condition. What was
+    // there is overwritten, not dropped: it may never have been a value.
     unsafe { ptr.write(value) };
     Ok(())
 }
@@ -43,7 +43,8 @@ pub(crate) unsafe fn values<'a, T>(
         return Ok(&[]);
     }
     check_many(ptr, length, what)?;
-    // SAFETY: not null, aligned and of a possible size, as checked; the rest is this function's condition.
+    // SAFETY: not null, aligned and of a possible size, as checked; the rest is this function's
+    // condition.
     Ok(unsafe { std::slice::from_raw_parts(ptr, length) })
 }
 
@@ -58,7 +59,7 @@ pub(crate) unsafe fn text<'a>(ptr: *const c_char, what: &str) -> Result<&'a str,
     bytes.to_str().map_err(|e| Failure::invalid(format!("{what}: expected UTF-8, {e}")))
 }
 
-/// The same where null means nothing.
+/// A string that ends in zero, or nothing where the pointer is null.
 ///
 /// # Safety
 /// As [`text`].
@@ -76,8 +77,8 @@ pub(crate) unsafe fn optional_text<'a>(
 /// Stores how many values there are, then the values if they fit.
 ///
 /// # Safety
-/// `buffer`: null, or memory for `capacity` values; `count`: null, or memory for a number; nothing else uses
-/// either during the call.
+/// `buffer`: null, or memory for `capacity` values; `count`: null, or memory for a number; nothing
+/// else uses either during the call.
 pub(crate) unsafe fn fill<T: Copy>(
     from: &[T],
     buffer: *mut T,
@@ -94,8 +95,8 @@ pub(crate) unsafe fn fill<T: Copy>(
     }
     if !from.is_empty() {
         check_many(buffer, from.len(), "buffer")?;
-        // SAFETY: the buffer is not null and aligned, as checked, and holds `capacity` values, at least as many
-        // as are copied; it is not ours, so it does not overlap.
+        // SAFETY: the buffer is not null and aligned, as checked, and holds `capacity` values, at
+        // least as many as are copied; it is not ours, so it does not overlap.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), buffer, from.len()) };
     }
     Ok(())
@@ -114,7 +115,8 @@ pub(crate) unsafe fn fill_text(
     let mut bytes = from.as_bytes().to_vec();
     bytes.push(0);
     let mut with_zero = 0;
-    // SAFETY: the buffer is this function's own condition; the number is a variable here. char is a byte.
+    // SAFETY: the buffer is this function's own condition; the number is a variable here. char is a
+    // byte.
     let filled = unsafe { fill(&bytes, buffer.cast::<u8>(), capacity, &mut with_zero) };
     // SAFETY: this function's own condition.
     unsafe { store(length, from.len(), "where the length is to be stored")? };
@@ -151,8 +153,8 @@ mod tests {
         };
         let four = [1u32, 2, 3, 4];
         let odd = four.as_ptr().wrapping_byte_add(1);
-        // SAFETY: null and odd pointers are refused before they are followed, the others are valid, and an
-        // impossible length is refused.
+        // SAFETY: null and odd pointers are refused before they are followed, the others are valid,
+        // and an impossible length is refused.
         unsafe {
             assert!(
                 message(values::<u32>(std::ptr::null(), 1, "ids").unwrap_err()).contains("null")

@@ -15,7 +15,14 @@ pub struct MmxSession {
     text: Mutex<Text>,
 }
 
-/// What a session has read.
+/// Functions take a handle from any thread, and free it on another than it was made on.
+const _: () = {
+    const fn may_be_shared<T: Send + Sync>() {}
+    may_be_shared::<MmxModel>();
+    may_be_shared::<MmxSession>();
+};
+
+/// A session's text: what it has read.
 #[derive(Debug)]
 pub(crate) struct Text {
     pub(crate) session: Session,
@@ -46,7 +53,8 @@ impl Text {
     }
 }
 
-/// How a session computes. Null instead of a pointer to it: everything as mmx_session_options_init says.
+/// Options of a session. Null instead of a pointer to it: everything as mmx_session_options_init
+/// says.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct MmxSessionOptions {
@@ -114,7 +122,7 @@ pub unsafe extern "C" fn mmx_session_free(session: *mut MmxSession) {
     }
 }
 
-/// Tokens in the session. 0 for null, or while another thread is using it.
+/// The number of tokens in the session. 0 for null, or while another thread is using it.
 ///
 /// # Safety
 /// `session` is null or a live handle.
@@ -125,7 +133,8 @@ pub unsafe extern "C" fn mmx_session_length(session: *const MmxSession) -> usize
     guarded_value(0, || session.and_then(MmxSession::lock).map_or(0, |text| text.held.len()))
 }
 
-/// Positions there are. 0 for null, or while another thread is using the session.
+/// The number of positions in the session. 0 for null, or while another thread is using the
+/// session.
 ///
 /// # Safety
 /// `session` is null or a live handle.
@@ -136,9 +145,9 @@ pub unsafe extern "C" fn mmx_session_capacity(session: *const MmxSession) -> usi
     guarded_value(0, || session.and_then(MmxSession::lock).map_or(0, |text| text.session.n_ctx()))
 }
 
-/// Keeps the longest beginning of a text that the session holds already, forgets the rest, and stores how
-/// many ids that are: what is left to read is `ids + *kept`, at least one id. For a chat, pass the ids of all
-/// of it at each turn. With a count of 0 everything is forgotten.
+/// Keeps the longest beginning of a text that the session holds already, forgets the rest, and
+/// stores how many ids that are: what is left to read is `ids + *kept`, at least one id. For a
+/// chat, pass the ids of all of it at each turn. With a count of 0 everything is forgotten.
 ///
 /// # Safety
 /// Each pointer is null or valid: a live handle, `count` ids, memory for a number.
@@ -193,7 +202,8 @@ pub unsafe extern "C" fn mmx_eval(
     })
 }
 
-/// The same with the logits after every one of the ids: `[count, vocabulary]`, row by row.
+/// Reads ids as mmx_eval does and stores the logits after every one of them: `[count, vocabulary]`,
+/// row by row.
 ///
 /// # Safety
 /// Each pointer is null or valid: a live handle, `count` ids, memory for `capacity` values.

@@ -1,11 +1,11 @@
-//! What a function returns, and the sentence that explains it.
+//! The status that a function returns, and the sentence that explains it.
 #![expect(unsafe_code, reason = "functions are exported under their C names")]
 
 use std::cell::RefCell;
 use std::ffi::{CString, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// How a call ended.
+/// The status of a call: how it ended.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MmxStatus {
@@ -57,7 +57,8 @@ thread_local! {
     static LAST: RefCell<CString> = RefCell::default();
 }
 
-/// Keeps a sentence for [`mmx_last_error`]; zero bytes in it, which a path may be quoted with, are dropped.
+/// Keeps a sentence for [`mmx_last_error`]; zero bytes in it, which a path may be quoted with, are
+/// dropped.
 fn remember(message: &str) {
     let text = CString::new(message.replace('\0', "")).unwrap_or_default();
     // a thread that is being torn down asks no more
@@ -82,13 +83,13 @@ pub(crate) fn guarded(call: impl FnOnce() -> Result<(), Failure>) -> MmxStatus {
     }
 }
 
-/// The same for a value that has no failure but a panic: `otherwise` then.
+/// Runs a call that gives a value and has no failure but a panic: `otherwise` then.
 pub(crate) fn guarded_value<T>(otherwise: T, call: impl FnOnce() -> T) -> T {
     catch_unwind(AssertUnwindSafe(call)).unwrap_or(otherwise)
 }
 
-/// Why the last call on this thread that failed did: one sentence, empty if none has. Valid until the next
-/// failure on this thread.
+/// Why the last call on this thread that failed did: one sentence, empty if none has. Valid until
+/// the next failure on this thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn mmx_last_error() -> *const c_char {
     LAST.try_with(|last| last.borrow().as_ptr()).unwrap_or(c"".as_ptr())

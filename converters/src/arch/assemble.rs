@@ -1,11 +1,12 @@
 //! Copying blocks between a weight and the public tensor it lies in ([`super::Place`]), both ways.
 
-use super::{Place, Weight, rope};
+use super::rope;
+use super::weight::{Place, Weight};
 
 /// Copies `block` (contiguous, `place.extent`) into `whole` (contiguous, `place.shape`).
 ///
-/// `element` is the bytes of one element. For block-quantized bytes the innermost dimension may be given
-/// in blocks instead of elements; nothing here looks inside an element.
+/// `element` is the bytes of one element. For block-quantized bytes the innermost dimension may be
+/// given in blocks instead of elements; nothing here looks inside an element.
 pub fn put(place: &Place, element: usize, block: &[u8], whole: &mut [u8]) {
     for_each_run(place, element, |in_block, in_whole, bytes| {
         whole[in_whole..in_whole + bytes].copy_from_slice(&block[in_block..in_block + bytes]);

@@ -1,19 +1,22 @@
-//! A configuration as GGUF keys, both ways (GGUF_FACTS section 3, EXPORT_FACTS section 3).
+//! A configuration as GGUF keys, both ways (docs/formats/gguf.md).
 
 use std::path::Path;
 
-use super::{AuxLoss, Config, Family, Layout, Moe, RopeScaling};
+use super::config::{AuxLoss, Config, Moe, RopeScaling};
+use super::family::Family;
+use super::weight::Layout;
 use crate::error::{Error, Result};
 use crate::gguf::{Metadata, Value};
 
-/// ggml's YaRN multiplies cosine and sine by (1 + 0.1 ln factor) * attn_factor: what takes it back.
+/// The `attn_factor` that gives a model's attention factor: ggml's YaRN multiplies cosine and sine
+/// by (1 + 0.1 ln factor) * attn_factor.
 fn ggml_attention_factor(yarn: &RopeScaling) -> f64 {
     yarn.attention_factor / (1.0 + 0.1 * yarn.factor.ln())
 }
 
 impl Config {
-    /// The `{arch}.*` keys, in the order they are written. Every reader's needs are met: candle insists
-    /// on `rope.dimension_count` for llama and on the key and value lengths for qwen3.
+    /// The `{arch}.*` keys, in the order they are written. Every reader's needs are met: candle
+    /// insists on `rope.dimension_count` for llama and on the key and value lengths for qwen3.
     ///
     /// # Errors
     /// See [`Config::check_carried_by`].
@@ -233,7 +236,8 @@ impl Config {
     }
 }
 
-/// The shortest decimal that the float32 stands for: 1e-5 in a GGUF comes back as 1e-5, not 9.99999975e-6.
+/// The shortest decimal that the float32 stands for: 1e-5 in a GGUF comes back as 1e-5, not
+/// 9.99999975e-6.
 fn round_f32(x: f64) -> f64 {
     (x as f32).to_string().parse().unwrap_or(x)
 }

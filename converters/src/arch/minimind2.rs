@@ -1,9 +1,10 @@
 //! MiniMind2 and v1: Llama, and GraniteMoeShared for the mixture of experts.
 //!
 //! Routed experts are chosen top-k by softmax score, their weights divided by their sum; the shared
-//! experts' output is added unweighted. Source: EXPORT_FACTS section 2 for the public names.
+//! experts' output is added unweighted. Source of the public names: docs/formats/transformers.md.
 
-use super::{Config, Moe, Place, Role, Row, Weight};
+use super::config::{Config, Moe};
+use super::weight::{Place, Role, Row, Weight};
 
 /// FFN width where config.json gives none: 64 * ceil(floor(8 * hidden / 3) / 64).
 pub(super) fn default_intermediate_size(hidden: usize) -> usize {
@@ -62,7 +63,8 @@ pub(super) fn expert_rows(config: &Config, moe: &Moe, layer: usize, rows: &mut V
         }
     }
 
-    // Several shared experts are one wider one exactly: outputs of gate and up side by side, inputs of down.
+    // Several shared experts are one wider one exactly: outputs of gate and up side by side, inputs
+    // of down.
     let shared = moe.shared_experts * ffn;
     for expert in 0..moe.shared_experts {
         for (projection, gguf, shape, role, _) in projections {

@@ -1,6 +1,16 @@
 //! MiniMind-3: Qwen3, and Qwen3-MoE for the mixture of experts (no shared expert).
 
-use super::{Config, Moe, Role, Row, Weight};
+use super::config::{Config, Moe, RopeScaling};
+use super::weight::{Role, Row, Weight};
+
+/// MiniMind-3's `inference_rope_scaling: true`. Source: the 2026 reference's configuration class.
+pub(super) const MINIMIND3_YARN: RopeScaling = RopeScaling {
+    factor: 16.0,
+    original_max_position_embeddings: 2048,
+    beta_fast: 32.0,
+    beta_slow: 1.0,
+    attention_factor: 1.0,
+};
 
 /// FFN width where config.json gives none: 64 * ceil(pi * hidden / 64).
 pub(super) fn default_intermediate_size(hidden: usize) -> usize {

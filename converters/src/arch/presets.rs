@@ -1,6 +1,8 @@
-//! The models mmx knows by name (MODEL_AND_STAGES section 1), and `tiny` for tests and first steps.
+//! The models mmx knows by name (docs/models.md), and `tiny` for tests and first steps.
 
-use super::{AuxLoss, Config, Family, Moe, minimind2, minimind3};
+use super::config::{AuxLoss, Config, Moe};
+use super::family::Family;
+use super::{minimind2, minimind3};
 
 /// Every preset's name, in the order of the documentation.
 pub const NAMES: [&str; 9] = [
@@ -15,7 +17,7 @@ pub const NAMES: [&str; 9] = [
     "tiny",
 ];
 
-/// The configuration of a preset, or nothing for an unknown name.
+/// The configuration of a preset, or none for an unknown name.
 pub fn preset(name: &str) -> Option<Config> {
     use Family::{MiniMind2, MiniMind2Moe, MiniMind3, MiniMind3Moe};
     // (family, layers, hidden, kv heads, q heads, rope theta)
@@ -82,7 +84,7 @@ mod tests {
 
     #[test]
     fn presets_have_the_published_number_of_parameters() {
-        // millions, from the table of MODEL_AND_STAGES section 1
+        // millions, from the table of docs/models.md
         let published = [
             ("minimind2-small", 26),
             ("minimind2", 104),

@@ -1,9 +1,11 @@
-//! The tensors of a public file, each with the weights that fill it: the table read from the other side.
+//! The tensors of a public file, each with the weights that fill it: the table read from the other
+//! side.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use super::{Layout, Weight, assemble};
+use super::assemble;
+use super::weight::{Layout, Weight};
 use crate::error::Result;
 
 /// A tensor of a public file.
@@ -34,8 +36,8 @@ pub fn public_tensors(weights: &[Weight], layout: Layout) -> Vec<Public> {
     tensors
 }
 
-/// The bytes of a public tensor, put together from its weights; `get` gives each in reference order, all of
-/// `element` bytes per element. Borrowed where the tensor is one weight as it is.
+/// The bytes of a public tensor, put together from its weights; `get` gives each in reference
+/// order, all of `element` bytes per element. Borrowed where the tensor is one weight as it is.
 ///
 /// # Errors
 /// What `get` returns.

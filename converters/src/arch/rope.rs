@@ -1,11 +1,13 @@
 //! Rotary positions: the frequencies every engine must agree on, YaRN, and GGUF's row permutation.
 
-use super::Config;
+use super::config::Config;
 
-/// Inverse frequencies `[head_dim / 2]`: theta^(-2i/head_dim), blended by YaRN where the config asks for it.
+/// Inverse frequencies `[head_dim / 2]`: theta^(-2i/head_dim), blended by YaRN where the config
+/// asks for it.
 ///
-/// Source: RoFormer (Su et al. 2021); YaRN (Peng et al. 2023) as the MiniMind-3 reference computes it:
-/// a linear ramp between the dimensions that turn beta_fast and beta_slow times in the original length.
+/// Source: RoFormer (Su et al. 2021); YaRN (Peng et al. 2023) as the MiniMind-3 reference computes
+/// it: a linear ramp between the dimensions that turn beta_fast and beta_slow times in the original
+/// length.
 pub fn inverse_frequencies(config: &Config) -> Vec<f64> {
     let half = config.head_dim / 2;
     let dim = config.head_dim as f64;
@@ -28,14 +30,15 @@ pub fn inverse_frequencies(config: &Config) -> Vec<f64> {
         .collect()
 }
 
-/// What cosine and sine are multiplied by: YaRN's attention factor, else 1.
+/// The factor of cosine and sine: YaRN's attention factor, else 1.
 pub fn attention_factor(config: &Config) -> f64 {
     config.rope_scaling.as_ref().map_or(1.0, |yarn| yarn.attention_factor)
 }
 
 /// For each row of a `[heads * head_dim, ..]` matrix in GGUF's order, the row of the original.
 ///
-/// Archs that rotate neighbouring pairs want, per head, the row at half h (0, 1), index j at 2j + h.
+/// Archs that rotate neighbouring pairs want, per head, the row at half h (0, 1), index j at 2j +
+/// h.
 pub fn permute_rows(heads: usize, rows: usize) -> Vec<usize> {
     let head_dim = rows / heads;
     (0..rows)

@@ -1,7 +1,8 @@
 //! config.json's rotary settings, which may stand in several places that contradict each other.
 //!
-//! In: the keys of a config.json. Out: theta, YaRN's parameters, and a sentence for each contradiction. Of two places
-//! the one counts that Transformers 5 lets count. Source: tried with Transformers 5.24 and 4.57.6 on Llama:
+//! In: the keys of a config.json. Out: theta, YaRN's parameters, and a sentence for each
+//! contradiction. Of two places the one counts that Transformers 5 lets count. Source: tried with
+//! Transformers 5.24 and 4.57.6 on Llama:
 //!
 //! | places | 5.24 takes | 4.57.6 takes |
 //! |---|---|---|
@@ -13,11 +14,14 @@
 //! | in neither | max_position_embeddings | the same |
 //! | `mscale` and `mscale_all_dim` without `attention_factor` | their quotient | the same |
 //!
-//! MiniMind's own classes read `rope_theta` at the top, and `inference_rope_scaling` before all else.
+//! MiniMind's own classes read `rope_theta` at the top, and `inference_rope_scaling` before all
+//! else.
 
 use serde_json::{Map, Value};
 
-use super::config::{Keys, MINIMIND3_YARN, RopeScaling};
+use super::config::RopeScaling;
+use super::keys::Keys;
+use super::minimind3::MINIMIND3_YARN;
 use crate::error::{Error, Result};
 
 /// Transformers' default for Llama, Qwen3 and Granite.
@@ -25,10 +29,12 @@ const TRANSFORMERS_THETA: f64 = 10_000.0;
 /// The reference's default.
 const MINIMIND_THETA: f64 = 1e6;
 
-/// Theta and scaling. `own`: MiniMind's config.json rather than a stock class's.
+/// The base of the frequencies and YaRN's parameters. `own`: MiniMind's config.json rather than a
+/// stock class's.
 ///
 /// # Errors
-/// A value of another type, a kind of scaling that no family has, or settings that differ from layer to layer.
+/// A value of another type, a kind of scaling that no family has, or settings that differ from
+/// layer to layer.
 pub(super) fn read(
     keys: &Keys<'_>,
     own: bool,
@@ -78,7 +84,7 @@ fn first_difference<'a>(a: &'a Map<String, Value>, b: &Map<String, Value>) -> Op
     a.iter().find(|(key, x)| b.get(*key).is_some_and(|y| differ(x, y))).map(|(key, _)| key.as_str())
 }
 
-/// Settings of each kind of layer, or of a part of each head: no family has them.
+/// Refuses settings of each kind of layer, or of a part of each head, which no family has.
 fn refuse_what_is_missing_here(keys: &Keys<'_>, nested: &Keys<'_>, name: &str) -> Result<()> {
     if let Some((key, value)) = nested.object.iter().find(|(_, value)| value.is_object()) {
         let key = format!("{name}.{key}");

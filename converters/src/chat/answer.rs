@@ -1,8 +1,8 @@
-//! What a model writes, taken apart: its thought, its answer, and the tools it calls.
+//! A model's output taken apart: its thought, its answer, and the tools it calls.
 //!
 //! In: text as it streams. Out: [`Piece`]s, each as soon as it is certain. A thought stands between
-//! `<think>` and `</think>` at the beginning, a call between `<tool_call>` and `</tool_call>`, as JSON with
-//! `name` and `arguments` (Source: the template of MiniMind-3).
+//! `<think>` and `</think>` at the beginning, a call between `<tool_call>` and `</tool_call>`, as
+//! JSON with `name` and `arguments` (Source: the template of MiniMind-3).
 
 use serde_json::Value;
 
@@ -42,7 +42,7 @@ enum State {
     Call,
 }
 
-/// Takes streamed text apart.
+/// A splitter of streamed text into [`Piece`]s.
 #[derive(Clone, Debug)]
 pub struct Splitter {
     state: State,
@@ -52,7 +52,8 @@ pub struct Splitter {
 }
 
 impl Splitter {
-    /// `thinking`: the prompt ended inside a thought. `tools`: calls are looked for, else they are text.
+    /// `thinking`: the prompt ended inside a thought. `tools`: calls are looked for, else they are
+    /// text.
     pub fn new(thinking: bool, tools: bool) -> Self {
         let state = if thinking { State::ThoughtStart } else { State::Start };
         Self { state, tools, held: String::new() }
@@ -66,7 +67,7 @@ impl Splitter {
         out
     }
 
-    /// At the end of the text: what was held back.
+    /// Ends the text and gives what was held back.
     pub fn finish(&mut self) -> Vec<Piece> {
         let held = std::mem::take(&mut self.held);
         let mut out = Vec::new();

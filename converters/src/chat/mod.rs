@@ -1,8 +1,8 @@
-//! Chats to text, as Transformers renders them: a Jinja template with the same settings, filters and
-//! functions, and JSON written as Python writes it.
+//! Chats to text, as Transformers renders them: a Jinja template with the same settings, filters
+//! and functions, and JSON written as Python writes it.
 //!
-//! In: messages (JSON objects with `role`, `content`, ...), tools, and what the template may ask for.
-//! Out: the prompt as text; [`crate::tokenizer::Tokenizer::encode_chat`] turns it into ids.
+//! In: messages (JSON objects with `role`, `content`, ...), tools, and what the template may ask
+//! for. Out: the prompt as text; [`crate::tokenizer::Tokenizer::encode_chat`] turns it into ids.
 
 pub mod answer;
 mod python;
@@ -16,8 +16,8 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 
-/// Steps a rendering may take: a chat of ten thousand turns needs some millions; loops in loops are ended after about
-/// a second.
+/// Steps a rendering may take: a chat of ten thousand turns needs some millions; loops in loops are
+/// ended after about a second.
 const MOST_STEPS: u64 = 20_000_000;
 /// The name of the one template of an environment.
 const NAME: &str = "chat_template";
@@ -32,7 +32,7 @@ pub struct Template {
     shows_tools: OnceLock<bool>,
 }
 
-/// What a rendering may depend on beside the messages.
+/// Settings that a rendering may depend on beside the messages.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Tools the model may call, as the template wants them (a JSON array, mostly).
@@ -44,7 +44,8 @@ pub struct Options {
 }
 
 impl Options {
-    /// What an answer is generated from: the beginning of the assistant's turn comes last.
+    /// The options of a prompt that an answer is generated from: the beginning of the assistant's
+    /// turn comes last.
     pub fn generation() -> Self {
         Self { add_generation_prompt: true, ..Self::default() }
     }
@@ -86,10 +87,12 @@ impl Template {
         self.compiled.as_ref().err().map(String::as_str)
     }
 
-    /// True when a chat with tools is rendered otherwise than the same without them: a template that takes no notice of
-    /// tools would drop them in silence. Found by rendering two short chats, once.
+    /// True when a chat with tools is rendered otherwise than the same without them: a template
+    /// that takes no notice of tools would drop them in silence. Found by rendering two short
+    /// chats, once.
     ///
-    /// A template that refuses both chats counts as one that shows tools: it says itself what it wants.
+    /// A template that refuses both chats counts as one that shows tools: it says itself what it
+    /// wants.
     pub fn shows_tools(&self) -> bool {
         *self.shows_tools.get_or_init(|| {
             let tool = serde_json::json!({"type": "function", "function": {

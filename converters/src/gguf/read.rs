@@ -1,7 +1,8 @@
-//! A GGUF file in, checked before anything is believed: keys, values, tensor infos, and tensor bytes in place.
+//! A GGUF file in, checked before anything is believed: keys, values, tensor infos, and tensor
+//! bytes in place.
 //!
-//! Every declared count is compared with the bytes that are left before memory is taken for it, so a
-//! small file cannot ask for much, whatever it claims.
+//! Every declared count is compared with the bytes that are left before memory is taken for it, so
+//! a small file cannot ask for much, whatever it claims.
 
 #![warn(
     clippy::indexing_slicing,
@@ -13,7 +14,10 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use super::{GgmlType, Metadata, Value, split, value_type};
+use super::metadata::{DEFAULT_ALIGNMENT, Metadata, Value};
+use super::split::Split;
+use super::types::GgmlType;
+use super::value_type;
 use crate::error::{Error, Result};
 use crate::file::Bytes;
 
@@ -23,8 +27,8 @@ const MAX_DIMS: u32 = 4;
 const MAX_NAME: usize = 64;
 /// Largest `general.alignment` that is believed: well above any page size in use (64 KiB).
 const MAX_ALIGNMENT: u32 = 1 << 20;
-/// Elements of an array that is neither of strings nor of 32-bit numbers: kept as [`Value`]s, which are
-/// many times larger than the file's bytes, and no such array of any use is long.
+/// Elements of an array that is neither of strings nor of 32-bit numbers: kept as [`Value`]s, which
+/// are many times larger than the file's bytes, and no such array of any use is long.
 const MAX_PLAIN_ARRAY: u64 = 1 << 16;
 
 /// A tensor of a GGUF: its description, and where its bytes lie.
@@ -71,23 +75,23 @@ pub struct Gguf {
 }
 
 impl Gguf {
-    /// Opens a file by memory map and checks all of its header; of a split model all the files, whichever of them
-    /// `path` names.
+    /// Opens a file by memory map and checks all of its header; of a split model all the files,
+    /// whichever of them `path` names.
     ///
     /// # Errors
-    /// The file cannot be read, is a Git LFS pointer, or breaks the format: the place, what was expected
-    /// and what was found. A file of a split model that is missing or of another model.
+    /// The file cannot be read, is a Git LFS pointer, or breaks the format: the place, what was
+    /// expected and what was found. A file of a split model that is missing or of another model.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let file = Self::parse(Bytes::map(path)?, path)?;
-        match split::Split::of(&file)? {
+        match Split::of(path, &file.metadata)? {
             Some(split) => Self::open_parts(file, &split),
             None => Ok(file),
         }
     }
 
     /// The other files of a split model, each of them checked as one.
-    fn open_parts(named: Self, split: &split::Split) -> Result<Self> {
+    fn open_parts(named: Self, split: &Split) -> Result<Self> {
         let paths = split.paths()?;
         let mut named = Some(named);
         let mut all: Option<Self> = None;
@@ -96,7 +100,7 @@ impl Gguf {
                 Some(part) => part,
                 None => Self::parse(Bytes::map(path)?, path)?,
             };
-            split.check(&part, i)?;
+            split.check(path, &part.metadata, i)?;
             let Some(first) = &mut all else {
                 all = Some(part);
                 continue;
@@ -113,11 +117,11 @@ impl Gguf {
             first.more.push((part.path, part.bytes));
         }
         let all = all.ok_or_else(|| Error::format(Path::new(""), "expected a part"))?;
-        split.check_count(&all)?;
+        split.check_count(&all.path, all.tensors.len())?;
         Ok(all)
     }
 
-    /// The same of bytes in memory; `name` is what messages call them.
+    /// Opens a GGUF whose bytes are in memory; `name` is what messages call them.
     ///
     /// # Errors
     /// As [`Gguf::open`].
@@ -172,7 +176,8 @@ impl Gguf {
         self.index.get(name).and_then(|&i| self.tensors.get(i))
     }
 
-    /// A tensor's bytes, in place. Empty for a [`TensorInfo`] of another file that does not fit this one.
+    /// A tensor's bytes, in place. Empty for a [`TensorInfo`] of another file that does not fit
+    /// this one.
     pub fn data(&self, tensor: &TensorInfo) -> &[u8] {
         self.part(tensor.part).get(tensor.range()).unwrap_or_default()
     }
@@ -182,8 +187,9 @@ impl Gguf {
         &self.bytes
     }
 
-    /// One of the files; empty beyond the last. The pointer stays the same as long as this `Gguf` lives, also when it
-    /// is moved; a tensor's bytes begin at its [`TensorInfo::offset`] in the file [`TensorInfo::part`].
+    /// One of the files; empty beyond the last. The pointer stays the same as long as this `Gguf`
+    /// lives, also when it is moved; a tensor's bytes begin at its [`TensorInfo::offset`] in the
+    /// file [`TensorInfo::part`].
     pub fn part(&self, i: usize) -> &[u8] {
         match i.checked_sub(1) {
             None => &self.bytes,
@@ -191,7 +197,8 @@ impl Gguf {
         }
     }
 
-    /// True when the file is memory-mapped, so tensors are aligned in memory as they are in the file.
+    /// True when the file is memory-mapped, so tensors are aligned in memory as they are in the
+    /// file.
     pub fn is_mapped(&self) -> bool {
         self.bytes.is_mapped()
     }
@@ -213,7 +220,7 @@ impl Gguf {
     }
 }
 
-/// What stands before the data.
+/// The part of a GGUF before its data: keys, values and tensor infos.
 struct Header {
     metadata: Metadata,
     tensors: Vec<TensorInfo>,
@@ -296,7 +303,7 @@ impl Header {
 
 fn alignment(metadata: &Metadata) -> Result<u32, String> {
     match metadata.get("general.alignment") {
-        None => Ok(super::DEFAULT_ALIGNMENT),
+        None => Ok(DEFAULT_ALIGNMENT),
         Some(Value::U32(n)) if n.is_power_of_two() && *n <= MAX_ALIGNMENT => Ok(*n),
         Some(other) => Err(format!(
             "key general.alignment: expected a power of two up to {MAX_ALIGNMENT} as u32, found {}",
@@ -305,7 +312,8 @@ fn alignment(metadata: &Metadata) -> Result<u32, String> {
     }
 }
 
-/// A place in the bytes. Errors are sentences without the file, which [`Gguf::parse`] adds.
+/// A position in the bytes, moved on by each read. Errors are sentences without the file, which
+/// [`Gguf::parse`] adds.
 struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,

@@ -1,13 +1,16 @@
-//! GGUF in several files, `NAME-00001-of-00003.gguf` and so on: every one a GGUF of its own, the first with the
-//! model's keys, all with `split.no` (from 0), `split.count` and `split.tensors.count` (of all files).
+//! GGUF in several files, `NAME-00001-of-00003.gguf` and so on: every one a GGUF of its own, the
+//! first with the model's keys, all with `split.no` (from 0), `split.count` and
+//! `split.tensors.count` (of all files).
 //!
-//! In: an open part. Out: where the others are, and whether they belong together. Also the way out: which tensor goes
-//! into which file. Source: llama.cpp's loader (`llama_model_loader`), `llama_split_path`, and llama-gguf-split.
+//! In: the keys of an open part. Out: where the others are, and whether they belong together. Also
+//! the way out: which tensor goes into which file. Source: llama.cpp's loader
+//! (`llama_model_loader`), `llama_split_path`, and llama-gguf-split.
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
-use super::{DEFAULT_ALIGNMENT, Gguf, Metadata, TensorSpec, Value, write};
+use super::metadata::{DEFAULT_ALIGNMENT, Metadata, Value};
+use super::write::{self, TensorSpec};
 use crate::error::{Error, Result};
 use crate::file;
 
@@ -25,7 +28,7 @@ pub fn is_split_key(key: &str) -> bool {
     [NUMBER, COUNT, TENSORS].contains(&key)
 }
 
-/// What a part says of the whole.
+/// A split model as one of its parts describes it.
 pub(super) struct Split {
     /// Where the part lies.
     path: PathBuf,
@@ -36,27 +39,27 @@ pub(super) struct Split {
 }
 
 impl Split {
-    /// Nothing for a file that is a whole model.
-    pub(super) fn of(file: &Gguf) -> Result<Option<Self>> {
-        let Some(count) = file.metadata().get(COUNT) else { return Ok(None) };
+    /// The part that a file is by its keys; nothing for a file that is a whole model.
+    pub(super) fn of(path: &Path, metadata: &Metadata) -> Result<Option<Self>> {
+        let Some(count) = metadata.get(COUNT) else { return Ok(None) };
         let number =
             |key: &str, value: Option<&Value>, most: u64| match value.and_then(Value::as_u64) {
                 Some(n) if n <= most => Ok(n),
                 _ => {
                     let found = value.map_or_else(|| "none".to_owned(), Value::describe);
                     let message = format!("expected a whole number up to {most}, found {found}");
-                    Err(Error::key(file.path(), key, message))
+                    Err(Error::key(path, key, message))
                 }
             };
         let count = number(COUNT, Some(count), u16::MAX.into())?;
         if count < 2 {
             return Ok(None);
         }
-        let at = number(NUMBER, file.metadata().get(NUMBER), count.saturating_sub(1))?;
+        let at = number(NUMBER, metadata.get(NUMBER), count.saturating_sub(1))?;
         let most = i32::MAX.unsigned_abs().into();
-        let tensors = number(TENSORS, file.metadata().get(TENSORS), most)?;
+        let tensors = number(TENSORS, metadata.get(TENSORS), most)?;
         let index = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
-        let path = file.path().to_owned();
+        let path = path.to_owned();
         Ok(Some(Self { path, number: index(at), count: index(count), tensors }))
     }
 
@@ -94,28 +97,27 @@ impl Split {
         ))
     }
 
-    /// Refuses part `i` if it is not one of this model.
-    pub(super) fn check(&self, part: &Gguf, i: usize) -> Result<()> {
+    /// Refuses the file at `path` if by its keys it is not part `i` of this model.
+    pub(super) fn check(&self, path: &Path, metadata: &Metadata, i: usize) -> Result<()> {
         let wanted = [(NUMBER, i as u64), (COUNT, self.count as u64), (TENSORS, self.tensors)];
         for (key, expected) in wanted {
-            let found = part.metadata().get(key);
+            let found = metadata.get(key);
             if found.and_then(Value::as_u64) != Some(expected) {
                 let found = found.map_or_else(|| "none".to_owned(), Value::describe);
                 let message = format!("expected {expected}, found {found}");
-                return Err(Error::key(part.path(), key, message));
+                return Err(Error::key(path, key, message));
             }
         }
         Ok(())
     }
 
-    /// Refuses parts with more or fewer tensors than they say.
-    pub(super) fn check_count(&self, all: &Gguf) -> Result<()> {
-        let found = all.tensors().len();
+    /// Refuses parts that together have more or fewer tensors than they say: `found` of them.
+    pub(super) fn check_count(&self, path: &Path, found: usize) -> Result<()> {
         if found as u64 == self.tensors {
             return Ok(());
         }
         let message = format!("expected {} tensors in all parts, found {found}", self.tensors);
-        Err(Error::key(all.path(), TENSORS, message))
+        Err(Error::key(path, TENSORS, message))
     }
 }
 
@@ -150,8 +152,8 @@ pub fn without_part(path: &Path) -> PathBuf {
     }
 }
 
-/// Tensors in their order, as many to a file as fit in `limit` bytes; at least one. As llama-gguf-split counts:
-/// padded sizes, without the header.
+/// Tensors in their order, as many to a file as fit in `limit` bytes; at least one. As
+/// llama-gguf-split counts: padded sizes, without the header.
 fn plan(tensors: &[TensorSpec], limit: u64) -> Vec<std::ops::Range<usize>> {
     let mut parts: Vec<std::ops::Range<usize>> = Vec::new();
     let mut size = 0u64;
@@ -183,9 +185,10 @@ pub fn part_paths(path: &Path, tensors: &[TensorSpec], limit: Option<u64>) -> Ve
     (0..count).map(|i| path.with_file_name(part_name(stem, i, count))).collect()
 }
 
-/// Writes a model in files of at most `limit` bytes of tensors, named as llama-gguf-split names them after `path`;
-/// in the one file `path` where it fits, or without a limit. None of them appears before all are written. `data(i)`
-/// gives the bytes of tensor `i`, called once for each, in order. Returns the files and their sizes in bytes.
+/// Writes a model in files of at most `limit` bytes of tensors, named as llama-gguf-split names
+/// them after `path`; in the one file `path` where it fits, or without a limit. None of them
+/// appears before all are written. `data(i)` gives the bytes of tensor `i`, called once for each,
+/// in order. Returns the files and their sizes in bytes.
 ///
 /// # Errors
 /// As [`write`]; more than 512 parts.
@@ -235,7 +238,8 @@ struct Part {
     range: std::ops::Range<usize>,
 }
 
-/// Writes the first of `files`, and while it is not yet there the others: the last one appears first.
+/// Writes the first of `files`, and while it is not yet there the others: the last one appears
+/// first.
 fn write_parts<'a>(
     files: &[Part],
     sizes: &mut [u64],

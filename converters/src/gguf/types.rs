@@ -42,8 +42,8 @@ macro_rules! ggml_types {
     };
 }
 
-// Source: GGUF_FACTS section 1; ggml.h (enum ggml_type) and ggml-common.h (block sizes) of ggml 0.26,
-// held to the linked library by a test in the crate mmx-ggml.
+// Source: docs/formats/gguf.md; ggml.h (enum ggml_type) and ggml-common.h (block sizes) of ggml
+// 0.26, held to the linked library by a test in the crate mmx-ggml.
 ggml_types! {
     F32 = 0, "F32", 1, 4;
     F16 = 1, "F16", 1, 2;
@@ -86,7 +86,7 @@ impl GgmlType {
             .flatten()
     }
 
-    /// The same type as an unquantized element type, if it is one.
+    /// The element type that this type is, if it is not one of blocks.
     pub fn dtype(self) -> Option<Dtype> {
         match self {
             Self::F32 => Some(Dtype::F32),

@@ -1,4 +1,5 @@
-//! A GGUF file out: keys in the order given, tensors in the order given, one tensor in memory at a time.
+//! A GGUF file out: keys in the order given, tensors in the order given, one tensor in memory at a
+//! time.
 //!
 //! The same input gives the same bytes: no clock, no path, no hash order.
 
@@ -7,7 +8,9 @@ use std::collections::HashSet;
 use std::io::Write;
 use std::path::Path;
 
-use super::{DEFAULT_ALIGNMENT, GgmlType, Metadata, Value, value_type};
+use super::metadata::{DEFAULT_ALIGNMENT, Metadata, Value};
+use super::types::GgmlType;
+use super::value_type;
 use crate::error::{Error, Result};
 use crate::file;
 
@@ -23,19 +26,20 @@ pub struct TensorSpec {
 }
 
 impl TensorSpec {
-    /// Bytes the tensor takes, or nothing where rows do not divide into blocks or the size overflows.
+    /// Bytes the tensor takes, or nothing where rows do not divide into blocks or the size
+    /// overflows.
     pub fn bytes(&self) -> Option<usize> {
         let (row, outer) = self.shape.split_last()?;
         outer.iter().try_fold(self.ty.row_bytes(*row)?, |product, &n| product.checked_mul(n))
     }
 }
 
-/// Writes a file, whole or not at all. `data(i)` gives the bytes of tensor `i`, called once for each, in order.
-/// Returns the file's size in bytes.
+/// Writes a file, whole or not at all. `data(i)` gives the bytes of tensor `i`, called once for
+/// each, in order. Returns the file's size in bytes.
 ///
 /// # Errors
-/// A tensor that GGUF cannot hold, bytes of another number than its shape and type say, whatever `data`
-/// returns, or the system's refusal.
+/// A tensor that GGUF cannot hold, bytes of another number than its shape and type say, whatever
+/// `data` returns, or the system's refusal.
 pub fn write<'a>(
     path: &Path,
     metadata: &Metadata,
@@ -50,7 +54,7 @@ pub fn write<'a>(
     Ok(size)
 }
 
-/// The same into memory; `name` is what messages call it.
+/// The bytes of a file, in memory; `name` is what messages call it.
 ///
 /// # Errors
 /// As [`write`].

@@ -1,5 +1,5 @@
-//! What every writer shares: where weights come from, and the decision that a tensor cannot have the type
-//! asked for.
+//! Weights on their way into a file, for every writer: where they come from, and which tensors
+//! cannot have the type that was asked for.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -12,8 +12,8 @@ use crate::error::{Error, Result};
 use crate::gguf::GgmlType;
 use crate::tensor::{self, Dtype, Magnitude};
 
-/// Where a writer gets a weight: its element type, and its bytes in MiniMind's layout and row order.
-/// An open [`crate::Model`] is one (`&mut |w| model.weight(w)`), a training run another.
+/// Where a writer gets a weight: its element type, and its bytes in MiniMind's layout and row
+/// order. An open [`crate::Model`] is one (`&mut |w| model.weight(w)`), a training run another.
 pub type Weights<'s, 'a> = dyn FnMut(&Weight) -> Result<(Dtype, Cow<'a, [u8]>)> + 's;
 
 /// A tensor that did not get the type asked for.
@@ -48,7 +48,8 @@ pub fn refuse_fallbacks(what: &str, fallbacks: &[Fallback]) -> Result<()> {
     Err(Error::unsupported(what, format!("{first}{more}")))
 }
 
-/// True when rounding a finite `value` to `ty` gives an infinity, in the value or in its block's scale.
+/// True when rounding a finite `value` to `ty` gives an infinity, in the value or in its block's
+/// scale.
 pub fn overflows(value: f32, ty: GgmlType) -> bool {
     let f16_max = f16::MAX.to_f32();
     match ty {
@@ -58,7 +59,8 @@ pub fn overflows(value: f32, ty: GgmlType) -> bool {
         // the f16 scale is the largest magnitude divided by the largest quantum
         GgmlType::Q8_0 => value > 127.0 * f16_max,
         GgmlType::Q4_0 => value > 8.0 * f16_max,
-        // every other type divides by something; its own quantizer says no where this is too generous
+        // every other type divides by something; its own quantizer says no where this is too
+        // generous
         _ => value > f16_max,
     }
 }
@@ -72,8 +74,8 @@ fn always_fits(from: Dtype, ty: GgmlType) -> bool {
     }
 }
 
-/// Looks through the values of a public tensor for one that `ty` cannot hold: then the tensor is kept as
-/// float32, and this is the fallback to report.
+/// Looks through the values of a public tensor for one that `ty` cannot hold: then the tensor is
+/// kept as float32, and this is the fallback to report.
 ///
 /// # Errors
 /// What `source` returns; for block types, a NaN or infinity in the source.
@@ -123,8 +125,8 @@ pub fn range_fallback(
     Ok(None)
 }
 
-/// Refuses a NaN or infinity among the values of a tensor, whatever they are to be written as. `file` is what messages
-/// call the place the tensor comes from.
+/// Refuses a NaN or infinity among the values of a tensor, whatever they are to be written as.
+/// `file` is what messages call the place the tensor comes from.
 ///
 /// # Errors
 /// The first one, with tensor and index.

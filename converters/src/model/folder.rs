@@ -1,5 +1,5 @@
-//! A model as a folder: config.json, generation_config.json, model.safetensors and the tokenizer's files,
-//! in the stock Transformers class or in MiniMind's own form. The folder appears whole.
+//! A model as a folder: config.json, generation_config.json, model.safetensors and the tokenizer's
+//! files, in the stock Transformers class or in MiniMind's own form. The folder appears whole.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -18,7 +18,7 @@ use crate::tensor::{self, Dtype};
 /// Writes a tokenizer's files into a folder.
 pub type SaveTokenizer<'a> = &'a dyn Fn(&Path) -> Result<()>;
 
-/// What a folder is written from, besides the weights.
+/// Everything that a folder is written from besides the weights.
 #[derive(Clone, Copy)]
 pub struct Folder<'a> {
     /// The model's dimensions and constants.
@@ -39,7 +39,7 @@ pub struct Folder<'a> {
     pub shard_bytes: Option<u64>,
 }
 
-/// What was written.
+/// The files that were written, and what they could not hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Written {
     /// The files and their sizes in bytes, by name.
@@ -55,8 +55,8 @@ impl Written {
     }
 }
 
-/// The layout that carries a model as a folder: the stock class, or MiniMind's own form where the class
-/// computes something else. For checkpoints; an export refuses instead.
+/// The layout that carries a model as a folder: the stock class, or MiniMind's own form where the
+/// class computes something else. For checkpoints; an export refuses instead.
 pub fn carrying_layout(config: &Config) -> Layout {
     match config.check_carried_by(Layout::Transformers) {
         Ok(()) => Layout::Transformers,
@@ -72,11 +72,11 @@ const MODEL_FILES: [&str; 5] = [
     "tokenizer_config.json",
     "chat_template.jinja",
 ];
-/// How many of them are there without a tokenizer.
+/// The number of [`MODEL_FILES`] that a model without a tokenizer has.
 const WITHOUT_TOKENIZER: usize = 2;
 
-/// The first file in `dir` that a model's folder written there would replace, or whose weights readers would take
-/// for the model's, and that is not as mmx wrote it.
+/// The first file in `dir` that a model's folder written there would replace, or whose weights
+/// readers would take for the model's, and that is not as mmx wrote it.
 ///
 /// # Errors
 /// A file cannot be read.
@@ -136,12 +136,14 @@ pub fn write(dir: &Path, folder: &Folder<'_>, source: &mut Weights<'_, '_>) -> R
     Ok(Written { files, fallbacks })
 }
 
-/// Writes a model's folder over what is there. What was in `dir` under other names stays, but for weights and a chat
-/// template that `manifest` knows and this model does not have. A file is replaced only if the manifest knows it or
-/// `overwrite` says so, after the whole model has been written beside it.
+/// Writes a model's folder over what is there. What was in `dir` under other names stays, but for
+/// weights and a chat template that `manifest` knows and this model does not have. A file is
+/// replaced only if the manifest knows it or `overwrite` says so, after the whole model has been
+/// written beside it.
 ///
 /// # Errors
-/// As [`write`]; what [`foreign_file`] finds, without `overwrite`. Nothing in `dir` has changed then.
+/// As [`write`]; what [`foreign_file`] finds, without `overwrite`. Nothing in `dir` has changed
+/// then.
 pub fn write_over(
     dir: &Path,
     folder: &Folder<'_>,
@@ -196,7 +198,8 @@ fn stage(
     if folder.strict {
         refuse_fallbacks(&dir.display().to_string(), &fallbacks)?;
     }
-    // Readers convert all weights to the type config.json names: with a tensor beyond it, that is float32.
+    // Readers convert all weights to the type config.json names: with a tensor beyond it, that is
+    // float32.
     let loaded_as = if fallbacks.is_empty() { folder.dtype } else { Dtype::F32 };
     let config_json = match folder.layout {
         Layout::Transformers => config.to_transformers_json(loaded_as)?,

@@ -1,5 +1,5 @@
-//! How a model is meant to be sampled and where it stops: generation_config.json, the tokenizer's end token,
-//! and GGUF's `general.sampling.*` keys.
+//! How a model is meant to be sampled and where it stops: generation_config.json, the tokenizer's
+//! end token, and GGUF's `general.sampling.*` keys.
 
 use std::path::Path;
 
@@ -10,10 +10,11 @@ use crate::arch::Config;
 use crate::error::{Error, Result};
 use crate::gguf;
 
-/// The file in a Transformers folder.
+/// The file of default sampling settings in a Transformers folder.
 pub const FILE_NAME: &str = "generation_config.json";
 
-/// Default sampling. Fields carry generation_config.json's names; nothing means the runtime's own default.
+/// Default sampling. Fields carry generation_config.json's names; nothing means the runtime's own
+/// default.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Generation {
     /// Sample rather than take the likeliest token.
@@ -33,7 +34,7 @@ pub struct Generation {
 }
 
 impl Default for Generation {
-    /// The reference's own settings. Source: eval_model.py, 2025 and 2026.
+    /// The settings that the reference samples with. Source: eval_model.py, 2025 and 2026.
     fn default() -> Self {
         Self {
             do_sample: true,
@@ -48,8 +49,8 @@ impl Default for Generation {
 }
 
 impl Generation {
-    /// Reads a folder's generation_config.json, if there is one: its settings (the reference's where it sets
-    /// none), and the end tokens it names.
+    /// Reads a folder's generation_config.json, if there is one: its settings (the reference's
+    /// where it sets none), and the end tokens it names.
     ///
     /// # Errors
     /// The file is no JSON object, or a key has an impossible value.
@@ -132,7 +133,8 @@ impl Generation {
         Value::Object(out)
     }
 
-    /// `general.sampling.*`, which llama.cpp's programs take as their defaults (GGUF_FACTS section 2).
+    /// `general.sampling.*`, which llama.cpp's programs take as their defaults
+    /// (docs/formats/gguf.md).
     pub fn to_gguf_keys(&self) -> Vec<(String, gguf::Value)> {
         let mut keys = Vec::new();
         if !self.do_sample {
@@ -156,7 +158,7 @@ impl Generation {
         keys
     }
 
-    /// What a GGUF's `general.sampling.*` say, or nothing if it has none.
+    /// The settings in a GGUF's `general.sampling.*`, or nothing if it has none.
     pub fn from_gguf_keys(metadata: &gguf::Metadata) -> Option<Self> {
         let float = |key: &str| {
             let x = metadata.get(&format!("general.sampling.{key}"))?.as_f64()?;
@@ -187,8 +189,8 @@ fn ids(value: &Value) -> Option<Vec<u32>> {
     }
 }
 
-/// The stop set: the tokenizer's end token, config.json's and generation_config.json's, each once, in this
-/// order. Sources that disagree are all honoured: a model stops at any of them.
+/// The stop set: the tokenizer's end token, config.json's and generation_config.json's, each once,
+/// in this order. Sources that disagree are all honoured: a model stops at any of them.
 pub fn stop_set(tokenizer: Option<u32>, config: &[u32], generation: &[u32]) -> Vec<u32> {
     let mut all = Vec::new();
     for id in tokenizer.iter().chain(config).chain(generation) {
@@ -199,8 +201,9 @@ pub fn stop_set(tokenizer: Option<u32>, config: &[u32], generation: &[u32]) -> V
     all
 }
 
-/// [`stop_set`] of a folder's three sources, without ids beyond the vocabulary. Also what is to be said: ids left out,
-/// and sources that contradict each other (none names all the ends that the others name).
+/// [`stop_set`] of a folder's three sources, without ids beyond the vocabulary. Also what is to be
+/// said: ids left out, and sources that contradict each other (none names all the ends that the
+/// others name).
 pub fn ends(
     dir: &Path,
     config: &Config,
@@ -246,8 +249,8 @@ pub fn ends(
 
 /// The id of the end token that a folder's tokenizer_config.json names, if there is one.
 ///
-/// The text is looked up in tokenizer.json, else in `added_tokens_decoder`; else it is one of the three
-/// specials every MiniMind tokenizer begins with (MODEL_AND_STAGES section 2).
+/// The text is looked up in tokenizer.json, else in `added_tokens_decoder`; else it is one of the
+/// three specials every MiniMind tokenizer begins with (docs/models.md).
 ///
 /// # Errors
 /// tokenizer_config.json or tokenizer.json is no JSON object.

@@ -1,6 +1,6 @@
-//! A model as files: opened ([`Model`]), written as a Transformers folder ([`folder`]) or a GGUF ([`to_gguf`]), with
-//! adapters beside it ([`adapter`]) and the settings it is sampled with ([`generation`]); where a training run keeps
-//! its checkpoints ([`run_folder`]).
+//! A model as files: opened ([`Model`]), written as a Transformers folder ([`folder`]) or a GGUF
+//! ([`to_gguf`]), with adapters beside it ([`adapter`]) and the settings it is sampled with
+//! ([`generation`]); where a training run keeps its checkpoints ([`run_folder`]).
 
 pub mod adapter;
 pub mod fallback;

@@ -1,5 +1,8 @@
-//! Anything with weights, open: a checkpoint or Transformers folder, a GGUF, or a `.pth`. In: a path. Out: the
-//! configuration, and every weight of the family's table in MiniMind's own layout, taken from the memory map.
+//! [`Model`]: anything with weights, open: a checkpoint or Transformers folder, a GGUF, or a
+//! `.pth`.
+//!
+//! In: a path. Out: the configuration, and every weight of the family's table in MiniMind's own
+//! layout, taken from the memory map.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -19,7 +22,8 @@ const HEAD: &str = "lm_head.weight";
 /// The embedding, and the head of a tied model.
 const EMBEDDING: &str = "model.embed_tokens.weight";
 
-/// Turns `elements` values of a block type into float32 (ggml's own dequantizers, in crate mmx-ggml).
+/// Turns `elements` values of a block type into float32 (ggml's own dequantizers, in crate
+/// mmx-ggml).
 pub type Dequantize<'a> = &'a (dyn Fn(GgmlType, &[u8], usize) -> Result<Vec<f32>> + Sync);
 
 /// An open model: every tensor is there, with the right shape, and none is left over.
@@ -63,7 +67,7 @@ struct Beside {
 }
 
 impl Beside {
-    /// `given` replaces config.json. Nothing without either.
+    /// Reads what lies beside the weights; `given` replaces config.json. Nothing without either.
     fn read(dir: &Path, given: Option<Config>) -> Result<Option<Self>> {
         let path = dir.join("config.json");
         let (mut config, mut warnings) = match given {
@@ -72,7 +76,8 @@ impl Beside {
             None => return Ok(None),
         };
         let (generation, stops) = Generation::read(dir)?.unwrap_or_default();
-        // the weights can be used without it: whoever needs the tokenizer opens it and hears the same
+        // the weights can be used without it: whoever needs the tokenizer opens it and hears the
+        // same
         let tokenizer = generation::tokenizer_eos(dir).unwrap_or_else(|error| {
             warnings.push(error.to_string());
             None
@@ -96,8 +101,8 @@ impl Source {
         }
     }
 
-    /// A tensor's type and shape. Nothing for an absent tensor; the type's name for one that no weight can
-    /// have.
+    /// A tensor's type and shape. Nothing for an absent tensor; the type's name for one that no
+    /// weight can have.
     fn info(&self, name: &str) -> Option<Result<(GgmlType, &[usize]), &'static str>> {
         let float = |dtype: Dtype| match dtype {
             Dtype::F32 | Dtype::F16 | Dtype::Bf16 | Dtype::F64 => {
@@ -144,19 +149,19 @@ impl Source {
 }
 
 impl Model {
-    /// Opens a folder (config.json with model.safetensors or its shards), a `.gguf`, or a `.pth` with a
-    /// config.json beside it, told apart by what they are, not by their names. A folder of adapters (PEFT's
-    /// form) is the model it names with the adapters merged.
+    /// Opens a folder (config.json with model.safetensors or its shards), a `.gguf`, or a `.pth`
+    /// with a config.json beside it, told apart by what they are, not by their names. A folder of
+    /// adapters (PEFT's form) is the model it names with the adapters merged.
     ///
     /// # Errors
-    /// Whatever is wrong with the files; [`Error::Tensors`] with all missing, unexpected and mismatched
-    /// tensors at once where they are not those of the configuration.
+    /// Whatever is wrong with the files; [`Error::Tensors`] with all missing, unexpected and
+    /// mismatched tensors at once where they are not those of the configuration.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         Self::open_with(path, None)
     }
 
-    /// The same with a configuration that replaces the one beside the weights (a preset, for weights that
-    /// come alone). A GGUF carries its own.
+    /// [`Model::open`] with a configuration that replaces the one beside the weights (a preset, for
+    /// weights that come alone). A GGUF carries its own.
     ///
     /// # Errors
     /// As [`Model::open`].
@@ -205,8 +210,8 @@ impl Model {
         Ok(model)
     }
 
-    /// The base model with adapters merged: PEFT's folder, a GGUF adapter, or a safetensors or `.pth` file of
-    /// the weights alone.
+    /// The base model with adapters merged: PEFT's folder, a GGUF adapter, or a safetensors or
+    /// `.pth` file of the weights alone.
     ///
     /// # Errors
     /// As [`Model::open`]; a base that is no whole model; adapters that do not fit it.
@@ -272,7 +277,8 @@ impl Model {
         Self::check(path, config, generation, warnings, &layouts, source)
     }
 
-    /// Finds the layout whose tensors are the file's; if there is none, reports against the nearest one.
+    /// Finds the layout whose tensors are the file's; if there is none, reports against the nearest
+    /// one.
     fn check(
         path: &Path,
         config: Config,
@@ -354,7 +360,7 @@ impl Model {
         ))
     }
 
-    /// The table: every weight of the model, in the order of the forward pass.
+    /// The family's table: every weight of the model, in the order of the forward pass.
     pub fn weights(&self) -> &[Weight] {
         &self.weights
     }
@@ -418,7 +424,8 @@ impl Model {
         Ok(self.adapted(weight, found))
     }
 
-    /// With the adapter merged where the weight has one: float32 then, whatever the base is stored in.
+    /// A weight with its adapter merged, where it has one: float32 then, whatever the base is
+    /// stored in.
     fn adapted<'a>(
         &self,
         weight: &Weight,
@@ -455,7 +462,7 @@ impl Model {
         Ok((dtype, self.reference_rows(weight, bytes)))
     }
 
-    /// The same for every type: block types become float32 by `dequantize`.
+    /// [`Model::weight`] of a file with block types: these become float32 by `dequantize`.
     ///
     /// # Errors
     /// What `dequantize` returns.
@@ -574,7 +581,7 @@ struct Aside {
     others: Vec<String>,
 }
 
-/// The file's tensors against those of a layout; also what is left aside.
+/// Compares the file's tensors with those of a layout; also what is left aside.
 fn compare(publics: &[Public], source: &Source, config: &Config) -> (TensorReport, Aside) {
     let mut report = TensorReport::default();
     let mut aside = Aside::default();

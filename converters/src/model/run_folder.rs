@@ -1,5 +1,5 @@
-//! Where a training run's checkpoints are: `DIR/checkpoint-STEP`, and `DIR/checkpoint-STEP.N` for one taken
-//! N micro-steps into the accumulation after that step. The highest is the newest.
+//! Where a training run's checkpoints are: `DIR/checkpoint-STEP`, and `DIR/checkpoint-STEP.N` for
+//! one taken N micro-steps into the accumulation after that step. The highest is the newest.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use crate::safetensors;
 
 use crate::error::{Error, Result};
 
-/// What goes before the step in a checkpoint's name.
+/// The part of a checkpoint's name before the step.
 const PREFIX: &str = "checkpoint-";
 
 /// A checkpoint's name; `accumulated` micro-steps lie beyond the step.
@@ -62,8 +62,9 @@ pub fn resolve(path: &Path) -> Result<PathBuf> {
     Ok(checkpoints(path)?.pop().unwrap_or_else(|| path.to_owned()))
 }
 
-/// The newest model below a folder of runs: within a run the one of the most steps, among runs and lone model
-/// folders the one written last. Exports and hidden folders are passed over; nothing where there is none.
+/// The newest model below a folder of runs: within a run the one of the most steps, among runs and
+/// lone model folders the one written last. Exports and hidden folders are passed over; nothing
+/// where there is none.
 pub fn newest(root: &Path) -> Option<PathBuf> {
     /// Folders below `root` that are looked into: runs/NAME/checkpoints/STEP.
     const DEPTH: usize = 4;
@@ -100,8 +101,9 @@ pub fn newest(root: &Path) -> Option<PathBuf> {
 #[derive(Debug)]
 pub struct Claim(#[expect(dead_code, reason = "holds the lock")] Option<fs_err::File>);
 
-/// Takes a run's folder, so that no second training writes into it. The system lets go of it when the process
-/// ends, however it ends. Where folders cannot be locked (not on Unix, some network disks) nothing is taken.
+/// Takes a run's folder, so that no second training writes into it. The system lets go of it when
+/// the process ends, however it ends. Where folders cannot be locked (not on Unix, some network
+/// disks) nothing is taken.
 ///
 /// # Errors
 /// Another process has it; the folder cannot be opened.

@@ -1,5 +1,6 @@
-//! A model as a GGUF: every key the readers want, tensors in the order of the forward pass, rows of q and k
-//! permuted and experts stacked as the architecture wants them. One tensor is in memory at a time.
+//! A model as a GGUF: every key the readers want, tensors in the order of the forward pass, rows of
+//! q and k permuted and experts stacked as the architecture wants them. One tensor is in memory at
+//! a time.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -11,13 +12,14 @@ use crate::model::fallback::{Fallback, Weights, range_fallback, refuse_fallbacks
 use crate::model::generation::Generation;
 use crate::tensor::{self, Dtype};
 
-/// The type a tensor (GGUF name, shape outermost first) gets, and why if it is not the one asked for.
+/// The type a tensor (GGUF name, shape outermost first) gets, and why if it is not the one asked
+/// for.
 pub type Recipe<'a> = &'a dyn Fn(&str, &[usize]) -> (GgmlType, Option<Fallback>);
-/// Float32 rows of a tensor (GGUF name, type, values, row length) as blocks of a type: ggml's own quantizers,
-/// in crate mmx-ggml.
+/// Float32 rows of a tensor (GGUF name, type, values, row length) as blocks of a type: ggml's own
+/// quantizers, in crate mmx-ggml.
 pub type Quantize<'a> = &'a dyn Fn(&str, GgmlType, &[f32], usize) -> Result<Vec<u8>>;
 
-/// What a GGUF is written from, besides the weights.
+/// Everything that a GGUF is written from besides the weights.
 #[derive(Clone, Copy)]
 pub struct ToGguf<'a> {
     /// The model's dimensions and constants.
@@ -34,7 +36,7 @@ pub struct ToGguf<'a> {
     pub tokenizer: &'a [(String, Value)],
     /// The type of each matrix.
     pub recipe: Recipe<'a>,
-    /// Makes blocks.
+    /// The function that turns float32 rows into blocks.
     pub quantize: Quantize<'a>,
     /// Further keys, at the end of the others.
     pub extra: &'a [(String, Value)],
@@ -55,15 +57,15 @@ impl ToGguf<'_> {
     /// Writes the file, whole or not at all. Returns its size in bytes, and the fallbacks.
     ///
     /// # Errors
-    /// A model the architecture cannot carry, whatever `source` and the quantizer return, a fallback if
-    /// `strict`, or the system's refusal.
+    /// A model the architecture cannot carry, whatever `source` and the quantizer return, a
+    /// fallback if `strict`, or the system's refusal.
     pub fn write(&self, path: &Path, source: &mut Weights<'_, '_>) -> Result<(u64, Vec<Fallback>)> {
         let (files, fallbacks) = self.write_split(path, None, source)?;
         Ok((files.iter().map(|(_, size)| size).sum(), fallbacks))
     }
 
-    /// The same in files of at most `limit` bytes of tensors: see [`gguf::write_split`]. Returns the files and their
-    /// sizes in bytes, and the fallbacks.
+    /// [`ToGguf::write`] in files of at most `limit` bytes of tensors: see [`gguf::write_split`].
+    /// Returns the files and their sizes in bytes, and the fallbacks.
     ///
     /// # Errors
     /// As [`ToGguf::write`].
@@ -80,7 +82,7 @@ impl ToGguf<'_> {
         Ok((files, plan.fallbacks))
     }
 
-    /// The same into memory; `name` is what messages call it.
+    /// The file's bytes, in memory; `name` is what messages call it.
     ///
     /// # Errors
     /// As [`ToGguf::write`].
@@ -95,8 +97,8 @@ impl ToGguf<'_> {
         Ok((bytes, plan.fallbacks))
     }
 
-    /// Decides everything and writes nothing: what [`ToGguf::write`] would refuse is refused. Returns the
-    /// fallbacks.
+    /// Decides everything and writes nothing: what [`ToGguf::write`] would refuse is refused.
+    /// Returns the fallbacks.
     ///
     /// # Errors
     /// As [`ToGguf::write`], but for the quantizer's and the system's.
@@ -132,7 +134,7 @@ impl ToGguf<'_> {
         Ok(Plan { weights, publics, specs, metadata, fallbacks })
     }
 
-    /// Every key, in the order of the file (GGUF_FACTS sections 2, 3 and 5).
+    /// Every key, in the order of the file (docs/formats/gguf.md).
     fn metadata(&self, weights: &[Weight], quantized: bool) -> Result<Metadata> {
         let mut metadata = Metadata::new();
         let text = |s: &str| Value::String(s.to_owned());
@@ -194,8 +196,8 @@ impl ToGguf<'_> {
     }
 }
 
-/// `general.size_label` as llama.cpp's converter writes it: `26M`, or `4x26M` for experts (what is shared and
-/// one expert's part, times experts).
+/// `general.size_label` as llama.cpp's converter writes it: `26M`, or `4x26M` for experts (what is
+/// shared and one expert's part, times experts).
 pub fn size_label(config: &Config, weights: &[Weight]) -> String {
     let total: usize = weights.iter().map(Weight::elements).sum();
     match &config.moe {

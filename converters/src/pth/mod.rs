@@ -1,8 +1,10 @@
-//! PyTorch checkpoints (`.pth`, `.pt`, `pytorch_model.bin`): a zip of a pickle and of storages, by memory map.
+//! PyTorch checkpoints (`.pth`, `.pt`, `pytorch_model.bin`): a zip of a pickle and of storages, by
+//! memory map.
 //!
-//! In: a file. Out: its state dict as names, types, shapes and bytes. The pickle is read by a machine that
-//! understands tensors and plain data and nothing else ([`pickle`]); nothing is ever run.
-//! Source: torch.serialization's zip format (torch 1.6 and later), the pickle protocol's documentation.
+//! In: a file. Out: its state dict as names, types, shapes and bytes. The pickle is read by a
+//! machine that understands tensors and plain data and nothing else ([`pickle`]); nothing is ever
+//! run. Source: torch.serialization's zip format (torch 1.6 and later), the pickle protocol's
+//! documentation.
 
 #![warn(clippy::indexing_slicing, clippy::cast_possible_truncation)]
 
@@ -23,11 +25,12 @@ use pickle::{Kind, Pickle, Value};
 
 /// Entries under which training scripts keep the state dict beside optimizer, epoch and step.
 const STATE_DICT_KEYS: [&str; 3] = ["model", "state_dict", "model_state_dict"];
-/// What wrappers put before every key: torch.compile, DataParallel.
+/// Prefixes that wrappers put before every key: torch.compile, DataParallel.
 const PREFIXES: [&str; 2] = ["_orig_mod.", "module."];
 
-/// Elements of a view that shows its storage's values more than once (`expand`): 64 Mi, which bounds what a small file
-/// can ask for; a larger one is no weight of a model that fits this format.
+/// Elements of a view that shows its storage's values more than once (`expand`): 64 Mi, which
+/// bounds what a small file can ask for; a larger one is no weight of a model that fits this
+/// format.
 const MAX_EXPANDED: usize = 64 << 20;
 
 /// Keys that a message lists.
@@ -64,14 +67,15 @@ impl Pth {
     /// Opens a file and checks every tensor against its storage.
     ///
     /// # Errors
-    /// The file cannot be read, is a Git LFS pointer or in torch's format before 1.6, its pickle names
-    /// anything but tensors and plain data (with the name), or a tensor reaches beyond its storage.
+    /// The file cannot be read, is a Git LFS pointer or in torch's format before 1.6, its pickle
+    /// names anything but tensors and plain data (with the name), or a tensor reaches beyond its
+    /// storage.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         Self::parse(Bytes::map(path)?, path)
     }
 
-    /// The same of bytes in memory; `name` is what messages call them.
+    /// Opens a checkpoint whose bytes are in memory; `name` is what messages call them.
     ///
     /// # Errors
     /// As [`Pth::open`].
@@ -87,7 +91,7 @@ impl Pth {
         Ok(Self { path: path.to_owned(), bytes, tensors, others, index, notes })
     }
 
-    /// The file.
+    /// The path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -102,7 +106,8 @@ impl Pth {
         self.index.get(name).and_then(|&i| self.tensors.get(i))
     }
 
-    /// Names and types of the tensors that mmx does not compute with and that [`Pth::tensors`] leaves out.
+    /// Names and types of the tensors that mmx does not compute with and that [`Pth::tensors`]
+    /// leaves out.
     pub fn others(&self) -> impl Iterator<Item = (&str, &'static str)> {
         self.others.iter().map(|(name, ty)| (name.as_str(), *ty))
     }
@@ -112,7 +117,8 @@ impl Pth {
         self.others.get(name).copied()
     }
 
-    /// A tensor's bytes, row by row: in place where it is contiguous, else gathered along its strides.
+    /// A tensor's bytes, row by row: in place where it is contiguous, else gathered along its
+    /// strides.
     pub fn data(&self, tensor: &PthTensor) -> Cow<'_, [u8]> {
         let size = tensor.dtype.size();
         let count = tensor.shape.iter().product::<usize>();
@@ -159,7 +165,7 @@ impl PthTensor {
     }
 }
 
-/// What a file holds.
+/// The contents of a file, read and checked.
 struct Read {
     tensors: Vec<PthTensor>,
     others: BTreeMap<String, &'static str>,

@@ -1,8 +1,8 @@
-//! A pickle machine for state dicts: tensors, storages, OrderedDict and plain data. Any other name ends the
-//! reading with that name; nothing is imported and nothing is called.
+//! A pickle machine for state dicts: tensors, storages, OrderedDict and plain data. Any other name
+//! ends the reading with that name; nothing is imported and nothing is called.
 //!
-//! Every value lies in an arena and is named by its index, so shared and nested values cost nothing extra, and
-//! dropping them does not recurse.
+//! Every value lies in an arena and is named by its index, so shared and nested values cost nothing
+//! extra, and dropping them does not recurse.
 
 #![warn(clippy::arithmetic_side_effects)]
 
@@ -10,7 +10,8 @@ use std::collections::HashMap;
 
 use crate::tensor::Dtype;
 
-/// Longest pickle that is believed: a state dict of 50 thousand tensors with optimizer state takes some 20 MB.
+/// Longest pickle that is believed: a state dict of 50 thousand tensors with optimizer state takes
+/// some 20 MB.
 const MAX_BYTES: usize = 64 << 20;
 
 /// A value of the pickle.
@@ -49,7 +50,7 @@ enum Name {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Known(Dtype),
-    /// One that mmx does not compute with, by its name in safetensors headers or in torch.
+    /// A type that mmx does not compute with, by its name in safetensors headers or in torch.
     Other(&'static str),
 }
 
@@ -147,12 +148,13 @@ impl Pickle {
         }
     }
 
-    /// What the pickle holds.
+    /// The value that the pickle holds.
     pub(super) fn result(&self) -> &Value {
         &self.result
     }
 
-    /// A dict's entries under text keys, if the value is a dict. A key set twice counts once, the last time.
+    /// A dict's entries under text keys, if the value is a dict. A key set twice counts once, the
+    /// last time.
     pub(super) fn dict(&self, value: &Value) -> Option<Vec<(&str, &Value)>> {
         let Value::Dict(i) = value else { return None };
         let mut entries: Vec<(&str, &Value)> = Vec::new();

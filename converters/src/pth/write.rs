@@ -1,5 +1,5 @@
-//! A state dict out, as `torch.save` writes it: names of MiniMind's own, one storage per weight, and for a
-//! tied model both names over one storage, so that the reference loads it strictly.
+//! A state dict out, as `torch.save` writes it: names of MiniMind's own, one storage per weight,
+//! and for a tied model both names over one storage, so that the reference loads it strictly.
 
 #![expect(
     clippy::indexing_slicing,
@@ -21,10 +21,12 @@ const ALIGNMENT: u64 = 64;
 /// The root folder in the zip.
 const ROOT: &str = "archive";
 
-/// Writes a checkpoint, whole or not at all; the same weights give the same bytes. Returns its size in bytes.
+/// Writes a checkpoint, whole or not at all; the same weights give the same bytes. Returns its size
+/// in bytes.
 ///
 /// # Errors
-/// Whatever `source` returns, a file beyond 4 GiB (which would need zip64), or the system's refusal.
+/// Whatever `source` returns, a file beyond 4 GiB (which would need zip64), or the system's
+/// refusal.
 pub fn write(
     path: &Path,
     config: &Config,

@@ -1,5 +1,5 @@
-//! The directory of a zip whose entries are stored uncompressed, as torch writes them (so that they can be
-//! mapped): names to byte ranges. Source: PKWARE's APPNOTE, sections 4.3 and 4.5.3 (zip64).
+//! The directory of a zip whose entries are stored uncompressed, as torch writes them (so that they
+//! can be mapped): names to byte ranges. Source: PKWARE's APPNOTE, sections 4.3 and 4.5.3 (zip64).
 
 #![warn(clippy::arithmetic_side_effects)]
 
@@ -16,7 +16,7 @@ const END64_LOCATOR: u32 = 0x0706_4b50;
 const END_BYTES: usize = 22;
 const MAX_COMMENT: usize = 65_535;
 
-/// What the central directory says of an entry.
+/// An entry as the central directory describes it.
 struct Entry {
     method: u16,
     bytes: u64,

@@ -1,10 +1,10 @@
-//! The file types of GGUF (`general.file_type`) and the type each tensor gets in a file of that type,
-//! as llama-quantize chooses it.
+//! The file types of GGUF (`general.file_type`) and the type each tensor gets in a file of that
+//! type, as llama-quantize chooses it.
 //!
 //! In: a [`FileType`], a [`Config`], a tensor's GGUF name and shape. Out: its [`GgmlType`], and a
-//! [`Fallback`] where the row length forbids the type that was wanted.
-//! Source: llama-quantize of llama.cpp 11434 by experiment (GGUF_FACTS section 6), held to the linked
-//! library by `tests/quantize.rs`.
+//! [`Fallback`] where the row length forbids the type that was wanted. Source: llama-quantize of
+//! llama.cpp 11434 by experiment (docs/formats/gguf.md), held to the linked library by
+//! `tests/quantize.rs`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -43,7 +43,7 @@ macro_rules! file_types {
     };
 }
 
-// Source: llama.h (enum llama_ftype) of the pinned llama.cpp; GGUF_FACTS section 1.
+// Source: llama.h (enum llama_ftype) of the pinned llama.cpp; docs/formats/gguf.md.
 file_types! {
     F32 = 0, "f32", F32;
     F16 = 1, "f16", F16;

@@ -1,9 +1,10 @@
-//! Importance matrices: how much each input column of a matrix matters, as the mean square of what came in.
-//! In and out: llama.cpp's GGUF form.
+//! Importance matrices: how much each input column of a matrix matters, as the mean square of what
+//! came in. In and out: llama.cpp's GGUF form.
 //!
-//! Per matrix T the file holds `T.in_sum2` `[experts, columns]`, the sums of squares, and `T.counts`
-//! `[experts, 1]`, how many tokens each sum is of. An expert that no token reached has a mean of 0/0: its
-//! weights are 1, that is, none of its columns is preferred. Source: GGUF_FACTS section 6.
+//! Per matrix T the file holds `T.in_sum2` `[experts, columns]`, the sums of squares, and
+//! `T.counts` `[experts, 1]`, how many tokens each sum is of. An expert that no token reached has a
+//! mean of 0/0: its weights are 1, that is, none of its columns is preferred. Source:
+//! docs/formats/gguf.md.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -16,7 +17,7 @@ use crate::tensor::{self, Dtype, TensorView};
 const SUMS: &str = ".in_sum2";
 const COUNTS: &str = ".counts";
 
-/// What was collected for one matrix.
+/// The statistics collected for one matrix.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
     /// Input columns.
@@ -61,8 +62,8 @@ impl Imatrix {
     /// Reads llama.cpp's GGUF form.
     ///
     /// # Errors
-    /// No GGUF (llama-imatrix's old `.dat` form among them), another kind of GGUF, sums without counts, values
-    /// that are not finite or are negative.
+    /// No GGUF (llama-imatrix's old `.dat` form among them), another kind of GGUF, sums without
+    /// counts, values that are not finite or are negative.
     pub fn open(path: &Path) -> Result<Self> {
         let bytes = file_start(path)?;
         if bytes != *b"GGUF" {
@@ -197,7 +198,8 @@ impl Imatrix {
         idle.collect()
     }
 
-    /// What a file quantized with it says of it, as llama-quantize writes it.
+    /// The keys by which a quantized file names the importance matrix it was made with, as
+    /// llama-quantize writes them.
     pub fn keys(&self, path: &Path) -> Vec<(String, Value)> {
         let file = path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
         let key = |name: &str| format!("quantize.imatrix.{name}");

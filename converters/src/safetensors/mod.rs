@@ -1,9 +1,10 @@
 //! safetensors in (one file or a folder of shards, by memory map) and out (streamed, whole).
 //!
-//! A file is a length u64, a JSON header of that many bytes, then the data. Types, header and the rules that it
-//! obeys are the crate's `safetensors`; around it stand checks of our own ([`check`]), whose messages name the
-//! tensor, what was expected and what was found, and which refuse duplicates. A file must pass both.
-//! Source: the format's description at huggingface/safetensors, README "Format".
+//! A file is a length u64, a JSON header of that many bytes, then the data. Types, header and the
+//! rules that it obeys are the crate's `safetensors`; around it stand checks of our own
+//! ([`check`]), whose messages name the tensor, what was expected and what was found, and which
+//! refuse duplicates. A file must pass both. Source: the format's description at
+//! huggingface/safetensors, README "Format".
 
 #![warn(
     clippy::indexing_slicing,
@@ -54,7 +55,7 @@ struct Tensor {
     range: Range<usize>,
 }
 
-/// What the header says of a tensor, of whatever type.
+/// A tensor as the header describes it, of whatever type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Described<'a> {
     /// Element type, as headers spell it: `F32`, `F8_E4M3`.
@@ -88,13 +89,14 @@ impl SafeTensors {
         Ok(all)
     }
 
-    /// Opens a folder's `model.safetensors`, or the shards that `model.safetensors.index.json` names. Where both
-    /// are there, the one file is read and the other is named in [`SafeTensors::notes`]. Source: Transformers 5.24,
-    /// `_get_resolved_checkpoint_files`, and 4.57's `from_pretrained`, tried.
+    /// Opens a folder's `model.safetensors`, or the shards that `model.safetensors.index.json`
+    /// names. Where both are there, the one file is read and the other is named in
+    /// [`SafeTensors::notes`]. Source: Transformers 5.24, `_get_resolved_checkpoint_files`, and
+    /// 4.57's `from_pretrained`, tried.
     ///
     /// # Errors
-    /// Neither is there, a shard is missing (found before any shard is read), a tensor lies in two shards
-    /// or not in the one the index says, or a file breaks the format.
+    /// Neither is there, a shard is missing (found before any shard is read), a tensor lies in two
+    /// shards or not in the one the index says, or a file breaks the format.
     pub fn open_folder(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
         let single = dir.join(FILE_NAME);
@@ -228,7 +230,7 @@ impl SafeTensors {
         Some(TensorView { dtype: Dtype::of_safetensors(tensor.dtype)?, shape: &tensor.shape, data })
     }
 
-    /// What the header says of a tensor, of whatever type.
+    /// Describes a tensor as the header does, of whatever type.
     pub fn describe(&self, name: &str) -> Option<Described<'_>> {
         let tensor = self.tensors.get(*self.index.get(name)?)?;
         let (dtype, bytes) = (type_name(tensor.dtype), tensor.range.len());
@@ -258,7 +260,8 @@ fn names_other_files(index: &Path) -> bool {
         .is_ok_and(|index| index.weight_map.values().any(|name| name != FILE_NAME))
 }
 
-/// The header as it stands in the file: order and duplicates kept, so that duplicates can be refused.
+/// The header as it stands in the file: order and duplicates kept, so that duplicates can be
+/// refused.
 struct Header {
     tensors: Vec<(String, TensorInfo)>,
     metadata: BTreeMap<String, String>,
@@ -348,7 +351,7 @@ fn type_name(dtype: AnyDtype) -> &'static str {
 
 type Checked = (Vec<Tensor>, BTreeMap<String, String>);
 
-/// Both checks of a file, and what its header says.
+/// Checks a file twice, as the crate and as mmx does, and gives what its header says.
 fn read_header(bytes: &[u8], file: usize) -> Result<Checked, String> {
     let Header { tensors, metadata } = own_header(bytes)?;
     let (length, infos) = ::safetensors::SafeTensors::read_metadata(bytes)
@@ -365,8 +368,8 @@ fn read_header(bytes: &[u8], file: usize) -> Result<Checked, String> {
     Ok((read, metadata))
 }
 
-/// mmx's own checks of a whole file, without those of the crate `safetensors`: what makes the sentences, and what the
-/// fuzz target holds against the crate.
+/// Runs mmx's own checks of a whole file, without those of the crate `safetensors`: what makes the
+/// sentences, and what the fuzz target holds against the crate.
 ///
 /// # Errors
 /// A sentence with the tensor, what was expected and what was found.
@@ -422,7 +425,7 @@ fn own_header(bytes: &[u8]) -> Result<Header, String> {
     Ok(header)
 }
 
-/// One entry against the size of the data.
+/// Checks one entry against the size of the data.
 fn check_entry(name: &str, info: &TensorInfo, data: usize) -> Result<(), String> {
     let what = format!("tensor {name}");
     let (start, end) = info.data_offsets;
@@ -447,7 +450,7 @@ fn check_entry(name: &str, info: &TensorInfo, data: usize) -> Result<(), String>
     Ok(())
 }
 
-/// For the crate's own writers.
+/// A tensor in the form that the crate's own writers take.
 impl View for TensorView<'_> {
     fn dtype(&self) -> AnyDtype {
         self.dtype.to_safetensors()
@@ -486,15 +489,17 @@ impl TensorSpec {
 
 /// Writes a file, whole or not at all, with `__metadata__` `{"format": "pt"}` and `extra` after it.
 ///
-/// `data(i)` gives the bytes of `tensors[i]`, called once for each: wider element types first (so that
-/// each tensor is aligned to its elements), else in the order given. Returns the file's size in bytes.
+/// `data(i)` gives the bytes of `tensors[i]`, called once for each: wider element types first (so
+/// that each tensor is aligned to its elements), else in the order given. Returns the file's size
+/// in bytes.
 ///
-/// The header's entries are the crate's, and checked by it. Its `serialize_to_file` cannot be the writer: it sorts by
-/// name, puts `__metadata__` in an order that changes from run to run, and has no place for data that fail.
+/// The header's entries are the crate's, and checked by it. Its `serialize_to_file` cannot be the
+/// writer: it sorts by name, puts `__metadata__` in an order that changes from run to run, and has
+/// no place for data that fail.
 ///
 /// # Errors
-/// A name given twice, bytes of another number than shape and type say, whatever `data` returns, or the
-/// system's refusal.
+/// A name given twice, bytes of another number than shape and type say, whatever `data` returns, or
+/// the system's refusal.
 pub fn write<'a>(
     path: &Path,
     tensors: &[TensorSpec],

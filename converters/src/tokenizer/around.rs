@@ -1,8 +1,9 @@
-//! What a tokenizer puts around a text: tokenizer.json's `post_processor`, judged by what it does.
+//! Tokens that a tokenizer puts around a text: tokenizer.json's `post_processor`, judged by what it
+//! does.
 //!
-//! In: the JSON of a post-processor. Out: the ids before and after a text. Every kind that the tokenizers library
-//! knows is read, alone or in a `Sequence`; ByteLevel, and a TemplateProcessing without tokens (which Transformers 5
-//! writes into every file it saves), put nothing there.
+//! In: the JSON of a post-processor. Out: the ids before and after a text. Every kind that the
+//! tokenizers library knows is read, alone or in a `Sequence`; ByteLevel, and a TemplateProcessing
+//! without tokens (which Transformers 5 writes into every file it saves), put nothing there.
 
 use std::path::Path;
 
@@ -20,7 +21,7 @@ pub(super) struct Around {
 }
 
 impl Around {
-    /// Of a `post_processor`, null for none; `has` tells which ids have a token.
+    /// Reads a `post_processor`, null for none; `has` tells which ids have a token.
     ///
     /// # Errors
     /// What the library cannot read, a text that is dropped or repeated, tokens that are not there.
@@ -54,7 +55,8 @@ impl Around {
         Ok(Self { before: before.to_vec(), after: after.to_vec() })
     }
 
-    /// A `post_processor` that does it, as Transformers writes one: null where nothing is added.
+    /// A `post_processor` that adds these ids, as Transformers writes one: null where nothing is
+    /// added.
     pub(super) fn json<'t>(&self, text_of: impl Fn(u32) -> &'t str) -> Value {
         if *self == Self::default() {
             return Value::Null;

@@ -1,7 +1,7 @@
 //! GPT-2's alphabet: each byte as one printable character, so that a vocabulary is a list of words.
 
-/// The character that stands for a byte. Printable Latin-1 stands for itself, the other 68 bytes for
-/// U+0100 and on, in order. Source: the GPT-2 encoder, as tokenizers and llama.cpp have it.
+/// The character that stands for a byte. Printable Latin-1 stands for itself, the other 68 bytes
+/// for U+0100 and on, in order. Source: the GPT-2 encoder, as tokenizers and llama.cpp have it.
 pub(super) fn char_of(byte: u8) -> char {
     if stands_for_itself(byte) {
         return char::from(byte);

@@ -1,7 +1,8 @@
-//! What turns text to ids: computed directly for MiniMind's kind of tokenizer, else by the tokenizers library.
+//! The encoder of text to ids: computed directly for MiniMind's kind of tokenizer, else by the
+//! tokenizers library.
 //!
-//! In: a parsed tokenizer.json. Out: an encoder in two forms, one that recognises all added tokens and one that knows no
-//! control token.
+//! In: a parsed tokenizer.json. Out: an encoder in two forms, one that recognises all added tokens
+//! and one that knows no control token.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -12,10 +13,11 @@ use tokenizers::models::bpe::BPE;
 use tokenizers::{AddedToken, Tokenizer as Library};
 
 use super::fast::Fast;
-use super::open::is_control;
+use super::special::is_control;
 use crate::error::{Error, Result};
 
-/// Both forms; the library's objects are large and slow to make, so they are made only where they are needed.
+/// An encoder in both forms; the library's objects are large and slow to make, so they are made
+/// only where they are needed.
 #[derive(Clone, Debug)]
 pub(super) enum Encoder {
     Fast { full: Fast, plain: Fast },
@@ -23,7 +25,7 @@ pub(super) enum Encoder {
 }
 
 impl Encoder {
-    /// Of a parsed tokenizer.json, with the ids of its tokens by their texts.
+    /// Makes the encoder of a parsed tokenizer.json, with the ids of its tokens by their texts.
     ///
     /// # Errors
     /// What the library cannot read.
@@ -57,11 +59,12 @@ impl From<[Fast; 2]> for Encoder {
     }
 }
 
-/// The tokenizers library's own objects, with truncation and padding off: one that knows all added tokens, and one
-/// without control tokens, which text of messages is read with.
+/// The tokenizers library's own objects, with truncation and padding off: one that knows all added
+/// tokens, and one without control tokens, which text of messages is read with.
 ///
-/// Vocabulary and merges are read straight from the JSON's values: the library's way from text keeps a copy of
-/// everything to try one kind of model after the other (measured: ten times as long).
+/// Vocabulary and merges are read straight from the JSON's values: the library's way from text
+/// keeps a copy of everything to try one kind of model after the other (measured: ten times as
+/// long).
 pub(super) fn libraries(path: &Path, mut value: Value) -> Result<(Library, Library)> {
     let refused = |error: &dyn std::fmt::Display| Error::Tokenizer {
         path: path.to_owned(),

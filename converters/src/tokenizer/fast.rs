@@ -1,8 +1,9 @@
-//! The tokenizers library's answer, computed directly: MiniMind's kind of tokenizer (byte-level BPE with GPT-2's
-//! regex, no normalizer) without an object per token.
+//! The tokenizers library's answer, computed directly: MiniMind's kind of tokenizer (byte-level BPE
+//! with GPT-2's regex, no normalizer) without an object per token.
 //!
-//! In: text. Out: ids, those of the library (the tests compare them). Measured on 100 MB of made-up Chinese and English
-//! JSON Lines: 4.9 s of CPU time to check and tokenize, by the library 22 s. Other kinds of tokenizers are left to it.
+//! In: text. Out: ids, those of the library (the tests compare them). Measured on 100 MB of made-up
+//! Chinese and English JSON Lines: 4.9 s of CPU time to check and tokenize, by the library 22 s.
+//! Other kinds of tokenizers are left to it.
 
 use std::cell::RefCell;
 use std::collections::{BinaryHeap, HashMap};
@@ -14,7 +15,7 @@ use aho_corasick::{AhoCorasick, MatchKind};
 use serde_json::Value;
 
 use super::bytes::char_of;
-use super::open::is_control;
+use super::special::is_control;
 use super::words::Words;
 
 /// A tokenizer's merges and its added tokens.
@@ -31,7 +32,7 @@ impl fmt::Debug for Fast {
     }
 }
 
-/// What follows from the vocabulary alone.
+/// The merges of a vocabulary as tables of ids.
 struct Merges {
     /// Tells apart whose words a thread has kept.
     number: u64,
@@ -42,8 +43,8 @@ struct Merges {
 }
 
 impl Fast {
-    /// Of a parsed tokenizer.json and the ids by their texts, once with all added tokens and once without control
-    /// tokens; nothing where it is of another kind.
+    /// Makes two encoders of a parsed tokenizer.json and the ids by their texts, one with all added
+    /// tokens and one without control tokens; nothing where it is of another kind.
     pub(super) fn of_json(json: &Value, ids: &HashMap<String, u32>) -> Option<[Self; 2]> {
         let added = added(json, ids)?;
         let vocab = json.pointer("/model/vocab")?.as_object()?;
@@ -51,9 +52,10 @@ impl Fast {
         Self::new(&merges(json)?, id, &added)
     }
 
-    /// The same of byte-level BPE with GPT-2's regex and nothing before or after: its merges, the ids of its tokens,
-    /// and the added tokens, each with its id and whether it is a control token. Nothing without a token for each byte,
-    /// or where a merge is of or to something that is no token.
+    /// Makes the two encoders of byte-level BPE with GPT-2's regex and nothing before or after: its
+    /// merges, the ids of its tokens, and the added tokens, each with its id and whether it is a
+    /// control token. Nothing without a token for each byte, or where a merge is of or to something
+    /// that is no token.
     pub(super) fn new(
         merges: &[(&str, &str)],
         id: impl Fn(&str) -> Option<u32>,
@@ -162,7 +164,7 @@ impl Merges {
         Some(Self { number, bytes, ranks })
     }
 
-    /// A text without added tokens.
+    /// Appends the ids of a text without added tokens.
     fn plain(&self, text: &str, work: &mut Work, ids: &mut Vec<u32>) {
         for word in Words::new(text) {
             let word = word.as_bytes();
@@ -189,7 +191,8 @@ impl Merges {
 
     /// Merges a word's bytes: the pair of the lowest rank first, of equal ones the leftmost.
     fn word(&self, word: &[u8], symbols: &mut Symbols) {
-        /// Longer words are merged with a heap: looking through all pairs each time would take quadratic time.
+        /// Longer words are merged with a heap: looking through all pairs each time would take
+        /// quadratic time.
         const SHORT: usize = 96;
         symbols.ids.clear();
         symbols.ids.extend(word.iter().map(|&byte| self.bytes[usize::from(byte)]));
@@ -223,7 +226,7 @@ impl Merges {
         }
     }
 
-    /// The same for words of any length, in n log n.
+    /// Merges the bytes of a word of any length, in n log n.
     fn long(&self, symbols: &mut Symbols) {
         let ids = &mut symbols.ids;
         let count = ids.len();
@@ -331,7 +334,7 @@ impl Pairs {
 #[derive(Default)]
 struct Symbols {
     ids: Vec<u32>,
-    /// Of each two neighbours.
+    /// The merge of each two neighbours.
     pairs: Vec<Pair>,
 }
 

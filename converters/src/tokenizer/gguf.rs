@@ -1,20 +1,23 @@
 //! The tokenizer as GGUF keys, out and in, so that a GGUF alone is enough to run a model.
 //!
-//! Source: GGUF_FACTS section 5 and EXPORT_FACTS section 4. The pre-tokenizer's name is `gpt-2`: the
+//! Source: docs/formats/gguf.md. The pre-tokenizer's name is `gpt-2`: the
 //! only common name whose regex equals ByteLevel's; others split digits and line ends otherwise.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::OnceLock;
 
-use serde_json::{Map, Value as Json, json};
+use serde_json::{Map, Value as Json};
 
 use super::around::Around;
 use super::bytes::Alphabet;
+use super::codec::{Text, Tokenizer};
 use super::fast::Fast;
+use super::json::Made;
 use super::named::gguf_name;
-use super::open::{self, Parts, is_control};
-use super::{Text, Token, TokenKind, Tokenizer};
+use super::open::Parts;
+use super::special::is_control;
+use super::token::{Token, TokenKind};
 use crate::arch::Config;
 use crate::error::{Error, Result};
 use crate::gguf::{Metadata, Value};
@@ -34,7 +37,8 @@ impl Tokenizer {
     ///
     /// # Errors
     /// A tokenizer whose ids llama.cpp could not reproduce: another pre-tokenizer, a normalizer, a
-    /// post-processor that adds more than bos and eos, BPE without merges, added tokens that strip blanks, more tokens than rows.
+    /// post-processor that adds more than bos and eos, BPE without merges, added tokens that strip
+    /// blanks, more tokens than rows.
     pub fn to_gguf_keys(&self, config: &Config) -> Result<Vec<(String, Value)>> {
         let json: Json =
             serde_json::from_slice(self.json()).map_err(|e| self.fault(e.to_string()))?;
@@ -136,7 +140,8 @@ impl Tokenizer {
         ))
     }
 
-    /// Refuses every part of tokenizer.json that GGUF's `gpt-2` does not stand for, but for the post-processor.
+    /// Refuses every part of tokenizer.json that GGUF's `gpt-2` does not stand for, but for the
+    /// post-processor.
     fn check_carried(&self, json: &Json) -> Result<()> {
         let refuse = |part: &str, why: &str| {
             Err(Error::unsupported(
@@ -230,8 +235,8 @@ impl Tokenizer {
     /// The tokenizer that a GGUF's keys describe.
     ///
     /// # Errors
-    /// Missing or malformed keys, another tokenizer model than byte-level BPE, another pre-tokenizer
-    /// than GPT-2's, merges that are missing or name unknown tokens.
+    /// Missing or malformed keys, another tokenizer model than byte-level BPE, another
+    /// pre-tokenizer than GPT-2's, merges that are missing or name unknown tokens.
     pub fn from_gguf(metadata: &Metadata, path: &Path) -> Result<Self> {
         let missing = |key: &str, expected: &str| {
             let found = metadata.get(key).map_or("none".to_owned(), Value::describe);
@@ -420,46 +425,4 @@ fn pairs<'m>(path: &Path, merges: &'m [String]) -> Result<Vec<(&'m str, &'m str)
         }
     };
     merges.iter().enumerate().map(pair).collect()
-}
-
-/// What of a GGUF's arrays the tokens do not say, for their tokenizer.json.
-#[derive(Clone, Debug)]
-pub(super) struct Made {
-    /// Ids of tokens that tokenizer.json calls special.
-    special: HashSet<u32>,
-    /// Each as `left right`.
-    merges: Vec<String>,
-    around: Around,
-    text: OnceLock<Vec<u8>>,
-}
-
-impl Made {
-    /// tokenizer.json as the tokenizers library spells it.
-    pub(super) fn json(&self, tokens: &[Option<Token>]) -> &[u8] {
-        self.text.get_or_init(|| {
-            let mut vocab = Map::new();
-            let mut added = Vec::new();
-            for (id, token) in (0u32..).zip(tokens) {
-                let Some(Token { text, kind, .. }) = token else { continue };
-                vocab.insert(text.clone(), id.into());
-                if *kind != TokenKind::Normal {
-                    added.push(json!({
-                        "id": id, "content": text, "single_word": false, "lstrip": false,
-                        "rstrip": false, "normalized": false, "special": self.special.contains(&id),
-                    }));
-                }
-            }
-            let pair = |merge: &String| {
-                let (left, right) = merge.split_once(' ').unwrap_or((merge, ""));
-                json!([left, right])
-            };
-            let merges = self.merges.iter().map(pair).collect();
-            let text_of = |id: u32| match tokens.get(id as usize) {
-                Some(Some(token)) => token.text.as_str(),
-                _ => "",
-            };
-            let post = self.around.json(text_of);
-            format!("{:#}", open::tokenizer_json(added, vocab, merges, post)).into_bytes()
-        })
-    }
 }

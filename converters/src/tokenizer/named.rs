@@ -1,15 +1,15 @@
 //! Several chat templates in one tokenizer: which is taken, and where they stand in files.
 //!
-//! Transformers keeps them by name: a list (or an object) in tokenizer_config.json, or chat_template.jinja for
-//! `default` and additional_chat_templates/NAME.jinja for the others; files win over tokenizer_config.json. A chat with
-//! tools is rendered by `tool_use` where there is one, all else by `default`. Source: Transformers 5.24,
-//! `get_chat_template` and `save_chat_templates`.
+//! Transformers keeps them by name: a list (or an object) in tokenizer_config.json, or
+//! chat_template.jinja for `default` and additional_chat_templates/NAME.jinja for the others; files
+//! win over tokenizer_config.json. A chat with tools is rendered by `tool_use` where there is one,
+//! all else by `default`. Source: Transformers 5.24, `get_chat_template` and `save_chat_templates`.
 
 use std::path::Path;
 
 use serde_json::Value;
 
-use super::Tokenizer;
+use super::codec::Tokenizer;
 use crate::chat::{Options, Template};
 use crate::error::{Error, Result};
 use crate::file::write_bytes;
@@ -18,7 +18,7 @@ use crate::file::write_bytes;
 const FOLDER: &str = "additional_chat_templates";
 /// The file of the default one.
 const FILE: &str = "chat_template.jinja";
-/// What a chat with tools is rendered by.
+/// The name of the template that renders chats with tools.
 const TOOL_USE: &str = "tool_use";
 const DEFAULT: &str = "default";
 
@@ -26,7 +26,7 @@ const DEFAULT: &str = "default";
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Sources {
     pub(super) default: Option<String>,
-    /// By name, in the order of the file.
+    /// The other templates by name, in the order of the file.
     pub(super) named: Vec<(String, String)>,
 }
 
@@ -41,7 +41,8 @@ impl Sources {
         }
     }
 
-    /// Of tokenizer_config.json's `chat_template`: a text, a list of `{name, template}`, or an object.
+    /// Reads tokenizer_config.json's `chat_template`: a text, a list of `{name, template}`, or an
+    /// object.
     pub(super) fn of_config(value: Option<&Value>) -> Self {
         let mut sources = Self::default();
         match value {
@@ -66,7 +67,7 @@ impl Sources {
         sources
     }
 
-    /// Of the files of a folder; nothing where there are none.
+    /// Reads the template files of a folder; nothing where there are none.
     ///
     /// # Errors
     /// A file that cannot be read.
@@ -111,7 +112,8 @@ pub(super) fn gguf_name(name: &str) -> String {
 }
 
 impl Tokenizer {
-    /// Gives it the templates beside the default one. One whose name is no file's name is left out and said.
+    /// Gives the tokenizer the templates beside the default one. One whose name is no file's name
+    /// is left out and said.
     pub(super) fn set_named(&mut self, named: Vec<(String, String)>) {
         for (name, source) in named {
             if !is_plain(&name) {
@@ -132,7 +134,8 @@ impl Tokenizer {
         }
     }
 
-    /// The template a chat is rendered by: `tool_use` where it comes with tools and there is one, else the default.
+    /// The template a chat is rendered by: `tool_use` where it comes with tools and there is one,
+    /// else the default.
     ///
     /// # Errors
     /// There is none; the names of those that are there are in the message.
@@ -159,7 +162,8 @@ impl Tokenizer {
         }
     }
 
-    /// True when the template for chats with tools renders them: one that does not would drop them in silence.
+    /// True when the template for chats with tools renders them: one that does not would drop them
+    /// in silence.
     pub fn shows_tools(&self) -> bool {
         let options = Options { tools: Some(Value::Null), ..Options::default() };
         self.template_for(&options).is_ok_and(Template::shows_tools)
@@ -180,8 +184,9 @@ impl Tokenizer {
         Some(default.chain(self.named_templates()).map(one).collect())
     }
 
-    /// The file of the only template, in a folder that is there. Several stand in tokenizer_config.json alone, which
-    /// every version reads: a chat_template.jinja beside it would hide them.
+    /// The file of the only template, in a folder that is there. Several stand in
+    /// tokenizer_config.json alone, which every version reads: a chat_template.jinja beside it
+    /// would hide them.
     pub(super) fn save_template(&self, dir: &Path) -> Result<()> {
         match &self.template {
             Some(only) if self.named.is_empty() => {

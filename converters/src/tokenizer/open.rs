@@ -5,12 +5,15 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::around::Around;
+use super::bytes;
+use super::codec::{Specials, Text, Tokenizer};
 use super::encoder::Encoder;
 use super::named::Sources;
-use super::{Specials, Text, Token, TokenKind, Tokenizer, bytes};
+use super::special::is_control;
+use super::token::{Token, TokenKind};
 use crate::chat::Template;
 use crate::error::{Error, Result};
 use crate::file::Bytes;
@@ -40,7 +43,8 @@ impl Tokenizer {
     /// Opens a folder with a tokenizer.json, or a tokenizer.json itself.
     ///
     /// # Errors
-    /// A file that cannot be read, is no tokenizer of the tokenizers library, or is not byte-level BPE.
+    /// A file that cannot be read, is no tokenizer of the tokenizers library, or is not byte-level
+    /// BPE.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let given = path.as_ref();
         let file = if given.is_dir() { given.join("tokenizer.json") } else { given.to_owned() };
@@ -90,8 +94,8 @@ impl Tokenizer {
         Self::assemble(name.as_ref(), json, Map::new(), None)
     }
 
-    /// A tokenizer from the text of tokenizer.json, tokenizer_config.json (without the template) and
-    /// the template. `path` is for messages.
+    /// A tokenizer from the text of tokenizer.json, tokenizer_config.json (without the template)
+    /// and the template. `path` is for messages.
     pub(super) fn assemble(
         path: &Path,
         json: Vec<u8>,
@@ -103,7 +107,7 @@ impl Tokenizer {
         Self::assemble_parsed(path, json, value, settings, template)
     }
 
-    /// The same where `json` was parsed, or made from, `value`.
+    /// [`Tokenizer::assemble`] where `json` was parsed into, or made from, `value`.
     pub(super) fn assemble_parsed(
         path: &Path,
         json: Vec<u8>,
@@ -179,12 +183,12 @@ impl Tokenizer {
         }
     }
 
-    /// What templates may use beside the messages.
+    /// The variables that templates may use beside the messages.
     pub(super) fn variables(&self) -> Map<String, Value> {
         variables(&self.settings)
     }
 
-    /// Says what of tokenizer_config.json does not hold.
+    /// Warns of settings in tokenizer_config.json that do not hold.
     fn warn_of_settings(&mut self) {
         let file = self.path.with_file_name("tokenizer_config.json");
         let nothing = [self.before_text().is_empty(), self.after_text().is_empty()];
@@ -228,12 +232,12 @@ fn variables(settings: &Map<String, Value>) -> Map<String, Value> {
     SPECIAL_KEYS.iter().filter_map(text).collect()
 }
 
-/// What a tokenizer is made of.
+/// The parts of a tokenizer that its files give directly.
 pub(super) struct Parts {
     pub(super) json: Text,
     pub(super) encoder: Encoder,
     pub(super) tokens: Vec<Option<Token>>,
-    /// By their texts.
+    /// Ids by the texts of their tokens.
     pub(super) ids: HashMap<String, u32>,
     pub(super) around: Around,
 }
@@ -247,7 +251,8 @@ pub(super) fn token_text(value: &Value) -> Option<&str> {
     value.as_str().or_else(|| value.get("content").and_then(Value::as_str))
 }
 
-/// What token bytes rest on: BPE over the byte-level alphabet.
+/// Refuses a tokenizer that is not BPE over the byte-level alphabet: the bytes of tokens rest on
+/// it.
 fn require_byte_level_bpe(path: &Path, value: &Value) -> Result<()> {
     let model = value.pointer("/model/type").and_then(Value::as_str);
     // older files have no type; a list of merges tells BPE
@@ -268,12 +273,6 @@ fn require_byte_level_bpe(path: &Path, value: &Value) -> Result<()> {
         return Err(fault(path, format!("decoder: expected ByteLevel, found {found}")));
     }
     Ok(())
-}
-
-/// True for a token that marks structure and never stands for text: special, or spelled `<|...|>`.
-/// Source: llama.cpp's converter (GGUF_FACTS section 5).
-pub(super) fn is_control(text: &str, special: bool) -> bool {
-    special || (text.len() > 4 && text.starts_with("<|") && text.ends_with("|>"))
 }
 
 fn tokens(path: &Path, value: &Value) -> Result<Vec<Option<Token>>> {
@@ -322,40 +321,4 @@ fn tokens(path: &Path, value: &Value) -> Result<Vec<Option<Token>>> {
         place(text, token.get("id"), text.as_bytes().to_vec(), kind)?;
     }
     Ok(tokens)
-}
-
-/// A tokenizer.json of MiniMind's kind: byte-level BPE with GPT-2's regex.
-pub(super) fn tokenizer_json(
-    added_tokens: Vec<Value>,
-    vocab: Map<String, Value>,
-    merges: Vec<Value>,
-    post_processor: Value,
-) -> Value {
-    let byte_level = |prefix: bool| {
-        json!({
-            "type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": true, "use_regex": true,
-        })
-    };
-    json!({
-        "version": "1.0",
-        "truncation": null,
-        "padding": null,
-        "added_tokens": added_tokens,
-        "normalizer": null,
-        "pre_tokenizer": byte_level(false),
-        "post_processor": post_processor,
-        "decoder": byte_level(true),
-        "model": {
-            "type": "BPE",
-            "dropout": null,
-            "unk_token": null,
-            "continuing_subword_prefix": null,
-            "end_of_word_suffix": null,
-            "fuse_unk": false,
-            "byte_fallback": false,
-            "ignore_merges": false,
-            "vocab": vocab,
-            "merges": merges,
-        },
-    })
 }

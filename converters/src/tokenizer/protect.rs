@@ -1,9 +1,10 @@
 //! Keeps the text of messages from becoming control ids.
 //!
-//! The template must see the messages whole (it strips them, splits them at `</think>`, compares their
-//! beginnings), so a mark, a character that occurs nowhere in the chat, is put inside each text that
-//! reads like a control token. After rendering, control tokens are recognised, which the marked ones are
-//! not; then the marks are removed and the pieces between are encoded as plain text.
+//! The template must see the messages whole (it strips them, splits them at `</think>`, compares
+//! their beginnings), so a mark, a character that occurs nowhere in the chat, is put inside each
+//! text that reads like a control token. After rendering, control tokens are recognised, which the
+//! marked ones are not; then the marks are removed and the pieces between are encoded as plain
+//! text.
 
 use serde_json::{Map, Value};
 

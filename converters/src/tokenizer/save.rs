@@ -1,10 +1,12 @@
-//! Writing a tokenizer's folder so that Transformers 4 and 5, vLLM and llama.cpp's tools all read it.
+//! Writing a tokenizer's folder so that Transformers 4 and 5, vLLM and llama.cpp's tools all read
+//! it.
 
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::{Tokenizer, open::token_text};
+use super::codec::Tokenizer;
+use super::open::token_text;
 use crate::error::{Error, Result};
 use crate::file::write_bytes;
 
@@ -24,8 +26,8 @@ impl Tokenizer {
         self.save_template(dir)
     }
 
-    /// tokenizer_config.json as every version reads it: the class that exists in Transformers 4 and 5,
-    /// no `extra_special_tokens` list (which 4 cannot read), the template inside.
+    /// tokenizer_config.json as every version reads it: the class that exists in Transformers 4 and
+    /// 5, no `extra_special_tokens` list (which 4 cannot read), the template inside.
     pub fn config_json(&self) -> Value {
         let mut map = self.settings.clone();
         for gone in ["backend", "auto_map", "tokenizer_file", "name_or_path", "is_local"] {
@@ -74,7 +76,8 @@ impl Tokenizer {
         Value::Object(map)
     }
 
-    /// Takes out special tokens that are none of tokenizer.json: each would be added beyond the vocabulary.
+    /// Takes out special tokens that are none of tokenizer.json: each would be added beyond the
+    /// vocabulary.
     fn drop_unknown_specials(&self, map: &mut Map<String, Value>) {
         let known = |value: &Value| token_text(value).is_none_or(|text| self.id_of(text).is_some());
         map.retain(|key, value| !key.ends_with("_token") || known(value));

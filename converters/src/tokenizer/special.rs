@@ -1,4 +1,5 @@
-//! What a new vocabulary begins with: the special tokens and chat template of each generation.
+//! The special tokens that a new vocabulary begins with, and the chat template of each generation;
+//! which tokens are control tokens.
 
 use serde_json::{Map, Value, json};
 
@@ -12,7 +13,7 @@ pub enum SpecialSet {
     MiniMind3,
 }
 
-/// Ids 0, 1 and 2 of every MiniMind vocabulary. Source: MODEL_AND_STAGES section 2.
+/// Ids 0, 1 and 2 of every MiniMind vocabulary. Source: docs/models.md.
 const COMMON: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
 
 /// Ids 3 to 20 of 2026-08: places of images, sound and speech, special.
@@ -91,4 +92,10 @@ impl SpecialSet {
         }
         settings
     }
+}
+
+/// True for a token that marks structure and never stands for text: special, or spelled `<|...|>`.
+/// Source: llama.cpp's converter (docs/formats/gguf.md).
+pub(super) fn is_control(text: &str, special: bool) -> bool {
+    special || (text.len() > 4 && text.starts_with("<|") && text.ends_with("|>"))
 }

@@ -1,6 +1,6 @@
 //! Streaming: ids in, complete characters out, each as soon as its last byte is there.
 
-use super::Tokenizer;
+use super::codec::Tokenizer;
 
 /// Decodes ids one after another; bytes of an unfinished character wait for the next id.
 #[derive(Clone, Debug)]
@@ -10,13 +10,16 @@ pub struct DecodeStream<'a> {
     waiting: Vec<u8>,
 }
 
-impl<'a> DecodeStream<'a> {
-    pub(super) fn new(tokenizer: &'a Tokenizer, skip_control: bool) -> Self {
-        Self { tokenizer, skip_control, waiting: Vec::new() }
+impl Tokenizer {
+    /// Decodes ids one after another as they are generated.
+    pub fn decode_stream(&self, skip_control: bool) -> DecodeStream<'_> {
+        DecodeStream { tokenizer: self, skip_control, waiting: Vec::new() }
     }
+}
 
-    /// The text that this id completes; empty while a character is unfinished. Bytes that no further
-    /// byte can turn into a character give U+FFFD.
+impl<'a> DecodeStream<'a> {
+    /// The text that this id completes; empty while a character is unfinished. Bytes that no
+    /// further byte can turn into a character give U+FFFD.
     pub fn push(&mut self, id: u32) -> String {
         if self.skip_control && self.tokenizer.is_control(id) {
             return String::new();
@@ -49,7 +52,8 @@ impl<'a> DecodeStream<'a> {
         out
     }
 
-    /// What is left at the end of generation: U+FFFD if a character stayed unfinished, mostly nothing.
+    /// The text that is left at the end of generation: U+FFFD if a character stayed unfinished,
+    /// mostly nothing.
     pub fn finish(&mut self) -> String {
         String::from_utf8_lossy(&std::mem::take(&mut self.waiting)).into_owned()
     }

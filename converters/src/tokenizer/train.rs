@@ -1,9 +1,10 @@
 //! Training a vocabulary: byte-level BPE, deterministic, in bounded memory.
 //!
-//! In: texts, batch by batch, into [`WordCounts`]. Out: a [`Tokenizer`] of exactly the size asked for
-//! (or smaller, with a warning, when the text has no more pairs): the special tokens, all 256 bytes, then one token per merge, the most frequent pair first and of
-//! equal ones that with the lower ids. The library's trainer walks hash maps and may order equal pairs
-//! differently from run to run, so merging is done here; text is cut into words by the library.
+//! In: texts, batch by batch, into [`WordCounts`]. Out: a [`Tokenizer`] of exactly the size asked
+//! for (or smaller, with a warning, when the text has no more pairs): the special tokens, all 256
+//! bytes, then one token per merge, the most frequent pair first and of equal ones that with the
+//! lower ids. The library's trainer walks hash maps and may order equal pairs differently from run
+//! to run, so merging is done here; text is cut into words by the library.
 
 use std::collections::{BinaryHeap, HashMap};
 use std::path::Path;
@@ -14,14 +15,17 @@ use serde_json::{Map, Value, json};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
 
-use super::{SpecialSet, Tokenizer, bytes, open};
+use super::bytes;
+use super::codec::Tokenizer;
+use super::json::tokenizer_json;
+use super::special::SpecialSet;
 use crate::error::{Error, Result};
 
 /// How often each word occurs, a word being what ByteLevel cuts a text into.
 ///
-/// Memory is bounded: beyond the limit, rare words are thinned out. Which ones stay is decided by a hash
-/// of the word, so the sample does not depend on the order of the text, and those that stay weigh as
-/// much more as fewer of them are left. Frequent words are never dropped.
+/// Memory is bounded: beyond the limit, rare words are thinned out. Which ones stay is decided by a
+/// hash of the word, so the sample does not depend on the order of the text, and those that stay
+/// weigh as much more as fewer of them are left. Frequent words are never dropped.
 #[derive(Debug)]
 pub struct WordCounts {
     words: HashMap<String, u64>,
@@ -51,8 +55,8 @@ impl WordCounts {
         }
     }
 
-    /// Cuts these tokens' texts out of all texts that are added from now on. Their ids are there already: words made of
-    /// their pieces (`im`, `_end`) would be learned for nothing.
+    /// Cuts these tokens' texts out of all texts that are added from now on. Their ids are there
+    /// already: words made of their pieces (`im`, `_end`) would be learned for nothing.
     ///
     /// # Errors
     /// The search's own, on texts too large for it.
@@ -170,8 +174,8 @@ fn fault(error: &dyn std::fmt::Display) -> Error {
     }
 }
 
-/// Trains a tokenizer of exactly `vocab_size` entries; of fewer, with a warning in it, when every word
-/// of the text has become one token before that.
+/// Trains a tokenizer of exactly `vocab_size` entries; of fewer, with a warning in it, when every
+/// word of the text has become one token before that.
 ///
 /// # Errors
 /// A size below the special tokens plus 256 bytes.
@@ -227,9 +231,8 @@ pub fn train(counts: WordCounts, vocab_size: usize, specials: SpecialSet) -> Res
             })
         })
         .collect();
-    let mut json =
-        serde_json::to_vec_pretty(&open::tokenizer_json(added, vocab, pairs, Value::Null))
-            .map_err(|e| fault(e.to_string()))?;
+    let mut json = serde_json::to_vec_pretty(&tokenizer_json(added, vocab, pairs, Value::Null))
+        .map_err(|e| fault(e.to_string()))?;
     json.push(b'\n');
     let template = Some(specials.template().to_owned());
     let mut tokenizer = Tokenizer::assemble(path, json, specials.settings(), template)?;

@@ -1,13 +1,14 @@
-//! GPT-2's regex by hand: `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`.
+//! GPT-2's regex by hand:
+//! `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`.
 //!
-//! In: a text. Out: its words, one after the other, nothing left out. The classes are those of the regex crate's own
-//! tables, so the words are the tokenizers library's.
+//! In: a text. Out: its words, one after the other, nothing left out. The classes are those of the
+//! regex crate's own tables, so the words are the tokenizers library's.
 
 use std::sync::LazyLock;
 
 use regex_syntax::hir::{Class, HirKind};
 
-/// What the regex asks of a character.
+/// The kinds of characters that the regex tells apart.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 enum Kind {
@@ -17,7 +18,7 @@ enum Kind {
     Space,
 }
 
-/// Of every character.
+/// The kind of every character, by its number.
 static KINDS: LazyLock<Vec<Kind>> = LazyLock::new(|| {
     let mut kinds = vec![Kind::Other; char::MAX as usize + 1];
     for (class, kind) in [(r"\p{L}", Kind::Letter), (r"\p{N}", Kind::Number), (r"\s", Kind::Space)]

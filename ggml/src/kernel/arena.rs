@@ -1,10 +1,11 @@
-//! Memory for weights in an order of our own: one anonymous map with large pages, given out in pieces.
+//! Memory for weights in an order of our own: one anonymous map with large pages, given out in
+//! pieces.
 //!
-//! Pieces begin at a line of the cache, so that no load of a register touches two, and large pages spare the
-//! processor most look-ups of addresses while all weights are read once per token.
+//! Pieces begin at a line of the cache, so that no load of a register touches two, and large pages
+//! spare the processor most look-ups of addresses while all weights are read once per token.
 //!
-//! To a memory checker all of a map is one thing: with the feature `asan` (scripts/check-asan) what has not been given
-//! out is forbidden, the padding behind each piece included.
+//! To a memory checker all of a map is one thing: with the feature `asan` (scripts/check-asan) what
+//! has not been given out is forbidden, the padding behind each piece included.
 #![expect(unsafe_code, reason = "pieces of one map that do not overlap")]
 
 use std::ptr::NonNull;
@@ -17,7 +18,7 @@ use crate::error::{Error, Result};
 /// Bytes of a line of the cache, and of an AVX-512 register.
 pub(crate) const LINE: usize = 64;
 
-/// Gives out pieces until it is full.
+/// An arena: gives out pieces of memory until it is full.
 #[derive(Debug)]
 pub(crate) struct Arena {
     memory: Arc<Memory>,
@@ -46,7 +47,7 @@ unsafe impl Send for Piece {}
 unsafe impl Sync for Piece {}
 
 impl Arena {
-    /// Room for `size` bytes; pages that are never written cost nothing.
+    /// Makes an arena of `size` bytes; pages that are never written cost nothing.
     ///
     /// # Errors
     /// No memory.
@@ -95,7 +96,8 @@ pub(crate) fn padded(size: usize) -> usize {
 
 impl Piece {
     pub(crate) fn bytes(&self) -> &[u8] {
-        // SAFETY: the range is within the map, which lives as long as the piece; nobody else writes it.
+        // SAFETY: the range is within the map, which lives as long as the piece; nobody else writes
+        // it.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.size) }
     }
 
@@ -111,7 +113,8 @@ mod asan {
     use std::ffi::c_void;
     use std::ptr::NonNull;
 
-    /// Maps end at a page's end. Source: x86-64 and most others have pages of 4 KiB, or multiples of it.
+    /// Maps end at a page's end. Source: x86-64 and most others have pages of 4 KiB, or multiples
+    /// of it.
     const PAGE: usize = 4096;
 
     // Source: sanitizer/asan_interface.h

@@ -1,7 +1,8 @@
 //! Attention over the cache as one ggml operation, for CPUs with AVX-512.
 //!
-//! Each token looks at the cells of its own text up to its own position: no mask, no cells that do not
-//! count, so a graph depends neither on the length of the past nor on which texts are read together. Sums and softmax are float32, also over a float16 cache.
+//! Each token looks at the cells of its own text up to its own position: no mask, no cells that do
+//! not count, so a graph depends neither on the length of the past nor on which texts are read
+//! together. Sums and softmax are float32, also over a float16 cache.
 #![expect(unsafe_code, reason = "vector instructions, and a callback from C")]
 
 use std::ffi::{c_int, c_void};
@@ -28,10 +29,10 @@ pub(crate) fn is_available(head_dim: usize) -> bool {
 }
 
 impl Context {
-    /// Attention of `q` `[n, heads, head_dim]` over the cells `keys`, `values` `[cells, kv_heads * head_dim]`
-    /// (float32 or float16): token i over the `positions[i] + 1` cells from `firsts[i]` on (both i32), or as many
-    /// of them as there are.
-    /// Gives `[n, heads * head_dim]`.
+    /// Attention of `q` `[n, heads, head_dim]` over the cells `keys`, `values`
+    /// `[cells, kv_heads * head_dim]` (float32 or float16): token i over the `positions[i] + 1`
+    /// cells from `firsts[i]` on (both i32), or as many of them as there are. Gives
+    /// `[n, heads * head_dim]`.
     ///
     /// # Errors
     /// Shapes or types that do not fit, a head width that is not available, or no room.
@@ -86,8 +87,8 @@ unsafe extern "C" fn compute(
     _user: *mut c_void,
 ) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: ggml calls this for nodes made by cached_attention only, whose operands are computed and of
-    // the shapes and types checked there.
+    // SAFETY: ggml calls this for nodes made by cached_attention only, whose operands are computed
+    // and of the shapes and types checked there.
     unsafe {
         macro_rules! widths {
             ($($d:literal)*) => {
@@ -151,16 +152,16 @@ mod avx512 {
     }
 
     /// # Safety
-    /// The CPU has AVX-512 F and VL; `target` is a node of `cached_attention` with computed operands and heads of
-    /// 16 * `D` values.
+    /// The CPU has AVX-512 F and VL; `target` is a node of `cached_attention` with computed
+    /// operands and heads of 16 * `D` values.
     #[target_feature(enable = "avx512f,avx512vl")]
     pub(super) unsafe fn share<const D: usize>(
         target: *mut sys::ggml_tensor,
         index: usize,
         threads: usize,
     ) {
-        // SAFETY: as the caller says; rows and heads are addressed by the strides of the tensors, and cells beyond
-        // the last are left out, whatever positions and firsts say.
+        // SAFETY: as the caller says; rows and heads are addressed by the strides of the tensors,
+        // and cells beyond the last are left out, whatever positions and firsts say.
         unsafe {
             let [q, keys, values, positions, firsts] =
                 [0, 1, 2, 3, 4].map(|i: usize| &*(*target).src[i]);
@@ -200,8 +201,8 @@ mod avx512 {
     /// One token and head: `q` `[head_dim]` over `seen` cells, `stride` bytes apart.
     ///
     /// # Safety
-    /// The CPU has AVX-512 F and VL; `q` and `out` have `D` * 16 values, `keys` and `values` as many in each of `seen`
-    /// rows.
+    /// The CPU has AVX-512 F and VL; `q` and `out` have `D` * 16 values, `keys` and `values` as
+    /// many in each of `seen` rows.
     #[target_feature(enable = "avx512f,avx512vl")]
     unsafe fn one<const D: usize, const HALF: bool>(
         q: *const f32,
@@ -212,7 +213,8 @@ mod avx512 {
         out: *mut f32,
         scores: &mut Vec<f32>,
     ) {
-        // SAFETY: this function's own condition; scores are made for `seen` cells, rounded up to whole registers.
+        // SAFETY: this function's own condition; scores are made for `seen` cells, rounded up to
+        // whole registers.
         unsafe {
             let scale = _mm512_set1_ps(1.0 / ((D * LANES) as f32).sqrt());
             let query: [__m512; D] =
@@ -268,7 +270,8 @@ mod tests {
     use super::*;
     use crate::kernel::custom::Compute;
     use crate::kernel::custom::trial::compute_apart;
-    use crate::wrap::plan::{Plan, Pool, Slot};
+    use crate::wrap::plan::{Plan, Slot};
+    use crate::wrap::pool::Pool;
     use mmx_converters::random::SplitMix64;
 
     /// Attention as one would write it down.

@@ -1,5 +1,6 @@
-//! Operations of our own as nodes of a graph, and what their products ([`crate::kernel::float_matmul`], [`crate::kernel::quant_matmul`]) share:
-//! which activations meet which matrix, and who computes which rows.
+//! Operations of our own as nodes of a graph, and what their products
+//! ([`crate::kernel::float_matmul`], [`crate::kernel::quant_matmul`]) share: which activations meet
+//! which matrix, and who computes which rows.
 #![expect(
     unsafe_code,
     reason = "a node with a callback from C, whose operands are read through pointers"
@@ -15,10 +16,12 @@ use crate::error::Result;
 use crate::wrap::context::Context;
 use crate::wrap::tensor::{Tensor, to_ne};
 
-/// Weights that are multiplied with all tokens before the next ones, bytes: they stay in the second cache.
+/// Weights that are multiplied with all tokens before the next ones, bytes: they stay in the second
+/// cache.
 pub(crate) const CHUNK: usize = 256 << 10;
 
-/// What a thread does for a node: the node, the thread's index, how many there are, the node's user data.
+/// A function that a thread runs for a node: the node, the thread's index, how many there are, the
+/// node's user data.
 pub(crate) type Compute = unsafe extern "C" fn(*mut sys::ggml_tensor, c_int, c_int, *mut c_void);
 
 impl Context {
@@ -28,7 +31,8 @@ impl Context {
     /// No room.
     ///
     /// # Safety
-    /// `compute` may be called with these operands and with `user`, which lives as long as this context.
+    /// `compute` may be called with these operands and with `user`, which lives as long as this
+    /// context.
     pub(crate) unsafe fn custom<'c>(
         &'c self,
         what: &str,
@@ -40,8 +44,8 @@ impl Context {
         self.require_room(what)?;
         let [ne0, ne1, ne2, ne3] = to_ne(shape);
         let mut raw: Vec<_> = operands.iter().map(|tensor| tensor.raw()).collect();
-        // SAFETY: the operands live as long as this context, the rest is this function's own condition; -1
-        // tasks means as many as there are threads.
+        // SAFETY: the operands live as long as this context, the rest is this function's own
+        // condition; -1 tasks means as many as there are threads.
         unsafe {
             let node = sys::ggml_custom_4d(
                 self.raw(),
@@ -61,7 +65,7 @@ impl Context {
     }
 }
 
-/// What is multiplied with a matrix, or with the experts that each token chose.
+/// Activations that are multiplied with a matrix, or with the experts that each token chose.
 #[derive(Clone, Copy)]
 pub(crate) struct Activations<'c> {
     /// `[n, cols]`; with experts `[n, 1 or k, cols]`.
@@ -81,8 +85,8 @@ impl<'c> Activations<'c> {
         Self { x, chosen: Some(chosen) }
     }
 
-    /// The shape of their products with a matrix (or a stack of `experts`) of `rows` and `cols`: `[n, rows]`, or
-    /// `[n, k, rows]`. Nothing where they do not fit.
+    /// The shape of these activations' products with a matrix (or a stack of `experts`) of `rows`
+    /// and `cols`: `[n, rows]`, or `[n, k, rows]`. Nothing where they do not fit.
     pub(crate) fn products(&self, experts: usize, rows: usize, cols: usize) -> Option<Vec<usize>> {
         let (v, nb) = (self.x.ne(), self.x.nb());
         let plain = nb[0] == size_of::<f32>() && self.x.ty() == Some(GgmlType::F32);
@@ -114,10 +118,12 @@ pub(crate) fn share(n: usize, index: c_int, threads: c_int) -> Range<usize> {
     n * index / threads..n * (index + 1) / threads
 }
 
-/// The rows of activations and of results that belong to an expert; without chosen experts, each row to its own.
+/// The rows of activations and of results that belong to an expert; without chosen experts, each
+/// row to its own.
 ///
 /// # Safety
-/// `x` and `chosen` are computed operands of a node over [`Activations`]; `chosen` is null without experts.
+/// `x` and `chosen` are computed operands of a node over [`Activations`]; `chosen` is null without
+/// experts.
 pub(crate) unsafe fn pairs(
     x: &sys::ggml_tensor,
     chosen: *const sys::ggml_tensor,
@@ -150,11 +156,13 @@ pub(crate) unsafe fn pairs(
 #[cfg(test)]
 pub(crate) mod trial {
     use super::*;
-    use crate::wrap::plan::{Nodes, Plan, Pool, Slot};
+    use crate::wrap::plan::{Nodes, Plan, Slot};
+    use crate::wrap::pool::Pool;
 
-    /// Computes a node that no graph is made for: each operand (`operands`: their bytes, those of a view: of what it
-    /// is a view of) and the result lie in an allocation of their own that ends where they do. A memory checker sees
-    /// every byte that `compute` touches beside them, which it cannot in a graph's one buffer.
+    /// Computes a node that no graph is made for: each operand (`operands`: their bytes, those of a
+    /// view: of what it is a view of) and the result lie in an allocation of their own that ends
+    /// where they do. A memory checker sees every byte that `compute` touches beside them, which it
+    /// cannot in a graph's one buffer.
     pub(crate) fn compute_apart(
         node: Tensor<'_>,
         operands: &[&[u8]],
@@ -167,8 +175,9 @@ pub(crate) mod trial {
         };
         let mut memory: Vec<Box<[u32]>> = operands.iter().map(words).collect();
         let mut result = vec![0f32; node.elements()].into_boxed_slice();
-        // SAFETY: the node and its operands are alive and nobody else's; their data are set to memory of as many bytes
-        // as they have (asserted), and to null again before that is gone. `compute` is the node's own.
+        // SAFETY: the node and its operands are alive and nobody else's; their data are set to
+        // memory of as many bytes as they have (asserted), and to null again before that is gone.
+        // `compute` is the node's own.
         unsafe {
             let raw = node.raw();
             (*raw).data = result.as_mut_ptr().cast();

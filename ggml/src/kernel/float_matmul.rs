@@ -1,8 +1,10 @@
-//! Products with float matrices (float32, float16, bfloat16) as they lie in the file, for CPUs with AVX-512.
+//! Products with float matrices (float32, float16, bfloat16) as they lie in the file, for CPUs with
+//! AVX-512.
 //!
-//! Weights become float32 in registers and meet float32 activations, which ggml rounds to the weights' type.
-//! Every sum is made in the same order (16 partial sums along the row, then halves onto halves) whatever is
-//! computed beside it: a token's result does not depend on the others of its batch.
+//! Weights become float32 in registers and meet float32 activations, which ggml rounds to the
+//! weights' type. Every sum is made in the same order (16 partial sums along the row, then halves
+//! onto halves) whatever is computed beside it: a token's result does not depend on the others of
+//! its batch.
 #![expect(unsafe_code, reason = "vector instructions, and a callback from C")]
 
 use std::cell::RefCell;
@@ -21,7 +23,7 @@ const LANES: usize = 16;
 /// Rows of a tile for several tokens.
 const ROWS: usize = 4;
 
-/// True when this CPU can compute so.
+/// True when this CPU has what these kernels need.
 pub(crate) fn is_available() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
@@ -33,7 +35,7 @@ pub(crate) fn is_available() -> bool {
     }
 }
 
-/// True for matrices that can be multiplied so.
+/// True for matrices that these kernels can multiply.
 pub(crate) fn fits(ty: GgmlType, shape: &[usize]) -> bool {
     let [.., rows, cols] = *shape else { return false };
     matches!(ty, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16)
@@ -44,8 +46,8 @@ pub(crate) fn fits(ty: GgmlType, shape: &[usize]) -> bool {
 }
 
 impl Context {
-    /// The products of activations with `weight` `[rows, cols]`: `[n, rows]`; with chosen experts of `weight`
-    /// `[experts, rows, cols]`: `[n, k, rows]`.
+    /// The products of activations with `weight` `[rows, cols]`: `[n, rows]`; with chosen experts
+    /// of `weight` `[experts, rows, cols]`: `[n, k, rows]`.
     ///
     /// # Errors
     /// Shapes that do not fit, or no room.
@@ -79,15 +81,17 @@ thread_local! {
     static PAIRS: RefCell<Vec<(u32, u32)>> = const { RefCell::new(Vec::new()) };
 }
 
-/// One thread's share of a product: some rows of the matrix (of every expert's) for all tokens.
+/// Computes one thread's share of a product: some rows of the matrix (of every expert's) for all
+/// tokens.
 unsafe extern "C" fn compute(
     target: *mut sys::ggml_tensor,
     index: c_int,
     threads: c_int,
     _user: *mut c_void,
 ) {
-    // SAFETY: ggml calls this for nodes made by dense_product only, once the operands are computed; they are of
-    // the shapes and types checked there, and each thread writes results of its own rows only.
+    // SAFETY: ggml calls this for nodes made by dense_product only, once the operands are computed;
+    // they are of the shapes and types checked there, and each thread writes results of its own
+    // rows only.
     unsafe {
         let [x, weight] = [0, 1].map(|i: usize| &*(*target).src[i]);
         let (rows, cols) = (weight.ne[1] as usize, weight.ne[0] as usize);
@@ -290,7 +294,8 @@ mod avx512 {
                     w[r] = E::load(weights.add(r * row_bytes + k * LANES * E::SIZE));
                 }
                 if T == 1 {
-                    // the rows that come next: they are read once only, faster than the CPU foresees
+                    // the rows that come next: they are read once only, faster than the CPU
+                    // foresees
                     let ahead = weights.wrapping_add(R * row_bytes + k * R * LANES * E::SIZE);
                     for line in 0..R * LANES * E::SIZE / 64 {
                         _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * line).cast());
@@ -401,7 +406,8 @@ mod tests {
         let mut random =
             |n: usize| -> Vec<f32> { (0..n).map(|_| rng.next_f64() as f32 - 0.5).collect() };
         for ty in [GgmlType::F32, GgmlType::F16, GgmlType::BF16] {
-            // the smallest; rows that are no multiple of the larger tiles; more than stay in the cache at a time
+            // the smallest; rows that are no multiple of the larger tiles; more than stay in the
+            // cache at a time
             for (experts, rows, cols) in [(1, 4, 16), (1, 20, 80), (1, 28, 16 * 1024), (3, 12, 48)]
             {
                 let bytes = quantize_rows(ty, &random(experts * rows * cols), cols).unwrap();
@@ -412,7 +418,8 @@ mod tests {
                     let ids = (experts > 1).then_some((&ids[..], k));
                     let shape = [experts, rows, cols];
                     let w_shape = if experts > 1 { &shape[..] } else { &shape[1..] };
-                    // rows of `wide` are twice as long: activations are the last of two parts, or the only one
+                    // rows of `wide` are twice as long: activations are the last of two parts, or
+                    // the only one
                     for parts in if experts > 1 { 1..2 } else { 1..3 } {
                         let wide = random(tokens * parts * cols);
                         let own: Vec<f32> = wide

@@ -1,8 +1,9 @@
-//! What comes into each matrix of a model while llama.cpp computes: sums of squares by column, by expert.
+//! Statistics of what comes into each matrix of a model while llama.cpp computes: sums of squares
+//! by column, by expert.
 //!
-//! llama.cpp offers every node of its graph to a callback; the products with weights are taken, as llama-imatrix
-//! does. Experts that no token reached are fed once more with all tokens (the library's warm-up mode, in which
-//! every expert computes), so that none is empty.
+//! llama.cpp offers every node of its graph to a callback; the products with weights are taken, as
+//! llama-imatrix does. Experts that no token reached are fed once more with all tokens (the
+//! library's warm-up mode, in which every expert computes), so that none is empty.
 #![expect(unsafe_code, reason = "a callback of C code reads C tensors")]
 
 use std::collections::BTreeMap;
@@ -23,7 +24,7 @@ struct Sums {
     counts: Vec<u64>,
 }
 
-/// What the callback fills.
+/// The collector of statistics that llama.cpp's callback fills.
 #[derive(Default)]
 pub(crate) struct Collector {
     matrices: BTreeMap<String, Sums>,
@@ -32,8 +33,8 @@ pub(crate) struct Collector {
 }
 
 impl LlamaModel {
-    /// The importance of each matrix's columns over pieces of text (ids), by GGUF name. `progress` hears of each
-    /// piece done, of how many.
+    /// The importance of each matrix's columns over pieces of text (ids), by GGUF name. `progress`
+    /// hears of each piece done, of how many.
     ///
     /// # Errors
     /// No ids, ids outside the vocabulary, or what llama.cpp says.
@@ -75,8 +76,8 @@ impl LlamaModel {
     ) -> Result<BTreeMap<String, Sums>> {
         let mut collector = Box::<Collector>::default();
         let user = std::ptr::from_mut(collector.as_mut()).cast::<c_void>();
-        // SAFETY: the pointer is that of a Collector, which lives in its box until the end of this function and which
-        // nothing but the callback touches meanwhile.
+        // SAFETY: the pointer is that of a Collector, which lives in its box until the end of this
+        // function and which nothing but the callback touches meanwhile.
         unsafe { self.observe(pieces, threads, all_experts, (Some(observe), user), progress)? };
         match collector.fault {
             Some(fault) => Err(Error::Request { message: fault }),
@@ -87,8 +88,8 @@ impl LlamaModel {
 
 /// llama.cpp's callback: asked first whether a node is wanted, then shown it computed.
 unsafe extern "C" fn observe(node: *mut sys::ggml_tensor, ask: bool, user: *mut c_void) -> bool {
-    // SAFETY: llama.cpp passes a node of its graph and the pointer it was given, a Collector that outlives the
-    // context and that nothing else touches while the graph is computed.
+    // SAFETY: llama.cpp passes a node of its graph and the pointer it was given, a Collector that
+    // outlives the context and that nothing else touches while the graph is computed.
     let (node, collector) = unsafe { (&*node, &mut *user.cast::<Collector>()) };
     let routed = node.op == sys::GGML_OP_MUL_MAT_ID;
     if !routed && node.op != sys::GGML_OP_MUL_MAT {
@@ -144,7 +145,8 @@ impl Collector {
         }
         let row = |i1: usize, i2: usize, i3: usize| {
             let offset = i1 * input.nb[1] + i2 * input.nb[2] + i3 * input.nb[3];
-            // SAFETY: indices below the tensor's extents, so within its data; values side by side (checked).
+            // SAFETY: indices below the tensor's extents, so within its data; values side by side
+            // (checked).
             unsafe {
                 let data = input.data.cast::<u8>().add(offset).cast::<f32>();
                 std::slice::from_raw_parts(data, columns)
@@ -165,8 +167,8 @@ impl Collector {
             }
             return Ok(());
         }
-        // SAFETY: a routed product's third source holds the chosen experts, int32 `[tokens, used]`, tokens being
-        // the input's outer extent (ggml_mul_mat_id).
+        // SAFETY: a routed product's third source holds the chosen experts, int32 `[tokens, used]`,
+        // tokens being the input's outer extent (ggml_mul_mat_id).
         let ids = unsafe { &*node.src[2] };
         for token in 0..size(ids.ne[1]) {
             for used in 0..size(ids.ne[0]) {

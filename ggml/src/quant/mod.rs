@@ -1,7 +1,9 @@
-//! float32 rows to ggml's blocks and back, rows in parallel: the same bytes as llama-quantize writes.
+//! float32 rows to ggml's blocks and back, rows in parallel: the same bytes as llama-quantize
+//! writes.
 //!
-//! In: rows of float32 (row-major) and a [`GgmlType`]. Out: the rows' blocks, one row after another.
-//! Which type a tensor of a file gets is the business of [`mmx_converters::quant::file_type`].
+//! In: rows of float32 (row-major) and a [`GgmlType`]. Out: the rows' blocks, one row after
+//! another. Which type a tensor of a file gets is the business of
+//! [`mmx_converters::quant::file_type`].
 #![expect(unsafe_code, reason = "ggml's quantizers are C functions")]
 
 mod imatrix;
@@ -17,7 +19,8 @@ use rayon::prelude::*;
 use crate::error::{Error, Result};
 use crate::wrap::log;
 
-/// Elements one task takes at least, so that a task outweighs its start (llama-quantize's own figure).
+/// Elements one task takes at least, so that a task outweighs its start (llama-quantize's own
+/// figure).
 const CHUNK_ELEMENTS: usize = 32 * 512;
 
 /// The number by which ggml knows a type.
@@ -38,13 +41,15 @@ pub fn is_quantizable(ty: GgmlType) -> bool {
 /// Quantizes rows of `row_len` values. For f16 and bf16: rounded to nearest, ties to even.
 ///
 /// # Errors
-/// A row that does not divide into blocks, data that are no whole rows, a value that the type cannot
-/// hold (NaN or infinity in a block, beyond f16's range), a type that needs an importance matrix.
+/// A row that does not divide into blocks, data that are no whole rows, a value that the type
+/// cannot hold (NaN or infinity in a block, beyond f16's range), a type that needs an importance
+/// matrix.
 pub fn quantize_rows(ty: GgmlType, data: &[f32], row_len: usize) -> Result<Vec<u8>> {
     quantize_rows_weighted(ty, data, row_len, None)
 }
 
-/// As [`quantize_rows`]; `importance` holds one weight per column (mean square of the inputs).
+/// [`quantize_rows`] with weights for the rounding: `importance` holds one weight per column (mean
+/// square of the inputs).
 ///
 /// # Errors
 /// See [`quantize_rows`]; also an `importance` that is not `row_len` long or not finite.
@@ -73,7 +78,8 @@ pub fn quantize_rows_weighted(
     }
     check_values(ty, data, row_len)?;
     log::install();
-    // SAFETY: as above. It fills the tables of the lattice types once, so the tasks below only read.
+    // SAFETY: as above. It fills the tables of the lattice types once, so the tasks below only
+    // read.
     unsafe { sys::ggml_quantize_init(sys_type(ty)) };
 
     let rows_per_task = CHUNK_ELEMENTS.div_ceil(row_len.max(1));
@@ -88,8 +94,9 @@ pub fn quantize_rows_weighted(
             if lanes {
                 q6_k::quantize(rows, out);
             }
-            // SAFETY: `rows` holds `count` rows of `row_len` values, `out` exactly their blocks (both
-            // sized by check_rows), `weights` is null or `row_len` values, all alive for the call.
+            // SAFETY: `rows` holds `count` rows of `row_len` values, `out` exactly their blocks
+            // (both sized by check_rows), `weights` is null or `row_len` values, all alive for the
+            // call.
             unsafe {
                 if !lanes {
                     sys::ggml_quantize_chunk(
@@ -155,7 +162,8 @@ pub fn dequantize_rows(ty: GgmlType, data: &[u8], row_len: usize) -> Result<Vec<
                 bytes[..blocks.len()].copy_from_slice(blocks);
                 bytes.as_ptr()
             };
-            // SAFETY: `source` holds the whole blocks of `out.len()` values, aligned for every type.
+            // SAFETY: `source` holds the whole blocks of `out.len()` values, aligned for every
+            // type.
             unsafe { to_float(source.cast::<c_void>(), out.as_mut_ptr(), out.len() as i64) };
         });
     Ok(values)
@@ -233,7 +241,8 @@ mod tests {
     fn round_trip_errs_by_the_size_of_a_block_step() {
         let data = sample(16 * 256);
         let largest = data.iter().fold(0f32, |m, x| m.max(x.abs()));
-        // the lattice types of one to three bits take 20 s to build their tables, and mmx writes none
+        // the lattice types of one to three bits take 20 s to build their tables, and mmx writes
+        // none
         let lattice =
             |ty: &GgmlType| ["IQ1", "IQ2", "IQ3"].iter().any(|p| ty.name().starts_with(p));
         for &ty in GgmlType::ALL.iter().filter(|ty| is_quantizable(**ty) && !lattice(ty)) {

@@ -1,8 +1,9 @@
 //! float32 to Q6_K, the type of most output heads, sixteen sub-blocks at a time.
 //!
-//! ggml looks for each sub-block's scale among nineteen candidates, one value after another. The sixteen sub-blocks of a
-//! block are independent, so here each is one lane of a vector. Every lane does the same operations in the same order
-//! without contracting any, so the bytes are ggml's (tested against it).
+//! ggml looks for each sub-block's scale among nineteen candidates, one value after another. The
+//! sixteen sub-blocks of a block are independent, so here each is one lane of a vector. Every lane
+//! does the same operations in the same order without contracting any, so the bytes are ggml's
+//! (tested against it).
 
 use half::f16;
 
@@ -54,7 +55,8 @@ fn blocks(values: &[f32], out: &mut [u8]) {
     }
 }
 
-/// Rounded to nearest, ties to even, by adding 1.5 * 2^23: exact below 2^22, and the same bits as ggml's beyond.
+/// Rounded to nearest, ties to even, by adding 1.5 * 2^23: exact below 2^22, and the same bits as
+/// ggml's beyond.
 #[inline(always)]
 fn nearest(x: f32) -> i32 {
     ((x + 12_582_912.0).to_bits() & 0x007f_ffff) as i32 - 0x0040_0000
@@ -95,7 +97,8 @@ fn block(values: &[f32; BLOCK], out: &mut [u8; BLOCK_BYTES]) {
             let x = columns[i][lane];
             *level_ = match (step == 0.0, inverses[lane] == 0.0) {
                 (false, _) => (level(x / step) + 32) as u8,
-                // a scale that rounds to nothing keeps the levels of the search, where there was one
+                // a scale that rounds to nothing keeps the levels of the search, where there was
+                // one
                 (true, false) => (level(inverses[lane] * x) + 32) as u8,
                 (true, true) => 0,
             };
@@ -116,8 +119,8 @@ fn block(values: &[f32; BLOCK], out: &mut [u8; BLOCK_BYTES]) {
     rest[LANES..].copy_from_slice(&d.to_le_bytes());
 }
 
-/// The scale of each sub-block with the least squared error, weighted by the values' squares, and what the search
-/// multiplied by to reach it.
+/// The scale of each sub-block with the least squared error, weighted by the values' squares, and
+/// what the search multiplied by to reach it.
 #[inline(always)]
 fn scales(columns: &[Lanes; LANES]) -> (Lanes, Lanes) {
     let (mut largest, mut magnitude) = ([0f32; LANES], [0f32; LANES]);

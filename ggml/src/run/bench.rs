@@ -1,14 +1,15 @@
 //! The runner's speed, measured as llama-bench measures llama.cpp's.
 
 use super::model::Model;
-use super::session::{KvType, Session, SessionOptions};
-use super::slots::{Part, Slots, SlotsOptions};
+use super::options::{KvType, SessionOptions, SlotsOptions};
+use super::session::Session;
+use super::slots::{BATCH, Part, Slots};
 use crate::error::Result;
 use crate::judge::Speed;
 use crate::run::clock::Clock;
 
-/// Prefill of `n_prompt` made-up tokens, then, from an empty cache, `n_gen` tokens one by one without
-/// sampling; float16 cache, one warm-up before each. The same tokens as
+/// Prefill of `n_prompt` made-up tokens, then, from an empty cache, `n_gen` tokens one by one
+/// without sampling; float16 cache, one warm-up before each. The same tokens as
 /// [`LlamaModel::bench`](crate::judge::LlamaModel::bench) takes.
 ///
 /// # Errors
@@ -53,8 +54,8 @@ pub fn bench(
     Ok(Speed { prefill, decode })
 }
 
-/// Tokens per second of `streams` texts together, one token of each in every step, `n_gen` steps after as
-/// many made-up tokens of prompt as `n_prompt`; float16 cache, without sampling.
+/// Tokens per second of `streams` texts together, one token of each in every step, `n_gen` steps
+/// after as many made-up tokens of prompt as `n_prompt`; float16 cache, without sampling.
 ///
 /// # Errors
 /// See [`Slots::new`] and [`Slots::step`].
@@ -80,7 +81,7 @@ pub fn bench_streams(
         for slot in 0..streams {
             slots.truncate(slot, 0);
             let prompt: Vec<_> = (0..n_prompt).map(|i| token(i + slot)).collect();
-            for ids in prompt.chunks(super::slots::BATCH) {
+            for ids in prompt.chunks(BATCH) {
                 slots.step(&[Part { slot, ids, outputs: 0 }])?;
             }
         }

@@ -4,14 +4,14 @@
 use std::sync::OnceLock;
 use std::time::Instant;
 
-/// What a benchmark's seconds are.
+/// The clock that a benchmark's seconds are read from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Clock {
-    /// Those on the wall: what counts, on a machine that nobody else uses.
+    /// Seconds on the wall: what counts on a machine that nobody else uses.
     #[default]
     Wall,
-    /// Those this process's threads computed: nearly the same for one thread, also on a busy machine. Wall
-    /// time where the system does not tell.
+    /// Seconds that this process's threads computed: nearly the same for one thread, also on a busy
+    /// machine. Wall time where the system does not tell.
     Cpu,
 }
 

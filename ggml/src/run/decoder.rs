@@ -1,8 +1,10 @@
-//! A configuration to the graph for one batch of tokens: a branch per field of [`Config`], none per family.
+//! A configuration to the graph for one batch of tokens: a branch per field of [`Config`], none per
+//! family.
 //!
-//! In: ids, positions, the cells of the cache to write and where each text's cells begin (or a mask over
-//! the past). Out: logits or final hidden states of some tokens or of all. Shapes are outermost first:
-//! `n` tokens of the batch, of one text or of several, `past` cells that are looked at.
+//! In: ids, positions, the cells of the cache to write and where each text's cells begin (or a mask
+//! over the past). Out: logits or final hidden states of some tokens or of all. Shapes are
+//! outermost first: `n` tokens of the batch, of one text or of several, `past` cells that are
+//! looked at.
 
 #![expect(unsafe_code, reason = "a graph must not outlive what it refers to")]
 
@@ -19,17 +21,17 @@ use crate::wrap::graph::Rope;
 use crate::wrap::plan::{Nodes, Plan, Slot};
 use crate::wrap::tensor::Tensor;
 
-/// What a graph is made for.
+/// The batch of tokens that a graph is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Batch {
-    /// Tokens.
+    /// Tokens of the batch.
     pub(super) tokens: usize,
-    /// Cells of the cache that may be looked at, those of the batch included; 0 where the graph does not
-    /// depend on them (see [`Batch::new`]).
+    /// Cells of the cache that may be looked at, those of the batch included; 0 where the graph
+    /// does not depend on them (see [`Batch::new`]).
     pub(super) past: usize,
     /// Tokens whose results are asked for.
     pub(super) outputs: usize,
-    /// Their final hidden states (after the last norm) instead of their logits.
+    /// True for final hidden states (after the last norm) instead of their logits.
     pub(super) hidden: bool,
 }
 
@@ -52,7 +54,7 @@ pub(super) struct Graph {
     pub(super) positions: Slot,
     /// i64 `[n]`: cells to write
     pub(super) cells: Slot,
-    /// Which cells each token sees.
+    /// The cells that each token sees.
     pub(super) sight: Sight<Slot>,
     /// i32 `[outputs]`: which tokens' results are asked for; nothing where all are
     pub(super) rows: Option<Slot>,
@@ -60,7 +62,7 @@ pub(super) struct Graph {
     pub(super) results: Slot,
 }
 
-/// How a graph is told which cells a token sees.
+/// The form in which a graph is told which cells a token sees.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Sight<T> {
     /// i32 `[n]`: the first cell of the token's text; it sees those from there to its own.
@@ -184,7 +186,8 @@ impl<'c> Decoder<'c> {
             if let Some(rows) = self.rows
                 && index + 1 == w.layers.len()
             {
-                // only these of the last layer's rows are looked at: [n, hidden] -> [outputs, hidden]
+                // only these of the last layer's rows are looked at: [n, hidden] -> [outputs,
+                // hidden]
                 attended = c.get_rows(attended, rows)?;
                 x = c.get_rows(x, rows)?;
             }

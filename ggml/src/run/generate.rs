@@ -1,7 +1,7 @@
 //! A prompt to streamed text: prefill, decode, stop.
 //!
-//! Text goes out as soon as it is certain: whole characters only, and nothing that may be the beginning of
-//! a stop string.
+//! Text goes out as soon as it is certain: whole characters only, and nothing that may be the
+//! beginning of a stop string.
 
 use std::time::{Duration, Instant};
 
@@ -10,25 +10,26 @@ use super::session::{Session, reusable};
 use super::speculate::Ahead;
 use crate::error::{Error, Result};
 
-/// What to generate.
+/// A request to generate text.
 #[derive(Clone, Debug)]
 pub struct Generation {
     /// Ids at most.
     pub max_tokens: usize,
-    /// How ids are chosen.
+    /// Settings by which ids are chosen.
     pub sampling: Sampling,
     /// Texts that end the generation; they are not part of it.
     pub stop: Vec<String>,
     /// Go on after an end token, which then is part of the text.
     pub ignore_end: bool,
-    /// Tokens that are guessed ahead at most, from what followed the same tokens earlier in the text, and computed
-    /// in one step with the next one; 0: none. The text stays what it is without: every token is drawn from its
-    /// own logits, and guesses beside it are forgotten. Without effect on models whose logits depend on what is
-    /// computed beside them ([`Model::is_batch_invariant`](super::Model::is_batch_invariant)).
+    /// Tokens that are guessed ahead at most, from what followed the same tokens earlier in the
+    /// text, and computed in one step with the next one; 0: none. The text stays what it is
+    /// without: every token is drawn from its own logits, and guesses beside it are forgotten.
+    /// Without effect on models whose logits depend on what is computed beside them
+    /// ([`Model::is_batch_invariant`](super::Model::is_batch_invariant)).
     pub speculate: usize,
 }
 
-/// Why a generation ended.
+/// The reason that a generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
     /// An end token or a stop string.
@@ -41,26 +42,26 @@ pub enum Finish {
     Cancelled,
 }
 
-/// What was generated.
+/// The result of a generation.
 #[derive(Clone, Debug)]
 pub struct Generated {
     /// The text, without stop string and control tokens.
     pub text: String,
     /// The ids, without the end token.
     pub ids: Vec<u32>,
-    /// Why it ended.
+    /// The reason that it ended.
     pub finish: Finish,
     /// Tokens of the prompt that were read now.
     pub prompt_tokens: usize,
-    /// Time for them.
+    /// Time of reading them.
     pub prefill: Duration,
     /// Ids computed one by one: all but the first, which the prompt gave.
     pub decoded: usize,
-    /// Time for them.
+    /// Time of computing them.
     pub decode: Duration,
-    /// How many of them were guessed ahead.
+    /// Number of these ids that were draft tokens.
     pub guessed: usize,
-    /// What the session holds now.
+    /// The ids that the session holds now.
     pub held: Vec<u32>,
 }
 
@@ -82,11 +83,12 @@ fn rate(tokens: usize, time: Duration) -> f64 {
     if tokens == 0 || seconds == 0.0 { 0.0 } else { tokens as f64 / seconds }
 }
 
-/// Reads `prompt` after what the session holds, then generates. `on_text` gets each piece of text that is
-/// certain, never empty, and says whether to go on.
+/// Reads `prompt` after what the session holds, then generates. `on_text` gets each piece of text
+/// that is certain, never empty, and says whether to go on.
 ///
 /// # Errors
-/// An empty prompt, a prompt longer than the context, settings without sense, a model without a tokenizer.
+/// An empty prompt, a prompt longer than the context, settings without sense, a model without a
+/// tokenizer.
 pub fn generate(
     session: &mut Session,
     prompt: &[u32],
@@ -96,7 +98,7 @@ pub fn generate(
     generate_after(session, &[], prompt, request, on_text)
 }
 
-/// The same where the session holds `seen`, which counts for the penalties.
+/// [`generate`] in a session that already holds `seen`, which counts for the penalties.
 ///
 /// # Errors
 /// See [`generate`].
@@ -111,10 +113,10 @@ pub fn generate_after(
     generate_shifting(session, seen, prompt, request, on_text, |_| None)
 }
 
-/// The same where a full context is no end: `on_full` gets the ids written so far and gives those to go on after (what
-/// is left of the prompt, and of the text written), fewer than the context holds, or nothing to end there. `on_text` is
-/// asked whether to go on after every token, and between pieces of a long prompt: with an empty text where none became
-/// certain.
+/// [`generate_after`] where a full context is no end: `on_full` gets the ids written so far and
+/// gives those to go on after (what is left of the prompt, and of the text written), fewer than the
+/// context holds, or nothing to end there. `on_text` is asked whether to go on after every token,
+/// and between pieces of a long prompt: with an empty text where none became certain.
 ///
 /// # Errors
 /// See [`generate`]; ids to go on after that fill the context.
@@ -220,7 +222,8 @@ pub fn generate_shifting(
     })
 }
 
-/// Lets text through until a stop string is complete, and holds back what may be the beginning of one.
+/// A filter of text: lets it through until a stop string is complete, and holds back what may be
+/// the beginning of one.
 #[derive(Clone, Debug)]
 pub struct StopFilter {
     stop: Vec<String>,
@@ -229,7 +232,7 @@ pub struct StopFilter {
 }
 
 impl StopFilter {
-    /// Stops at the first of `stop` to appear.
+    /// Makes a filter that stops at the first of `stop` to appear.
     ///
     /// # Errors
     /// An empty stop string.
@@ -269,7 +272,7 @@ impl StopFilter {
         self.stopped
     }
 
-    /// At the end without a stop: what was held back is text after all.
+    /// Ends a text without a stop: what was held back is text after all.
     pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }

@@ -1,4 +1,5 @@
-//! Keys and values of the past, per layer `[cells, kv_heads * head_dim]`; a cell per position of a text.
+//! Keys and values of the past, per layer `[cells, kv_heads * head_dim]`; a cell per position of a
+//! text.
 #![expect(unsafe_code, reason = "the cache's tensors live in a context kept beside them")]
 
 use std::ptr::NonNull;
@@ -10,12 +11,13 @@ use mmx_converters::gguf::GgmlType;
 
 use crate::error::{Error, Result};
 use crate::kernel::attention;
+use crate::wrap::buffer::{Buffer, BufferType, copy_within};
 use crate::wrap::context::Context;
-use crate::wrap::device::{Pair, Split};
-use crate::wrap::plan::{Buffer, BufferType, copy_within};
+use crate::wrap::placement::{Pair, Split};
 use crate::wrap::tensor::Tensor;
 
-/// Cells are made in multiples of this, so that every length of past that a graph is made for exists.
+/// Cells are made in multiples of this, so that every length of past that a graph is made for
+/// exists.
 pub(super) const CELLS: usize = 256;
 
 /// The cache of all texts that are computed together; each has a run of cells of its own.
@@ -29,7 +31,8 @@ pub(super) struct KvCache {
     _contexts: Vec<Context>,
 }
 
-// SAFETY: owned by one holder of graphs, which hands out nothing but graphs that it computes itself.
+// SAFETY: owned by one holder of graphs, which hands out nothing but graphs that it computes
+// itself.
 unsafe impl Send for KvCache {}
 
 impl KvCache {
@@ -66,8 +69,8 @@ impl KvCache {
         for (context, kind) in &places {
             buffers.extend(Buffer::for_all(context, *kind)?);
         }
-        // Cells that were never written are masked, but zero times an unknown value may be NaN. Our own attention
-        // does not look at them: pages of a long context are touched once it is long.
+        // Cells that were never written are masked, but zero times an unknown value may be NaN. Our
+        // own attention does not look at them: pages of a long context are touched once it is long.
         if split.is_some() || !attention::is_available(config.head_dim) {
             buffers.iter_mut().for_each(Buffer::clear);
         }
@@ -79,7 +82,7 @@ impl KvCache {
         })
     }
 
-    /// What graphs over this cache are computed by, if not by the CPU alone.
+    /// The device and the CPU that compute graphs over this cache, if the CPU does not alone.
     pub(super) fn pair(&self) -> Option<&Arc<Pair>> {
         self.pair.as_ref()
     }

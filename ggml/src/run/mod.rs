@@ -1,16 +1,18 @@
 //! The runner: our own ggml graphs for the four families, on the CPU.
 //!
-//! A GGUF becomes a [`Model`] (weights, shared), a [`Session`] of it keeps keys and values of one text and
-//! turns token ids into logits, [`Slots`] do so for several texts together. [`sampler`] turns logits into
-//! an id, [`mod@generate`] a prompt into text; a [`Guesser`] has several tokens of a text computed in one step.
-//! The crate's head shows all of it at work.
+//! A GGUF becomes a [`Model`] (weights, shared), a [`Session`] of it keeps keys and values of one
+//! text and turns token ids into logits, [`Slots`] do so for several texts together. [`sampler`]
+//! turns logits into an id, [`mod@generate`] a prompt into text; a [`Guesser`] has several tokens
+//! of a text computed in one step. The crate's head shows all of it at work.
 
 mod bench;
 pub mod clock;
 mod decoder;
 pub mod generate;
 mod kv_cache;
+mod loader;
 mod model;
+mod options;
 mod pace;
 pub mod random_model;
 pub mod sampler;
@@ -23,8 +25,9 @@ pub use bench::{bench, bench_streams};
 pub use generate::{
     Finish, Generated, Generation, StopFilter, generate, generate_after, generate_shifting,
 };
-pub use model::{LoadOptions, Model};
+pub use model::Model;
+pub use options::{KvType, LoadOptions, SessionOptions, SlotsOptions};
 pub use sampler::{Sampler, Sampling, log_probabilities};
-pub use session::{KvType, Session, SessionOptions, reusable};
-pub use slots::{BATCH, Part, Slots, SlotsOptions};
+pub use session::{Session, reusable};
+pub use slots::{BATCH, Part, Slots};
 pub use speculate::Guesser;

@@ -9,30 +9,12 @@ use mmx_converters::gguf::Gguf;
 use mmx_converters::model::generation::Generation as Defaults;
 use mmx_converters::tokenizer::Tokenizer;
 
+use super::options::LoadOptions;
 use super::sampler::Sampling;
 use super::weights::Weights;
 use crate::error::Result;
 use crate::kernel::attention;
 use crate::wrap::device::Device;
-
-/// How a model is loaded.
-#[derive(Clone, Debug)]
-pub struct LoadOptions {
-    /// Keep weights in the order that the CPU's kernels like best, which costs a copy at load, or (q8_0) beside the steps
-    /// after the first. Without, weights stay in the file's memory map wherever they can.
-    pub repack: bool,
-    /// Layers computed on a device instead of the CPU, counted from the end, the output matrix being the last:
-    /// 0 none, `usize::MAX` all.
-    pub gpu_layers: usize,
-    /// That device, one of [`devices`](crate::devices); nothing means the first.
-    pub device: Option<String>,
-}
-
-impl Default for LoadOptions {
-    fn default() -> Self {
-        Self { repack: true, gpu_layers: 0, device: None }
-    }
-}
 
 /// A model; cheap to clone, all clones share the weights.
 #[derive(Clone, Debug)]
@@ -65,12 +47,13 @@ impl Model {
     /// Opens a GGUF of one of the four architectures.
     ///
     /// # Errors
-    /// A broken file, an unknown architecture, tensors that are missing, unknown or of another shape.
+    /// A broken file, an unknown architecture, tensors that are missing, unknown or of another
+    /// shape.
     pub fn load(path: &Path, options: LoadOptions) -> Result<Self> {
         Self::from_gguf(Gguf::open(path)?, options)
     }
 
-    /// The same of a file in memory; `name` is what messages call it.
+    /// Opens a GGUF that is in memory; `name` is what messages call it.
     ///
     /// # Errors
     /// See [`Model::load`].
@@ -78,7 +61,7 @@ impl Model {
         Self::from_gguf(Gguf::from_bytes(bytes, name)?, options)
     }
 
-    /// The same of an open GGUF.
+    /// Makes a model of a GGUF that is open already.
     ///
     /// # Errors
     /// See [`Model::load`].
@@ -116,7 +99,8 @@ impl Model {
         Ok(self.0.tokenizer.get_or_init(|| tokenizer))
     }
 
-    /// How the file says the model is meant to be sampled; the reference's settings where it says nothing.
+    /// How the file says the model is meant to be sampled; the reference's settings where it says
+    /// nothing.
     pub fn sampling(&self, seed: u64) -> Sampling {
         let defaults = Defaults::from_gguf_keys(self.gguf().metadata()).unwrap_or_default();
         Sampling::from_defaults(&defaults, seed)
@@ -136,8 +120,8 @@ impl Model {
         Some(format!("{layers} of {all} layers on {} ({})", device.name, device.description))
     }
 
-    /// True when a token's logits are the same to the last bit whatever is computed in the same step: on CPUs that
-    /// our own kernels are for, with matrices they are for.
+    /// True when a token's logits are the same to the last bit whatever is computed in the same
+    /// step: on CPUs that our own kernels are for, with matrices they are for.
     pub fn is_batch_invariant(&self) -> bool {
         self.device().is_none()
             && attention::is_available(self.config().head_dim)
@@ -149,7 +133,8 @@ impl Model {
         self.0.weights.bytes_per_token()
     }
 
-    /// Has the weights packed that were left in the file, by a thread of its own; at the first call only.
+    /// Has the weights packed that were left in the file, by a thread of its own; at the first call
+    /// only.
     pub(super) fn pack(&self) {
         self.0.packing.get_or_init(|| {
             let weights = self.0.weights.clone();
@@ -177,8 +162,8 @@ mod tests {
     use mmx_converters::quant::file_type::FileType;
     use mmx_converters::random::SplitMix64;
 
-    /// Two bytes at random places of the header or of the weights: nothing but an error or logits may come of it. What
-    /// would be read or written beside memory is seen by scripts/check-asan.
+    /// Two bytes at random places of the header or of the weights: nothing but an error or logits
+    /// may come of it. What would be read or written beside memory is seen by scripts/check-asan.
     #[test]
     fn files_with_broken_bytes_are_refused_or_run() {
         let mut rng = SplitMix64::new(21);

@@ -1,10 +1,11 @@
-//! How many threads compute the next step: all of them, or one where the cores are busy with other work.
+//! How many threads compute the next step: all of them, or one where the cores are busy with other
+//! work.
 //!
-//! ggml's threads wait for each other at every operation of a graph. Where another process holds a core,
-//! a thread that lost it keeps all others spinning until it gets it back, and a step of under a
-//! millisecond takes several (measured with llama.cpp: two threads fell from 2300 to 86 tokens/s, where
-//! one thread does 1481). So single-thread steps are the measure: steps with all threads that take
-//! longer send the session back to one thread, for longer each time it happens.
+//! ggml's threads wait for each other at every operation of a graph. Where another process holds a
+//! core, a thread that lost it keeps all others spinning until it gets it back, and a step of under
+//! a millisecond takes several (measured with llama.cpp: two threads fell from 2300 to 86 tokens/s,
+//! where one thread does 1481). So single-thread steps are the measure: steps with all threads that
+//! take longer send the session back to one thread, for longer each time it happens.
 
 use std::time::{Duration, Instant};
 
@@ -19,15 +20,15 @@ const LONGEST: u32 = 2048;
 const LOOK: u32 = 16;
 /// Good steps in a row that make earlier bad tries forgotten.
 const FORGET: u32 = 256;
-/// What of a step's time on one thread may be waited for busy cores: what sends the last tokens runs just when the next
-/// step begins.
+/// What of a step's time on one thread may be waited for busy cores: what sends the last tokens
+/// runs just when the next step begins.
 const PATIENCE: f64 = 0.1;
 /// Weight of the newest step in the running means.
 const NEWEST: f64 = 0.25;
 /// A step this many times longer than one thread's ends the use of all threads at once.
 const STALL: f64 = 4.0;
 
-/// Decides for steps of one kind (one token each).
+/// The decision for steps of one kind (one token each): one thread or all.
 #[derive(Clone, Debug)]
 pub(super) struct Pace {
     /// Running mean of a step on one thread, seconds.
@@ -40,8 +41,8 @@ pub(super) struct Pace {
     hold: u32,
     /// Good steps on all threads in a row.
     good: u32,
-    /// Steps on one thread after the next look that finds a core busy: few at first, since what runs for a moment
-    /// (who sends the last token, say) will be gone.
+    /// Steps on one thread after the next look that finds a core busy: few at first, since what
+    /// runs for a moment (who sends the last token, say) will be gone.
     wait: u32,
 }
 
@@ -50,9 +51,10 @@ impl Pace {
         Self { alone: None, together: None, left: FIRST, hold: HOLD, good: 0, wait: 1 }
     }
 
-    /// Whether the next step is to use all threads; `free` looks whether the cores are free within so many seconds, and is
-    /// asked before a try and then every [`LOOK`] steps. A step that meets a busy core waits at each of its
-    /// operations (measured: up to half a second), so a look is cheaper than a try.
+    /// Whether the next step is to use all threads; `free` looks whether the cores are free within
+    /// so many seconds, and is asked before a try and then every [`LOOK`] steps. A step that meets
+    /// a busy core waits at each of its operations (measured: up to half a second), so a look is
+    /// cheaper than a try.
     pub(super) fn all_threads(&mut self, free: impl FnOnce(f64) -> bool) -> bool {
         if self.left == 0 && self.good.is_multiple_of(LOOK) {
             if free(self.alone.unwrap_or_default() * PATIENCE) {
@@ -66,7 +68,7 @@ impl Pace {
         self.left == 0
     }
 
-    /// What a step took that was computed as [`Pace::all_threads`] said last.
+    /// Records the time of a step that was computed as [`Pace::all_threads`] said last.
     pub(super) fn record(&mut self, seconds: f64) {
         let mean = |old: Option<f64>| {
             Some(old.map_or(seconds, |old| old * (1.0 - NEWEST) + seconds * NEWEST))
@@ -95,8 +97,8 @@ impl Pace {
     }
 }
 
-/// True once `threads` threads find a core free, at the latest after `patience` seconds, and at least one look; `spinning`
-/// threads of our own are not in the way.
+/// True once `threads` threads find a core free, at the latest after `patience` seconds, and at
+/// least one look; `spinning` threads of our own are not in the way.
 pub(super) fn are_free(threads: usize, spinning: usize, patience: f64) -> bool {
     /// Between two looks.
     const PAUSE: Duration = Duration::from_micros(50);
@@ -110,8 +112,8 @@ pub(super) fn are_free(threads: usize, spinning: usize, patience: f64) -> bool {
     true
 }
 
-/// Threads of at most `threads` that find a core free at this moment, at least one. Where the system does not tell (it does
-/// on Linux), all.
+/// Threads of at most `threads` that find a core free at this moment, at least one. Where the
+/// system does not tell (it does on Linux), all.
 fn free_threads(threads: usize, spinning: usize) -> usize {
     let cores = crate::cpus();
     let others = fs_err::read_to_string("/proc/loadavg").ok().and_then(|text| running(&text));
@@ -121,7 +123,8 @@ fn free_threads(threads: usize, spinning: usize) -> usize {
     }
 }
 
-/// Threads other than this one that run or want to: the fourth field of /proc/loadavg is `running/all`.
+/// Threads other than this one that run or want to: the fourth field of /proc/loadavg is
+/// `running/all`.
 fn running(loadavg: &str) -> Option<usize> {
     let counts = loadavg.split_whitespace().nth(3)?;
     Some(counts.split('/').next()?.parse::<usize>().ok()?.saturating_sub(1))
@@ -131,7 +134,8 @@ fn running(loadavg: &str) -> Option<usize> {
 mod tests {
     use super::*;
 
-    /// Time of `steps` steps, and how many used all threads, when one thread takes 1 and all take `all(i)`.
+    /// Time of `steps` steps, and how many used all threads, when one thread takes 1 and all take
+    /// `all(i)`.
     fn simulate(pace: &mut Pace, steps: usize, all: impl Fn(usize) -> f64) -> (f64, usize) {
         let (mut time, mut together) = (0.0, 0);
         for step in 0..steps {

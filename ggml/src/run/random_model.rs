@@ -1,4 +1,5 @@
-//! Models with random weights, for benches and tests: any configuration, any file type, no training.
+//! Models with random weights, for benches and tests: any configuration, any file type, no
+//! training.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -14,10 +15,11 @@ use crate::quant::quantize_rows;
 use mmx_converters::quant::file_type::{FileType, recipe};
 use mmx_converters::random::SplitMix64;
 
-/// Writes a GGUF of `config` with random weights and no tokenizer; the same seed gives the same file.
+/// Writes a GGUF of `config` with random weights and no tokenizer; the same seed gives the same
+/// file.
 ///
-/// Matrices are uniform with the width a fresh network has (0.02), norms near one, so that activations
-/// and logits have a usual size.
+/// Matrices are uniform with the width a fresh network has (0.02), norms near one, so that
+/// activations and logits have a usual size.
 ///
 /// # Errors
 /// A configuration GGUF cannot carry, or the system's refusal.
@@ -28,7 +30,7 @@ pub fn write_random_gguf(path: &Path, config: &Config, file: FileType, seed: u64
     Ok(())
 }
 
-/// The same in memory, with a tokenizer where one is given.
+/// The bytes of a GGUF with random weights, with a tokenizer where one is given.
 ///
 /// # Errors
 /// A configuration or tokenizer GGUF cannot carry.
@@ -45,8 +47,8 @@ pub fn random_gguf(
 }
 
 /// A complete GGUF of the preset `tiny` in memory: random float16 weights, a tokenizer of bytes and
-/// MiniMind's special tokens and chat template. It says nothing sensible, but all of the runner can be
-/// tried with it.
+/// MiniMind's special tokens and chat template. It says nothing sensible, but all of the runner can
+/// be tried with it.
 ///
 /// # Errors
 /// None that are known.
@@ -62,7 +64,7 @@ pub fn tiny_gguf(seed: u64) -> Result<Vec<u8>> {
     random_gguf(&config, Some(&tokenizer), FileType::F16, seed)
 }
 
-/// What a file is made of.
+/// The parts of a file: keys and tensors.
 struct Parts {
     metadata: Metadata,
     specs: Vec<TensorSpec>,

@@ -1,8 +1,9 @@
 //! Logits `[vocab]` to one id.
 //!
-//! The order is that of Transformers' `generate`, whose settings models are published with: repetition
-//! penalty, temperature, top-k, top-p, min-p, then one draw. Temperature 0 takes the most likely id.
-//! Bias, presence and frequency penalty (OpenAI's) come between repetition penalty and temperature.
+//! The order is that of Transformers' `generate`, whose settings models are published with:
+//! repetition penalty, temperature, top-k, top-p, min-p, then one draw. Temperature 0 takes the
+//! most likely id. Bias, presence and frequency penalty (OpenAI's) come between repetition penalty
+//! and temperature.
 
 use mmx_converters::model::generation::Generation as Defaults;
 use mmx_converters::tokenizer::Tokenizer;
@@ -25,7 +26,7 @@ pub struct Sampling {
     pub repeat_penalty: f64,
     /// Taken from the logit of every id that was drawn already; 0: off.
     pub presence_penalty: f64,
-    /// The same once for each time it was drawn; 0: off.
+    /// Taken from the logit of each token once for each time it was drawn; 0: off.
     pub frequency_penalty: f64,
     /// Added to the logits of these ids.
     pub bias: Vec<(u32, f32)>,
@@ -34,7 +35,7 @@ pub struct Sampling {
 }
 
 impl Default for Sampling {
-    /// Greedy.
+    /// Greedy sampling: always the most likely id.
     fn default() -> Self {
         Self {
             temperature: 0.0,
@@ -51,7 +52,7 @@ impl Default for Sampling {
 }
 
 impl Sampling {
-    /// A model's own settings.
+    /// The settings that a model's files name.
     pub fn from_defaults(defaults: &Defaults, seed: u64) -> Self {
         let off = Self::default();
         Self {
@@ -65,7 +66,7 @@ impl Sampling {
         }
     }
 
-    /// Refuses what makes no sense.
+    /// Refuses settings that make no sense.
     ///
     /// # Errors
     /// The first such setting, with the range expected.
@@ -95,7 +96,7 @@ impl Sampling {
     }
 }
 
-/// Draws ids.
+/// A sampler: draws ids from logits.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     sampling: Sampling,
@@ -115,7 +116,7 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// Any id below `vocab` may be drawn.
+    /// Makes a sampler that may draw any id below `vocab`.
     ///
     /// # Errors
     /// See [`Sampling::check`].
@@ -144,7 +145,8 @@ impl Sampler {
         })
     }
 
-    /// Never draws an id that the tokenizer has no token for (rows that only fill the embedding up).
+    /// Never draws an id that the tokenizer has no token for (rows that only fill the embedding
+    /// up).
     #[must_use]
     pub fn restricted_to(mut self, tokenizer: &Tokenizer) -> Self {
         for (id, allowed) in self.allowed.iter_mut().enumerate() {
@@ -169,7 +171,7 @@ impl Sampler {
         }
     }
 
-    /// One id.
+    /// Draws one id.
     ///
     /// # Errors
     /// Logits of another length, or none of them a number.
@@ -177,7 +179,7 @@ impl Sampler {
         self.sample_among(logits, None)
     }
 
-    /// One id among those whose bit is set: bit `id % 32` of word `id / 32`.
+    /// Draws one id among those whose bit is set: bit `id % 32` of word `id / 32`.
     ///
     /// # Errors
     /// See [`Sampler::sample`]; no bit that is set.
@@ -243,7 +245,7 @@ impl Sampler {
         }
     }
 
-    /// One of the candidates by its probability after temperature, top-k, top-p and min-p.
+    /// Draws one of the candidates by its probability after temperature, top-k, top-p and min-p.
     fn draw(&mut self) -> Option<u32> {
         let Sampling { temperature, top_k, top_p, min_p, .. } = self.sampling;
         let candidates = &mut self.candidates;
@@ -256,8 +258,8 @@ impl Sampler {
         let weight = |logit: f32| (f64::from(logit - largest) / temperature).exp();
         let total: f64 = candidates.iter().map(|&(logit, _)| weight(logit)).sum();
         if top_p < 1.0 || min_p > 0.0 {
-            // Ids below (1 - top_p) / n of the probability sum up to less than 1 - top_p, so none of them
-            // is needed to reach top_p; the few that are left are cheap to sort.
+            // Ids below (1 - top_p) / n of the probability sum up to less than 1 - top_p, so none
+            // of them is needed to reach top_p; the few that are left are cheap to sort.
             let floor = total * (1.0 - top_p) / candidates.len() as f64;
             candidates.retain(|&(logit, _)| weight(logit) >= floor.max(min_p));
         }
@@ -288,8 +290,8 @@ fn better(a: (f32, u32), b: (f32, u32)) -> (f32, u32) {
     if b.0 > a.0 || (b.0 == a.0 && b.1 < a.1) { b } else { a }
 }
 
-/// The model's own probabilities, natural logarithms, before any setting of a sampler: that of `id`, and
-/// the `n` most likely ids with theirs, most likely first.
+/// The model's own probabilities, natural logarithms, before any setting of a sampler: that of
+/// `id`, and the `n` most likely ids with theirs, most likely first.
 pub fn log_probabilities(logits: &[f32], id: u32, n: usize) -> (f32, Vec<(u32, f32)>) {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let total: f64 = logits.iter().map(|&l| f64::from(l - largest).exp()).sum();
@@ -305,7 +307,7 @@ pub fn log_probabilities(logits: &[f32], id: u32, n: usize) -> (f32, Vec<(u32, f
     (log(own), order.into_iter().map(|(logit, id)| (id, log(logit))).collect())
 }
 
-/// The first of the largest; nothing if no value is a number.
+/// The index of the first of the largest logits; nothing if no value is a number.
 ///
 /// Two passes, since the largest value alone is found many at a time.
 pub fn argmax(logits: &[f32]) -> Option<u32> {

@@ -1,32 +1,9 @@
 //! One text being read and written: the runner's simplest form, a [`Slots`] of one.
 
-use mmx_converters::arch::Config;
-
 use super::model::Model;
-use super::slots::{BATCH, Part, Slots, SlotsOptions};
+use super::options::{SessionOptions, SlotsOptions};
+use super::slots::{BATCH, Part, Slots};
 use crate::error::Result;
-use crate::wrap::plan::MAX_THREADS;
-
-/// The type of cached keys and values.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum KvType {
-    /// Exact, for comparisons.
-    F32,
-    /// Half the memory, the usual choice.
-    #[default]
-    F16,
-}
-
-/// How a session computes.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct SessionOptions {
-    /// Positions kept, tokens; by default the model's own length, at most 4096.
-    pub n_ctx: Option<usize>,
-    /// Type of keys and values.
-    pub kv: KvType,
-    /// Threads; by default as many as the model's size and the cores make sensible.
-    pub threads: Option<usize>,
-}
 
 /// A text in progress.
 ///
@@ -44,14 +21,12 @@ pub struct SessionOptions {
 #[derive(Debug)]
 pub struct Session(Slots);
 
-/// Memory for a context that nobody asked for is bounded: positions.
-const DEFAULT_N_CTX: usize = 4096;
-
 impl Session {
-    /// An empty text.
+    /// Begins an empty text.
     ///
     /// # Errors
-    /// `n_ctx` or `threads` of zero, more threads than [`MAX_THREADS`], or no memory.
+    /// `n_ctx` or `threads` of zero, more threads than [`MAX_THREADS`](crate::MAX_THREADS), or no
+    /// memory.
     pub fn new(model: &Model, options: SessionOptions) -> Result<Self> {
         let SessionOptions { n_ctx, kv, threads } = options;
         Ok(Self(Slots::new(model, SlotsOptions { slots: 1, n_ctx, kv, threads })?))
@@ -67,7 +42,7 @@ impl Session {
         self.0.n_past(0)
     }
 
-    /// Positions there are.
+    /// The number of positions.
     pub fn n_ctx(&self) -> usize {
         self.0.n_ctx()
     }
@@ -90,8 +65,8 @@ impl Session {
         Ok(self.prefill_while(ids, || true)?.unwrap_or_default())
     }
 
-    /// The same, but `goes_on` is asked between steps of [`BATCH`] ids whether to: nothing is given once it does not, and
-    /// what was read stays.
+    /// [`Session::prefill`] that can be stopped: `goes_on` is asked between steps of [`BATCH`] ids
+    /// whether to: nothing is given once it does not, and what was read stays.
     pub(super) fn prefill_while(
         &mut self,
         ids: &[u32],
@@ -140,19 +115,8 @@ impl Session {
     }
 }
 
-/// Positions kept where nobody says how many.
-pub(super) fn default_n_ctx(config: &Config) -> usize {
-    config.max_position_embeddings.min(DEFAULT_N_CTX)
-}
-
-/// One thread for each 4 MB of weights per token, at most as many as there are cores.
-pub(super) fn default_threads(bytes_per_token: usize) -> usize {
-    let cores = crate::cpus().min(MAX_THREADS);
-    (bytes_per_token / 4_000_000).clamp(1, cores)
-}
-
-/// How many of `ids` a session that holds `held` need not read again: those that are equal, but never the last one,
-/// whose logits are needed.
+/// How many of `ids` a session that holds `held` need not read again: those that are equal, but
+/// never the last one, whose logits are needed.
 pub fn reusable(held: &[u32], ids: &[u32]) -> usize {
     let equal = held.iter().zip(ids).take_while(|(a, b)| a == b).count();
     equal.min(ids.len().saturating_sub(1))

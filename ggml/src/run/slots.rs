@@ -1,10 +1,11 @@
-//! Several texts being read and written together: each slot is a text with cells of its own in one cache,
-//! and one step computes tokens of any of them.
+//! Several texts being read and written together: each slot is a text with cells of its own in one
+//! cache, and one step computes tokens of any of them.
 //!
-//! In: per step some [`Part`]s, the next tokens of some slots. Out: logits of each part's last token. Rows
-//! of different texts never meet but in the matrix products, which are computed row by row, so a text is
-//! the same whatever is computed beside it, up to the last bit of kernels that add in another order for
-//! more rows (float32, float16 and bfloat16 weights; blocks of integers are exact).
+//! In: per step some [`Part`]s, the next tokens of some slots. Out: logits of each part's last
+//! token. Rows of different texts never meet but in the matrix products, which are computed row by
+//! row, so a text is the same whatever is computed beside it, up to the last bit of kernels that
+//! add in another order for more rows (float32, float16 and bfloat16 weights; blocks of integers
+//! are exact).
 
 #![expect(unsafe_code, reason = "graphs refer to weights and cache, which must outlive them")]
 
@@ -16,10 +17,10 @@ use mmx_converters::gguf::GgmlType;
 use super::decoder::{Batch, Graph, Sight};
 use super::kv_cache::{CELLS, KvCache};
 use super::model::Model;
+use super::options::{KvType, SlotsOptions, default_n_ctx, default_threads};
 use super::pace::{Pace, are_free};
-use super::session::{KvType, default_n_ctx, default_threads};
 use crate::error::{Error, Result};
-use crate::wrap::plan::{Pool, SPIN};
+use crate::wrap::pool::{Pool, SPIN};
 
 /// Tokens computed in one step at most (llama.cpp's own size of a physical batch).
 pub const BATCH: usize = 512;
@@ -27,44 +28,32 @@ pub const BATCH: usize = 512;
 /// Graphs kept beside those of writing: those of prompts, of many sizes, take much memory.
 const OTHER_GRAPHS: usize = 1;
 
-/// Tokens of a step that counts as writing though there are fewer slots: a few texts with what is guessed of them.
+/// Tokens of a step that counts as writing though there are fewer slots: a few texts with what is
+/// guessed of them.
 const FEW: usize = 16;
-
-/// How slots compute.
-#[derive(Clone, Copy, Debug)]
-pub struct SlotsOptions {
-    /// Texts at a time.
-    pub slots: usize,
-    /// Positions kept of each, tokens; by default the model's own length, at most 4096.
-    pub n_ctx: Option<usize>,
-    /// Type of keys and values.
-    pub kv: KvType,
-    /// Threads; by default as many as the model's size and the cores make sensible.
-    pub threads: Option<usize>,
-}
 
 /// The next tokens of one slot.
 #[derive(Clone, Copy, Debug)]
 pub struct Part<'a> {
-    /// Which slot.
+    /// The slot that reads them.
     pub slot: usize,
     /// Tokens to read, at least one.
     pub ids: &'a [u32],
-    /// Of how many of them, the last ones, the logits are asked for.
+    /// Number of these tokens, the last ones, whose logits are asked for.
     pub outputs: usize,
 }
 
 /// Seconds that a step which reads many tokens may wait for busy cores: it takes ten times as long.
 const READING_PATIENCE: f64 = 5e-4;
 
-/// Texts in progress.
+/// Several texts in progress, computed together.
 #[derive(Debug)]
 pub struct Slots {
     // graphs refer to cache and weights: dropped before them
     graphs: Vec<Graph>,
     one: Pool,
-    /// More threads than one, and when to use them for steps of writing, by number of tokens; nothing where one
-    /// is all there may be.
+    /// More threads than one, and when to use them for steps of writing, by number of tokens;
+    /// nothing where one is all there may be.
     many: Option<(Pool, Vec<Pace>)>,
     /// When all threads last ended a step.
     together: Option<Instant>,
@@ -77,10 +66,11 @@ pub struct Slots {
 }
 
 impl Slots {
-    /// Empty texts.
+    /// Begins empty texts.
     ///
     /// # Errors
-    /// No slots, `n_ctx` or `threads` of zero, more threads than [`MAX_THREADS`](crate::MAX_THREADS), or no memory.
+    /// No slots, `n_ctx` or `threads` of zero, more threads than
+    /// [`MAX_THREADS`](crate::MAX_THREADS), or no memory.
     pub fn new(model: &Model, options: SlotsOptions) -> Result<Self> {
         let config = model.config();
         let n_ctx = options.n_ctx.unwrap_or_else(|| default_n_ctx(config));
@@ -127,12 +117,12 @@ impl Slots {
         &self.model
     }
 
-    /// Texts there may be at a time.
+    /// The number of texts at a time.
     pub fn n_slots(&self) -> usize {
         self.past.len()
     }
 
-    /// Positions there are in each slot.
+    /// The number of positions in each slot.
     pub fn n_ctx(&self) -> usize {
         self.n_ctx
     }
@@ -174,12 +164,12 @@ impl Slots {
         Ok(())
     }
 
-    /// Reads the parts' tokens after what their slots hold, all in one computation; gives the logits of the
-    /// tokens that were asked for, part by part, `[sum of outputs, vocab]`.
+    /// Reads the parts' tokens after what their slots hold, all in one computation; gives the
+    /// logits of the tokens that were asked for, part by part, `[sum of outputs, vocab]`.
     ///
     /// # Errors
-    /// No part, more than [`BATCH`] tokens, a slot twice or one that does not exist, an id outside the
-    /// vocabulary, a full context, logits of more tokens than a part has; nothing is read then.
+    /// No part, more than [`BATCH`] tokens, a slot twice or one that does not exist, an id outside
+    /// the vocabulary, a full context, logits of more tokens than a part has; nothing is read then.
     pub fn step(&mut self, parts: &[Part<'_>]) -> Result<&[f32]> {
         self.compute(parts, false)?;
         Ok(&self.results)
@@ -193,8 +183,8 @@ impl Slots {
         self.step(&[Part { slot, ids, outputs: ids.len() }])
     }
 
-    /// Reads at most [`BATCH`] ids into a slot; gives the final hidden state of every one (after the last
-    /// norm, before the output matrix), `[seq, hidden]`.
+    /// Reads at most [`BATCH`] ids into a slot; gives the final hidden state of every one (after
+    /// the last norm, before the output matrix), `[seq, hidden]`.
     ///
     /// # Errors
     /// See [`Slots::step`].
@@ -203,7 +193,7 @@ impl Slots {
         Ok(&self.results)
     }
 
-    /// A row of what the last step gave.
+    /// A row of the last step's results.
     pub(super) fn row(&self, index: usize) -> &[f32] {
         let vocab = self.model.config().vocab_size;
         self.results.get(index * vocab..(index + 1) * vocab).unwrap_or_default()
@@ -280,12 +270,14 @@ impl Slots {
             self.graphs.remove(oldest);
         }
         let (config, weights) = (self.model.config(), self.model.weights());
-        // SAFETY: graphs are fields of what holds cache and model, dropped before both, and never moved out.
+        // SAFETY: graphs are fields of what holds cache and model, dropped before both, and never
+        // moved out.
         self.graphs.push(unsafe { Graph::new(config, weights, &self.cache, batch)? });
         Ok(())
     }
 
-    /// Computes one step; what it gives, logits or final hidden states of the tokens asked for, is in `self.results`.
+    /// Computes one step; what it gives, logits or final hidden states of the tokens asked for, is
+    /// in `self.results`.
     fn compute(&mut self, parts: &[Part<'_>], hidden: bool) -> Result<()> {
         self.check(parts)?;
         let tokens: usize = parts.iter().map(|p| p.ids.len()).sum();
@@ -378,8 +370,8 @@ impl Slots {
     }
 }
 
-/// Cells a graph looks at for `past` positions: few different numbers, so that graphs are reused, but
-/// short ones for a short past.
+/// Cells a graph looks at for `past` positions: few different numbers, so that graphs are reused,
+/// but short ones for a short past.
 fn cells_for(past: usize) -> usize {
     past.next_multiple_of(if past <= CELLS { 64 } else { CELLS })
 }

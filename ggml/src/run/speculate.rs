@@ -1,9 +1,11 @@
-//! Guessing ahead: small models repeat themselves and their prompt, so what followed the last tokens earlier in the
-//! text often follows again. One step over the next token and its guesses costs less than a step for each.
+//! Speculative decoding without a draft model: small models repeat themselves and their prompt, so
+//! what followed the last tokens earlier in the text often follows again. One step over the next
+//! token and its guesses costs less than a step for each.
 //!
-//! In: a text's ids, and how many guesses came true. Out: guesses, which are computed in the step of the text's next
-//! token. Logits are those of single steps to the last bit, so whoever draws from them, and forgets what lies behind
-//! the first guess that was not drawn, writes the same text.
+//! In: a text's ids, and how many guesses came true. Out: guesses, which are computed in the step
+//! of the text's next token. Logits are those of single steps to the last bit, so whoever draws
+//! from them, and forgets what lies behind the first guess that was not drawn, writes the same
+//! text.
 
 use super::model::Model;
 use super::session::Session;
@@ -13,14 +15,15 @@ use crate::error::Result;
 /// Tokens that must have occurred before, at most and at least.
 const LONGEST: usize = 4;
 const SHORTEST: usize = 2;
-/// Tokens computed singly after a guess that failed at once; twice as many each time, up to the most.
+/// Tokens computed singly after a guess that failed at once; twice as many each time, up to the
+/// most.
 const FIRST_PAUSE: usize = 2;
 const LONGEST_PAUSE: usize = 32;
-/// Guesses of a step that must come true, where there are so many: a step with three guesses takes about as long as two
-/// without.
+/// Guesses of a step that must come true, where there are so many: a step with three guesses takes
+/// about as long as two without.
 const ENOUGH: usize = 2;
 
-/// Guesses of one text, fewer where they do not come true.
+/// A source of draft tokens for one text: fewer where they are not drawn.
 #[derive(Clone, Debug)]
 pub struct Guesser {
     /// Guesses in a step; 0: none are made.
@@ -31,14 +34,15 @@ pub struct Guesser {
 }
 
 impl Guesser {
-    /// For a text that `model` writes: at most `width` guesses in a step, none where a token's logits depend on what is
-    /// computed beside it ([`Model::is_batch_invariant`]).
+    /// Makes a guesser for a text that `model` writes: at most `width` guesses in a step, none
+    /// where a token's logits depend on what is computed beside it ([`Model::is_batch_invariant`]).
     pub fn new(model: &Model, width: usize) -> Self {
         let width = if model.is_batch_invariant() { width.min(BATCH - 1) } else { 0 };
         Self { width, pause: 0, next_pause: FIRST_PAUSE }
     }
 
-    /// What may follow `ids`, the whole text: at most `most` tokens, often none. To be asked before each step.
+    /// Draft tokens that may follow `ids`, the whole text: at most `most` tokens, often none. To be
+    /// asked before each step.
     pub fn guess(&mut self, ids: &[u32], most: usize) -> Vec<u32> {
         let width = self.width.min(most);
         if width == 0 {
@@ -51,7 +55,7 @@ impl Guesser {
         follow(ids, width)
     }
 
-    /// Of `guesses` that were computed, the first `came_true` were drawn.
+    /// Learns that of `guesses` that were computed the first `came_true` were drawn.
     pub fn learn(&mut self, guesses: usize, came_true: usize) {
         if guesses == 0 {
             return;
@@ -65,19 +69,20 @@ impl Guesser {
     }
 }
 
-/// A session's text, guessed ahead.
+/// A session whose text is decoded speculatively.
 pub(super) struct Ahead {
     guesser: Guesser,
     /// Tokens of the last step after its first, and how many came true.
     guesses: Vec<u32>,
     used: usize,
-    /// Tokens of the text that are in the session; guesses that did not come true may lie behind them.
+    /// Tokens of the text that are in the session; guesses that did not come true may lie behind
+    /// them.
     past: usize,
     guessed: usize,
 }
 
 impl Ahead {
-    /// For the text that the session holds.
+    /// Begins with the text that the session holds.
     pub(super) fn new(session: &Session, width: usize) -> Self {
         Self {
             guesser: Guesser::new(session.model(), width),
@@ -88,8 +93,8 @@ impl Ahead {
         }
     }
 
-    /// Reads the id `id` that ends the text `held`; gives the logits of what follows, `[vocab]`. At most `wanted`
-    /// ids will be written.
+    /// Reads the id `id` that ends the text `held`; gives the logits of what follows, `[vocab]`. At
+    /// most `wanted` ids will be written.
     ///
     /// # Errors
     /// See [`Session::decode`].
@@ -136,8 +141,8 @@ impl Ahead {
     }
 }
 
-/// `width` tokens that followed the last tokens where these occurred last before, the longest such run; what
-/// reaches the end goes on as it repeats. Nothing where the last two are new.
+/// `width` tokens that followed the last tokens where these occurred last before, the longest such
+/// run; what reaches the end goes on as it repeats. Nothing where the last two are new.
 fn follow(ids: &[u32], width: usize) -> Vec<u32> {
     let mut best: Option<(usize, usize)> = None;
     for end in (SHORTEST..ids.len()).rev() {

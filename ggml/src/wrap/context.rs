@@ -1,4 +1,5 @@
-//! A ggml context: the descriptions of tensors and graphs, not their data. Owns; all else borrows from it.
+//! A ggml context: the descriptions of tensors and graphs, not their data. Owns; all else borrows
+//! from it.
 #![expect(unsafe_code, reason = "a context is a C object")]
 
 use std::ptr::NonNull;
@@ -11,14 +12,15 @@ use crate::quant::sys_type;
 use crate::wrap::log;
 use crate::wrap::tensor::{MAX_DIMS, Tensor, to_ne};
 
-/// Owns descriptions of tensors; freed when dropped.
+/// The owner of tensors' descriptions; freed when dropped.
 #[derive(Debug)]
 pub struct Context {
     ptr: NonNull<sys::ggml_context>,
     size: usize,
 }
 
-// SAFETY: a context is plain memory; every change of it goes through a Context that one thread holds.
+// SAFETY: a context is plain memory; every change of it goes through a Context that one thread
+// holds.
 unsafe impl Send for Context {}
 
 impl Drop for Context {
@@ -29,7 +31,7 @@ impl Drop for Context {
 }
 
 impl Context {
-    /// Room for `tensors` tensors and a graph of `nodes` nodes (0: no graph).
+    /// Makes a context with room for `tensors` tensors and a graph of `nodes` nodes (0: no graph).
     ///
     /// # Errors
     /// No memory.
@@ -55,7 +57,7 @@ impl Context {
         }
     }
 
-    /// A tensor without data; shape outermost first.
+    /// Describes a tensor without data; shape outermost first.
     ///
     /// # Errors
     /// More than four dimensions, a row that does not divide into blocks, or no room.

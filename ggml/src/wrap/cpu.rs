@@ -1,8 +1,9 @@
-//! The CPU's kernels: linked into the program, or (feature `dynamic`) those of the shared library that ggml
-//! chooses for this CPU when they are first needed.
+//! The CPU's kernels: linked into the program, or (feature `dynamic`) those of the shared library
+//! that ggml chooses for this CPU when they are first needed.
 //!
-//! In that case they lie in the folder `mmx` beside ggml's own library, or where `MMX_BACKENDS` says. All
-//! functions are reached through ggml's registry, so that both kinds of build are the same code.
+//! In that case they lie in the folder `mmx` beside ggml's own library, or where `MMX_BACKENDS`
+//! says. All functions are reached through ggml's registry, so that both kinds of build are the
+//! same code.
 #![expect(unsafe_code, reason = "ggml's registry hands out C functions")]
 
 use std::ffi::CStr;
@@ -11,6 +12,7 @@ use std::sync::OnceLock;
 use llama_cpp_sys_2 as sys;
 
 use crate::error::{Error, Result};
+use crate::wrap::buffer::BufferType;
 use crate::wrap::device::DeviceRef;
 use crate::wrap::log;
 
@@ -60,7 +62,8 @@ pub(crate) fn kernels() -> Result<&'static Kernels> {
 #[cfg(not(feature = "dynamic"))]
 #[expect(clippy::unnecessary_wraps, reason = "the dynamic twin can fail")]
 fn registry() -> std::result::Result<sys::ggml_backend_reg_t, String> {
-    // SAFETY: returns a static object. Asked for directly: the registry would start every device there is.
+    // SAFETY: returns a static object. Asked for directly: the registry would start every device
+    // there is.
     Ok(unsafe { sys::ggml_backend_cpu_reg() })
 }
 
@@ -119,14 +122,16 @@ fn find(registry: sys::ggml_backend_reg_t) -> Option<Kernels> {
     /// `F` is the type that ggml documents for the name.
     unsafe fn function<F: Copy>(registry: sys::ggml_backend_reg_t, name: &CStr) -> Option<F> {
         const { assert!(size_of::<F>() == size_of::<*mut std::ffi::c_void>()) };
-        // SAFETY: a live registry entry and a string; a pointer that is not null is a function of type F by
-        // this function's own condition, and pointers to functions are as large as those to data.
+        // SAFETY: a live registry entry and a string; a pointer that is not null is a function of
+        // type F by this function's own condition, and pointers to functions are as large as those
+        // to data.
         unsafe {
             let found = sys::ggml_backend_reg_get_proc_address(registry, name.as_ptr());
             (!found.is_null()).then(|| std::mem::transmute_copy(&found))
         }
     }
-    // SAFETY: the types are those of ggml-cpu.h and ggml-backend.h for these names; a CPU has one device.
+    // SAFETY: the types are those of ggml-cpu.h and ggml-backend.h for these names; a CPU has one
+    // device.
     unsafe {
         Some(Kernels {
             registry,
@@ -142,15 +147,15 @@ fn find(registry: sys::ggml_backend_reg_t) -> Option<Kernels> {
 }
 
 impl Kernels {
-    /// The kinds of memory that keep weights in another order for speed.
-    pub(crate) fn extra_types(&self) -> Vec<sys::ggml_backend_buffer_type_t> {
+    /// The CPU's kinds of memory that keep weights in another order for speed.
+    pub(crate) fn extra_types(&self) -> Vec<BufferType> {
         let Some(get) = self.extra else { return Vec::new() };
         let mut types = Vec::new();
         // SAFETY: the list that ggml returns is static and ends with null.
         unsafe {
             let mut list = get(self.device.raw());
             while !list.is_null() && !(*list).is_null() {
-                types.push(*list);
+                types.push(BufferType::from_raw(*list));
                 list = list.add(1);
             }
         }
@@ -158,8 +163,8 @@ impl Kernels {
     }
 }
 
-/// What the CPU's kernels were compiled for: the name of the library that was chosen, if one was, and the
-/// instruction sets in use.
+/// Describes what the CPU's kernels were compiled for: the name of the library that was chosen, if
+/// one was, and the instruction sets in use.
 ///
 /// # Errors
 /// No library with kernels for this CPU, which only a `dynamic` build can lack.

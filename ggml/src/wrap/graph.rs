@@ -1,7 +1,8 @@
-//! Operations on tensors: shapes checked in Rust, where ggml would end the process, then one C call each.
+//! Operations on tensors: shapes checked in Rust, where ggml would end the process, then one C call
+//! each.
 //!
-//! Shapes in comments and messages are outermost first. Nothing is computed here: an operation is a node
-//! of a graph, which [`crate::wrap::plan`] computes.
+//! Shapes in comments and messages are outermost first. Nothing is computed here: an operation is a
+//! node of a graph, which [`crate::wrap::plan`] computes.
 #![expect(unsafe_code, reason = "operations are C functions")]
 
 use llama_cpp_sys_2 as sys;
@@ -11,10 +12,11 @@ use crate::error::{Error, Result};
 use crate::wrap::context::Context;
 use crate::wrap::tensor::Tensor;
 
-/// ggml's number for halves that turn. Source: GGML_ROPE_TYPE_NEOX, ggml.h (a macro, so not in the bindings).
+/// ggml's number for halves that turn. Source: GGML_ROPE_TYPE_NEOX, ggml.h (a macro, so not in the
+/// bindings).
 const ROPE_NEOX: i32 = 2;
 
-/// How a rotary embedding turns.
+/// The parameters of a rotary embedding.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rope {
     /// Values of a head that turn.
@@ -61,16 +63,16 @@ macro_rules! node {
     ($self:expr, $name:literal, $call:expr) => {
         match $self.require_room($name) {
             Err(error) => Err(error),
-            // SAFETY: every tensor lives as long as this context, which has room for the node, and the
-            // shapes were checked above as ggml would check them.
+            // SAFETY: every tensor lives as long as this context, which has room for the node, and
+            // the shapes were checked above as ggml would check them.
             Ok(()) => unsafe { Tensor::from_raw($call, $name) },
         }
     };
 }
 
 impl Context {
-    /// `[n, in]` times the transpose of `weight` `[out, in]`: `[n, out]`, float32. Leading dimensions of
-    /// `x` may be multiples of the weight's.
+    /// `[n, in]` times the transpose of `weight` `[out, in]`: `[n, out]`, float32. Leading
+    /// dimensions of `x` may be multiples of the weight's.
     ///
     /// # Errors
     /// Shapes that do not fit, or no room.
@@ -86,8 +88,8 @@ impl Context {
         node!(self, "a product", sys::ggml_mul_mat(self.raw(), weight.raw(), x.raw()))
     }
 
-    /// Per token the products with the chosen experts: `weight` `[experts, out, in]`, `x` `[n, 1 or k, in]`,
-    /// `ids` i32 `[n, k]`: `[n, k, out]`.
+    /// Per token the products with the chosen experts: `weight` `[experts, out, in]`, `x`
+    /// `[n, 1 or k, in]`, `ids` i32 `[n, k]`: `[n, k, out]`.
     ///
     /// # Errors
     /// Shapes that do not fit, or no room.
@@ -111,8 +113,8 @@ impl Context {
         node!(self, "a product", sys::ggml_mul_mat_id(self.raw(), weight.raw(), x.raw(), ids.raw()))
     }
 
-    /// Rows of `table` `[rows, n]` by `ids` i32 `[k]`: float32 `[k, n]`. With one more leading dimension on
-    /// both, per index of it.
+    /// Rows of `table` `[rows, n]` by `ids` i32 `[k]`: float32 `[k, n]`. With one more leading
+    /// dimension on both, per index of it.
     ///
     /// # Errors
     /// Shapes that do not fit, or no room.
@@ -123,7 +125,8 @@ impl Context {
         node!(self, "rows", sys::ggml_get_rows(self.raw(), table.raw(), ids.raw()))
     }
 
-    /// Writes `rows` `[k, n]` into `target` `[rows, n]` at the indices `at` i64 `[k]`; gives `target`.
+    /// Writes `rows` `[k, n]` into `target` `[rows, n]` at the indices `at` i64 `[k]`; gives
+    /// `target`.
     ///
     /// # Errors
     /// Shapes that do not fit, or no room.
@@ -181,7 +184,8 @@ impl Context {
         node!(self, "a quotient", sys::ggml_div(self.raw(), a.raw(), b.raw()))
     }
 
-    /// `silu(gate) * up`, where the last dimension of `x` holds gate, then up: `[.., 2n] -> [.., n]`.
+    /// `silu(gate) * up`, where the last dimension of `x` holds gate, then up:
+    /// `[.., 2n] -> [.., n]`.
     ///
     /// # Errors
     /// An odd last dimension, or no room.
@@ -238,8 +242,8 @@ impl Context {
         )
     }
 
-    /// Attention of `q` `[heads, n, head_dim]` over `k`, `v` `[kv_heads, past, head_dim]` with an additive
-    /// float16 `mask` `[n, past]`: `[n, heads, head_dim]`.
+    /// Attention of `q` `[heads, n, head_dim]` over `k`, `v` `[kv_heads, past, head_dim]` with an
+    /// additive float16 `mask` `[n, past]`: `[n, heads, head_dim]`.
     ///
     /// # Errors
     /// Shapes that do not fit, or no room.
@@ -307,7 +311,7 @@ impl Context {
         node!(self, "sums", sys::ggml_sum_rows(self.raw(), x.raw()))
     }
 
-    /// The same contiguous data in another shape, outermost first.
+    /// Reshapes contiguous data; the shape is outermost first.
     ///
     /// # Errors
     /// Another number of elements, data that are not contiguous, or no room.
@@ -323,8 +327,8 @@ impl Context {
         )
     }
 
-    /// A part of each row of `x` `[n, row]`, seen as heads: columns `first..first + heads * head_dim` as
-    /// `[n, heads, head_dim]`.
+    /// A part of each row of `x` `[n, row]`, seen as heads: columns
+    /// `first..first + heads * head_dim` as `[n, heads, head_dim]`.
     ///
     /// # Errors
     /// Columns beyond the row, or no room.

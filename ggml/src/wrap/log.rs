@@ -1,4 +1,5 @@
-//! What ggml and llama.cpp log: kept per thread instead of printed, so that an error can carry it.
+//! The log of ggml and llama.cpp: kept per thread instead of printed, so that an error can carry
+//! it.
 //!
 //! The C libraries report a failure as a null pointer or a number and say the reason in their log.
 //! [`capture`] runs a call and gives back what this thread's C code said meanwhile.

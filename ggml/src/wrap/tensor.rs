@@ -1,7 +1,7 @@
 //! A tensor of ggml, borrowed from the [`Context`](crate::wrap::context::Context) that owns it.
 //!
-//! ggml lists dimensions fastest first; here and everywhere in mmx a shape is outermost first. The two
-//! orders are turned into each other in this file and nowhere else.
+//! ggml lists dimensions fastest first; here and everywhere in mmx a shape is outermost first. The
+//! two orders are turned into each other in this file and nowhere else.
 #![expect(unsafe_code, reason = "a tensor is a C structure")]
 
 use std::marker::PhantomData;
@@ -11,7 +11,6 @@ use llama_cpp_sys_2 as sys;
 use mmx_converters::gguf::GgmlType;
 
 use crate::error::{Error, Result};
-use crate::wrap::context::Context;
 
 /// Dimensions a ggml tensor has at most.
 pub const MAX_DIMS: usize = 4;
@@ -30,7 +29,7 @@ pub const MAX_DIMS: usize = 4;
 #[derive(Clone, Copy, Debug)]
 pub struct Tensor<'c> {
     ptr: NonNull<sys::ggml_tensor>,
-    context: PhantomData<&'c Context>,
+    context: PhantomData<&'c ()>,
 }
 
 /// A shape as ggml wants it: fastest first, filled up with ones.
@@ -65,8 +64,8 @@ impl<'c> Tensor<'c> {
     /// Names it, up to a zero byte and 63 bytes at most.
     pub(crate) fn set_name(self, name: &str) {
         let bytes: Vec<u8> = name.bytes().take_while(|&byte| byte != 0).chain([0]).collect();
-        // SAFETY: a valid tensor that the caller does not share yet, and a string that ends in zero, of which ggml
-        // copies what it has room for.
+        // SAFETY: a valid tensor that the caller does not share yet, and a string that ends in
+        // zero, of which ggml copies what it has room for.
         unsafe { sys::ggml_set_name(self.ptr.as_ptr(), bytes.as_ptr().cast()) };
     }
 
@@ -75,7 +74,8 @@ impl<'c> Tensor<'c> {
         unsafe { self.ptr.as_ref() }
     }
 
-    /// The dimensions, outermost first; leading ones are left away, at least one dimension is given.
+    /// The dimensions, outermost first; leading ones are left away, at least one dimension is
+    /// given.
     pub fn shape(&self) -> Vec<usize> {
         let dims = self.ne().iter().rposition(|&n| n != 1).map_or(1, |last| last + 1);
         self.ne()[..dims].iter().rev().copied().collect()
@@ -116,6 +116,7 @@ impl<'c> Tensor<'c> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wrap::context::Context;
 
     #[test]
     fn shapes_are_outermost_first() {

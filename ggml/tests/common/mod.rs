@@ -1,4 +1,5 @@
-//! What the tests share: the golden models as GGUF, their expected numbers, comparisons that say where.
+//! What the tests share: the golden models as GGUF, their expected numbers, comparisons that say
+//! where.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +9,8 @@ use mmx_converters::model::to_gguf::ToGguf;
 use mmx_converters::safetensors::SafeTensors;
 use mmx_ggml::{FileType, quant, recipe};
 
-/// The golden models: dense, with experts, with shared experts, top 1 and top 2, with and without q/k norms.
+/// The golden models: dense, with experts, with shared experts, top 1 and top 2, with and without
+/// q/k norms.
 pub(crate) const GOLDEN: [&str; 7] = [
     "golden/minimind2",
     "golden/minimind2-moe",

@@ -22,7 +22,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-// How a call ended.
+// The status of a call: how it ended.
 typedef enum {
   // Done.
   MMX_STATUS_OK = 0,
@@ -38,7 +38,7 @@ typedef enum {
   MMX_STATUS_PANIC = 5,
 } mmx_status;
 
-// Why a generation ended.
+// The reason that a generation ended.
 typedef enum {
   // An end token or a stop text.
   MMX_FINISH_STOP = 0,
@@ -56,10 +56,11 @@ typedef struct mmx_model mmx_model;
 // A text in progress.
 typedef struct mmx_session mmx_session;
 
-// How a model is loaded. Null instead of a pointer to it: everything as mmx_model_options_init says.
+// Options of loading a model. Null instead of a pointer to it: everything as
+// mmx_model_options_init says.
 typedef struct {
-  // Keep weights in the order the CPU likes best, which costs a copy; else they stay in the file's
-  // memory map where they can.
+  // Keep weights in the order the CPU likes best, which costs a copy; else they stay in the
+  // file's memory map where they can.
   bool repack;
   // Layers computed on a GPU, counted from the end, the output matrix being the last; 0: none,
   // SIZE_MAX: all. For libraries built with a GPU's feature.
@@ -68,7 +69,8 @@ typedef struct {
   const char *device;
 } mmx_model_options;
 
-// How a session computes. Null instead of a pointer to it: everything as mmx_session_options_init says.
+// Options of a session. Null instead of a pointer to it: everything as mmx_session_options_init
+// says.
 typedef struct {
   // Positions kept, tokens; 0: the model's own length, at most 4096.
   size_t n_ctx;
@@ -78,7 +80,8 @@ typedef struct {
   bool exact;
 } mmx_session_options;
 
-// What to generate. To be filled in by mmx_generate_options_init first, so that later fields are right.
+// Options of a generation. To be filled in by mmx_generate_options_init first, so that later
+// fields are right.
 typedef struct {
   // Tokens at most.
   size_t max_tokens;
@@ -94,24 +97,24 @@ typedef struct {
   double repeat_penalty;
   // Taken from the logit of each token that was drawn already; 0: off.
   double presence_penalty;
-  // The same once for each time it was drawn; 0: off.
+  // Taken from the logit of each token once for each time it was drawn; 0: off.
   double frequency_penalty;
   // The same seed gives the same text.
   uint64_t seed;
   // Texts that end the generation and are not part of it: `stop_count` strings.
   const char *const *stop;
-  // How many.
+  // The number of stop texts.
   size_t stop_count;
   // Go on after an end token.
   bool ignore_end;
 } mmx_generate_options;
 
-// Gets each piece of text that is certain: whole characters, `length` bytes and a zero after them, valid
-// during the call. `user` is what mmx_generate was given. Returns whether to go on. It must not use the
-// session, jump out (longjmp) or throw.
+// A callback that gets each piece of text that is certain: whole characters, `length` bytes and a
+// zero after them, valid during the call. `user` is what mmx_generate was given. Returns whether
+// to go on. It must not use the session, jump out (longjmp) or throw.
 typedef bool (*mmx_on_text)(const char *text, size_t length, void *user);
 
-// What a generation came to.
+// The result of a generation.
 typedef struct {
   // Why it ended.
   mmx_finish finish;
@@ -129,8 +132,8 @@ typedef struct {
 extern "C" {
 #endif // __cplusplus
 
-// Why the last call on this thread that failed did: one sentence, empty if none has. Valid until the next
-// failure on this thread.
+// Why the last call on this thread that failed did: one sentence, empty if none has. Valid until
+// the next failure on this thread.
 const char *mmx_last_error(void);
 
 // The library's version, `major.minor.patch`.
@@ -148,7 +151,7 @@ mmx_status mmx_model_options_init(mmx_model_options *options);
 // Each pointer is null or valid: a string, options, memory for a handle.
 mmx_status mmx_model_open(const char *path, const mmx_model_options *options, mmx_model **model);
 
-// The same of a GGUF in memory, which is copied.
+// Opens a GGUF that is in memory, which is copied, and stores a handle.
 //
 // # Safety
 // Each pointer is null or valid: `length` bytes, options, memory for a handle.
@@ -163,23 +166,24 @@ mmx_status mmx_model_open_bytes(const uint8_t *bytes,
 // `model` is null or a handle that was not freed and that no other thread is using.
 void mmx_model_free(mmx_model *model);
 
-// Tokens there are: logits have this many values. 0 for null.
+// The number of tokens in the vocabulary: logits have this many values. 0 for null.
 //
 // # Safety
 // `model` is null or a live handle.
 size_t mmx_model_vocab_size(const mmx_model *model);
 
-// Positions the model was made for. 0 for null.
+// The number of positions that the model was made for. 0 for null.
 //
 // # Safety
 // `model` is null or a live handle.
 size_t mmx_model_context_length(const mmx_model *model);
 
-// The ids of a text. With `control`, the text of a control token, `<|im_end|>` for instance, gives its id;
-// without, nothing in the text does, which is right for text of strangers.
+// The ids of a text. With `control`, the text of a control token, `<|im_end|>` for instance, gives
+// its id; without, nothing in the text does, which is right for text of strangers.
 //
 // # Safety
-// Each pointer is null or valid: a live handle, a string, memory for `capacity` ids, memory for a number.
+// Each pointer is null or valid: a live handle, a string, memory for `capacity` ids, memory for a
+// number.
 mmx_status mmx_tokenize(const mmx_model *model,
                         const char *text,
                         bool control,
@@ -187,12 +191,13 @@ mmx_status mmx_tokenize(const mmx_model *model,
                         size_t capacity,
                         size_t *count);
 
-// The text of ids: bytes that are no UTF-8 become U+FFFD, ids without a token nothing, control tokens
-// nothing unless `control`. `*length` is without the final zero; the text itself may contain zeros.
+// The text of ids: bytes that are no UTF-8 become U+FFFD, ids without a token nothing, control
+// tokens nothing unless `control`. `*length` is without the final zero; the text itself may
+// contain zeros.
 //
 // # Safety
-// Each pointer is null or valid: a live handle, `count` ids, memory for `capacity` bytes, memory for a
-// number.
+// Each pointer is null or valid: a live handle, `count` ids, memory for `capacity` bytes, memory
+// for a number.
 mmx_status mmx_detokenize(const mmx_model *model,
                           const uint32_t *ids,
                           size_t count,
@@ -201,13 +206,14 @@ mmx_status mmx_detokenize(const mmx_model *model,
                           size_t capacity,
                           size_t *length);
 
-// The text a chat becomes by the model's own template. `messages`: a JSON array of objects with `role` and
-// `content`, as OpenAI's API has them. `options`: null, or a JSON object whose `tools` and
-// `add_generation_prompt` (true unless it says otherwise) are Transformers' own; all else in it are
-// variables of the template.
+// The text a chat becomes by the model's own template. `messages`: a JSON array of objects with
+// `role` and `content`, as OpenAI's API has them. `options`: null, or a JSON object whose `tools`
+// and `add_generation_prompt` (true unless it says otherwise) are Transformers' own; all else in
+// it are variables of the template.
 //
 // # Safety
-// Each pointer is null or valid: a live handle, strings, memory for `capacity` bytes, memory for a number.
+// Each pointer is null or valid: a live handle, strings, memory for `capacity` bytes, memory for a
+// number.
 mmx_status mmx_chat_render(const mmx_model *model,
                            const char *messages,
                            const char *options,
@@ -215,11 +221,12 @@ mmx_status mmx_chat_render(const mmx_model *model,
                            size_t capacity,
                            size_t *length);
 
-// The ids of a chat, what a generation begins with. Control tokens come from the template only: a message
-// that contains `<|im_end|>` ends nothing. Arguments as in mmx_chat_render.
+// The ids of a chat, what a generation begins with. Control tokens come from the template only: a
+// message that contains `<|im_end|>` ends nothing. Arguments as in mmx_chat_render.
 //
 // # Safety
-// Each pointer is null or valid: a live handle, strings, memory for `capacity` ids, memory for a number.
+// Each pointer is null or valid: a live handle, strings, memory for `capacity` ids, memory for a
+// number.
 mmx_status mmx_chat_tokenize(const mmx_model *model,
                              const char *messages,
                              const char *options,
@@ -247,21 +254,22 @@ mmx_status mmx_session_new(const mmx_model *model,
 // `session` is null or a handle that was not freed and that no other thread is using.
 void mmx_session_free(mmx_session *session);
 
-// Tokens in the session. 0 for null, or while another thread is using it.
+// The number of tokens in the session. 0 for null, or while another thread is using it.
 //
 // # Safety
 // `session` is null or a live handle.
 size_t mmx_session_length(const mmx_session *session);
 
-// Positions there are. 0 for null, or while another thread is using the session.
+// The number of positions in the session. 0 for null, or while another thread is using the
+// session.
 //
 // # Safety
 // `session` is null or a live handle.
 size_t mmx_session_capacity(const mmx_session *session);
 
-// Keeps the longest beginning of a text that the session holds already, forgets the rest, and stores how
-// many ids that are: what is left to read is `ids + *kept`, at least one id. For a chat, pass the ids of all
-// of it at each turn. With a count of 0 everything is forgotten.
+// Keeps the longest beginning of a text that the session holds already, forgets the rest, and
+// stores how many ids that are: what is left to read is `ids + *kept`, at least one id. For a
+// chat, pass the ids of all of it at each turn. With a count of 0 everything is forgotten.
 //
 // # Safety
 // Each pointer is null or valid: a live handle, `count` ids, memory for a number.
@@ -281,7 +289,8 @@ mmx_status mmx_eval(mmx_session *session,
                     float *logits,
                     size_t capacity);
 
-// The same with the logits after every one of the ids: `[count, vocabulary]`, row by row.
+// Reads ids as mmx_eval does and stores the logits after every one of them: `[count, vocabulary]`,
+// row by row.
 //
 // # Safety
 // Each pointer is null or valid: a live handle, `count` ids, memory for `capacity` values.
@@ -291,21 +300,21 @@ mmx_status mmx_eval_all(mmx_session *session,
                         float *logits,
                         size_t capacity);
 
-// Fills in the likeliest token always, at most 512 of them, nothing else. With a model, sampling is as its
-// file says it is meant to be; null is fine.
+// Fills in the likeliest token always, at most 512 of them, nothing else. With a model, sampling
+// is as its file says it is meant to be; null is fine.
 //
 // # Safety
 // `options` is null or memory for options; `model` is null or a live handle.
 mmx_status mmx_generate_options_init(mmx_generate_options *options,
                                      const mmx_model *model);
 
-// Reads ids after those in the session, then generates. `on_text` gets the text piece by piece (null: nobody
-// does), `generated` what it came to (null is fine). The session then holds the ids read and generated that
-// were computed; mmx_session_reuse makes it ready for the next turn.
+// Reads ids after those in the session, then generates. `on_text` gets the text piece by piece
+// (null: nobody does), `generated` what it came to (null is fine). The session then holds the ids
+// read and generated that were computed; mmx_session_reuse makes it ready for the next turn.
 //
 // # Safety
-// Each pointer is null or valid: a live handle, `count` ids, options whose `stop` is `stop_count` strings,
-// memory for a result; the callback is what MmxText says.
+// Each pointer is null or valid: a live handle, `count` ids, options whose `stop` is `stop_count`
+// strings, memory for a result; the callback is what MmxText says.
 mmx_status mmx_generate(mmx_session *session,
                         const uint32_t *ids,
                         size_t count,

@@ -39,7 +39,8 @@ fn succeed(command: &mut Command) -> Output {
     out
 }
 
-/// A folder with libmmx.so (under the name it gives itself, too) and libmmx.a, as cargo has just built them.
+/// A folder with libmmx.so (under the name it gives itself, too) and libmmx.a, as cargo has just
+/// built them.
 fn libraries(folder: &Path) {
     let built = std::env::current_exe().unwrap().parent().unwrap().to_owned();
     for (from, to) in [("so", "libmmx.so"), ("so", "libmmx.so.0"), ("a", "static/libmmx.a")] {

@@ -1,9 +1,9 @@
-//! Adapters as llama.cpp reads them: per adapted matrix T of the base, `T.lora_a` and `T.lora_b`, and keys that
-//! say what the file is. In and out.
+//! Adapters as llama.cpp reads them: per adapted matrix T of the base, `T.lora_a` and `T.lora_b`,
+//! and keys that say what the file is. In and out.
 //!
-//! GGUF holds some matrices otherwise than the model is trained: rows of q and k permuted (then B's rows are
-//! too), experts stacked (then their A and B are; an expert without an adapter gets zeros, which add nothing).
-//! Source: GGUF_FACTS section 7.
+//! GGUF holds some matrices otherwise than the model is trained: rows of q and k permuted (then B's
+//! rows are too), experts stacked (then their A and B are; an expert without an adapter gets zeros,
+//! which add nothing). Source: docs/formats/gguf.md.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -27,11 +27,12 @@ const A: &str = ".lora_a";
 const B: &str = ".lora_b";
 
 impl Adapters {
-    /// Writes a GGUF adapter for the model of `config`, whose table is `weights`. Returns its size in bytes.
+    /// Writes a GGUF adapter for the model of `config`, whose table is `weights`. Returns its size
+    /// in bytes.
     ///
     /// # Errors
-    /// An adapter beside the embedding (llama.cpp has none), or beside one of several shared experts, which
-    /// GGUF joins into one matrix; the system's refusal.
+    /// An adapter beside the embedding (llama.cpp has none), or beside one of several shared
+    /// experts, which GGUF joins into one matrix; the system's refusal.
     pub fn write_gguf(
         &self,
         path: &Path,
@@ -73,9 +74,9 @@ impl Adapters {
         })
     }
 
-    /// A and B of a public tensor in GGUF's order; nothing without an adapter. A file has one `alpha`, and the scale
-    /// alpha / rank: what an adapter's own scale differs by goes into its B. A stack has one rank: an adapter of a
-    /// lower one is filled up with zeros.
+    /// A and B of a public tensor in GGUF's order; nothing without an adapter. A file has one
+    /// `alpha`, and the scale alpha / rank: what an adapter's own scale differs by goes into its B.
+    /// A stack has one rank: an adapter of a lower one is filled up with zeros.
     fn pair(&self, public: &Public, weights: &[Weight], alpha: f64) -> Result<Option<Pair>> {
         let rows: Vec<&Weight> = public.weights.iter().map(|&i| &weights[i]).collect();
         let Some(first) = rows.iter().find(|row| self.of(row).is_some()) else { return Ok(None) };
@@ -130,7 +131,8 @@ impl Adapters {
     /// Reads a GGUF adapter for the model of `config`, whose table is `weights`.
     ///
     /// # Errors
-    /// Another kind of file, another architecture, tensors that the base does not have, ranks that differ.
+    /// Another kind of file, another architecture, tensors that the base does not have, ranks that
+    /// differ.
     pub fn open_gguf(path: &Path, config: &Config, weights: &[Weight]) -> Result<Self> {
         let file = Gguf::open(path)?;
         let arch = config.family.gguf_arch();

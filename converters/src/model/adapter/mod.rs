@@ -1,6 +1,6 @@
-//! Low-rank adapters: y = Wx + scale * B(Ax), apart from the model they change. In and out: PEFT's folder
-//! (`adapter_config.json`, which names the base model, and `adapter_model.safetensors`); in also a file of
-//! weights alone, under PEFT's names or MiniMind's.
+//! Low-rank adapters: y = Wx + scale * B(Ax), apart from the model they change. In and out: PEFT's
+//! folder (`adapter_config.json`, which names the base model, and `adapter_model.safetensors`); in
+//! also a file of weights alone, under PEFT's names or MiniMind's.
 //!
 //! Source: PEFT's documentation of the LoRA checkpoint format; MiniMind's `save_lora`.
 
@@ -25,11 +25,12 @@ use crate::tensor::{Dtype, TensorView};
 pub const CONFIG_NAME: &str = "adapter_config.json";
 /// The adapters' weights.
 pub const WEIGHTS_NAME: &str = "adapter_model.safetensors";
-/// The same in PEFT's older form.
+/// The adapters' weights in PEFT's older form.
 const OLD_WEIGHTS_NAME: &str = "adapter_model.bin";
-/// What PEFT puts before a module's name.
+/// The prefix that PEFT puts before a module's name.
 const PREFIX: &str = "base_model.model.";
-/// What wrappers put before it: PEFT, torch.compile, DataParallel; in any order.
+/// Prefixes that wrappers put before a module's name: PEFT, torch.compile, DataParallel; in any
+/// order.
 const PREFIXES: [&str; 3] = [PREFIX, "_orig_mod.", "module."];
 
 /// The two factors beside one weight.
@@ -72,12 +73,13 @@ pub fn is_adapter_folder(dir: &Path) -> bool {
 }
 
 impl Adapters {
-    /// Opens a folder with [`CONFIG_NAME`], or a safetensors or `.pth` file of the weights alone, whose
-    /// alpha is then taken to be the rank (as MiniMind's are).
+    /// Opens a folder with [`CONFIG_NAME`], or a safetensors or `.pth` file of the weights alone,
+    /// whose alpha is then taken to be the rank (as MiniMind's are).
     ///
     /// # Errors
-    /// Files that cannot be read or break their format; other names than those of adapters; an A without
-    /// its B; ranks other than the configuration's, or without one that differ; a kind of adapter other than LoRA.
+    /// Files that cannot be read or break their format; other names than those of adapters; an A
+    /// without its B; ranks other than the configuration's, or without one that differ; a kind of
+    /// adapter other than LoRA.
     pub fn open(path: &Path) -> Result<Self> {
         if path.is_dir() {
             return Self::open_peft(path);
@@ -87,7 +89,8 @@ impl Adapters {
         Ok(adapters)
     }
 
-    /// The same, and also a GGUF adapter, for the model of `config`, whose table is `weights`; they fit it.
+    /// Opens whatever [`Adapters::open`] opens, and also a GGUF adapter, for the model of `config`,
+    /// whose table is `weights`; they fit it.
     ///
     /// # Errors
     /// As [`Adapters::open`] and [`Adapters::check`].
@@ -168,7 +171,7 @@ impl Adapters {
         Ok(Self { rank, alpha: rank as f64, base: None, modules })
     }
 
-    /// What an adapter's product B A is multiplied by.
+    /// The factor of an adapter's product B A: alpha / rank.
     pub fn scale_of(&self, adapter: &Adapter) -> f64 {
         adapter.alpha.unwrap_or(self.alpha) / adapter.rank() as f64
     }
@@ -226,7 +229,7 @@ impl Adapters {
         self.modules.get(weight.name.strip_suffix(".weight")?)
     }
 
-    /// Compares with a model's table.
+    /// Compares the adapters with a model's table.
     ///
     /// # Errors
     /// All adapters of modules that the model does not have, or of other shapes.
@@ -334,7 +337,7 @@ impl Adapters {
     /// Where the base model is: as the folder names it, or beside the folder.
     ///
     /// # Errors
-    /// It names none, or one that is not there.
+    /// A folder that names no base model, or one that is not there.
     pub fn base_path(&self, dir: &Path) -> Result<PathBuf> {
         let config = dir.join(CONFIG_NAME);
         let key = "base_model_name_or_path";
@@ -354,12 +357,13 @@ impl Adapters {
 }
 
 impl Adapter {
-    /// Inner dimension.
+    /// The inner dimension of this adapter.
     pub fn rank(&self) -> usize {
         self.a.len() / self.inputs.max(1)
     }
 
-    /// W + scale * B A, in float32, `[out, in]`: rounded once more where it is stored in fewer bits.
+    /// W + scale * B A, in float32, `[out, in]`: rounded once more where it is stored in fewer
+    /// bits.
     pub fn merged(&self, weight: &[f32], scale: f64) -> Vec<f32> {
         let rank = self.rank();
         let mut out = weight.to_vec();

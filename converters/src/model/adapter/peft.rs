@@ -1,7 +1,8 @@
 //! PEFT's folder in: what adapter_config.json says of ranks and scales, and what of it is refused.
 //!
-//! Source: PEFT 0.21.2, `LoraModel._create_and_replace` (which rank and alpha a module has), `get_pattern_key` (which
-//! pattern is a module's) and `LoraLayer.update_layer` (scale alpha / r, with rslora alpha / sqrt(r)).
+//! Source: PEFT 0.21.2, `LoraModel._create_and_replace` (which rank and alpha a module has),
+//! `get_pattern_key` (which pattern is a module's) and `LoraLayer.update_layer` (scale alpha / r,
+//! with rslora alpha / sqrt(r)).
 
 use std::path::Path;
 
@@ -62,7 +63,7 @@ impl Adapters {
         Ok(adapters)
     }
 
-    /// Where all have one rank and alpha, makes it that of all.
+    /// Makes a rank and alpha that all adapters share those of the whole.
     fn settle(&mut self) {
         let alpha = self.alpha;
         let mut found = self.modules.values().map(|a| (a.rank(), a.alpha.unwrap_or(alpha)));
@@ -109,7 +110,8 @@ impl<T: Copy> Patterns<T> {
             let wrong = |message: String| Error::key(path, format!("{key}.{pattern}"), message);
             let read = value(found)
                 .map_err(|expected| wrong(format!("expected {expected}, found {found}")))?;
-            // the end of a name, from a dot or the beginning on; Python's `re.match` begins at the beginning
+            // the end of a name, from a dot or the beginning on; Python's `re.match` begins at the
+            // beginning
             let regex = Regex::new(&format!(r"^(.*\.)?({pattern})$"))
                 .map_err(|e| wrong(format!("expected a regular expression: {e}")))?;
             rows.push((regex, read));
@@ -130,7 +132,7 @@ impl<T: Copy> Patterns<T> {
     }
 }
 
-/// What changes the arithmetic is refused, not ignored.
+/// Refuses settings that change the arithmetic.
 fn refuse_other_kinds(config: &Value, path: &Path) -> Result<()> {
     let kind = config["peft_type"].as_str();
     if kind != Some("LORA") {

@@ -1,19 +1,19 @@
 //! Rows of activations rounded to blocks of 32 whole numbers, as ggml's q8_0 does.
 #![expect(unsafe_code, reason = "vector instructions")]
 
-use super::BLOCK;
+use super::layout::BLOCK;
 
-/// Rounded rows.
+/// Rows of activations, rounded.
 #[derive(Default)]
 pub(super) struct Rounded {
-    /// Values of a row.
+    /// The number of values of a row.
     pub(super) cols: usize,
     /// `[n, cols]`
     pub(super) values: Vec<i8>,
     /// `[n, cols / 32]`: scales, rounded to float16 as q8_0 keeps them.
     pub(super) scales: Vec<f32>,
-    /// `[n, cols / 32]`: sums of a block's first and last 16 values, since weights are kept as numbers from 0 on. Of
-    /// values that are no numbers they may be any.
+    /// `[n, cols / 32]`: sums of a block's first and last 16 values, since weights are kept as
+    /// numbers from 0 on. Of values that are no numbers they may be any.
     pub(super) sums: Vec<[i32; 2]>,
 }
 

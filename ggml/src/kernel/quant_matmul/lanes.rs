@@ -1,9 +1,10 @@
 //! Rows of a file's blocks side by side: the same four bytes of 16 rows in one register.
 #![expect(unsafe_code, reason = "vector instructions")]
 
-use super::LANES;
+use super::layout::LANES;
 
-/// 16 bytes of each of 16 rows, `at` bytes from where they begin: per four bytes 16 rows of them, after one another.
+/// 16 bytes of each of 16 rows, `at` bytes from where they begin: per four bytes 16 rows of them,
+/// after one another.
 pub(super) fn side_by_side(rows: &[u8], stride: usize, at: usize) -> [u8; 256] {
     let mut all = [0; 256];
     #[cfg(target_arch = "x86_64")]
@@ -25,7 +26,7 @@ pub(super) fn side_by_side(rows: &[u8], stride: usize, at: usize) -> [u8; 256] {
     all
 }
 
-/// The same in registers.
+/// [`side_by_side`] of 16 bytes, in registers.
 ///
 /// # Safety
 /// The CPU has AVX-512 F; at `first` and each of 15 times `stride` further there are 16 bytes.

@@ -6,10 +6,11 @@ use std::sync::Mutex;
 use mmx_converters::gguf::GgmlType;
 use rayon::prelude::*;
 
-use super::{LANES, Layout, layout, q4_0, q6_k, q8_0};
+use super::by_type::layout;
+use super::layout::{LANES, Layout};
 use crate::kernel::arena::Piece;
 
-/// A packed matrix's memory.
+/// The memory of a packed matrix.
 #[derive(Debug)]
 pub(super) struct Own {
     /// Numbers of each group, then of the next.
@@ -21,9 +22,9 @@ pub(super) struct Own {
 /// A matrix that is not packed yet.
 #[derive(Debug)]
 pub(super) struct InFile {
-    /// Of each group of 16 rows the first one's first block.
+    /// The first block of the first row of each group of 16.
     pub(super) groups: Vec<Group>,
-    /// Where it will be packed.
+    /// The memory that it will be packed into.
     pub(super) room: Mutex<Option<Own>>,
 }
 
@@ -37,7 +38,8 @@ unsafe impl Send for Group {}
 unsafe impl Sync for Group {}
 
 impl Own {
-    /// Packs groups of 16 rows; `all_cores`: what it takes is mostly the system's, who hands out pages.
+    /// Packs groups of 16 rows; `all_cores`: what it takes is mostly the system's, who hands out
+    /// pages.
     pub(super) fn fill(
         &mut self,
         ty: GgmlType,
@@ -86,7 +88,7 @@ impl Own {
     }
 }
 
-/// A group of rows, side by side.
+/// Packs a group of rows side by side.
 pub(super) fn pack<L: Layout>(group: &[u8], values: &mut [u8], scales: &mut [u8]) {
     let stride = group.len() / LANES;
     let values = values.chunks_exact_mut(L::VALUES);

@@ -1,13 +1,16 @@
-//! Quantized matrices in an order made for AVX-512 VNNI, and their product with float32 rows as a ggml operation.
+//! Quantized matrices in an order made for AVX-512 VNNI, and their product with float32 rows as a
+//! ggml operation.
 //!
-//! ggml's own kernels on x86 look q4_0's nibbles up in a table 32 bytes at a time, and multiply q8_0 and q6_k row
-//! by row; with 16 rows side by side in one register, four columns each, VNNI multiplies 64 numbers in one
-//! instruction. The arithmetic is ggml's: activations are rounded to q8_0 blocks, products of a block are exact
-//! integers, scales are multiplied in float32; only the order of the float32 sums differs. A row's result is the
-//! same to the last bit whatever is computed beside it.
+//! ggml's own kernels on x86 look q4_0's nibbles up in a table 32 bytes at a time, and multiply
+//! q8_0 and q6_k row by row; with 16 rows side by side in one register, four columns each, VNNI
+//! multiplies 64 numbers in one instruction. The arithmetic is ggml's: activations are rounded to
+//! q8_0 blocks, products of a block are exact integers, scales are multiplied in float32; only the
+//! order of the float32 sums differs. A row's result is the same to the last bit whatever is
+//! computed beside it.
 //!
-//! Packing takes longer than reading a prompt. q8_0 can do without at first: its kernel also reads rows as they are in
-//! the file, to the same bits, at two thirds of the speed; they are packed once the first step is computed.
+//! Packing takes longer than reading a prompt. q8_0 can do without at first: its kernel also reads
+//! rows as they are in the file, to the same bits, at two thirds of the speed; they are packed once
+//! the first step is computed.
 //!
 //! In: a file's blocks, one matrix or a stack of experts. Out: nodes of a graph.
 #![expect(unsafe_code, reason = "vector instructions, and a callback from C")]
@@ -17,7 +20,9 @@
 )]
 
 mod activations;
+mod by_type;
 mod lanes;
+mod layout;
 mod memory;
 mod q4_0;
 mod q6_k;
@@ -32,6 +37,8 @@ use llama_cpp_sys_2 as sys;
 use mmx_converters::gguf::GgmlType;
 
 use self::activations::Rounded;
+use self::by_type::layout;
+use self::layout::{BLOCK, Input, LANES, Layout, Tile};
 use self::memory::{Group, InFile, Own};
 use crate::error::{Error, Result};
 use crate::kernel::arena::{Arena, padded};
@@ -39,10 +46,6 @@ use crate::kernel::custom::{self, Activations, CHUNK};
 use crate::wrap::context::Context;
 use crate::wrap::tensor::Tensor;
 
-/// Rows side by side in a register.
-const LANES: usize = 16;
-/// Columns of a block of activations.
-const BLOCK: usize = 32;
 /// A quantized matrix, or experts' matrices one after the other, in groups of 16 rows.
 #[derive(Debug)]
 pub(crate) struct Packed {
@@ -54,73 +57,7 @@ pub(crate) struct Packed {
     file: Option<InFile>,
 }
 
-/// How a type's blocks are kept.
-trait Layout {
-    /// Columns that a unit of the file holds, its bytes there.
-    const UNIT: usize;
-    const UNIT_BYTES: usize;
-    /// Bytes of numbers and of scales of a unit of 16 rows.
-    const VALUES: usize;
-    const SCALES: usize;
-    /// True where [`Layout::multiply`] can read rows as they are in the file.
-    const IN_FILE: bool;
-
-    /// Puts units of the file side by side, one of each of 16 rows, which begin `stride` bytes apart.
-    fn pack(rows: &[u8], stride: usize, values: &mut [u8], scales: &mut [u8]);
-
-    /// The products of 16 rows with `T` tokens.
-    ///
-    /// # Safety
-    /// The CPU has AVX-512 F, BW, VL, VNNI; the tile's pointers are those of `units` units; `FILE` only where the layout
-    /// has it.
-    #[cfg(target_arch = "x86_64")]
-    unsafe fn multiply<const T: usize, const FILE: bool>(
-        tile: &Tile<T>,
-    ) -> [std::arch::x86_64::__m512; T];
-}
-
-/// A group of 16 rows and `T` rounded rows of activations.
-struct Tile<const T: usize> {
-    units: usize,
-    /// Or the first row's first block in the file.
-    values: *const u8,
-    scales: *const u8,
-    /// Bytes from one row in the file to the next.
-    stride: usize,
-    inputs: [Input; T],
-}
-
-/// A rounded row.
-#[derive(Clone, Copy)]
-struct Input {
-    values: *const i8,
-    scales: *const f32,
-    sums: *const [i32; 2],
-}
-
-/// Runs `$do` with the layout of a type as `L`, or `$else`.
-macro_rules! layout {
-    ($ty:expr, $do:expr, $else:expr) => {
-        match $ty {
-            GgmlType::Q4_0 => {
-                type L = q4_0::Q4;
-                $do
-            }
-            GgmlType::Q8_0 => {
-                type L = q8_0::Q8;
-                $do
-            }
-            GgmlType::Q6_K => {
-                type L = q6_k::Q6;
-                $do
-            }
-            _ => $else,
-        }
-    };
-}
-use layout;
-
-/// True when this CPU can compute with such matrices.
+/// True when this CPU can compute with packed matrices.
 pub(crate) fn is_available() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
@@ -144,7 +81,8 @@ fn sizes(shape: &[usize]) -> Option<[usize; 3]> {
     }
 }
 
-/// Bytes of numbers and of scales of a packed matrix; nothing for a type or shape that cannot be packed.
+/// Bytes of numbers and of scales of a packed matrix; nothing for a type or shape that cannot be
+/// packed.
 fn packed_bytes(ty: GgmlType, shape: &[usize]) -> Option<[usize; 2]> {
     let [experts, rows, cols] = sizes(shape)?;
     layout!(
@@ -158,8 +96,8 @@ fn packed_bytes(ty: GgmlType, shape: &[usize]) -> Option<[usize; 2]> {
     )
 }
 
-/// True for types that can be packed; that takes at most twice the bytes they have, and a line for each matrix's
-/// two parts.
+/// True for types that can be packed; that takes at most twice the bytes they have, and a line for
+/// each matrix's two parts.
 pub(crate) fn takes(ty: GgmlType) -> bool {
     matches!(ty, GgmlType::Q4_0 | GgmlType::Q8_0 | GgmlType::Q6_K)
 }
@@ -170,8 +108,9 @@ pub(crate) fn arena_bytes(ty: GgmlType, shape: &[usize]) -> Option<usize> {
 }
 
 impl Packed {
-    /// Packs blocks of a type and shape that have [`arena_bytes`]; the rows may lie in several pieces, which follow
-    /// one another. `read` is called each time that some megabytes of them have been read, and at the end.
+    /// Packs blocks of a type and shape that have [`arena_bytes`]; the rows may lie in several
+    /// pieces, which follow one another. `read` is called each time that some megabytes of them
+    /// have been read, and at the end.
     ///
     /// # Errors
     /// Another type, shape or number of bytes; an arena that is full.
@@ -202,8 +141,8 @@ impl Packed {
         Ok(Self { ty, experts, rows, cols, own: OnceLock::from(own), file: None })
     }
 
-    /// The same, to be packed later by [`Packed::pack`]: until then rows are read where they are. Nothing where the type
-    /// cannot do that, or where two pieces share a group of rows.
+    /// Takes up a matrix that [`Packed::pack`] will pack later: until then rows are read where they
+    /// are. Nothing where the type cannot do that, or where two pieces share a group of rows.
     ///
     /// # Safety
     /// `data` stays where it is, unchanged, as long as the matrix.
@@ -237,7 +176,8 @@ impl Packed {
         Ok(Some(Self { ty, experts, rows, cols, own: OnceLock::new(), file }))
     }
 
-    /// Packs what was left in the file, on one thread: others compute meanwhile. `read` as in [`Packed::new`].
+    /// Packs what was left in the file, on one thread: others compute meanwhile. `read` as in
+    /// [`Packed::new`].
     pub(crate) fn pack(&self, read: &dyn Fn()) {
         let Some(InFile { groups, room }) = &self.file else { return };
         let own = room.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -250,10 +190,11 @@ impl Packed {
     }
 }
 
-/// What a thread needs while it multiplies.
+/// The scratch memory that a thread needs while it multiplies.
 #[derive(Default)]
 struct Scratch {
-    /// Each thread rounds the activations it needs itself: cheaper than waiting for another to do it.
+    /// Each thread rounds the activations it needs itself: cheaper than waiting for another to do
+    /// it.
     rounded: Rounded,
     /// Rows of activations and of results that belong together.
     pairs: Vec<(u32, u32)>,
@@ -266,7 +207,8 @@ thread_local! {
 }
 
 impl Context {
-    /// The products of activations with a packed matrix: `[n, rows]`, or with chosen experts `[n, k, rows]`.
+    /// The products of activations with a packed matrix: `[n, rows]`, or with chosen experts
+    /// `[n, k, rows]`.
     ///
     /// # Errors
     /// Shapes that do not fit, or no room.
@@ -285,22 +227,22 @@ impl Context {
         })?;
         let operands = activations.operands(&[]);
         let user = std::ptr::from_ref(matrix).cast_mut().cast::<c_void>();
-        // SAFETY: the operands are what `compute` takes, as checked; the matrix outlives the graph that the node
-        // becomes part of, as all weights do (Graph::new).
+        // SAFETY: the operands are what `compute` takes, as checked; the matrix outlives the graph
+        // that the node becomes part of, as all weights do (Graph::new).
         unsafe { self.custom("a product", &shape, &operands, compute, user) }
     }
 }
 
-/// One thread's share of a product: some groups of rows (of every expert) for all tokens.
+/// Computes one thread's share of a product: some groups of rows (of every expert) for all tokens.
 unsafe extern "C" fn compute(
     target: *mut sys::ggml_tensor,
     index: c_int,
     threads: c_int,
     matrix: *mut c_void,
 ) {
-    // SAFETY: ggml calls this for nodes made by packed_product only, whose matrix and operands are alive, once
-    // the operands are computed; target is contiguous float32 of `rows` values per product, and each thread
-    // writes rows of its own groups only.
+    // SAFETY: ggml calls this for nodes made by packed_product only, whose matrix and operands are
+    // alive, once the operands are computed; target is contiguous float32 of `rows` values per
+    // product, and each thread writes rows of its own groups only.
     unsafe {
         let matrix = &*matrix.cast::<Packed>();
         let x = &*(*target).src[0];
@@ -332,7 +274,8 @@ unsafe extern "C" fn compute(
     }
 }
 
-/// The products of the groups `share` of an expert with rows of activations, each to its row of `out`.
+/// The products of the groups `share` of an expert with rows of activations, each to its row of
+/// `out`.
 ///
 /// # Safety
 /// The CPU has the features; the rows are there in `rounded` and in `out`.
@@ -394,7 +337,7 @@ unsafe fn products<L: Layout>(
     }
 }
 
-/// Where some groups of rows lie.
+/// The place of some groups of rows.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
 enum Place<'a> {

@@ -2,13 +2,13 @@
 #![expect(unsafe_code, reason = "vector instructions")]
 
 use super::lanes::{half_scales, side_by_side};
-use super::{BLOCK, LANES, Layout};
+use super::layout::{BLOCK, LANES, Layout, Tile};
 
 /// Bytes of a block: a float16 scale and 32 nibbles.
 const BLOCK_BYTES: usize = 18;
 
-/// Per group and block: nibbles, per four columns 0, 4, 8, 12 16 rows of four bytes, as they are in q4_0 (the
-/// column in the low nibble, the column 16 further in the high one); and 16 scales.
+/// Per group and block: nibbles, per four columns 0, 4, 8, 12 16 rows of four bytes, as they are in
+/// q4_0 (the column in the low nibble, the column 16 further in the high one); and 16 scales.
 pub(super) struct Q4;
 
 impl Layout for Q4 {
@@ -27,7 +27,7 @@ impl Layout for Q4 {
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
     unsafe fn multiply<const T: usize, const FILE: bool>(
-        tile: &super::Tile<T>,
+        tile: &Tile<T>,
     ) -> [std::arch::x86_64::__m512; T] {
         use std::arch::x86_64::*;
 
@@ -44,8 +44,8 @@ impl Layout for Q4 {
                 for k in 0..4 {
                     let packed = _mm512_loadu_si512(bytes.add(k));
                     low[k] = _mm512_and_si512(packed, mask);
-                    // The high nibbles stay where they are for one token: 16 times too large, put right once
-                    // at the end. For several tokens they are shifted once for all.
+                    // The high nibbles stay where they are for one token: 16 times too large, put
+                    // right once at the end. For several tokens they are shifted once for all.
                     high[k] = if T == 1 {
                         _mm512_andnot_si512(mask, packed)
                     } else {

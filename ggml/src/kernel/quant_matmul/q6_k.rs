@@ -1,18 +1,19 @@
-//! q6_k, the usual type of the output matrix in q4_0 files: one byte to a weight, 16 rows side by side.
+//! q6_k, the usual type of the output matrix in q4_0 files: one byte to a weight, 16 rows side by
+//! side.
 //!
 //! Activations are rounded in blocks of 32 here, of 256 in ggml's own kernel: nearer to the truth.
 #![expect(unsafe_code, reason = "vector instructions")]
 
 use super::lanes::{half_scales, side_by_side};
-use super::{BLOCK, LANES, Layout};
+use super::layout::{BLOCK, LANES, Layout, Tile};
 
 /// Columns of a super-block.
 const SUPER: usize = 256;
 /// Columns that share a whole-number scale.
 const PART: usize = 16;
 
-/// Per group and super-block: numbers from 0 to 63, per four columns 16 rows of four bytes; then per 16 columns
-/// 16 signed bytes of scales, and 16 float16 scales of the whole.
+/// Per group and super-block: numbers from 0 to 63, per four columns 16 rows of four bytes; then
+/// per 16 columns 16 signed bytes of scales, and 16 float16 scales of the whole.
 pub(super) struct Q6;
 
 impl Layout for Q6 {
@@ -33,7 +34,8 @@ impl Layout for Q6 {
                 parts[part * LANES + lane] = scale;
             }
         }
-        // 64 columns' low halves, 32 columns' upper two bits of four kinds, 16 bytes of each row at a time
+        // 64 columns' low halves, 32 columns' upper two bits of four kinds, 16 bytes of each row at
+        // a time
         for (half, part) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
             let low = [0, 32].map(|at| side_by_side(rows, stride, 64 * half + at + 16 * part));
             let high = side_by_side(rows, stride, 128 + 32 * half + 16 * part);
@@ -50,7 +52,7 @@ impl Layout for Q6 {
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
     unsafe fn multiply<const T: usize, const FILE: bool>(
-        tile: &super::Tile<T>,
+        tile: &Tile<T>,
     ) -> [std::arch::x86_64::__m512; T] {
         use std::arch::x86_64::*;
 

@@ -4,13 +4,13 @@
 #[cfg(target_arch = "x86_64")]
 use super::lanes::fours;
 use super::lanes::{half_scales, side_by_side};
-use super::{BLOCK, LANES, Layout};
+use super::layout::{BLOCK, LANES, Layout, Tile};
 
 /// Bytes of a block: a float16 scale and 32 signed bytes.
 const BLOCK_BYTES: usize = 34;
 
-/// Per group and block: values plus 128, since VNNI multiplies unsigned bytes with signed ones, per four
-/// columns 16 rows of four bytes; and 16 scales.
+/// Per group and block: values plus 128, since VNNI multiplies unsigned bytes with signed ones, per
+/// four columns 16 rows of four bytes; and 16 scales.
 pub(super) struct Q8;
 
 impl Layout for Q8 {
@@ -31,7 +31,7 @@ impl Layout for Q8 {
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
     unsafe fn multiply<const T: usize, const FILE: bool>(
-        tile: &super::Tile<T>,
+        tile: &Tile<T>,
     ) -> [std::arch::x86_64::__m512; T] {
         use std::arch::x86_64::*;
 
@@ -76,7 +76,8 @@ impl Layout for Q8 {
 /// A block of each of 16 rows as [`Layout::pack`] would put them, and their scales.
 ///
 /// # Safety
-/// The CPU has AVX-512 F, BW, VL; at `first` and each of 15 times `stride` further there is a block.
+/// The CPU has AVX-512 F, BW, VL; at `first` and each of 15 times `stride` further there is a
+/// block.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 #[inline]
@@ -86,7 +87,8 @@ unsafe fn from_file(
 ) -> ([std::arch::x86_64::__m512i; 8], std::arch::x86_64::__m512) {
     use std::arch::x86_64::*;
 
-    // SAFETY: as the caller says; of each block the scale and two bytes behind it are read, then all its bytes.
+    // SAFETY: as the caller says; of each block the scale and two bytes behind it are read, then
+    // all its bytes.
     unsafe {
         let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
         let offsets = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(stride as i32));

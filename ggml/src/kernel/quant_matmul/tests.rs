@@ -196,7 +196,8 @@ fn pieces_are_packed_as_if_joined() {
     }
 }
 
-/// Before and after it is packed, a matrix in the file gives the bits of one that was packed at once.
+/// Before and after it is packed, a matrix in the file gives the bits of one that was packed at
+/// once.
 #[test]
 fn rows_in_the_file_give_the_same_bits() {
     if !is_available() {

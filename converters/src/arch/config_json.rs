@@ -1,0 +1,435 @@
+//! [`Config`] and its JSON: MiniMind's own config.json (2025 and 2026, and v1's spelling) and the
+//! stock Transformers classes, in; the stock classes (or MiniMind's own form), out.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::config::{AuxLoss, Config, Moe, RopeScaling};
+use super::family::Family;
+use super::keys::Keys;
+use super::weight::Layout;
+use super::{minimind2, minimind3, rotary};
+use crate::error::{Error, Result};
+use crate::tensor::Dtype;
+
+/// Deviation of initial weights, for those who start anew from an export. Source: the references,
+/// as Transformers.
+const INITIALIZER_RANGE: f64 = 0.02;
+
+impl Config {
+    /// Reads a config.json. Warnings are sentences for the user (an assumed rope theta, for
+    /// instance).
+    ///
+    /// # Errors
+    /// An unreadable file, no JSON object, an unknown architecture, a missing or impossible key.
+    pub fn read(path: &Path) -> Result<(Self, Vec<String>)> {
+        let text = fs_err::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        let value: Value = serde_json::from_str(&text)
+            .map_err(|e| Error::format(path, format!("expected a JSON object: {e}")))?;
+        Self::from_json(&value, path)
+    }
+
+    /// Reads a config.json that is parsed already; `path` is for the messages.
+    pub fn from_json(value: &Value, path: &Path) -> Result<(Self, Vec<String>)> {
+        let Some(object) = value.as_object() else {
+            return Err(Error::format(path, "expected a JSON object"));
+        };
+        let keys = Keys { path, object };
+        let mut warnings = Vec::new();
+        let family = family(&keys)?;
+        let own = is_minimind(&keys);
+
+        let hidden = keys.usize_or(&["hidden_size", "dim"], None)?;
+        let heads = keys.usize_or(&["num_attention_heads", "n_heads"], own.then_some(8))?;
+        let kv_heads = keys
+            .usize_or(&["num_key_value_heads", "n_kv_heads"], Some(if own { 2 } else { heads }))?;
+        // Transformers' Qwen3 classes default to 128; the others to hidden / heads
+        let default_head_dim = if family.qk_norm() && !own { 128 } else { (hidden / heads).max(1) };
+        let head_dim = keys.usize_or(&["head_dim"], Some(default_head_dim))?;
+        let default_ffn = if family.qk_norm() {
+            minimind3::default_intermediate_size(hidden)
+        } else {
+            minimind2::default_intermediate_size(hidden)
+        };
+        let intermediate =
+            keys.usize_or(&["intermediate_size", "hidden_dim"], own.then_some(default_ffn))?;
+        let max_position_embeddings =
+            keys.usize_or(&["max_position_embeddings", "max_seq_len"], Some(32_768))?;
+        let (rope_theta, rope_scaling) =
+            rotary::read(&keys, own, max_position_embeddings, &mut warnings)?;
+        if let (Some((_, a)), Some((_, b))) = (keys.find(&["dtype"]), keys.find(&["torch_dtype"]))
+            && a != b
+        {
+            warnings.push(format!(
+                "{}: dtype is {a} and torch_dtype is {b}: Transformers takes the former, mmx the tensors' own types",
+                path.display()
+            ));
+        }
+        // all four stock classes default to 1e-6, MiniMind2 and v1 to 1e-5
+        let eps_default = if family.qk_norm() || !own { 1e-6 } else { 1e-5 };
+        let mut config = Self {
+            family,
+            vocab_size: keys.usize_or(&["vocab_size"], own.then_some(6400))?,
+            hidden_size: hidden,
+            intermediate_size: intermediate,
+            num_hidden_layers: keys
+                .usize_or(&["num_hidden_layers", "n_layers"], own.then_some(8))?,
+            num_attention_heads: heads,
+            num_key_value_heads: kv_heads,
+            head_dim,
+            max_position_embeddings,
+            rms_norm_eps: keys.f64_or(&["rms_norm_eps", "norm_eps"], Some(eps_default))?,
+            rope_theta,
+            rope_scaling,
+            // absent means tied for MiniMind and Granite here, untied for Transformers' classes
+            tie_word_embeddings: keys.bool_or("tie_word_embeddings", own)?,
+            moe: moe(&keys, family, intermediate)?,
+            bos_token_id: keys.ids_or("bos_token_id", &[1])?[0],
+            eos_token_id: keys.ids_or("eos_token_id", &[2])?,
+            pad_token_id: keys.ids_or("pad_token_id", &[0])?[0],
+        };
+        reject_what_the_families_lack(&keys, family)?;
+        warnings.extend(config.drop_ids_beyond_vocabulary(path));
+        config.check(path)?;
+        Ok((config, warnings))
+    }
+
+    /// Special ids beyond the vocabulary stand for nothing, and no reader takes them from a file:
+    /// they are dropped (of bos, pad and the last eos the usual ids are assumed). Returns a
+    /// sentence for each.
+    fn drop_ids_beyond_vocabulary(&mut self, path: &Path) -> Vec<String> {
+        let vocab = self.vocab_size;
+        let beyond = |id: u32| id as usize >= vocab;
+        let usual = |id: u32| if beyond(id) { 0 } else { id };
+        let mut said = Vec::new();
+        let mut say = |key: &str, id: u32, then: String| {
+            said.push(format!(
+                "{}: key {key}: expected an id below vocab_size ({vocab}), found {id}: {then}",
+                path.display()
+            ));
+        };
+        for (key, id, other) in [
+            ("bos_token_id", &mut self.bos_token_id, usual(1)),
+            ("pad_token_id", &mut self.pad_token_id, usual(0)),
+        ] {
+            if beyond(*id) {
+                say(key, *id, format!("{other} is assumed"));
+                *id = other;
+            }
+        }
+        let dropped: Vec<u32> = self.eos_token_id.extract_if(.., |id| beyond(*id)).collect();
+        for id in dropped {
+            say("eos_token_id", id, "left out".to_owned());
+        }
+        if self.eos_token_id.is_empty() {
+            self.eos_token_id.push(usual(2));
+        }
+        said
+    }
+
+    /// config.json of the stock Transformers class, for Transformers 4.5x and 5.x, vLLM and
+    /// llama.cpp's converter. `dtype` is that of the weights beside it.
+    ///
+    /// # Errors
+    /// See [`Config::check_carried_by`].
+    pub fn to_transformers_json(&self, dtype: Dtype) -> Result<Value> {
+        self.check_carried_by(Layout::Transformers)?;
+        let mut out = Map::new();
+        let mut set = |key: &str, value: Value| out.insert(key.to_owned(), value);
+        set("architectures", json!([self.family.transformers_class()]));
+        set("model_type", json!(self.family.transformers_model_type()));
+        self.shared_json(&mut set, dtype);
+        // Transformers 5 spells the rotary settings so; 4.x reads the top-level keys
+        let mut rope = json!({"rope_type": "default", "rope_theta": self.rope_theta});
+        if let Some(yarn) = &self.rope_scaling {
+            let scaling = yarn.to_json();
+            set("rope_scaling", scaling.clone());
+            rope = scaling;
+            rope["rope_theta"] = json!(self.rope_theta);
+        }
+        set("rope_parameters", rope);
+        match (self.family, &self.moe) {
+            (Family::MiniMind2, _) => {
+                set("mlp_bias", json!(false));
+                set("pretraining_tp", json!(1));
+                set("head_dim", json!(self.head_dim));
+            }
+            (Family::MiniMind2Moe, Some(moe)) => {
+                set("embedding_multiplier", json!(1.0));
+                set("residual_multiplier", json!(1.0));
+                set("logits_scaling", json!(1.0));
+                set("attention_multiplier", json!(1.0 / (self.head_dim as f64).sqrt()));
+                set("num_local_experts", json!(moe.num_experts));
+                set("num_experts_per_tok", json!(moe.num_experts_per_tok));
+                set("shared_intermediate_size", json!(moe.shared_experts * moe.intermediate_size));
+                let (alpha, per_sequence) = match moe.aux_loss {
+                    AuxLoss::PerSequence { alpha } => (alpha, true),
+                    AuxLoss::PerBatch { alpha } => (alpha, false),
+                    AuxLoss::Switch { coefficient } => (coefficient, false),
+                };
+                set("router_aux_loss_coef", json!(alpha));
+                set("output_router_logits", json!(false));
+                // MiniMind's own keys, which mmx reads back to go on training; other readers ignore
+                // them
+                set("seq_aux", json!(per_sequence));
+                set("n_shared_experts", json!(moe.shared_experts));
+            }
+            (_, moe) => {
+                set("head_dim", json!(self.head_dim));
+                set("use_sliding_window", json!(false));
+                set("sliding_window", Value::Null);
+                // the layer from which windows would begin: mistral.rs refuses a Qwen3 without it
+                set("max_window_layers", json!(self.num_hidden_layers));
+                if let Some(moe) = moe {
+                    self.moe3_json(moe, &mut set);
+                    set("decoder_sparse_step", json!(1));
+                    set("mlp_only_layers", json!([]));
+                    set("output_router_logits", json!(false));
+                }
+            }
+        }
+        Ok(Value::Object(out))
+    }
+
+    /// config.json in MiniMind's own form (`model_type: "minimind"`), which carries every model.
+    pub fn to_minimind_json(&self, dtype: Dtype) -> Value {
+        let mut out = Map::new();
+        let mut set = |key: &str, value: Value| out.insert(key.to_owned(), value);
+        set("architectures", json!(["MiniMindForCausalLM"]));
+        set("model_type", json!("minimind"));
+        set("kind", json!(self.family.name()));
+        self.shared_json(&mut set, dtype);
+        set("head_dim", json!(self.head_dim));
+        set("use_moe", json!(self.moe.is_some()));
+        if let Some(yarn) = &self.rope_scaling {
+            set("rope_scaling", yarn.to_json());
+        }
+        match (&self.moe, self.family) {
+            (Some(moe), Family::MiniMind2Moe) => {
+                let (alpha, per_sequence) = match moe.aux_loss {
+                    AuxLoss::PerSequence { alpha } => (alpha, true),
+                    AuxLoss::PerBatch { alpha } => (alpha, false),
+                    AuxLoss::Switch { coefficient } => (coefficient, false),
+                };
+                set("n_routed_experts", json!(moe.num_experts));
+                set("num_experts_per_tok", json!(moe.num_experts_per_tok));
+                set("n_shared_experts", json!(moe.shared_experts));
+                set("norm_topk_prob", json!(moe.norm_topk_prob));
+                set("aux_loss_alpha", json!(alpha));
+                set("seq_aux", json!(per_sequence));
+                set("scoring_func", json!("softmax"));
+            }
+            (Some(moe), _) => self.moe3_json(moe, &mut set),
+            (None, _) => {}
+        }
+        Value::Object(out)
+    }
+
+    fn moe3_json(&self, moe: &Moe, set: &mut impl FnMut(&str, Value) -> Option<Value>) {
+        set("num_experts", json!(moe.num_experts));
+        set("num_experts_per_tok", json!(moe.num_experts_per_tok));
+        set("moe_intermediate_size", json!(moe.intermediate_size));
+        set("norm_topk_prob", json!(moe.norm_topk_prob));
+        if let AuxLoss::Switch { coefficient } = moe.aux_loss {
+            set("router_aux_loss_coef", json!(coefficient));
+        }
+    }
+
+    fn shared_json(&self, set: &mut impl FnMut(&str, Value) -> Option<Value>, dtype: Dtype) {
+        set("vocab_size", json!(self.vocab_size));
+        set("hidden_size", json!(self.hidden_size));
+        set("intermediate_size", json!(self.intermediate_size));
+        set("num_hidden_layers", json!(self.num_hidden_layers));
+        set("num_attention_heads", json!(self.num_attention_heads));
+        set("num_key_value_heads", json!(self.num_key_value_heads));
+        set("hidden_act", json!("silu"));
+        set("max_position_embeddings", json!(self.max_position_embeddings));
+        set("rms_norm_eps", json!(self.rms_norm_eps));
+        set("rope_theta", json!(self.rope_theta));
+        set("attention_bias", json!(false));
+        set("attention_dropout", json!(0.0));
+        set("initializer_range", json!(INITIALIZER_RANGE));
+        set("use_cache", json!(true));
+        set("tie_word_embeddings", json!(self.tie_word_embeddings));
+        set("bos_token_id", json!(self.bos_token_id));
+        let eos = match self.eos_token_id.as_slice() {
+            [one] => json!(one),
+            many => json!(many),
+        };
+        set("eos_token_id", eos);
+        set("pad_token_id", json!(self.pad_token_id));
+        set("torch_dtype", json!(dtype.torch_name()));
+        set("dtype", json!(dtype.torch_name()));
+    }
+}
+
+impl RopeScaling {
+    fn to_json(&self) -> Value {
+        // `type` is what Transformers before 4.43 called it
+        json!({
+            "rope_type": "yarn",
+            "type": "yarn",
+            "factor": self.factor,
+            "original_max_position_embeddings": self.original_max_position_embeddings,
+            "beta_fast": self.beta_fast,
+            "beta_slow": self.beta_slow,
+            "attention_factor": self.attention_factor,
+        })
+    }
+}
+
+/// True for MiniMind's own config.json, false for that of a stock Transformers class.
+fn is_minimind(keys: &Keys<'_>) -> bool {
+    match keys.object.get("model_type").and_then(Value::as_str) {
+        Some(name) => name.starts_with("minimind"),
+        None => true,
+    }
+}
+
+fn family(keys: &Keys<'_>) -> Result<Family> {
+    if let Some((key, kind)) = keys.find(&["kind"]) {
+        return Family::ALL.into_iter().find(|f| Some(f.name()) == kind.as_str()).ok_or_else(
+            || keys.error(&key, "minimind2, minimind2-moe, minimind3 or minimind3-moe", kind),
+        );
+    }
+    if !is_minimind(keys) {
+        let model_type = keys.object.get("model_type").and_then(Value::as_str).unwrap_or_default();
+        return Family::ALL
+            .into_iter()
+            .find(|f| f.transformers_model_type() == model_type)
+            .ok_or_else(|| {
+                Error::key(
+                    keys.path,
+                    "model_type",
+                    format!(
+                        "expected minimind, llama, granitemoeshared, qwen3 or qwen3_moe, found {model_type}"
+                    ),
+                )
+            });
+    }
+    // The 2026 reference's keys, and its epsilon where none is there, tell MiniMind-3 from
+    // MiniMind2.
+    let third = match keys.find(&["qk_norm"]).and_then(|(_, v)| v.as_bool()) {
+        Some(qk_norm) => qk_norm,
+        None if keys.has_any(&["num_experts", "moe_intermediate_size", "router_aux_loss_coef"]) => {
+            true
+        }
+        None if keys.has_any(&["n_routed_experts", "aux_loss_alpha", "seq_aux", "n_layers"]) => {
+            false
+        }
+        None => keys.f64_or(&["rms_norm_eps", "norm_eps"], Some(1e-6))? < 5e-6,
+    };
+    let moe = match keys.find(&["use_moe"]) {
+        Some((key, v)) => v.as_bool().ok_or_else(|| keys.error(&key, "true or false", v))?,
+        None => keys.has_any(&["n_routed_experts", "num_experts"]),
+    };
+    Ok(match (third, moe) {
+        (false, false) => Family::MiniMind2,
+        (false, true) => Family::MiniMind2Moe,
+        (true, false) => Family::MiniMind3,
+        (true, true) => Family::MiniMind3Moe,
+    })
+}
+
+fn moe(keys: &Keys<'_>, family: Family, intermediate: usize) -> Result<Option<Moe>> {
+    let own = is_minimind(keys);
+    Ok(match family {
+        Family::MiniMind2 | Family::MiniMind3 => None,
+        Family::MiniMind2Moe => {
+            let shared_width = match keys.find(&["shared_intermediate_size"]) {
+                Some((_, Value::Number(n))) if n.as_u64() == Some(0) => 0,
+                Some(_) => keys.usize_or(&["shared_intermediate_size"], None)?,
+                None => 0,
+            };
+            let shared_experts = match keys.find(&["n_shared_experts"]) {
+                Some((key, v)) => v
+                    .as_u64()
+                    .and_then(|n| usize::try_from(n).ok())
+                    .filter(|n| *n < 1 << 16)
+                    .ok_or_else(|| keys.error(&key, "a small whole number", v))?,
+                None if own => 1,
+                None => shared_width / intermediate,
+            };
+            if !own && shared_experts * intermediate != shared_width {
+                return Err(Error::key(
+                    keys.path,
+                    "shared_intermediate_size",
+                    format!(
+                        "expected a multiple of intermediate_size ({intermediate}), found {shared_width}"
+                    ),
+                ));
+            }
+            let alpha = keys.f64_or(&["aux_loss_alpha", "router_aux_loss_coef"], Some(0.1))?;
+            Some(Moe {
+                num_experts: keys
+                    .usize_or(&["n_routed_experts", "num_local_experts"], own.then_some(4))?,
+                num_experts_per_tok: keys.usize_or(&["num_experts_per_tok"], own.then_some(2))?,
+                intermediate_size: intermediate,
+                shared_experts,
+                // MiniMind divides only when k > 1; Granite's softmax over the chosen always does
+                norm_topk_prob: keys.bool_or("norm_topk_prob", true)?,
+                aux_loss: if keys.bool_or("seq_aux", true)? {
+                    AuxLoss::PerSequence { alpha }
+                } else {
+                    AuxLoss::PerBatch { alpha }
+                },
+            })
+        }
+        Family::MiniMind3Moe => Some(Moe {
+            num_experts: keys.usize_or(&["num_experts", "num_local_experts"], own.then_some(4))?,
+            num_experts_per_tok: keys.usize_or(&["num_experts_per_tok"], own.then_some(1))?,
+            intermediate_size: keys
+                .usize_or(&["moe_intermediate_size"], own.then_some(intermediate))?,
+            shared_experts: 0,
+            // Transformers' Qwen3MoeConfig defaults to false, the reference to true
+            norm_topk_prob: keys.bool_or("norm_topk_prob", own)?,
+            aux_loss: AuxLoss::Switch {
+                coefficient: keys.f64_or(&["router_aux_loss_coef"], Some(5e-4))?,
+            },
+        }),
+    })
+}
+
+/// A stock class may have parts that the four families never have: refuse them rather than drop
+/// them.
+fn reject_what_the_families_lack(keys: &Keys<'_>, family: Family) -> Result<()> {
+    for key in ["attention_bias", "mlp_bias", "use_sliding_window"] {
+        if keys.bool_or(key, false)? {
+            return Err(Error::key(keys.path, key, "expected false, found true"));
+        }
+    }
+    if family.qk_norm()
+        && let Some((key, Value::Array(kinds))) = keys.find(&["layer_types"])
+        && let Some(other) = kinds.iter().find(|kind| kind.as_str() != Some("full_attention"))
+    {
+        return Err(keys.error(&key, "\"full_attention\" for each layer", other));
+    }
+    if let Some((key, v)) = keys.find(&["hidden_act"])
+        && v.as_str() != Some("silu")
+    {
+        return Err(keys.error(&key, "\"silu\"", v));
+    }
+    if family == Family::MiniMind2Moe && !is_minimind(keys) {
+        let hidden = keys.usize_or(&["hidden_size"], None)?;
+        let heads = keys.usize_or(&["num_attention_heads"], None)?;
+        let scale = 1.0 / ((hidden / heads) as f64).sqrt();
+        let wanted = [
+            ("embedding_multiplier", 1.0),
+            ("residual_multiplier", 1.0),
+            ("logits_scaling", 1.0),
+            ("attention_multiplier", scale),
+        ];
+        for (key, expected) in wanted {
+            let found = keys.f64_or(&[key], Some(1.0))?;
+            if (found - expected).abs() > 1e-6 * expected {
+                return Err(Error::key(
+                    keys.path,
+                    key,
+                    format!("expected {expected} (a MiniMind2 model), found {found}"),
+                ));
+            }
+        }
+    }
+    Ok(())
+}
