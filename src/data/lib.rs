@@ -25,4 +25,4 @@ pub use dataset::Dataset;
 pub use jsonl::{Fault, Kind, Record};
 pub use pack::Rows;
 pub use sample::{OnBad, Recipe, Sample, SampleOptions};
-pub use stages::reason_tag_ids;
+pub use stages::{StageInfo, reason_tag_ids};

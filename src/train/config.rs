@@ -3,8 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::stage::Stage;
-use mmx_data::{Kind, Recipe, SampleOptions};
+use mmx_data::{Kind, Recipe, SampleOptions, StageInfo, stages};
 
 /// A resolved training configuration. Resuming with another one would not continue the same run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -133,17 +132,29 @@ impl LoraOptions {
     }
 }
 
+/// A stage's hyper-parameters where the command line gives none (docs/stages.md, recipes).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Defaults {
+    /// Passes over the data.
+    pub epochs: usize,
+    /// Rows per micro-step.
+    pub batch_size: usize,
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Micro-steps per optimizer step.
+    pub accumulation: usize,
+}
+
 /// What may change when a run is resumed: it decides what a fault ends, not what is computed. (Where and how
 /// often is saved, held-out data, threads and the files' places are not part of the configuration at all.)
 pub const HARMLESS: [&str; 1] = ["skip_non_finite"];
 
 impl TrainConfig {
-    /// The reference's values for a stage; mmx's own where the reference has no such knob.
-    pub fn new(stage: &dyn Stage, recipe: Recipe) -> Self {
-        let defaults = stage.defaults(recipe);
-        let samples = SampleOptions::new(recipe, stage.kind(), defaults.max_seq_len);
+    /// A stage's hyper-parameters, and mmx's own values where the reference has no such knob.
+    pub fn of_defaults(stage: &StageInfo, defaults: Defaults, recipe: Recipe) -> Self {
+        let samples = SampleOptions::new(recipe, stage.kind, stage.max_seq_len);
         Self {
-            stage: stage.name().to_owned(),
+            stage: stage.name.to_owned(),
             recipe: recipe_name(recipe).to_owned(),
             epochs: defaults.epochs,
             batch_size: defaults.batch_size,
@@ -151,20 +162,20 @@ impl TrainConfig {
             lr: defaults.lr,
             weight_decay: 0.01,
             grad_clip: 1.0,
-            max_seq_len: defaults.max_seq_len,
+            max_seq_len: samples.max_seq_len,
             max_steps: None,
             warmup: 0,
             seed: samples.seed,
             shuffle: true,
-            pack: stage.kind() != Kind::Preference, // pairs have rows of their own
+            pack: stage.kind != Kind::Preference, // pairs have rows of their own
             dtype: "f32".into(),
             system_ratio: samples.system_ratio,
             empty_think_ratio: samples.empty_think_ratio,
             step_at_epoch_end: recipe == Recipe::R2026,
             skip_non_finite: false,
-            lora: (stage.name() == "lora").then(|| LoraOptions::new(recipe)),
-            dpo: (stage.name() == "dpo").then(|| DpoOptions::new(recipe)),
-            distill: (stage.name() == "distill").then(|| DistillOptions::new(recipe)),
+            lora: (stage.name == stages::LORA.name).then(|| LoraOptions::new(recipe)),
+            dpo: (stage.name == stages::DPO.name).then(|| DpoOptions::new(recipe)),
+            distill: (stage.name == stages::DISTILL.name).then(|| DistillOptions::new(recipe)),
         }
     }
 

@@ -112,7 +112,7 @@ impl<'a, T> Rows<'a, T> {
 
 #[cfg(test)]
 pub(super) mod testing {
-    use super::*;
+    use tch::{Kind, Tensor};
 
     /// Normal values of a seed.
     pub(crate) fn random(size: &[i64], seed: i64) -> Tensor {

@@ -3,8 +3,9 @@
 use mmx_converters::arch::Config;
 use tch::Tensor;
 
+use super::linear::{Linear, Norm, Parts};
 use super::rope::Tables;
-use super::{Linear, Norm, Parts, Torch};
+use super::variable::Torch;
 use crate::error::Result;
 use crate::kernel;
 

@@ -1,33 +1,11 @@
-//! The feed-forward network: SwiGLU, dense or as a mixture of experts.
+//! The dense feed-forward network, SwiGLU; an expert of a mixture is one too.
 
 use tch::Tensor;
 
-use super::moe::Mixture;
-use super::{Linear, Parts, Torch};
+use super::linear::{Linear, Parts};
+use super::variable::Torch;
 use crate::error::Result;
 use crate::kernel;
-
-/// One layer's feed-forward network.
-#[derive(Debug)]
-pub(super) enum FeedForward {
-    Dense(Dense),
-    Mixture(Mixture),
-}
-
-impl FeedForward {
-    /// `[batch, seq, hidden]` to the same; in training also a mixture's balancing loss.
-    pub(super) fn forward(
-        &self,
-        x: &Tensor,
-        train: bool,
-        samples: Option<&[i64]>,
-    ) -> Torch<(Tensor, Option<Tensor>)> {
-        match self {
-            Self::Dense(dense) => Ok((dense.forward(x)?, None)),
-            Self::Mixture(mixture) => mixture.forward(x, train, samples),
-        }
-    }
-}
 
 /// down(silu(gate(x)) * up(x)).
 #[derive(Debug)]

@@ -10,7 +10,8 @@ use mmx_converters::arch::{Config, Weight, weights};
 use mmx_converters::model::adapter::{Adapter, Adapters};
 use tch::{Device, Tensor};
 
-use super::{Torch, Variable, host_f32, init};
+use super::init;
+use super::variable::{Torch, Variable, host_f32};
 use crate::error::{Error, Result, TorchError};
 
 /// Which linear layers get an adapter. The router, the embedding and the head never do.

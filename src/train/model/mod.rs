@@ -11,26 +11,27 @@ mod attention;
 pub mod device;
 mod ffn;
 mod init;
+mod layer;
+mod linear;
 mod lora;
 mod moe;
 mod rope;
+mod variable;
 
-use mmx_converters::arch::{Config, Weight, weights};
+use mmx_converters::arch::{Config, weights};
 use mmx_converters::error::TensorReport;
 use mmx_converters::tensor::{Dtype, TensorView};
-use tch::{Device, Kind, TchError, Tensor};
+use tch::{Device, Kind, Tensor};
 
-use self::attention::Attention;
-use self::ffn::{Dense, FeedForward};
-use self::moe::Mixture;
+use self::layer::{Layer, layers};
+use self::linear::{Norm, Parts, linear};
 use self::rope::Rope;
+use self::variable::{Torch, variable};
 use crate::error::{Error, Result, TorchError};
-use crate::kernel;
 
 pub use self::lora::{Lora, Target};
-
-/// What libtorch answers inside the forward pass; the public functions say what they were doing.
-type Torch<T> = std::result::Result<T, TchError>;
+pub use self::variable::{HostTensor, Variable};
+pub(crate) use self::variable::{host_f32, wide};
 
 /// A model: master weights in float32 on one device, and the graph over them.
 #[derive(Debug)]
@@ -48,41 +49,6 @@ pub struct Model {
     lora: Option<Lora>,
 }
 
-/// One named trainable tensor.
-#[derive(Debug)]
-pub struct Variable {
-    /// MiniMind's name: the row's `name` in [`weights`].
-    pub name: String,
-    /// float32, a leaf of autograd.
-    pub tensor: Tensor,
-}
-
-impl Variable {
-    /// Another handle to the same tensor.
-    pub fn share(&self) -> Self {
-        Self { name: self.name.clone(), tensor: self.tensor.shallow_clone() }
-    }
-}
-
-/// One tensor's values on the host.
-#[derive(Debug, Clone, PartialEq)]
-pub struct HostTensor {
-    /// MiniMind's name.
-    pub name: String,
-    /// Outermost dimension first.
-    pub shape: Vec<usize>,
-    /// Row-major.
-    pub values: Vec<f32>,
-}
-
-impl HostTensor {
-    /// The same as every format takes it.
-    pub fn view(&self) -> TensorView<'_> {
-        let data = bytemuck::cast_slice(&self.values);
-        TensorView { dtype: Dtype::F32, shape: &self.shape, data }
-    }
-}
-
 /// What the layers give, before the head.
 #[derive(Debug)]
 pub struct Hidden {
@@ -90,116 +56,6 @@ pub struct Hidden {
     pub hidden: Tensor,
     /// The balancing losses' sum over layers, a float32 scalar; none for dense models or outside training.
     pub aux: Option<Tensor>,
-}
-
-#[derive(Debug)]
-struct Layer {
-    input_norm: Norm,
-    attention: Attention,
-    post_attention_norm: Norm,
-    feed_forward: FeedForward,
-}
-
-/// RMSNorm in float32 whatever comes in; gives `compute`.
-#[derive(Debug)]
-struct Norm {
-    weight: Tensor,
-    eps: f64,
-}
-
-impl Norm {
-    /// `[.., width]` to the same.
-    fn forward(&self, x: &Tensor, compute: Kind) -> Torch<Tensor> {
-        if kernel::takes(&[x, &self.weight]) {
-            return kernel::norm(x, &self.weight, self.eps, compute);
-        }
-        x.f_to_kind(wide(compute))?
-            .f_rms_norm(self.weight.size(), Some(&self.weight), self.eps)?
-            .f_to_kind(compute)
-    }
-}
-
-impl Norm {
-    /// The residual stream and what is added to it, `[.., width]`: their sum, and its norm.
-    fn add(&self, x: &Tensor, added: &Tensor, compute: Kind) -> Torch<(Tensor, Tensor)> {
-        if kernel::takes(&[x, added, &self.weight]) {
-            return kernel::add_norm(x, added, &self.weight, self.eps, compute);
-        }
-        let sum = x.f_add(added)?;
-        let normed = self.forward(&sum, compute)?;
-        Ok((sum, normed))
-    }
-}
-
-/// x `[.., in]` times a weight `[out, in]`, in the type of `x`.
-fn linear(x: &Tensor, weight: &Tensor) -> Torch<Tensor> {
-    if kernel::takes_products(&[x, weight]) {
-        return kernel::linear(x, weight);
-    }
-    x.f_linear(&weight.f_to_kind(x.kind())?, None::<Tensor>)
-}
-
-/// A bias-free linear layer `[out, in]`, maybe with an adapter beside it.
-#[derive(Debug)]
-struct Linear {
-    weight: Tensor,
-    adapter: Option<lora::Factors>,
-}
-
-impl Linear {
-    /// `[.., in]` to `[.., out]`, in the type of `x`.
-    fn forward(&self, x: &Tensor) -> Torch<Tensor> {
-        self.adapted(x, linear(x, &self.weight)?)
-    }
-
-    /// Several over the same input.
-    fn several<const N: usize>(x: &Tensor, layers: [&Self; N]) -> Torch<[Tensor; N]> {
-        let all: Vec<&Tensor> = [x].into_iter().chain(layers.map(|layer| &layer.weight)).collect();
-        let ys = match kernel::takes_products(&all) {
-            true => kernel::linears(x, &all[1..])?,
-            false => layers.iter().map(|layer| linear(x, &layer.weight)).collect::<Torch<_>>()?,
-        };
-        let ys = layers
-            .iter()
-            .zip(ys)
-            .map(|(layer, y)| layer.adapted(x, y))
-            .collect::<Torch<Vec<_>>>()?;
-        ys.try_into().map_err(|ys: Vec<Tensor>| {
-            TchError::Torch(format!("linear layers: expected {N} outputs, found {}", ys.len()))
-        })
-    }
-
-    /// With what the adapter adds.
-    fn adapted(&self, x: &Tensor, y: Tensor) -> Torch<Tensor> {
-        match &self.adapter {
-            Some(adapter) => y.f_add(&adapter.forward(x)?),
-            None => Ok(y),
-        }
-    }
-}
-
-/// The variables by name while a model is put together, and the adapters that go beside them.
-struct Parts<'a>(&'a [Variable], Option<&'a Lora>);
-
-impl Parts<'_> {
-    fn tensor(&self, name: &str) -> Result<Tensor> {
-        self.0
-            .iter()
-            .find(|v| v.name.strip_suffix(".weight") == Some(name))
-            .map(|v| v.tensor.shallow_clone())
-            .ok_or_else(|| {
-                Error::failed(format!("tensor {name}.weight: not in the family's table"))
-            })
-    }
-
-    fn linear(&self, name: &str) -> Result<Linear> {
-        let adapter = self.1.and_then(|lora| lora.factors(name));
-        Ok(Linear { weight: self.tensor(name)?, adapter })
-    }
-
-    fn norm(&self, name: &str, eps: f64) -> Result<Norm> {
-        Ok(Norm { weight: self.tensor(name)?, eps })
-    }
 }
 
 impl Model {
@@ -494,54 +350,6 @@ impl Model {
     }
 }
 
-/// The layers over variables and adapters.
-fn layers(config: &Config, parts: &Parts<'_>) -> Result<Vec<Layer>> {
-    let eps = config.rms_norm_eps;
-    let layer = |layer: usize| {
-        let base = format!("model.layers.{layer}");
-        let ffn = format!("{base}.mlp");
-        Ok(Layer {
-            input_norm: parts.norm(&format!("{base}.input_layernorm"), eps)?,
-            attention: Attention::new(config, parts, &format!("{base}.self_attn"))?,
-            post_attention_norm: parts.norm(&format!("{base}.post_attention_layernorm"), eps)?,
-            feed_forward: match &config.moe {
-                Some(moe) => FeedForward::Mixture(Mixture::new(config.family, moe, parts, &ffn)?),
-                None => FeedForward::Dense(Dense::new(parts, &ffn)?),
-            },
-        })
-    };
-    (0..config.num_hidden_layers).map(layer).collect()
-}
-
-/// What is kept and computed in float32 beside a compute type: that, or float64 beside float64.
-pub(crate) fn wide(compute: Kind) -> Kind {
-    if compute == Kind::Double { Kind::Double } else { Kind::Float }
-}
-
-/// A leaf of type `kept` on `device` from little-endian bytes of `dtype` in the row's shape.
-fn variable(
-    row: &Weight,
-    dtype: Dtype,
-    data: &[u8],
-    device: Device,
-    kept: Kind,
-) -> Result<Variable> {
-    let kind = match dtype {
-        Dtype::F16 => Kind::Half,
-        Dtype::Bf16 => Kind::BFloat16,
-        Dtype::F64 => Kind::Double,
-        _ => Kind::Float,
-    };
-    let shape: Vec<i64> = row.shape.iter().map(|&n| n as i64).collect();
-    let build = || -> Torch<Tensor> {
-        let tensor = Tensor::f_from_data_size(data, &shape, kind)?;
-        let tensor = tensor.f_to_kind(kept)?.f_to_device(device)?;
-        Ok(tensor.set_requires_grad(true))
-    };
-    let tensor = build().map_err(|e| Error::torch(format!("loading {}", row.name), &e))?;
-    Ok(Variable { name: row.name.clone(), tensor })
-}
-
 /// The gradient of a scalar with respect to every weight, on the host, in the table's order; zeros where
 /// the loss does not depend on the weight. For tests and diagnoses: training keeps gradients on the device.
 ///
@@ -562,14 +370,4 @@ pub fn host_gradients(model: &Model, loss: &Tensor) -> Result<Vec<HostTensor>> {
         host.collect()
     };
     read().map_err(|e| Error::torch("gradients", &e))
-}
-
-/// A tensor's elements as float32 on the host, row-major.
-pub(crate) fn host_f32(tensor: &Tensor) -> std::result::Result<Vec<f32>, TchError> {
-    let tensor =
-        tensor.detach().f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?;
-    let mut values = vec![0.0; tensor.numel()];
-    let count = values.len();
-    tensor.f_copy_data(&mut values, count)?;
-    Ok(values)
 }

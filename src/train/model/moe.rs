@@ -8,7 +8,8 @@ use tch::Tensor;
 
 use super::device::upload;
 use super::ffn::Dense;
-use super::{Parts, Torch};
+use super::linear::Parts;
+use super::variable::{Torch, wide};
 use crate::error::Result;
 
 /// One layer's mixture.
@@ -50,7 +51,7 @@ impl Mixture {
         samples: Option<&[i64]>,
     ) -> Torch<(Tensor, Option<Tensor>)> {
         let (batch, seq, hidden) = x.size3()?;
-        let wide = super::wide(x.kind());
+        let wide = wide(x.kind());
         let tokens = x.f_reshape([batch * seq, hidden])?;
         // [tokens, hidden] -> [tokens, experts]; float32 also when the rest is bfloat16: a router's
         // ties are decided by its last bits

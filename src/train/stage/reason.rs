@@ -1,11 +1,13 @@
 //! Reasoning: fine-tuning on answers of the form `<think>..</think><answer>..</answer>`, whose tags weigh
 //! tenfold so that the form is learned first.
 
-use super::{Defaults, Loss, Part, Setup, Stage, entropy_and_balance};
+use super::interface::{Loss, Part, Setup, Stage};
+use super::language_model::entropy_and_balance;
+use crate::config::Defaults;
 use crate::error::{Error, Result};
 use crate::loss::Targets;
 use crate::model::Model;
-use mmx_data::{Batch, Kind, Recipe, reason_tag_ids};
+use mmx_data::{Batch, Recipe, StageInfo, reason_tag_ids, stages};
 
 /// What a target weighs that is one of the tags' ids, in the loss mask or not. Source: 2025 reference.
 const TAG_WEIGHT: f32 = 10.0;
@@ -17,16 +19,12 @@ pub struct Reason {
 }
 
 impl Stage for Reason {
-    fn name(&self) -> &'static str {
-        "reason"
-    }
-
-    fn kind(&self) -> Kind {
-        Kind::Chat
+    fn info(&self) -> &'static StageInfo {
+        &stages::REASON
     }
 
     fn defaults(&self, _recipe: Recipe) -> Defaults {
-        Defaults { epochs: 1, batch_size: 8, lr: 1e-6, accumulation: 1, max_seq_len: 1024 }
+        Defaults { epochs: 1, batch_size: 8, lr: 1e-6, accumulation: 1 }
     }
 
     fn prepare(&mut self, _model: &mut Model, setup: Setup<'_>) -> Result<()> {
