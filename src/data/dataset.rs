@@ -9,7 +9,7 @@ use mmx_converters::{Error, Result};
 
 use crate::cache::Cache;
 use crate::jsonl::{Fault, Kind};
-use crate::sample::{self, OnBad, Sample, SampleOptions};
+use crate::sample::{self, OnBad, Recipe, Sample, SampleOptions};
 use crate::tokens;
 
 /// All samples of the files of one training run, in file order, in memory-mapped files.
@@ -29,6 +29,10 @@ pub struct Dataset {
     pub nothing_to_learn: Vec<(PathBuf, usize)>,
     /// (file, line) of every other sample with an answer (or text) of which only its end can be learned: it is empty.
     pub empty_answers: Vec<(PathBuf, usize)>,
+    /// Samples with tools of which nothing is rendered.
+    pub tools_left_out: usize,
+    /// (file, line) of the first of them.
+    first_with_tools: Option<(PathBuf, usize)>,
     /// Files whose samples are known by their number among the records: an array's have no lines of their own.
     arrays: Vec<PathBuf>,
     pub(crate) options: SampleOptions,
@@ -93,6 +97,8 @@ impl Dataset {
             skipped: Vec::new(),
             nothing_to_learn: Vec::new(),
             empty_answers: Vec::new(),
+            tools_left_out: 0,
+            first_with_tools: None,
             arrays: Vec::new(),
             options: options.clone(),
             pad: tokenizer.pad_id().unwrap_or(0),
@@ -105,6 +111,10 @@ impl Dataset {
             let name = |line: &usize| (path.clone(), *line);
             data.nothing_to_learn.extend(meta.nothing_to_learn.iter().map(name));
             data.empty_answers.extend(meta.empty_answers.iter().map(name));
+            data.tools_left_out += meta.tools_left_out;
+            if data.first_with_tools.is_none() {
+                data.first_with_tools = meta.tools_line.as_ref().map(name);
+            }
             if meta.counts_records && !data.arrays.contains(path) {
                 data.arrays.push(path.clone());
             }
@@ -170,9 +180,8 @@ impl Dataset {
                 of(&self.nothing_to_learn)
             ));
         }
-        if let Some(sentence) = self.about_empty_answers(one) {
-            self.warnings.push(sentence);
-        }
+        let sentences = [self.about_empty_answers(one), self.about_tools(one)];
+        self.warnings.extend(sentences.into_iter().flatten());
         if self.files.iter().all(|file| file.meta.teaching == 0) {
             let names: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
             return Err(Error::failed_with_hint(
@@ -208,6 +217,23 @@ impl Dataset {
                 self.listed(places, one)
             )
         })
+    }
+
+    /// How many samples have tools of which nothing is rendered, why, and which is the first; nothing where none has.
+    /// `one`: there is one file, which need not be named.
+    pub fn about_tools(&self, one: bool) -> Option<String> {
+        let (path, line) = self.first_with_tools.as_ref()?;
+        let number = self.tools_left_out;
+        let why = match self.options.recipe {
+            Recipe::R2025 => "tools, which recipe 2025 leaves out as the reference does",
+            Recipe::R2026 => "tools, of which the chat template renders nothing",
+        };
+        Some(format!(
+            "{} {} {why}; the first: {}",
+            counted(number, "sample"),
+            if number == 1 { "has" } else { "have" },
+            self.listed(std::iter::once((path.as_path(), *line)), one)
+        ))
     }
 
     /// Places of samples in words: `lines 3, 5`, `record 2`, `a.jsonl:3, b.json:record 2`; not more than a few of them.

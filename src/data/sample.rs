@@ -221,6 +221,21 @@ impl<'a> Encoder<'a> {
         Ok(samples)
     }
 
+    /// True of a record with tools that its sample holds nothing of: the chat template renders none, or the recipe hands
+    /// it role and content alone (2025).
+    pub fn leaves_tools_out(&self, record: &Record) -> bool {
+        let given = |turns: &[Value]| {
+            let system = turns.first().filter(|turn| turn["role"] == "system");
+            system.is_some_and(|turn| !is_empty(&turn["tools"]))
+        };
+        let has_tools = match record {
+            Record::Text(_) => false,
+            Record::Chat(turns) => given(turns),
+            Record::Preference { chosen, rejected } => given(chosen) || given(rejected),
+        };
+        has_tools && (self.options.recipe == Recipe::R2025 || !self.tokenizer.shows_tools())
+    }
+
     fn has_control_text(&self, text: &str) -> bool {
         // all of MiniMind's begin so: a quick no for nearly every text
         text.contains('<') && self.control.iter().any(|token| text.contains(token.as_str()))
@@ -360,6 +375,16 @@ fn kept(spans: Vec<Range<usize>>) -> Vec<Range<u32>> {
 fn find(ids: &[u32], needle: &[u32], from: usize) -> Option<usize> {
     let found = ids.get(from..)?.windows(needle.len()).position(|window| window == needle)?;
     Some(from + found)
+}
+
+/// Whether a list of tools, as it is or as JSON in a string, holds none.
+fn is_empty(tools: &Value) -> bool {
+    match tools {
+        Value::Null => true,
+        Value::Array(list) => list.is_empty(),
+        Value::String(text) => matches!(text.trim(), "" | "[]" | "null"),
+        _ => false,
+    }
 }
 
 /// A key that holds JSON as a string (or as it is), taken out of a message; empty means absent.

@@ -47,6 +47,10 @@ pub(super) struct Meta {
     pub(super) nothing_to_learn: Vec<usize>,
     /// Lines of samples with an answer of which only the end is learned.
     pub(super) empty_answers: Vec<usize>,
+    /// Records with tools that their samples hold nothing of.
+    pub(super) tools_left_out: usize,
+    /// The line of the first of them.
+    pub(super) tools_line: Option<usize>,
     pub(super) faults: Vec<Fault>,
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clap::{Args, ValueEnum};
 use mmx_converters::model::adapter::Adapters;
 use mmx_converters::words::counted;
-use mmx_data::{OnBad, Recipe};
+use mmx_data::{OnBad, Recipe, StageInfo};
 use mmx_training::config::{self, TrainConfig};
 use mmx_training::job::{self, Outcome, Request};
 use mmx_training::stage;
@@ -31,7 +31,8 @@ Those of lora are PEFT folders of the adapters alone; mmx opens one as the model
 Ctrl-C saves one and ends; --resume goes on exactly where the newest one was.")]
 pub(crate) struct TrainArgs {
     /// What to learn
-    stage: StageName,
+    #[arg(value_name = "STAGE", value_parser = crate::stages::parser())]
+    stage: &'static StageInfo,
     /// Training data, JSON Lines or JSON arrays of records, also packed with gzip or zstd (repeatable)
     #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
     data: Vec<PathBuf>,
@@ -49,23 +50,6 @@ pub(crate) struct TrainArgs {
     recipe_file: Option<PathBuf>,
     #[command(flatten)]
     knobs: Knobs,
-}
-
-/// The stages.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum StageName {
-    /// Next token of plain text, from scratch
-    Pretrain,
-    /// The assistant's turns of chats
-    Sft,
-    /// The same with low-rank adapters beside fixed weights
-    Lora,
-    /// Chosen answers against rejected ones
-    Dpo,
-    /// A teacher's distribution as well as the answers
-    Distill,
-    /// Answers that think first, their tags weighing tenfold
-    Reason,
 }
 
 /// on or off.
@@ -240,14 +224,7 @@ knobs! {
 /// # Errors
 /// Anything from flags to a full disk; an interrupted run is one too, after its checkpoint is saved.
 pub(crate) fn run(args: TrainArgs) -> Result<()> {
-    let stage = match args.stage {
-        StageName::Pretrain => "pretrain",
-        StageName::Sft => "sft",
-        StageName::Lora => "lora",
-        StageName::Dpo => "dpo",
-        StageName::Distill => "distill",
-        StageName::Reason => "reason",
-    };
+    let stage = args.stage.name;
     let mut knobs = args.knobs;
     if let Some(path) = &args.recipe_file {
         let text = fs_err::read_to_string(path).map_err(|e| Error::io(path, e))?;

@@ -8,6 +8,8 @@ mod flags;
 mod logits;
 #[path = "../mmx/parse.rs"]
 mod parse;
+#[path = "../mmx/args/stages.rs"]
+mod stages;
 #[path = "../mmx/terminal.rs"]
 mod terminal;
 #[path = "../mmx/args/values.rs"]

@@ -84,27 +84,15 @@ fn no_tip_is_given_where_none_works() {
 #[test]
 fn numbers_say_what_was_expected() {
     for (words, expected) in [
-        (
-            &["eval", "m", "--show", "x"][..],
-            "'x' for '--show <N>': expected a whole number from 0",
-        ),
-        (
-            &["eval", "m", "--show", ""],
-            "'' for '--show <N>': expected a whole number from 0",
-        ),
-        (
-            &["eval", "m", "--show", "-1"],
-            "'-1' for '--show <N>': expected a whole number from 0",
-        ),
+        (&["eval", "m", "--show", "x"][..], "'x' for '--show <N>': expected a whole number from 0"),
+        (&["eval", "m", "--show", ""], "'' for '--show <N>': expected a whole number from 0"),
+        (&["eval", "m", "--show", "-1"], "'-1' for '--show <N>': expected a whole number from 0"),
         (&["eval", "m", "--show", "99999999999999999999"], "expected a smaller number"),
         (
             &["verify", "a", "b", "--tolerance", "much"],
             "'much' for '--tolerance <X>': expected a number",
         ),
-        (
-            &["eval", "m", "--stride", "x"],
-            "'x' for '--stride <N>': expected a whole number from 0",
-        ),
+        (&["eval", "m", "--stride", "x"], "'x' for '--stride <N>': expected a whole number from 0"),
     ] {
         let found = error(words);
         let said = found.to_string();
