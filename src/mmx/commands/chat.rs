@@ -56,7 +56,7 @@ pub(crate) struct ChatArgs {
     device: DeviceArgs,
 }
 
-/// What to do when the context is full.
+/// The action when the context is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum WhenFull {
     Shift,
@@ -142,7 +142,7 @@ fn figures(g: &Generated) -> String {
     )
 }
 
-/// Where messages come from.
+/// The source of messages.
 enum Input {
     /// The terminal, and lines of a paste of several.
     Editor(Box<rustyline::DefaultEditor>, VecDeque<String>),
@@ -207,7 +207,7 @@ impl Input {
     }
 }
 
-/// Where answers go.
+/// The place that answers go to.
 struct Screen {
     quiet: bool,
     dim: bool,

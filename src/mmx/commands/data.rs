@@ -34,7 +34,8 @@ enum Command {
     Show(ShowArgs),
 }
 
-/// List every fault with file and line; with a tokenizer also lengths, what is cut off, what packing gains
+/// List every fault with file and line; with a tokenizer also lengths, what is cut off, what
+/// packing gains
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   mmx data check --stage sft chats.jsonl
@@ -73,7 +74,7 @@ struct ShowArgs {
     /// Only the sample of this line; of a JSON array, the record of this number
     #[arg(long, value_name = "N")]
     line: Option<u32>,
-    /// Colours
+    /// When to use colours
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     color: When,
 }

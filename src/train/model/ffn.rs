@@ -7,7 +7,7 @@ use super::variable::Torch;
 use crate::error::Result;
 use crate::kernel;
 
-/// down(silu(gate(x)) * up(x)).
+/// A SwiGLU network: down(silu(gate(x)) * up(x)).
 #[derive(Debug)]
 pub(super) struct Dense {
     gate: Linear,
@@ -24,7 +24,7 @@ impl Dense {
         })
     }
 
-    /// `[.., hidden]` to the same, through `[.., ffn]`.
+    /// The network's output: `[.., hidden]` to the same shape, through `[.., ffn]`.
     pub(super) fn forward(&self, x: &Tensor) -> Torch<Tensor> {
         let [gate, up] = Linear::several(x, [&self.gate, &self.up])?;
         let gated = match kernel::takes(&[&gate, &up]) {

@@ -1,4 +1,5 @@
-//! One transformer layer: attention and a feed-forward network, dense or a mixture of experts, each after its RMSNorm.
+//! One transformer layer: attention and a feed-forward network, dense or a mixture of experts, each
+//! after its RMSNorm.
 
 use mmx_converters::arch::Config;
 use tch::Tensor;
@@ -27,7 +28,8 @@ pub(super) enum FeedForward {
 }
 
 impl FeedForward {
-    /// `[batch, seq, hidden]` to the same; in training also a mixture's balancing loss.
+    /// The network's output: `[batch, seq, hidden]` to the same shape; in training also a mixture's
+    /// balancing loss.
     pub(super) fn forward(
         &self,
         x: &Tensor,

@@ -1,5 +1,5 @@
-//! The layers' parts: bias-free linear layers, with adapters or without, and RMSNorm; and [`Parts`], which makes them from
-//! the variables by name.
+//! The layers' parts: bias-free linear layers, with adapters or without, and RMSNorm; and
+//! [`Parts`], which makes them from the variables by name.
 
 use tch::{Kind, TchError, Tensor};
 
@@ -8,7 +8,7 @@ use super::variable::{Torch, Variable, wide};
 use crate::error::{Error, Result};
 use crate::kernel;
 
-/// RMSNorm in float32 whatever comes in; gives `compute`.
+/// RMSNorm, computed in float32 whatever type comes in.
 #[derive(Debug)]
 pub(super) struct Norm {
     weight: Tensor,
@@ -16,7 +16,7 @@ pub(super) struct Norm {
 }
 
 impl Norm {
-    /// `[.., width]` to the same.
+    /// The norm of `x [.., width]`, of the same shape, in `compute`.
     pub(super) fn forward(&self, x: &Tensor, compute: Kind) -> Torch<Tensor> {
         if kernel::takes(&[x, &self.weight]) {
             return kernel::norm(x, &self.weight, self.eps, compute);
@@ -39,7 +39,7 @@ impl Norm {
     }
 }
 
-/// x `[.., in]` times a weight `[out, in]`, in the type of `x`.
+/// Product of x `[.., in]` and a weight `[out, in]`, in the type of `x`.
 pub(super) fn linear(x: &Tensor, weight: &Tensor) -> Torch<Tensor> {
     if kernel::takes_products(&[x, weight]) {
         return kernel::linear(x, weight);
@@ -60,7 +60,7 @@ impl Linear {
         self.adapted(x, linear(x, &self.weight)?)
     }
 
-    /// Several over the same input.
+    /// Several layers over the same input.
     pub(super) fn several<const N: usize>(x: &Tensor, layers: [&Self; N]) -> Torch<[Tensor; N]> {
         let all: Vec<&Tensor> = [x].into_iter().chain(layers.map(|layer| &layer.weight)).collect();
         let ys = match kernel::takes_products(&all) {
@@ -77,7 +77,7 @@ impl Linear {
         })
     }
 
-    /// With what the adapter adds.
+    /// The output `y` with what the adapter adds.
     fn adapted(&self, x: &Tensor, y: Tensor) -> Torch<Tensor> {
         match &self.adapter {
             Some(adapter) => y.f_add(&adapter.forward(x)?),

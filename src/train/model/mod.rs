@@ -1,11 +1,13 @@
-//! The four families in tch: ids `[batch, seq]` to logits `[batch, seq, vocab]` and the balancing loss.
+//! The four families in tch: ids `[batch, seq]` to logits `[batch, seq, vocab]` and the balancing
+//! loss.
 //!
-//! In: a [`Config`] and named weights (a [`TensorView`] per row of [`weights`]), or a seed for initial
-//! values. Variables are named as MiniMind names them and kept in float32 whatever the compute type (float64 where
-//! that is it, which tests use): they are the master weights the optimizer changes. With bfloat16 each use casts the weight, linear
-//! layers and attention run in bfloat16, and the residual stream, RMSNorm, router and loss in float32
-//! (what the reference's autocast does, except that it rounds the router too).
-//! CPU and CUDA run the same code.
+//! In: a [`Config`] and named weights (a [`TensorView`] per row of [`weights`]), or a seed for
+//! initial values. Variables are named as MiniMind names them and kept in float32 whatever the
+//! compute type (float64 where float64 is the compute type, which tests use): they are the master
+//! weights the optimizer changes. With bfloat16 each use casts the weight, linear layers and
+//! attention run in bfloat16, and the residual stream, RMSNorm, router and loss in float32 (what
+//! the reference's autocast does, except that it rounds the router too). CPU and CUDA run the same
+//! code.
 
 mod attention;
 pub mod device;
@@ -49,18 +51,19 @@ pub struct Model {
     lora: Option<Lora>,
 }
 
-/// What the layers give, before the head.
+/// The output of the layers, before the head.
 #[derive(Debug)]
 pub struct Hidden {
     /// `[batch, seq, hidden]`, after the final norm, in the compute type.
     pub hidden: Tensor,
-    /// The balancing losses' sum over layers, a float32 scalar; none for dense models or outside training.
+    /// The balancing losses' sum over layers, a float32 scalar; none for dense models or outside
+    /// training.
     pub aux: Option<Tensor>,
 }
 
 impl Model {
-    /// A model with initial values: normal(0, 0.02) for matrices and the embedding, ones for norms, as
-    /// the reference. The values depend on `seed` and on the tensor's row in the table only.
+    /// A model with initial values: normal(0, 0.02) for matrices and the embedding, ones for norms,
+    /// as the reference. The values depend on `seed` and on the tensor's row in the table only.
     ///
     /// # Errors
     /// libtorch's, when the device cannot hold the model.
@@ -75,8 +78,8 @@ impl Model {
     }
 
     /// A model with the weights `source` gives by MiniMind's names. `names` are all that the source
-    /// holds: what the table does not know is a fault too (a tied model's `lm_head.weight` is let pass).
-    /// float16, bfloat16 and float64 are turned into float32.
+    /// holds: what the table does not know is a fault too (a tied model's `lm_head.weight` is let
+    /// pass). float16, bfloat16 and float64 are turned into float32.
     ///
     /// # Errors
     /// All missing, unexpected and misshapen tensors in one report that names `path`.
@@ -126,7 +129,7 @@ impl Model {
             }
         }
         if !report.is_empty() {
-            return Err(mmx_converters::Error::Tensors { path: path.to_owned(), report }.into());
+            return Err(Error::Tensors { path: path.to_owned(), report });
         }
         let kept = wide(compute);
         let variables =
@@ -135,8 +138,8 @@ impl Model {
         Self::assemble(config.clone(), variables, device, compute)
     }
 
-    /// A model with the weights of an open folder or unquantized GGUF, whatever its layout; opening it has
-    /// compared names and shapes already.
+    /// A model with the weights of an open folder or unquantized GGUF, whatever its layout; opening
+    /// it has compared names and shapes already.
     ///
     /// # Errors
     /// Weights in a block type; libtorch's.
@@ -197,12 +200,12 @@ impl Model {
         &self.config
     }
 
-    /// Where it computes.
+    /// The device on which the model computes.
     pub fn device(&self) -> Device {
         self.device
     }
 
-    /// float32 or bfloat16.
+    /// The compute type: float32 or bfloat16.
     pub fn compute(&self) -> Kind {
         self.compute
     }
@@ -234,8 +237,8 @@ impl Model {
             .collect()
     }
 
-    /// ids `[batch, seq]` (int64, on the model's device) to the final hidden states; `train` adds the
-    /// balancing loss.
+    /// ids `[batch, seq]` (int64, on the model's device) to the final hidden states; `train` adds
+    /// the balancing loss.
     ///
     /// # Errors
     /// libtorch's: an id beyond the vocabulary, memory.
@@ -243,12 +246,14 @@ impl Model {
         self.forward_hidden(ids, &[], train).map_err(|e| Error::torch("forward pass", &e))
     }
 
-    /// The same of samples that follow one another, `packed` being the positions of each: together all of `ids`. No
-    /// position sees another sample, each sample's rotary positions begin at 0, and the balancing losses are those of
-    /// the samples. Without lengths, each row is a sample.
+    /// The final hidden states of samples that follow one another, `packed` being the number of
+    /// positions of each: together all of `ids`. No position sees another sample, each sample's
+    /// rotary positions begin at 0, and the balancing losses are those of the samples. Without
+    /// lengths, each row is a sample.
     ///
     /// # Errors
-    /// libtorch's, as [`Model::hidden`]; samples that are more or fewer positions than there are ids.
+    /// libtorch's, as [`Model::hidden`]; samples that are more or fewer positions than there are
+    /// ids.
     pub fn hidden_packed(&self, ids: &Tensor, packed: &[usize], train: bool) -> Result<Hidden> {
         self.forward_hidden(ids, packed, train).map_err(|e| Error::torch("forward pass", &e))
     }
@@ -330,8 +335,8 @@ impl Model {
         Ok(all[ids.len()..].iter().map(|&id| id as u32).collect())
     }
 
-    /// `ids` on the model's device, once every one is known to be in the vocabulary: CUDA would abort
-    /// the whole process on a wrong one.
+    /// `ids` on the model's device, once every one is known to be in the vocabulary: CUDA would
+    /// abort the whole process on a wrong one.
     fn checked(&self, ids: &Tensor) -> Result<Tensor> {
         let check = || -> Torch<(i64, i64, Tensor)> {
             let bounds = (ids.f_min()?.f_int64_value(&[])?, ids.f_max()?.f_int64_value(&[])?);
@@ -350,8 +355,9 @@ impl Model {
     }
 }
 
-/// The gradient of a scalar with respect to every weight, on the host, in the table's order; zeros where
-/// the loss does not depend on the weight. For tests and diagnoses: training keeps gradients on the device.
+/// The gradient of a scalar with respect to every weight, on the host, in the table's order; zeros
+/// where the loss does not depend on the weight. For tests and diagnoses: training keeps gradients
+/// on the device.
 ///
 /// # Errors
 /// libtorch's.

@@ -1,6 +1,7 @@
 //! Named tensors: the trainable ones on the device, and their values on the host.
 //!
-//! In: a row of a family's table and its bytes, or a tensor. Out: a [`Variable`], or a [`HostTensor`].
+//! In: a row of a family's table and its bytes, or a tensor. Out: a [`Variable`], or a
+//! [`HostTensor`].
 
 use mmx_converters::arch::Weight;
 use mmx_converters::tensor::{Dtype, TensorView};
@@ -8,13 +9,14 @@ use tch::{Device, Kind, TchError, Tensor};
 
 use crate::error::{Error, Result, TorchError};
 
-/// What libtorch answers inside the forward pass; the public functions say what they were doing.
+/// The result of libtorch inside the forward pass; the public functions add what they were doing to
+/// an error.
 pub(crate) type Torch<T> = std::result::Result<T, TchError>;
 
 /// One named trainable tensor.
 #[derive(Debug)]
 pub struct Variable {
-    /// MiniMind's name: the row's `name` in [`weights`].
+    /// MiniMind's name: the row's `name` in [`weights`](mmx_converters::arch::weights).
     pub name: String,
     /// float32, a leaf of autograd.
     pub tensor: Tensor,
@@ -39,14 +41,15 @@ pub struct HostTensor {
 }
 
 impl HostTensor {
-    /// The same as every format takes it.
+    /// A view of the values, as the writers of formats take it.
     pub fn view(&self) -> TensorView<'_> {
         let data = bytemuck::cast_slice(&self.values);
         TensorView { dtype: Dtype::F32, shape: &self.shape, data }
     }
 }
 
-/// What is kept and computed in float32 beside a compute type: that, or float64 beside float64.
+/// The type of what is kept and computed in float32 beside a compute type: float32, but float64
+/// beside float64.
 pub(crate) fn wide(compute: Kind) -> Kind {
     if compute == Kind::Double { Kind::Double } else { Kind::Float }
 }

@@ -10,7 +10,8 @@ use crate::loss::{self, Targets};
 use crate::model::Model;
 use mmx_data::{Batch, Recipe, StageInfo, stages};
 
-/// alpha * CE + (1 - alpha) * T^2 * KL(teacher at T, student at T), plus a student's balancing loss.
+/// The stage distill, whose loss is alpha * CE + (1 - alpha) * T^2 * KL(teacher at T, student at
+/// T), plus a student's balancing loss.
 #[derive(Debug, Default)]
 pub struct Distill {
     ready: Option<Ready>,

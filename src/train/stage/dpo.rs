@@ -15,7 +15,8 @@ use crate::model::Model;
 use crate::model::device::upload;
 use mmx_data::{Batch, Recipe, StageInfo, stages};
 
-/// -log sigmoid(beta * ((pc - pr) - (rc - rr))), the mean over pairs; in 2026 plus the balancing loss.
+/// The stage dpo, whose loss is -log sigmoid(beta * ((pc - pr) - (rc - rr))), the mean over pairs;
+/// in 2026 plus the balancing loss.
 #[derive(Debug, Default)]
 pub struct Dpo {
     ready: Option<Ready>,

@@ -20,7 +20,8 @@ fn toy(preset: &str) -> Config {
     config
 }
 
-/// Initial weights times 20: from those the reference begins with, gradients are too small to compare.
+/// Initial weights times 20: from those the reference begins with, gradients are too small to
+/// compare.
 fn model(preset: &str, seed: u64) -> Model {
     let model = Model::random(&toy(preset), seed, Device::Cpu, tch::Kind::Double).expect("a model");
     no_grad(|| {

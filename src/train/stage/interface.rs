@@ -1,4 +1,5 @@
-//! What a stage is to the training loop: the trait [`Stage`], what it is made ready with, and the [`Loss`] it gives.
+//! What a stage is to the training loop: the trait [`Stage`], what it is made ready with, and the
+//! [`Loss`] it gives.
 
 use std::path::PathBuf;
 
@@ -55,7 +56,7 @@ pub trait Stage {
     fn loss(&self, model: &Model, batch: &Batch) -> Result<Loss>;
 }
 
-/// What a stage is made ready with, besides the model it trains.
+/// The means by which a stage is made ready, besides the model it trains.
 pub struct Setup<'a> {
     /// The resolved configuration.
     pub config: &'a TrainConfig,
@@ -65,12 +66,12 @@ pub struct Setup<'a> {
     pub base: Option<String>,
     /// A model that stays as it is: DPO's reference, distillation's teacher.
     pub frozen: Option<Model>,
-    /// Reasoning: has the ids of the tags.
+    /// Reasoning: the tokenizer that has the ids of the tags.
     pub tokenizer: Option<&'a Tokenizer>,
 }
 
 impl<'a> Setup<'a> {
-    /// With the configuration alone.
+    /// A setup with the configuration alone.
     pub fn new(config: &'a TrainConfig) -> Self {
         Self { config, adapters: None, base: None, frozen: None, tokenizer: None }
     }
@@ -101,12 +102,12 @@ pub enum Part {
 }
 
 impl Loss {
-    /// Of a batch without a learned token: nothing to go down, nothing to show.
+    /// The loss of a batch without a learned token: no scalar and no parts.
     pub fn nothing() -> Self {
         Self { total: None, parts: Vec::new(), trained_tokens: 0 }
     }
 
-    /// The same numbers without the graph behind them, whose memory is wanted back.
+    /// The loss without the graph behind its numbers, whose memory is wanted back.
     pub(crate) fn detached(self) -> Self {
         let part = |part| match part {
             Part::Scalar(tensor) => Part::Scalar(tensor.detach()),

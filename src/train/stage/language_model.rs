@@ -1,4 +1,5 @@
-//! The language model's loss, which most stages share: cross-entropy plus the balancing loss of a mixture of experts.
+//! The language model's loss, which most stages share: cross-entropy plus the balancing loss of a
+//! mixture of experts.
 
 use mmx_data::Batch;
 use tch::{TchError, Tensor};

@@ -1,7 +1,7 @@
 //! LoRA: fine-tuning of low-rank adapters beside fixed weights, from a fine-tuned model.
 //!
-//! The checkpoint is a PEFT folder: the adapters alone, and `adapter_config.json`, which names the model
-//! they are for. mmx opens such a folder as that model with the adapters merged.
+//! The checkpoint is a PEFT folder: the adapters alone, and `adapter_config.json`, which names the
+//! model they are for. mmx opens such a folder as that model with the adapters merged.
 
 use super::interface::{Loss, Setup, Stage};
 use super::language_model::language_model_loss;
@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::model::{Lora as Adapters, Model, Target, Variable};
 use mmx_data::{Batch, Recipe, StageInfo, stages};
 
-/// The loss of SFT, of which only A and B are trained.
+/// The stage lora: the loss of SFT, with the factors A and B of the adapters trained alone.
 #[derive(Debug)]
 pub struct Lora;
 

@@ -1,7 +1,8 @@
-//! The training stages: what each learns from a batch. Everything else (order, accumulation, clipping,
-//! the optimizer, logs, checkpoints) is the one loop in [`crate::trainer`].
+//! The training stages: each says what is learned from a batch. Everything else (order,
+//! accumulation, clipping, the optimizer, logs, checkpoints) is the one loop in [`crate::trainer`].
 //!
-//! In: a [`Batch`](mmx_data::Batch). Out: a [`Loss`]: the scalar to go down, and its parts by name.
+//! In: a [`Batch`](mmx_data::Batch). Out: a [`Loss`]: the scalar whose gradient is taken, and its
+//! parts by name.
 
 mod distill;
 mod dpo;

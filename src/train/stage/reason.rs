@@ -1,5 +1,5 @@
-//! Reasoning: fine-tuning on answers of the form `<think>..</think><answer>..</answer>`, whose tags weigh
-//! tenfold so that the form is learned first.
+//! Reasoning: fine-tuning on answers of the form `<think>..</think><answer>..</answer>`, whose tags
+//! weigh tenfold so that the form is learned first.
 
 use super::interface::{Loss, Part, Setup, Stage};
 use super::language_model::entropy_and_balance;
@@ -9,10 +9,12 @@ use crate::loss::Targets;
 use crate::model::Model;
 use mmx_data::{Batch, Recipe, StageInfo, reason_tag_ids, stages};
 
-/// What a target weighs that is one of the tags' ids, in the loss mask or not. Source: 2025 reference.
+/// The weight of a target that is one of the tags' ids, in the loss mask or not. Source: 2025
+/// reference.
 const TAG_WEIGHT: f32 = 10.0;
 
-/// Weighted cross-entropy divided by the plain mask's sum, plus the balancing loss.
+/// The stage reason, whose loss is the weighted cross-entropy divided by the plain mask's sum, plus
+/// the balancing loss.
 #[derive(Debug, Default)]
 pub struct Reason {
     tags: Option<Vec<i64>>,

@@ -7,7 +7,8 @@ use crate::error::Result;
 use crate::model::Model;
 use mmx_data::{Batch, Recipe, StageInfo, stages};
 
-/// Masked mean cross-entropy over the answers, plus the balancing loss.
+/// The stage sft, whose loss is the masked mean cross-entropy over the answers, plus the balancing
+/// loss.
 #[derive(Debug)]
 pub struct Sft;
 

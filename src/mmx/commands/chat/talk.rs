@@ -1,7 +1,8 @@
 //! The conversation of `mmx chat` and the session that has read it.
 //!
-//! In: a message. Out: the answer, shown as it is written. All messages are kept for the history; what a full context
-//! has no room for is no longer shown to the model: the oldest turns first, then the beginning of the answer itself.
+//! In: a message. Out: the answer, shown as it is written. All messages are kept for the history;
+//! what a full context has no room for is no longer shown to the model: the oldest turns first,
+//! then the beginning of the answer itself.
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -52,7 +53,8 @@ impl Messages {
         [system, &rest[self.forgotten.min(rest.len())..]].concat()
     }
 
-    /// Forgets the oldest turn, a question with its answer; the last message stays. False when nothing else is left.
+    /// Forgets the oldest turn, a question with its answer; the last message stays. False when
+    /// nothing else is left.
     fn forget_turn(&mut self) -> bool {
         let rest = &self.all[self.system()..];
         if self.forgotten + 1 >= rest.len() {
@@ -147,7 +149,8 @@ impl Talk {
         Ok(mmx_converters::file::write_bytes(path, &text)?)
     }
 
-    /// The prompt for an answer, short enough to leave room for one, and whether it opens a thought.
+    /// The prompt for an answer, short enough to leave room for one, and whether it opens a
+    /// thought.
     fn prompt(&mut self) -> Result<(Vec<u32>, bool)> {
         let n_ctx = self.session.n_ctx();
         let room = self.request.max_tokens.min(n_ctx / 4).max(1);
@@ -264,9 +267,10 @@ impl Talk {
     }
 }
 
-/// Ids to go on after when the context became full within an answer: the conversation without its oldest turns, with
-/// what is written so far; where the last question alone is left, with the later half of it. A quarter of the context
-/// is free then at least. Nothing where there is no room, or the template refuses what is left.
+/// Ids to go on after when the context became full within an answer: the conversation without its
+/// oldest turns, with what is written so far; where the last question alone is left, with the later
+/// half of it. A quarter of the context is free then at least. Nothing where there is no room, or
+/// the template refuses what is left.
 fn shifted(
     messages: &mut Messages,
     tokenizer: &Tokenizer,
