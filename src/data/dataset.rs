@@ -21,19 +21,21 @@ pub struct Dataset {
     len: u32,
     /// Sentences for the user.
     pub warnings: Vec<String>,
-    /// What was left out as faulty, where [`OnBad::Skip`] was asked for: (file, fault).
+    /// Faulty records that were left out, where [`OnBad::Skip`] was asked for: (file, fault).
     pub skipped: Vec<(PathBuf, Fault)>,
-    /// (file, line) of every sample without a token to learn. Texts and chats stay among the samples, as
-    /// in the reference (the order of batches would move without them); preference pairs are left out,
-    /// whose loss would divide by the number of tokens.
+    /// (file, line) of every sample without a token to learn. Texts and chats stay among the
+    /// samples, as in the reference (the order of batches would move without them); preference
+    /// pairs are left out, whose loss would divide by the number of tokens.
     pub nothing_to_learn: Vec<(PathBuf, usize)>,
-    /// (file, line) of every other sample with an answer (or text) of which only its end can be learned: it is empty.
+    /// (file, line) of every other sample with an answer (or text) of which only its end can be
+    /// learned: it is empty.
     pub empty_answers: Vec<(PathBuf, usize)>,
     /// Samples with tools of which nothing is rendered.
     pub tools_left_out: usize,
-    /// (file, line) of the first of them.
+    /// (file, line) of the first sample with such tools.
     first_with_tools: Option<(PathBuf, usize)>,
-    /// Files whose samples are known by their number among the records: an array's have no lines of their own.
+    /// Files whose samples are known by their number among the records: an array's have no lines of
+    /// their own.
     arrays: Vec<PathBuf>,
     pub(crate) options: SampleOptions,
     pub(crate) pad: u32,
@@ -198,8 +200,8 @@ impl Dataset {
         Ok(())
     }
 
-    /// How many samples have an empty answer, and which; nothing where none has. `one`: there is one file, which need not
-    /// be named.
+    /// A sentence about samples with an empty answer: how many, and which; nothing where none has
+    /// one. `one`: there is one file, which need not be named.
     pub fn about_empty_answers(&self, one: bool) -> Option<String> {
         let number = self.empty_answers.len();
         let (has, what) = match self.options.kind {
@@ -219,8 +221,8 @@ impl Dataset {
         })
     }
 
-    /// How many samples have tools of which nothing is rendered, why, and which is the first; nothing where none has.
-    /// `one`: there is one file, which need not be named.
+    /// A sentence about samples with tools of which nothing is rendered: how many, why, and the
+    /// first; nothing where there is none. `one`: there is one file, which need not be named.
     pub fn about_tools(&self, one: bool) -> Option<String> {
         let (path, line) = self.first_with_tools.as_ref()?;
         let number = self.tools_left_out;
@@ -236,7 +238,8 @@ impl Dataset {
         ))
     }
 
-    /// Places of samples in words: `lines 3, 5`, `record 2`, `a.jsonl:3, b.json:record 2`; not more than a few of them.
+    /// Places of samples in words: `lines 3, 5`, `record 2`, `a.jsonl:3, b.json:record 2`; not more
+    /// than a few of them.
     pub fn listed<'a>(&self, places: impl Iterator<Item = (&'a Path, usize)>, one: bool) -> String {
         /// Places in one message; the count is always given.
         const SHOWN: usize = 20;
@@ -260,12 +263,12 @@ impl Dataset {
         format!("{noun}{}{more}", shown.join(", "))
     }
 
-    /// What the samples of a file are numbered by.
+    /// The noun by which the samples of a file are numbered: `line` or `record`.
     pub fn unit(&self, path: &Path) -> &'static str {
         if self.arrays.iter().any(|array| array == path) { "record" } else { "line" }
     }
 
-    /// Samples; of preference data, pairs.
+    /// The number of samples; of preference data, of pairs.
     pub fn len(&self) -> usize {
         self.len as usize
     }
@@ -325,7 +328,7 @@ impl Dataset {
         self.files.iter().for_each(tokens::TokenFile::give_back);
     }
 
-    /// The same of a preference pair's longer answer.
+    /// Tokens of a preference pair's longer answer, which is not read for this.
     pub(crate) fn longest_of(&self, index: usize) -> usize {
         let (file, entry) = self.place(index);
         let entries = entry..entry + self.per_sample();

@@ -1,4 +1,5 @@
-//! Tokens of a data file: checked and tokenized block by block, in parallel and in bounded memory, into a [`TokenFile`].
+//! The making of a token file: a data file is checked and tokenized block by block, in parallel and
+//! in bounded memory, into a [`TokenFile`].
 
 use std::io::{self, BufWriter, Cursor, Read, Seek, Write};
 use std::path::Path;
@@ -26,7 +27,7 @@ pub(super) struct Job<'a> {
     pub(super) listener: &'a dyn Listener,
 }
 
-/// Where tokens go.
+/// The place that tokens go to.
 #[derive(Clone, Copy)]
 pub(super) enum Place<'a> {
     /// A file that stays.
@@ -36,7 +37,7 @@ pub(super) enum Place<'a> {
     Memory,
 }
 
-/// Why there are no tokens.
+/// The reason why there are no tokens.
 #[derive(Debug)]
 pub(super) enum Failure {
     /// The data cannot be read.
@@ -98,7 +99,8 @@ fn unreadable(why: String) -> Failure {
     Failure::Write(io::Error::other(format!("expected the tokens just written, but {why}")))
 }
 
-/// Bytes of text read, for files that take a while; of packed files the end is not known before.
+/// Progress in bytes of text read, for files that take a while; of packed files the end is not
+/// known before.
 struct Sight<'a> {
     done: u64,
     total: u64,
@@ -127,7 +129,7 @@ impl<'a> Sight<'a> {
     }
 }
 
-/// What became of one line.
+/// The outcome of one record.
 enum Outcome {
     One(Sample),
     Pair(Sample, Sample),
@@ -137,7 +139,7 @@ enum Outcome {
 
 /// One record made into samples.
 struct Made {
-    /// What it is known by: its line, or its number among the records.
+    /// The number it is known by: its line, or its place among the records.
     label: usize,
     /// It has an empty answer.
     empty: bool,

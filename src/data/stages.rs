@@ -1,6 +1,7 @@
 //! The one list of training stages: what the programs offer, and what data each stage reads.
 //!
-//! Adding a stage takes a constant here with its row in [`STAGES`], and its file in the training crate.
+//! Adding a stage takes a constant here with its row in [`STAGES`], and its file in the training
+//! crate.
 
 use mmx_converters::Result;
 use mmx_converters::tokenizer::Tokenizer;
@@ -14,8 +15,8 @@ pub struct StageInfo {
     pub name: &'static str,
     /// What its data files hold.
     pub kind: Kind,
-    /// Samples are cut to this many tokens where nothing else is said. Source: the reference's training scripts, see
-    /// docs/stages.md.
+    /// Samples are cut to this many tokens where nothing else is said. Source: the reference's
+    /// training scripts, see docs/stages.md.
     pub max_seq_len: usize,
     /// What a model learns in it, as the help says it.
     pub help: &'static str,
