@@ -263,6 +263,33 @@ fn tools_of_which_a_template_renders_nothing_are_never_dropped_in_silence() {
     }
 }
 
+/// OpenAI's and LLaMA-Factory's records name their tools beside the turns.
+#[test]
+fn tools_beside_the_turns_are_those_of_the_chat() {
+    let tools = json!([{"type": "function", "function": {"name": "f", "parameters": {}}}]);
+    let turns =
+        [json!({"role": "user", "content": "q"}), json!({"role": "assistant", "content": "a"})];
+    let mut with_system =
+        vec![json!({"role": "system", "content": "s", "tools": tools.to_string()})];
+    with_system.extend(turns.clone());
+    let lines = [
+        json!({ "conversations": with_system }),
+        json!({ "conversations": turns, "system": "s", "tools": tools.to_string() }),
+        json!({ "messages": turns, "system": "s", "tools": tools }),
+        json!({ "messages": turns, "tools": tools }),
+        json!({ "messages": turns, "tools": "" }),
+    ];
+    // each in a file of its own: augmentations are drawn for the line
+    let of = |record: &Value| {
+        let (_dir, path) = file("tools.jsonl", record.to_string().as_bytes());
+        ids("sft", &path).remove(0)
+    };
+    let found: Vec<Value> = lines.iter().map(of).collect();
+    assert_eq!((&found[1], &found[2]), (&found[0], &found[0]));
+    let length = |i: usize| found[i].as_array().map_or(0, Vec::len);
+    assert!(length(4) < length(3) && length(3) < length(0), "{found:?}");
+}
+
 /// The reference puts system prompts before chats in SFT (and in RL), never before those of DPO.
 #[test]
 fn random_system_prompts_follow_the_stage() {
