@@ -21,7 +21,7 @@ pub struct Batch {
     pub seq: usize,
     /// Where each sample comes from: (file's index, line).
     pub lines: Vec<(u32, u32)>,
-    /// Of packed batches, the positions of each sample: they follow one another in a single row
+    /// Positions of each sample of a packed batch: they follow one another in a single row
     /// without padding. Empty: one sample per row.
     pub packed: Vec<usize>,
 }

@@ -66,7 +66,7 @@ pub enum Record {
     Preference {
         /// The chat with the better answer.
         chosen: Vec<Value>,
-        /// With the worse answer.
+        /// The chat with the worse answer.
         rejected: Vec<Value>,
     },
 }
@@ -344,9 +344,9 @@ fn alpaca(object: &Map<String, Value>) -> Result<Vec<Value>, String> {
     Ok(with_system_and_tools(object, turns))
 }
 
-/// The turns with what a record has beside them: the text of key system before them, where they begin
-/// with no system turn, and the list of key tools in the first of them, where it has none of its own.
-/// Source: OpenAI's fine-tuning format, LLaMA-Factory's data/README.md.
+/// The turns with what a record has beside them: the text of key system before them, where they
+/// begin with no system turn, and the list of key tools in the first of them, where it has none of
+/// its own. Source: OpenAI's fine-tuning format, LLaMA-Factory's data/README.md.
 fn with_system_and_tools(object: &Map<String, Value>, mut turns: Vec<Value>) -> Vec<Value> {
     let system = object.get("system").and_then(Value::as_str).unwrap_or_default();
     if !system.is_empty() && turns.first().is_some_and(|first| first["role"] != "system") {

@@ -1,7 +1,7 @@
 //! Training data: files of records to samples of token ids, and samples to batches.
 //!
-//! Everything here is plain Rust and deterministic: the same files, tokenizer, options and seed give
-//! the same batches, and a position (epoch, index) is enough to go on from.
+//! Everything here is plain Rust and deterministic: the same files, tokenizer, options and seed
+//! give the same batches, and a position (epoch, index) is enough to go on from.
 //!
 //! A file of one chat, to a batch whose answer alone is learned:
 //!

@@ -155,7 +155,7 @@ impl TokenFile {
     /// Opens a file and checks every byte of it (by reading, so that the map stays cold).
     ///
     /// # Errors
-    /// In words: why it is no whole token file with this key.
+    /// The reason, in words, why it is no whole token file with this key.
     pub(super) fn open(path: &Path, key: &Key) -> Result<Self, String> {
         let held = fs_err::File::open(path).map_err(|e| e.to_string())?;
         // where files cannot be locked, they are not removed either

@@ -31,7 +31,7 @@ impl DeviceArgs {
     /// went.
     ///
     /// # Errors
-    /// As [`DeviceArgs::load`].
+    /// Layers for the CPU, a model the runner cannot load.
     pub(crate) fn load_with(&self, form: &Form, repack: bool) -> Result<Model> {
         form.model.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
         let options = LoadOptions { repack, ..self.load_options()? };

@@ -48,7 +48,7 @@ pub struct Estimate {
     pub activations: u64,
     /// Logits of some rows and the head's gradient.
     pub logits: u64,
-    /// Of all these, what is not there yet and no run does without.
+    /// The part of all these that is not taken yet and that no run does without.
     pub least: u64,
     /// The part of `least` that grows with the batch.
     least_of_batch: u64,
@@ -130,7 +130,8 @@ impl Estimate {
     /// Refuses what cannot fit: where even what no run does without is more than can be had.
     ///
     /// # Errors
-    /// What is needed at least, what there is, and which option to lower.
+    /// Too little memory: how much is needed at least, how much there is, and which option to
+    /// lower.
     pub fn check(&self, available: Option<u64>) -> Result<()> {
         let Some(available) = available.filter(|&available| self.least > available) else {
             return Ok(());
@@ -170,7 +171,7 @@ impl Estimate {
 /// are trained their gradients and moments.
 ///
 /// # Errors
-/// What is needed and what there is.
+/// Too little memory: how much is needed and how much there is.
 pub fn check_model(config: &Config, trained: bool, device: Device) -> Result<()> {
     refuse_model(config, trained, available(device))
 }

@@ -37,7 +37,7 @@ pub(crate) struct Talk {
 #[derive(Clone, Debug, Default)]
 struct Messages {
     all: Vec<Value>,
-    /// Those after the system message that are forgotten.
+    /// The number of messages after the system message that are forgotten.
     forgotten: usize,
 }
 
