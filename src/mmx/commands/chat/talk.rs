@@ -16,7 +16,9 @@ use mmx_ggml::run::{
 };
 use serde_json::{Map, Value};
 
-use super::{ANSWERING, ChatArgs, STOPPED, Screen, WhenFull};
+use super::args::{ChatArgs, WhenFull};
+use super::screen::Screen;
+use super::stop::{ANSWERING, STOPPED};
 use crate::error::{Error, Result};
 use mmx_converters::chat::answer::{Piece, Splitter};
 use mmx_models::open::Form;
