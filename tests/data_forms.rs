@@ -286,6 +286,16 @@ fn tools_beside_the_turns_are_those_of_the_chat() {
     };
     let found: Vec<Value> = lines.iter().map(of).collect();
     assert_eq!((&found[1], &found[2]), (&found[0], &found[0]));
+    // both answers of a pair
+    let pair = |side: &[Value]| json!({ "chosen": side, "rejected": side });
+    let mut beside = pair(&turns);
+    (beside["system"], beside["tools"]) = ("s".into(), tools.clone());
+    let of_pair = |record: &Value| {
+        let (_dir, path) = file("pairs.jsonl", record.to_string().as_bytes());
+        ids("dpo", &path)
+    };
+    let sides = of_pair(&beside);
+    assert_eq!((sides.len(), &sides), (2, &of_pair(&pair(&with_system))));
     let length = |i: usize| found[i].as_array().map_or(0, Vec::len);
     assert!(length(4) < length(3) && length(3) < length(0), "{found:?}");
 }

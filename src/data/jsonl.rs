@@ -236,7 +236,10 @@ pub fn parse(line: &Line<'_>, kind: Kind) -> Result<Record, Fault> {
         },
         Kind::Chat => chat(&object, "conversations").map(Record::Chat),
         Kind::Preference => chat(&object, "chosen").and_then(|chosen| {
-            Ok(Record::Preference { chosen, rejected: chat(&object, "rejected")? })
+            let rejected = chat(&object, "rejected")?;
+            let [chosen, rejected] =
+                [chosen, rejected].map(|turns| with_system_and_tools(&object, turns));
+            Ok(Record::Preference { chosen, rejected })
         }),
     };
     record.map_err(|message| fault(line, message, None))
