@@ -27,6 +27,21 @@ fn every_command_has_help_with_examples() {
     }
 }
 
+/// The notices go with every copy of the program: each crate with its licence, and the texts.
+#[test]
+fn licenses_are_those_of_every_crate_that_is_linked() {
+    let said = mmx_ok(&["licenses"]);
+    for crate_and_licence in ["llama-cpp-sys-2 ", "tokenizers ", "clap "] {
+        assert!(
+            said.lines().any(|line| line.starts_with(crate_and_licence)),
+            "{crate_and_licence}"
+        );
+    }
+    assert!(said.contains("Permission is hereby granted"), "no text of a licence");
+    assert_eq!(common::mmx_json(&["licenses"])["notices"], said);
+    assert!(mmx_ok(&["help"]).contains("  licenses "));
+}
+
 #[test]
 fn misuse_exits_2() {
     for args in [&["no-such-command"][..], &["verify"], &["logits", "x", "--engine", "none"], &[]] {

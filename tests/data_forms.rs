@@ -204,6 +204,102 @@ fn empty_answers_are_counted_when_data_is_checked() {
     assert_eq!(mmx_json(&args)["empty_answers"], json!([1, 3]));
 }
 
+/// A chat with tools on a template without them, or by the recipe that knows none, is learned without its tools: that is
+/// said with the number of such chats.
+#[test]
+fn tools_of_which_a_template_renders_nothing_are_never_dropped_in_silence() {
+    let with_tools = |tools: &str| {
+        let turns = [
+            json!({"role": "system", "content": "s", "tools": tools}),
+            json!({"role": "user", "content": "q"}),
+            json!({"role": "assistant", "content": "a"}),
+        ];
+        json!({ "conversations": turns }).to_string()
+    };
+    let tool = r#"[{"type": "function", "function": {"name": "f", "parameters": {}}}]"#;
+    let lines = [chat("a", "b"), with_tools(tool), with_tools("[]"), with_tools(tool)].join("\n");
+    let (_dir, path) = file("tools.jsonl", lines.as_bytes());
+    for (tokenizer, recipe, expected) in [
+        (
+            "golden",
+            "2026",
+            Some(
+                "2 samples have tools, of which the chat template renders nothing; the first: line 2",
+            ),
+        ),
+        (
+            "golden-2026",
+            "2025",
+            Some(
+                "2 samples have tools, which recipe 2025 leaves out as the reference does; the first: line 2",
+            ),
+        ),
+        ("golden-2026", "2026", None),
+    ] {
+        let tokenizer = shared(tokenizer);
+        let args = ["data", "check", "--stage", "sft", "--recipe", recipe, "--tokenizer"];
+        let args: Vec<&str> = args.into_iter().chain([text(&tokenizer), text(&path)]).collect();
+        // the second time the tokens are those kept
+        for _ in 0..2 {
+            let said = mmx_ok(&args);
+            match expected {
+                Some(expected) => assert!(said.lines().any(|l| l == expected), "{said}"),
+                None => assert!(!said.contains("tools"), "{said}"),
+            }
+        }
+        let count = if expected.is_some() { 2 } else { 0 };
+        assert_eq!(mmx_json(&args)["tools_left_out"], count, "{tokenizer:?} {recipe}");
+        // a run says it once
+        let options = mmx_data::SampleOptions::new(
+            if recipe == "2025" { mmx_data::Recipe::R2025 } else { mmx_data::Recipe::R2026 },
+            mmx_data::Kind::Chat,
+            128,
+        );
+        let opened = mmx_converters::tokenizer::Tokenizer::open(&tokenizer).expect("a tokenizer");
+        let data = mmx_data::Dataset::load(std::slice::from_ref(&path), &opened, &options)
+            .expect("samples");
+        let warnings = data.warnings.iter().filter(|w| w.contains("tools"));
+        assert_eq!(warnings.collect::<Vec<_>>(), expected.iter().collect::<Vec<_>>());
+    }
+}
+
+/// OpenAI's and LLaMA-Factory's records name their tools beside the turns.
+#[test]
+fn tools_beside_the_turns_are_those_of_the_chat() {
+    let tools = json!([{"type": "function", "function": {"name": "f", "parameters": {}}}]);
+    let turns =
+        [json!({"role": "user", "content": "q"}), json!({"role": "assistant", "content": "a"})];
+    let mut with_system =
+        vec![json!({"role": "system", "content": "s", "tools": tools.to_string()})];
+    with_system.extend(turns.clone());
+    let lines = [
+        json!({ "conversations": with_system }),
+        json!({ "conversations": turns, "system": "s", "tools": tools.to_string() }),
+        json!({ "messages": turns, "system": "s", "tools": tools }),
+        json!({ "messages": turns, "tools": tools }),
+        json!({ "messages": turns, "tools": "" }),
+    ];
+    // each in a file of its own: augmentations are drawn for the line
+    let of = |record: &Value| {
+        let (_dir, path) = file("tools.jsonl", record.to_string().as_bytes());
+        ids("sft", &path).remove(0)
+    };
+    let found: Vec<Value> = lines.iter().map(of).collect();
+    assert_eq!((&found[1], &found[2]), (&found[0], &found[0]));
+    // both answers of a pair
+    let pair = |side: &[Value]| json!({ "chosen": side, "rejected": side });
+    let mut beside = pair(&turns);
+    (beside["system"], beside["tools"]) = ("s".into(), tools.clone());
+    let of_pair = |record: &Value| {
+        let (_dir, path) = file("pairs.jsonl", record.to_string().as_bytes());
+        ids("dpo", &path)
+    };
+    let sides = of_pair(&beside);
+    assert_eq!((sides.len(), &sides), (2, &of_pair(&pair(&with_system))));
+    let length = |i: usize| found[i].as_array().map_or(0, Vec::len);
+    assert!(length(4) < length(3) && length(3) < length(0), "{found:?}");
+}
+
 /// The reference puts system prompts before chats in SFT (and in RL), never before those of DPO.
 #[test]
 fn random_system_prompts_follow_the_stage() {

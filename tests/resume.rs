@@ -18,7 +18,7 @@ use common::{mmx, mmx_error, mmx_json, shared, text};
 use interrupted::{End, STAGES, command, keeping, kill_and_resume, said, start};
 use mmx_converters::error::{Error, Result};
 use mmx_converters::model::generation::Generation;
-use mmx_data::{Batch, Kind as Data, Recipe};
+use mmx_data::{Batch, Recipe, StageInfo};
 use mmx_training::checkpoint::{self, Context};
 use mmx_training::config::TrainConfig;
 use mmx_training::error::TorchError;
@@ -298,12 +298,8 @@ struct Faulty {
 }
 
 impl Stage for Faulty {
-    fn name(&self) -> &'static str {
-        Pretrain.name()
-    }
-
-    fn kind(&self) -> Data {
-        Pretrain.kind()
+    fn info(&self) -> &'static StageInfo {
+        Pretrain.info()
     }
 
     fn defaults(&self, recipe: Recipe) -> Defaults {

@@ -1,4 +1,4 @@
-//! Samples to batches, in an order that depends on seed and epoch alone.
+//! Batches of samples, in an order that depends on seed and epoch alone.
 
 use mmx_converters::random::Random;
 
@@ -6,14 +6,14 @@ use crate::dataset::Dataset;
 use crate::jsonl::Kind;
 use crate::sample::{Recipe, Sample};
 
-/// What one micro-step reads. All arrays are `[batch, seq]`, row by row.
+/// The input of one micro-step. All arrays are `[batch, seq]`, row by row.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
     /// Input ids.
     pub x: Vec<i64>,
     /// Target ids: at each position the id that comes next.
     pub y: Vec<i64>,
-    /// 1 where the target is learned, else 0.
+    /// The loss mask: 1 where the target is learned, else 0.
     pub mask: Vec<f32>,
     /// Rows. Of preference pairs: first all chosen, then all rejected.
     pub batch: usize,
@@ -21,8 +21,8 @@ pub struct Batch {
     pub seq: usize,
     /// Where each sample comes from: (file's index, line).
     pub lines: Vec<(u32, u32)>,
-    /// Of packed batches, the positions of each sample: they follow one another in a single row without padding.
-    /// Empty: one sample per row.
+    /// Positions of each sample of a packed batch: they follow one another in a single row
+    /// without padding. Empty: one sample per row.
     pub packed: Vec<usize>,
 }
 
@@ -34,8 +34,8 @@ impl Batch {
 }
 
 impl Dataset {
-    /// The order of an epoch: file order, or a permutation that depends on `seed` and `epoch` alone.
-    /// A run resumed at (epoch, index) goes on at this place of the same list.
+    /// The order of an epoch: file order, or a permutation that depends on `seed` and `epoch`
+    /// alone. A run resumed at (epoch, index) goes on at this place of the same list.
     pub fn order(&self, seed: u64, epoch: u64, shuffle: bool) -> Vec<u32> {
         let mut order: Vec<u32> = (0..self.len() as u32).collect();
         if shuffle {
@@ -58,8 +58,8 @@ impl Dataset {
     /// reference has them (a balancing loss then counts padding too); else as the longest sample.
     ///
     /// # Shapes
-    /// `[batch, seq]`; seq is max_seq_len - 1, or max_seq_len where the 2026 reference shifts inside
-    /// the model (text and chats): the last position then has no target.
+    /// `[batch, seq]`; seq is max_seq_len - 1, or max_seq_len where the 2026 reference shifts
+    /// inside the model (text and chats): the last position then has no target.
     ///
     /// # Panics
     /// When an index is not below [`Dataset::len`] (a bug of the caller).

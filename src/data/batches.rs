@@ -1,4 +1,5 @@
-//! Where the loop's batches come from: a position (epoch, index) to a [`Batch`], always the same one.
+//! Sources of batches for the training loop: a position (epoch, index) always gives the same
+//! [`Batch`].
 
 use std::path::PathBuf;
 
@@ -21,7 +22,8 @@ pub trait Batches {
     /// The name of a file that [`Batch::lines`] speaks of.
     fn file(&self, index: u32) -> String;
 
-    /// Rows and positions of the largest of the first epoch's first batches, which need not be read for this.
+    /// Rows and positions of the largest of the first epoch's first batches, which need not be read
+    /// for this.
     ///
     /// # Errors
     /// See [`Batches::batch`].
@@ -35,7 +37,7 @@ pub trait Batches {
     }
 }
 
-/// The size of more positions in all.
+/// The larger of two sizes, by positions in all.
 fn larger(a: (usize, usize), b: (usize, usize)) -> (usize, usize) {
     if b.0 * b.1 > a.0 * a.1 { b } else { a }
 }
@@ -99,8 +101,8 @@ impl Batches for Packed<'_> {
     }
 }
 
-/// A data set in the order of each epoch, `batch_size` samples at a time; the last batch of an epoch
-/// may be smaller.
+/// A data set in the order of each epoch, `batch_size` samples at a time; the last batch of an
+/// epoch may be smaller.
 #[derive(Debug)]
 pub struct Ordered<'a> {
     dataset: &'a Dataset,

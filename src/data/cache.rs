@@ -1,10 +1,11 @@
-//! The token cache: a data file is checked and tokenized once ([`super::make`]) into a [`TokenFile`] that is found again
-//! by what its samples depend on.
+//! The token cache: a data file is checked and tokenized once ([`super::make`]) into a
+//! [`TokenFile`] that is found again by what its samples depend on.
 //!
-//! The key holds the digests of the file and the tokenizer with its template, the options that change
-//! samples, mmx's version and the source of the code that makes samples. Whoever makes one writes a file of
-//! its own and renames it, so several processes may make the same one. Files grow old unused: where all of them take
-//! more than a limit, the least recently used are removed. None that a process reads is: readers hold a lock.
+//! The key holds the digests of the file and the tokenizer with its template, the options that
+//! change samples, mmx's version and the source of the code that makes samples. Whoever makes one
+//! writes a file of its own and renames it, so several processes may make the same one. Files grow
+//! old unused: where all of them take more than a limit, the least recently used are removed. None
+//! that a process reads is: readers hold a lock.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -37,14 +38,14 @@ const CODE: [&str; 6] = [
 /// Bytes that the kept files may take: the tokens of some 50 GB of text.
 const LIMIT: u64 = 20_000_000_000;
 
-/// Where token files are kept.
+/// The place where token files are kept.
 #[derive(Clone, Debug)]
 pub struct Cache {
     folder: Option<PathBuf>,
     limit: u64,
     /// Sees how far tokenizing is.
     listener: Arc<dyn Listener>,
-    /// What was hashed, as it was then.
+    /// Digests of files, with the size and time at which each was taken.
     digests: Arc<Mutex<HashMap<PathBuf, (State, String)>>>,
 }
 
@@ -56,28 +57,30 @@ impl Cache {
         Self { folder, limit: LIMIT, listener: Arc::new(Silent), digests: Arc::default() }
     }
 
-    /// The same cache; `listener` sees how far the tokenizing of large files is.
+    /// This cache with a listener, which sees how far the tokenizing of large files is.
     pub fn heard_by(self, listener: Arc<dyn Listener>) -> Self {
         Self { listener, ..self }
     }
 
-    /// Nowhere: each data set is tokenized into a temporary file.
+    /// A cache that keeps nothing: each data set is tokenized into a temporary file.
     pub fn none() -> Self {
         Self::new(None)
     }
 
-    /// In a folder, which is made when it is first needed.
+    /// A cache in a folder, which is made when it is first needed.
     pub fn at(folder: impl Into<PathBuf>) -> Self {
         Self::new(Some(folder.into()))
     }
 
-    /// With another limit on the bytes that files may take (20 GB). The one made last stays whatever its size.
+    /// This cache with another limit on the bytes that files may take (20 GB). The one made last
+    /// stays whatever its size.
     pub fn with_limit(self, limit: u64) -> Self {
         Self { limit, ..self }
     }
 
-    /// The user's: `$MMX_CACHE/tokens`, else `$XDG_CACHE_HOME/mmx/tokens`, else `~/.cache/mmx/tokens`. Files there may
-    /// take `$MMX_TOKENS_GB` gigabytes, 20 where that is no number.
+    /// The user's cache: `$MMX_CACHE/tokens`, else `$XDG_CACHE_HOME/mmx/tokens`, else
+    /// `~/.cache/mmx/tokens`. Files there may take `$MMX_TOKENS_GB` gigabytes, 20 where that is no
+    /// number.
     pub fn user() -> Self {
         let variable = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
         let folder = variable("MMX_CACHE")
@@ -194,7 +197,8 @@ impl Cache {
     }
 }
 
-/// Tokens that are gone when they are closed: in a temporary file, or in memory where there is no place for one.
+/// Tokens that are gone when they are closed: in a temporary file, or in memory where there is no
+/// place for one.
 fn passing(job: &Job<'_>, warnings: &mut Vec<String>) -> Result<TokenFile> {
     let folder = std::env::temp_dir();
     match job.run(Place::Temporary(&folder)) {
@@ -212,9 +216,9 @@ fn passing(job: &Job<'_>, warnings: &mut Vec<String>) -> Result<TokenFile> {
     })
 }
 
-/// Removes what was used least recently until the files take `limit` bytes at most, and what killed processes left
-/// half written. `made` stays, and so does what a process reads. Nothing is said where a file cannot be removed: the
-/// next one to make tokens tries again.
+/// Removes what was used least recently until the files take `limit` bytes at most, and what killed
+/// processes left half written. `made` stays, and so does what a process reads. Nothing is said
+/// where a file cannot be removed: the next one to make tokens tries again.
 fn trim(folder: &Path, made: &Path, limit: u64) {
     /// A file half written whose writer has not touched it for so long.
     const ABANDONED: Duration = Duration::from_secs(3600);

@@ -9,7 +9,7 @@ use mmx_converters::{Error, Result};
 
 use crate::cache::Cache;
 use crate::jsonl::{Fault, Kind};
-use crate::sample::{self, OnBad, Sample, SampleOptions};
+use crate::sample::{self, OnBad, Recipe, Sample, SampleOptions};
 use crate::tokens;
 
 /// All samples of the files of one training run, in file order, in memory-mapped files.
@@ -21,15 +21,21 @@ pub struct Dataset {
     len: u32,
     /// Sentences for the user.
     pub warnings: Vec<String>,
-    /// What was left out as faulty, where [`OnBad::Skip`] was asked for: (file, fault).
+    /// Faulty records that were left out, where [`OnBad::Skip`] was asked for: (file, fault).
     pub skipped: Vec<(PathBuf, Fault)>,
-    /// (file, line) of every sample without a token to learn. Texts and chats stay among the samples, as
-    /// in the reference (the order of batches would move without them); preference pairs are left out,
-    /// whose loss would divide by the number of tokens.
+    /// (file, line) of every sample without a token to learn. Texts and chats stay among the
+    /// samples, as in the reference (the order of batches would move without them); preference
+    /// pairs are left out, whose loss would divide by the number of tokens.
     pub nothing_to_learn: Vec<(PathBuf, usize)>,
-    /// (file, line) of every other sample with an answer (or text) of which only its end can be learned: it is empty.
+    /// (file, line) of every other sample with an answer (or text) of which only its end can be
+    /// learned: it is empty.
     pub empty_answers: Vec<(PathBuf, usize)>,
-    /// Files whose samples are known by their number among the records: an array's have no lines of their own.
+    /// Samples with tools of which nothing is rendered.
+    pub tools_left_out: usize,
+    /// (file, line) of the first sample with such tools.
+    first_with_tools: Option<(PathBuf, usize)>,
+    /// Files whose samples are known by their number among the records: an array's have no lines of
+    /// their own.
     arrays: Vec<PathBuf>,
     pub(crate) options: SampleOptions,
     pub(crate) pad: u32,
@@ -93,6 +99,8 @@ impl Dataset {
             skipped: Vec::new(),
             nothing_to_learn: Vec::new(),
             empty_answers: Vec::new(),
+            tools_left_out: 0,
+            first_with_tools: None,
             arrays: Vec::new(),
             options: options.clone(),
             pad: tokenizer.pad_id().unwrap_or(0),
@@ -105,6 +113,10 @@ impl Dataset {
             let name = |line: &usize| (path.clone(), *line);
             data.nothing_to_learn.extend(meta.nothing_to_learn.iter().map(name));
             data.empty_answers.extend(meta.empty_answers.iter().map(name));
+            data.tools_left_out += meta.tools_left_out;
+            if data.first_with_tools.is_none() {
+                data.first_with_tools = meta.tools_line.as_ref().map(name);
+            }
             if meta.counts_records && !data.arrays.contains(path) {
                 data.arrays.push(path.clone());
             }
@@ -170,9 +182,8 @@ impl Dataset {
                 of(&self.nothing_to_learn)
             ));
         }
-        if let Some(sentence) = self.about_empty_answers(one) {
-            self.warnings.push(sentence);
-        }
+        let sentences = [self.about_empty_answers(one), self.about_tools(one)];
+        self.warnings.extend(sentences.into_iter().flatten());
         if self.files.iter().all(|file| file.meta.teaching == 0) {
             let names: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
             return Err(Error::failed_with_hint(
@@ -189,8 +200,8 @@ impl Dataset {
         Ok(())
     }
 
-    /// How many samples have an empty answer, and which; nothing where none has. `one`: there is one file, which need not
-    /// be named.
+    /// A sentence about samples with an empty answer: how many, and which; nothing where none has
+    /// one. `one`: there is one file, which need not be named.
     pub fn about_empty_answers(&self, one: bool) -> Option<String> {
         let number = self.empty_answers.len();
         let (has, what) = match self.options.kind {
@@ -210,7 +221,25 @@ impl Dataset {
         })
     }
 
-    /// Places of samples in words: `lines 3, 5`, `record 2`, `a.jsonl:3, b.json:record 2`; not more than a few of them.
+    /// A sentence about samples with tools of which nothing is rendered: how many, why, and the
+    /// first; nothing where there is none. `one`: there is one file, which need not be named.
+    pub fn about_tools(&self, one: bool) -> Option<String> {
+        let (path, line) = self.first_with_tools.as_ref()?;
+        let number = self.tools_left_out;
+        let why = match self.options.recipe {
+            Recipe::R2025 => "tools, which recipe 2025 leaves out as the reference does",
+            Recipe::R2026 => "tools, of which the chat template renders nothing",
+        };
+        Some(format!(
+            "{} {} {why}; the first: {}",
+            counted(number, "sample"),
+            if number == 1 { "has" } else { "have" },
+            self.listed(std::iter::once((path.as_path(), *line)), one)
+        ))
+    }
+
+    /// Places of samples in words: `lines 3, 5`, `record 2`, `a.jsonl:3, b.json:record 2`; not more
+    /// than a few of them.
     pub fn listed<'a>(&self, places: impl Iterator<Item = (&'a Path, usize)>, one: bool) -> String {
         /// Places in one message; the count is always given.
         const SHOWN: usize = 20;
@@ -234,12 +263,12 @@ impl Dataset {
         format!("{noun}{}{more}", shown.join(", "))
     }
 
-    /// What the samples of a file are numbered by.
+    /// The noun by which the samples of a file are numbered: `line` or `record`.
     pub fn unit(&self, path: &Path) -> &'static str {
         if self.arrays.iter().any(|array| array == path) { "record" } else { "line" }
     }
 
-    /// Samples; of preference data, pairs.
+    /// The number of samples; of preference data, of pairs.
     pub fn len(&self) -> usize {
         self.len as usize
     }
@@ -299,7 +328,7 @@ impl Dataset {
         self.files.iter().for_each(tokens::TokenFile::give_back);
     }
 
-    /// The same of a preference pair's longer answer.
+    /// Tokens of a preference pair's longer answer, which is not read for this.
     pub(crate) fn longest_of(&self, index: usize) -> usize {
         let (file, entry) = self.place(index);
         let entries = entry..entry + self.per_sample();

@@ -1,13 +1,15 @@
-//! Lines to records: one JSON object a line, UTF-8; a byte order mark, CRLF and blank lines are fine.
+//! Lines to records: one JSON object a line, UTF-8; a byte order mark, CRLF and blank lines are
+//! fine.
 //!
-//! In: the bytes of a file. Out: per line a [`Record`], or a [`Fault`] that says what is wrong with it.
-//! Source: MODEL_AND_STAGES section 3 (the files of 2025 and 2026); `from`/`value` with `human`/`gpt`, as many published
-//! chats are spelled; `messages`; and Alpaca's `instruction`, `input`, `output`.
+//! In: the bytes of a file. Out: per line a [`Record`], or a [`Fault`] that says what is wrong with
+//! it. Source: docs/stages.md, data (the files of 2025 and 2026); `from`/`value` with
+//! `human`/`gpt`, as many published chats are spelled; `messages`; and Alpaca's `instruction`,
+//! `input`, `output`.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-/// What a training stage reads.
+/// The kind of data that a training stage reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// `{"text": ...}`: pretraining.
@@ -41,7 +43,7 @@ impl Kind {
         }
     }
 
-    /// What users call data of this kind.
+    /// The users' word for data of this kind.
     fn name(self) -> &'static str {
         match self {
             Self::Text => "pretraining data",
@@ -51,8 +53,9 @@ impl Kind {
     }
 }
 
-/// One line's content. Messages are JSON objects with `role` and `content`, in an order that was
-/// checked: perhaps a system turn, then user and assistant in turns, tool results after tool calls.
+/// The content of one record. Messages are JSON objects with `role` and `content`, in an order that
+/// was checked: perhaps a system turn, then user and assistant in turns, tool results after tool
+/// calls.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Record {
     /// A text to continue.
@@ -61,16 +64,16 @@ pub enum Record {
     Chat(Vec<Value>),
     /// Two chats that differ in the answer.
     Preference {
-        /// With the better answer.
+        /// The chat with the better answer.
         chosen: Vec<Value>,
-        /// With the worse answer.
+        /// The chat with the worse answer.
         rejected: Vec<Value>,
     },
 }
 
 impl Record {
-    /// True where nothing but an end can be learned: a text without a character, an answer without a word, thought or
-    /// call, be it one of several.
+    /// True where nothing but an end can be learned: a text without a character, an answer without
+    /// a word, thought or call, be it one of several.
     #[must_use]
     pub fn has_empty_answer(&self) -> bool {
         let empty = |value: &Value| match value {
@@ -91,7 +94,7 @@ impl Record {
     }
 }
 
-/// What is wrong with a line, or with a record that is not a line of its own.
+/// A fault of a line, or of a record that is not a line of its own.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fault {
     /// The physical line, from 1.
@@ -106,7 +109,7 @@ pub struct Fault {
 }
 
 impl Fault {
-    /// Where it is: `line 3`, or `record 2 (line 17)`.
+    /// The place in words: `line 3`, or `record 2 (line 17)`.
     #[must_use]
     pub fn place(&self) -> String {
         match self.record {
@@ -115,7 +118,7 @@ impl Fault {
         }
     }
 
-    /// What records are where it is.
+    /// The noun of the place: `record` or `line`.
     #[must_use]
     pub fn unit(&self) -> &'static str {
         if self.record.is_some() { "record" } else { "line" }
@@ -131,12 +134,13 @@ pub struct Line<'a> {
     pub record: Option<usize>,
     /// Where it begins in the file, bytes.
     pub offset: usize,
-    /// Without its end.
+    /// The text without its end.
     pub bytes: &'a [u8],
 }
 
 impl Line<'_> {
-    /// What its sample is known by: the line, or the record's number where records are no lines.
+    /// The number its sample is known by: the line, or the record's number where records are no
+    /// lines.
     #[must_use]
     pub fn label(&self) -> usize {
         self.record.unwrap_or(self.number)
@@ -232,7 +236,10 @@ pub fn parse(line: &Line<'_>, kind: Kind) -> Result<Record, Fault> {
         },
         Kind::Chat => chat(&object, "conversations").map(Record::Chat),
         Kind::Preference => chat(&object, "chosen").and_then(|chosen| {
-            Ok(Record::Preference { chosen, rejected: chat(&object, "rejected")? })
+            let rejected = chat(&object, "rejected")?;
+            let [chosen, rejected] =
+                [chosen, rejected].map(|turns| with_system_and_tools(&object, turns));
+            Ok(Record::Preference { chosen, rejected })
         }),
     };
     record.map_err(|message| fault(line, message, None))
@@ -242,12 +249,13 @@ pub fn parse(line: &Line<'_>, kind: Kind) -> Result<Record, Fault> {
 fn any_chat(object: &Map<String, Value>) -> Option<Result<Vec<Value>, String>> {
     let key = ["conversations", "messages"].into_iter().find(|key| object.contains_key(*key));
     match key {
-        Some(key) => Some(chat(object, key).map(|turns| with_system(object, turns))),
+        Some(key) => Some(chat(object, key).map(|turns| with_system_and_tools(object, turns))),
         None => is_alpaca(object).then(|| alpaca(object)),
     }
 }
 
-/// serde counts lines within the one line: only the column says something, unless the record goes over several.
+/// serde counts lines within the one line: only the column says something, unless the record goes
+/// over several.
 fn without_line(error: &serde_json::Error, line: &Line<'_>) -> String {
     let text = error.to_string();
     let what = text.split(" at line ").next().unwrap_or(&text);
@@ -257,7 +265,7 @@ fn without_line(error: &serde_json::Error, line: &Line<'_>) -> String {
     }
 }
 
-/// The message, and what to do.
+/// The message about a key that is missing, and a hint.
 fn missing_key(missing: &str, object: &Map<String, Value>, kind: Kind) -> (String, String) {
     let found: Vec<&str> = object.keys().map(String::as_str).collect();
     let found = if found.is_empty() { "none".to_owned() } else { found.join(", ") };
@@ -296,8 +304,9 @@ fn is_alpaca(object: &Map<String, Value>) -> bool {
     object.contains_key("instruction") && object.contains_key("output")
 }
 
-/// A record of Alpaca's form as a chat: instruction and input, a line each, are the user's turn, the output is the
-/// answer; perhaps a system turn and turns before. Source: LLaMA-Factory's data/README.md.
+/// A record of Alpaca's form as a chat: instruction and input, a line each, are the user's turn,
+/// the output is the answer; perhaps a system turn and turns before. Source: LLaMA-Factory's
+/// data/README.md.
 fn alpaca(object: &Map<String, Value>) -> Result<Vec<Value>, String> {
     let text = |key: &str| match object.get(key) {
         None | Some(Value::Null) => Ok(""),
@@ -335,14 +344,21 @@ fn alpaca(object: &Map<String, Value>) -> Result<Vec<Value>, String> {
     turns.push(turn("user", &asked.join("\n")));
     turns.push(turn("assistant", text("output")?));
     text("system")?;
-    Ok(with_system(object, turns))
+    Ok(with_system_and_tools(object, turns))
 }
 
-/// The turns after the text of key system, where a record has one beside its turns and they begin with none.
-fn with_system(object: &Map<String, Value>, mut turns: Vec<Value>) -> Vec<Value> {
+/// The turns with what a record has beside them: the text of key system before them, where they
+/// begin with no system turn, and the list of key tools in the first of them, where it has none of
+/// its own. Source: OpenAI's fine-tuning format, LLaMA-Factory's data/README.md.
+fn with_system_and_tools(object: &Map<String, Value>, mut turns: Vec<Value>) -> Vec<Value> {
     let system = object.get("system").and_then(Value::as_str).unwrap_or_default();
     if !system.is_empty() && turns.first().is_some_and(|first| first["role"] != "system") {
         turns.insert(0, turn("system", system));
+    }
+    if let Some(tools) = object.get("tools").filter(|tools| !tools.is_null())
+        && let Some(Value::Object(first)) = turns.first_mut()
+    {
+        first.entry("tools").or_insert_with(|| tools.clone());
     }
     turns
 }
@@ -457,7 +473,8 @@ fn check_order(messages: &[Value]) -> Result<(), String> {
     }
 }
 
-/// True when most bytes that are no ASCII pair up as GBK's do (lead 0x81..=0xFE, trail 0x40..=0xFE).
+/// True when most bytes that are no ASCII pair up as GBK's do (lead 0x81..=0xFE, trail
+/// 0x40..=0xFE).
 fn looks_like_gbk(bytes: &[u8]) -> bool {
     let (mut pairs, mut strays) = (0, 0);
     let mut i = 0;

@@ -1,10 +1,11 @@
-//! How the records of a file lie in it, told from its beginning: one a line, the elements of one JSON array, or
-//! pretty-printed values one after another; or not at all: CSV, plain text.
+//! The layout of records in a file, told from its beginning: one a line, the elements of one JSON
+//! array, or pretty-printed values one after another; or not at all: CSV, plain text.
 //!
-//! In: bytes. Out: a [`Layout`], and of arrays and pretty-printed values the [`Span`] of each record, found by brackets
-//! and strings alone as the bytes come, so that memory does not grow with the file.
+//! In: bytes. Out: a [`Layout`], and of arrays and pretty-printed values the [`Span`] of each
+//! record, found by brackets and strings alone as the bytes come, so that memory does not grow with
+//! the file.
 
-/// How records lie in a file.
+/// The layout of records in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
     /// One a line: JSON Lines.
@@ -48,7 +49,8 @@ pub(super) fn layout(head: &[u8]) -> Result<Layout, String> {
     }
 }
 
-/// Brackets that are open at a line's end; nothing where it ends within a string or closes more than it opened.
+/// Brackets that are open at a line's end; nothing where it ends within a string or closes more
+/// than it opened.
 fn open_brackets(line: &[u8]) -> Option<usize> {
     let (mut open, mut in_string, mut escaped) = (0usize, false, false);
     for &byte in line {
@@ -95,7 +97,7 @@ fn no_json(text: &[u8]) -> Option<String> {
     (lines.len() > 2).then(|| "text that is no JSON".to_owned())
 }
 
-/// Where a record stands.
+/// The span of a record in its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Span {
     /// Its number among the file's records, from 1.
@@ -108,7 +110,7 @@ pub(super) struct Span {
     pub(super) end: usize,
 }
 
-/// What may come outside of records.
+/// The bytes that may come next outside of records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Expected {
     /// The array's `[`.
@@ -123,8 +125,8 @@ enum Expected {
     End,
 }
 
-/// Finds the records of an array, or of values one after another. Whether a record is JSON is seen when it is parsed;
-/// what stands between them is checked here.
+/// Finds the records of an array, or of values one after another. Whether a record is JSON is seen
+/// when it is parsed; what stands between them is checked here.
 #[derive(Debug)]
 pub(super) struct Splitter {
     layout: Layout,

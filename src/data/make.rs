@@ -1,4 +1,5 @@
-//! Tokens of a data file: checked and tokenized block by block, in parallel and in bounded memory, into a [`TokenFile`].
+//! The making of a token file: a data file is checked and tokenized block by block, in parallel and
+//! in bounded memory, into a [`TokenFile`].
 
 use std::io::{self, BufWriter, Cursor, Read, Seek, Write};
 use std::path::Path;
@@ -26,7 +27,7 @@ pub(super) struct Job<'a> {
     pub(super) listener: &'a dyn Listener,
 }
 
-/// Where tokens go.
+/// The place that tokens go to.
 #[derive(Clone, Copy)]
 pub(super) enum Place<'a> {
     /// A file that stays.
@@ -36,7 +37,7 @@ pub(super) enum Place<'a> {
     Memory,
 }
 
-/// Why there are no tokens.
+/// The reason why there are no tokens.
 #[derive(Debug)]
 pub(super) enum Failure {
     /// The data cannot be read.
@@ -82,8 +83,8 @@ impl Job<'_> {
         while let Some(current) = block {
             let (next, outcomes) =
                 rayon::join(|| blocks.next_block(), || outcomes(&current, self.encoder, self.file));
-            for (line, empty, outcome) in outcomes {
-                add(&mut writer, line, empty, outcome).map_err(Failure::Write)?;
+            for made in outcomes {
+                add(&mut writer, made).map_err(Failure::Write)?;
             }
             progress.add(current.size() as u64);
             block = next.map_err(|e| Failure::Source(Box::new(e)))?;
@@ -98,7 +99,8 @@ fn unreadable(why: String) -> Failure {
     Failure::Write(io::Error::other(format!("expected the tokens just written, but {why}")))
 }
 
-/// Bytes of text read, for files that take a while; of packed files the end is not known before.
+/// Progress in bytes of text read, for files that take a while; of packed files the end is not
+/// known before.
 struct Sight<'a> {
     done: u64,
     total: u64,
@@ -127,7 +129,7 @@ impl<'a> Sight<'a> {
     }
 }
 
-/// What became of one line.
+/// The outcome of one record.
 enum Outcome {
     One(Sample),
     Pair(Sample, Sample),
@@ -135,12 +137,24 @@ enum Outcome {
     Bad(Fault),
 }
 
-/// Per record what it is known by, whether it has an empty answer, and what became of it.
-fn outcomes(block: &Block, encoder: &Encoder<'_>, file: u32) -> Vec<(usize, bool, Outcome)> {
+/// One record made into samples.
+struct Made {
+    /// The number it is known by: its line, or its place among the records.
+    label: usize,
+    /// It has an empty answer.
+    empty: bool,
+    /// It has tools that its samples hold nothing of.
+    tools_left_out: bool,
+    outcome: Outcome,
+}
+
+/// Makes samples of a block's records, in their order.
+fn outcomes(block: &Block, encoder: &Encoder<'_>, file: u32) -> Vec<Made> {
     let encode = |line: &jsonl::Line<'_>| {
-        let mut empty = false;
+        let (mut empty, mut tools_left_out) = (false, false);
         let encoded = jsonl::parse(line, encoder.kind()).and_then(|record| {
             empty = record.has_empty_answer();
+            tools_left_out = encoder.leaves_tools_out(&record);
             let of_line = |fault| Fault { line: line.number, record: line.record, ..fault };
             encoder.encode(&record, file, line.label()).map_err(of_line)
         });
@@ -152,17 +166,17 @@ fn outcomes(block: &Block, encoder: &Encoder<'_>, file: u32) -> Vec<(usize, bool
                 Err(mut one) => one.pop().map_or(Outcome::NothingToLearn, Outcome::One),
             },
         };
-        (line.label(), empty, outcome)
+        Made { label: line.label(), empty, tools_left_out, outcome }
     };
     block.lines().par_iter().map(encode).collect()
 }
 
-fn add<W: Write, I: Read + Write + Seek>(
-    writer: &mut Writer<W, I>,
-    line: usize,
-    empty: bool,
-    outcome: Outcome,
-) -> io::Result<()> {
+fn add<W: Write, I: Read + Write + Seek>(writer: &mut Writer<W, I>, made: Made) -> io::Result<()> {
+    let Made { label: line, empty, tools_left_out, outcome } = made;
+    if tools_left_out && matches!(outcome, Outcome::One(_) | Outcome::Pair(..)) {
+        writer.meta.tools_left_out += 1;
+        writer.meta.tools_line.get_or_insert(line);
+    }
     let samples = match outcome {
         Outcome::One(sample) => {
             if !sample.teaches() {

@@ -1,5 +1,5 @@
-//! Packing: several samples share a row, so that a batch of rows is about as many tokens each time. No token attends
-//! across samples and positions begin anew with each, so the loss is the same.
+//! Packing: several samples share a row, so that a batch of rows is about as many tokens each time.
+//! No token attends across samples and positions begin anew with each, so the loss is the same.
 
 use super::batch::Batch;
 use super::dataset::Dataset;
@@ -7,7 +7,7 @@ use super::dataset::Dataset;
 /// Rows that are filled at the same time: more pack tighter, fewer keep the order closer.
 const OPEN_ROWS: usize = 32;
 
-/// Which samples share a row, for all rows of an epoch, in two flat lists.
+/// The rows of an epoch: which samples share each, in two flat lists.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rows {
     indices: Vec<u32>,
@@ -16,7 +16,7 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// How many.
+    /// The number of rows.
     pub fn len(&self) -> usize {
         self.ends.len()
     }
@@ -40,7 +40,7 @@ impl Rows {
         self.ends.get(row).map_or(0, |&(_, used)| used as usize)
     }
 
-    /// All rows.
+    /// Every row's samples.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &[u32]> {
         self.slice(0, self.len())
     }
@@ -93,8 +93,8 @@ impl Dataset {
         self.options.max_seq_len - 1
     }
 
-    /// The samples of some packed rows (of texts or chats), one after the other. What the rows leave free is not in it:
-    /// padding would be computed, and learns nothing.
+    /// The samples of some packed rows (of texts or chats), one after the other. What the rows
+    /// leave free is not in it: padding would be computed, and learns nothing.
     ///
     /// # Shapes
     /// `[1, positions of all samples]`, one position per target.

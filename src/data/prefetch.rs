@@ -1,7 +1,7 @@
-//! Batches put together on a thread of their own while the step before runs.
+//! A source of batches that puts them together on a thread of their own while the step before runs.
 //!
-//! In: any source of batches. Out: the same batches at the same positions; errors, and a panic, arrive with the batch
-//! they belong to. At most [`AHEAD`] batches wait, so memory does not grow.
+//! In: any source of batches. Out: the same batches at the same positions; errors, and a panic,
+//! arrive with the batch they belong to. At most [`AHEAD`] batches wait, so memory does not grow.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
@@ -18,17 +18,18 @@ const AHEAD: usize = 1;
 /// A source that the thread and the loop share.
 type Shared<'env> = Arc<Mutex<Box<dyn Batches + Send + 'env>>>;
 
-/// Epoch and index.
+/// A place: epoch and index.
 type Place = (usize, usize);
 
-/// Where to go on from. The number is the loop's, so that batches of an earlier wish are known.
+/// A wish: the place to go on from. The number is the loop's, so that batches of an earlier wish
+/// are known.
 #[derive(Clone, Copy)]
 struct Wish {
     number: u64,
     place: Place,
 }
 
-/// What the thread gives: a batch and its place, or nothing past the last epoch.
+/// The thread's answer: a batch and its place, or nothing past the last epoch.
 struct Made {
     wish: u64,
     batch: Option<(Place, Result<Batch>)>,
@@ -76,7 +77,8 @@ fn ended() -> Error {
     Error::failed("batches: expected the thread that makes them to run, found it ended")
 }
 
-/// A source is only ever used by one at a time; one that panicked is asked again at the caller's risk.
+/// A source is only ever used by one at a time; one that panicked is asked again at the caller's
+/// risk.
 fn locked<'a, 'env>(source: &'a Shared<'env>) -> MutexGuard<'a, Box<dyn Batches + Send + 'env>> {
     source.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,7 +1,7 @@
 //! A record to token ids and the spans that are learned, as the two references build them.
 //!
-//! Source: MODEL_AND_STAGES sections 3 and 6. 2025: text alone; the answer, its `<|im_end|>` and the
-//! newline after it. 2026: bos + text + eos; the answer from after `<|im_start|>assistant\n` through
+//! Source: docs/stages.md, data. 2025: text alone; the answer, its `<|im_end|>` and the newline
+//! after it. 2026: bos + text + eos; the answer from after `<|im_start|>assistant\n` through
 //! `<|im_end|>\n`, tools and tool calls parsed, two augmentations.
 
 use std::ops::Range;
@@ -14,7 +14,7 @@ use super::jsonl::{Fault, Kind, Record};
 use mmx_converters::random::Random;
 use mmx_converters::{Error, Result};
 
-/// Whose conventions hold: the reference of 2025-04 or of 2026-08.
+/// The reference whose conventions hold: that of 2025-04 or of 2026-08.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Recipe {
     /// MiniMind2.
@@ -34,28 +34,28 @@ pub enum OnBad {
     Skip,
 }
 
-/// How records become samples.
+/// The options by which records become samples.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SampleOptions {
-    /// Whose conventions hold.
+    /// The reference whose conventions hold.
     pub recipe: Recipe,
-    /// What the files hold.
+    /// The kind of data that the files hold.
     pub kind: Kind,
     /// Samples are cut to this many tokens; at least 2.
     pub max_seq_len: usize,
     /// What to do with a faulty line.
     pub on_bad: OnBad,
-    /// 2026, chats without a system turn and without tools: the share that gets one. Reference: 0.2 in SFT and the
-    /// stages that read its data, never in DPO.
+    /// 2026, chats without a system turn and without tools: the share that gets one. Reference: 0.2
+    /// in SFT and the stages that read its data, never in DPO.
     pub system_ratio: f64,
     /// 2026: the share of rendered chats in which empty think blocks are kept. Reference: 0.2.
     pub empty_think_ratio: f64,
-    /// Draws the augmentations.
+    /// Seed of the augmentations.
     pub seed: u64,
 }
 
 impl SampleOptions {
-    /// The reference's rates and seed.
+    /// Options with the reference's rates and seed.
     pub fn new(recipe: Recipe, kind: Kind, max_seq_len: usize) -> Self {
         Self {
             recipe,
@@ -69,7 +69,7 @@ impl SampleOptions {
     }
 }
 
-/// Token ids and what of them is learned.
+/// A sample: token ids, and which of them are learned.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sample {
     /// At most max_seq_len ids, without padding.
@@ -104,7 +104,8 @@ impl Sample {
         self.spans.iter().any(|span| span.contains(&(position as u32)))
     }
 
-    /// The labels of Transformers' convention, `seq` of them: the id where it is learned, else -100.
+    /// The labels of Transformers' convention, `seq` of them: the id where it is learned, else
+    /// -100.
     pub fn labels(&self, seq: usize) -> Vec<i64> {
         /// The index that PyTorch's cross-entropy ignores.
         const IGNORED: i64 = -100;
@@ -120,8 +121,9 @@ impl Sample {
 /// The empty thought that MiniMind-3's template renders before an answer without one.
 const EMPTY_THINK: &str = "<think>\n\n</think>\n\n";
 
-/// What a chat without a system turn may get in front of it (2026 augmentation). The reference draws
-/// from a list of its own; what matters is that the model sees system turns of several kinds.
+/// System prompts that a chat without a system turn may get in front of it (2026 augmentation). The
+/// reference draws from a list of its own; what matters is that the model sees system turns of
+/// several kinds.
 const SYSTEM_PROMPTS: [&str; 8] = [
     "You are a helpful assistant.",
     "Answer briefly and correctly.",
@@ -221,6 +223,18 @@ impl<'a> Encoder<'a> {
         Ok(samples)
     }
 
+    /// True of a record with tools that its sample holds nothing of: the chat template renders
+    /// none, or the recipe hands it role and content alone (2025).
+    pub fn leaves_tools_out(&self, record: &Record) -> bool {
+        let given = |turns: &[Value]| turns.first().is_some_and(|turn| !is_empty(&turn["tools"]));
+        let has_tools = match record {
+            Record::Text(_) => false,
+            Record::Chat(turns) => given(turns),
+            Record::Preference { chosen, rejected } => given(chosen) || given(rejected),
+        };
+        has_tools && (self.options.recipe == Recipe::R2025 || !self.tokenizer.shows_tools())
+    }
+
     fn has_control_text(&self, text: &str) -> bool {
         // all of MiniMind's begin so: a quick no for nearly every text
         text.contains('<') && self.control.iter().any(|token| text.contains(token.as_str()))
@@ -229,7 +243,8 @@ impl<'a> Encoder<'a> {
     fn text(&self, text: &str) -> Result<Sample, String> {
         let max = self.options.max_seq_len;
         let mut ids = self.tokenizer.encode(text).map_err(|e| e.to_string())?;
-        // the 2025 reference takes what `tokenizer(text)` gives, the 2026 one puts bos and eos there itself
+        // the 2025 reference takes what `tokenizer(text)` gives, the 2026 one puts bos and eos
+        // there itself
         let (before, after) = (self.tokenizer.before_text(), self.tokenizer.after_text());
         let full_len;
         if self.options.recipe == Recipe::R2026 {
@@ -288,7 +303,8 @@ impl<'a> Encoder<'a> {
         let mut messages = Vec::with_capacity(turns.len() + 1);
         for (index, turn) in turns.iter().enumerate() {
             let mut message = turn.as_object().cloned().unwrap_or_default();
-            if message.get("role").and_then(Value::as_str) == Some("system")
+            // they stand in the system turn, or in the first one where there is none
+            if index == 0
                 && let Some(tools) = parsed(&mut message, "tools", index)?
             {
                 options.tools = Some(tools);
@@ -313,7 +329,8 @@ impl<'a> Encoder<'a> {
         })
     }
 
-    /// From the second id after the mark (the first is the newline) to the newline after the end.
+    /// Learned spans of 2025: from the second id after the mark (the first is the newline) to the
+    /// newline after the end.
     fn spans_2025(&self, ids: &mut Vec<u32>) -> Vec<Range<u32>> {
         let max = self.options.max_seq_len;
         let mut spans = Vec::new();
@@ -338,7 +355,7 @@ impl<'a> Encoder<'a> {
         kept(spans)
     }
 
-    /// From after the mark through the end.
+    /// Learned spans of 2026: from after the mark through the end.
     fn spans_2026(&self, ids: &[u32]) -> Vec<Range<u32>> {
         let mut spans = Vec::new();
         let mut at = 0;
@@ -360,6 +377,16 @@ fn kept(spans: Vec<Range<usize>>) -> Vec<Range<u32>> {
 fn find(ids: &[u32], needle: &[u32], from: usize) -> Option<usize> {
     let found = ids.get(from..)?.windows(needle.len()).position(|window| window == needle)?;
     Some(from + found)
+}
+
+/// Whether a list of tools, as it is or as JSON in a string, holds none.
+fn is_empty(tools: &Value) -> bool {
+    match tools {
+        Value::Null => true,
+        Value::Array(list) => list.is_empty(),
+        Value::String(text) => matches!(text.trim(), "" | "[]" | "null"),
+        _ => false,
+    }
 }
 
 /// A key that holds JSON as a string (or as it is), taken out of a message; empty means absent.

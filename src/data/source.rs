@@ -1,5 +1,6 @@
-//! Files to text: as they are, or unpacked from gzip or zstd (told by their first bytes, not their
-//! names), in blocks of whole lines or records, so that memory does not grow with the file.
+//! The text of data files: as they are, or unpacked from gzip or zstd (told by their first bytes,
+//! not their names), in blocks of whole lines or records, so that memory does not grow with the
+//! file.
 
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -13,13 +14,13 @@ use mmx_converters::{Error, Result};
 /// Text read at once. A line longer than this makes its block longer.
 const BLOCK_BYTES: u64 = 8 << 20;
 
-/// What the table's rows are to be written as.
+/// The form that a table's rows are to be written in.
 const TO_LINES: &str = "write its rows as JSON Lines, an object each: in Python, \
      `datasets.load_dataset(...)[\"train\"].to_json(\"data.jsonl\", force_ascii=False)`";
 const UNPACK: &str = "unpack it, and give the files in it; gzip and zstd need not be unpacked";
 
-/// Files that are known by their first bytes: where those stand, the bytes, what it is, what to do. Sources: the formats'
-/// own specifications.
+/// Files that are known by their first bytes: where those stand, the bytes, what it is, what to do.
+/// Sources: the formats' own specifications.
 const FORMATS: [(usize, &[u8], &str, &str); 14] = [
     (0, b"PAR1", "a Parquet file", TO_LINES),
     (0, b"ARROW1", "an Arrow file", TO_LINES),
@@ -47,7 +48,8 @@ impl Source {
     /// Opens a file.
     ///
     /// # Errors
-    /// No file, a folder, a Git LFS pointer, or a file that is known to be no text by its first bytes.
+    /// No file, a folder, a Git LFS pointer, or a file that is known to be no text by its first
+    /// bytes.
     pub fn open(path: &Path) -> Result<Self> {
         let file = fs_err::File::open(path).map_err(|e| Error::io(path, e))?;
         if !file.metadata().map_err(|e| Error::io(path, e))?.is_file() {
@@ -121,7 +123,7 @@ impl BufRead for Source {
     }
 }
 
-/// Whole lines of a file, or whole records where those are no lines.
+/// A block: whole lines of a file, or whole records where records are no lines.
 pub struct Block {
     bytes: Vec<u8>,
     /// Number of the first line, from 1.
@@ -187,7 +189,8 @@ impl Blocks {
         })
     }
 
-    /// True where samples are known by their number among the records: they are no lines of their own.
+    /// True where samples are known by their number among the records: they are no lines of their
+    /// own.
     pub fn counts_records(&self) -> bool {
         self.splitter.is_some()
     }
@@ -195,8 +198,8 @@ impl Blocks {
     /// The next block, or nothing at the end.
     ///
     /// # Errors
-    /// The file cannot be read, is an archive that is damaged or cut off, holds no JSON at all, or is damaged between the
-    /// records of an array.
+    /// The file cannot be read, is an archive that is damaged or cut off, holds no JSON at all, or
+    /// is damaged between the records of an array.
     pub fn next_block(&mut self) -> Result<Option<Block>> {
         let mut bytes = std::mem::take(&mut self.rest);
         if self.layout.is_none() {
@@ -279,7 +282,8 @@ impl Blocks {
         }
         let Some(last) = records.last() else { return Ok(None) };
         let offset = self.offset;
-        // the record under way goes on in the next block; what stands between records is not needed again
+        // the record under way goes on in the next block; what stands between records is not needed
+        // again
         self.offset = splitter.start().unwrap_or(offset + bytes.len());
         self.rest = bytes.split_off(self.offset - offset);
         bytes.truncate(last.end - offset);
@@ -318,7 +322,8 @@ mod tests {
         assert!(count > 1 && found == whole, "{count} blocks");
     }
 
-    /// A block holds some 8 MB whatever the size of the array, and a record may be longer than a block.
+    /// A block holds some 8 MB whatever the size of the array, and a record may be longer than a
+    /// block.
     #[test]
     fn an_array_comes_in_blocks_of_whole_records() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,7 +1,8 @@
-//! The texts of files, for training a tokenizer: streamed, so that memory does not grow with the file.
+//! The texts of files, for training a tokenizer: streamed, so that memory does not grow with the
+//! file.
 //!
-//! JSON Lines or a JSON array of any kind mmx trains on (`text`; the contents and thoughts of chats; Alpaca's), or plain
-//! text; also packed with gzip or zstd.
+//! JSON Lines or a JSON array of any kind mmx trains on (`text`; the contents and thoughts of
+//! chats; Alpaca's), or plain text; also packed with gzip or zstd.
 
 use std::io::BufRead;
 use std::path::Path;
@@ -29,8 +30,8 @@ pub fn is_json_lines(path: &Path) -> bool {
 /// Calls `each` with batches of texts until the file ends.
 ///
 /// # Errors
-/// A file that cannot be read, is not UTF-8, or (`.jsonl`, `.json`) holds a record without text, naming
-/// the line; whatever `each` returns.
+/// A file that cannot be read, is not UTF-8, or (`.jsonl`, `.json`) holds a record without text,
+/// naming the line; whatever `each` returns.
 pub fn for_each_batch(path: &Path, each: impl FnMut(&[String]) -> Result<()>) -> Result<()> {
     match is_json_lines(path) {
         true => of_records(path, each),

@@ -1,9 +1,9 @@
 //! The token file: one data file's samples as ids and spans, read through a memory map.
 //!
-//! Layout, little endian: head (magic, key), per sample its ids (2 bytes each where all ids fit, else 4)
-//! and spans (pairs of u32), the index ([`ENTRY`] bytes per sample), what was found on the way as JSON
-//! ([`Meta`]), and an end (where index, JSON and end begin, CRC-32 of all before, magic). Preference
-//! pairs are two samples, chosen first.
+//! Layout, little endian: head (magic, key), per sample its ids (2 bytes each where all ids fit,
+//! else 4) and spans (pairs of u32), the index ([`ENTRY`] bytes per sample), what was found on the
+//! way as JSON ([`Meta`]), and an end (where index, JSON and end begin, CRC-32 of all before,
+//! magic). Preference pairs are two samples, chosen first.
 
 use std::fs::FileTimes;
 use std::io::{self, BufWriter, Read, Seek, Write};
@@ -19,15 +19,16 @@ use super::sample::Sample;
 
 const MAGIC: [u8; 8] = *b"mmxtok01";
 const HEAD: usize = 8 + 32;
-/// Of a sample: offset u64, ids u32, spans u32 (top bit: control text), length before the cut u32, line u32.
+/// Bytes of a sample in the index: offset u64, ids u32, spans u32 (top bit: control text), length
+/// before the cut u32, line u32.
 const ENTRY: usize = 24;
 const END: usize = 8 * 3 + 4 + 8;
 const CONTROL: u32 = 1 << 31;
 
-/// What a file's samples were made from; see [`super::cache`].
+/// The digest of everything that a file's samples were made from; see [`super::cache`].
 pub(super) type Key = [u8; 32];
 
-/// What was found while a file was read.
+/// The findings about a file, made while it was read.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Meta {
     /// Ids take 4 bytes.
@@ -47,10 +48,14 @@ pub(super) struct Meta {
     pub(super) nothing_to_learn: Vec<usize>,
     /// Lines of samples with an answer of which only the end is learned.
     pub(super) empty_answers: Vec<usize>,
+    /// Records with tools that their samples hold nothing of.
+    pub(super) tools_left_out: usize,
+    /// The line of the first record with such tools.
+    pub(super) tools_line: Option<usize>,
     pub(super) faults: Vec<Fault>,
 }
 
-/// Counts and sums what goes through.
+/// A writer that counts bytes and sums them to a CRC-32.
 struct Summed<W> {
     out: W,
     crc: crc32fast::Hasher,
@@ -70,7 +75,8 @@ impl<W: Write> Write for Summed<W> {
     }
 }
 
-/// Writes a token file; the index waits in a file of its own meanwhile, so that memory does not grow.
+/// Writes a token file; the index waits in a file of its own meanwhile, so that memory does not
+/// grow.
 pub(super) struct Writer<W: Write, I: Write> {
     out: Summed<W>,
     index: BufWriter<I>,
@@ -149,7 +155,7 @@ impl TokenFile {
     /// Opens a file and checks every byte of it (by reading, so that the map stays cold).
     ///
     /// # Errors
-    /// In words: why it is no whole token file with this key.
+    /// The reason, in words, why it is no whole token file with this key.
     pub(super) fn open(path: &Path, key: &Key) -> Result<Self, String> {
         let held = fs_err::File::open(path).map_err(|e| e.to_string())?;
         // where files cannot be locked, they are not removed either
@@ -161,7 +167,7 @@ impl TokenFile {
         Self::new(bytes, crc, key, Some(held))
     }
 
-    /// The same of bytes in memory.
+    /// Opens a token file in memory, checking every byte of it.
     ///
     /// # Errors
     /// See [`TokenFile::open`].
@@ -196,8 +202,9 @@ impl TokenFile {
         Ok(Self { bytes, index_at, meta, _held: held, touched: AtomicUsize::new(0) })
     }
 
-    /// Counts places that were read, and now and then gives the pages that were mapped for them back: they stay in the
-    /// system's cache, but a large file read in any order would count as this process's memory as a whole.
+    /// Counts places that were read, and now and then gives the pages that were mapped for them
+    /// back: they stay in the system's cache, but a large file read in any order would count as
+    /// this process's memory as a whole.
     fn touch(&self, places: usize) {
         /// Up to 16 pages of 4 KiB come with each place: 64 MB.
         const PLACES: usize = 1000;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clap::{Args, ValueEnum};
 use mmx_converters::model::adapter::Adapters;
 use mmx_converters::words::counted;
-use mmx_data::{OnBad, Recipe};
+use mmx_data::{OnBad, Recipe, StageInfo};
 use mmx_training::config::{self, TrainConfig};
 use mmx_training::job::{self, Outcome, Request};
 use mmx_training::stage;
@@ -31,8 +31,10 @@ Those of lora are PEFT folders of the adapters alone; mmx opens one as the model
 Ctrl-C saves one and ends; --resume goes on exactly where the newest one was.")]
 pub(crate) struct TrainArgs {
     /// What to learn
-    stage: StageName,
-    /// Training data, JSON Lines or JSON arrays of records, also packed with gzip or zstd (repeatable)
+    #[arg(value_name = "STAGE", value_parser = crate::stages::parser())]
+    stage: &'static StageInfo,
+    /// Training data, JSON Lines or JSON arrays of records, also packed with gzip or zstd
+    /// (repeatable)
     #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
     data: Vec<PathBuf>,
     /// Put exactly one JSON object on stdout
@@ -51,24 +53,7 @@ pub(crate) struct TrainArgs {
     knobs: Knobs,
 }
 
-/// The stages.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum StageName {
-    /// Next token of plain text, from scratch
-    Pretrain,
-    /// The assistant's turns of chats
-    Sft,
-    /// The same with low-rank adapters beside fixed weights
-    Lora,
-    /// Chosen answers against rejected ones
-    Dpo,
-    /// A teacher's distribution as well as the answers
-    Distill,
-    /// Answers that think first, their tags weighing tenfold
-    Reason,
-}
-
-/// on or off.
+/// A switch: on or off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Switch {
@@ -76,17 +61,17 @@ enum Switch {
     Off,
 }
 
-/// The mean or the sum.
+/// How an answer's log-probability is made of its tokens'.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Logps {
-    /// Their mean
+    /// The mean over the tokens
     Mean,
-    /// Their sum, as the paper
+    /// The sum over the tokens, as the paper has it
     Sum,
 }
 
-/// What to do with what is not as it should be.
+/// The action on a faulty record or number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum OnFault {
@@ -116,7 +101,8 @@ macro_rules! knobs {
 }
 
 knobs! {
-    /// Dimensions by name: minimind2-small, minimind2, minimind3, tiny, ... (vocabulary: the tokenizer's)
+    /// Dimensions by name: minimind2-small, minimind2, minimind3, tiny, ... (vocabulary: the
+    /// tokenizer's)
     #[arg(long, value_name = "NAME", conflicts_with_all = ["config", "from"])]
     preset: String,
     /// Dimensions from a config.json, MiniMind's or Transformers'
@@ -179,7 +165,7 @@ knobs! {
     /// lora: inner dimension of the adapters [default: 16; 2025: 8]
     #[arg(long, value_name = "N", value_parser = crate::values::at_least_one)]
     lora_rank: usize,
-    /// lora: their product counts alpha / rank times [default: the rank]
+    /// lora: the adapters' product counts alpha / rank times [default: the rank]
     #[arg(long, value_name = "X")]
     lora_alpha: f64,
     /// lora: square, all, or names of linear layers (q_proj,v_proj) [default: square]
@@ -191,7 +177,8 @@ knobs! {
     /// dpo: how hard the policy is held to the reference [default: 0.15; 2025: 0.1]
     #[arg(long, value_name = "X")]
     beta: f64,
-    /// dpo: an answer's log-probability is the mean or sum of its tokens' [default: sum; 2025: mean]
+    /// dpo: an answer's log-probability is the mean or sum of its tokens'
+    /// [default: sum; 2025: mean]
     #[arg(long, value_name = "mean|sum")]
     logps: Logps,
     /// distill: the model to learn from, of any family whose vocabulary is at least as large
@@ -224,7 +211,8 @@ knobs! {
     /// A loss or gradient that is not finite [default: stop]
     #[arg(long, value_name = "stop|skip")]
     non_finite: OnFault,
-    /// Held-out data: with every checkpoint its loss, and how the model continues a few of its samples
+    /// Held-out data: with every checkpoint its loss, and how the model continues a few of its
+    /// samples
     #[arg(long, value_name = "FILE")]
     val: PathBuf,
     /// Write every micro-step's numbers and the final weights' sums here
@@ -235,19 +223,13 @@ knobs! {
     dump_batches: PathBuf,
 }
 
-/// Runs it.
+/// Runs the training.
 ///
 /// # Errors
-/// Anything from flags to a full disk; an interrupted run is one too, after its checkpoint is saved.
+/// Anything from flags to a full disk; an interrupted run is one too, after its checkpoint is
+/// saved.
 pub(crate) fn run(args: TrainArgs) -> Result<()> {
-    let stage = match args.stage {
-        StageName::Pretrain => "pretrain",
-        StageName::Sft => "sft",
-        StageName::Lora => "lora",
-        StageName::Dpo => "dpo",
-        StageName::Distill => "distill",
-        StageName::Reason => "reason",
-    };
+    let stage = args.stage.name;
     let mut knobs = args.knobs;
     if let Some(path) = &args.recipe_file {
         let text = fs_err::read_to_string(path).map_err(|e| Error::io(path, e))?;

@@ -1,5 +1,5 @@
-//! `mmx-train logits --serve`: the engine `native` of `mmx`. Requests come on stdin, answers go to stdout, in the words
-//! of [`mmx_converters::wire`].
+//! `mmx-train logits --serve`: the engine `native` of `mmx`. Requests come on stdin, answers go to
+//! stdout, in the words of [`mmx_converters::wire`].
 
 use std::io::{BufWriter, Write};
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use mmx_training::logits::Logits;
 
 use crate::error::{Error, Result};
 
-/// The model, and how it is computed.
+/// The arguments of `mmx-train logits`: the model, and how it is computed.
 #[derive(clap::Args, Debug)]
 pub(crate) struct LogitsArgs {
     /// A checkpoint or a Transformers folder

@@ -1,5 +1,5 @@
-//! The program that trains: `mmx train` starts it, and the engine `native` is `mmx-train logits --serve`. The only one
-//! that links libtorch.
+//! The program that trains: `mmx train` starts it, and the engine `native` is
+//! `mmx-train logits --serve`. The only one that links libtorch.
 #![expect(clippy::print_stdout, reason = "stdout is where a command's data goes")]
 
 #[path = "../mmx/error.rs"]
@@ -8,6 +8,8 @@ mod flags;
 mod logits;
 #[path = "../mmx/parse.rs"]
 mod parse;
+#[path = "../mmx/args/stages.rs"]
+mod stages;
 #[path = "../mmx/terminal.rs"]
 mod terminal;
 #[path = "../mmx/args/values.rs"]
@@ -28,7 +30,7 @@ struct Train {
     train: flags::TrainArgs,
 }
 
-/// Its arguments otherwise.
+/// The program's other commands, which `mmx` calls.
 #[derive(Parser, Debug)]
 #[command(name = "mmx-train", version)]
 enum Other {
@@ -75,7 +77,7 @@ fn same_version() -> Result<()> {
     }
 }
 
-/// What [`mmx_models::trainer::About`] reads.
+/// Prints the answer that [`mmx_models::trainer::About`] reads.
 fn about(json: bool) -> Result<()> {
     let libtorch = mmx_training::about::libtorch();
     let device = mmx_training::about::device();
@@ -96,8 +98,8 @@ fn about(json: bool) -> Result<()> {
     Ok(())
 }
 
-/// Bounds the threads that tokenize, quantize and export by what [`mmx_ggml::cpus`] allows, where that is less than the
-/// pool would take by itself and RAYON_NUM_THREADS does not say otherwise.
+/// Bounds the threads that tokenize, quantize and export by what [`mmx_ggml::cpus`] allows, where
+/// that is less than the pool would take by itself and RAYON_NUM_THREADS does not say otherwise.
 fn bound_pool() {
     let (most, all) =
         (mmx_ggml::cpus(), std::thread::available_parallelism().map_or(1, usize::from));

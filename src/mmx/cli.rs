@@ -5,8 +5,8 @@
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    bench, chat, data, doctor, eval, export, imatrix, import, inspect, logits, ollama, plot, pull,
-    push, quantize, run, serve, tokenizer, train, verify, version,
+    bench, chat, data, doctor, eval, export, imatrix, import, inspect, licenses, logits, ollama,
+    plot, pull, push, quantize, run, serve, tokenizer, train, verify, version,
 };
 use crate::error::Result;
 
@@ -34,6 +34,7 @@ pub(crate) enum Command {
     Imatrix(imatrix::ImatrixArgs),
     Import(import::ImportArgs),
     Inspect(inspect::InspectArgs),
+    Licenses(licenses::LicensesArgs),
     Logits(logits::LogitsArgs),
     Ollama(ollama::OllamaArgs),
     Plot(plot::PlotArgs),
@@ -68,6 +69,7 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
         Command::Imatrix(args) => imatrix::run(&args, cli.json),
         Command::Import(args) => import::run(&args, cli.json),
         Command::Inspect(args) => inspect::run(&args, cli.json),
+        Command::Licenses(args) => licenses::run(&args, cli.json),
         Command::Logits(args) => logits::run(args, cli.json),
         Command::Ollama(args) => ollama::run(args, cli.json),
         Command::Plot(args) => plot::run(&args, cli.json),

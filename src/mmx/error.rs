@@ -1,4 +1,5 @@
-//! The command line's error: what went wrong below, in one sentence, with a hint where there is one.
+//! The command line's error: what went wrong below, in one sentence, with a hint where there is
+//! one.
 #![allow(dead_code, reason = "each program uses a part of it")]
 
 use std::path::Path;
@@ -12,7 +13,7 @@ pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
 /// An error of a command.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// A library's.
+    /// An error of a library.
     #[error(transparent)]
     Library(#[from] LibraryError),
     /// The command line asks for something that makes no sense: exit code 2.
@@ -61,7 +62,7 @@ impl Error {
         }
     }
 
-    /// 2 for misuse, 1 for everything else.
+    /// The exit code: 2 for misuse, 1 for everything else.
     pub(crate) fn code(&self) -> u8 {
         match self {
             Self::Usage { .. } => 2,
@@ -69,7 +70,7 @@ impl Error {
         }
     }
 
-    /// In a sentence; settings are spelled as the options they are on the command line.
+    /// The error in a sentence; settings are spelled as the options they are on the command line.
     fn sentence(&self, options: &[String]) -> String {
         match self {
             Self::Library(LibraryError::Setting { name, expected, found }) => {
@@ -90,7 +91,8 @@ pub(crate) fn options_of(command: &clap::Command) -> Vec<String> {
     options
 }
 
-/// A library's text with the settings it names in backticks, `max_seq_len`, as options: --max-seq-len.
+/// A library's text with the settings it names in backticks, `max_seq_len`, as options:
+/// --max-seq-len.
 pub(crate) fn spelled(text: &str, options: &[String]) -> String {
     let mut out = String::new();
     let mut rest = text;

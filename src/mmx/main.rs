@@ -27,8 +27,8 @@ fn main() -> ExitCode {
     error::exit_code(result, &options)
 }
 
-/// Bounds the threads that tokenize, quantize and export by what [`mmx_ggml::cpus`] allows, where that is less than the
-/// pool would take by itself and RAYON_NUM_THREADS does not say otherwise.
+/// Bounds the threads that tokenize, quantize and export by what [`mmx_ggml::cpus`] allows, where
+/// that is less than the pool would take by itself and RAYON_NUM_THREADS does not say otherwise.
 fn bound_pool() {
     let (most, all) =
         (mmx_ggml::cpus(), std::thread::available_parallelism().map_or(1, usize::from));

@@ -1,5 +1,5 @@
-//! The command line's words to a program's arguments: clap's parser, with help that fits the terminal's width, errors that say
-//! what was expected, and only tips that work.
+//! The command line's words to a program's arguments: clap's parser, with help that fits the
+//! terminal's width, errors that say what was expected, and only tips that work.
 
 use std::ffi::OsString;
 use std::num::{IntErrorKind, ParseFloatError, ParseIntError};
@@ -29,8 +29,8 @@ pub(crate) fn command<P: Parser>() -> Command {
     arranged(P::command())
 }
 
-/// A command and those below it, with their closing text as paragraphs, and options that take a negative number as
-/// their value rather than as another option.
+/// A command and those below it, with their closing text as paragraphs, and options that take a
+/// negative number as their value rather than as another option.
 pub(crate) fn arranged(command: Command) -> Command {
     let command = match command.get_after_help().map(|text| paragraphs(&text.to_string())) {
         Some(text) => command.after_help(text),
@@ -43,8 +43,9 @@ pub(crate) fn arranged(command: Command) -> Command {
     command.mut_subcommands(arranged)
 }
 
-/// Lines of prose joined to one for each paragraph, so that they are broken in one place only: at the terminal's
-/// width. Lines that begin with a space are examples, and are broken as a shell takes them.
+/// Lines of prose joined to one for each paragraph, so that they are broken in one place only: at
+/// the terminal's width. Lines that begin with a space are examples, and are broken as a shell
+/// takes them.
 pub(crate) fn paragraphs(text: &str) -> String {
     let mut out = String::new();
     let mut in_prose = false;
@@ -110,7 +111,8 @@ fn explained<P: Parser>(mut error: clap::Error, words: &[OsString]) -> clap::Err
     let Some(ContextValue::StyledStrs(tips)) = error.remove(ContextKind::Suggested) else {
         return error;
     };
-    // clap has not tried this one: behind `--`, no option takes a value, and most commands take no more words
+    // clap has not tried this one: behind `--`, no option takes a value, and most commands take no
+    // more words
     let mut tips: Vec<_> =
         tips.into_iter().filter(|tip| !tip.to_string().contains(" as a value, use ")).collect();
     if let Some(ContextValue::String(unknown)) = error.get(ContextKind::InvalidArg)
@@ -141,7 +143,8 @@ fn expected_number(error: &clap::Error) -> Option<&'static str> {
     }
 }
 
-/// How to give a word that begins with a dash and was taken for an option, if there is a way that works.
+/// How to give a word that begins with a dash and was taken for an option, if there is a way that
+/// works.
 fn dash_tip<P: Parser>(unknown: &str, words: &[OsString]) -> Option<String> {
     // of `-x.gguf` clap names `-x`
     let is_it =

@@ -8,7 +8,8 @@ fn error(words: &[&str]) -> clap::Error {
     parse_from::<Cli>(words).expect_err("misuse")
 }
 
-/// Every kind of error to which clap adds a tip, and what follows the tip is no misuse of the same kind.
+/// Every kind of error to which clap adds a tip, and what follows the tip is no misuse of the same
+/// kind.
 #[test]
 fn every_tip_works() {
     for (words, tip, better) in [

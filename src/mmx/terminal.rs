@@ -1,4 +1,5 @@
-//! What libraries say, on stderr: sentences, a bar on a terminal, elsewhere a line now and then.
+//! The listener that puts what libraries say on stderr: sentences, a bar on a terminal, elsewhere a
+//! line now and then.
 #![allow(dead_code, reason = "each program uses a part of it")]
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,7 +32,7 @@ impl Terminal {
 }
 
 impl Listener for Terminal {
-    /// Without tearing the bar.
+    /// Prints a line above the bar.
     fn say(&self, sentence: &str) {
         match &self.shown().bar {
             Some(bar) => bar.suspend(|| eprintln!("{sentence}")),
@@ -69,7 +70,7 @@ impl Listener for Terminal {
 
 impl Shown {
     fn steps(&mut self, done: usize, total: usize, message: &str) {
-        /// Between lines where there is no bar.
+        /// Time between lines where there is no bar.
         const EVERY: Duration = Duration::from_secs(10);
         let bar = self.bar.get_or_insert_with(|| {
             let bar = ProgressBar::with_draw_target(

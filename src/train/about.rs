@@ -1,4 +1,4 @@
-//! What training has to work with: libtorch and a device.
+//! The means of training on this machine: libtorch and a device.
 
 use std::path::Path;
 

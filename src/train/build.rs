@@ -1,6 +1,7 @@
 //! Compiles kernel/bridge.cpp, and tells the programs' build script where libtorch lies
-//! (DEP_MMX_TRAINING_LIBTORCH): torch-sys links libtorch but emits no rpath, and tells its direct dependents only.
-//! The path is also where the CUDA part is found when a CUDA device is asked for (model/device.rs).
+//! (DEP_MMX_TRAINING_LIBTORCH): torch-sys links libtorch but emits no rpath, and tells its direct
+//! dependents only. The path is also where the CUDA part is found when a CUDA device is asked for
+//! (model/device.rs).
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");

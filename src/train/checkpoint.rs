@@ -1,5 +1,6 @@
-//! A checkpoint: a model folder that every tool opens, and beside it in `training/` what is needed to go
-//! on exactly: moments, an unfinished accumulation's gradient, position, configuration, digests.
+//! A checkpoint: a model folder that every tool opens, and beside it in `training/` what is needed
+//! to go on exactly: moments, an unfinished accumulation's gradient, position, configuration,
+//! digests.
 //!
 //! Below a run's `--out DIR`:
 //! ```text
@@ -8,11 +9,11 @@
 //!     training/optimizer.safetensors   first.NAME, second.NAME (and gradient.NAME), float32
 //!     training/state.json              written last: without it the folder is no checkpoint
 //!     (stage lora: adapter_config.json adapter_model.safetensors instead of config.json model.safetensors)
-//! DIR/checkpoint-000123.2/          the same, 2 micro-steps into the accumulation after step 123
+//! DIR/checkpoint-000123.2/          2 micro-steps into the accumulation after step 123
 //! ```
-//! A checkpoint is written beside its place, flushed, and renamed: it is there whole or not at all. The
-//! ones before it are removed only then, and only if all that is in them was written here. Digests tell a damaged one,
-//! whatever happened to the disk.
+//! A checkpoint is written beside its place, flushed, and renamed: it is there whole or not at all.
+//! The ones before it are removed only then, and only if all that is in them was written here.
+//! Digests tell a damaged one, whatever happened to the disk.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -35,7 +36,7 @@ use crate::trainer::{Position, Trainer};
 use mmx_converters::digest;
 use mmx_converters::model::run_folder;
 
-/// Where a checkpoint is while it is written.
+/// The folder's name while a checkpoint is written.
 const STAGING: (&str, &str) = (".mmx-checkpoint-", ".part");
 /// The folder beside the model's files.
 const TRAINING: &str = "training";
@@ -49,7 +50,7 @@ pub struct State {
     pub format: u32,
     /// The mmx that wrote it.
     pub mmx: String,
-    /// Where the run was.
+    /// The position of the run.
     pub position: Position,
     /// Updates AdamW has made (its bias correction counts them).
     pub optimizer_steps: u64,
@@ -59,7 +60,7 @@ pub struct State {
     pub total_micro_steps: usize,
     /// The resolved configuration.
     pub config: TrainConfig,
-    /// What was trained on: data files and tokenizer, as name and SHA-256.
+    /// The data files and the tokenizer, as name and SHA-256.
     pub sources: Vec<(String, String)>,
     /// SHA-256 of every other file of the folder, by its path in it.
     pub files: BTreeMap<String, String>,
@@ -68,7 +69,7 @@ pub struct State {
 /// A whole checkpoint: its folder and what it says.
 pub type Found = (PathBuf, State);
 
-/// What a checkpoint is written from, besides the trainer.
+/// The parts that a checkpoint is written from, besides the trainer.
 pub struct Context<'a> {
     /// The run's folder.
     pub dir: &'a Path,
@@ -84,8 +85,8 @@ pub struct Context<'a> {
     pub listener: &'a dyn Listener,
 }
 
-/// Writes the trainer's checkpoint and removes all but the newest `keep`, as far as they hold nothing else. Returns
-/// its folder.
+/// Writes the trainer's checkpoint and removes all but the newest `keep`, as far as they hold
+/// nothing else. Returns its folder.
 ///
 /// # Errors
 /// The system's refusal (a full disk): the checkpoints that were there are still there.
@@ -227,8 +228,8 @@ pub fn restore(checkpoint: &Path, state: &State, trainer: &mut Trainer<'_>) -> R
     Ok(())
 }
 
-/// Removes what a killed run left of a checkpoint it was writing. The folder must be the caller's alone
-/// ([`run_folder::claim`]).
+/// Removes what a killed run left of a checkpoint it was writing. The folder must be the caller's
+/// alone ([`run_folder::claim`]).
 ///
 /// # Errors
 /// The folder cannot be read, or what is in it not removed.
@@ -243,12 +244,13 @@ pub fn sweep(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The newest whole checkpoint below `dir`, if there is one, and a sentence for each newer one that is
-/// damaged.
+/// The newest whole checkpoint below `dir`, if there is one, and a sentence for each newer one that
+/// is damaged.
 ///
 /// # Errors
-/// `dir` cannot be read; it holds checkpoints and all are damaged; the newest was written by another
-/// version of mmx, or the system refuses to read it: neither is damage, and an older one no answer.
+/// `dir` cannot be read; it holds checkpoints and all are damaged; the newest was written by
+/// another version of mmx, or the system refuses to read it: neither is damage, and an older one no
+/// answer.
 pub fn newest(dir: &Path) -> Result<(Option<Found>, Vec<String>)> {
     let mut warnings = Vec::new();
     for path in run_folder::checkpoints(dir)?.into_iter().rev() {
@@ -324,8 +326,9 @@ pub fn check(checkpoint: &Path) -> Result<State, Fault> {
     Ok(state)
 }
 
-/// Keeps the last `keep` up to the one just written. Those numbered beyond it are the damaged ones that the
-/// run did not go on from. Each leaves its place in one move, so that none is ever half there.
+/// Keeps the last `keep` up to the one just written. Those numbered beyond it are the damaged ones
+/// that the run did not go on from. Each leaves its place in one move, so that none is ever half
+/// there.
 fn prune(
     dir: &Path,
     keep: usize,
@@ -347,8 +350,8 @@ fn prune(
     Ok(())
 }
 
-/// Makes the place of a damaged checkpoint free. With files of others in it, it stays under a name that is no
-/// checkpoint's.
+/// Makes the place of a damaged checkpoint free. With files of others in it, it stays under a name
+/// that is no checkpoint's.
 fn put_aside(dir: &Path, place: &Path, staging: &Path, listener: &dyn Listener) -> Result<()> {
     let mut old = staging.join("damaged");
     if foreign_file(place)?.is_some() {
@@ -364,7 +367,7 @@ fn put_aside(dir: &Path, place: &Path, staging: &Path, listener: &dyn Listener) 
     fs_err::rename(place, &old).map_err(|e| Error::io(place, e))
 }
 
-/// Says once of a checkpoint that it is kept.
+/// Tells the listener once that a checkpoint is kept.
 fn say_kept(checkpoint: &Path, found: &Path, listener: &dyn Listener) {
     static SAID: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
     let mut said = SAID.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -377,8 +380,9 @@ fn say_kept(checkpoint: &Path, found: &Path, listener: &dyn Listener) {
     }
 }
 
-/// The first file or folder in a checkpoint that [`save`] did not write there, or that was changed since. Of large
-/// files only the name is looked at: nobody edits weights by hand, and reading them would cost what writing them does.
+/// The first file or folder in a checkpoint that [`save`] did not write there, or that was changed
+/// since. Of large files only the name is looked at: nobody edits weights by hand, and reading them
+/// would cost what writing them does.
 fn foreign_file(checkpoint: &Path) -> Result<Option<PathBuf>> {
     /// Endings of the files that people edit.
     const TEXT: [&str; 2] = ["json", "jinja"];

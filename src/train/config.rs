@@ -1,18 +1,19 @@
-//! Every knob of a training run that changes its numbers; saved beside what it trained.
+//! The configuration of a training run: every knob that changes its numbers. It is saved beside the
+//! weights.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::stage::Stage;
-use mmx_data::{Kind, Recipe, SampleOptions};
+use mmx_data::{Kind, Recipe, SampleOptions, StageInfo, stages};
 
 /// A resolved training configuration. Resuming with another one would not continue the same run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainConfig {
-    /// pretrain, sft, ...
+    /// The stage's name: pretrain, sft, ...
     pub stage: String,
-    /// 2025 or 2026: the reference's conventions (schedule, samples, what is left at an epoch's end).
+    /// 2025 or 2026: the reference's conventions (schedule, samples, what is left at an epoch's
+    /// end).
     pub recipe: String,
     /// Passes over the data.
     pub epochs: usize,
@@ -44,33 +45,33 @@ pub struct TrainConfig {
     pub system_ratio: f64,
     /// 2026: share of chats whose empty think blocks are kept.
     pub empty_think_ratio: f64,
-    /// The optimizer also steps at an epoch's end on what is left of an accumulation, its loss still
-    /// divided by the whole accumulation. 2026: yes; 2025: no, it stays in the gradient.
+    /// The optimizer also steps at an epoch's end on what is left of an accumulation, its loss
+    /// still divided by the whole accumulation. 2026: yes; 2025: no, it stays in the gradient.
     pub step_at_epoch_end: bool,
     /// A batch with a non-finite loss or gradient is left out instead of ending the run.
     pub skip_non_finite: bool,
-    /// Of stage lora.
+    /// The options of stage lora.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora: Option<LoraOptions>,
-    /// Of stage dpo.
+    /// The options of stage dpo.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dpo: Option<DpoOptions>,
-    /// Of stage distill.
+    /// The options of stage distill.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub distill: Option<DistillOptions>,
 }
 
-/// An answer's log-probability from those of its tokens.
+/// How an answer's log-probability is made from those of its tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Logps {
-    /// Their mean.
+    /// The mean over the tokens.
     Mean,
-    /// Their sum, as the paper.
+    /// The sum over the tokens, as the paper has it.
     Sum,
 }
 
-/// What stage dpo goes down.
+/// The options of stage dpo: direct preference optimization.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DpoOptions {
@@ -81,7 +82,7 @@ pub struct DpoOptions {
 }
 
 impl DpoOptions {
-    /// The reference's.
+    /// The reference's values.
     pub fn new(recipe: Recipe) -> Self {
         match recipe {
             Recipe::R2025 => Self { beta: 0.1, logps: Logps::Mean },
@@ -90,18 +91,18 @@ impl DpoOptions {
     }
 }
 
-/// What stage distill goes down.
+/// The options of stage distill: white-box distillation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DistillOptions {
     /// The cross-entropy's share; the rest is the divergence from the teacher.
     pub alpha: f64,
-    /// Both distributions are softened by it.
+    /// The temperature that softens both distributions.
     pub temperature: f64,
 }
 
 impl DistillOptions {
-    /// The reference's.
+    /// The reference's values.
     pub fn new(recipe: Recipe) -> Self {
         match recipe {
             Recipe::R2025 => Self { alpha: 0.0, temperature: 1.0 },
@@ -110,20 +111,20 @@ impl DistillOptions {
     }
 }
 
-/// What stage lora trains.
+/// The options of stage lora: the adapters that are trained.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LoraOptions {
     /// Inner dimension of the adapters.
     pub rank: usize,
-    /// Their product counts alpha / rank times.
+    /// The adapters' product counts alpha / rank times.
     pub alpha: f64,
     /// `square`, `all`, or names of linear layers with commas between them.
     pub target: String,
 }
 
 impl LoraOptions {
-    /// The reference's: rank 8 (2026: 16), scale 1, every square projection.
+    /// The reference's values: rank 8 (2026: 16), scale 1, every square projection.
     pub fn new(recipe: Recipe) -> Self {
         let rank = match recipe {
             Recipe::R2025 => 8,
@@ -133,17 +134,30 @@ impl LoraOptions {
     }
 }
 
-/// What may change when a run is resumed: it decides what a fault ends, not what is computed. (Where and how
-/// often is saved, held-out data, threads and the files' places are not part of the configuration at all.)
+/// A stage's hyper-parameters where the command line gives none (docs/stages.md, stage by stage).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Defaults {
+    /// Passes over the data.
+    pub epochs: usize,
+    /// Rows per micro-step.
+    pub batch_size: usize,
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Micro-steps per optimizer step.
+    pub accumulation: usize,
+}
+
+/// The fields that may change when a run is resumed: they decide what a fault ends, not what is
+/// computed. (Where and how often is saved, held-out data, threads and the files' places are not
+/// part of the configuration at all.)
 pub const HARMLESS: [&str; 1] = ["skip_non_finite"];
 
 impl TrainConfig {
-    /// The reference's values for a stage; mmx's own where the reference has no such knob.
-    pub fn new(stage: &dyn Stage, recipe: Recipe) -> Self {
-        let defaults = stage.defaults(recipe);
-        let samples = SampleOptions::new(recipe, stage.kind(), defaults.max_seq_len);
+    /// A stage's hyper-parameters, and mmx's own values where the reference has no such knob.
+    pub fn of_defaults(stage: &StageInfo, defaults: Defaults, recipe: Recipe) -> Self {
+        let samples = SampleOptions::new(recipe, stage.kind, stage.max_seq_len);
         Self {
-            stage: stage.name().to_owned(),
+            stage: stage.name.to_owned(),
             recipe: recipe_name(recipe).to_owned(),
             epochs: defaults.epochs,
             batch_size: defaults.batch_size,
@@ -151,20 +165,20 @@ impl TrainConfig {
             lr: defaults.lr,
             weight_decay: 0.01,
             grad_clip: 1.0,
-            max_seq_len: defaults.max_seq_len,
+            max_seq_len: samples.max_seq_len,
             max_steps: None,
             warmup: 0,
             seed: samples.seed,
             shuffle: true,
-            pack: stage.kind() != Kind::Preference, // pairs have rows of their own
+            pack: stage.kind != Kind::Preference, // pairs have rows of their own
             dtype: "f32".into(),
             system_ratio: samples.system_ratio,
             empty_think_ratio: samples.empty_think_ratio,
             step_at_epoch_end: recipe == Recipe::R2026,
             skip_non_finite: false,
-            lora: (stage.name() == "lora").then(|| LoraOptions::new(recipe)),
-            dpo: (stage.name() == "dpo").then(|| DpoOptions::new(recipe)),
-            distill: (stage.name() == "distill").then(|| DistillOptions::new(recipe)),
+            lora: (stage.name == stages::LORA.name).then(|| LoraOptions::new(recipe)),
+            dpo: (stage.name == stages::DPO.name).then(|| DpoOptions::new(recipe)),
+            distill: (stage.name == stages::DISTILL.name).then(|| DistillOptions::new(recipe)),
         }
     }
 
@@ -180,7 +194,7 @@ impl TrainConfig {
         }
     }
 
-    /// Refuses what makes no run.
+    /// Refuses values that make no run.
     ///
     /// # Errors
     /// The option, what was expected and what was found.
@@ -234,7 +248,8 @@ impl TrainConfig {
         }
     }
 
-    /// The fields that differ, as `name: was X, now Y`: those that make it another run, and the [`HARMLESS`].
+    /// The fields that differ, as `name: was X, now Y`: those that make it another run, and the
+    /// [`HARMLESS`].
     pub fn differences(&self, now: &Self) -> (Vec<String>, Vec<String>) {
         let fields = |config: &Self| match serde_json::to_value(config) {
             Ok(serde_json::Value::Object(fields)) => fields,
@@ -256,7 +271,7 @@ impl TrainConfig {
     }
 }
 
-/// 2025 or 2026.
+/// The recipe's name: 2025 or 2026.
 pub fn recipe_name(recipe: Recipe) -> &'static str {
     match recipe {
         Recipe::R2025 => "2025",

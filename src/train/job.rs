@@ -1,6 +1,7 @@
 //! A resolved request to an outcome: a training begun, or gone on with from its newest checkpoint.
 //!
-//! In: a [`Request`]. Out: an [`Outcome`], and below the request's folder the checkpoints and logs of the run.
+//! In: a [`Request`]. Out: an [`Outcome`], and below the request's folder the checkpoints and logs
+//! of the run.
 //!
 //! A program that pretrains, stops after two steps, and goes on later:
 //!
@@ -100,7 +101,7 @@ pub use crate::session::Outcome;
 /// A training run: what it learns from, where it begins, how, and where it is kept.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// What the numbers of the run depend on. Its stage is the run's.
+    /// The configuration: everything that the run's numbers depend on, its stage included.
     pub config: TrainConfig,
     /// The element type to compute in is measured, whatever the configuration says.
     pub choose_dtype: bool,
@@ -120,7 +121,7 @@ pub struct Request {
     pub tokenizer: Option<PathBuf>,
     /// Adapters to begin with.
     pub adapter: Option<PathBuf>,
-    /// What distillation learns from.
+    /// The teacher that distillation learns from.
     pub teacher: Option<PathBuf>,
     /// Where to compute: `auto`, `cpu`, `cuda` or `cuda:N`; nothing for `auto`.
     pub device: Option<String>,
@@ -143,7 +144,8 @@ pub struct Request {
 }
 
 impl Request {
-    /// A run of a configuration that learns from files, kept in a folder; everything else by default.
+    /// A run of a configuration that learns from files, kept in a folder; everything else by
+    /// default.
     pub fn new(config: TrainConfig, data: Vec<PathBuf>, out: impl Into<PathBuf>) -> Self {
         Self {
             config,
@@ -170,11 +172,13 @@ impl Request {
     }
 }
 
-/// Runs a training to its end, or until `stop` is set: then a checkpoint is saved, from which a request that
-/// [resumes](Request::resume) goes on exactly. Nothing is printed: `listener` hears what there is to say.
+/// Runs a training to its end, or until `stop` is set: then a checkpoint is saved, from which a
+/// request that [resumes](Request::resume) goes on exactly. Nothing is printed: `listener` hears
+/// what there is to say.
 ///
 /// # Errors
-/// Settings that make no run, data or models that cannot be read or do not fit, no memory, a full disk.
+/// Settings that make no run, data or models that cannot be read or do not fit, no memory, a full
+/// disk.
 pub fn run(request: Request, listener: Arc<dyn Listener>, stop: &AtomicBool) -> Result<Outcome> {
     let stage = stage::by_name(&request.config.stage)?;
     Job { stage, request, listener }.train(stop)
@@ -421,7 +425,7 @@ fn refuse_changes(
     ))
 }
 
-/// What the run is, before its first step.
+/// The lines that describe a run before its first step.
 fn announce(trainer: &Trainer<'_>, dataset: &Dataset, listener: &dyn Listener) {
     let (model, config, plan) = (trainer.model(), trainer.config(), trainer.plan());
     let (total, active) = model.config().parameters();

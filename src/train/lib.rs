@@ -1,8 +1,28 @@
 //! Trains tiny language models on libtorch: the only crate of mmx that knows it.
 //!
-//! The data flow, each word a file or folder:
-//! `config -> start -> model -> stage -> loss -> trainer -> optim -> checkpoint`; [`session`] runs a trainer from its
-//! position to its end, [`job`] makes all of it from one request, and goes on from a checkpoint.
+//! Give [`job`] a resolved request and it makes and runs the whole training, or goes on from the
+//! newest checkpoint; a program that wants the loop in its own hands makes a [`trainer::Trainer`].
+//! Nothing here prints: sentences and progress go to a listener.
+//!
+//! The files, in the order in which a run passes through them:
+//!
+//! | file or folder | what it holds |
+//! |---|---|
+//! | [`job`] | a request to an outcome: everything below, put together |
+//! | [`config`] | the knobs that change a run's numbers, checked and saved with it |
+//! | [`start`] | the models a run begins with, and the checkpoint it goes on from |
+//! | [`model`] | the families in tch: ids to logits; initial values; adapters; devices |
+//! | `kernel` | our own CPU operators behind the model, with their gradients |
+//! | [`stage`] | a file for each stage: what is learned from a batch |
+//! | [`loss`] | cross-entropy, divergence and log-probabilities without whole logits |
+//! | [`trainer`] | the one loop: learning rate, forward, loss, backward, clip, step |
+//! | [`schedule`], [`optim`] | the learning rate of a micro-step; AdamW |
+//! | [`session`] | a trainer from its position to its end, with checkpoints and validation |
+//! | [`checkpoint`] | a run's state in a model's folder, whole or not at all |
+//! | [`report`] | metrics.jsonl, TensorBoard's files, continued samples, the trace |
+//! | [`memory`] | how much there is and how much a run takes, before its first step |
+//! | [`logits`], [`about`] | answers for the engine `native`; libtorch's version and device |
+//! | [`threads`], [`error`] | libtorch's worker threads; its refusals as errors of mmx |
 //!
 //! Two steps of training, from a file of texts to the loss:
 //!

@@ -1,7 +1,7 @@
 //! Pure functions from hidden states and targets to a scalar loss.
 //!
-//! Logits are computed only at positions whose target is learned: the others add nothing to any of the
-//! losses here, and the head is a large share of a small model's work.
+//! Logits are computed only at positions whose target is learned: the others add nothing to any of
+//! the losses here, and the head is a large share of a small model's work.
 
 use tch::{Device, Kind, TchError, Tensor};
 
@@ -15,13 +15,14 @@ use mmx_data::Batch;
 /// The learned targets of a batch, on the device.
 #[derive(Debug)]
 pub struct Targets {
-    /// Where they are in the flattened `[batch * seq]`, ascending, int64 `[n]`; none when all are learned.
+    /// Positions of the targets in the flattened `[batch * seq]`, ascending, int64 `[n]`; none when
+    /// all are learned.
     rows: Option<Tensor>,
-    /// The ids, int64 `[n]`.
+    /// Ids of the targets, int64 `[n]`.
     ids: Tensor,
-    /// What each weighs, float32 `[n]`; none when all weigh 1.
+    /// Weights of the targets, float32 `[n]`; none when all weigh 1.
     weights: Option<Tensor>,
-    /// How many are learned: what the weighted sum is divided by.
+    /// The number of learned targets, by which the weighted sum is divided.
     count: usize,
 }
 
@@ -34,9 +35,9 @@ impl Targets {
         Self::build(batch, device, None)
     }
 
-    /// The same with a weight for every position, from whether it is learned and its target: those that
-    /// are not learned count too where their weight is not 0. Sums are divided by the number of the
-    /// learned ones all the same.
+    /// Targets with a weight for every position, from whether it is learned and its target:
+    /// positions that are not learned count too where their weight is not 0. Sums are divided by
+    /// the number of learned targets all the same.
     ///
     /// # Errors
     /// libtorch's.
@@ -85,7 +86,7 @@ impl Targets {
         build().map(Some).map_err(|e| Error::torch("targets to the device", &e))
     }
 
-    /// How many are learned.
+    /// The number of learned targets.
     pub fn count(&self) -> usize {
         self.count
     }
@@ -108,8 +109,8 @@ impl Targets {
 }
 
 /// Rows of logits that are there at a time: 512 x 6400 floats stay in a large cache. Measured with
-/// bench_train, minimind2-small, 4 x 512, float32, one thread: 8 % less CPU time than with libtorch's
-/// cross-entropy over all rows; in bfloat16, and at hidden 256, the same time.
+/// bench_train, minimind2-small, 4 x 512, float32, one thread: 8 % less CPU time than with
+/// libtorch's cross-entropy over all rows; in bfloat16, and at hidden 256, the same time.
 const CHUNK: i64 = 512;
 
 /// Cross-entropy of the targets, a float32 scalar: the weighted sum divided by their number. With
@@ -142,7 +143,7 @@ pub fn cross_entropy(model: &Model, hidden: &Tensor, targets: &Targets) -> Resul
     loss().map_err(|e| Error::torch("cross-entropy", &e))
 }
 
-/// What distillation goes down, and its parts; float32 scalars.
+/// The loss of distillation and its parts, float32 scalars.
 #[derive(Debug)]
 pub struct Distillation {
     /// alpha * ce + (1 - alpha) * kl; the only one with a gradient.
@@ -220,8 +221,9 @@ pub fn log_probabilities(model: &Model, hidden: &Tensor, targets: &Targets) -> R
     read().map_err(|e| Error::torch("log-probabilities", &e))
 }
 
-/// A scalar function of the targets' log-probabilities, with its gradient through the model: `function`
-/// says what they give, and the head's products are done a second time with its derivative.
+/// A scalar function of the targets' log-probabilities, with its gradient through the model:
+/// `function` says what they give, and the head's products are done a second time with its
+/// derivative.
 ///
 /// # Errors
 /// libtorch's, and the function's.
@@ -251,7 +253,7 @@ pub fn of_log_probabilities(
     loss().map_err(|e| Error::torch("loss of log-probabilities", &e))
 }
 
-/// Rows that are in work.
+/// A chunk of rows that is computed.
 #[derive(Clone, Copy, Debug)]
 struct Chunk {
     start: i64,
@@ -269,7 +271,7 @@ impl Chunk {
 struct Token {
     /// `[length, vocab]`, float32.
     logits: Tensor,
-    /// Their logsumexp, `[length, 1]`.
+    /// The logsumexp of each row, `[length, 1]`.
     normalizer: Tensor,
     /// `[length, 1]`.
     ids: Tensor,
@@ -324,7 +326,7 @@ struct Gradients<'a> {
 }
 
 impl Gradients<'_> {
-    /// The value with these as its gradient.
+    /// The value, with these gradients behind it.
     fn attach(self, value: &Tensor) -> Result<Tensor, TchError> {
         let value = tch::no_grad(|| value.f_detach()?.f_mul_scalar(1.0))?;
         let Self { rows, head, of_rows: Some(of_rows), of_head } = self else { return Ok(value) };
@@ -343,10 +345,11 @@ impl Gradients<'_> {
     }
 }
 
-/// Forward and backward of the head, a chunk of rows at a time, so the logits are never all there: `loss`
-/// takes a chunk's logits `[length, vocab]`, in the compute type and its own to change, and gives their gradient, from which two products make those
-/// of `rows [n, hidden]` (in the compute type) and of `head [vocab, hidden]` (float32). Rows without a
-/// gradient (outside training) cost the forward product only.
+/// Forward and backward of the head, a chunk of rows at a time, so the logits are never all there:
+/// `loss` takes a chunk's logits `[length, vocab]`, in the compute type and its own to change, and
+/// gives their gradient, from which two products make those of `rows [n, hidden]` (in the compute
+/// type) and of `head [vocab, hidden]` (float32). Rows without a gradient (outside training) cost
+/// the forward product only.
 fn through_head<'a>(
     head: &'a Tensor,
     rows: &'a Tensor,
@@ -395,7 +398,7 @@ fn through_head<'a>(
     })
 }
 
-/// a `[m, k]` times b `[k, n]`.
+/// Product of a `[m, k]` and b `[k, n]`.
 fn mm(a: &Tensor, b: &Tensor) -> Result<Tensor, TchError> {
     match a.kind() == Kind::Float && kernel::takes(&[a, b]) {
         true => kernel::mm(a, b),

@@ -1,7 +1,9 @@
-//! AdamW with everything in sight: weights, gradients and both moments lie in four flat float32 buffers,
-//! so clipping, the update and a checkpoint are each one pass, and the norm before clipping is returned.
+//! AdamW with everything in sight: weights, gradients and both moments lie in four flat float32
+//! buffers, so clipping, the update and a checkpoint are each one pass, and the norm before
+//! clipping is returned.
 //!
-//! In: a scalar loss per micro-step ([`AdamW::accumulate`]). Out: changed master weights ([`AdamW::step`]).
+//! In: a scalar loss per micro-step ([`AdamW::accumulate`]). Out: changed master weights
+//! ([`AdamW::step`]).
 
 use rayon::prelude::*;
 use tch::{Device, Kind, TchError, Tensor};
@@ -63,7 +65,8 @@ pub enum Part {
     Gradient,
 }
 
-/// Starts of variables are multiples of this many floats (64 bytes: a cache line, an AVX-512 vector).
+/// Starts of variables are multiples of this many floats (64 bytes: a cache line, an AVX-512
+/// vector).
 const ALIGNMENT: i64 = 16;
 
 impl AdamW {
@@ -146,8 +149,8 @@ impl AdamW {
         Ok(())
     }
 
-    /// The accumulated gradient's norm over all variables, a float64 scalar on the device: one square
-    /// sum per variable, as torch's, so float32 sums stay short.
+    /// The accumulated gradient's norm over all variables, a float64 scalar on the device: one
+    /// square sum per variable, as torch's, so float32 sums stay short.
     ///
     /// # Errors
     /// libtorch's.
@@ -163,7 +166,8 @@ impl AdamW {
     }
 
     /// One update with the accumulated gradient, scaled so that its norm (`norm`, as
-    /// [`AdamW::gradient_norm`] gives it) is at most `max_norm` (0: unscaled); then the gradient is empty.
+    /// [`AdamW::gradient_norm`] gives it) is at most `max_norm` (0: unscaled); then the gradient is
+    /// empty.
     ///
     /// # Errors
     /// libtorch's.
@@ -310,7 +314,8 @@ mod flat {
 
     use tch::{Device, Kind, Tensor};
 
-    /// The elements of four flat float32 tensors on the CPU, made by [`super::AdamW`]; empty for others.
+    /// The elements of four flat float32 tensors on the CPU, made by [`super::AdamW`]; empty for
+    /// others.
     pub(super) fn slices<'a>(
         a: &'a mut Tensor,
         b: &'a mut Tensor,
@@ -329,9 +334,10 @@ mod flat {
             return &mut [];
         }
         // SAFETY: a contiguous one-dimensional float32 CPU tensor is `numel` initialized floats at
-        // `data_ptr` (checked above). The buffers were allocated apart by `f_zeros`, so the four slices
-        // do not overlap; the model's leaves view one of them, and no libtorch call is made while the
-        // slices live (they borrow the optimizer mutably, and this thread is inside `step_cpu`).
+        // `data_ptr` (checked above). The buffers were allocated apart by `f_zeros`, so the four
+        // slices do not overlap; the model's leaves view one of them, and no libtorch call is made
+        // while the slices live (they borrow the optimizer mutably, and this thread is inside
+        // `step_cpu`).
         unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<f32>(), tensor.numel()) }
     }
 }

@@ -7,7 +7,7 @@ use mmx_data::Recipe;
 /// A run's learning rates.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Schedule {
-    /// Whose formula.
+    /// The reference whose formula holds.
     pub recipe: Recipe,
     /// Peak learning rate.
     pub lr: f64,
@@ -20,8 +20,8 @@ pub struct Schedule {
 impl Schedule {
     /// The rate of a micro-step, counted from 0.
     ///
-    /// Source: MODEL_AND_STAGES section 4. 2025: lr/10 + lr/2 * (1 + cos(pi t/T)), t from 0, so that it
-    /// begins at 1.1 lr. 2026: lr * (0.1 + 0.45 * (1 + cos(pi t/T))), t from 1.
+    /// Source: docs/stages.md, what all stages share. 2025: lr/10 + lr/2 * (1 + cos(pi t/T)), t
+    /// from 0, so that it begins at 1.1 lr. 2026: lr * (0.1 + 0.45 * (1 + cos(pi t/T))), t from 1.
     pub fn lr(&self, micro_step: usize) -> f64 {
         let total = self.total.max(1) as f64;
         let rate = match self.recipe {

@@ -1,5 +1,5 @@
-//! A run from its position to its end: logs, checkpoints, validation, a clean stop, and what is saved when
-//! it cannot go on.
+//! A run from its position to its end: logs, checkpoints, validation, a clean stop, and a last
+//! checkpoint when it cannot go on.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,25 +20,26 @@ use crate::trainer::{MicroStep, Position, Trainer};
 use mmx_converters::model::run_folder::{self, Claim};
 use mmx_data::batches::Batches;
 
-/// Between checkpoints where no number of steps is given: what an interruption may cost.
+/// Time between checkpoints where no number of steps is given: the most that an interruption costs.
 const SAVE_INTERVAL: Duration = Duration::from_secs(600);
 
-/// What a run writes, and when.
+/// The places and times at which a run writes.
 pub struct Session<'a> {
     /// The run's folder, if it was there and has been taken already.
     pub claim: Option<Claim>,
     /// Where checkpoints go, and with what.
     pub context: Context<'a>,
-    /// Optimizer steps between checkpoints, or nothing for every ten minutes; there is always one at
-    /// the end.
+    /// Optimizer steps between checkpoints, or nothing for every ten minutes; there is always one
+    /// at the end.
     pub save_every: Option<usize>,
     /// Where the trace goes.
     pub trace: Option<&'a Path>,
-    /// What is held out.
+    /// The held-out batches.
     pub validation: Option<Validation<'a>>,
 }
 
-/// Held-out batches: with each checkpoint their loss, and how the model continues the first of them.
+/// Held-out batches: with each checkpoint their loss, and how the model continues the first of
+/// them.
 pub struct Validation<'a> {
     batches: &'a mut dyn Batches,
     prompts: Prompts,
@@ -46,7 +47,7 @@ pub struct Validation<'a> {
 }
 
 impl<'a> Validation<'a> {
-    /// Of batches that the tokenizer made.
+    /// The validation over batches that the tokenizer made.
     ///
     /// # Errors
     /// See [`Batches::batch`].
@@ -56,38 +57,39 @@ impl<'a> Validation<'a> {
     }
 }
 
-/// How a run ended.
+/// The end of a run in numbers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
     /// The last checkpoint.
     pub checkpoint: PathBuf,
     /// Optimizer steps of this session.
     pub steps: usize,
-    /// Those before a resume included.
+    /// Optimizer steps of the whole run, those before a resume included.
     pub total_steps: usize,
-    /// Of the last optimizer step of this session; none where it made none, or learned nothing in them.
+    /// The loss of the last optimizer step of this session; none where it made none, or learned
+    /// nothing in them.
     pub loss: Option<f64>,
     /// The run was complete before this session: nothing was done.
     pub nothing_left: bool,
-    /// Of the last step that an earlier session logged.
+    /// The loss of the last step that an earlier session logged.
     pub loss_before: Option<f64>,
-    /// Of the last validation.
+    /// The loss of the last validation.
     pub val_loss: Option<f64>,
-    /// Without padding, over the whole session.
+    /// Tokens a second without padding, over the whole session.
     pub tokens_per_s: f64,
-    /// Of this session.
+    /// Duration of this session.
     pub seconds: f64,
-    /// It was asked to stop before its end.
+    /// The run was asked to stop before its end.
     pub interrupted: bool,
 }
 
-/// Runs to the end, or until `stop` is set: then the checkpoint is taken at once, in the middle of an
-/// accumulation if need be. What a killed run left half-written is removed first.
+/// Runs to the end, or until `stop` is set: then the checkpoint is taken at once, in the middle of
+/// an accumulation if need be. What a killed run left half-written is removed first.
 ///
 /// # Errors
-/// See [`Trainer::advance`] and [`checkpoint::save`]; files that cannot be written; another process that
-/// trains into the same folder. Unless it was the checkpoint that could not be written, the last optimizer
-/// step is saved before the error is returned.
+/// See [`Trainer::advance`] and [`checkpoint::save`]; files that cannot be written; another process
+/// that trains into the same folder. Unless it was the checkpoint that could not be written, the
+/// last optimizer step is saved before the error is returned.
 pub fn run(
     trainer: &mut Trainer<'_>,
     stage: &dyn Stage,
@@ -112,7 +114,7 @@ pub fn run(
     outcome
 }
 
-/// What a run keeps in mind while it goes on.
+/// The state of a run that goes on.
 struct Run {
     /// The position that is safe, and its checkpoint if this session wrote it.
     saved: (Position, Option<PathBuf>),
@@ -177,7 +179,8 @@ impl Run {
         let seconds = begun.elapsed().as_secs_f64();
         let checkpoint = match &self.saved {
             (position, Some(path)) if *position == trainer.position() => path.clone(),
-            // nothing was done: the checkpoint that was gone on from is this one, with whatever lies in it
+            // nothing was done: the checkpoint that was gone on from is this one, with whatever
+            // lies in it
             _ if first.micro_step == trainer.position().micro_step => {
                 match checkpoint::newest(dir)?.0 {
                     Some((path, state)) if state.position.micro_step == first.micro_step => path,
@@ -219,7 +222,8 @@ impl Run {
         Ok(path)
     }
 
-    /// The loss of the held-out batches and a few continuations, written to the logs and shown; once per step.
+    /// The loss of the held-out batches and a few continuations, written to the logs and shown;
+    /// once per step.
     fn validate(
         &mut self,
         trainer: &Trainer<'_>,
@@ -251,8 +255,8 @@ impl Run {
         Ok(())
     }
 
-    /// Saves the last optimizer step of a run that met an error: no memory, a full disk where the logs are, a
-    /// loss that is not finite. Says what came of it.
+    /// Saves the last optimizer step of a run that met an error: no memory, a full disk where the
+    /// logs are, a loss that is not finite. Says what came of it.
     fn rescue(&mut self, trainer: &mut Trainer<'_>, session: &Session<'_>) {
         // what the disk has just refused it refuses again
         if self.saving || !trainer.rewind() || trainer.position() == self.saved.0 {
@@ -271,8 +275,8 @@ impl Run {
     }
 }
 
-/// Mean cross-entropy per learned token of all batches, without gradients; where the stage has no part
-/// `ce`, the mean of its loss over rows.
+/// Mean cross-entropy per learned token of all batches, without gradients; where the stage has no
+/// part `ce`, the mean of its loss over rows.
 ///
 /// # Errors
 /// libtorch's.
@@ -300,7 +304,7 @@ pub fn held_out_loss(
     Ok((count > 0).then(|| sum / count as f64))
 }
 
-/// What a trace says about the run before its steps.
+/// The head of a trace: the run before its steps.
 fn head(trainer: &Trainer<'_>) -> Map<String, Value> {
     let config = trainer.config();
     let mut head = Map::new();

@@ -1,5 +1,6 @@
-//! The models a training run begins with. In: flags, and the checkpoint to go on from. Out: the model to
-//! train, the ones beside it that stay as they are, and the digests by which a resumed run knows them again.
+//! The models a training run begins with. In: flags, and the checkpoint to go on from. Out: the
+//! model to train, the ones beside it that stay as they are, and the digests by which a resumed run
+//! knows them again.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +18,7 @@ use crate::memory::estimate::check_model;
 use crate::model::Model;
 use mmx_converters::digest::hexadecimal;
 
-/// What the command line says about models.
+/// The request's part about models.
 pub struct Start<'a> {
     /// Dimensions of a new model by name.
     pub preset: Option<&'a str>,
@@ -27,7 +28,7 @@ pub struct Start<'a> {
     pub from: Option<&'a Path>,
     /// Adapters to begin with.
     pub adapter: Option<&'a Path>,
-    /// What distillation learns from.
+    /// The teacher that distillation learns from.
     pub teacher: Option<&'a Path>,
     /// The checkpoint to go on from.
     pub resumed: Option<&'a Path>,
@@ -35,9 +36,9 @@ pub struct Start<'a> {
     pub tokenizer: &'a Tokenizer,
     /// The run's configuration.
     pub train: &'a TrainConfig,
-    /// Where models go.
+    /// The device that models go to.
     pub device: Device,
-    /// What they compute in.
+    /// The compute type.
     pub compute: Kind,
     /// Hears warnings.
     pub listener: &'a dyn Listener,
@@ -47,7 +48,7 @@ pub struct Start<'a> {
 pub struct Models {
     /// The model to train.
     pub model: Model,
-    /// Its sampling settings.
+    /// The model's sampling settings.
     pub generation: Generation,
     /// Adapters to go on with, and where they are from.
     pub adapters: Option<(PathBuf, Adapters)>,
@@ -60,7 +61,7 @@ pub struct Models {
 }
 
 impl Start<'_> {
-    /// Opens them.
+    /// Opens the models.
     ///
     /// # Errors
     /// Neither a model to start from nor dimensions; files that cannot be read or do not fit.
@@ -86,8 +87,8 @@ impl Start<'_> {
         Ok(Models { model, generation, adapters: None, base: None, frozen, sources })
     }
 
-    /// The model that stays as it is, and the option that names it. A checkpoint does not hold it: a run
-    /// that is resumed needs the option again.
+    /// The model that stays as it is, and the option that names it. A checkpoint does not hold it:
+    /// a run that is resumed needs the option again.
     fn open_frozen(&self) -> Result<Option<(&'static str, Model)>> {
         let (option, path) = match (self.train.dpo.is_some(), self.train.distill.is_some()) {
             (true, _) => ("from", self.from),

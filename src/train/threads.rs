@@ -1,10 +1,12 @@
 //! libtorch's worker threads.
 
-/// Calls each of MKL's vector functions and its matrix product once on one thread, then gives the threads back.
+/// Calls each of MKL's vector functions and its matrix product once on one thread, then gives the
+/// threads back.
 ///
-/// The first call in a process chooses the kernel for the CPU, and when two threads make it at once one of them
-/// can compute with another kernel: measured, the first loss of one run in about 250 differed by 2e-6 of its
-/// value, so that a resumed run did not end bit for bit as the unbroken one.
+/// The first call in a process chooses the kernel for the CPU, and when two threads make it at once
+/// one of them can compute with another kernel: measured, the first loss of one run in about 250
+/// differed by 2e-6 of its value, so that a resumed run did not end bit for bit as the unbroken
+/// one.
 ///
 /// # Errors
 /// libtorch's: no memory for some small tensors.

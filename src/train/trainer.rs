@@ -1,8 +1,10 @@
-//! The one loop: learning rate, forward, loss, backward, clip, step. Stages differ in their loss only.
+//! The one loop: learning rate, forward, loss, backward, clip, step. Stages differ in their loss
+//! only.
 //!
-//! In: a model, a stage, a configuration, batches, and a position to begin at. Out: one [`Report`] per
-//! micro-step, in which the losses of a whole accumulation arrive together with the optimizer step, so
-//! that the device is waited for once per step. [`crate::session`] adds logs, checkpoints and Ctrl-C.
+//! In: a model, a stage, a configuration, batches, and a position to begin at. Out: one [`Report`]
+//! per micro-step, in which the losses of a whole accumulation arrive together with the optimizer
+//! step, so that the device is waited for once per step. [`crate::session`] adds logs, checkpoints
+//! and Ctrl-C.
 
 use mmx_converters::words::counted;
 use serde::{Deserialize, Serialize};
@@ -18,7 +20,7 @@ use crate::stage::{Loss, Part, Stage};
 use mmx_data::Batch;
 use mmx_data::batches::Batches;
 
-/// Where a run is: everything before it is done.
+/// A position in a run: everything before it is done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
     /// The epoch of the next micro-step, from 0.
@@ -31,7 +33,7 @@ pub struct Position {
     pub step: usize,
 }
 
-/// How many micro-steps and optimizer steps a run has.
+/// The length of a run in micro-steps and optimizer steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {
     /// Batches over all epochs.
@@ -43,8 +45,8 @@ pub struct Plan {
 impl Plan {
     /// `lengths`: micro-steps of each epoch.
     ///
-    /// The optimizer steps when the index in the epoch, from 1, is a multiple of the accumulation; what
-    /// is left at an epoch's end stays in the gradient, unless it steps there too.
+    /// The optimizer steps when the index in the epoch, from 1, is a multiple of the accumulation;
+    /// what is left at an epoch's end stays in the gradient, unless it steps there too.
     pub fn new(
         lengths: &[usize],
         accumulation: usize,
@@ -73,13 +75,13 @@ impl Plan {
 /// One micro-step's numbers, on the host.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MicroStep {
-    /// From 0.
+    /// The micro-step's number, from 0.
     pub step: usize,
     /// Learning rate.
     pub lr: f64,
-    /// Before it is divided by the accumulation; nothing when no token was learned.
+    /// The loss before it is divided by the accumulation; nothing when no token was learned.
     pub loss: Option<f64>,
-    /// Norm before clipping, where the optimizer stepped.
+    /// The gradient's norm before clipping, where the optimizer stepped.
     pub grad_norm: Option<f64>,
     /// Parts of the loss.
     pub parts: Vec<(&'static str, Value)>,
@@ -88,7 +90,7 @@ pub struct MicroStep {
 }
 
 impl MicroStep {
-    /// In the golden format.
+    /// The numbers in the golden format.
     pub fn to_json(&self) -> Value {
         let mut out = Map::new();
         out.insert("step".into(), json!(self.step));
@@ -103,10 +105,11 @@ impl MicroStep {
     }
 }
 
-/// What came of the micro-steps up to and with an optimizer step.
+/// The report of one micro-step, and of all up to the optimizer step that ended with it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Report {
-    /// Those whose numbers have arrived, oldest first; empty in the middle of an accumulation.
+    /// The micro-steps whose numbers have arrived, oldest first; empty in the middle of an
+    /// accumulation.
     pub micro_steps: Vec<MicroStep>,
     /// The weights changed.
     pub stepped: bool,
@@ -136,8 +139,8 @@ pub struct Trainer<'a> {
     /// Micro-steps of each epoch.
     lengths: Vec<usize>,
     position: Position,
-    /// The end of the last optimizer step, where a run that met an error can begin again; nothing while one
-    /// is under way, and within an accumulation that was restored.
+    /// The end of the last optimizer step, where a run that met an error can begin again; nothing
+    /// while one is under way, and within an accumulation that was restored.
     whole: Option<Position>,
     pending: Vec<Pending>,
 }
@@ -195,12 +198,12 @@ impl<'a> Trainer<'a> {
         self.plan
     }
 
-    /// Where the run is.
+    /// The position of the run.
     pub fn position(&self) -> Position {
         self.position
     }
 
-    /// What is trained.
+    /// The model that is trained.
     pub fn model(&self) -> &Model {
         self.model
     }
@@ -215,15 +218,15 @@ impl<'a> Trainer<'a> {
         &self.optimizer
     }
 
-    /// The same, to restore it; the position goes with it.
+    /// The optimizer, to restore its state; the position goes with it.
     pub fn restore(&mut self, position: Position) -> &mut AdamW {
         (self.position, self.whole) = (position, None);
         &mut self.optimizer
     }
 
-    /// Goes back to the end of the last optimizer step, after an error: what was accumulated since is
-    /// dropped. False where that is not possible: the step itself failed halfway, or the run was resumed
-    /// within this accumulation.
+    /// Goes back to the end of the last optimizer step, after an error: what was accumulated since
+    /// is dropped. False where that is not possible: the step itself failed halfway, or the run was
+    /// resumed within this accumulation.
     pub fn rewind(&mut self) -> bool {
         let Some(whole) = self.whole else { return false };
         self.pending.clear();
@@ -235,8 +238,8 @@ impl<'a> Trainer<'a> {
     /// Does one micro-step, and the optimizer step where it is due. Nothing when the run is over.
     ///
     /// # Errors
-    /// A loss or gradient that is not finite (unless such batches are left out): the weights are then
-    /// those of the step before. libtorch's.
+    /// A loss or gradient that is not finite (unless such batches are left out): the weights are
+    /// then those of the step before. libtorch's.
     pub fn advance(&mut self) -> Result<Option<Report>> {
         while self.position.epoch < self.lengths.len()
             && self.position.index >= self.lengths[self.position.epoch]
@@ -318,7 +321,7 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// What is not finite, and the lines it was computed from.
+    /// The error of a loss or gradient that is not finite, with the lines it was computed from.
     fn non_finite(
         &self,
         norm: f64,

@@ -6,11 +6,11 @@ use mmx_ggml::run::{LoadOptions, Model};
 use crate::error::{Error, Result};
 use mmx_models::open::Form;
 
-/// Where layers are computed.
+/// The options that say where layers are computed.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub(crate) struct DeviceArgs {
-    /// Layers computed on a GPU, counted from the end, the output matrix being the last; by default all where
-    /// there is a GPU and mmx was built for it
+    /// Layers computed on a GPU, counted from the end, the output matrix being the last; by default
+    /// all where there is a GPU and mmx was built for it
     #[arg(long, value_name = "N")]
     gpu_layers: Option<usize>,
     /// The GPU, as `mmx doctor` names it, or cpu
@@ -27,10 +27,11 @@ impl DeviceArgs {
         self.load_with(form, true)
     }
 
-    /// The same with weights in the file's order unless `repack`.
+    /// Loads a model, its weights in the file's order unless `repack`, and says where its layers
+    /// went.
     ///
     /// # Errors
-    /// As [`DeviceArgs::load`].
+    /// Layers for the CPU, a model the runner cannot load.
     pub(crate) fn load_with(&self, form: &Form, repack: bool) -> Result<Model> {
         form.model.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
         let options = LoadOptions { repack, ..self.load_options()? };

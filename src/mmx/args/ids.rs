@@ -13,7 +13,8 @@ use crate::error::{Error, Result};
 pub(crate) struct Ids {
     /// One list per sequence; not empty, and none of them is.
     pub(crate) rows: Vec<Vec<u32>>,
-    /// The file held a two-dimensional array, so all rows are equally long and results get that dimension too.
+    /// The file held a two-dimensional array, so all rows are equally long and results get that
+    /// dimension too.
     pub(crate) two_dimensional: bool,
 }
 

@@ -4,7 +4,7 @@ use clap::ValueEnum;
 use mmx_eval::prompt;
 use mmx_models::{engines, export};
 
-/// Which engine.
+/// An engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Engine {
     /// tch: the model as it is trained
@@ -26,7 +26,7 @@ impl From<Engine> for engines::Kind {
     }
 }
 
-/// How adapters are written alone.
+/// The form in which adapters are written alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum AdapterForm {
     /// PEFT's folder
@@ -44,7 +44,7 @@ impl From<AdapterForm> for export::AdapterForm {
     }
 }
 
-/// What is compared.
+/// The way in which a multiple-choice question is asked and answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum)]
 pub(crate) enum By {
     /// The options stand in the prompt, and the letters' likelihoods are compared

@@ -3,4 +3,5 @@
 pub(crate) mod device;
 pub(crate) mod ids;
 pub(crate) mod kinds;
+pub(crate) mod stages;
 pub(crate) mod values;

@@ -1,5 +1,5 @@
-//! Values of options that have a range: what lies outside it is misuse of the command line, told with the option's
-//! name by the parser of arguments (exit code 2).
+//! Values of options that have a range: what lies outside it is misuse of the command line, told
+//! with the option's name by the parser of arguments (exit code 2).
 
 /// A count of at least one.
 pub(crate) fn at_least_one(text: &str) -> Result<usize, String> {
@@ -26,7 +26,7 @@ pub(crate) fn seed(text: &str) -> Result<u64, String> {
     text.parse().map_err(|_| format!("expected 0 or more, or -1 to choose one, found {text}"))
 }
 
-/// What divides the logits.
+/// A temperature, which divides the logits.
 pub(crate) fn temperature(text: &str) -> Result<f64, String> {
     number(text, |x| x >= 0.0 && x.is_finite(), "0 (greedy) or more")
 }

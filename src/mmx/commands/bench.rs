@@ -50,7 +50,7 @@ pub(crate) struct BenchArgs {
     /// Threads
     #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = values::at_least_one, allow_negative_numbers = true)]
     threads: usize,
-    /// Measure this often, take the median
+    /// Repetitions, of which the median is taken
     #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = values::at_least_one, allow_negative_numbers = true)]
     repeats: usize,
     /// Measure so many texts written together, too
@@ -183,7 +183,7 @@ fn peak_rss_bytes() -> Option<u64> {
     line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
 }
 
-/// For people.
+/// The results as people read them.
 fn table(result: &Value) -> String {
     let figure = |v: &Value| v.as_f64().map_or("-".to_owned(), |x| format!("{x:.0}"));
     let number = |name: &str| result[name].as_u64().map_or(0, |n| n as usize);

@@ -1,72 +1,26 @@
 //! `mmx chat`: a conversation in the terminal.
 
+mod args;
+mod screen;
+mod stop;
 mod talk;
 
 use std::collections::VecDeque;
-use std::io::{BufRead, IsTerminal, Write};
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::io::{BufRead, IsTerminal};
+use std::sync::atomic::Ordering;
 
 use mmx_ggml::run::{Finish, Generated};
 use rustyline::error::ReadlineError;
 use serde_json::json;
 
-use crate::args::device::DeviceArgs;
-use crate::commands::run::{RunnerArgs, SamplingArgs, finish_name};
+use crate::commands::run::finish_name;
 use crate::error::{Error, Result};
 use crate::format;
-use mmx_converters::chat::answer::Piece;
+use screen::Screen;
+use stop::{ANSWERING, STOPPED};
 use talk::Talk;
 
-/// Chat with a model
-#[derive(clap::Args, Debug)]
-#[command(after_help = "\
-Ctrl-C stops an answer; Ctrl-D or /exit leaves; /reset forgets the conversation; a line that ends with \\
-goes on in the next one. Without a terminal each line of stdin is a message. Lines typed or pasted while an answer is
-written are the next messages, one after the other. Thoughts are dimmed. What was read stays
-computed, so a turn costs only its own tokens.
-
-Examples:
-  mmx chat runs/sft/export/model-q4_0.gguf
-  mmx chat model.gguf --system \"Answer in one sentence.\" --history talk.json
-  printf 'hello\\nand you?\\n' | mmx chat model.gguf --greedy")]
-pub(crate) struct ChatArgs {
-    /// A checkpoint, a Transformers folder or a GGUF
-    model: PathBuf,
-    /// A system message before the conversation
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    system: Option<String>,
-    /// Tokens of an answer at most
-    #[arg(short, value_name = "N", default_value_t = 1024)]
-    n: usize,
-    /// When the context is full, between turns or within an answer: forget what is oldest, or stop
-    #[arg(long, value_name = "HOW", value_enum, default_value = "shift")]
-    when_full: WhenFull,
-    /// Go on with the conversation in this file, and keep it there (a JSON list of messages)
-    #[arg(long, value_name = "FILE")]
-    history: Option<PathBuf>,
-    /// Let the model think before it answers, if its template can ask for that
-    #[arg(long)]
-    think: bool,
-    #[command(flatten)]
-    sampling: SamplingArgs,
-    #[command(flatten)]
-    runner: RunnerArgs,
-    #[command(flatten)]
-    device: DeviceArgs,
-}
-
-/// What to do when the context is full.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum WhenFull {
-    Shift,
-    Stop,
-}
-
-/// An answer is being written: Ctrl-C ends it, and the program otherwise.
-static ANSWERING: AtomicBool = AtomicBool::new(false);
-/// Ctrl-C came while an answer was being written.
-static STOPPED: AtomicBool = AtomicBool::new(false);
+pub(crate) use args::ChatArgs;
 
 /// Runs it.
 ///
@@ -142,7 +96,7 @@ fn figures(g: &Generated) -> String {
     )
 }
 
-/// Where messages come from.
+/// The source of messages.
 enum Input {
     /// The terminal, and lines of a paste of several.
     Editor(Box<rustyline::DefaultEditor>, VecDeque<String>),
@@ -205,54 +159,4 @@ impl Input {
             }
         }
     }
-}
-
-/// Where answers go.
-struct Screen {
-    quiet: bool,
-    dim: bool,
-}
-
-impl Screen {
-    /// Shows pieces; false when nobody reads any more.
-    fn show(&self, pieces: &[Piece], thinking: &mut bool) -> bool {
-        if self.quiet {
-            return true;
-        }
-        let mut text = String::new();
-        let (open, close) =
-            if self.dim { ("\x1b[2m", "\x1b[0m") } else { ("<think>\n", "\n</think>") };
-        for piece in pieces {
-            let thought = matches!(piece, Piece::Thought(_));
-            match (*thinking, thought) {
-                (false, true) => text.push_str(open),
-                (true, false) => text.push_str(&format!("{close}\n\n")),
-                _ => {}
-            }
-            *thinking = thought;
-            match piece {
-                Piece::Content(t) | Piece::Thought(t) => text.push_str(t),
-                Piece::Call(_) => {}
-            }
-        }
-        write(&text)
-    }
-
-    /// The end of an answer.
-    fn end(&self, thinking: bool) {
-        if self.quiet {
-            return;
-        }
-        let close = match (thinking, self.dim) {
-            (true, true) => "\x1b[0m",
-            (true, false) => "\n</think>",
-            _ => "",
-        };
-        write(&format!("{close}\n"));
-    }
-}
-
-fn write(text: &str) -> bool {
-    let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
 }

@@ -10,11 +10,12 @@ use mmx_converters::words::counted;
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
+use crate::args::stages;
 use crate::commands::tokenizer;
 use crate::error::{Error, Result};
 use crate::terminal::Terminal;
 use mmx_data::source::Blocks;
-use mmx_data::{Cache, Dataset, Fault, Kind, OnBad, Recipe, SampleOptions, jsonl};
+use mmx_data::{Cache, Dataset, Fault, OnBad, Recipe, SampleOptions, StageInfo, jsonl};
 
 /// Check training data, or show what is learned from it
 #[derive(Args, Debug)]
@@ -33,7 +34,8 @@ enum Command {
     Show(ShowArgs),
 }
 
-/// List every fault with file and line; with a tokenizer also lengths, what is cut off, what packing gains
+/// List every fault with file and line; with a tokenizer also lengths, what is cut off, what
+/// packing gains
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   mmx data check --stage sft chats.jsonl
@@ -72,7 +74,7 @@ struct ShowArgs {
     /// Only the sample of this line; of a JSON array, the record of this number
     #[arg(long, value_name = "N")]
     line: Option<u32>,
-    /// Colours
+    /// When to use colours
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     color: When,
 }
@@ -80,24 +82,14 @@ struct ShowArgs {
 #[derive(Args, Debug)]
 struct Common {
     /// The stage the data is for
-    #[arg(long, value_name = "STAGE")]
-    stage: StageName,
+    #[arg(long, value_name = "STAGE", value_parser = stages::parser())]
+    stage: &'static StageInfo,
     /// The reference whose conventions hold
     #[arg(long, value_name = "YEAR", default_value = "2026")]
     recipe: RecipeName,
     /// Tokens a sample is cut to; the stage's own default unless given
     #[arg(long, value_name = "N")]
     max_seq_len: Option<usize>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum StageName {
-    Pretrain,
-    Sft,
-    Lora,
-    Dpo,
-    Distill,
-    Reason,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -116,28 +108,15 @@ enum When {
 }
 
 impl Common {
-    fn kind(&self) -> Kind {
-        match self.stage {
-            StageName::Pretrain => Kind::Text,
-            StageName::Dpo => Kind::Preference,
-            StageName::Sft | StageName::Lora | StageName::Distill | StageName::Reason => Kind::Chat,
-        }
-    }
-
     fn options(&self) -> SampleOptions {
         let recipe = match self.recipe {
             RecipeName::R2025 => Recipe::R2025,
             RecipeName::R2026 => Recipe::R2026,
         };
-        // MODEL_AND_STAGES section 4
-        let default = match self.stage {
-            StageName::Dpo | StageName::Reason => 1024,
-            _ => 512,
-        };
-        let max_seq_len = self.max_seq_len.unwrap_or(default);
+        let max_seq_len = self.max_seq_len.unwrap_or(self.stage.max_seq_len);
         SampleOptions {
             on_bad: OnBad::Skip,
-            ..SampleOptions::new(recipe, self.kind(), max_seq_len)
+            ..SampleOptions::new(recipe, self.stage.kind, max_seq_len)
         }
     }
 }
@@ -246,7 +225,7 @@ fn without_tokenizer(
         while let Some(block) = blocks.next_block()? {
             let lines = block.lines();
             let check = |line: &jsonl::Line<'_>| {
-                let record = jsonl::parse(line, args.common.kind());
+                let record = jsonl::parse(line, args.common.stage.kind);
                 record.map(|record| record.has_empty_answer().then(|| line.label()))
             };
             let found: Vec<std::result::Result<Option<usize>, Fault>> =
@@ -287,7 +266,7 @@ fn measure(data: &Dataset, one: bool) -> (Value, Vec<String>) {
         "cut": cut, "cut_share": cut as f64 / lengths.len().max(1) as f64,
         "nothing_to_learn": data.nothing_to_learn.iter().map(|(_, line)| *line).collect::<Vec<_>>(),
         "empty_answers": data.empty_answers.iter().map(|(_, line)| *line).collect::<Vec<_>>(),
-        "packed_rows": rows, "packing_gain": gain,
+        "packed_rows": rows, "packing_gain": gain, "tools_left_out": data.tools_left_out,
     });
     let mut lines = vec![
         format!(
@@ -319,6 +298,7 @@ fn measure(data: &Dataset, one: bool) -> (Value, Vec<String>) {
         ));
     }
     lines.extend(data.about_empty_answers(one));
+    lines.extend(data.about_tools(one));
     (report, lines)
 }
 

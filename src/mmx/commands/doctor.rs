@@ -1,4 +1,4 @@
-//! `mmx doctor`: what is here, and what becomes of a model.
+//! `mmx doctor`: the machine's means, and what each runtime makes of a model.
 
 use std::path::PathBuf;
 
@@ -20,7 +20,7 @@ Examples:
 pub(crate) struct DoctorArgs {
     /// A checkpoint or Transformers folder, a .gguf or a .pth
     model: Option<PathBuf>,
-    /// A preset's dimensions instead
+    /// A preset's dimensions in place of a model
     #[arg(long, value_name = "NAME", conflicts_with = "model")]
     preset: Option<String>,
 }

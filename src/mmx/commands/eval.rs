@@ -20,7 +20,7 @@ use mmx_eval::{Row, exact, interval, prompt, questions};
 use mmx_models::engines::{self, Kind};
 use mmx_models::open::Form;
 
-/// Windows where nobody says how long, tokens: llama-perplexity's own.
+/// Length of a window where none is given, tokens: llama-perplexity's own.
 const WINDOW: usize = 512;
 
 /// Measure how good a model is
@@ -44,7 +44,8 @@ pub(crate) struct EvalArgs {
     /// Perplexity and bits per byte of this text (a text file whole, or the texts of JSON Lines)
     #[arg(long, value_name = "FILE")]
     ppl: Option<PathBuf>,
-    /// Multiple choice: C-Eval's or CMMLU's CSV, ARC's or OpenBookQA's JSON Lines; a folder stands for its files
+    /// Multiple choice: C-Eval's or CMMLU's CSV, ARC's or OpenBookQA's JSON Lines; a folder stands
+    /// for its files
     #[arg(long, value_name = "FILE", num_args = 1..)]
     choice: Vec<PathBuf>,
     /// Chats whose last turn is the one right answer
@@ -102,7 +103,8 @@ pub(crate) struct EvalArgs {
 /// Runs it.
 ///
 /// # Errors
-/// An unreadable model, text or question, an output that is an input, settings that do not fit a model, a share below the least one asked for.
+/// An unreadable model, text or question, an output that is an input, settings that do not fit a
+/// model, a share below the least one asked for.
 pub(crate) fn run(args: EvalArgs, as_json: bool) -> Result<()> {
     if let Some(path) = &args.exact {
         return run_exact(&args, path, as_json);
@@ -160,7 +162,7 @@ fn request(args: &EvalArgs) -> Result<Option<Request>> {
     }))
 }
 
-/// The same windows for all models.
+/// The windows, which are the same for all models.
 fn cut(args: &EvalArgs, forms: &[Form]) -> Result<Cut> {
     let most = forms.iter().map(|f| f.model.config.max_position_embeddings).min().unwrap_or(WINDOW);
     let window = args.ctx.unwrap_or(WINDOW.min(most));
@@ -197,7 +199,8 @@ fn kinds(form: &Form, asked: &[Kind]) -> Result<Vec<Kind>> {
     }
 }
 
-/// What tables call the models: the last parts of their paths, or the paths where these are the same.
+/// What tables call the models: the last parts of their paths, or the paths where these are the
+/// same.
 fn names(paths: &[PathBuf]) -> Vec<String> {
     let short = |path: &PathBuf| {
         let is_file = path.extension().is_some_and(|e| e == "gguf" || e == "pth");

@@ -37,7 +37,7 @@ impl From<FloatType> for Dtype {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum GgufType {
     Type(FileType),
-    /// Chosen tensor by tensor.
+    /// A type chosen tensor by tensor.
     Auto,
 }
 
@@ -95,7 +95,8 @@ Examples:
   mmx export runs/lora --adapter peft --hf bf16   # adapters alone, and merged
   mmx export model.gguf --hf f32 --out back   # a GGUF to a Transformers folder")]
 pub(crate) struct ExportArgs {
-    /// A checkpoint or Transformers folder, a .gguf or a .pth; the newest checkpoint under runs/ if absent
+    /// A checkpoint or Transformers folder, a .gguf or a .pth; the newest checkpoint under runs/ if
+    /// absent
     model: Option<PathBuf>,
     /// Where the files go [default: MODEL/export]
     #[arg(long, value_name = "DIR")]
@@ -127,7 +128,8 @@ pub(crate) struct ExportArgs {
     /// Write the Transformers folder's weights in several files of at most this size
     #[arg(long, value_name = "SIZE", value_parser = size)]
     shard_size: Option<u64>,
-    /// Write the adapters alone, where MODEL is a folder of adapters (or with --base); may be repeated
+    /// Write the adapters alone, where MODEL is a folder of adapters (or with --base); may be
+    /// repeated
     #[arg(long, value_name = "FORM", value_enum)]
     adapter: Vec<kinds::AdapterForm>,
     /// MODEL holds adapters for this model (a PEFT folder, a GGUF adapter, a file of MiniMind's)
@@ -142,10 +144,11 @@ pub(crate) struct ExportArgs {
     /// Write a Modelfile for Ollama beside the GGUFs (of type q8_0 if none is asked for)
     #[arg(long)]
     ollama: bool,
-    /// Put a Go template into it, for versions of Ollama that do not render the GGUF's own
+    /// Put a Go template into the Modelfile, for versions of Ollama that do not render the GGUF's
+    /// own
     #[arg(long, requires = "ollama")]
     ollama_template: bool,
-    /// Put a default system prompt into it
+    /// Put a default system prompt into the Modelfile
     #[arg(long, value_name = "TEXT", requires = "ollama", allow_hyphen_values = true)]
     system: Option<String>,
     /// Make a tensor that cannot have the type asked for an error
@@ -166,7 +169,8 @@ pub(crate) struct ExportArgs {
     /// For the model card: a data set's name on the hub; may be repeated
     #[arg(long, value_name = "REPO")]
     dataset: Vec<String>,
-    /// Write GGUFs in several files of at most this size, NAME-00001-of-0000N.gguf (every reader opens the first)
+    /// Write GGUFs in several files of at most this size, NAME-00001-of-0000N.gguf (every reader
+    /// opens the first)
     #[arg(long, value_name = "SIZE", value_parser = size, conflicts_with = "ollama")]
     split_size: Option<u64>,
     /// Write NaN and infinities among the weights as they are
@@ -178,7 +182,7 @@ pub(crate) struct ExportArgs {
 }
 
 impl ExportArgs {
-    /// What `--gguf auto` and its options ask for.
+    /// The request of `--gguf auto` and its options.
     fn goal(&self) -> Result<Option<auto::Goal>> {
         let asked = self.gguf.contains(&GgufType::Auto);
         let limit = match (self.max_kl, self.target_size) {

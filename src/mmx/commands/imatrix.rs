@@ -9,7 +9,8 @@ use crate::error::{Error, Result};
 use crate::format::{self, line};
 use mmx_models::imatrix::{Request, collect};
 
-/// Collect a model's importance matrix on a text, for `mmx quantize`, `mmx export` and llama-quantize
+/// Collect a model's importance matrix on a text, for `mmx quantize`, `mmx export` and
+/// llama-quantize
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 The text should be like what the model is for. Experts that it never reaches are fed with all tokens once more, so
@@ -22,7 +23,7 @@ Examples:
 pub(crate) struct ImatrixArgs {
     /// A checkpoint or Transformers folder, a .gguf or a .pth
     model: PathBuf,
-    /// The text
+    /// The text to read
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     /// The file to write

@@ -48,14 +48,14 @@ pub(crate) struct ImportArgs {
     /// Folder of tokenizer.json, if it is not beside the weights
     #[arg(long, value_name = "DIR")]
     tokenizer: Option<PathBuf>,
-    /// The model's dimensions, for weights that come without a config.json
+    /// The model's dimensions by a preset's name, for weights that come without a config.json
     #[arg(long, value_name = "NAME", conflicts_with = "config")]
     preset: Option<String>,
-    /// SOURCE holds adapters for this model (a PEFT folder, a GGUF adapter, a .safetensors or .pth of weights alone):
-    /// the folder written is one of adapters, as `mmx train lora` writes it
+    /// SOURCE holds adapters for this model (a PEFT folder, a GGUF adapter, a .safetensors or .pth
+    /// of weights alone): the folder written is one of adapters, as `mmx train lora` writes it
     #[arg(long, value_name = "MODEL")]
     base: Option<PathBuf>,
-    /// The same from a config.json elsewhere
+    /// The model's dimensions, from a config.json elsewhere
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Take NaN and infinities among the weights as they are
@@ -139,9 +139,9 @@ pub(crate) fn run(args: &ImportArgs, json: bool) -> Result<()> {
     format::print(&text)
 }
 
-/// Refuses a folder where the import would replace or mix with what is there: the source itself, a training run,
-/// another model (`other` is the configuration of the other kind), files that mmx did not write. Returns what mmx
-/// wrote there before.
+/// Refuses a folder where the import would replace or mix with what is there: the source itself, a
+/// training run, another model (`other` is the configuration of the other kind), files that mmx did
+/// not write. Returns what mmx wrote there before.
 fn free_place(args: &ImportArgs, source: &Path, tokenizer: bool, other: &str) -> Result<Manifest> {
     let out = &args.out;
     let given =

@@ -1,4 +1,4 @@
-//! `mmx inspect`: what a model's files hold.
+//! `mmx inspect`: the contents of a model's files.
 
 use std::path::{Path, PathBuf};
 
@@ -39,7 +39,7 @@ pub(crate) struct InspectArgs {
     keys: bool,
 }
 
-/// What is shown, whatever the format.
+/// A model's contents as they are shown, whatever the format.
 struct Shown {
     format: &'static str,
     config: Option<Config>,
@@ -100,7 +100,8 @@ fn gguf(path: &Path, args: &InspectArgs) -> Result<Shown> {
     let file = Gguf::open(path)?;
     let tied = file.tensor("output.weight").is_none();
     let mut notes = Vec::new();
-    // other architectures, adapters and importance matrices are shown too; the latter two are no models
+    // other architectures, adapters and importance matrices are shown too; the latter two are no
+    // models
     let kind = file.metadata().string("general.type").unwrap_or("model");
     let is_model = kind == "model";
     let config = match Config::from_gguf_keys(file.metadata(), path, tied) {

@@ -46,7 +46,8 @@ pub(crate) struct LogitsArgs {
 /// Runs it.
 ///
 /// # Errors
-/// An output that is an input, unreadable ids or model, ids beyond the vocabulary, sequences of different lengths, an unwritable file.
+/// An output that is an input, unreadable ids or model, ids beyond the vocabulary, sequences of
+/// different lengths, an unwritable file.
 pub(crate) fn run(args: LogitsArgs, as_json: bool) -> Result<()> {
     let ids = crate::args::ids::read(&args.ids)?;
     if ids.rows.len() > 1 && !ids.two_dimensional {

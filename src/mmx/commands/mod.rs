@@ -9,6 +9,7 @@ pub(crate) mod export;
 pub(crate) mod imatrix;
 pub(crate) mod import;
 pub(crate) mod inspect;
+pub(crate) mod licenses;
 pub(crate) mod logits;
 pub(crate) mod ollama;
 pub(crate) mod plot;

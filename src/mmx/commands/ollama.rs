@@ -29,7 +29,7 @@ enum OllamaCommand {
         name: String,
         /// The export's folder
         export: PathBuf,
-        /// The Modelfile in it
+        /// The Modelfile in the folder
         #[arg(long, value_name = "FILE", default_value = "Modelfile")]
         modelfile: PathBuf,
     },

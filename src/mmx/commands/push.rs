@@ -19,7 +19,7 @@ Examples:
   mmx push export me/my-model-GGUF --private
   HF_ENDPOINT=http://127.0.0.1:9000 mmx push export/hf-bf16 me/my-model --revision v2")]
 pub(crate) struct PushArgs {
-    /// The folder
+    /// The folder to upload
     dir: PathBuf,
     /// The repository, OWNER/NAME; made if it is not there
     repo: String,

@@ -20,7 +20,7 @@ pub(crate) struct QuantizeArgs {
     input: PathBuf,
     /// The GGUF to write
     output: PathBuf,
-    /// Its type (q8_0, q4_0, q4_k_m, iq4_xs, ...)
+    /// The type of the GGUF written (q8_0, q4_0, q4_k_m, iq4_xs, ...)
     #[arg(value_name = "TYPE")]
     ty: FileType,
     /// An importance matrix (of `mmx imatrix` or llama-imatrix)

@@ -54,7 +54,7 @@ pub(crate) struct RunArgs {
     device: DeviceArgs,
 }
 
-/// How the runner computes.
+/// The options that say how the runner computes.
 #[derive(clap::Args, Clone, Copy, Debug)]
 pub(crate) struct RunnerArgs {
     /// Threads; by default what suits the model's size
@@ -66,7 +66,8 @@ pub(crate) struct RunnerArgs {
     /// Element type of the keys and values that are kept; f32 rounds nothing, f16 is quicker
     #[arg(long, value_name = "TYPE", value_enum, default_value = "f16")]
     kv: Kv,
-    /// Tokens guessed ahead at most where the text repeats itself; it stays the same. 0: none
+    /// Draft tokens at most where the text repeats itself (speculative decoding); the text stays
+    /// the same. 0: none
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub(crate) speculate: usize,
 }
@@ -93,7 +94,7 @@ impl From<Kv> for KvType {
     }
 }
 
-/// How ids are chosen.
+/// The options that say how ids are chosen.
 #[derive(clap::Args, Debug)]
 pub(crate) struct SamplingArgs {
     /// Always the most likely token
@@ -139,7 +140,8 @@ impl SamplingArgs {
 /// Runs it.
 ///
 /// # Errors
-/// A model that cannot be opened or lacks a tokenizer or template, settings without sense, a full context.
+/// A model that cannot be opened or lacks a tokenizer or template, settings without sense, a full
+/// context.
 pub(crate) fn run(args: RunArgs, as_json: bool) -> Result<()> {
     let form = Form::open(&args.model)?;
     let model = args.device.load(&form)?;
@@ -212,7 +214,7 @@ pub(crate) fn run(args: RunArgs, as_json: bool) -> Result<()> {
     Ok(())
 }
 
-/// As JSON spells it.
+/// The reason for the end, as JSON spells it.
 pub(crate) fn finish_name(finish: Finish) -> &'static str {
     match finish {
         Finish::Stop => "stop",

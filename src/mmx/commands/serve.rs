@@ -54,7 +54,8 @@ pub(crate) struct ServeArgs {
     /// Element type of the keys and values that are kept; f32 rounds nothing, f16 is quicker
     #[arg(long, value_name = "TYPE", value_enum, default_value = "f16")]
     kv: Kv,
-    /// Tokens guessed ahead at most where a text repeats itself and few are written; it stays the same. 0: none
+    /// Draft tokens at most where a text repeats itself and few are written (speculative decoding);
+    /// the text stays the same. 0: none
     #[arg(long, value_name = "N", default_value_t = 3)]
     speculate: usize,
     /// Texts that may wait; beyond, requests get 429

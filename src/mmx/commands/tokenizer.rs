@@ -80,7 +80,7 @@ The chat is a JSON list of messages, or an object with `messages` and perhaps `t
 struct ShowArgs {
     /// A folder with tokenizer.json, a tokenizer.json, or a GGUF
     model: PathBuf,
-    /// The text
+    /// The text to encode
     #[arg(required_unless_present = "chat", conflicts_with = "chat", allow_hyphen_values = true)]
     text: Option<String>,
     /// Render the messages of this JSON file

@@ -6,8 +6,8 @@ use mmx_models::trainer;
 
 use crate::error::{Error, Result};
 
-/// The arguments for `mmx-train`, if these ask for it: `[--json] train ...` or `help train`. They are its own: clap
-/// sees none of them here.
+/// The arguments for `mmx-train`, if these ask for it: `[--json] train ...` or `help train`. They
+/// are its own: clap sees none of them here.
 pub(crate) fn arguments(given: impl Iterator<Item = OsString>) -> Option<Vec<OsString>> {
     let mut given = given.peekable();
     let mut json = Vec::new();

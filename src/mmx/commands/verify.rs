@@ -29,7 +29,8 @@ pub(crate) struct VerifyArgs {
     /// Compare on this text, and give its perplexity
     #[arg(long, value_name = "FILE", conflicts_with_all = ["ids", "tokens"])]
     text: Option<PathBuf>,
-    /// Compare on these ids, and give their perplexity: a JSON array, or a safetensors file's `input_ids`
+    /// Compare on these ids, and give their perplexity: a JSON array, or a safetensors file's
+    /// `input_ids`
     #[arg(long, value_name = "FILE", conflicts_with = "tokens")]
     ids: Option<PathBuf>,
     /// Compare on at most so many tokens of a built-in text

@@ -1,8 +1,8 @@
 //! Causal attention over samples that lie one after the other, forward and backward.
 //!
-//! A sample's scores are computed for some queries at a time, up to their diagonal, and never kept: the backward
-//! pass computes them again from the logarithms of the softmax's sums (FlashAttention, Dao et al. 2022,
-//! arXiv:2205.14135). Several query heads may share a key and value head.
+//! A sample's scores are computed for some queries at a time, up to their diagonal, and never kept:
+//! the backward pass computes them again from the logarithms of the softmax's sums (FlashAttention,
+//! Dao et al. 2022, arXiv:2205.14135). Several query heads may share a key and value head.
 #![expect(unsafe_code, reason = "threads write rows of their own")]
 
 use std::ops::Range;
@@ -19,9 +19,9 @@ use crate::kernel::autograd::differentiable;
 /// Queries whose scores are there at a time.
 const BLOCK: usize = 64;
 
-/// `query [batch, seq, heads, head_dim]`, `key` and `value [batch, seq, kv_heads, head_dim]` to
-/// `[batch, seq, heads, head_dim]`. `lengths` of the samples sum to `batch * seq`; no position sees another
-/// sample. The scale is 1 / sqrt(head_dim).
+/// Causal attention of `query [batch, seq, heads, head_dim]`, `key` and
+/// `value [batch, seq, kv_heads, head_dim]` to `[batch, seq, heads, head_dim]`. `lengths` of the
+/// samples sum to `batch * seq`; no position sees another sample. The scale is 1 / sqrt(head_dim).
 pub(crate) fn attention(
     query: &Tensor,
     key: &Tensor,
@@ -62,7 +62,7 @@ pub(crate) fn attention(
     Ok(result)
 }
 
-/// Sizes, and what there is to do.
+/// The sizes of a call, and the tasks it is cut into.
 struct Shape {
     heads: usize,
     kv_heads: usize,
@@ -221,7 +221,7 @@ fn forward<T: Element>(
     Ok((out, sums))
 }
 
-/// What the backward pass needs of the forward pass.
+/// The values of the forward pass that the backward pass needs.
 struct Saved<'a> {
     q: &'a Tensor,
     k: &'a Tensor,
@@ -230,8 +230,8 @@ struct Saved<'a> {
     sums: &'a Tensor,
 }
 
-/// Gradients of query, key and value. With P the softmax, O the output and D the row sums of dO * O:
-/// dV = P' dO, dS = P * (dO V' - D) * scale, dQ = dS K, dK = dS' Q.
+/// Gradients of query, key and value. With P the softmax, O the output and D the row sums of dO *
+/// O: dV = P' dO, dS = P * (dO V' - D) * scale, dQ = dS K, dK = dS' Q.
 fn backward<T: Element>(
     saved: &Saved<'_>,
     d_out: &Tensor,
@@ -348,7 +348,8 @@ mod tests {
                 let ours = gradients(&[&q, &k, &v], &up, |t| {
                     attention(&t[0], &t[1], &t[2], lengths).expect("attention")
                 });
-                // the reference in float32 on the same values: libtorch's bfloat16 kernel rounds scores
+                // the reference in float32 on the same values: libtorch's bfloat16 kernel rounds
+                // scores
                 let wide = [&q, &k, &v].map(|t| t.to_kind(Kind::Float));
                 let theirs =
                     gradients(&[&wide[0], &wide[1], &wide[2]], &up, |t| reference(t, lengths));

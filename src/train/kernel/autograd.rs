@@ -1,15 +1,16 @@
 //! Operators of our own in libtorch's automatic differentiation.
 //!
-//! In: tensors, what was computed from them without it, and a function from the outputs' gradients to the
-//! inputs'. Out: the same outputs, through which `backward` now goes. The C++ side is `src/bridge.cpp`.
+//! In: tensors, what was computed from them without it, and a function from the outputs' gradients
+//! to the inputs'. Out: the same outputs, through which `backward` now goes. The C++ side is
+//! `bridge.cpp` beside this file.
 #![expect(unsafe_code, reason = "calls into bridge.cpp, and is called back from it")]
 
 use std::ffi::{CStr, CString, c_char, c_void};
 
 use tch::{TchError, Tensor};
 
-/// The gradients of an operator's inputs: from those of its outputs (nothing where one was not used), and
-/// which inputs' are wanted.
+/// The gradients of an operator's inputs: from those of its outputs (nothing where one was not
+/// used), and which inputs' are wanted.
 pub(crate) type Backward =
     dyn Fn(&[Option<Tensor>], &[bool]) -> Result<Vec<Option<Tensor>>, TchError> + Send;
 
@@ -39,9 +40,9 @@ unsafe extern "C" {
     ) -> *mut c_char;
 }
 
-/// Makes `outputs` differentiable by `backward`, which gives one gradient (or nothing: zero) per input. They
-/// must be new tensors that do not require gradients, no views of the inputs. Where no input requires one, or
-/// within [`tch::no_grad`], nothing happens.
+/// Makes `outputs` differentiable by `backward`, which gives one gradient (or nothing: zero) per
+/// input. They must be new tensors that do not require gradients, no views of the inputs. Where no
+/// input requires one, or within [`tch::no_grad`], nothing happens.
 ///
 /// # Errors
 /// libtorch's.
@@ -58,8 +59,8 @@ pub(crate) fn differentiable(
     let (from, to) = (pointers(inputs), pointers(outputs));
     let state =
         State { backward: Box::new(backward), inputs: inputs.len(), outputs: outputs.len() };
-    // SAFETY: the pointers are those of live tensors, as many as said; the state is given away and comes
-    // back to `give_back` exactly once.
+    // SAFETY: the pointers are those of live tensors, as many as said; the state is given away and
+    // comes back to `give_back` exactly once.
     let error = unsafe {
         mmx_differentiable(
             from.as_ptr(),
@@ -90,9 +91,10 @@ unsafe extern "C" fn call(
     wanted: *const bool,
     made: *mut Pointer,
 ) -> *mut c_char {
-    // SAFETY: `state` is the box of `differentiable`, not yet given back and nobody else's now: an operator is called by
-    // one thread at a time, since mmx walks each graph once. `given` holds a pointer to a live tensor, or null, per
-    // output, `wanted` a truth value and `made` a place per input.
+    // SAFETY: `state` is the box of `differentiable`, not yet given back and nobody else's now: an
+    // operator is called by one thread at a time, since mmx walks each graph once. `given` holds a
+    // pointer to a live tensor, or null, per output, `wanted` a truth value and `made` a place per
+    // input.
     let (state, given, wanted, made) = unsafe {
         let state = &*state.cast::<State>();
         (

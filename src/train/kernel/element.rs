@@ -3,13 +3,13 @@
 use half::bf16;
 use tch::Kind;
 
-/// What a tensor's elements are.
+/// The element type of a tensor that a kernel reads and writes.
 pub(super) trait Element: Copy + Send + Sync + 'static {
-    /// libtorch's name of it.
+    /// libtorch's name of the type.
     const KIND: Kind;
-    /// Its value.
+    /// The element's value.
     fn get(self) -> f32;
-    /// The nearest one; ties to even.
+    /// The nearest element to a value; ties to even.
     fn of(value: f32) -> Self;
 }
 
@@ -37,21 +37,21 @@ impl Element for bf16 {
     }
 }
 
-/// `row` as float32.
+/// Reads `row` as float32.
 pub(super) fn load<T: Element>(row: &[T], into: &mut [f32]) {
     for (to, from) in into.iter_mut().zip(row) {
         *to = from.get();
     }
 }
 
-/// float32 rounded to the row's type.
+/// Writes float32 values, rounded to the row's type.
 pub(super) fn store<T: Element>(from: &[f32], row: &mut [T]) {
     for (to, &from) in row.iter_mut().zip(from) {
         *to = T::of(from);
     }
 }
 
-/// Sums run in so many lanes.
+/// The number of lanes in which sums run.
 pub(super) const LANES: usize = 16;
 
 /// Sum of products, in a fixed order.
@@ -100,8 +100,8 @@ pub(super) fn exp_all(row: &mut [f32], shift: f32) -> f32 {
 
 /// e^x to 2 units in the last place; 0 below -87.3, infinity above 88.7, NaN of NaN.
 ///
-/// x = n ln 2 + r with |r| <= ln 2 / 2; e^r by its Taylor polynomial of degree 7 (the remainder is below
-/// 6e-9), 2^n by the exponent's bits.
+/// x = n ln 2 + r with |r| <= ln 2 / 2; e^r by its Taylor polynomial of degree 7 (the remainder is
+/// below 6e-9), 2^n by the exponent's bits.
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
     const LOG2_E: f32 = std::f32::consts::LOG2_E;

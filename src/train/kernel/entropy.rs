@@ -1,5 +1,5 @@
-//! Cross-entropy of a chunk of logits, and its gradient in their place: one pass over each row while it lies in
-//! the cache.
+//! Cross-entropy of a chunk of logits, and its gradient in their place: one pass over each row
+//! while it lies in the cache.
 #![expect(unsafe_code, reason = "threads write rows of their own")]
 
 use half::bf16;
@@ -9,9 +9,9 @@ use super::element::{Element, exp_all, largest, load, store};
 use super::memory::{Rows, empty, read, read_ids, write};
 use super::parallel::parallel;
 
-/// `logits [rows, vocab]` become the gradient of the weighted sum of cross-entropies, times `scale`: softmax
-/// minus one-hot of `ids [rows]`, times `weights [rows]` (1 where none are given). Gives the weighted
-/// cross-entropies, float32 `[rows]`. The logits must be the caller's alone.
+/// Turns `logits [rows, vocab]` into the gradient of the weighted sum of cross-entropies, times
+/// `scale`: softmax minus one-hot of `ids [rows]`, times `weights [rows]` (1 where none are given).
+/// Gives the weighted cross-entropies, float32 `[rows]`. The logits must be the caller's alone.
 pub(crate) fn entropy_and_gradient(
     logits: &mut Tensor,
     ids: &Tensor,

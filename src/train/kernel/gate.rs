@@ -12,7 +12,7 @@ use crate::kernel::autograd::differentiable;
 /// Elements of one part: three buffers of 32 KiB.
 const CHUNK: usize = 1 << 13;
 
-/// `gate` and `up`, of one shape and type, to silu(gate) * up.
+/// SwiGLU's product silu(gate) * up of two tensors of one shape and type.
 pub(crate) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor, TchError> {
     let (g, u) = (gate.f_detach()?.f_contiguous()?, up.f_detach()?.f_contiguous()?);
     let y = match g.kind() {

@@ -33,8 +33,8 @@ pub(super) fn read<T: Element>(tensor: &Tensor) -> Result<&[T], TchError> {
     if tensor.numel() == 0 {
         return Ok(&[]);
     }
-    // SAFETY: contiguous, of this type, on the CPU (checked): `numel` elements lie at `data_ptr`, as long as
-    // the tensor lives. Nothing writes to what kernels read while they run.
+    // SAFETY: contiguous, of this type, on the CPU (checked): `numel` elements lie at `data_ptr`,
+    // as long as the tensor lives. Nothing writes to what kernels read while they run.
     Ok(unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), tensor.numel()) })
 }
 
@@ -48,8 +48,8 @@ pub(super) fn span(tensor: &Tensor) -> Result<&[f32], TchError> {
     }
     let strides = tensor.stride();
     let last: i64 = tensor.size().iter().zip(strides).map(|(n, stride)| (n - 1) * stride).sum();
-    // SAFETY: libtorch's strides are not negative, so the elements lie between the first and the one with the
-    // largest indices, in one storage; float32 on the CPU (checked).
+    // SAFETY: libtorch's strides are not negative, so the elements lie between the first and the
+    // one with the largest indices, in one storage; float32 on the CPU (checked).
     Ok(unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), last as usize + 1) })
 }
 
@@ -69,8 +69,8 @@ pub(super) fn write<T: Element>(tensor: &mut Tensor) -> Result<&mut [T], TchErro
     if tensor.numel() == 0 {
         return Ok(&mut []);
     }
-    // SAFETY: as in `read`; kernels write only to tensors that they made themselves, and the mutable borrow
-    // keeps this handle to itself.
+    // SAFETY: as in `read`; kernels write only to tensors that they made themselves, and the
+    // mutable borrow keeps this handle to itself.
     Ok(unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), tensor.numel()) })
 }
 
@@ -82,8 +82,8 @@ pub(super) struct Rows<'a, T> {
     borrowed: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: threads get at the elements through `Rows::take` only, whose caller sees to it that no row is taken
-// twice; the elements themselves may be sent to other threads.
+// SAFETY: threads get at the elements through `Rows::take` only, whose caller sees to it that no
+// row is taken twice; the elements themselves may be sent to other threads.
 unsafe impl<T: Send> Sync for Rows<'_, T> {}
 
 impl<'a, T> Rows<'a, T> {
@@ -112,7 +112,7 @@ impl<'a, T> Rows<'a, T> {
 
 #[cfg(test)]
 pub(super) mod testing {
-    use super::*;
+    use tch::{Kind, Tensor};
 
     /// Normal values of a seed.
     pub(crate) fn random(size: &[i64], seed: i64) -> Tensor {

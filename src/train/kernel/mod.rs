@@ -1,8 +1,10 @@
-//! Kernels of our own for training on the CPU: what libtorch does in many passes over memory, in one each.
+//! Kernels of our own for training on the CPU: operators that libtorch computes in many passes over
+//! memory, in one each.
 //!
-//! In and out: contiguous float32 or bfloat16 tensors on the CPU; everything is computed in float32. Every
-//! operator is differentiable ([`crate::kernel::autograd`]). Work is cut into parts that do not depend on the number
-//! of threads, and each sum has one order: the same input gives the same bits.
+//! In and out: contiguous float32 or bfloat16 tensors on the CPU; everything is computed in
+//! float32. Every operator is differentiable ([`crate::kernel::autograd`]). Work is cut into parts
+//! that do not depend on the number of threads, and each sum has one order: the same input gives
+//! the same bits.
 
 mod attention;
 pub(crate) mod autograd;
@@ -32,15 +34,15 @@ pub(crate) fn takes(tensors: &[&Tensor]) -> bool {
     tensors.iter().all(|t| t.device() == Device::Cpu && float(t.kind()))
 }
 
-/// Whether matrix products of these tensors are best computed in float32, by [`linear`], [`mm`] and [`add_mm`]:
-/// those of float32 always, those of bfloat16 where the CPU has no faster instructions for them. The answer
-/// depends on the CPU alone, so a resumed run computes as it began.
+/// Whether matrix products of these tensors are best computed in float32, by [`linear`], [`mm`] and
+/// [`add_mm`]: those of float32 always, those of bfloat16 where the CPU has no faster instructions
+/// for them. The answer depends on the CPU alone, so a resumed run computes as it began.
 pub(crate) fn takes_products(tensors: &[&Tensor]) -> bool {
     takes(tensors) && (tensors.iter().all(|t| t.kind() == Kind::Float) || !*FAST_BF16)
 }
 
-/// Whether bfloat16 is worth its rounding on this CPU: its products are measured beside float32's where the CPU has
-/// fast ones, and must take two thirds of the time at most.
+/// Whether bfloat16 is worth its rounding on this CPU: its products are measured beside float32's
+/// where the CPU has fast ones, and must take two thirds of the time at most.
 ///
 /// # Errors
 /// libtorch's: no memory for a few megabytes.
@@ -65,9 +67,10 @@ pub(crate) fn bf16_pays() -> Result<bool, TchError> {
     Ok(in_bf16 < in_float * 2.0 / 3.0)
 }
 
-/// Intel's AVX-512 BF16 does as many operations per cycle as float32 and needs its operands interleaved:
-/// measured on a CPU with it and without AMX, 2048 x 512 x 1408 on one thread, 86 GFLOP/s by oneDNN in bfloat16
-/// against 171 in float32. AMX does 16 times as many, AMD's AVX-512 BF16 twice as many.
+/// Intel's AVX-512 BF16 does as many operations per cycle as float32 and needs its operands
+/// interleaved: measured on a CPU with it and without AMX, 2048 x 512 x 1408 on one thread, 86
+/// GFLOP/s by oneDNN in bfloat16 against 171 in float32. AMX does 16 times as many, AMD's AVX-512
+/// BF16 twice as many.
 static FAST_BF16: LazyLock<bool> = LazyLock::new(|| {
     #[cfg(target_arch = "x86_64")]
     {

@@ -1,7 +1,7 @@
 //! RMSNorm, alone or with the residual addition before it.
 //!
-//! y = w * s / sqrt(mean(s^2) + eps) over rows s `[rows, width]`, where s is the input, or the sum of the
-//! residual stream and a layer's output.
+//! y = w * s / sqrt(mean(s^2) + eps) over rows s `[rows, width]`, where s is the input, or the sum
+//! of the residual stream and a layer's output.
 #![expect(unsafe_code, reason = "threads write rows of their own")]
 
 use half::bf16;
@@ -17,7 +17,7 @@ type Torch<T> = Result<T, TchError>;
 /// Rows whose part of the weight's gradient is summed first.
 const BLOCK: usize = 64;
 
-/// `x [.., width]`, float32 or bfloat16, to the same shape in `compute`.
+/// RMSNorm of `x [.., width]`, float32 or bfloat16, in the same shape and type `compute`.
 pub(crate) fn norm(x: &Tensor, weight: &Tensor, eps: f64, compute: Kind) -> Torch<Tensor> {
     let (plain, w) = (x.f_detach()?.f_contiguous()?, weight.f_detach()?);
     let (y, roots) = match (plain.kind(), compute) {
@@ -35,8 +35,8 @@ pub(crate) fn norm(x: &Tensor, weight: &Tensor, eps: f64, compute: Kind) -> Torc
     Ok(output)
 }
 
-/// The residual stream `x`, float32, and a layer's output of the same shape to their sum, float32, and its
-/// norm in `compute`.
+/// Sum, float32, of the residual stream `x`, float32, and a layer's output of the same shape; and
+/// the sum's norm in `compute`.
 pub(crate) fn add_norm(
     x: &Tensor,
     added: &Tensor,
@@ -95,8 +95,8 @@ fn forward<X: Element, Y: Element>(
     Ok((y, roots))
 }
 
-/// Gradients of the input (float32, or the input's type) and, where wanted, of the weight: `dy` is the norm's,
-/// `ds` what comes from elsewhere to the input.
+/// Gradients of the input (float32, or the input's type) and, where wanted, of the weight: `dy` is
+/// the norm's, `ds` what comes from elsewhere to the input.
 fn gradient(
     x: &Tensor,
     weight: &Tensor,
@@ -120,7 +120,8 @@ fn gradient(
     }
 }
 
-/// With g = w * dy and r the row's root: dx = r * (g - x * r^2 * mean(g * x)), dw = sum of dy * x * r.
+/// With g = w * dy and r the row's root: dx = r * (g - x * r^2 * mean(g * x)), dw = sum of dy * x *
+/// r.
 fn backward<X: Element, Y: Element>(
     x: &Tensor,
     weight: &Tensor,

@@ -1,4 +1,5 @@
-//! libtorch's own CPU threads: as many as `--threads` says, and no second set that waits beside them.
+//! libtorch's own CPU threads: as many as `--threads` says, and no second set that waits beside
+//! them.
 #![expect(unsafe_code, reason = "calls into bridge.cpp, and is called back from it")]
 
 use std::ffi::c_void;
@@ -13,7 +14,8 @@ unsafe extern "C" {
     );
 }
 
-/// Calls `part` with ranges that make up `0..count`, none of them shorter than `grain` if there are several.
+/// Calls `part` with ranges that make up `0..count`, none of them shorter than `grain` if there are
+/// several.
 pub(super) fn parallel<F: Fn(Range<usize>) + Sync>(count: usize, grain: usize, part: F) {
     unsafe extern "C" fn call<F: Fn(Range<usize>)>(state: *const c_void, begin: i64, end: i64) {
         // SAFETY: `state` is the `part` of `parallel`, which waits until every call has returned.
@@ -23,8 +25,8 @@ pub(super) fn parallel<F: Fn(Range<usize>) + Sync>(count: usize, grain: usize, p
     if count == 0 {
         return;
     }
-    // SAFETY: `call::<F>` is given the `F` it expects, which may be used by several threads (`Sync`). A panic in
-    // it ends the process (extern "C"), so it never unwinds into C++.
+    // SAFETY: `call::<F>` is given the `F` it expects, which may be used by several threads
+    // (`Sync`). A panic in it ends the process (extern "C"), so it never unwinds into C++.
     unsafe {
         mmx_parallel(count as i64, grain.max(1) as i64, call::<F>, (&raw const part).cast());
     }

@@ -1,7 +1,7 @@
 //! float32 matrix products, and the linear layer made of three of them.
 //!
-//! The products themselves are the `gemm` crate's: on a server CPU with AVX-512, one thread, sizes of
-//! minimind2-small, 150 to 220 GFLOP/s, MKL 125 to 171.
+//! The products themselves are the `gemm` crate's: on a server CPU with AVX-512, one thread, sizes
+//! of minimind2-small, 150 to 220 GFLOP/s, MKL 125 to 171.
 #![expect(unsafe_code, reason = "the gemm crate takes pointers; threads write rows of their own")]
 
 use std::ops::Range;
@@ -29,7 +29,7 @@ impl<'a> Matrix<'a> {
         Self { values, rows, columns, row: columns, column: 1 }
     }
 
-    /// The same values with rows as columns.
+    /// The transposed matrix, over the same values.
     pub(super) fn transposed(self) -> Self {
         let Self { values, rows, columns, row, column } = self;
         Self { values, rows: columns, columns: rows, row: column, column: row }
@@ -45,7 +45,8 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// `to [a.rows, b.columns]`, row-major with rows `stride` apart, becomes `scale` * a * b, or that is added to it.
+/// `to [a.rows, b.columns]`, row-major with rows `stride` apart, becomes `scale` * a * b, or that
+/// is added to it.
 pub(super) fn product(
     to: &mut [f32],
     stride: usize,
@@ -65,8 +66,8 @@ pub(super) fn product(
         _ => (x.rows - 1) * x.row + (x.columns - 1) * x.column + 1,
     };
     assert!(a.values.len() >= end(&a) && b.values.len() >= end(&b), "matrices in their slices");
-    // SAFETY: every element that the strides reach lies in its slice (asserted above); `to` is borrowed mutably,
-    // so it overlaps neither factor.
+    // SAFETY: every element that the strides reach lies in its slice (asserted above); `to` is
+    // borrowed mutably, so it overlaps neither factor.
     unsafe {
         gemm::gemm(
             m,
@@ -92,7 +93,7 @@ pub(super) fn product(
     }
 }
 
-/// The same on all threads, whole rows of `to` to each.
+/// The product on all threads, whole rows of `to` to each.
 fn product_on_all_threads(to: &mut [f32], a: Matrix<'_>, b: Matrix<'_>, add: bool) {
     let (rows, width) = (a.rows, b.columns);
     let threads = tch::get_num_threads().max(1) as usize;
@@ -107,8 +108,9 @@ fn product_on_all_threads(to: &mut [f32], a: Matrix<'_>, b: Matrix<'_>, add: boo
     });
 }
 
-/// Bias-free linear layers over the same input, computed in float32: `x [.., in]` to `[.., out]` in its type for each of
-/// the weights `[out, in]`, float32. The input's gradient is summed as it is made, not in passes of its own.
+/// Bias-free linear layers over the same input, computed in float32: `x [.., in]` to `[.., out]` in
+/// its type for each of the weights `[out, in]`, float32. The input's gradient is summed as it is
+/// made, not in passes of its own.
 pub(crate) fn linears(x: &Tensor, weights: &[&Tensor]) -> Result<Vec<Tensor>, TchError> {
     let (size, kind) = (x.size(), x.kind());
     let inputs = size.last().copied().unwrap_or_default();

@@ -9,8 +9,9 @@ use super::memory::{Rows, empty, read, write};
 use super::parallel::parallel;
 use crate::kernel::autograd::differentiable;
 
-/// Rotates `x [batch, seq, heads, head_dim]` by the angles of each position, given as float32 cosine and sine
-/// `[positions, head_dim / 2]`: `positions` is `seq`, or `batch * seq` where rows have positions of their own.
+/// Rotates `x [batch, seq, heads, head_dim]` by the angles of each position, given as float32
+/// cosine and sine `[positions, head_dim / 2]`: `positions` is `seq`, or `batch * seq` where rows
+/// have positions of their own.
 pub(crate) fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor, TchError> {
     let (cos, sin) = (cos.f_contiguous()?, sin.f_contiguous()?);
     let y = turned(&x.f_detach()?.f_contiguous()?, &cos, &sin, 1.0)?;

@@ -1,4 +1,5 @@
-//! What memory a run can still take: the system's, this process's control groups', or a CUDA device's.
+//! The memory that a run can still take: the system's, this process's control groups', or a CUDA
+//! device's.
 //!
 //! Every answer is an upper bound: what the system could give up (caches, swap) counts as there.
 #![expect(unsafe_code, reason = "CUDA's runtime is asked through dlsym")]
@@ -40,8 +41,8 @@ fn field(text: &str, name: &str) -> Option<u64> {
     line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-/// The folders of a control group and those around it, from a line of /proc/self/cgroup; those that do not limit
-/// memory give none. Source: cgroups(7).
+/// The folders of a control group and those around it, from a line of /proc/self/cgroup; those that
+/// do not limit memory give none. Source: cgroups(7).
 fn folders(line: &str) -> Vec<PathBuf> {
     let mut parts = line.splitn(3, ':');
     let (Some(_), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next())
@@ -105,8 +106,8 @@ fn of_cuda(index: usize) -> Option<u64> {
     let (set, get) = (symbol(c"cudaSetDevice")?, symbol(c"cudaGetDevice")?);
     let info = symbol(c"cudaMemGetInfo")?;
     let (mut before, mut free, mut total) = (0, 0usize, 0usize);
-    // SAFETY: the types are those of CUDA's runtime, the same in all its versions (cuda_runtime_api.h); the pointers
-    // are to locals of those types.
+    // SAFETY: the types are those of CUDA's runtime, the same in all its versions
+    // (cuda_runtime_api.h); the pointers are to locals of those types.
     unsafe {
         let set = std::mem::transmute::<*mut libc::c_void, SetDevice>(set);
         let get = std::mem::transmute::<*mut libc::c_void, GetDevice>(get);

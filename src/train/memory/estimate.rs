@@ -1,10 +1,11 @@
-//! What memory a run takes, told before its first step, and refused where it cannot be there.
+//! The memory that a run takes, told before its first step, and refused where it cannot be there.
 //!
-//! In: the model's dimensions, what of it is trained, and the largest batch. Out: bytes by what takes them. The
-//! activations are counted tensor by tensor as the CPU's kernels keep them for the backward pass. Measured peaks:
-//! minimind2-small in float32 (1.4 and 3.4 GB) 1.03 and 1.05 times the estimate, in bfloat16 (1.4 GB) 1.13 times,
-//! minimind2-moe (3.6 GB) 1.10 times; tiny (1.0 GB, of which 0.4 are the program's) 1.6 times, since its many blocks of
-//! a few megabytes lie in pieces.
+//! In: the model's dimensions, what of it is trained, and the largest batch. Out: bytes by what
+//! takes them. The activations are counted tensor by tensor as the CPU's kernels keep them for the
+//! backward pass. Measured peaks: minimind2-small in float32 (1.4 and 3.4 GB) 1.03 and 1.05 times
+//! the estimate, in bfloat16 (1.4 GB) 1.13 times, minimind2-moe (3.6 GB) 1.10 times; tiny (1.0 GB,
+//! of which 0.4 are the program's) 1.6 times, since its many blocks of a few megabytes lie in
+//! pieces.
 
 use mmx_converters::arch::Config;
 use mmx_converters::words::counted;
@@ -13,14 +14,14 @@ use tch::{Device, Kind};
 use crate::error::{Error, Result};
 use crate::memory::available::{available, resident};
 
-/// What a run is made of.
+/// The sizes of a run, from which its memory is estimated.
 #[derive(Clone, Copy, Debug)]
 pub struct Workload<'a> {
     /// The model that is trained.
     pub config: &'a Config,
-    /// What is computed in.
+    /// The compute type.
     pub compute: Kind,
-    /// Where.
+    /// The device.
     pub device: Device,
     /// Weights that are trained.
     pub trained: usize,
@@ -32,22 +33,22 @@ pub struct Workload<'a> {
     pub largest: (usize, usize),
 }
 
-/// Bytes by what takes them.
+/// The estimate: bytes by what takes them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Estimate {
-    /// What is there before: the program with libtorch, and of the host's memory what else it holds.
+    /// Memory taken before: the program with libtorch, and of the host's memory what else it holds.
     pub program: u64,
     /// Master weights, and models that stay as they are.
     pub weights: u64,
     /// The accumulated gradient, and the one just computed.
     pub gradients: u64,
-    /// AdamW's.
+    /// AdamW's two moments.
     pub moments: u64,
-    /// What a batch leaves for its backward pass, and what that needs on its way.
+    /// Activations that a batch leaves for its backward pass, and what that pass needs on its way.
     pub activations: u64,
     /// Logits of some rows and the head's gradient.
     pub logits: u64,
-    /// Of all these, what is not there yet and no run does without.
+    /// The part of all these that is not taken yet and that no run does without.
     pub least: u64,
     /// The part of `least` that grows with the batch.
     least_of_batch: u64,
@@ -58,7 +59,7 @@ pub struct Estimate {
 const WIDE: u64 = 4;
 
 impl Estimate {
-    /// Of a run whose models are loaded.
+    /// The estimate for a run whose models are loaded.
     pub fn new(work: &Workload<'_>) -> Self {
         let weights = WIDE * work.weights as u64;
         let program = match work.device {
@@ -100,13 +101,13 @@ impl Estimate {
         }
     }
 
-    /// All of it.
+    /// The sum of all parts.
     pub fn peak(&self) -> u64 {
         let parts = [self.program, self.weights, self.gradients, self.moments, self.logits];
         parts.iter().fold(self.activations, |sum, part| sum.saturating_add(*part))
     }
 
-    /// In one line, in gigabytes.
+    /// The estimate in one line, in gigabytes.
     pub fn describe(&self, available: Option<u64>) -> String {
         let (rows, seq) = self.largest;
         let left = available.map_or_else(String::new, |left| {
@@ -129,7 +130,8 @@ impl Estimate {
     /// Refuses what cannot fit: where even what no run does without is more than can be had.
     ///
     /// # Errors
-    /// What is needed at least, what there is, and which option to lower.
+    /// Too little memory: how much is needed at least, how much there is, and which option to
+    /// lower.
     pub fn check(&self, available: Option<u64>) -> Result<()> {
         let Some(available) = available.filter(|&available| self.least > available) else {
             return Ok(());
@@ -165,11 +167,11 @@ impl Estimate {
     }
 }
 
-/// Refuses a model that cannot be held, before it is made: its weights, and of one whose weights are trained their
-/// gradients and moments.
+/// Refuses a model that cannot be held, before it is made: its weights, and of one whose weights
+/// are trained their gradients and moments.
 ///
 /// # Errors
-/// What is needed and what there is.
+/// Too little memory: how much is needed and how much there is.
 pub fn check_model(config: &Config, trained: bool, device: Device) -> Result<()> {
     refuse_model(config, trained, available(device))
 }
@@ -194,7 +196,8 @@ fn refuse_model(config: &Config, trained: bool, available: Option<u64>) -> Resul
 /// Rows of logits that are there at a time: [`crate::loss`] takes them in chunks.
 const LOGIT_ROWS: u64 = 512;
 
-/// Bytes that every position of a batch leaves for the backward pass. `adapted`: without the first layer.
+/// Bytes that every position of a batch leaves for the backward pass. `adapted`: without the first
+/// layer.
 fn kept_per_position(config: &Config, compute: Kind, adapted: bool) -> u64 {
     let compute = if compute == Kind::BFloat16 { 2 } else { WIDE };
     let hidden = config.hidden_size as u64;
@@ -205,13 +208,15 @@ fn kept_per_position(config: &Config, compute: Kind, adapted: bool) -> u64 {
     let feed_forward = match &config.moe {
         // gate, up and their product
         None => 3 * config.intermediate_size as u64,
-        // the same for each expert chosen, its input and its output; a shared one's input is there already
+        // the same for each expert chosen, its input and its output; a shared one's input is there
+        // already
         Some(moe) => {
             let (width, chosen) = (moe.intermediate_size as u64, moe.num_experts_per_tok as u64);
             chosen * (3 * width + 2 * hidden) + moe.shared_experts as u64 * 3 * width
         }
     };
-    // the residual stream before each norm; the norms, queries, keys, values, and what attention gives
+    // the residual stream before each norm; the norms, queries, keys, values, and what attention
+    // gives
     let layer =
         2 * hidden * WIDE + compute * (2 * hidden + 2 * query + 2 * key + normed + feed_forward);
     let layers = config.num_hidden_layers as u64;
@@ -221,7 +226,8 @@ fn kept_per_position(config: &Config, compute: Kind, adapted: bool) -> u64 {
     }
 }
 
-/// Bytes per position that pass while one layer goes backward, and what the head leaves, all in float32.
+/// Bytes per position that pass while one layer goes backward, and what the head leaves, all in
+/// float32.
 fn passing_per_position(config: &Config) -> u64 {
     let width = match &config.moe {
         None => config.intermediate_size,

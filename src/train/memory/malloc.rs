@@ -1,13 +1,14 @@
 //! Keeps freed memory in the process.
 #![expect(unsafe_code, reason = "mallopt and malloc_trim are C functions")]
 
-/// Tells glibc's allocator to keep what is freed. A training step frees and takes the same large blocks
-/// again and again; given back to the system each time, every one of their pages is faulted in and
-/// zeroed anew. What was freed before goes back first: it lies in pieces. Does nothing with other allocators.
+/// Tells glibc's allocator to keep what is freed. A training step frees and takes the same large
+/// blocks again and again; given back to the system each time, every one of their pages is faulted
+/// in and zeroed anew. What was freed before goes back first: it lies in pieces. Does nothing with
+/// other allocators.
 pub fn keep_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: mallopt sets two integers of the allocator under its own lock, any value is allowed; malloc_trim gives
-    // back pages that are free.
+    // SAFETY: mallopt sets two integers of the allocator under its own lock, any value is allowed;
+    // malloc_trim gives back pages that are free.
     unsafe {
         libc::malloc_trim(0);
         libc::mallopt(libc::M_MMAP_MAX, 0); // the threshold for mmap cannot be above 32 MiB

@@ -1,5 +1,5 @@
-//! Whether a training run fits: what is there ([`available`]), what it will take ([`estimate`]), and how the C library
-//! is told to keep it.
+//! The memory of a training run: how much there is ([`available`]), how much it takes
+//! ([`estimate`]), and the allocator's settings.
 
 pub mod available;
 pub mod estimate;

@@ -3,8 +3,9 @@
 use mmx_converters::arch::Config;
 use tch::Tensor;
 
+use super::linear::{Linear, Norm, Parts};
 use super::rope::Tables;
-use super::{Linear, Norm, Parts, Torch};
+use super::variable::Torch;
 use crate::error::Result;
 use crate::kernel;
 
@@ -43,8 +44,8 @@ impl Attention {
         })
     }
 
-    /// `[batch, seq, hidden]` to the same. `samples` are the lengths of those that follow one another
-    /// in the `batch * seq` positions; none where each row is one.
+    /// Attends: `[batch, seq, hidden]` to the same shape. `samples` are the lengths of the samples
+    /// that follow one another in the `batch * seq` positions; none where each row is one.
     pub(super) fn forward(
         &self,
         x: &Tensor,
@@ -73,7 +74,7 @@ impl Attention {
         self.output.forward(&mixed.f_reshape([batch, seq, self.heads * self.head_dim])?)
     }
 
-    /// The same by libtorch's kernels, for devices: `[batch, seq, heads, head_dim]`, or
+    /// Attention by libtorch's kernels, for devices: `[batch, seq, heads, head_dim]`, or
     /// `[batch * seq, heads, head_dim]` where there are samples.
     fn with_libtorch(
         &self,
@@ -112,7 +113,7 @@ impl Attention {
     }
 }
 
-/// Causal attention: `[batch, seq, heads, head_dim]` thrice to the same.
+/// Causal attention of query, key and value, each `[batch, seq, heads, head_dim]`, to that shape.
 fn causal(query: &Tensor, key: &Tensor, value: &Tensor) -> Torch<Tensor> {
     // [batch, seq, heads, head_dim] -> [batch, heads, seq, head_dim]
     let turned = |t: &Tensor| t.f_transpose(1, 2);

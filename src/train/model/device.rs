@@ -11,8 +11,8 @@ use tch::{Cuda, Device, TchError, Tensor};
 use crate::error::{Error, Result, TorchError};
 use crate::kernel;
 
-/// The device called `name` (`cpu`, `cuda`, `cuda:1`), or without a name the first CUDA device, else
-/// the CPU.
+/// The device called `name` (`cpu`, `cuda`, `cuda:1`), or without a name the first CUDA device,
+/// else the CPU.
 ///
 /// # Errors
 /// An unknown name, or a device that is not there.
@@ -41,19 +41,20 @@ pub fn pick(name: Option<&str>) -> Result<Device> {
     }
 }
 
-/// Loads libtorch's CUDA part, which registers its kernels and devices by itself. The binary is not linked with
-/// it: that costs every command 0.4 s and 470 MB, the runner's too (measured with the CUDA 13 wheel). Where
-/// libtorch has no such part there are no CUDA devices, and nothing happens.
+/// Loads libtorch's CUDA part, which registers its kernels and devices by itself. The binary is not
+/// linked with it: that costs every command 0.4 s and 470 MB, the runner's too (measured with the
+/// CUDA 13 wheel). Where libtorch has no such part there are no CUDA devices, and nothing happens.
 fn load_cuda() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        // SAFETY: a constant string; the library's initializers are libtorch's own, and it is never unloaded.
+        // SAFETY: a constant string; the library's initializers are libtorch's own, and it is never
+        // unloaded.
         unsafe { libc::dlopen(c"libtorch_cuda.so".as_ptr(), libc::RTLD_LAZY | libc::RTLD_GLOBAL) };
     });
 }
 
-/// A tensor of the host on a device. To CUDA it goes from page-locked memory, so that the host need not wait for the
-/// copy: libtorch keeps such memory until the copy has been made.
+/// A tensor of the host on a device. To CUDA it goes from page-locked memory, so that the host need
+/// not wait for the copy: libtorch keeps such memory until the copy has been made.
 ///
 /// # Errors
 /// libtorch's.
@@ -67,7 +68,8 @@ pub(crate) fn upload(tensor: &Tensor, device: Device) -> Result<Tensor, TchError
     }
 }
 
-/// What `--dtype auto` stands for: bf16 on CUDA and on CPUs where it is measured to be clearly faster, else f32.
+/// What `--dtype auto` stands for: bf16 on CUDA and on CPUs where it is measured to be clearly
+/// faster, else f32.
 ///
 /// # Errors
 /// libtorch's.

@@ -1,35 +1,13 @@
-//! The feed-forward network: SwiGLU, dense or as a mixture of experts.
+//! The dense feed-forward network, SwiGLU; an expert of a mixture is one too.
 
 use tch::Tensor;
 
-use super::moe::Mixture;
-use super::{Linear, Parts, Torch};
+use super::linear::{Linear, Parts};
+use super::variable::Torch;
 use crate::error::Result;
 use crate::kernel;
 
-/// One layer's feed-forward network.
-#[derive(Debug)]
-pub(super) enum FeedForward {
-    Dense(Dense),
-    Mixture(Mixture),
-}
-
-impl FeedForward {
-    /// `[batch, seq, hidden]` to the same; in training also a mixture's balancing loss.
-    pub(super) fn forward(
-        &self,
-        x: &Tensor,
-        train: bool,
-        samples: Option<&[i64]>,
-    ) -> Torch<(Tensor, Option<Tensor>)> {
-        match self {
-            Self::Dense(dense) => Ok((dense.forward(x)?, None)),
-            Self::Mixture(mixture) => mixture.forward(x, train, samples),
-        }
-    }
-}
-
-/// down(silu(gate(x)) * up(x)).
+/// A SwiGLU network: down(silu(gate(x)) * up(x)).
 #[derive(Debug)]
 pub(super) struct Dense {
     gate: Linear,
@@ -46,7 +24,7 @@ impl Dense {
         })
     }
 
-    /// `[.., hidden]` to the same, through `[.., ffn]`.
+    /// The network's output: `[.., hidden]` to the same shape, through `[.., ffn]`.
     pub(super) fn forward(&self, x: &Tensor) -> Torch<Tensor> {
         let [gate, up] = Linear::several(x, [&self.gate, &self.up])?;
         let gated = match kernel::takes(&[&gate, &up]) {

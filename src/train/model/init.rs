@@ -5,7 +5,8 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use rayon::prelude::*;
 
-/// Standard deviation of matrices and embedding. Source: the reference (Transformers' initializer_range).
+/// Standard deviation of matrices and embedding. Source: the reference (Transformers'
+/// initializer_range).
 const DEVIATION: f64 = 0.02;
 
 /// Values of every row: normal(0, 0.02), ones for norms.

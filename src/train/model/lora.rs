@@ -10,17 +10,18 @@ use mmx_converters::arch::{Config, Weight, weights};
 use mmx_converters::model::adapter::{Adapter, Adapters};
 use tch::{Device, Tensor};
 
-use super::{Torch, Variable, host_f32, init};
+use super::init;
+use super::variable::{Torch, Variable, host_f32};
 use crate::error::{Error, Result, TorchError};
 
 /// Which linear layers get an adapter. The router, the embedding and the head never do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// Those with as many outputs as inputs, as the reference: q_proj and o_proj.
+    /// Layers with as many outputs as inputs, as the reference has it: q_proj and o_proj.
     Square,
-    /// All.
+    /// All linear layers.
     All,
-    /// Those whose name ends so: `q_proj`, `v_proj`.
+    /// Layers of these names: `q_proj`, `v_proj`.
     Named(Vec<String>),
 }
 
@@ -81,8 +82,8 @@ pub struct Lora {
 }
 
 impl Lora {
-    /// New adapters: A from normal(0, 0.02), B zero, so that nothing changes at first. The values depend
-    /// on the seed and the module's number only.
+    /// New adapters: A from normal(0, 0.02), B zero, so that nothing changes at first. The values
+    /// depend on the seed and the module's number only.
     ///
     /// # Errors
     /// No linear layer is meant; libtorch's.
@@ -128,10 +129,11 @@ impl Lora {
         Self::build(&Adapters { rank, alpha, base: None, modules }, &rows, device)
     }
 
-    /// Adapters of a file.
+    /// The adapters of a file.
     ///
     /// # Errors
-    /// Modules that the model does not have, or shapes that differ, all at once, naming `path`; several ranks or scales.
+    /// Modules that the model does not have, or shapes that differ, all at once, naming `path`;
+    /// several ranks or scales.
     pub fn load(config: &Config, adapters: &Adapters, path: &Path, device: Device) -> Result<Self> {
         let rows = weights(config);
         adapters.check(path, &rows)?;
@@ -165,7 +167,7 @@ impl Lora {
         Ok(Self { rank: adapters.rank, alpha: adapters.alpha, base, modules, variables })
     }
 
-    /// Names the model they are for.
+    /// Names the model that the adapters are for.
     pub fn set_base(&mut self, base: Option<String>) {
         self.base = base;
     }
@@ -175,7 +177,7 @@ impl Lora {
         &self.variables
     }
 
-    /// What goes beside a linear layer.
+    /// The factors that go beside a linear layer.
     pub(super) fn factors(&self, module: &str) -> Option<Factors> {
         let i = self.modules.iter().position(|name| name == module)?;
         let (a, b) = (self.variables.get(2 * i)?, self.variables.get(2 * i + 1)?);
@@ -183,7 +185,7 @@ impl Lora {
         Some(Factors { a: a.tensor.shallow_clone(), b: b.tensor.shallow_clone(), scale })
     }
 
-    /// On the host, as files take them.
+    /// The adapters on the host, as files take them.
     ///
     /// # Errors
     /// libtorch's.

@@ -1,36 +1,39 @@
-//! The four families in tch: ids `[batch, seq]` to logits `[batch, seq, vocab]` and the balancing loss.
+//! The four families in tch: ids `[batch, seq]` to logits `[batch, seq, vocab]` and the balancing
+//! loss.
 //!
-//! In: a [`Config`] and named weights (a [`TensorView`] per row of [`weights`]), or a seed for initial
-//! values. Variables are named as MiniMind names them and kept in float32 whatever the compute type (float64 where
-//! that is it, which tests use): they are the master weights the optimizer changes. With bfloat16 each use casts the weight, linear
-//! layers and attention run in bfloat16, and the residual stream, RMSNorm, router and loss in float32
-//! (what the reference's autocast does, except that it rounds the router too).
-//! CPU and CUDA run the same code.
+//! In: a [`Config`] and named weights (a [`TensorView`] per row of [`weights`]), or a seed for
+//! initial values. Variables are named as MiniMind names them and kept in float32 whatever the
+//! compute type (float64 where float64 is the compute type, which tests use): they are the master
+//! weights the optimizer changes. With bfloat16 each use casts the weight, linear layers and
+//! attention run in bfloat16, and the residual stream, RMSNorm, router and loss in float32 (what
+//! the reference's autocast does, except that it rounds the router too). CPU and CUDA run the same
+//! code.
 
 mod attention;
 pub mod device;
 mod ffn;
 mod init;
+mod layer;
+mod linear;
 mod lora;
 mod moe;
 mod rope;
+mod variable;
 
-use mmx_converters::arch::{Config, Weight, weights};
+use mmx_converters::arch::{Config, weights};
 use mmx_converters::error::TensorReport;
 use mmx_converters::tensor::{Dtype, TensorView};
-use tch::{Device, Kind, TchError, Tensor};
+use tch::{Device, Kind, Tensor};
 
-use self::attention::Attention;
-use self::ffn::{Dense, FeedForward};
-use self::moe::Mixture;
+use self::layer::{Layer, layers};
+use self::linear::{Norm, Parts, linear};
 use self::rope::Rope;
+use self::variable::{Torch, variable};
 use crate::error::{Error, Result, TorchError};
-use crate::kernel;
 
 pub use self::lora::{Lora, Target};
-
-/// What libtorch answers inside the forward pass; the public functions say what they were doing.
-type Torch<T> = std::result::Result<T, TchError>;
+pub use self::variable::{HostTensor, Variable};
+pub(crate) use self::variable::{host_f32, wide};
 
 /// A model: master weights in float32 on one device, and the graph over them.
 #[derive(Debug)]
@@ -48,163 +51,19 @@ pub struct Model {
     lora: Option<Lora>,
 }
 
-/// One named trainable tensor.
-#[derive(Debug)]
-pub struct Variable {
-    /// MiniMind's name: the row's `name` in [`weights`].
-    pub name: String,
-    /// float32, a leaf of autograd.
-    pub tensor: Tensor,
-}
-
-impl Variable {
-    /// Another handle to the same tensor.
-    pub fn share(&self) -> Self {
-        Self { name: self.name.clone(), tensor: self.tensor.shallow_clone() }
-    }
-}
-
-/// One tensor's values on the host.
-#[derive(Debug, Clone, PartialEq)]
-pub struct HostTensor {
-    /// MiniMind's name.
-    pub name: String,
-    /// Outermost dimension first.
-    pub shape: Vec<usize>,
-    /// Row-major.
-    pub values: Vec<f32>,
-}
-
-impl HostTensor {
-    /// The same as every format takes it.
-    pub fn view(&self) -> TensorView<'_> {
-        let data = bytemuck::cast_slice(&self.values);
-        TensorView { dtype: Dtype::F32, shape: &self.shape, data }
-    }
-}
-
-/// What the layers give, before the head.
+/// The output of the layers, before the head.
 #[derive(Debug)]
 pub struct Hidden {
     /// `[batch, seq, hidden]`, after the final norm, in the compute type.
     pub hidden: Tensor,
-    /// The balancing losses' sum over layers, a float32 scalar; none for dense models or outside training.
+    /// The balancing losses' sum over layers, a float32 scalar; none for dense models or outside
+    /// training.
     pub aux: Option<Tensor>,
 }
 
-#[derive(Debug)]
-struct Layer {
-    input_norm: Norm,
-    attention: Attention,
-    post_attention_norm: Norm,
-    feed_forward: FeedForward,
-}
-
-/// RMSNorm in float32 whatever comes in; gives `compute`.
-#[derive(Debug)]
-struct Norm {
-    weight: Tensor,
-    eps: f64,
-}
-
-impl Norm {
-    /// `[.., width]` to the same.
-    fn forward(&self, x: &Tensor, compute: Kind) -> Torch<Tensor> {
-        if kernel::takes(&[x, &self.weight]) {
-            return kernel::norm(x, &self.weight, self.eps, compute);
-        }
-        x.f_to_kind(wide(compute))?
-            .f_rms_norm(self.weight.size(), Some(&self.weight), self.eps)?
-            .f_to_kind(compute)
-    }
-}
-
-impl Norm {
-    /// The residual stream and what is added to it, `[.., width]`: their sum, and its norm.
-    fn add(&self, x: &Tensor, added: &Tensor, compute: Kind) -> Torch<(Tensor, Tensor)> {
-        if kernel::takes(&[x, added, &self.weight]) {
-            return kernel::add_norm(x, added, &self.weight, self.eps, compute);
-        }
-        let sum = x.f_add(added)?;
-        let normed = self.forward(&sum, compute)?;
-        Ok((sum, normed))
-    }
-}
-
-/// x `[.., in]` times a weight `[out, in]`, in the type of `x`.
-fn linear(x: &Tensor, weight: &Tensor) -> Torch<Tensor> {
-    if kernel::takes_products(&[x, weight]) {
-        return kernel::linear(x, weight);
-    }
-    x.f_linear(&weight.f_to_kind(x.kind())?, None::<Tensor>)
-}
-
-/// A bias-free linear layer `[out, in]`, maybe with an adapter beside it.
-#[derive(Debug)]
-struct Linear {
-    weight: Tensor,
-    adapter: Option<lora::Factors>,
-}
-
-impl Linear {
-    /// `[.., in]` to `[.., out]`, in the type of `x`.
-    fn forward(&self, x: &Tensor) -> Torch<Tensor> {
-        self.adapted(x, linear(x, &self.weight)?)
-    }
-
-    /// Several over the same input.
-    fn several<const N: usize>(x: &Tensor, layers: [&Self; N]) -> Torch<[Tensor; N]> {
-        let all: Vec<&Tensor> = [x].into_iter().chain(layers.map(|layer| &layer.weight)).collect();
-        let ys = match kernel::takes_products(&all) {
-            true => kernel::linears(x, &all[1..])?,
-            false => layers.iter().map(|layer| linear(x, &layer.weight)).collect::<Torch<_>>()?,
-        };
-        let ys = layers
-            .iter()
-            .zip(ys)
-            .map(|(layer, y)| layer.adapted(x, y))
-            .collect::<Torch<Vec<_>>>()?;
-        ys.try_into().map_err(|ys: Vec<Tensor>| {
-            TchError::Torch(format!("linear layers: expected {N} outputs, found {}", ys.len()))
-        })
-    }
-
-    /// With what the adapter adds.
-    fn adapted(&self, x: &Tensor, y: Tensor) -> Torch<Tensor> {
-        match &self.adapter {
-            Some(adapter) => y.f_add(&adapter.forward(x)?),
-            None => Ok(y),
-        }
-    }
-}
-
-/// The variables by name while a model is put together, and the adapters that go beside them.
-struct Parts<'a>(&'a [Variable], Option<&'a Lora>);
-
-impl Parts<'_> {
-    fn tensor(&self, name: &str) -> Result<Tensor> {
-        self.0
-            .iter()
-            .find(|v| v.name.strip_suffix(".weight") == Some(name))
-            .map(|v| v.tensor.shallow_clone())
-            .ok_or_else(|| {
-                Error::failed(format!("tensor {name}.weight: not in the family's table"))
-            })
-    }
-
-    fn linear(&self, name: &str) -> Result<Linear> {
-        let adapter = self.1.and_then(|lora| lora.factors(name));
-        Ok(Linear { weight: self.tensor(name)?, adapter })
-    }
-
-    fn norm(&self, name: &str, eps: f64) -> Result<Norm> {
-        Ok(Norm { weight: self.tensor(name)?, eps })
-    }
-}
-
 impl Model {
-    /// A model with initial values: normal(0, 0.02) for matrices and the embedding, ones for norms, as
-    /// the reference. The values depend on `seed` and on the tensor's row in the table only.
+    /// A model with initial values: normal(0, 0.02) for matrices and the embedding, ones for norms,
+    /// as the reference. The values depend on `seed` and on the tensor's row in the table only.
     ///
     /// # Errors
     /// libtorch's, when the device cannot hold the model.
@@ -219,8 +78,8 @@ impl Model {
     }
 
     /// A model with the weights `source` gives by MiniMind's names. `names` are all that the source
-    /// holds: what the table does not know is a fault too (a tied model's `lm_head.weight` is let pass).
-    /// float16, bfloat16 and float64 are turned into float32.
+    /// holds: what the table does not know is a fault too (a tied model's `lm_head.weight` is let
+    /// pass). float16, bfloat16 and float64 are turned into float32.
     ///
     /// # Errors
     /// All missing, unexpected and misshapen tensors in one report that names `path`.
@@ -270,7 +129,7 @@ impl Model {
             }
         }
         if !report.is_empty() {
-            return Err(mmx_converters::Error::Tensors { path: path.to_owned(), report });
+            return Err(Error::Tensors { path: path.to_owned(), report });
         }
         let kept = wide(compute);
         let variables =
@@ -279,8 +138,8 @@ impl Model {
         Self::assemble(config.clone(), variables, device, compute)
     }
 
-    /// A model with the weights of an open folder or unquantized GGUF, whatever its layout; opening it has
-    /// compared names and shapes already.
+    /// A model with the weights of an open folder or unquantized GGUF, whatever its layout; opening
+    /// it has compared names and shapes already.
     ///
     /// # Errors
     /// Weights in a block type; libtorch's.
@@ -341,12 +200,12 @@ impl Model {
         &self.config
     }
 
-    /// Where it computes.
+    /// The device on which the model computes.
     pub fn device(&self) -> Device {
         self.device
     }
 
-    /// float32 or bfloat16.
+    /// The compute type: float32 or bfloat16.
     pub fn compute(&self) -> Kind {
         self.compute
     }
@@ -378,8 +237,8 @@ impl Model {
             .collect()
     }
 
-    /// ids `[batch, seq]` (int64, on the model's device) to the final hidden states; `train` adds the
-    /// balancing loss.
+    /// ids `[batch, seq]` (int64, on the model's device) to the final hidden states; `train` adds
+    /// the balancing loss.
     ///
     /// # Errors
     /// libtorch's: an id beyond the vocabulary, memory.
@@ -387,12 +246,14 @@ impl Model {
         self.forward_hidden(ids, &[], train).map_err(|e| Error::torch("forward pass", &e))
     }
 
-    /// The same of samples that follow one another, `packed` being the positions of each: together all of `ids`. No
-    /// position sees another sample, each sample's rotary positions begin at 0, and the balancing losses are those of
-    /// the samples. Without lengths, each row is a sample.
+    /// The final hidden states of samples that follow one another, `packed` being the number of
+    /// positions of each: together all of `ids`. No position sees another sample, each sample's
+    /// rotary positions begin at 0, and the balancing losses are those of the samples. Without
+    /// lengths, each row is a sample.
     ///
     /// # Errors
-    /// libtorch's, as [`Model::hidden`]; samples that are more or fewer positions than there are ids.
+    /// libtorch's, as [`Model::hidden`]; samples that are more or fewer positions than there are
+    /// ids.
     pub fn hidden_packed(&self, ids: &Tensor, packed: &[usize], train: bool) -> Result<Hidden> {
         self.forward_hidden(ids, packed, train).map_err(|e| Error::torch("forward pass", &e))
     }
@@ -474,8 +335,8 @@ impl Model {
         Ok(all[ids.len()..].iter().map(|&id| id as u32).collect())
     }
 
-    /// `ids` on the model's device, once every one is known to be in the vocabulary: CUDA would abort
-    /// the whole process on a wrong one.
+    /// `ids` on the model's device, once every one is known to be in the vocabulary: CUDA would
+    /// abort the whole process on a wrong one.
     fn checked(&self, ids: &Tensor) -> Result<Tensor> {
         let check = || -> Torch<(i64, i64, Tensor)> {
             let bounds = (ids.f_min()?.f_int64_value(&[])?, ids.f_max()?.f_int64_value(&[])?);
@@ -494,56 +355,9 @@ impl Model {
     }
 }
 
-/// The layers over variables and adapters.
-fn layers(config: &Config, parts: &Parts<'_>) -> Result<Vec<Layer>> {
-    let eps = config.rms_norm_eps;
-    let layer = |layer: usize| {
-        let base = format!("model.layers.{layer}");
-        let ffn = format!("{base}.mlp");
-        Ok(Layer {
-            input_norm: parts.norm(&format!("{base}.input_layernorm"), eps)?,
-            attention: Attention::new(config, parts, &format!("{base}.self_attn"))?,
-            post_attention_norm: parts.norm(&format!("{base}.post_attention_layernorm"), eps)?,
-            feed_forward: match &config.moe {
-                Some(moe) => FeedForward::Mixture(Mixture::new(config.family, moe, parts, &ffn)?),
-                None => FeedForward::Dense(Dense::new(parts, &ffn)?),
-            },
-        })
-    };
-    (0..config.num_hidden_layers).map(layer).collect()
-}
-
-/// What is kept and computed in float32 beside a compute type: that, or float64 beside float64.
-pub(crate) fn wide(compute: Kind) -> Kind {
-    if compute == Kind::Double { Kind::Double } else { Kind::Float }
-}
-
-/// A leaf of type `kept` on `device` from little-endian bytes of `dtype` in the row's shape.
-fn variable(
-    row: &Weight,
-    dtype: Dtype,
-    data: &[u8],
-    device: Device,
-    kept: Kind,
-) -> Result<Variable> {
-    let kind = match dtype {
-        Dtype::F16 => Kind::Half,
-        Dtype::Bf16 => Kind::BFloat16,
-        Dtype::F64 => Kind::Double,
-        _ => Kind::Float,
-    };
-    let shape: Vec<i64> = row.shape.iter().map(|&n| n as i64).collect();
-    let build = || -> Torch<Tensor> {
-        let tensor = Tensor::f_from_data_size(data, &shape, kind)?;
-        let tensor = tensor.f_to_kind(kept)?.f_to_device(device)?;
-        Ok(tensor.set_requires_grad(true))
-    };
-    let tensor = build().map_err(|e| Error::torch(format!("loading {}", row.name), &e))?;
-    Ok(Variable { name: row.name.clone(), tensor })
-}
-
-/// The gradient of a scalar with respect to every weight, on the host, in the table's order; zeros where
-/// the loss does not depend on the weight. For tests and diagnoses: training keeps gradients on the device.
+/// The gradient of a scalar with respect to every weight, on the host, in the table's order; zeros
+/// where the loss does not depend on the weight. For tests and diagnoses: training keeps gradients
+/// on the device.
 ///
 /// # Errors
 /// libtorch's.
@@ -562,14 +376,4 @@ pub fn host_gradients(model: &Model, loss: &Tensor) -> Result<Vec<HostTensor>> {
         host.collect()
     };
     read().map_err(|e| Error::torch("gradients", &e))
-}
-
-/// A tensor's elements as float32 on the host, row-major.
-pub(crate) fn host_f32(tensor: &Tensor) -> std::result::Result<Vec<f32>, TchError> {
-    let tensor =
-        tensor.detach().f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?;
-    let mut values = vec![0.0; tensor.numel()];
-    let count = values.len();
-    tensor.f_copy_data(&mut values, count)?;
-    Ok(values)
 }

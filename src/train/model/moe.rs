@@ -1,23 +1,25 @@
 //! The mixture of experts: router, tokens grouped by expert, and the two balancing losses.
 //!
 //! Every assignment (token, expert) is one row. Rows are sorted by expert, each expert sees its own
-//! rows only, and the results are put back: work grows with the experts chosen, not with those there are.
+//! rows only, and the results are put back: work grows with the experts chosen, not with those
+//! there are.
 
 use mmx_converters::arch::{AuxLoss, Family, Moe};
 use tch::Tensor;
 
 use super::device::upload;
 use super::ffn::Dense;
-use super::{Parts, Torch};
+use super::linear::Parts;
+use super::variable::{Torch, wide};
 use crate::error::Result;
 
-/// One layer's mixture.
+/// One layer's mixture of experts.
 #[derive(Debug)]
 pub(super) struct Mixture {
     /// `[experts, hidden]`
     router: Tensor,
     experts: Vec<Dense>,
-    /// Added unweighted (MiniMind2).
+    /// Experts that see every token, their outputs added unweighted (MiniMind2).
     shared: Vec<Dense>,
     top_k: i64,
     /// The chosen weights are divided by their sum.
@@ -50,7 +52,7 @@ impl Mixture {
         samples: Option<&[i64]>,
     ) -> Torch<(Tensor, Option<Tensor>)> {
         let (batch, seq, hidden) = x.size3()?;
-        let wide = super::wide(x.kind());
+        let wide = wide(x.kind());
         let tokens = x.f_reshape([batch * seq, hidden])?;
         // [tokens, hidden] -> [tokens, experts]; float32 also when the rest is bfloat16: a router's
         // ties are decided by its last bits
@@ -74,7 +76,8 @@ impl Mixture {
         Ok((out.f_view([batch, seq, hidden])?, aux))
     }
 
-    /// `tokens [tokens, hidden]`, `weights` and `chosen [tokens, k]` to `[tokens, hidden]`, float32.
+    /// `tokens [tokens, hidden]`, `weights` and `chosen [tokens, k]` to `[tokens, hidden]`,
+    /// float32.
     fn routed(&self, tokens: &Tensor, weights: &Tensor, chosen: &Tensor) -> Torch<Tensor> {
         let (count, hidden) = tokens.size2()?;
         let assigned = chosen.f_reshape([-1])?; // [tokens * k]
@@ -104,7 +107,7 @@ impl Mixture {
         outputs.f_mul(&weights.f_unsqueeze(-1)?)?.f_sum_dim_intlist(1, false, weights.kind())
     }
 
-    /// The balancing loss of MODEL_AND_STAGES section 1, a float32 scalar.
+    /// The balancing loss, a float32 scalar. Source: docs/models.md, mixture of experts.
     ///
     /// `scores [tokens, experts]`, `chosen [tokens, k]`.
     fn aux(&self, scores: &Tensor, chosen: &Tensor, batch: i64, seq: i64) -> Torch<Tensor> {
@@ -138,7 +141,7 @@ impl Mixture {
             .f_mul_scalar(coefficient / groups as f64)
     }
 
-    /// The same where samples share a row: each is a sequence.
+    /// The balancing loss where samples share a row: each sample counts as a sequence.
     fn aux_of_samples(&self, scores: &Tensor, chosen: &Tensor, samples: &[i64]) -> Torch<Tensor> {
         let (experts, kind) = (self.experts.len() as i64, scores.kind());
         // group of each token: its sample, or one for all

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use mmx_converters::arch::{Config, rope};
 use tch::{Device, Kind, Tensor};
 
-use super::Torch;
+use super::variable::Torch;
 use crate::kernel;
 
 /// Tables for positions 0.., grown when a longer sequence comes.

@@ -1,4 +1,4 @@
-//! What a run says while it runs: a progress bar on a terminal, metrics.jsonl and the same for TensorBoard, the
+//! The log of a run: progress for a listener, metrics.jsonl with its twin for TensorBoard, and the
 //! trace in the golden format.
 
 use std::io::Write;
@@ -15,7 +15,8 @@ use crate::report::samples::Sample;
 use crate::report::tensorboard::Events;
 use crate::trainer::{MicroStep, Plan, Position};
 
-/// metrics.jsonl: one object per optimizer step, and one per validation; and tb/, the same for TensorBoard.
+/// The metrics of a run: metrics.jsonl with one object per optimizer step and one per validation,
+/// and tb/ for TensorBoard.
 #[derive(Debug)]
 pub struct Metrics {
     path: PathBuf,
@@ -26,13 +27,13 @@ pub struct Metrics {
     since: Instant,
     /// Step and loss of the last validation.
     validated: Option<(usize, Option<f64>)>,
-    /// Of the last step in the log that learned something, when it was opened.
+    /// The loss of the last step that learned something, in the log as it was opened.
     last_loss: Option<f64>,
 }
 
 impl Metrics {
-    /// Opens `dir/metrics.jsonl` and `dir/tb`; of a run that is resumed after `step` optimizer steps, what is
-    /// there of later ones is dropped, and a line that was cut short.
+    /// Opens `dir/metrics.jsonl` and `dir/tb`; of a run that is resumed after `step` optimizer
+    /// steps, what is there of later ones is dropped, and a line that was cut short.
     ///
     /// # Errors
     /// The files cannot be read or written.
@@ -151,13 +152,13 @@ impl Metrics {
 /// An optimizer step in four numbers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Summary {
-    /// Mean over the micro-steps that learned something.
+    /// Mean loss over the micro-steps that learned something.
     pub loss: Option<f64>,
-    /// Of the last micro-step.
+    /// Learning rate of the last micro-step.
     pub lr: f64,
-    /// Before clipping.
+    /// The gradient's norm before clipping.
     pub grad_norm: Option<f64>,
-    /// Without padding.
+    /// Tokens read, without padding.
     pub tokens_per_s: f64,
 }
 
@@ -171,13 +172,14 @@ fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
 pub struct Progress<'a> {
     listener: &'a dyn Listener,
     total: usize,
-    /// The end of the first step, which chooses kernels and fills caches; nothing once the time is said.
+    /// The end of the first step, which chooses kernels and fills caches; nothing once the time is
+    /// said.
     warm: Option<(usize, Instant)>,
     cold: bool,
 }
 
 impl<'a> Progress<'a> {
-    /// For a run of `plan`, at `position`.
+    /// The progress of a run of `plan`, at `position`.
     pub fn new(plan: Plan, position: Position, listener: &'a dyn Listener) -> Self {
         let (done, total) = (position.step, plan.steps);
         listener.progress(progress::Progress::Steps { done, total, message: "" });
@@ -228,7 +230,7 @@ impl<'a> Progress<'a> {
         self.listener.say(sentence);
     }
 
-    /// Nothing more is to be seen.
+    /// Ends the display.
     pub fn finish(&self) {
         self.listener.progress(progress::Progress::Finished);
     }

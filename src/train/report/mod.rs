@@ -1,4 +1,4 @@
-//! What a run says and writes about itself: metrics and progress ([`log`]), continued samples ([`samples`]), files for
+//! The report of a run: metrics and progress ([`log`]), continued samples ([`samples`]), files for
 //! TensorBoard ([`tensorboard`]).
 
 pub mod log;

@@ -1,6 +1,8 @@
-//! What the model says to the beginnings of held-out samples, so that a run can be heard as well as measured.
+//! The model's continuations of held-out samples' beginnings, so that a run can be read as well as
+//! measured.
 //!
-//! In: held-out batches. Out: [`Sample`]s: prompt and greedy continuation as text, the same prompts every time.
+//! In: held-out batches. Out: [`Sample`]s: prompt and greedy continuation as text, the same prompts
+//! every time.
 
 use mmx_converters::tokenizer::Tokenizer;
 
@@ -13,7 +15,8 @@ use mmx_data::batches::Batches;
 const PROMPTS: usize = 3;
 /// Ids of a text's beginning; of a chat, everything before the answer is the prompt.
 const BEGINNING: usize = 8;
-/// Longer prompts are passed over: every id of a continuation costs a forward pass over all before it.
+/// Longer prompts are passed over: every id of a continuation costs a forward pass over all before
+/// it.
 const LONGEST: usize = 256;
 /// Ids of a continuation, at most.
 const CONTINUED: usize = 32;
@@ -28,7 +31,7 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// As TensorBoard's text panel shows it.
+    /// The sample as TensorBoard's text panel shows it.
     pub fn to_markdown(&self) -> String {
         // indented blocks: whatever the texts hold, they end where they end
         let block = |text: &str| {
@@ -60,7 +63,7 @@ impl Sample {
 pub struct Prompts(Vec<Vec<u32>>);
 
 impl Prompts {
-    /// From the first held-out batches; none where all are too long.
+    /// The prompts from the first held-out batches; none where all are too long.
     ///
     /// # Errors
     /// See [`Batches::batch`].
@@ -103,8 +106,8 @@ impl Prompts {
     }
 }
 
-/// A batch's prompts: each sample up to its first learned target, or its first [`BEGINNING`] ids where it is
-/// learned from the start.
+/// A batch's prompts: each sample up to its first learned target, or its first [`BEGINNING`] ids
+/// where it is learned from the start.
 fn of_batch(batch: &Batch) -> Vec<Vec<u32>> {
     let mut prompts = Vec::new();
     let whole = [batch.seq];

@@ -1,10 +1,10 @@
 //! TensorBoard's event files: scalars and texts by step, in `DIR/tb/`.
 //!
-//! In: tags and values. Out: TFRecords of protocol-buffer `Event` messages, one file per session of a run.
-//! Sources: tensorflow's `record_writer.h` (framing), `event.proto`, `summary.proto`, `tensor.proto` (fields);
-//! of each message only the few fields that TensorBoard needs are written. A run that is resumed drops what
-//! lies beyond its step, also a record cut short, and begins a new file, so that a TensorBoard that is
-//! watching never sees a file change below what it has read.
+//! In: tags and values. Out: TFRecords of protocol-buffer `Event` messages, one file per session of
+//! a run. Sources: tensorflow's `record_writer.h` (framing), `event.proto`, `summary.proto`,
+//! `tensor.proto` (fields); of each message only the few fields that TensorBoard needs are written.
+//! A run that is resumed drops what lies beyond its step, also a record cut short, and begins a new
+//! file, so that a TensorBoard that is watching never sees a file change below what it has read.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -27,8 +27,8 @@ pub struct Events {
 }
 
 impl Events {
-    /// Begins a file in `dir/tb`; of a run that is resumed after `step` optimizer steps, events of later
-    /// ones are dropped from the files that are there. A new run begins without any.
+    /// Begins a file in `dir/tb`; of a run that is resumed after `step` optimizer steps, events of
+    /// later ones are dropped from the files that are there. A new run begins without any.
     ///
     /// # Errors
     /// The folder cannot be read or written.
@@ -68,8 +68,8 @@ impl Events {
         Ok(events)
     }
 
-    /// Writes the values of a step, by tag. Values that are not finite are left out: TensorBoard would draw
-    /// its axis by them.
+    /// Writes the values of a step, by tag. Values that are not finite are left out: TensorBoard
+    /// would draw its axis by them.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -197,7 +197,8 @@ fn record(data: &[u8]) -> Vec<u8> {
     out
 }
 
-/// CRC-32C, turned and moved: a checksum of data that holds checksums would else be weak. Source: TFRecord.
+/// CRC-32C, turned and moved: a checksum of data that holds checksums would else be weak. Source:
+/// TFRecord.
 fn masked_crc(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
 }
@@ -238,7 +239,8 @@ fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
     None
 }
 
-/// A protocol-buffer message as it is put together: each field is a key (number and wire type) and its value.
+/// A protocol-buffer message as it is put together: each field is a key (number and wire type) and
+/// its value.
 #[derive(Debug, Default)]
 struct Message(Vec<u8>);
 

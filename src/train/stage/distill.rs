@@ -2,14 +2,16 @@
 //!
 //! The teacher may be of another family and size; its vocabulary begins with the student's.
 
-use super::{Defaults, Loss, Part, Setup, Stage, inputs};
-use crate::config::DistillOptions;
+use super::interface::{Loss, Part, Setup, Stage};
+use super::language_model::inputs;
+use crate::config::{Defaults, DistillOptions};
 use crate::error::{Error, Result, TorchError};
 use crate::loss::{self, Targets};
 use crate::model::Model;
-use mmx_data::{Batch, Kind, Recipe};
+use mmx_data::{Batch, Recipe, StageInfo, stages};
 
-/// alpha * CE + (1 - alpha) * T^2 * KL(teacher at T, student at T), plus a student's balancing loss.
+/// The stage distill, whose loss is alpha * CE + (1 - alpha) * T^2 * KL(teacher at T, student at
+/// T), plus a student's balancing loss.
 #[derive(Debug, Default)]
 pub struct Distill {
     ready: Option<Ready>,
@@ -23,16 +25,12 @@ struct Ready {
 }
 
 impl Stage for Distill {
-    fn name(&self) -> &'static str {
-        "distill"
-    }
-
-    fn kind(&self) -> Kind {
-        Kind::Chat
+    fn info(&self) -> &'static StageInfo {
+        &stages::DISTILL
     }
 
     fn defaults(&self, _recipe: Recipe) -> Defaults {
-        Defaults { epochs: 6, batch_size: 32, lr: 5e-6, accumulation: 1, max_seq_len: 512 }
+        Defaults { epochs: 6, batch_size: 32, lr: 5e-6, accumulation: 1 }
     }
 
     fn prepare(&mut self, model: &mut Model, setup: Setup<'_>) -> Result<()> {

@@ -6,15 +6,17 @@
 
 use tch::{TchError, Tensor};
 
-use super::{Defaults, Loss, Part, Setup, Stage, inputs};
-use crate::config::{DpoOptions, Logps};
+use super::interface::{Loss, Part, Setup, Stage};
+use super::language_model::inputs;
+use crate::config::{Defaults, DpoOptions, Logps};
 use crate::error::{Error, Result, TorchError};
 use crate::loss::{self, Targets};
 use crate::model::Model;
 use crate::model::device::upload;
-use mmx_data::{Batch, Kind, Recipe};
+use mmx_data::{Batch, Recipe, StageInfo, stages};
 
-/// -log sigmoid(beta * ((pc - pr) - (rc - rr))), the mean over pairs; in 2026 plus the balancing loss.
+/// The stage dpo, whose loss is -log sigmoid(beta * ((pc - pr) - (rc - rr))), the mean over pairs;
+/// in 2026 plus the balancing loss.
 #[derive(Debug, Default)]
 pub struct Dpo {
     ready: Option<Ready>,
@@ -29,12 +31,8 @@ struct Ready {
 }
 
 impl Stage for Dpo {
-    fn name(&self) -> &'static str {
-        "dpo"
-    }
-
-    fn kind(&self) -> Kind {
-        Kind::Preference
+    fn info(&self) -> &'static StageInfo {
+        &stages::DPO
     }
 
     fn defaults(&self, recipe: Recipe) -> Defaults {
@@ -42,7 +40,7 @@ impl Stage for Dpo {
             Recipe::R2025 => 1e-8,
             Recipe::R2026 => 4e-8,
         };
-        Defaults { epochs: 2, batch_size: 4, lr, accumulation: 1, max_seq_len: 1024 }
+        Defaults { epochs: 2, batch_size: 4, lr, accumulation: 1 }
     }
 
     fn prepare(&mut self, _model: &mut Model, setup: Setup<'_>) -> Result<()> {

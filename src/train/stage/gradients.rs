@@ -20,7 +20,8 @@ fn toy(preset: &str) -> Config {
     config
 }
 
-/// Initial weights times 20: from those the reference begins with, gradients are too small to compare.
+/// Initial weights times 20: from those the reference begins with, gradients are too small to
+/// compare.
 fn model(preset: &str, seed: u64) -> Model {
     let model = Model::random(&toy(preset), seed, Device::Cpu, tch::Kind::Double).expect("a model");
     no_grad(|| {
@@ -95,17 +96,14 @@ fn cross_entropy_and_the_balancing_losses() {
 fn the_balancing_losses_alone() {
     struct AuxOnly;
     impl Stage for AuxOnly {
-        fn name(&self) -> &'static str {
-            "aux"
-        }
-        fn kind(&self) -> mmx_data::Kind {
-            mmx_data::Kind::Text
+        fn info(&self) -> &'static mmx_data::StageInfo {
+            super::Pretrain.info()
         }
         fn defaults(&self, recipe: Recipe) -> super::Defaults {
             super::Pretrain.defaults(recipe)
         }
         fn loss(&self, model: &Model, batch: &Batch) -> crate::Result<super::Loss> {
-            let hidden = model.hidden(&super::inputs(model, batch)?, true)?;
+            let hidden = model.hidden(&super::language_model::inputs(model, batch)?, true)?;
             let total = hidden.aux.map(|aux| aux * 1000.0);
             Ok(super::Loss { total, parts: Vec::new(), trained_tokens: 1 })
         }

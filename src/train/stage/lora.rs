@@ -1,28 +1,26 @@
 //! LoRA: fine-tuning of low-rank adapters beside fixed weights, from a fine-tuned model.
 //!
-//! The checkpoint is a PEFT folder: the adapters alone, and `adapter_config.json`, which names the model
-//! they are for. mmx opens such a folder as that model with the adapters merged.
+//! The checkpoint is a PEFT folder: the adapters alone, and `adapter_config.json`, which names the
+//! model they are for. mmx opens such a folder as that model with the adapters merged.
 
-use super::{Defaults, Loss, Setup, Stage, language_model_loss};
+use super::interface::{Loss, Setup, Stage};
+use super::language_model::language_model_loss;
+use crate::config::Defaults;
 use crate::error::{Error, Result};
 use crate::model::{Lora as Adapters, Model, Target, Variable};
-use mmx_data::{Batch, Kind, Recipe};
+use mmx_data::{Batch, Recipe, StageInfo, stages};
 
-/// The loss of SFT, of which only A and B are trained.
+/// The stage lora: the loss of SFT, with the factors A and B of the adapters trained alone.
 #[derive(Debug)]
 pub struct Lora;
 
 impl Stage for Lora {
-    fn name(&self) -> &'static str {
-        "lora"
-    }
-
-    fn kind(&self) -> Kind {
-        Kind::Chat
+    fn info(&self) -> &'static StageInfo {
+        &stages::LORA
     }
 
     fn defaults(&self, _recipe: Recipe) -> Defaults {
-        Defaults { epochs: 10, batch_size: 32, lr: 1e-4, accumulation: 1, max_seq_len: 512 }
+        Defaults { epochs: 10, batch_size: 32, lr: 1e-4, accumulation: 1 }
     }
 
     fn prepare(&mut self, model: &mut Model, setup: Setup<'_>) -> Result<()> {

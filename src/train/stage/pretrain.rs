@@ -1,25 +1,24 @@
 //! Pretraining: the next token of plain text, from scratch.
 
-use super::{Defaults, Loss, Stage, language_model_loss};
+use super::interface::{Loss, Stage};
+use super::language_model::language_model_loss;
+use crate::config::Defaults;
 use crate::error::Result;
 use crate::model::Model;
-use mmx_data::{Batch, Kind, Recipe};
+use mmx_data::{Batch, Recipe, StageInfo, stages};
 
-/// Masked mean cross-entropy over all tokens, plus the balancing loss.
+/// The stage pretrain, whose loss is the masked mean cross-entropy over all tokens, plus the
+/// balancing loss.
 #[derive(Debug)]
 pub struct Pretrain;
 
 impl Stage for Pretrain {
-    fn name(&self) -> &'static str {
-        "pretrain"
-    }
-
-    fn kind(&self) -> Kind {
-        Kind::Text
+    fn info(&self) -> &'static StageInfo {
+        &stages::PRETRAIN
     }
 
     fn defaults(&self, _recipe: Recipe) -> Defaults {
-        Defaults { epochs: 1, batch_size: 32, lr: 5e-4, accumulation: 8, max_seq_len: 512 }
+        Defaults { epochs: 1, batch_size: 32, lr: 5e-4, accumulation: 8 }
     }
 
     fn loss(&self, model: &Model, batch: &Batch) -> Result<Loss> {

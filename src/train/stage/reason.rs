@@ -1,32 +1,32 @@
-//! Reasoning: fine-tuning on answers of the form `<think>..</think><answer>..</answer>`, whose tags weigh
-//! tenfold so that the form is learned first.
+//! Reasoning: fine-tuning on answers of the form `<think>..</think><answer>..</answer>`, whose tags
+//! weigh tenfold so that the form is learned first.
 
-use super::{Defaults, Loss, Part, Setup, Stage, entropy_and_balance};
+use super::interface::{Loss, Part, Setup, Stage};
+use super::language_model::entropy_and_balance;
+use crate::config::Defaults;
 use crate::error::{Error, Result};
 use crate::loss::Targets;
 use crate::model::Model;
-use mmx_data::{Batch, Kind, Recipe, reason_tag_ids};
+use mmx_data::{Batch, Recipe, StageInfo, reason_tag_ids, stages};
 
-/// What a target weighs that is one of the tags' ids, in the loss mask or not. Source: 2025 reference.
+/// The weight of a target that is one of the tags' ids, in the loss mask or not. Source: 2025
+/// reference.
 const TAG_WEIGHT: f32 = 10.0;
 
-/// Weighted cross-entropy divided by the plain mask's sum, plus the balancing loss.
+/// The stage reason, whose loss is the weighted cross-entropy divided by the plain mask's sum, plus
+/// the balancing loss.
 #[derive(Debug, Default)]
 pub struct Reason {
     tags: Option<Vec<i64>>,
 }
 
 impl Stage for Reason {
-    fn name(&self) -> &'static str {
-        "reason"
-    }
-
-    fn kind(&self) -> Kind {
-        Kind::Chat
+    fn info(&self) -> &'static StageInfo {
+        &stages::REASON
     }
 
     fn defaults(&self, _recipe: Recipe) -> Defaults {
-        Defaults { epochs: 1, batch_size: 8, lr: 1e-6, accumulation: 1, max_seq_len: 1024 }
+        Defaults { epochs: 1, batch_size: 8, lr: 1e-6, accumulation: 1 }
     }
 
     fn prepare(&mut self, _model: &mut Model, setup: Setup<'_>) -> Result<()> {

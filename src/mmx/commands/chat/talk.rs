@@ -1,7 +1,8 @@
 //! The conversation of `mmx chat` and the session that has read it.
 //!
-//! In: a message. Out: the answer, shown as it is written. All messages are kept for the history; what a full context
-//! has no room for is no longer shown to the model: the oldest turns first, then the beginning of the answer itself.
+//! In: a message. Out: the answer, shown as it is written. All messages are kept for the history;
+//! what a full context has no room for is no longer shown to the model: the oldest turns first,
+//! then the beginning of the answer itself.
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -15,7 +16,9 @@ use mmx_ggml::run::{
 };
 use serde_json::{Map, Value};
 
-use super::{ANSWERING, ChatArgs, STOPPED, Screen, WhenFull};
+use super::args::{ChatArgs, WhenFull};
+use super::screen::Screen;
+use super::stop::{ANSWERING, STOPPED};
 use crate::error::{Error, Result};
 use mmx_converters::chat::answer::{Piece, Splitter};
 use mmx_models::open::Form;
@@ -36,7 +39,7 @@ pub(crate) struct Talk {
 #[derive(Clone, Debug, Default)]
 struct Messages {
     all: Vec<Value>,
-    /// Those after the system message that are forgotten.
+    /// The number of messages after the system message that are forgotten.
     forgotten: usize,
 }
 
@@ -52,7 +55,8 @@ impl Messages {
         [system, &rest[self.forgotten.min(rest.len())..]].concat()
     }
 
-    /// Forgets the oldest turn, a question with its answer; the last message stays. False when nothing else is left.
+    /// Forgets the oldest turn, a question with its answer; the last message stays. False when
+    /// nothing else is left.
     fn forget_turn(&mut self) -> bool {
         let rest = &self.all[self.system()..];
         if self.forgotten + 1 >= rest.len() {
@@ -147,7 +151,8 @@ impl Talk {
         Ok(mmx_converters::file::write_bytes(path, &text)?)
     }
 
-    /// The prompt for an answer, short enough to leave room for one, and whether it opens a thought.
+    /// The prompt for an answer, short enough to leave room for one, and whether it opens a
+    /// thought.
     fn prompt(&mut self) -> Result<(Vec<u32>, bool)> {
         let n_ctx = self.session.n_ctx();
         let room = self.request.max_tokens.min(n_ctx / 4).max(1);
@@ -264,9 +269,10 @@ impl Talk {
     }
 }
 
-/// Ids to go on after when the context became full within an answer: the conversation without its oldest turns, with
-/// what is written so far; where the last question alone is left, with the later half of it. A quarter of the context
-/// is free then at least. Nothing where there is no room, or the template refuses what is left.
+/// Ids to go on after when the context became full within an answer: the conversation without its
+/// oldest turns, with what is written so far; where the last question alone is left, with the later
+/// half of it. A quarter of the context is free then at least. Nothing where there is no room, or
+/// the template refuses what is left.
 fn shifted(
     messages: &mut Messages,
     tokenizer: &Tokenizer,

@@ -1,4 +1,4 @@
-//! What `mmx eval` measured, as JSON and as tables.
+//! The results of `mmx eval` as JSON and as tables.
 
 use mmx_converters::words::counted;
 use serde_json::{Value, json};
@@ -7,7 +7,7 @@ use crate::format::{self, line};
 use mmx_eval::report::{self, Report};
 use mmx_eval::{Row, choice};
 
-/// As scripts read it.
+/// The results as scripts read them.
 pub(crate) fn to_json(report: &Report<'_>) -> Value {
     let rows = report.rows.iter().enumerate().map(|(i, row)| {
         let mut object = json!({
@@ -53,7 +53,7 @@ pub(crate) fn to_json(report: &Report<'_>) -> Value {
     object
 }
 
-/// As people read it.
+/// The results as people read them.
 pub(crate) fn to_text(report: &Report<'_>) -> String {
     let mut out = String::new();
     let width = report.rows.iter().map(|row| columns(&row.name)).max().unwrap_or(0).max(5);
@@ -129,7 +129,7 @@ pub(crate) fn to_text(report: &Report<'_>) -> String {
     out
 }
 
-/// How wide a text stands in a table.
+/// The width of a text in a table, columns.
 fn columns(text: &str) -> usize {
     text.chars().map(mmx_eval::columns).sum()
 }
