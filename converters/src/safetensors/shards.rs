@@ -6,7 +6,6 @@
 
 #![expect(
     clippy::indexing_slicing,
-    clippy::arithmetic_side_effects,
     reason = "it writes what mmx counted itself; the parent's lints are for reading files of others"
 )]
 
@@ -45,7 +44,6 @@ pub fn split(tensors: &[TensorSpec], limit: u64) -> Vec<Vec<usize>> {
 ///
 /// # Errors
 /// See [`safetensors::write`].
-#[expect(clippy::indexing_slicing, reason = "by indices that `split` made of these tensors")]
 pub fn write<'a>(
     dir: &Path,
     tensors: &[TensorSpec],
