@@ -233,8 +233,15 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
     let mut knobs = args.knobs;
     if let Some(path) = &args.recipe_file {
         let text = fs_err::read_to_string(path).map_err(|e| Error::io(path, e))?;
-        let file: Knobs = toml::from_str(&text)
-            .map_err(|e| Error::failed(format!("{}: {}", path.display(), e.message())))?;
+        let file: Knobs = toml::from_str(&text).map_err(|e| {
+            let before = e.span().and_then(|span| text.get(..span.start));
+            let line = before.map_or(String::new(), |before| {
+                format!(" line {}:", 1 + before.matches('\n').count())
+            });
+            // keys of the file: in backticks they would be spelled as options
+            let message = e.message().replace('`', "\"");
+            Error::failed(format!("{}:{line} {message}", path.display()))
+        })?;
         knobs = knobs.or(file);
     }
     let config = knobs.resolve(stage)?;
