@@ -235,7 +235,7 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
         let text = fs_err::read_to_string(path).map_err(|e| Error::io(path, e))?;
         let file: Knobs = toml::from_str(&text).map_err(|e| {
             let before = e.span().and_then(|span| text.get(..span.start));
-            let line = before.map_or(String::new(), |before| {
+            let line = before.map_or_else(String::new, |before| {
                 format!(" line {}:", 1 + before.matches('\n').count())
             });
             // keys of the file: in backticks they would be spelled as options
