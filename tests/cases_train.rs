@@ -236,3 +236,22 @@ fn resuming_with_other_settings_is_refused() {
         assert_eq!(listing(), before);
     }
 }
+
+/// The keys of a recipe file stand there without dashes: a message that spelled them as options would name what the
+/// file cannot hold.
+#[test]
+fn a_recipe_files_keys_are_named_as_they_stand_in_it() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (recipe, out) = (dir.path().join("recipe.toml"), dir.path().join("run"));
+    fs_err::write(&recipe, "preset = \"tiny\"\nmax_steps = 1\n").expect("a recipe");
+    let (data, tokenizer) = (shared("golden/pretrain.jsonl"), shared("golden"));
+    let files = ["--data", text(&data), "--tokenizer", text(&tokenizer), "--out", text(&out)];
+    let args = ["train", "pretrain", "--recipe-file", text(&recipe)];
+    let error = mmx_error(&[&args[..], &files].concat());
+    assert!(
+        error.contains("recipe.toml:") && error.contains("unknown field \"max_steps\""),
+        "{error}"
+    );
+    assert!(error.contains("\"max-steps\"") && !error.contains("--max-steps"), "{error}");
+    assert!(!out.exists());
+}

@@ -201,6 +201,7 @@ fn an_export_keeps_a_readme_and_a_modelfile_that_are_not_its_own() {
         for (name, text) in mine {
             let path = e.join(name);
             assert!(stderr.contains(&format!("{}: kept", path.display())), "{stderr}");
+            assert!(stderr.contains("(--overwrite replaces it)"), "{stderr}");
             assert_eq!(read(name), text);
         }
     }

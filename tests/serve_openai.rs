@@ -365,6 +365,25 @@ fn host_docker() {
     assert!(String::from_utf8_lossy(&out.stderr).contains("--allowed-host: expected a name"));
 }
 
+/// What no browser sends as an origin, and a name that no request can ask for, are misuse: they would do nothing.
+#[test]
+fn origins_and_names_that_nobody_can_send_are_misuse() {
+    for (option, value, expected) in [
+        ("--cors", "app.example", "--cors: expected an origin such as https://app.example"),
+        ("--cors", "https://", "--cors: expected an origin"),
+        ("--cors", "https://app.example/page", "--cors: expected an origin"),
+        ("--name", "", "--name: expected a model's name, found none"),
+    ] {
+        let out = std::process::Command::new(env!("CARGO_BIN_EXE_mmx"))
+            .args(["serve", "no-model.gguf", option, value])
+            .output()
+            .expect("mmx starts");
+        let stderr = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(2), "{option} {value}: {stderr}");
+        assert!(stderr.contains(expected), "{option} {value}: {stderr}");
+    }
+}
+
 #[test]
 fn both_names() {
     let dir = tempfile::tempdir().expect("a folder");

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use clap::{Args, ValueEnum};
+use clap::{Args, CommandFactory as _, ValueEnum};
 use mmx_converters::model::adapter::Adapters;
 use mmx_converters::words::counted;
 use mmx_data::{OnBad, Recipe, StageInfo};
@@ -13,7 +13,7 @@ use mmx_training::stage;
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::error::{Error, Result};
+use crate::error::{self, Error, Result};
 use crate::terminal::{STOP, Terminal};
 
 /// Train a model: pretrain it from scratch, or go on from one with another stage
@@ -233,8 +233,15 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
     let mut knobs = args.knobs;
     if let Some(path) = &args.recipe_file {
         let text = fs_err::read_to_string(path).map_err(|e| Error::io(path, e))?;
-        let file: Knobs = toml::from_str(&text)
-            .map_err(|e| Error::failed(format!("{}: {}", path.display(), e.message())))?;
+        let file: Knobs = toml::from_str(&text).map_err(|e| {
+            let before = e.span().and_then(|span| text.get(..span.start));
+            let line = before.map_or_else(String::new, |before| {
+                format!(" line {}:", 1 + before.matches('\n').count())
+            });
+            // keys of the file: in backticks they would be spelled as options
+            let message = e.message().replace('`', "\"");
+            Error::failed(format!("{}:{line} {message}", path.display()))
+        })?;
         knobs = knobs.or(file);
     }
     let config = knobs.resolve(stage)?;
@@ -261,7 +268,8 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
         dump_batches: knobs.dump_batches,
         ..Request::new(config, args.data, args.out)
     };
-    let outcome = job::run(request, Arc::new(Terminal::default()), &STOP)?;
+    let terminal = Terminal::spelling(error::options_of(&crate::Train::command()));
+    let outcome = job::run(request, Arc::new(terminal), &STOP)?;
     if args.json {
         println!("{}", to_json(&outcome));
     } else {

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use mmx_converters::progress::{Listener, Progress};
 
+use crate::error::spelled;
+
 /// Set by Ctrl-C and SIGTERM once a training is under way; a second one ends the process at once.
 pub(crate) static STOP: AtomicBool = AtomicBool::new(false);
 
@@ -16,6 +18,8 @@ pub(crate) static STOP: AtomicBool = AtomicBool::new(false);
 #[derive(Debug, Default)]
 pub(crate) struct Terminal {
     shown: Mutex<Shown>,
+    /// The options as which settings in sentences are spelled.
+    options: Vec<String>,
 }
 
 #[derive(Debug, Default)]
@@ -26,6 +30,11 @@ struct Shown {
 }
 
 impl Terminal {
+    /// One that spells the settings in sentences as these options.
+    pub(crate) fn spelling(options: Vec<String>) -> Self {
+        Self { options, ..Self::default() }
+    }
+
     fn shown(&self) -> MutexGuard<'_, Shown> {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -34,6 +43,7 @@ impl Terminal {
 impl Listener for Terminal {
     /// Prints a line above the bar.
     fn say(&self, sentence: &str) {
+        let sentence = spelled(sentence, &self.options);
         match &self.shown().bar {
             Some(bar) => bar.suspend(|| eprintln!("{sentence}")),
             None => eprintln!("{sentence}"),

@@ -23,6 +23,21 @@ pub enum Measure {
     MeanKl,
 }
 
+impl Row {
+    /// Why it is not ok, in words; nothing where it is.
+    pub fn fault(&self) -> Option<String> {
+        let value = match self.measure {
+            Measure::MaxAbsDiff => self.difference.max_abs_diff,
+            Measure::MeanKl => self.difference.mean_kl,
+        };
+        match self.ok {
+            true => None,
+            false if value <= self.tolerance => Some("other ids".to_owned()),
+            false => Some(format!("{} > {:.1e}", self.measure.name(), self.tolerance)),
+        }
+    }
+}
+
 impl Measure {
     /// As JSON spells it.
     pub fn name(self) -> &'static str {
@@ -149,6 +164,8 @@ pub fn verify_form(
     let allowed = |kind: &Kind| request.engines.is_empty() || request.engines.contains(kind);
     // the reference is computed by its most faithful engine, whatever --engine says of the others
     let kind = reference.engines()[0];
+    // opened first: one that cannot be is known before anything is computed
+    let others = request.others.iter().map(|p| Form::open(p)).collect::<Result<Vec<_>>>()?;
     progress(&request.reference, kind);
     let mut truth = engines::open(kind, reference, request.threads)?;
     let vocab = truth.vocab();
@@ -167,16 +184,9 @@ pub fn verify_form(
 
     let mut rows = Vec::new();
     // the reference itself in its other engines, then every other form
-    let skip_first = std::iter::once((&request.reference, Some(kind)));
-    for (path, skip) in skip_first.chain(request.others.iter().map(|p| (p, None))) {
-        let opened;
-        let form = match skip {
-            Some(_) => reference,
-            None => {
-                opened = Form::open(path)?;
-                &opened
-            }
-        };
+    let skip_first = std::iter::once((&request.reference, reference, Some(kind)));
+    let others = request.others.iter().zip(&others).map(|(path, form)| (path, form, None));
+    for (path, form, skip) in skip_first.chain(others) {
         let kinds: Vec<Kind> =
             form.engines().into_iter().filter(|k| allowed(k) && Some(*k) != skip).collect();
         if kinds.is_empty() && skip.is_none() {

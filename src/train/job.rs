@@ -365,7 +365,11 @@ impl Job {
         }
         match &self.request.from {
             Some(from) => mmx_hub::resolve(from),
-            None => Err(Error::setting("tokenizer", "a tokenizer's folder", "none")),
+            None => Err(Error::setting(
+                "tokenizer",
+                "a tokenizer's folder, or `from` a model that has one",
+                "none",
+            )),
         }
     }
 

@@ -25,7 +25,17 @@ pub(crate) struct Ids {
 pub(crate) fn read(path: &Path) -> Result<Ids> {
     let bytes = fs_err::read(path).map_err(|e| Error::io(path, e))?;
     let first = bytes.iter().find(|b| !b.is_ascii_whitespace());
-    let ids = if first == Some(&b'[') { json(path, &bytes)? } else { safetensors(path)? };
+    let ids = match first {
+        Some(b'[') => json(path, &bytes)?,
+        // no safetensors file begins so: its first eight bytes are its header's length
+        _ if bytes.iter().all(|b| b.is_ascii_digit() || b.is_ascii_whitespace() || *b == b',') => {
+            return Err(Error::failed(format!(
+                "{}: expected a JSON array of ids ([1, 2]) or a safetensors file, found neither",
+                path.display()
+            )));
+        }
+        _ => safetensors(path)?,
+    };
     if ids.rows.is_empty() || ids.rows.iter().any(Vec::is_empty) {
         return Err(Error::failed(format!(
             "{}: expected at least one id in every sequence, found none",

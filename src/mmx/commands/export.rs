@@ -2,12 +2,14 @@
 
 use std::path::PathBuf;
 
+use clap::CommandFactory as _;
 use mmx_converters::tensor::Dtype;
 use mmx_converters::words::counted;
 use mmx_ggml::FileType;
 
 use crate::args::kinds;
-use crate::error::{Error, Result};
+use crate::cli::Cli;
+use crate::error::{self, Error, Result};
 use crate::format::{self, line};
 use mmx_converters::model::run_folder;
 use mmx_models::export::{self, AdapterForm, Report, Request, auto, card};
@@ -269,8 +271,12 @@ pub(crate) fn run(args: ExportArgs, json: bool) -> Result<()> {
         && request.adapter.is_empty()
         && request.auto.is_none()
         && request.ollama.is_none();
-    let report = export::export(&request)?;
-    report.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+    let mut report = export::export(&request)?;
+    let options = error::options_of(&Cli::command());
+    for warning in &mut report.warnings {
+        *warning = error::spelled(warning, &options);
+        eprintln!("warning: {warning}");
+    }
     if json {
         let mut value = serde_json::to_value(&report)
             .map_err(|e| Error::failed(format!("the result as JSON: {e}")))?;

@@ -83,6 +83,23 @@ pub(crate) struct ServeArgs {
     device: DeviceArgs,
 }
 
+/// An origin as browsers send it: scheme and host, without a path; `null` is that of a page from a file.
+fn origin(given: &str) -> Result<String> {
+    let origin = given.trim_end_matches('/');
+    let whole = origin.split_once("://").is_some_and(|(scheme, host)| {
+        let fits = |text: &str| {
+            !text.is_empty() && !text.contains(|c: char| c == '/' || c.is_whitespace())
+        };
+        fits(scheme) && fits(host)
+    });
+    match whole || matches!(origin, "*" | "null") {
+        true => Ok(origin.to_owned()),
+        false => Err(Error::usage(format!(
+            "--cors: expected an origin such as https://app.example, or *, found {given}"
+        ))),
+    }
+}
+
 /// Runs it.
 ///
 /// # Errors
@@ -95,6 +112,9 @@ pub(crate) fn run(args: ServeArgs, as_json: bool) -> Result<()> {
             args.name.len()
         )));
     }
+    if args.name.iter().any(String::is_empty) {
+        return Err(Error::usage("--name: expected a model's name, found none"));
+    }
     if args.api_key.as_deref() == Some("") {
         return Err(Error::usage("--api-key: expected a key, found none"));
     }
@@ -105,6 +125,7 @@ pub(crate) fn run(args: ServeArgs, as_json: bool) -> Result<()> {
         }),
     };
     let allowed_hosts = args.allowed_host.iter().map(allowed_host).collect::<Result<_>>()?;
+    let cors = args.cors.iter().map(|given| origin(given)).collect::<Result<_>>()?;
     let names = args.name.into_iter().map(Some).chain(std::iter::repeat(None));
     let options = Options {
         listener: Arc::new(Terminal::default()),
@@ -122,7 +143,7 @@ pub(crate) fn run(args: ServeArgs, as_json: bool) -> Result<()> {
         max_body: args.max_body,
         max_tokens: args.max_tokens,
         timeout: Duration::from_secs(args.timeout),
-        cors: args.cors.iter().map(|origin| origin.trim_end_matches('/').to_owned()).collect(),
+        cors,
         allowed_hosts,
         settings: mmx_serve::Settings { cors: "--cors", allowed_host: "--allowed-host" },
         grace: Duration::from_secs(args.grace),

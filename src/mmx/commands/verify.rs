@@ -172,11 +172,7 @@ pub(crate) fn print_table(report: &Report) {
             100.0 * row.difference.top1_agreement,
             column(&ppl(row.ppl)),
             row.tokens_equal.map_or("-", |equal| if equal { "equal" } else { "DIFFER" }),
-            if row.ok {
-                "ok".to_owned()
-            } else {
-                format!("NO: {} > {:.1e}", row.measure.name(), row.tolerance)
-            },
+            row.fault().map_or("ok".to_owned(), |fault| format!("NO: {fault}")),
         );
         if let Some((at, expected, found)) = row.first_token {
             let id = |id: Option<u32>| id.map_or("none".to_owned(), |n| n.to_string());

@@ -50,7 +50,14 @@ pub(crate) fn run(_: &VersionArgs, as_json: bool) -> Result<()> {
     row("llama.cpp", &format!("crate llama-cpp-sys-2 {}", version::LLAMA_CPP_SYS));
     row("ggml", &format!("{}{commit}", ggml.version));
     row("kernels", &kernels.unwrap_or_else(|error| error.to_string()));
-    row("libtorch", libtorch.as_deref().unwrap_or("none: this build does not train"));
+    row(
+        "libtorch",
+        libtorch.as_deref().unwrap_or(if trainer::program().is_some() {
+            "none found for mmx-train"
+        } else {
+            "none: no mmx-train beside mmx"
+        }),
+    );
     format::print(&text)
 }
 

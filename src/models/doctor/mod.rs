@@ -136,7 +136,7 @@ fn torch() -> Vec<Finding> {
         return vec![Finding {
             what: "libtorch",
             ok: false,
-            found: "this build has no training".to_owned(),
+            found: "no mmx-train beside mmx".to_owned(),
             fix: Some(format!("{}, for `mmx train`", trainer::FIX)),
         }];
     }

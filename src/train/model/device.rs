@@ -6,6 +6,7 @@
 
 use std::sync::Once;
 
+use mmx_converters::words::counted;
 use tch::{Cuda, Device, TchError, Tensor};
 
 use crate::error::{Error, Result, TorchError};
@@ -86,7 +87,10 @@ pub fn best_dtype(device: Device) -> Result<&'static str> {
 /// The device in words, as commands name it.
 pub fn describe(device: Device) -> String {
     match device {
-        Device::Cpu => format!("cpu ({} threads)", tch::get_num_threads()),
+        Device::Cpu => {
+            let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
+            format!("cpu ({})", counted(threads, "thread"))
+        }
         Device::Cuda(index) => format!("cuda:{index}"),
         other => format!("{other:?}").to_lowercase(),
     }
