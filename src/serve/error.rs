@@ -64,7 +64,7 @@ impl ApiError {
 
     /// The answer in the form of the API whose path it is.
     pub(crate) fn at(self, path: &str) -> Response {
-        if super::ollama::is_ollamas(path) { self.ollama() } else { self.into_response() }
+        if is_ollamas(path) { self.ollama() } else { self.into_response() }
     }
 
     /// Ollama's form of the same.
@@ -79,6 +79,11 @@ impl ApiError {
         }
         response
     }
+}
+
+/// True for the paths of Ollama's API, whose errors have Ollama's form.
+fn is_ollamas(path: &str) -> bool {
+    path == "/api" || path.starts_with("/api/")
 }
 
 impl IntoResponse for ApiError {

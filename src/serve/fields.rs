@@ -3,8 +3,8 @@
 
 use serde_json::{Map, Number, Value};
 
-use super::error::ApiError;
-use super::request::messages::name_of;
+use crate::error::ApiError;
+use crate::request::messages::name_of;
 
 /// The fields of a request that were not taken yet.
 #[derive(Debug)]
@@ -325,7 +325,7 @@ mod tests {
     }
     #[test]
     fn the_page_of_the_apis_names_every_field() {
-        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/api.md");
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/api.md");
         let page = fs_err::read_to_string(page).unwrap();
         let half = page.split("## Ollama's API").next().unwrap();
         for name in REFUSED.iter().map(|(name, _)| name).chain(IGNORED) {

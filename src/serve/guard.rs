@@ -11,8 +11,8 @@ use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::App;
-use super::error::ApiError;
+use crate::app::App;
+use crate::error::ApiError;
 
 /// Time a client has to send its request's body.
 const BODY_TIME: Duration = Duration::from_secs(30);

@@ -15,18 +15,18 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 
-use super::engine::{Event, Events, Summary, TokenLogprob};
-use super::error::ApiError;
-use super::openai::chat::{Ask, logprob_json, start, thinking_variables};
-use super::openai::completions::Input;
-use super::openai::embeddings;
-use super::request::messages::name_of;
-use super::request::sampling::{Params, check_logprobs};
-use super::served_model::{Served, parameters};
-use super::stream::{Translate, collect, finish_name, respond};
-use super::{App, blocking};
+use crate::app::{App, blocking};
+use crate::engine::{Event, Events, Summary, TokenLogprob, finish_name};
+use crate::error::ApiError;
+use crate::request::chat::{Ask, start, thinking_variables};
+use crate::request::embed::compute;
+use crate::request::input::Input;
+use crate::request::messages::name_of;
+use crate::request::sampling::{Params, check_logprobs};
+use crate::served_model::{Served, parameters};
+use crate::stream::{Translate, collect, logprob_json, respond};
 use fields::Fields;
-pub(crate) use manage::{blob, is_ollamas, unsupported};
+pub(crate) use manage::{blob, unsupported};
 use mmx_converters::chat::answer::{Piece, Splitter};
 
 /// The version whose API this is.
@@ -691,7 +691,7 @@ impl Embed {
         })
         .await?;
         let input = Input::ManyIds(ids);
-        let (mut vectors, tokens) = embeddings::compute(&app, &self.served, input).await?;
+        let (mut vectors, tokens) = compute(&app, &self.served, input).await?;
         for vector in &mut vectors {
             vector.truncate(dimensions);
             let norm = vector.iter().map(|x| x * x).sum::<f32>().sqrt();

@@ -10,10 +10,10 @@ use mmx_converters::tokenizer::Tokenizer;
 use mmx_ggml::run::{Model, Sampling, SlotsOptions};
 use serde_json::{Value, json};
 
-use super::Options;
-use super::engine::grammar::{Constraint, Function, Grammars};
-use super::engine::{self, Engine, Events, Job, Task, Write};
-use super::error::ApiError;
+use crate::engine::grammar::{Constraint, Function, Grammars};
+use crate::engine::{self, Engine, Events, Job, Task, Write};
+use crate::error::ApiError;
+use crate::options::Options;
 use mmx_converters::digest;
 use mmx_converters::{Error, Result};
 use mmx_models::open::Form;

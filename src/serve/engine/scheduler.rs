@@ -5,18 +5,20 @@
 //! budget), and sends what became certain. A slot keeps what it computed after its job; a new job takes over
 //! the longest beginning it shares with any slot.
 
-mod writing;
-
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mmx_converters::tokenizer::Tokenizer;
 use mmx_ggml::run::{BATCH, Finish, Part, Slots, reusable};
 
-use crate::engine::{Event, Job, STALL, Stats, Task};
+use super::job::{Event, Job, Summary, Task};
+use super::sequence::{Sequence, Step, most_guesses};
+use super::stats::Stats;
 use crate::error::ApiError;
-use writing::{Writing, most_guesses};
+
+/// Longest time a text waits for a client that does not read.
+pub(crate) const STALL: Duration = Duration::from_secs(30);
 
 /// Tokens of prompts read beside texts that are being written: they wait for these, so few.
 const PROMPT_TOKENS_BESIDE: usize = 128;
@@ -50,7 +52,7 @@ struct Run<'t> {
 }
 
 enum Kind<'t> {
-    Write(Box<Writing<'t>>),
+    Write(Box<Sequence<'t>>),
     /// Sum of the hidden states so far.
     Embed(Vec<f64>),
 }
@@ -185,7 +187,11 @@ impl<'t> Scheduler<'t> {
     fn start(&mut self, mut job: Job) {
         let kind = match &mut job.task {
             Task::Embed => Ok(Kind::Embed(vec![0.0; self.slots.model().config().hidden_size])),
-            Task::Write(write) => self.writing(write, &job.prompt).map(Kind::Write),
+            Task::Write(write) => {
+                let (model, tokenizer) = (self.slots.model(), self.tokenizer);
+                Sequence::new(write, &job.prompt, model, tokenizer, self.speculate)
+                    .map(|sequence| Kind::Write(Box::new(sequence)))
+            }
         };
         let kind = match kind {
             Ok(kind) => kind,
@@ -335,7 +341,7 @@ impl<'t> Scheduler<'t> {
         for index in 0..self.lanes.len() {
             let waits = self.borrows(index);
             let lane = &mut self.lanes[index];
-            let Some(Run { kind: Kind::Write(writing), job, stalled, .. }) = &mut lane.run else {
+            let Some(Run { kind: Kind::Write(sequence), job, stalled, .. }) = &mut lane.run else {
                 continue;
             };
             if job.room() == 0 {
@@ -343,7 +349,7 @@ impl<'t> Scheduler<'t> {
                 continue;
             }
             *stalled = None;
-            match writing.next {
+            match sequence.next {
                 Some(id) => work.push(Turn { lane: index, ids: vec![id], outputs: 1, guesses: 0 }),
                 None if !waits => reading.push((job.since, index)),
                 None => {}
@@ -408,6 +414,110 @@ impl<'t> Scheduler<'t> {
             self.take_turn(&turn, rows.chunks_exact(vocab));
         }
         true
+    }
+
+    /// Guesses of what follows the next token of a slot's text, at most `most`.
+    fn guess(&mut self, lane: usize, most: usize) -> Vec<u32> {
+        let n_ctx = self.slots.n_ctx();
+        let Lane { held, run, .. } = &mut self.lanes[lane];
+        match run {
+            Some(Run { job, kind: Kind::Write(sequence), .. }) => {
+                sequence.guess(job, held, n_ctx, most)
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Draws from a slot's logits: after its known tokens, and after each guess that was drawn. The others are forgotten.
+    fn take_turn<'r>(&mut self, turn: &Turn, mut rows: impl Iterator<Item = &'r [f32]>) {
+        let lane = turn.lane;
+        let (known, guesses) = turn.ids.split_at(turn.ids.len() - turn.guesses);
+        self.take_prompt(lane, known.len(), &mut rows);
+        self.lanes[lane].held.extend_from_slice(known);
+        let mut came_true = 0;
+        for row in rows {
+            self.advance(lane, row);
+            let Lane { held, run, .. } = &mut self.lanes[lane];
+            let Some(Run { kind: Kind::Write(sequence), .. }) = run else { break };
+            let drawn = sequence.next.take_if(|next| guesses.get(came_true) == Some(&*next));
+            let Some(id) = drawn else { break };
+            held.push(id);
+            came_true += 1;
+        }
+        if guesses.is_empty() {
+            return;
+        }
+        let Lane { held, run, .. } = &mut self.lanes[lane];
+        self.slots.truncate(lane, held.len());
+        if let Some(Run { kind: Kind::Write(sequence), .. }) = run {
+            sequence.learn(guesses.len(), came_true);
+        }
+        self.stats.guessed_tokens.fetch_add(guesses.len() as u64, Ordering::Relaxed);
+        self.stats.accepted_tokens.fetch_add(came_true as u64, Ordering::Relaxed);
+    }
+
+    /// Takes the probabilities of the prompt's tokens that follow the `read` ones, where they are wanted; the row after
+    /// the prompt's last token is left.
+    fn take_prompt<'r>(
+        &mut self,
+        lane: usize,
+        read: usize,
+        rows: &mut impl Iterator<Item = &'r [f32]>,
+    ) {
+        let Lane { held, run, .. } = &mut self.lanes[lane];
+        let Some(Run { job, read: None, kind: Kind::Write(sequence), .. }) = run else { return };
+        sequence.take_prompt(job, held.len() + 1, read, rows);
+    }
+
+    /// Draws the next token of a text whose logits are there.
+    fn advance(&mut self, index: usize, logits: &[f32]) {
+        let n_ctx = self.slots.n_ctx();
+        let lane = &mut self.lanes[index];
+        let full = lane.held.len() >= n_ctx;
+        let Some(run) = &mut lane.run else { return };
+        let Kind::Write(sequence) = &mut run.kind else { return };
+        let first = run.read.is_none();
+        if first {
+            run.read = Some(Instant::now());
+            let computed = run.job.prompt.len() - run.cached;
+            self.stats.first_token.record(run.job.since.elapsed());
+            self.stats.prompt_tokens.fetch_add(computed as u64, Ordering::Relaxed);
+            self.stats.cached_tokens.fetch_add(run.cached as u64, Ordering::Relaxed);
+        }
+        let begun = if first { sequence.begin(&run.job) } else { Step::Next };
+        let step = match begun {
+            Step::Next => sequence.advance(&mut run.job, logits, &self.ends, full, self.stats),
+            ended => ended,
+        };
+        match step {
+            Step::Next => {}
+            Step::Ended(finish) => self.finish(index, finish),
+            Step::Failed(error) => {
+                self.stats.failed.fetch_add(1, Ordering::Relaxed);
+                if let Some(run) = self.end(index) {
+                    fail(&run.job, error);
+                }
+            }
+        }
+    }
+
+    /// Ends a text and frees its slot.
+    fn finish(&mut self, lane: usize, finish: Finish) {
+        let Some(mut run) = self.end(lane) else { return };
+        let Kind::Write(sequence) = &mut run.kind else { return };
+        sequence.finish(&run.job);
+        let read = run.read.unwrap_or_else(Instant::now);
+        let summary = Summary {
+            finish,
+            prompt_tokens: run.job.prompt.len(),
+            cached_tokens: run.cached,
+            completion_tokens: sequence.tokens(),
+            queued: run.started - run.job.since,
+            prefill: read - run.started,
+            decode: read.elapsed(),
+        };
+        self.stats.done.fetch_add(1, Ordering::Relaxed);
+        run.job.send(Event::Done(summary));
     }
 }
 

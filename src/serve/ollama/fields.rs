@@ -5,10 +5,24 @@
 
 use serde_json::{Map, Value};
 
-use super::options::OBEYED;
 use crate::error::ApiError;
 use crate::request::messages::name_of;
 use crate::request::sampling::parse;
+
+/// Options that are obeyed.
+pub(super) const OBEYED: [&str; 11] = [
+    "num_predict",
+    "num_ctx",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repeat_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "stop",
+];
 
 /// The fields that are left of an object.
 pub(super) struct Fields {

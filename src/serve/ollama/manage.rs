@@ -10,13 +10,8 @@ use axum::http::{StatusCode, Uri};
 use axum::response::Response;
 use tokio_stream::StreamExt;
 
-use crate::App;
+use crate::app::App;
 use crate::error::ApiError;
-
-/// True for the paths of Ollama's API, whose errors have Ollama's form.
-pub(crate) fn is_ollamas(path: &str) -> bool {
-    path == "/api" || path.starts_with("/api/")
-}
 
 /// 501 for what changes models or asks for an account.
 pub(crate) async fn unsupported(State(app): State<Arc<App>>, uri: Uri) -> Response {

@@ -2,24 +2,10 @@
 //! Source: Ollama 0.33.0, api/types.go, and the options that older versions and its Python client know.
 //! docs/api-ollama.md is the list for people; a test holds it against the tables below.
 
-use super::fields::Fields;
+use super::fields::{Fields, OBEYED};
 use crate::error::ApiError;
 use crate::request::sampling::{OneOrMany, Params};
 
-/// Options that are obeyed.
-pub(super) const OBEYED: [&str; 11] = [
-    "num_predict",
-    "num_ctx",
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "repeat_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "seed",
-    "stop",
-];
 /// Options that say how to compute, not what, or only count beside others that are refused.
 pub(super) const IGNORED: [&str; 17] = [
     "num_keep", // what a shifting context keeps: none shifts here

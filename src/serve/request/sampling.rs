@@ -6,7 +6,7 @@ use mmx_ggml::run::Sampling;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::App;
+use crate::app::App;
 use crate::engine::Write;
 use crate::engine::grammar::Constraint;
 use crate::error::ApiError;
