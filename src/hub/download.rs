@@ -7,9 +7,9 @@ use std::path::{Component, Path, PathBuf};
 use mmx_converters::manifest::{self, Manifest};
 use serde::Serialize;
 
+use super::digest::{git_id, sha256};
 use super::http::{escaped, expect_ok};
 use super::hub::{Hub, RemoteFile};
-use super::{git_id, sha256};
 use mmx_converters::{Error, Result};
 
 /// What to download.

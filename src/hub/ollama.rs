@@ -10,8 +10,8 @@ use mmx_converters::modelfile::Modelfile;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use super::digest::sha256;
 use super::http::{Client, Counted, expect_ok};
-use super::sha256;
 use mmx_converters::{Error, Result};
 
 /// Where Ollama listens unless `OLLAMA_HOST` says otherwise.

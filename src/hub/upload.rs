@@ -17,9 +17,9 @@ use mmx_converters::safetensors::shards;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::digest::{git_id, sha256};
 use super::http::{Counted, escaped, expect_ok, json as json_of};
 use super::hub::{Hub, RemoteFile};
-use super::{git_id, sha256};
 use mmx_converters::{Error, Result};
 
 /// Larger files are kept outside git.
