@@ -10,7 +10,7 @@ use mmx_converters::model::to_gguf::ToGguf;
 use mmx_converters::tokenizer::Tokenizer;
 use mmx_ggml::FileType;
 
-use crate::engines::Kind;
+use crate::engines::engine::Kind;
 use mmx_converters::{Error, Result};
 
 /// The GGUF of a folder of exports; none for anything else. What is no model (adapters, importance matrices, further

@@ -8,7 +8,7 @@ use mmx_converters::tokenizer::Tokenizer;
 use mmx_converters::wire;
 use mmx_converters::{Error, Result};
 
-use super::{Engine, check_ids};
+use super::engine::{Engine, check_ids};
 use crate::open::Form;
 use crate::trainer;
 

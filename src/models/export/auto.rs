@@ -10,7 +10,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use mmx_converters::arch::Weight;
 use mmx_converters::gguf::{GgmlType, Gguf};
@@ -21,29 +21,10 @@ use mmx_ggml::run::{KvType, LoadOptions, Model, Session, SessionOptions};
 
 use super::frontier::{Choice, Chosen, Point, line, plot};
 use super::job::{Job, Target};
+pub use super::request::{Goal, Limit};
 use crate::compare;
 use crate::{blocks, verify};
 use mmx_converters::{Error, Result};
-
-/// What is wanted.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Goal {
-    /// The bound.
-    pub limit: Limit,
-    /// The text to measure on; nothing for a built-in one.
-    pub text: Option<PathBuf>,
-    /// Tokens of it that are used.
-    pub tokens: usize,
-}
-
-/// A bound on one of size and divergence; the other is made as small as it gets.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Limit {
-    /// Mean KL divergence from the checkpoint, nats.
-    MaxKl(f64),
-    /// Bytes of the file.
-    TargetSize(u64),
-}
 
 /// Points of the line that are measured for the table.
 const SHOWN: usize = 7;

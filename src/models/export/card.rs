@@ -10,22 +10,13 @@ use mmx_converters::tensor::Dtype;
 use mmx_converters::words::counted;
 use serde_json::{Map, Value};
 
-use super::{Exported, Source, dtype_name};
+use super::report::{Exported, dtype_name};
+pub use super::request::Words;
+use super::source::Source;
 use crate::verify;
 
 /// The card's file name.
 pub const FILE_NAME: &str = "README.md";
-
-/// What the user says of the model.
-#[derive(Clone, Debug, Default)]
-pub struct Words {
-    /// Languages by their ISO 639-1 codes.
-    pub languages: Vec<String>,
-    /// The model this one was made from, by its name on the hub.
-    pub base_model: Option<String>,
-    /// Data sets it was trained on, by their names on the hub.
-    pub datasets: Vec<String>,
-}
 
 /// What cards are made from.
 pub(super) struct Card<'a> {

@@ -16,9 +16,10 @@ use mmx_converters::tensor::Dtype;
 use mmx_ggml::FileType;
 
 use super::frontier::Chosen;
-use super::source::folder_of;
-use super::{AdapterForm, Exported, FileFallback, Report, Request, Source};
-use super::{card, dtype_name, modelfile};
+use super::report::{Exported, FileFallback, Report, dtype_name};
+use super::request::{AdapterForm, Request};
+use super::source::{Source, folder_of};
+use super::{card, modelfile};
 use crate::open::Form;
 use crate::{blocks, verify};
 use mmx_converters::{Error, Result};
