@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 use mmx_converters::tokenizer::Tokenizer;
 use mmx_converters::words::counted;
 
-use super::interval;
 use super::prompt::{self, By, Prompt, Style};
 use super::questions::{Question, Subject};
+use super::stats::interval;
 use mmx_converters::{Error, Result};
 use mmx_models::compare;
 use mmx_models::engines::Engine;

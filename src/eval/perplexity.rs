@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 
 use mmx_converters::tokenizer::Tokenizer;
 
-use super::Z95;
+use super::fault::fault_at;
+use super::stats::Z95;
 use mmx_converters::{Error, Result};
 use mmx_data::jsonl;
 use mmx_data::texts;
@@ -128,7 +129,7 @@ impl Text {
         } else {
             let bytes = fs_err::read(path).map_err(|e| Error::io(path, e))?;
             for line in jsonl::lines(&bytes) {
-                jsonl::utf8(&line).map_err(|fault| super::fault_at(path, fault))?;
+                jsonl::utf8(&line).map_err(|fault| fault_at(path, fault))?;
             }
             let text = String::from_utf8_lossy(&bytes);
             let mut text = text.strip_prefix('\u{feff}').unwrap_or(&text).to_owned();

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use csv::ByteRecord;
 use serde_json::{Map, Value};
 
-use super::fault_at;
+use super::fault::fault_at;
 use mmx_converters::{Error, Result};
 use mmx_data::jsonl::{self, Fault, Line};
 

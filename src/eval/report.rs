@@ -10,8 +10,9 @@ use mmx_converters::words::counted;
 
 use super::choice::{Measure, Request};
 use super::perplexity::{Cut, Perplexity, Text};
+use super::row::Row;
+use super::stats::{Z95, interval};
 use super::svg::{Group, Mark, Point, escape, intervals, scatter};
-use super::{Row, Z95, interval};
 use mmx_converters::Result;
 
 const STYLE: &str = "\

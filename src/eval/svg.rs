@@ -5,14 +5,17 @@
 
 use std::fmt::Write as _;
 
-use super::columns;
-
 /// Colours there are: classes `s0` to `s5`.
 const COLOURS: usize = 6;
 /// Width of a plot, its labels and its right margin, pixels.
 const WIDTH: f64 = 860.0;
 const LABELS: f64 = 250.0;
 const RIGHT: f64 = 70.0;
+
+/// How wide a character stands in a table: Chinese ones and their like are as wide as two others.
+pub fn columns(c: char) -> usize {
+    if u32::from(c) >= 0x2e80 { 2 } else { 1 }
+}
 
 /// A value and the interval around it.
 #[derive(Clone, Copy, Debug)]

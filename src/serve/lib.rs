@@ -1,9 +1,69 @@
-//! `mmx serve`: OpenAI's and Ollama's APIs and a web page over the runner.
+//! The server of mmx: OpenAI's and Ollama's APIs and a web page over the runner.
 //!
-//! A request passes [`guard`], is checked and rendered by its protocol ([`chat`], [`completions`],
-//! [`embeddings`], [`ollama`]), and becomes jobs in the queue of its model's [`engine`], whose
-//! [`scheduler`] computes the jobs of all requests together. Events come back and are put into the
-//! protocol's words, as one object or as a stream.
+//! A request passes `guard`, is read by the handler of its address, checked and rendered in
+//! `request`, and becomes jobs in the queue of its model's `engine`, whose scheduler computes the
+//! jobs of all requests together. Events come back through a channel, and the protocol puts them
+//! into its own words, as one object or as a stream.
+//!
+//! ```
+//! use std::io::{Read, Write};
+//! use std::net::TcpStream;
+//! use std::sync::{Arc, mpsc};
+//! use std::time::Duration;
+//!
+//! use mmx_converters::progress::Silent;
+//! use mmx_ggml::run::{KvType, LoadOptions};
+//! use mmx_serve::Options;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let dir = tempfile::tempdir()?;
+//! # let path = dir.path().join("tiny.gguf");
+//! # std::fs::write(&path, mmx_ggml::run::random_model::tiny_gguf(1)?)?;
+//! let options = Options {
+//!     models: vec![(path, Some("tiny".to_owned()))],
+//!     host: "127.0.0.1".to_owned(),
+//!     port: 0, // any that is free
+//!     api_key: None,
+//!     parallel: 2,
+//!     load: LoadOptions::default(),
+//!     ctx: None,
+//!     threads: Some(1),
+//!     kv: KvType::F16,
+//!     speculate: 0,
+//!     queue: 16,
+//!     max_body: 1 << 20,
+//!     max_tokens: 64,
+//!     timeout: Duration::from_secs(60),
+//!     cors: Vec::new(),
+//!     allowed_hosts: Vec::new(),
+//!     grace: Duration::from_secs(5),
+//!     listener: Arc::new(Silent),
+//! };
+//! // `run` serves until the process is told to stop: here on a thread beside its client
+//! let (sender, ready) = mpsc::channel();
+//! std::thread::spawn(move || {
+//!     let served = mmx_serve::run(options, |address, _names| sender.send(address).unwrap());
+//!     served.unwrap();
+//! });
+//! let mut client = TcpStream::connect(ready.recv()?)?;
+//! client.write_all(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+//! let mut answer = String::new();
+//! client.read_to_string(&mut answer)?;
+//! assert!(answer.contains("\"id\":\"tiny\""), "{answer}");
+//! # Ok(()) }
+//! ```
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `options`, `app` | the server's settings, and the state that all requests share |
+//! | `router`, `guard` | addresses and their handlers; what every request passes first |
+//! | `openai/`, `ollama` | the two protocols: a file for each of OpenAI's addresses |
+//! | `request/` | what both protocols ask for: a chat, raw texts, sampling, embeddings |
+//! | `fields` | a request's JSON field by field, and the fields that are refused or ignored |
+//! | `served_model` | a model that is served: its name, its engine, prompts for it |
+//! | `engine/` | the thread of a model: jobs, the scheduler, sequences, grammars, counters |
+//! | `stream` | events to the bytes of a response |
+//! | `metrics`, `error` | counters for Prometheus; what a client is told when something fails |
 
 mod app;
 mod engine;
