@@ -1,8 +1,9 @@
-//! How good a model is, measured: the perplexity of a text, the share of multiple-choice questions
-//! that it answers rightly, and the share of chats that it continues with exactly the right text.
+//! Measurements of how good a model is: the perplexity of a text, the share of multiple-choice
+//! questions that it answers rightly, and the share of chats that it continues with exactly the
+//! right text.
 //!
-//! In: a model in an engine, and texts or questions. Out: numbers with their intervals, as structures
-//! and as a page with plots.
+//! In: a model in an engine, and texts or questions. Out: numbers with their intervals, as
+//! structures and as a page with plots.
 //!
 //! ```
 //! use std::path::Path;

@@ -8,21 +8,21 @@ use mmx_models::engines::Kind;
 use crate::choice::Scores;
 use crate::perplexity::Perplexity;
 
-/// One model in one engine, measured.
+/// The measurements of one model in one engine.
 #[derive(Debug)]
 pub struct Row {
     /// The model.
     pub path: PathBuf,
-    /// What tables call it.
+    /// Name of the model in tables.
     pub name: String,
     /// The engine that computed.
     pub engine: Kind,
-    /// The type most of its weights have.
+    /// The type that most of its weights have.
     pub ty: GgmlType,
     /// Size of its weights on disk.
     pub bytes: u64,
-    /// How well it predicts the text, where one was given.
+    /// Perplexity of the text, where one was given.
     pub perplexity: Option<Perplexity>,
-    /// How it answered the questions, where some were given.
+    /// Scores on the questions, where some were given.
     pub choice: Option<Scores>,
 }

@@ -1,6 +1,6 @@
 //! Intervals of confidence.
 
-/// z of a normal distribution within which 95 % lie.
+/// The z of a normal distribution within which 95 % of it lie.
 pub const Z95: f64 = 1.959_964;
 
 /// Wilson's interval at 95 % for `right` of `n`. Source: Wilson 1927.

@@ -11,19 +11,19 @@ use crate::error::ApiError;
 use crate::options::Options;
 use crate::served_model::Served;
 
-/// What all requests share.
+/// The state that all requests share.
 pub(crate) struct App {
     pub(crate) options: Options,
     pub(crate) served: Vec<Arc<Served>>,
     pub(crate) requests: Requests,
     pub(crate) started: Instant,
-    /// Only this machine reaches the server.
+    /// True where the server listens at an address that only this machine reaches.
     pub(crate) loopback: bool,
 }
 
 impl App {
-    /// The model of a name. Where there is one model only, it answers to every name, as other servers'
-    /// models do; Ollama's `:latest` counts for nothing.
+    /// Finds the model of a name. Where there is one model only, it answers to every name, as other
+    /// servers' models do; Ollama's `:latest` counts for nothing.
     pub(crate) fn find(&self, name: Option<&str>) -> Result<Arc<Served>, ApiError> {
         let name = name.unwrap_or_default();
         let bare = name.strip_suffix(":latest").unwrap_or(name);
@@ -40,7 +40,7 @@ impl App {
     }
 }
 
-/// Requests by path and status.
+/// Counts of answered requests, by path and status.
 #[derive(Debug, Default)]
 pub(crate) struct Requests(pub(crate) Mutex<BTreeMap<(String, u16), u64>>);
 
@@ -52,7 +52,7 @@ impl Requests {
     }
 }
 
-/// Runs what takes long (templates, tokens, grammars) beside the connections.
+/// Runs work that takes long (templates, tokens, grammars) on a thread beside the connections.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
@@ -62,14 +62,14 @@ pub(crate) async fn blocking<T: Send + 'static>(
     })
 }
 
-/// A name that no other answer of this process has.
+/// Makes an id that no other answer of this process has.
 pub(crate) fn new_id(prefix: &str) -> String {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     format!("{prefix}-{:x}{number:08x}", now())
 }
 
-/// Seconds since 1970.
+/// The time in seconds since 1970.
 pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }

@@ -89,8 +89,8 @@ use mmx_converters::{Error, Result};
 pub use options::Options;
 use served_model::Served;
 
-/// Loads the models and serves until the process is told to stop. `ready` gets the address and the models'
-/// names once requests are answered.
+/// Loads the models and serves until the process is told to stop. `ready` gets the address and the
+/// models' names once requests are answered.
 ///
 /// # Errors
 /// A model that cannot be opened, an address that cannot be had.

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use crate::app::App;
 use crate::engine::{BOUNDS, Stats};
 
-/// The whole text.
+/// Renders all counters.
 pub(crate) fn render(app: &App) -> String {
     let mut out = String::new();
     let mut family = |name: &str, kind: &str, help: &str, lines: Vec<(String, String)>| {
@@ -90,12 +90,12 @@ pub(crate) fn render(app: &App) -> String {
     out
 }
 
-/// A label's value as the format wants it.
+/// Escapes a label's value.
 fn escaped(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
-/// Memory of this process, where the system tells (Linux).
+/// The resident memory of this process in bytes, where the system tells it (Linux).
 fn resident_bytes() -> Option<u64> {
     let status = fs_err::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;

@@ -8,44 +8,45 @@ use axum::http::HeaderValue;
 use mmx_converters::progress::Listener;
 use mmx_ggml::run::{KvType, LoadOptions};
 
-/// What is served and how.
+/// Settings of a server: the models, the address, and the limits.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Models, with the names they are served under.
     pub models: Vec<(PathBuf, Option<String>)>,
-    /// Name or address that it listens at.
+    /// Name or address that the server listens at.
     pub host: String,
-    /// 0: any that is free.
+    /// Port that the server listens at; 0 for any that is free.
     pub port: u16,
-    /// What requests must bear, where it is given.
+    /// Key that requests must bear, where one is given.
     pub api_key: Option<String>,
-    /// Texts of one model that are computed together.
+    /// Number of texts of one model that are computed together.
     pub parallel: usize,
-    /// How models are loaded.
+    /// Settings with which models are loaded.
     pub load: LoadOptions,
-    /// Tokens a text can have.
+    /// Most tokens of a text, prompt included; nothing for the model's context, up to 4096.
     pub ctx: Option<usize>,
-    /// Of the CPU.
+    /// Threads of the CPU for each model; nothing for a number that suits the machine.
     pub threads: Option<usize>,
     /// Element type of the key-value caches.
     pub kv: KvType,
-    /// Tokens guessed ahead of a text at most.
+    /// Most tokens guessed ahead of a text (speculative decoding).
     pub speculate: usize,
-    /// Texts that may wait.
+    /// Most texts that may wait for one model.
     pub queue: usize,
-    /// Bytes of a request's body.
+    /// Most bytes of a request's body.
     pub max_body: usize,
-    /// Tokens written for one request.
+    /// Most tokens written after one prompt.
     pub max_tokens: usize,
-    /// For one request, waiting included.
+    /// Longest time for one request, waiting included.
     pub timeout: Duration,
-    /// Pages of these origins may use the server; `*` for all.
+    /// Origins whose pages may use the server; `*` for all.
     pub cors: Vec<String>,
-    /// Names besides this machine's own that a `Host` header may have, in small letters; `*` for all.
+    /// Names besides this machine's own that a `Host` header may have, in small letters; `*` for
+    /// all.
     pub allowed_hosts: Vec<String>,
-    /// Time for what is being computed when the server is to stop.
+    /// Time that texts in progress have to end when the server is told to stop.
     pub grace: Duration,
-    /// Hears what happens.
+    /// Hears warnings, and what the server is doing.
     pub listener: Arc<dyn Listener>,
 }
 

@@ -1,4 +1,5 @@
-//! Events of an engine to the bytes of a response that grows, and what all protocols say alike.
+//! Events of an engine to the bytes of a response, whole or streamed, and the parts of answers that
+//! all protocols share.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -14,17 +15,17 @@ use crate::engine::{Event, Events, TokenLogprob};
 use crate::error::ApiError;
 use crate::served_model::Served;
 
-/// The type of server-sent events.
+/// The content type of server-sent events.
 pub(crate) const EVENT_STREAM: &str = "text/event-stream";
 
-/// Pieces that wait for a slow client before the engine's events wait, and then its text.
+/// Most pieces that wait for a slow client. With more, the engine's events wait, and then its text.
 const PIECES: usize = 16;
 
-/// Silence after which a stream of server-sent events gets a comment: proxies close connections on which nothing comes, most
-/// of them after 60 seconds.
+/// Silence after which a stream of server-sent events gets a comment: proxies close connections on
+/// which nothing comes, most of them after 60 seconds.
 const SILENCE: Duration = Duration::from_secs(5);
 
-/// A protocol's words for the events of one request.
+/// A translation of the events of one request into a protocol's words.
 pub(crate) trait Translate: Send + 'static {
     /// Adds what an event of text `index` becomes to `out`.
     fn event(&mut self, index: usize, event: Event, out: &mut Vec<u8>);
@@ -33,8 +34,9 @@ pub(crate) trait Translate: Send + 'static {
     fn is_done(&self) -> bool;
 }
 
-/// A response that grows with the events. When the client leaves, the receiver is dropped, by which the
-/// engine notices. While a text waits for its turn, or its prompt is being read, comments are sent where the form has any.
+/// Makes a response that grows with the events. When the client leaves, the receiver is dropped, by
+/// which the engine notices. While a text waits for its turn, or its prompt is being read, comments
+/// are sent where the form has any.
 pub(crate) fn respond(
     content_type: &'static str,
     events: Events,
@@ -88,7 +90,7 @@ fn respond_after(
     (headers, Body::from_stream(ReceiverStream::new(receiver))).into_response()
 }
 
-/// Waits for the end of `texts` texts; `take` gets what comes.
+/// Waits for the end of `texts` texts; `take` gets each event.
 ///
 /// # Errors
 /// The first text that could not be computed.
@@ -118,7 +120,7 @@ pub(crate) fn sse(out: &mut Vec<u8>, value: &Value) {
     out.extend_from_slice(b"\n\n");
 }
 
-/// A token's text and bytes: a token may end inside a character.
+/// A token as JSON, with its text and its bytes: a token may end inside a character.
 fn token_json(served: &Served, id: u32, logprob: f32) -> Value {
     let Ok(tokenizer) = served.tokenizer() else { return Value::Null };
     json!({
@@ -128,7 +130,7 @@ fn token_json(served: &Served, id: u32, logprob: f32) -> Value {
     })
 }
 
-/// A token, its probability, and those of others.
+/// A token as JSON with its probability and those of others.
 pub(crate) fn logprob_json(served: &Served, token: &TokenLogprob) -> Value {
     let mut value = token_json(served, token.id, token.logprob);
     value["top_logprobs"] =

@@ -1,8 +1,8 @@
-//! What an engine is: the trait behind which each one computes logits, and its name.
+//! The trait behind which every engine computes logits, and the engines' names.
 
 use mmx_converters::{Error, Result};
 
-/// Which engine.
+/// The kinds of engines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// tch: the model as it is trained
@@ -14,7 +14,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// As the command line and JSON spell it.
+    /// The engine's name on the command line and in JSON.
     pub fn name(self) -> &'static str {
         match self {
             Self::Native => "native",
@@ -26,14 +26,15 @@ impl Kind {
 
 /// A loaded model that computes logits.
 pub trait Engine {
-    /// Logits `[ids.len(), vocab]`, row-major, of one sequence from its beginning, with float32 key-value caches.
+    /// Computes the logits `[ids.len(), vocab]`, row-major, of one sequence from its beginning,
+    /// with float32 key-value caches.
     ///
     /// # Errors
     /// An id beyond the vocabulary, a sequence beyond the context, or the library's own failure.
     fn logits(&mut self, ids: &[u32]) -> Result<Vec<f32>>;
 
-    /// The logits of the positions from `from` on alone, `[ids.len() - from, vocab]`. An engine may keep what it
-    /// computed of a beginning that the next sequence shares.
+    /// Computes the logits of the positions from `from` on alone, `[ids.len() - from, vocab]`. An
+    /// engine may keep what it computed of a beginning that the next sequence shares.
     ///
     /// # Errors
     /// As [`Engine::logits`].
@@ -49,16 +50,17 @@ pub trait Engine {
     /// The tokenizer's own failure.
     fn tokenize(&mut self, text: &str) -> Result<Option<Vec<u32>>>;
 
-    /// Where the model's layers lie, in words, if that is to be said.
+    /// The devices on which the model's layers lie, in words, where some do not lie on the CPU.
     fn placement(&self) -> Option<String> {
         None
     }
 
-    /// Logits per position.
+    /// Number of logits per position.
     fn vocab(&self) -> usize;
 }
 
-/// Refuses an empty sequence and ids beyond the vocabulary, which some libraries answer with a crash.
+/// Refuses an empty sequence and ids beyond the vocabulary, which some libraries answer with a
+/// crash.
 pub(super) fn check_ids(ids: &[u32], vocab: usize) -> Result<()> {
     if ids.is_empty() {
         return Err(Error::failed("expected at least one id, found none"));

@@ -1,5 +1,5 @@
-//! The engines that turn ids into logits, behind one trait: tch (`native`), mmx's own ggml runner (`ggml`), and
-//! llama.cpp itself (`llama.cpp`), the judge.
+//! The engines that turn ids into logits, behind one trait: tch (`native`), mmx's own ggml runner
+//! (`ggml`), and llama.cpp itself (`llama.cpp`), the judge.
 
 pub mod engine;
 mod ggml;
@@ -20,7 +20,8 @@ pub fn open(kind: Kind, form: &Form, threads: usize) -> Result<Box<dyn Engine>> 
     open_on(kind, form, threads, LoadOptions::default())
 }
 
-/// The same with the runner's model loaded in another way, on a device for instance.
+/// Opens a form in an engine; the runner loads its model as `options` say, on a device for
+/// instance.
 ///
 /// # Errors
 /// As [`open`].
@@ -30,7 +31,8 @@ pub fn open_on(
     threads: usize,
     options: LoadOptions,
 ) -> Result<Box<dyn Engine>> {
-    // whether the file is of a kind that the engine opens; that mmx-train is missing is said by `native` itself
+    // whether the file is of a kind that the engine opens; that mmx-train is missing is said by
+    // `native` itself
     if !form.engines().contains(&kind) && (kind != Kind::Native || form.is_gguf()) {
         return Err(Error::misuse(format!(
             "{}: the engine {} cannot open this kind of file",
@@ -61,8 +63,8 @@ pub fn none_of(asked: &[Kind], form: &Form) -> Error {
     ))
 }
 
-/// Opens a form in tch on a device (`auto`, `cpu`, `cuda`, `cuda:N`), computing in float32 or bfloat16. [`open`] takes
-/// the CPU and float32, which other engines are compared with.
+/// Opens a form in tch on a device (`auto`, `cpu`, `cuda`, `cuda:N`), computing in float32 or
+/// bfloat16. [`open`] takes the CPU and float32, which other engines are compared with.
 ///
 /// # Errors
 /// As [`open`]; a device that is not there.

@@ -1,7 +1,8 @@
-//! A checkpoint to the files others read: Transformers folders, GGUFs, adapters, several from one opening.
+//! The export of a checkpoint to the files that others read: Transformers folders, GGUFs, adapters,
+//! several from one opening.
 //!
-//! In: a [`Request`]. Out: a [`Report`] of every file, and of every tensor that did not get the type asked
-//! for. Everything that could be refused is looked at before the first file is written.
+//! In: a [`Request`]. Out: a [`Report`] of every file, and of every tensor that did not get the
+//! type asked for. Everything that could be refused is looked at before the first file is written.
 
 pub mod auto;
 pub mod card;
@@ -35,9 +36,9 @@ use mmx_converters::{Error, Result};
 /// Exports a model.
 ///
 /// # Errors
-/// A model or tokenizer that cannot be opened, or that a target cannot carry exactly, with the reason; a target that
-/// is the model itself, or that mmx did not write, without leave to overwrite it: then nothing has been written. A
-/// file that the system refuses.
+/// A model or tokenizer that cannot be opened, or that a target cannot carry exactly, with the
+/// reason; a target that is the model itself, or that mmx did not write, without leave to overwrite
+/// it: then nothing has been written. A file that the system refuses.
 pub fn export(request: &Request) -> Result<Report> {
     let mut request = request.clone();
     request.name.as_deref().map(names::check_name).transpose()?;

@@ -10,7 +10,7 @@ use super::request::Ollama;
 use super::source::Source;
 use mmx_converters::{Error, Result};
 
-/// The Modelfile of a GGUF beside it.
+/// Makes the Modelfile of a GGUF that lies beside it.
 pub(super) fn modelfile(
     source: &Source,
     ollama: &Ollama,

@@ -1,4 +1,4 @@
-//! What an export did.
+//! The report of an export.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::frontier::Point;
 use crate::verify;
 
-/// What was exported.
+/// The outcome of an export.
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// The model.
@@ -18,13 +18,13 @@ pub struct Report {
     pub files: Vec<Exported>,
     /// Tensors that did not get the type asked for.
     pub fallbacks: Vec<FileFallback>,
-    /// What was tried for `--gguf auto`, from the largest to the smallest.
+    /// Points that were tried for `--gguf auto`, from the largest to the smallest.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub frontier: Vec<Point>,
     /// The comparison asked for with `--verify`.
     #[serde(skip)]
     pub verified: Option<verify::Report>,
-    /// Sentences for the user.
+    /// Warnings, a sentence each.
     pub warnings: Vec<String>,
 }
 
@@ -40,7 +40,7 @@ pub struct Exported {
     pub ty: String,
     /// Its size.
     pub bytes: u64,
-    /// Time it took; a folder's time stands at its weights.
+    /// Seconds that it took; a folder's stand at its weights.
     pub seconds: f64,
 }
 
@@ -49,7 +49,7 @@ pub struct Exported {
 pub struct FileFallback {
     /// The file.
     pub path: PathBuf,
-    /// What happened.
+    /// The tensor, and the types meant and used.
     #[serde(flatten)]
     pub fallback: Fallback,
 }

@@ -1,27 +1,27 @@
-//! What an export is asked for.
+//! The request for an export.
 
 use std::path::PathBuf;
 
 use mmx_converters::tensor::Dtype;
 use mmx_ggml::FileType;
 
-/// What to export.
+/// A request for an export.
 #[derive(Clone, Debug, Default)]
 pub struct Request {
     /// The model; nothing for the newest checkpoint under `runs/`.
     pub model: Option<PathBuf>,
-    /// Where the files go; nothing for `MODEL/export`.
+    /// Folder of the files; nothing for `MODEL/export`.
     pub out: Option<PathBuf>,
-    /// Where the tokenizer is, if not beside the weights.
+    /// Place of the tokenizer, if not beside the weights.
     pub tokenizer: Option<PathBuf>,
     /// Transformers folders, by element type.
     pub hf: Vec<Dtype>,
     /// GGUFs, by file type.
     pub gguf: Vec<FileType>,
-    /// Nothing was asked for in particular: a Transformers folder in the model's own element type, and a
-    /// GGUF of type q8_0.
+    /// True where no format was asked for: then it is a Transformers folder in the model's own
+    /// element type, and a GGUF of type q8_0.
     pub everything: bool,
-    /// A torch checkpoint under MiniMind's own names, in the model's own element type.
+    /// True for a torch checkpoint under MiniMind's own names, in the model's own element type.
     pub pth: bool,
     /// The adapters alone, where the model is a base with adapters.
     pub adapter: Vec<AdapterForm>,
@@ -33,15 +33,15 @@ pub struct Request {
     pub imatrix: Option<PathBuf>,
     /// A GGUF whose types are chosen tensor by tensor, by what they cost on a text.
     pub auto: Option<Goal>,
-    /// Compare every file written with the model, and put the numbers into the model cards.
+    /// True to compare every file written with the model, and put the numbers into the model cards.
     pub verify: bool,
-    /// What the model cards say beyond the model itself.
+    /// Words of the model cards beyond the model itself.
     pub card: Words,
     /// Hears of the steps of a long search.
     pub progress: Option<fn(&str)>,
     /// A Modelfile for Ollama beside the GGUFs.
     pub ollama: Option<Ollama>,
-    /// A fallback is an error.
+    /// True where a fallback is an error.
     pub strict: bool,
     /// The model's name; nothing for its folder's.
     pub name: Option<String>,
@@ -49,13 +49,13 @@ pub struct Request {
     pub license: Option<String>,
     /// GGUFs in several files of at most so many bytes of tensors.
     pub split_bytes: Option<u64>,
-    /// NaN and infinities among the weights are written as they are.
+    /// True where NaN and infinities among the weights are written as they are.
     pub allow_non_finite: bool,
-    /// Files that mmx did not write, or that were changed since, are replaced too.
+    /// True where files that mmx did not write, or that were changed since, are replaced too.
     pub overwrite: bool,
 }
 
-/// How adapters are written alone.
+/// A form in which adapters are written alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AdapterForm {
     /// PEFT's folder
@@ -64,23 +64,23 @@ pub enum AdapterForm {
     Gguf,
 }
 
-/// What a Modelfile says beyond the GGUF.
+/// The parts of a Modelfile beyond the GGUF.
 #[derive(Clone, Debug, Default)]
 pub struct Ollama {
-    /// A Go template, for versions of Ollama that do not render the GGUF's own.
+    /// True for a Go template, for versions of Ollama that do not render the GGUF's own.
     pub template: bool,
     /// The default system prompt.
     pub system: Option<String>,
 }
 
-/// What is wanted.
+/// The goal of a search for types.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Goal {
     /// The bound.
     pub limit: Limit,
     /// The text to measure on; nothing for a built-in one.
     pub text: Option<PathBuf>,
-    /// Tokens of it that are used.
+    /// Number of the text's tokens that are used.
     pub tokens: usize,
 }
 
@@ -93,7 +93,7 @@ pub enum Limit {
     TargetSize(u64),
 }
 
-/// What the user says of the model.
+/// The user's words for a model card.
 #[derive(Clone, Debug, Default)]
 pub struct Words {
     /// Languages by their ISO 639-1 codes.

@@ -1,4 +1,4 @@
-//! What goes into an engine and what comes out: jobs, and the events of their texts.
+//! Jobs, which go into an engine, and the events of their texts, which come out of it.
 
 use std::time::{Duration, Instant};
 
@@ -8,18 +8,19 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use super::grammar::Constraint;
 use crate::error::ApiError;
 
-/// Events of a request that wait for its client before its texts wait, besides [`RESERVE`].
+/// Room of a request's channel, in events, besides [`RESERVE`]: with more of them waiting for the
+/// client, its texts wait.
 const EVENTS: usize = 128;
-/// Events that stay free for each text of a request: the prompt, a token, what is held back and the end must always find
-/// room.
+/// Room kept for each text of a request, in events: the prompt, a token, text that was held back
+/// and the end must always find room.
 const RESERVE: usize = 4;
 
-/// Where the events of a request's texts go, each with the text's index.
+/// The sender of the events of a request's texts, each with the text's index.
 pub(crate) type EventSender = Sender<(usize, Event)>;
-/// Where they come out.
+/// The receiver of the events of a request's texts.
 pub(crate) type Events = Receiver<(usize, Event)>;
 
-/// The channel of a request of so many texts.
+/// Makes the channel of a request of so many texts.
 pub(crate) fn events(texts: usize) -> (EventSender, Events) {
     channel(EVENTS + RESERVE * texts.max(1))
 }
@@ -29,20 +30,20 @@ pub(crate) struct Job {
     /// Ids to read, at least one, fewer than the context holds.
     pub(crate) prompt: Vec<u32>,
     pub(crate) task: Task,
-    /// Given up after this moment.
+    /// The moment after which the job is given up.
     pub(crate) deadline: Instant,
-    /// When the request came.
+    /// The moment at which the request came.
     pub(crate) since: Instant,
-    /// Which of a request's texts this is.
+    /// Index of the text among the request's.
     pub(crate) index: usize,
-    /// Texts of the request.
+    /// Number of the request's texts.
     pub(crate) texts: usize,
     pub(crate) events: EventSender,
 }
 
 impl Job {
-    /// Tokens that a step may write of each of the request's texts, so that all their events find room; 0 while the
-    /// client does not keep up.
+    /// Tokens that a step may write of each of the request's texts, so that all their events find
+    /// room; 0 while the client does not keep up.
     pub(crate) fn room(&self) -> usize {
         let of_each = self.events.capacity().saturating_sub(1) / self.texts.max(1);
         (of_each + 1).saturating_sub(RESERVE)
@@ -53,36 +54,37 @@ impl Job {
     }
 }
 
-/// Sends an event of a request's text. A client that is gone is noticed in the next round; that there is room is seen to
-/// by [`Job::room`] before a step.
+/// Sends an event of a request's text. A client that is gone is noticed in the next round; that
+/// there is room is seen to by [`Job::room`] before a step.
 pub(crate) fn send(events: &EventSender, index: usize, event: Event) {
     let _ = events.try_send((index, event));
 }
 
-/// What a job is for.
+/// The kind of a job.
 pub(crate) enum Task {
-    /// Text after the prompt.
+    /// Writes text after the prompt.
     Write(Box<Write>),
-    /// The mean of the prompt's final hidden states.
+    /// Computes the mean of the prompt's final hidden states.
     Embed,
 }
 
-/// How text is written.
+/// Settings of a text to be written.
 pub(crate) struct Write {
-    /// Ids at most. None are written after a prompt that is only read.
+    /// Most tokens of the text; 0 for a prompt that is only read.
     pub(crate) max_tokens: usize,
     pub(crate) sampling: Sampling,
     pub(crate) stop: Vec<String>,
-    /// Probabilities of each id, and of this many others.
+    /// The probability of each token is wanted, and those of this many others.
     pub(crate) logprobs: Option<usize>,
-    /// The same of the prompt's ids, and of an id that ends the text: nothing that was computed for others is of use then.
+    /// Probabilities are wanted of the prompt's tokens too, and of a token that ends the text. The
+    /// whole prompt is then computed for this job, whatever other slots hold of it.
     pub(crate) echo_logprobs: bool,
     pub(crate) constraint: Option<Constraint>,
-    /// Go on after an end token.
+    /// The text goes on after an end token.
     pub(crate) ignore_end: bool,
 }
 
-/// What a job gives.
+/// A result of a job, sent as soon as it is certain.
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
     /// The prompt was read: its ids after the first one, where their probabilities were asked for.
@@ -105,15 +107,15 @@ pub(crate) struct TokenLogprob {
     pub(crate) top: Vec<(u32, f32)>,
 }
 
-/// How a text ended and what it took.
+/// The end of a text with its counts and times.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Summary {
     pub(crate) finish: Finish,
     pub(crate) prompt_tokens: usize,
-    /// Of these, those that another request had computed.
+    /// Tokens of the prompt that another request had computed.
     pub(crate) cached_tokens: usize,
     pub(crate) completion_tokens: usize,
-    /// From the request to the first token's computation.
+    /// Time from the request to the computation of its first token.
     pub(crate) queued: Duration,
     pub(crate) prefill: Duration,
     pub(crate) decode: Duration,

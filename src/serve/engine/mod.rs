@@ -1,6 +1,7 @@
-//! The thread that owns a model's runner. Requests reach it as [`Job`]s through a bounded queue; what it
-//! computes goes back as [`Event`]s through a bounded channel: a text whose client reads slowly is not written further until
-//! there is room (others go on), and one that does not read for [`STALL`] is given up, as a job whose receiver is gone.
+//! The engine of a model: the thread that owns its runner. Requests reach it as [`Job`]s through a
+//! bounded queue; its results go back as [`Event`]s through a bounded channel: a text whose client
+//! reads slowly is not written further until there is room (others go on), and one that does not
+//! read for [`scheduler::STALL`] is given up, as a job whose receiver is gone.
 
 pub(crate) mod grammar;
 mod job;
@@ -25,11 +26,11 @@ pub(crate) use stats::{BOUNDS, Stats};
 /// Pause of the engine when every text waits for its client.
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// The way to the thread.
+/// A handle of an engine's thread, which ends with it.
 pub(crate) struct Engine {
     jobs: mpsc::Sender<Job>,
     stats: Arc<Stats>,
-    /// Jobs that may wait.
+    /// Most jobs that may wait.
     queue: usize,
     stopping: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -108,7 +109,7 @@ impl Engine {
         &self.stats
     }
 
-    /// Ends what is being computed, and takes nothing new.
+    /// Ends the jobs in progress; the engine takes no new ones.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
     }

@@ -1,9 +1,9 @@
-//! Which tokens are computed next: continuous batching over the runner's slots.
+//! The scheduler of an engine: continuous batching over the runner's slots.
 //!
-//! In: jobs. Each round gives free slots to waiting jobs, computes one step (the next token of every text
-//! that is being written, with guesses of those after it where few texts are, and pieces of prompts up to a
-//! budget), and sends what became certain. A slot keeps what it computed after its job; a new job takes over
-//! the longest beginning it shares with any slot.
+//! In: jobs. Each round gives free slots to waiting jobs, computes one step (the next token of
+//! every text that is being written, with guesses of the tokens after it where the texts are few,
+//! and pieces of prompts up to a budget), and sends what became certain. A slot keeps what it
+//! computed after its job; a new job takes over the longest beginning it shares with any slot.
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
@@ -20,10 +20,12 @@ use crate::error::ApiError;
 /// Longest time a text waits for a client that does not read.
 pub(crate) const STALL: Duration = Duration::from_secs(30);
 
-/// Tokens of prompts read beside texts that are being written: they wait for these, so few.
+/// Most tokens of prompts in a step that also writes texts: the texts wait for them, so they are
+/// few.
 const PROMPT_TOKENS_BESIDE: usize = 128;
 
-/// Logits of a prompt's tokens in one step at most, 64 MiB of them, where the tokens' probabilities were asked for.
+/// Most logits of prompts' tokens in one step, 64 MiB of them, where the tokens' probabilities were
+/// asked for.
 const PROMPT_LOGITS: usize = 1 << 24;
 
 /// A slot of the runner.
@@ -33,7 +35,7 @@ struct Lane<'t> {
     run: Option<Run<'t>>,
     /// Round of its last use.
     used: u64,
-    /// Counts its jobs, so that a borrower notices another one.
+    /// Number of its jobs so far, by which a borrower notices that another one has the slot.
     tenancy: u64,
 }
 
@@ -44,9 +46,9 @@ struct Run<'t> {
     borrow: Option<(usize, u64, usize)>,
     cached: usize,
     started: Instant,
-    /// When the prompt was read.
+    /// The moment at which the prompt was read.
     read: Option<Instant>,
-    /// Since when its client has had no room for more.
+    /// The moment since which its client has had no room for more.
     stalled: Option<Instant>,
     kind: Kind<'t>,
 }
@@ -57,7 +59,7 @@ enum Kind<'t> {
     Embed(Vec<f64>),
 }
 
-/// Slots, jobs and the order among them.
+/// The slots of a runner, their jobs, and the jobs that wait.
 pub(crate) struct Scheduler<'t> {
     slots: Slots,
     lanes: Vec<Lane<'t>>,
@@ -66,7 +68,7 @@ pub(crate) struct Scheduler<'t> {
     /// Ids that end a text.
     ends: Vec<u32>,
     stats: &'t Stats,
-    /// Tokens guessed ahead of a text at most.
+    /// Most tokens guessed ahead of a text.
     speculate: usize,
     round: u64,
 }
@@ -75,9 +77,9 @@ pub(crate) struct Scheduler<'t> {
 struct Turn {
     lane: usize,
     ids: Vec<u32>,
-    /// Of how many of them, the last ones, the logits are needed.
+    /// Number of the last ids whose logits are needed.
     outputs: usize,
-    /// How many of them, the last ones, are guesses.
+    /// Number of the last ids that are guesses.
     guesses: usize,
 }
 
@@ -123,7 +125,8 @@ impl<'t> Scheduler<'t> {
         }
     }
 
-    /// One round: jobs to slots, a step, what became certain to the clients. False when there was nothing to compute.
+    /// Does one round: jobs to slots, a step, certain text to the clients. False when there was
+    /// nothing to compute.
     pub(crate) fn round(&mut self) -> bool {
         self.round += 1;
         self.drop_late();
@@ -288,7 +291,8 @@ impl<'t> Scheduler<'t> {
         false
     }
 
-    /// Reads a piece of one embedding's text: its hidden states need a step of their own. False when there is none.
+    /// Reads a piece of one embedding's text: its hidden states need a step of their own. False
+    /// when there is none.
     fn embed(&mut self) -> bool {
         let embeds = |lane: &Lane<'_>| {
             lane.run.as_ref().is_some_and(|run| matches!(run.kind, Kind::Embed(_)))
@@ -333,8 +337,8 @@ impl<'t> Scheduler<'t> {
         true
     }
 
-    /// Computes the next token of every text whose client keeps up, with guesses of what comes after, and pieces of
-    /// prompts. False when there is neither.
+    /// Computes the next token of every text whose client keeps up, with guesses of what comes
+    /// after, and pieces of prompts. False when there is neither.
     fn step(&mut self) -> bool {
         let mut work: Vec<Turn> = Vec::new();
         let mut reading = Vec::new();
@@ -428,7 +432,8 @@ impl<'t> Scheduler<'t> {
         }
     }
 
-    /// Draws from a slot's logits: after its known tokens, and after each guess that was drawn. The others are forgotten.
+    /// Draws from a slot's logits: after its known tokens, and after each guess that was drawn. The
+    /// others are forgotten.
     fn take_turn<'r>(&mut self, turn: &Turn, mut rows: impl Iterator<Item = &'r [f32]>) {
         let lane = turn.lane;
         let (known, guesses) = turn.ids.split_at(turn.ids.len() - turn.guesses);
@@ -456,8 +461,8 @@ impl<'t> Scheduler<'t> {
         self.stats.accepted_tokens.fetch_add(came_true as u64, Ordering::Relaxed);
     }
 
-    /// Takes the probabilities of the prompt's tokens that follow the `read` ones, where they are wanted; the row after
-    /// the prompt's last token is left.
+    /// Takes the probabilities of the prompt's tokens that follow the `read` ones, where they are
+    /// wanted; the row after the prompt's last token is left.
     fn take_prompt<'r>(
         &mut self,
         lane: usize,

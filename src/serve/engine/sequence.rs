@@ -1,7 +1,9 @@
-//! A text that is being written: guesses of what comes next, and what becomes of the logits computed for it.
+//! A sequence of the batch: a text that is being written, with guesses of its next tokens
+//! (speculative decoding).
 //!
-//! In: rows of logits, one after the text's known tokens and one after each guess. Out: drawn tokens, one by one as without
-//! guesses, so that sampling, probabilities, forms, stop strings and limits are what they are without; and events.
+//! In: rows of logits, one after the text's known tokens and one after each guess. Out: drawn
+//! tokens, and events. Tokens are drawn one by one as without guesses, so sampling, probabilities,
+//! grammars, stop strings and limits stay what they are without.
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
@@ -20,7 +22,7 @@ pub(super) struct Sequence<'t> {
     guesser: Guesser,
     stream: DecodeStream<'t>,
     filter: StopFilter,
-    /// Drawn, but not computed yet.
+    /// The token that was drawn last, whose keys and values are not computed yet.
     pub(super) next: Option<u32>,
     tokens: usize,
     /// Bytes of text decoded and sent.
@@ -32,7 +34,7 @@ pub(super) struct Sequence<'t> {
     prompt: Vec<TokenLogprob>,
 }
 
-/// What becomes of a text at a token.
+/// The state of a text after a token.
 pub(super) enum Step {
     /// It goes on.
     Next,
@@ -44,10 +46,11 @@ pub(super) enum Step {
 
 /// Tokens guessed ahead of each of `texts` texts that are written together, at most `speculate`.
 ///
-/// A guess costs what another text's token costs, and is worth what a token of a step costs without. Measured with
-/// minimind2-small q4_0 (one thread, AVX-512 VNNI), in steps of one token: 2 tokens in a step take 1.14, 3 or 4 take 1.8,
-/// 6 take 2.6, 8 take 3.3 and 16 take 6.4. So where all come true, 3 guesses make one text 2.2 times as fast, each of two
-/// 1.4 times; one guess makes each of three 1.3 times as fast, and four texts fill the kernels by themselves: 1.1 times, less
+/// A guess costs what another text's token costs, and is worth what a token of a step costs
+/// without. Measured with minimind2-small q4_0 (one thread, AVX-512 VNNI), in steps of one token: 2
+/// tokens in a step take 1.14, 3 or 4 take 1.8, 6 take 2.6, 8 take 3.3 and 16 take 6.4. So where
+/// all come true, 3 guesses make one text 2.2 times as fast, each of two 1.4 times; one guess makes
+/// each of three 1.3 times as fast, and four texts fill the kernels by themselves: 1.1 times, less
 /// than guesses that fail would lose.
 pub(super) fn most_guesses(speculate: usize, texts: usize) -> usize {
     speculate.min(match texts {
@@ -59,7 +62,7 @@ pub(super) fn most_guesses(speculate: usize, texts: usize) -> usize {
 }
 
 impl<'t> Sequence<'t> {
-    /// A text to be written after `prompt`.
+    /// Makes the state of a text to be written after `prompt`.
     ///
     /// # Errors
     /// 400 for settings that the sampler refuses.
@@ -93,8 +96,8 @@ impl<'t> Sequence<'t> {
         self.tokens
     }
 
-    /// Guesses of what follows the next token: at most `most`, and no more than can be used. `held` are the tokens that
-    /// the text's slot has computed, of at most `n_ctx`.
+    /// Guesses of what follows the next token: at most `most`, and no more than can be used. `held`
+    /// are the tokens that the text's slot has computed, of at most `n_ctx`.
     pub(super) fn guess(
         &mut self,
         job: &Job,
@@ -123,8 +126,8 @@ impl<'t> Sequence<'t> {
         self.guesser.learn(guesses, came_true);
     }
 
-    /// Takes the probabilities of `count` of the prompt's tokens, from position `at` on, where they are wanted: a row of
-    /// logits for each.
+    /// Takes the probabilities of `count` of the prompt's tokens, from position `at` on, where they
+    /// are wanted: a row of logits for each.
     pub(super) fn take_prompt<'r>(
         &mut self,
         job: &Job,
@@ -140,7 +143,8 @@ impl<'t> Sequence<'t> {
         }
     }
 
-    /// Begins the text once its prompt is read: sends the prompt's probabilities where they are wanted.
+    /// Begins the text once its prompt is read: sends the prompt's probabilities where they are
+    /// wanted.
     pub(super) fn begin(&mut self, job: &Job) -> Step {
         let Task::Write(write) = &job.task else { return Step::Next };
         if write.echo_logprobs {
@@ -149,8 +153,8 @@ impl<'t> Sequence<'t> {
         if write.max_tokens == 0 { Step::Ended(Finish::Length) } else { Step::Next }
     }
 
-    /// Draws the next token from the logits after the last one and sends the text that is certain with it. `ends` are
-    /// the ids that end a text; `full`: the slot has no room for another token.
+    /// Draws the next token from the logits after the last one and sends the text that is certain
+    /// with it. `ends` are the ids that end a text; `full`: the slot has no room for another token.
     pub(super) fn advance(
         &mut self,
         job: &mut Job,
@@ -217,7 +221,8 @@ impl<'t> Sequence<'t> {
         Step::Ended(finish)
     }
 
-    /// Sends the rest of a text that has ended: what was held back is text after all, unless a stop string was complete.
+    /// Sends the rest of a text that has ended: what was held back is text after all, unless a stop
+    /// string was complete.
     pub(super) fn finish(&mut self, job: &Job) {
         if self.filter.stopped() {
             return;

@@ -28,7 +28,7 @@ impl Histogram {
     }
 }
 
-/// Counters of one engine; the engine writes, `/metrics` reads.
+/// Counters of one engine.
 #[derive(Debug, Default)]
 pub(crate) struct Stats {
     pub(crate) waiting: AtomicUsize,

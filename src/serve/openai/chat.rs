@@ -1,5 +1,5 @@
-//! `/v1/chat/completions`, whole and streamed. Source: OpenAI's API reference; `reasoning_content` as
-//! DeepSeek and vLLM have it.
+//! `/v1/chat/completions`, whole and streamed. Source: OpenAI's API reference; `reasoning_content`
+//! as DeepSeek and vLLM have it.
 
 use std::sync::Arc;
 
@@ -21,14 +21,15 @@ use crate::served_model::Served;
 use crate::stream::{EVENT_STREAM, Translate, collect, logprob_json, respond, sse};
 use mmx_converters::chat::answer::{Call, Piece, Splitter};
 
-/// What is not supported here besides what is nowhere.
+/// Fields that this address does not support, besides those that none does.
 const REFUSED: &[Refused] =
     &[("add_special_tokens", &["false"]), ("best_of", &["1"]), ("echo", &["false"])];
 
-/// How hard OpenAI's models may think. A model here thinks or does not.
+/// Degrees of thinking in OpenAI's words. A model here thinks or does not.
 const EFFORTS: [&str; 6] = ["none", "minimal", "low", "medium", "high", "xhigh"];
 
-/// Whether a thought is asked for, or none: `enable_thinking` as vLLM and llama.cpp have it, or OpenAI's effort.
+/// Reads whether a thought is asked for, or none: `enable_thinking` as vLLM and llama.cpp have it,
+/// or OpenAI's effort.
 fn think(fields: &mut Fields) -> Result<Option<bool>, ApiError> {
     let asked = fields.flag("enable_thinking")?;
     let Some(effort) = fields.text("reasoning_effort")? else { return Ok(asked) };
@@ -162,7 +163,7 @@ struct Answer {
 }
 
 impl Answer {
-    /// The answer as one object.
+    /// Waits for all texts and answers with one object.
     async fn whole(mut self, events: Events) -> Result<Response, ApiError> {
         collect(events, self.left, |index, event| {
             let Some(choice) = self.choices.get_mut(index) else { return };
@@ -340,7 +341,7 @@ impl Translate for Answer {
     }
 }
 
-/// OpenAI's form of a call: arguments are JSON in a string.
+/// A call in OpenAI's form, in which arguments are JSON in a string.
 fn call_json(call: &Call) -> Value {
     json!({
         "id": new_id("call"),

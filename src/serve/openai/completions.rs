@@ -1,4 +1,4 @@
-//! `/v1/completions`: text after text, without a template.
+//! `/v1/completions`: texts that continue raw texts, without a template.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use crate::request::sampling::{Params, check_logprobs, schema_of};
 use crate::served_model::Served;
 use crate::stream::{EVENT_STREAM, Translate, collect, respond, sse};
 
-/// What is not supported here besides what is nowhere.
+/// Fields that this address does not support, besides those that none does.
 const REFUSED: &[Refused] = &[("add_special_tokens", &["true"])];
 
 /// Answers `POST /v1/completions`.
@@ -91,11 +91,11 @@ pub(crate) async fn completions(
 
 struct Choice {
     text: String,
-    /// The prompt, until it was sent.
+    /// The prompt, as long as it is to be sent.
     echo: Option<Echo>,
-    /// Those that were not sent yet.
+    /// Probabilities that were not sent yet.
     logprobs: Logprobs,
-    /// Not the first text after its prompt.
+    /// True for all texts after a prompt but the first.
     same_prompt: bool,
     finish: &'static str,
 }
@@ -104,23 +104,24 @@ struct Choice {
 #[derive(Clone)]
 struct Echo {
     text: String,
-    /// Its first id, which nothing comes before: it has no probability.
+    /// The prompt's first id, which has no probability, since nothing comes before it.
     first: u32,
 }
 
-/// OpenAI's older form of probabilities.
+/// Probabilities in OpenAI's older form: parallel lists.
 #[derive(Default)]
 struct Logprobs {
     tokens: Vec<Value>,
     token_logprobs: Vec<Option<f32>>,
     top_logprobs: Vec<Option<Map<String, Value>>>,
     text_offset: Vec<usize>,
-    /// Characters that began so far.
+    /// Number of characters that began so far.
     characters: usize,
 }
 
 impl Logprobs {
-    /// Adds a token; `None` for one without a probability. `echoed`: it is the prompt's, whose control tokens are text.
+    /// Adds a token; `None` for one without a probability. `echoed`: it is the prompt's, whose
+    /// control tokens are text.
     fn push(&mut self, tokenizer: &Tokenizer, id: u32, of: Option<&TokenLogprob>, echoed: bool) {
         let text = |id: u32| tokenizer.decode(&[id], false);
         let silent = !echoed && tokenizer.is_control(id);
@@ -142,7 +143,7 @@ impl Logprobs {
         }));
     }
 
-    /// What there is, which is forgotten.
+    /// Takes the lists out as JSON, which leaves them empty.
     fn take(&mut self) -> Value {
         json!({
             "tokens": std::mem::take(&mut self.tokens),

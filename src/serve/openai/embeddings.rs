@@ -1,5 +1,5 @@
-//! `/v1/embeddings`: the mean of the final hidden states over a text's tokens. A language model was not
-//! trained for this; the numbers compare texts coarsely, no better.
+//! `/v1/embeddings`: the mean of the final hidden states over a text's tokens. A language model was
+//! not trained for this; the numbers compare texts coarsely, no better.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::fields::{Fields, Refused};
 use crate::request::embed::compute;
 use crate::request::input::Input;
 
-/// What is not supported here besides what is nowhere.
+/// Fields that this address does not support, besides those that none does.
 const REFUSED: &[Refused] = &[("add_special_tokens", &["true"])];
 
 /// Answers `POST /v1/embeddings`.

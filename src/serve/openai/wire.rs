@@ -6,7 +6,7 @@ use crate::engine::Summary;
 use crate::error::ApiError;
 use crate::fields::Fields;
 
-/// Whether a stream ends with what was used, from the field `stream_options`.
+/// Reads from the field `stream_options` whether a stream ends with the counts of tokens.
 pub(crate) fn include_usage(fields: &mut Fields) -> Result<bool, ApiError> {
     let Some(options) = fields.object("stream_options")? else { return Ok(false) };
     let mut options = Fields::of(options);
@@ -28,7 +28,7 @@ pub(crate) fn sse_done(out: &mut Vec<u8>) {
     out.extend_from_slice(b"data: [DONE]\n\n");
 }
 
-/// What the texts of one request took together.
+/// The counts of tokens of all texts of one request, and the times of the last one.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Usage {
     prompt: usize,
@@ -38,7 +38,8 @@ pub(crate) struct Usage {
 }
 
 impl Usage {
-    /// Adds a text; texts after the same prompt count it once, with the first of them, whichever ends first.
+    /// Adds a text; texts after the same prompt count it once, with the first of them, whichever
+    /// ends first.
     pub(crate) fn add(&mut self, summary: &Summary, same_prompt: bool) {
         if !same_prompt {
             self.prompt += summary.prompt_tokens;
@@ -48,7 +49,7 @@ impl Usage {
         self.summary = Some(*summary);
     }
 
-    /// OpenAI's `usage`.
+    /// The counts in OpenAI's form, `usage`.
     pub(crate) fn to_json(self) -> Value {
         json!({
             "prompt_tokens": self.prompt,
@@ -58,7 +59,7 @@ impl Usage {
         })
     }
 
-    /// llama.cpp's `timings`, of the last text.
+    /// The times of the last text in llama.cpp's form, `timings`.
     pub(crate) fn timings(self) -> Value {
         let Some(summary) = self.summary else { return Value::Null };
         let rate = |n: usize, seconds: f64| if seconds > 0.0 { n as f64 / seconds } else { 0.0 };

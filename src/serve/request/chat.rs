@@ -14,14 +14,14 @@ use crate::request::messages;
 use crate::request::sampling::Params;
 use crate::served_model::Served;
 
-/// A chat on its way: what any protocol needs to answer it.
+/// A queued chat: everything that a protocol needs to answer it.
 pub(crate) struct Chat {
     pub(crate) served: Arc<Served>,
     pub(crate) events: Events,
     pub(crate) splitters: Vec<Splitter>,
 }
 
-/// What a protocol asks of a chat.
+/// A request for a chat, in the words that all protocols share.
 pub(crate) struct Ask {
     pub(crate) model: Option<String>,
     pub(crate) messages: Vec<Value>,
@@ -30,13 +30,13 @@ pub(crate) struct Ask {
     pub(crate) schema: Option<Value>,
     pub(crate) tools: Option<Vec<Value>>,
     pub(crate) tool_choice: Option<Value>,
-    /// Several calls in one answer.
+    /// One answer may hold several calls.
     pub(crate) several_calls: bool,
-    /// Variables of the template.
+    /// Variables for the chat template.
     pub(crate) variables: Map<String, Value>,
 }
 
-/// Template variables that ask for a thought, or for none: MiniMind's own name and Qwen's.
+/// Template variables that turn thinking on or off: MiniMind's own name and Qwen's.
 pub(crate) fn thinking_variables(think: bool) -> Map<String, Value> {
     ["open_thinking", "enable_thinking"]
         .map(|key| (key.to_owned(), think.into()))
@@ -45,6 +45,10 @@ pub(crate) fn thinking_variables(think: bool) -> Map<String, Value> {
 }
 
 /// Checks, renders and queues a chat.
+///
+/// # Errors
+/// 400 with the field, 404 for an unknown model, 429 when the queue is full, 503 when the engine is
+/// gone.
 pub(crate) fn start(app: &App, ask: Ask) -> Result<Chat, ApiError> {
     let served = app.find(ask.model.as_deref())?;
     let messages = messages::check(ask.messages)?;
@@ -119,7 +123,7 @@ impl ToolChoice {
     }
 }
 
-/// What the tools are called and take.
+/// Reads names and argument schemas of the tools of a request.
 fn functions(tools: &[Value]) -> Result<Vec<Function>, ApiError> {
     tools
         .iter()

@@ -9,7 +9,11 @@ use crate::request::input::Input;
 use crate::served_model::Served;
 use crate::stream::collect;
 
-/// The vectors of texts, and the tokens read.
+/// Computes the vectors of texts, `[texts, hidden]`; also returns how many tokens were read.
+///
+/// # Errors
+/// 400 for texts that are none or too long, 429 when the queue is full, 503 when the engine is
+/// gone.
 pub(crate) async fn compute(
     app: &Arc<App>,
     served: &Arc<Served>,

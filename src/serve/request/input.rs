@@ -7,10 +7,10 @@ use crate::error::ApiError;
 use crate::fields::{integer, wrong_type};
 use crate::served_model::Served;
 
-/// Texts of one request.
+/// Most texts that one request may have.
 const PROMPTS: usize = 64;
 
-/// A text or ids, or a list of one of them.
+/// The texts of a request: a text or ids, or a list of either.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
 pub(crate) enum Input {
@@ -21,7 +21,7 @@ pub(crate) enum Input {
 }
 
 impl Input {
-    /// The value of a request's field.
+    /// Reads the value of a request's field.
     ///
     /// # Errors
     /// 400, with the field and the place in it.
@@ -59,7 +59,8 @@ impl Input {
         }
     }
 
-    /// Ids of each text. Control tokens are read as such: a raw text is the client's own template.
+    /// Ids of each text. Control tokens in a text become control tokens: the client has applied its
+    /// own template.
     pub(crate) fn ids(self, served: &Served, field: &str) -> Result<Vec<Vec<u32>>, ApiError> {
         let tokenizer = served.tokenizer()?;
         let all = match self {
