@@ -1,36 +1,37 @@
 //! The share of multiple-choice questions whose right answer is the likeliest one.
 //!
-//! In: subjects' questions, a model in an engine. Out: log-likelihoods of each question's answers, and shares with their
-//! intervals, by subject and over all. An answer's likelihood is the sum of its tokens' log-probabilities: as it is
-//! (lm-evaluation-harness' `acc`), divided by its characters (`acc_norm`), or by its bytes (`acc_bytes`).
+//! In: subjects' questions, a model in an engine. Out: log-likelihoods of each question's answers,
+//! and shares with their intervals, by subject and over all. An answer's likelihood is the sum of
+//! its tokens' log-probabilities: as it is (lm-evaluation-harness' `acc`), divided by its
+//! characters (`acc_norm`), or by its bytes (`acc_bytes`).
 
 use serde_json::{Value, json};
 
 use mmx_converters::tokenizer::Tokenizer;
 use mmx_converters::words::counted;
 
-use super::interval;
 use super::prompt::{self, By, Prompt, Style};
 use super::questions::{Question, Subject};
+use super::stats::interval;
 use mmx_converters::{Error, Result};
 use mmx_models::compare;
 use mmx_models::engines::Engine;
 
-/// What decides which answer a model gives.
+/// The measure that decides which answer a model gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Measure {
     /// The letter's likelihood.
     Letter,
     /// The answer's likelihood.
     Answer,
-    /// The same by character.
+    /// The answer's likelihood divided by its characters.
     AnswerPerCharacter,
-    /// The same by byte.
+    /// The answer's likelihood divided by its bytes.
     AnswerPerByte,
 }
 
 impl Measure {
-    /// Those of a way of asking.
+    /// The measures of a way of asking.
     pub fn of(by: By) -> &'static [Self] {
         match by {
             By::Letter => &[Self::Letter],
@@ -38,7 +39,7 @@ impl Measure {
         }
     }
 
-    /// As JSON spells it.
+    /// The measure's name in JSON.
     pub fn name(self) -> &'static str {
         match self {
             Self::Letter => "letter",
@@ -48,7 +49,7 @@ impl Measure {
         }
     }
 
-    /// As tables and plots spell it.
+    /// The measure's name in tables and plots.
     pub fn title(self) -> &'static str {
         match self {
             Self::Letter => "letter",
@@ -58,7 +59,7 @@ impl Measure {
         }
     }
 
-    /// The answer a model gives: the first of the likeliest.
+    /// Index of the answer that a model gives: the first of the likeliest.
     fn chosen(self, log_likelihoods: &[f64], answers: &[String]) -> usize {
         let score = |i: usize| {
             let n = match self {
@@ -72,23 +73,23 @@ impl Measure {
     }
 }
 
-/// What is asked, and how.
+/// A request to ask questions: which, and how.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// The questions.
     pub subjects: Vec<Subject>,
     /// Questions with answers that come before each of their subject, the first `shots` of them.
     pub examples: Vec<Subject>,
-    /// How many.
+    /// Number of examples before each question.
     pub shots: usize,
-    /// What is compared; both ways unless one is asked for.
+    /// Ways of asking; both unless one is asked for.
     pub by: Vec<By>,
     /// The wording.
     pub style: Style,
 }
 
 impl Request {
-    /// All questions.
+    /// Number of all questions.
     pub fn questions(&self) -> usize {
         self.subjects.iter().map(|s| s.questions.len()).sum()
     }
@@ -99,7 +100,7 @@ impl Request {
         all.map(|q| 1.0 / q.options.len() as f64).sum::<f64>() / self.questions().max(1) as f64
     }
 
-    /// What is decided by.
+    /// The measures of all ways of asking.
     pub fn measures(&self) -> Vec<Measure> {
         self.by.iter().flat_map(|by| Measure::of(*by)).copied().collect()
     }
@@ -132,9 +133,9 @@ pub struct Answered {
     pub by: By,
     /// The text before the answer.
     pub prompt: String,
-    /// Of each answer, nats.
+    /// Log-likelihood of each answer, nats.
     pub log_likelihoods: Vec<f64>,
-    /// By each measure of this way: which answer it chooses.
+    /// The answer that each measure of this way chooses.
     pub chosen: Vec<(Measure, usize)>,
 }
 
@@ -143,12 +144,13 @@ pub struct Answered {
 pub struct Scores {
     /// Every question, in order.
     pub answered: Vec<Answered>,
-    /// Prompts that were longer than the model's context and lost their beginning.
+    /// Number of prompts that were longer than the model's context and lost their beginning.
     pub cut: usize,
 }
 
 impl Scores {
-    /// Questions chosen rightly by a measure: `(right, all)`; of one subject, or of all.
+    /// Counts the questions that a measure answers rightly: `(right, all)`; of one subject, or of
+    /// all.
     pub fn count(
         &self,
         request: &Request,
@@ -165,7 +167,7 @@ impl Scores {
         (right, all)
     }
 
-    /// Questions that get the same answer as in `reference`, right or wrong.
+    /// Counts the questions that get the same answer as in `reference`, right or wrong.
     pub fn same_answers(&self, reference: &Self, measure: Measure) -> usize {
         let chosen = |a: &Answered| a.chosen.iter().find(|(m, _)| *m == measure).map(|(_, i)| *i);
         let pairs = self.answered.iter().zip(&reference.answered);
@@ -189,7 +191,7 @@ impl Scores {
         json!({"right": right, "accuracy": right as f64 / all.max(1) as f64, "interval": [low, high]})
     }
 
-    /// As scripts read it.
+    /// The scores as JSON.
     pub fn to_json(&self, request: &Request) -> Value {
         let measures = request.measures();
         let of = |subject: Option<usize>, questions: usize| {
@@ -217,8 +219,8 @@ impl Scores {
     }
 }
 
-/// Asks a model everything. `limit` is the longest sequence it takes; longer prompts lose their beginning. `progress`
-/// hears of questions done.
+/// Asks a model all questions. `limit` is the longest sequence it takes; longer prompts lose their
+/// beginning. `progress` hears of questions done.
 ///
 /// # Errors
 /// Fewer examples than asked for, a template that refuses a question, the engine's failure.
@@ -268,7 +270,7 @@ pub fn score(
     Ok(scores)
 }
 
-/// Of each continuation, nats; and whether the prompt's beginning had to go.
+/// Log-likelihoods of the continuations, nats, and whether the prompt's beginning had to go.
 fn log_likelihoods(
     engine: &mut dyn Engine,
     prompt: &Prompt,

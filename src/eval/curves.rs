@@ -1,7 +1,7 @@
 //! Curves of training runs as a picture: loss above, learning rate below, by optimizer step.
 //!
-//! In: metrics.jsonl of one or several runs. Out: a PNG or an SVG, the same bytes every time. Labels are drawn
-//! with a font that is in the program: no system font is needed.
+//! In: metrics.jsonl of one or several runs. Out: a PNG or an SVG, the same bytes every time.
+//! Labels are drawn with a font that is in the program: no system font is needed.
 
 use std::path::Path;
 
@@ -15,7 +15,7 @@ use mmx_converters::{Error, Result};
 
 /// The picture's size in pixels.
 const SIZE: (u32, u32) = (1200, 900);
-/// Points of a curve, at most: where there are more, neighbours are drawn as their mean.
+/// Most points of a curve: where there are more, neighbours are drawn as their mean.
 const POINTS: usize = 1000;
 /// A blue, orange, green, red, purple, brown: colours that differ also for the colour-blind.
 const COLOURS: [RGBColor; 6] = [
@@ -27,10 +27,10 @@ const COLOURS: [RGBColor; 6] = [
     RGBColor(140, 86, 75),
 ];
 
-/// Step and value.
+/// A point of a curve: step and value.
 type Point = (f64, f64);
 
-/// What a run logged.
+/// The curves that a run logged.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Curves {
     /// The run's folder.
@@ -44,7 +44,8 @@ pub struct Curves {
 }
 
 impl Curves {
-    /// Of a run's folder, or of its metrics.jsonl. A last line that was cut short is passed over.
+    /// Reads the curves of a run's folder, or of its metrics.jsonl. A last line that was cut short
+    /// is passed over.
     ///
     /// # Errors
     /// A file that cannot be read, or one without an optimizer step.
@@ -112,7 +113,7 @@ fn png(pixels: &[u8]) -> std::result::Result<Vec<u8>, png::EncodingError> {
     Ok(bytes)
 }
 
-/// Both panels.
+/// Draws both panels.
 fn chart<B: DrawingBackend>(
     area: &DrawingArea<B, Shift>,
     runs: &[Curves],
@@ -193,7 +194,7 @@ fn range(values: impl Iterator<Item = f64>, room: f64) -> Point {
     }
 }
 
-/// A value as an axis names it.
+/// A value as text for an axis.
 fn number(value: &f64) -> String {
     match value.abs() {
         0.0 => "0".to_owned(),
@@ -212,7 +213,8 @@ fn thinned(points: &[Point]) -> Vec<Point> {
     points.chunks(each).map(mean).collect()
 }
 
-/// Names by the folders' last parts where these differ: `sft` and `dpo` for `runs/sft` and `runs/dpo`.
+/// Names runs by their folders' last parts where these differ: `sft` and `dpo` for `runs/sft` and
+/// `runs/dpo`.
 pub fn shorten(runs: &mut [Curves]) {
     let last =
         |run: &Curves| Path::new(&run.name).file_name().map(|n| n.to_string_lossy().into_owned());

@@ -30,12 +30,12 @@ pub struct Question {
 pub struct Answered {
     /// The question.
     pub question: Question,
-    /// What the model said.
+    /// The model's answer.
     pub found: String,
 }
 
 impl Answered {
-    /// The right text, but for white space around it.
+    /// True for the right text; white space around it does not count.
     pub fn is_right(&self) -> bool {
         self.found.trim() == self.question.answer.trim()
     }

@@ -1,84 +1,60 @@
-//! How good a model is, measured: perplexity of a text, the share of multiple-choice questions it answers rightly, and
-//! the share of chats it goes on with exactly the right text.
+//! Measurements of how good a model is: the perplexity of a text, the share of multiple-choice
+//! questions that it answers rightly, and the share of chats that it continues with exactly the
+//! right text.
 //!
-//! In: a model in an engine, texts or questions. Out: numbers with their intervals, as structures ([`perplexity`],
-//! [`choice`], [`exact`]) and as a page with plots ([`report`]).
+//! In: a model in an engine, and texts or questions. Out: numbers with their intervals, as
+//! structures and as a page with plots.
+//!
+//! ```
+//! use std::path::Path;
+//!
+//! use mmx_eval::perplexity::{Cut, Text, leading_bos, perplexity};
+//! use mmx_models::engines::{self, Kind};
+//! use mmx_models::open::Form;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let dir = tempfile::tempdir()?;
+//! # let path = dir.path().join("tiny.gguf");
+//! # std::fs::write(&path, mmx_ggml::run::random_model::tiny_gguf(1)?)?;
+//! // `path` is any model: a run's folder, a Transformers folder, a GGUF, hf:owner/name
+//! let form = Form::open(&path)?;
+//! let tokenizer = form.expect_tokenizer()?;
+//! let mut engine = engines::open(Kind::Ggml, &form, 1)?;
+//!
+//! let text = Text {
+//!     path: Path::new("text.txt").to_owned(),
+//!     documents: vec!["the quick brown fox jumps over the lazy dog".to_owned()],
+//! };
+//! let cut = Cut::Sliding { window: 16, stride: 8 };
+//! let bos = leading_bos(&tokenizer);
+//! let found = perplexity(engine.as_mut(), &tokenizer, bos, &text, cut, &mut |_, _| ())?;
+//! assert!(found.ppl() > 1.0 && found.bits_per_byte() > 0.0);
+//! # Ok(()) }
+//! ```
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | [`perplexity`] | texts, how they are cut into windows, and what their tokens cost |
+//! | [`questions`] | multiple-choice questions from benchmarks' files |
+//! | [`prompt`] | a question as the ids of a context and of each answer |
+//! | [`choice`] | which answers a model chooses, and the shares that are right |
+//! | [`exact`] | chats that are answered greedily and compared as text |
+//! | [`report`], `svg` | the page with tables and plots |
+//! | [`curves`] | training curves as a picture |
+//! | `row`, `stats`, `fault` | a row of the tables, intervals, faults of data files |
 
 pub mod choice;
 pub mod curves;
 pub mod exact;
+mod fault;
 pub mod perplexity;
 pub mod prompt;
 pub mod questions;
 pub mod report;
+mod row;
+mod stats;
 mod svg;
 
-use std::path::{Path, PathBuf};
-
-use mmx_converters::gguf::GgmlType;
-
-use mmx_converters::Error;
-use mmx_data::jsonl::Fault;
-use mmx_models::engines::Kind;
-
-/// z of a normal distribution within which 95 % lie.
-pub const Z95: f64 = 1.959_964;
-
-/// One model in one engine, measured.
-#[derive(Debug)]
-pub struct Row {
-    /// The model.
-    pub path: PathBuf,
-    /// What tables call it.
-    pub name: String,
-    /// The engine that computed.
-    pub engine: Kind,
-    /// The type most of its weights have.
-    pub ty: GgmlType,
-    /// Size of its weights on disk.
-    pub bytes: u64,
-    /// How well it predicts the text, where one was given.
-    pub perplexity: Option<perplexity::Perplexity>,
-    /// How it answered the questions, where some were given.
-    pub choice: Option<choice::Scores>,
-}
-
-/// How wide a character stands in a table: Chinese ones and their like are as wide as two others.
-pub fn columns(c: char) -> usize {
-    if u32::from(c) >= 0x2e80 { 2 } else { 1 }
-}
-
-/// Wilson's interval at 95 % for `right` of `n`. Source: Wilson 1927.
-pub fn interval(right: usize, n: usize) -> (f64, f64) {
-    let (n, z) = (n.max(1) as f64, Z95);
-    let p = right as f64 / n;
-    let centre = (p + z * z / (2.0 * n)) / (1.0 + z * z / n);
-    let half = z * (p * (1.0 - p) / n + z * z / (4.0 * n * n)).sqrt() / (1.0 + z * z / n);
-    ((centre - half).max(0.0), (centre + half).min(1.0))
-}
-
-/// A line's fault as an error that names the file.
-fn fault_at(path: &Path, fault: Fault) -> Error {
-    let message = format!("{}:{}: {}", path.display(), fault.line, fault.message);
-    match fault.hint {
-        Some(hint) => Error::failed_with_hint(message, hint),
-        None => Error::failed(message),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_interval_holds_the_share_and_stays_within_bounds() {
-        for (right, n) in [(0, 10), (10, 10), (90, 100), (1, 1)] {
-            let (low, high) = interval(right, n);
-            let share = right as f64 / n as f64;
-            assert!(low <= share + 1e-12 && share <= high + 1e-12 && low >= 0.0 && high <= 1.0);
-        }
-        // Wilson's interval for 90 of 100: 0.8256 .. 0.9448
-        let (low, high) = interval(90, 100);
-        assert!((low - 0.8256).abs() < 1e-3 && (high - 0.9448).abs() < 1e-3, "{low} {high}");
-    }
-}
+pub use row::Row;
+pub use stats::{Z95, interval};
+pub use svg::columns;

@@ -1,43 +1,46 @@
-//! How well a model predicts a text: perplexity, and bits per byte, which tokenizers of any size share.
+//! Perplexity of a text under a model, and bits per byte, in which models with different tokenizers
+//! can be compared.
 //!
-//! In: a text's ids and an engine. Out: sums over the tokens that were scored. Two ways to cut a text that is longer
-//! than a model's context:
+//! In: a text's ids and an engine. Out: sums over the tokens that were scored. Two ways to cut a
+//! text that is longer than a model's context:
 //!
-//! - [`Cut::Sliding`]: windows that overlap, each token scored once, with at least `window - stride` tokens before it
-//!   (the first window's begin with one). Source: Transformers' guide to perplexity of fixed-length models.
-//! - [`Cut::Chunks`]: windows side by side, of which only the second half is scored and what does not fill a window is
-//!   left out. Source: llama.cpp's llama-perplexity, whose numbers these are.
+//! - [`Cut::Sliding`]: windows that overlap, each token scored once, with at least `window -
+//!   stride` tokens before it (the first window's begin with one). Source: Transformers' guide to
+//!   perplexity of fixed-length models.
+//! - [`Cut::Chunks`]: windows side by side, of which only the second half is scored and what does
+//!   not fill a window is left out. Source: llama.cpp's llama-perplexity, whose numbers these are.
 
 use std::path::{Path, PathBuf};
 
 use mmx_converters::tokenizer::Tokenizer;
 
-use super::Z95;
+use super::fault::fault_at;
+use super::stats::Z95;
 use mmx_converters::{Error, Result};
 use mmx_data::jsonl;
 use mmx_data::texts;
 use mmx_models::compare;
 use mmx_models::engines::Engine;
 
-/// How a text is cut.
+/// A way to cut a text that is longer than a model's context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cut {
     /// Windows of `window` tokens, each `stride` tokens after the last.
     Sliding {
-        /// Tokens the model sees at a time.
+        /// Number of tokens that the model sees at a time.
         window: usize,
         /// Tokens scored in each window but the first.
         stride: usize,
     },
     /// Windows of `window` tokens side by side; the second half of each is scored.
     Chunks {
-        /// Tokens the model sees at a time.
+        /// Number of tokens that the model sees at a time.
         window: usize,
     },
 }
 
 impl Cut {
-    /// As JSON spells it.
+    /// The way's name in JSON.
     pub fn name(self) -> &'static str {
         match self {
             Self::Sliding { .. } => "sliding",
@@ -45,7 +48,7 @@ impl Cut {
         }
     }
 
-    /// Tokens the model sees at a time.
+    /// Number of tokens that the model sees at a time.
     pub fn window(self) -> usize {
         match self {
             Self::Sliding { window, .. } | Self::Chunks { window } => window,
@@ -60,7 +63,7 @@ impl Cut {
         }
     }
 
-    /// In a sentence.
+    /// The way in words.
     pub fn describe(self) -> String {
         match self {
             Self::Sliding { window, stride } => {
@@ -74,7 +77,7 @@ impl Cut {
         }
     }
 
-    /// What is computed of `n` tokens.
+    /// The pieces that are computed of `n` tokens.
     fn pieces(self, n: usize) -> Vec<Piece> {
         match self {
             Self::Sliding { window, stride } => {
@@ -103,7 +106,7 @@ struct Piece {
     scored: usize,
 }
 
-/// A file's texts.
+/// The texts of a file.
 #[derive(Clone, Debug)]
 pub struct Text {
     /// The file.
@@ -113,8 +116,8 @@ pub struct Text {
 }
 
 impl Text {
-    /// Reads a text file whole, or the texts of JSON Lines. Line ends at the end of a text file are an editor's, not the
-    /// text's: one is left out, as llama.cpp's programs do.
+    /// Reads a text file whole, or the texts of JSON Lines. Line ends at the end of a text file are
+    /// an editor's, not the text's: one is left out, as llama.cpp's programs do.
     ///
     /// # Errors
     /// A file that cannot be read, is not UTF-8 (with the line), or holds no text.
@@ -128,7 +131,7 @@ impl Text {
         } else {
             let bytes = fs_err::read(path).map_err(|e| Error::io(path, e))?;
             for line in jsonl::lines(&bytes) {
-                jsonl::utf8(&line).map_err(|fault| super::fault_at(path, fault))?;
+                jsonl::utf8(&line).map_err(|fault| fault_at(path, fault))?;
             }
             let text = String::from_utf8_lossy(&bytes);
             let mut text = text.strip_prefix('\u{feff}').unwrap_or(&text).to_owned();
@@ -144,23 +147,23 @@ impl Text {
         Ok(Self { path: path.to_owned(), documents })
     }
 
-    /// Bytes of all texts.
+    /// Number of bytes of all texts.
     pub fn bytes(&self) -> usize {
         self.documents.iter().map(String::len).sum()
     }
 }
 
-/// What the scored tokens cost.
+/// The scored tokens' costs.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Perplexity {
-    /// Of each token the negative log-likelihood, nats.
+    /// Negative log-likelihood of each token, nats.
     pub nlls: Vec<f64>,
-    /// Bytes of the text in them.
+    /// Number of bytes of the scored tokens' text.
     pub bytes: usize,
 }
 
 impl Perplexity {
-    /// Tokens scored.
+    /// Number of tokens scored.
     pub fn tokens(&self) -> usize {
         self.nlls.len()
     }
@@ -170,18 +173,19 @@ impl Perplexity {
         self.nlls.iter().sum()
     }
 
-    /// exp of the mean negative log-likelihood of a token.
+    /// Perplexity: exp of the mean negative log-likelihood of a token.
     pub fn ppl(&self) -> f64 {
         (self.nll() / self.tokens() as f64).exp()
     }
 
-    /// The perplexity's standard error, from the spread of the tokens' log-likelihoods. Source: llama-perplexity.
+    /// The perplexity's standard error, from the spread of the tokens' log-likelihoods. Source:
+    /// llama-perplexity.
     pub fn stderr(&self) -> f64 {
         self.ppl() * mean_and_error(self.nlls.iter().copied()).1
     }
 
-    /// This perplexity divided by another of the same tokens, and its 95 % interval: token by token, so that what is
-    /// hard for both does not blur it. Nothing where the tokens are others.
+    /// This perplexity divided by another of the same tokens, and its 95 % interval: token by
+    /// token, so that what is hard for both does not blur it. Nothing where the tokens are others.
     pub fn ratio(&self, reference: &Self) -> Option<(f64, f64, f64)> {
         if self.tokens() != reference.tokens() || self.bytes != reference.bytes {
             return None;
@@ -215,12 +219,13 @@ pub fn leading_bos(tokenizer: &Tokenizer) -> Option<u32> {
     tokenizer.before_text().first().copied()
 }
 
-/// Measures. What looks like a control token in the text is read as text. `bos` comes before each text and, with
-/// chunks, in place of each chunk's first token. `progress` hears of windows done, of how many.
+/// Measures the perplexity of a text. A control token's name in the text is read as text. `bos`
+/// comes before each text and, with chunks, in place of each chunk's first token. `progress` hears
+/// of windows done, of how many.
 ///
 /// # Errors
-/// A text too short to score a token (with chunks: shorter than two of them, as llama-perplexity has it), or the
-/// engine's failure.
+/// A text too short to score a token (with chunks: shorter than two of them, as llama-perplexity
+/// has it), or the engine's failure.
 pub fn perplexity(
     engine: &mut dyn Engine,
     tokenizer: &Tokenizer,

@@ -1,8 +1,10 @@
-//! Questions as a model is asked them: text before the answer, and the answers whose likelihood is compared.
+//! Prompts of multiple-choice questions: text before the answer, and the answers whose likelihood
+//! is compared.
 //!
-//! In: a question, the examples before it, the words of its language. Out: ids of the text before (the context) and of
-//! each answer (the continuations). The wording and the cut between context and continuation are those of
-//! lm-evaluation-harness 0.4 for C-Eval, CMMLU and ARC, so that numbers can be compared.
+//! In: a question, the examples before it, the words of its language. Out: ids of the text before
+//! (the context) and of each answer (the continuations). The wording and the cut between context
+//! and continuation are those of lm-evaluation-harness 0.4 for C-Eval, CMMLU and ARC, so that
+//! numbers can be compared.
 
 use mmx_converters::chat;
 use mmx_converters::tokenizer::{self, Tokenizer};
@@ -10,7 +12,7 @@ use mmx_converters::tokenizer::{self, Tokenizer};
 use super::questions::{Question, letter};
 use mmx_converters::Result;
 
-/// What is compared.
+/// A way of asking: whose likelihoods are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum By {
     /// The options stand in the prompt, and the letters' likelihoods are compared
@@ -19,12 +21,12 @@ pub enum By {
     Answer,
 }
 
-/// How all questions are asked.
+/// The style in which all questions are asked.
 #[derive(Clone, Debug, Default)]
 pub struct Style {
-    /// Comes first; `{subject}` stands for the subject's name.
+    /// Text that comes first; `{subject}` stands for the subject's name.
     pub preamble: String,
-    /// The prompt is a user's message in the model's chat template.
+    /// True where the prompt is a user's message in the model's chat template.
     pub chat: bool,
 }
 
@@ -33,7 +35,7 @@ pub struct Style {
 pub struct Prompt {
     /// The text before the answer.
     pub text: String,
-    /// Its ids.
+    /// Ids of the text before the answer.
     pub context: Vec<u32>,
     /// Ids of each answer, at least one each.
     pub continuations: Vec<Vec<u32>>,
@@ -59,10 +61,12 @@ pub fn answers(question: &Question, by: By) -> Vec<String> {
     }
 }
 
-/// Makes a prompt; `examples` are questions of the same subject that come before it with their answers.
+/// Makes a prompt; `examples` are questions of the same subject that come before it with their
+/// answers.
 ///
 /// # Errors
-/// The tokenizer's own; a chat asked of a model without a template, or one that its template refuses.
+/// The tokenizer's own; a chat asked of a model without a template, or one that its template
+/// refuses.
 pub fn prompt(
     tokenizer: &Tokenizer,
     style: &Style,
@@ -101,8 +105,9 @@ pub fn prompt(
     Ok(Prompt { text, context, continuations })
 }
 
-/// Ids of a context and of what follows it: both are read together, as they would be in a text, and as many ids as the
-/// context has alone are cut off. Blanks at the context's end belong to what follows.
+/// Ids of a context and of what follows it: both are read together, as they would be in a text, and
+/// as many ids as the context has alone are cut off. Blanks at the context's end belong to what
+/// follows.
 fn encode_pair(
     tokenizer: &Tokenizer,
     context: &str,
@@ -115,7 +120,8 @@ fn encode_pair(
     Ok((before, after))
 }
 
-/// Takes the ids of the blanks at a prompt's end away, and gives these blanks: as in a text, they belong to what follows.
+/// Takes the ids of the blanks at a prompt's end away, and gives these blanks: as in a text, they
+/// belong to what follows.
 fn take_blanks(tokenizer: &Tokenizer, prompt: &mut tokenizer::Prompt) -> String {
     let blanks = prompt.text[prompt.text.trim_end().len()..].to_owned();
     let (mut left, mut keep) = (blanks.as_bytes(), prompt.ids.len());

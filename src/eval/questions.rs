@@ -1,25 +1,26 @@
 //! Multiple-choice questions from files, in the layouts that benchmarks are published in.
 //!
-//! In: CSV as C-Eval has it (`id,question,A,B,C,D,answer[,explanation]`) or CMMLU (a number without a heading,
-//! `Question,A,B,C,D,Answer`); JSON Lines as ARC and OpenBookQA have it, from Hugging Face (`question` or
-//! `question_stem`, `choices.text`, `choices.label`, `answerKey`) or from AllenAI (`question.stem`,
-//! `question.choices[].text`). Out: [`Subject`]s, each with its questions. A fault names file and line.
+//! In: CSV as C-Eval has it (`id,question,A,B,C,D,answer[,explanation]`) or CMMLU (a number without
+//! a heading, `Question,A,B,C,D,Answer`); JSON Lines as ARC and OpenBookQA have it, from Hugging
+//! Face (`question` or `question_stem`, `choices.text`, `choices.label`, `answerKey`) or from
+//! AllenAI (`question.stem`, `question.choices[].text`). Out: [`Subject`]s, each with its
+//! questions. A fault names file and line.
 
 use std::path::{Path, PathBuf};
 
 use csv::ByteRecord;
 use serde_json::{Map, Value};
 
-use super::fault_at;
+use super::fault::fault_at;
 use mmx_converters::{Error, Result};
 use mmx_data::jsonl::{self, Fault, Line};
 
-/// Questions of a file's subject.
+/// A subject with its questions.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Subject {
-    /// From the file's name: `physics` of `physics_val.csv`.
+    /// Name, from the file's: `physics` of `physics_val.csv`.
     pub name: String,
-    /// In the files' order.
+    /// Questions in the files' order.
     pub questions: Vec<Question>,
 }
 
@@ -33,15 +34,15 @@ impl Subject {
 /// One question.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Question {
-    /// Where it stands.
+    /// File that holds it.
     pub file: PathBuf,
     /// Its line in the file, from 1.
     pub line: usize,
-    /// What is asked.
+    /// Text of the question.
     pub text: String,
     /// The answers to choose from, two at least.
     pub options: Vec<String>,
-    /// Index of the right one.
+    /// Index of the right answer.
     pub right: usize,
 }
 
@@ -50,11 +51,12 @@ fn is_han(c: char) -> bool {
     matches!(c, '\u{3400}'..='\u{4dbf}' | '\u{4e00}'..='\u{9fff}' | '\u{20000}'..='\u{323af}')
 }
 
-/// Reads files; a folder stands for the CSV and JSON Lines files in it, by name. Files of one subject
-/// (`physics_dev.csv`, `physics_val.csv`) are joined.
+/// Reads questions from files; a folder stands for the CSV and JSON Lines files in it, by name.
+/// Files of one subject (`physics_dev.csv`, `physics_val.csv`) are joined.
 ///
 /// # Errors
-/// A file that cannot be read or has another layout, a faulty question (file:line), no question at all.
+/// A file that cannot be read or has another layout, a faulty question (file:line), no question at
+/// all.
 pub fn read(paths: &[PathBuf]) -> Result<Vec<Subject>> {
     let mut files = Vec::new();
     for path in paths {
@@ -144,7 +146,7 @@ fn fault(line: usize, message: impl Into<String>) -> Fault {
     Fault { line, message: message.into(), ..Fault::default() }
 }
 
-/// Which column holds what.
+/// The columns of a CSV file.
 struct Columns {
     question: usize,
     options: Vec<usize>,
@@ -241,7 +243,7 @@ fn question(
     Ok(Question { file: PathBuf::new(), line, text, options, right })
 }
 
-/// Letters there are for options.
+/// Number of letters that there are for options.
 const LETTERS: usize = 26;
 
 /// The letter of an option: A, B, ...

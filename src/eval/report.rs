@@ -1,6 +1,8 @@
-//! The measurements as one page: tables and plots, no request to anywhere, the same bytes for the same numbers.
+//! The page of all measurements: tables and plots, no request to anywhere, the same bytes for the
+//! same numbers.
 //!
-//! In: the rows and what was asked. Out: HTML with inline SVG, light or dark as the reader's system is.
+//! In: the rows and what was asked. Out: HTML with inline SVG, light or dark as the reader's system
+//! is.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -10,8 +12,9 @@ use mmx_converters::words::counted;
 
 use super::choice::{Measure, Request};
 use super::perplexity::{Cut, Perplexity, Text};
+use super::row::Row;
+use super::stats::{Z95, interval};
 use super::svg::{Group, Mark, Point, escape, intervals, scatter};
-use super::{Row, Z95, interval};
 use mmx_converters::Result;
 
 const STYLE: &str = "\
@@ -32,7 +35,7 @@ svg .tick,svg .value{fill:var(--dim)}.grid{stroke:var(--line)}.chance{stroke:var
 .k0{background:var(--c0)}.k1{background:var(--c1)}.k2{background:var(--c2)}.k3{background:var(--c3)}\
 .k4{background:var(--c4)}.k5{background:var(--c5)}svg g line{stroke-width:2}";
 
-/// Everything a page is made of.
+/// The parts of a page.
 pub struct Report<'a> {
     /// The models, the one that others are compared with first.
     pub rows: &'a [Row],
@@ -50,7 +53,7 @@ pub fn write(report: &Report<'_>, path: &Path) -> Result<()> {
     file::write_bytes(path, html(report).as_bytes())
 }
 
-/// The page.
+/// Makes the page as HTML.
 pub fn html(report: &Report<'_>) -> String {
     let mut out = format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
@@ -76,7 +79,7 @@ pub fn html(report: &Report<'_>) -> String {
     out
 }
 
-/// Names of the models in their colours.
+/// The legend: names of the models in their colours.
 fn key(rows: &[Row]) -> String {
     let keys = rows.iter().enumerate().map(|(i, row)| {
         let name = escape(&row.name);
@@ -85,7 +88,7 @@ fn key(rows: &[Row]) -> String {
     keys.collect()
 }
 
-/// The cells that say which model it is.
+/// The cells of a table that name the model.
 fn model_cells(row: &Row) -> String {
     format!(
         "<td>{}</td><td>{}</td><td>{}</td><td>{:.2} MB</td>",

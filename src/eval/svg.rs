@@ -1,18 +1,22 @@
 //! Plots as SVG inside a page: values with their intervals, in groups, and points on two axes.
 //!
-//! In: labels and numbers. Out: SVG text in the page's own fonts and colours (the classes `s0`, `s1`, ... of its style
-//! sheet), the same for the same numbers. Labels are text of the page, so any script that the reader's fonts know.
+//! In: labels and numbers. Out: SVG text in the page's own fonts and colours (the classes `s0`,
+//! `s1`, ... of its style sheet), the same for the same numbers. Labels are text of the page, so
+//! any script that the reader's fonts know.
 
 use std::fmt::Write as _;
 
-use super::columns;
-
-/// Colours there are: classes `s0` to `s5`.
+/// Number of colours: classes `s0` to `s5`.
 const COLOURS: usize = 6;
 /// Width of a plot, its labels and its right margin, pixels.
 const WIDTH: f64 = 860.0;
 const LABELS: f64 = 250.0;
 const RIGHT: f64 = 70.0;
+
+/// The width of a character in a table: Chinese ones and their like are as wide as two others.
+pub fn columns(c: char) -> usize {
+    if u32::from(c) >= 0x2e80 { 2 } else { 1 }
+}
 
 /// A value and the interval around it.
 #[derive(Clone, Copy, Debug)]
@@ -20,7 +24,7 @@ pub(super) struct Mark {
     pub(super) value: f64,
     pub(super) low: f64,
     pub(super) high: f64,
-    /// Which colour.
+    /// Index of the colour.
     pub(super) series: usize,
 }
 
@@ -40,7 +44,7 @@ pub(super) struct Point {
     pub(super) series: usize,
 }
 
-/// Text as it may stand in a page.
+/// Escapes text for a page.
 pub(super) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -90,7 +94,8 @@ fn number(value: f64, step: f64) -> String {
     format!("{value:.decimals$}")
 }
 
-/// From the least to the largest value with a twentieth of room on either side; never empty.
+/// The range of an axis: from the least to the largest value with a twentieth of room on either
+/// side; never empty.
 fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
     let finite = values.filter(|v| v.is_finite());
     let (low, high) =
@@ -102,8 +107,8 @@ fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
     }
 }
 
-/// Intervals from left to right, a group under the other. `share` is an axis from 0 to 100 %; `line` is drawn through
-/// all groups.
+/// Draws intervals from left to right, one group below the other. `share` is an axis from 0 to 100
+/// %; `line` is drawn through all groups.
 pub(super) fn intervals(title: &str, groups: &[Group], share: bool, line: Option<f64>) -> String {
     const ROW: f64 = 16.0;
     const GAP: f64 = 10.0;
@@ -172,7 +177,7 @@ pub(super) fn intervals(title: &str, groups: &[Group], share: bool, line: Option
     out + "</svg>"
 }
 
-/// Points on two axes.
+/// Draws points on two axes.
 pub(super) fn scatter(title: &str, x_title: &str, y_title: &str, points: &[Point]) -> String {
     const HEIGHT: f64 = 320.0;
     const LEFT: f64 = 90.0;

@@ -1,5 +1,5 @@
-//! A repository of a hub to a folder: each file beside its place first, gone on with where it was cut off,
-//! checked against the digest the hub reports, then renamed.
+//! The download of a repository to a folder: each file is written beside its place first, gone on
+//! with where it was cut off, checked against the digest the hub reports, then renamed.
 
 use std::io::{Read, Write};
 use std::path::{Component, Path, PathBuf};
@@ -7,12 +7,12 @@ use std::path::{Component, Path, PathBuf};
 use mmx_converters::manifest::{self, Manifest};
 use serde::Serialize;
 
+use super::digest::{git_id, sha256};
 use super::http::{escaped, expect_ok};
 use super::hub::{Hub, RemoteFile};
-use super::{git_id, sha256};
 use mmx_converters::{Error, Result};
 
-/// What to download.
+/// A request for a download.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// `owner/name`.
@@ -21,22 +21,23 @@ pub struct Request {
     pub revision: String,
     /// The folder written.
     pub out: PathBuf,
-    /// Only files whose names end so; all where this is empty.
+    /// Endings of the names of the files wanted; empty for all files.
     pub only: Vec<String>,
 }
 
 /// A file of the download.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Downloaded {
-    /// Where it is.
+    /// Path of the file.
     pub path: PathBuf,
     /// Its size.
     pub bytes: u64,
-    /// Bytes that came over the wire; fewer than its size where part of it was there already.
+    /// Number of bytes that came over the wire; fewer than its size where part of it was there
+    /// already.
     pub fetched: u64,
 }
 
-/// What was downloaded.
+/// The outcome of a download.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
     /// The repository.
@@ -49,11 +50,13 @@ pub struct Report {
     pub files: Vec<Downloaded>,
 }
 
-/// Downloads. `progress` hears of the bytes that are here and of all.
+/// Downloads a repository. `progress` hears of the bytes that are here and of all.
 ///
 /// # Errors
-/// A repository or revision that is not there, a path that would leave the folder, a file of another content in its
-/// place that was not pulled or was changed since, the server's refusal, a file that is not what the hub reports. What came whole stays, what came in part is gone on with at the next try.
+/// A repository or revision that is not there, a path that would leave the folder, a file of
+/// another content in its place that was not pulled or was changed since, the server's refusal, a
+/// file that is not what the hub reports. What came whole stays, what came in part is gone on with
+/// at the next try.
 pub fn download(
     hub: &Hub,
     request: &Request,
@@ -63,7 +66,7 @@ pub fn download(
     fetch_all(hub, request, Some(&mut manifest), progress)
 }
 
-/// [`download`]; without a manifest the folder is mmx's alone.
+/// Downloads a repository; without a manifest the folder is mmx's alone.
 fn fetch_all(
     hub: &Hub,
     request: &Request,
@@ -136,8 +139,8 @@ fn fetch_all(
     Ok(Report { repo: repo.clone(), commit, out: request.out.clone(), files: done })
 }
 
-/// The folder of private copies (`MMX_CACHE`, else `~/.cache/mmx`) with a repository's current files, fetched as far
-/// as they are not there. `repo` is `owner/name` or `owner/name@revision`.
+/// The folder of private copies (`MMX_CACHE`, else `~/.cache/mmx`) with a repository's current
+/// files, fetched as far as they are not there. `repo` is `owner/name` or `owner/name@revision`.
 ///
 /// # Errors
 /// As [`download`]; no place for the copies.
@@ -168,7 +171,7 @@ pub fn cached(repo: &str) -> Result<PathBuf> {
     Ok(out)
 }
 
-/// Where a file goes.
+/// The place of a file in the folder.
 fn place(out: &Path, name: &str) -> Result<PathBuf> {
     let inside = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
     match inside && !name.is_empty() && !name.contains('\\') {
@@ -179,7 +182,7 @@ fn place(out: &Path, name: &str) -> Result<PathBuf> {
     }
 }
 
-/// What a file is instead of what the hub reports.
+/// Compares a file with what the hub reports; the difference in words, or nothing.
 fn differs(expected: &RemoteFile, path: &Path) -> Result<Option<String>> {
     let bytes = fs_err::metadata(path).map_err(|e| Error::io(path, e))?.len();
     if bytes != expected.bytes {

@@ -1,4 +1,4 @@
-//! HTTP as hub and Ollama need it: JSON and files, an error in a sentence for every answer that is none.
+//! HTTP requests to a hub or Ollama: JSON and files, and an error in a sentence for every refusal.
 
 use std::io::Read;
 use std::path::Path;
@@ -42,7 +42,8 @@ impl Client {
         &self.base
     }
 
-    /// Absolute addresses stay as they are, and then get no token: they are signed themselves.
+    /// The address of a path, and the token for it. Absolute addresses stay as they are, and those
+    /// of other servers get no token: they are signed themselves.
     fn address(&self, path: &str) -> (String, Option<&str>) {
         match path.starts_with("http://") || path.starts_with("https://") {
             true => {
@@ -53,7 +54,7 @@ impl Client {
         }
     }
 
-    /// GET or HEAD.
+    /// Sends a GET or HEAD.
     pub(super) fn get(
         &self,
         method: &str,
@@ -74,7 +75,7 @@ impl Client {
         request.call().map_err(|e| unreachable_server(&url, &e))
     }
 
-    /// POST or PUT; `length` says how much a reader will give.
+    /// Sends a POST or PUT; `length` says how many bytes the reader will give.
     pub(super) fn send(
         &self,
         method: &str,
@@ -98,7 +99,7 @@ impl Client {
         request.send(SendBody::from_reader(body)).map_err(|e| unreachable_server(&url, &e))
     }
 
-    /// POST of JSON.
+    /// Sends a POST of JSON.
     pub(super) fn post_json(
         &self,
         path: &str,

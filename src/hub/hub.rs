@@ -1,7 +1,8 @@
-//! A Hugging Face hub, or a server that speaks as one: where it is, who we are, what a repository holds.
+//! A Hugging Face hub, or a server that speaks as one: where it is, who we are, what a repository
+//! holds.
 //!
-//! Source: the hub's HTTP interface as its official Python client uses it; the tests' server is held to that
-//! client by the peers.
+//! Source: the hub's HTTP interface as its official Python client uses it; the tests' server is
+//! held to that client by the peers.
 
 use std::path::PathBuf;
 
@@ -10,10 +11,10 @@ use serde_json::Value;
 use super::http::{Client, escaped, expect_ok, json};
 use mmx_converters::{Error, Result};
 
-/// Where a hub is unless `HF_ENDPOINT` says otherwise.
+/// Address of the hub unless `HF_ENDPOINT` names another.
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 
-/// A hub.
+/// A hub, at its address and with a token.
 pub struct Hub {
     pub(super) client: Client,
 }
@@ -21,7 +22,7 @@ pub struct Hub {
 /// A file of a repository, as the hub lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RemoteFile {
-    /// Its path in the repository, `/` between.
+    /// Path in the repository, with `/` between its parts.
     pub path: String,
     /// Its size.
     pub bytes: u64,
@@ -50,7 +51,7 @@ impl Hub {
         Self { client: Client::new(endpoint, token) }
     }
 
-    /// Its address.
+    /// The hub's address.
     pub fn endpoint(&self) -> &str {
         self.client.base()
     }
@@ -156,7 +157,7 @@ fn next_page(link: &str) -> Option<String> {
     rest.split_once('>').map(|(address, _)| address.to_owned())
 }
 
-/// Refuses what is no repository's name.
+/// Refuses a text that is no repository's name.
 ///
 /// # Errors
 /// Anything but `owner/name` or `name` of letters, digits and `-_.`.
@@ -175,7 +176,8 @@ pub fn check_name(repo: &str) -> Result<()> {
     }
 }
 
-/// Refuses what is no revision's name: it becomes a part of an address, and of a folder's name.
+/// Refuses a text that is no revision's name: it becomes a part of an address, and of a folder's
+/// name.
 ///
 /// # Errors
 /// Nothing, dots alone, spaces or control characters.

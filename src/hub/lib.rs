@@ -1,8 +1,41 @@
-//! To and from the places where models are kept: a Hugging Face hub, a running Ollama.
+//! Transfers to and from the places where models are kept: a Hugging Face hub, a running Ollama.
 //!
-//! Plain HTTP: the hub's Rust client sends large files through one storage service only, which mirrors and
-//! private hubs do not have, and Ollama's does not send files at all.
+//! It speaks plain HTTP. The hub's Rust client sends large files through one storage service only,
+//! which mirrors and private hubs do not have, and Ollama's does not send files at all.
+//!
+//! ```
+//! use std::path::{Path, PathBuf};
+//!
+//! use mmx_hub::download::{self, Request};
+//! use mmx_hub::hub::{self, Hub};
+//!
+//! /// Downloads a repository's tokenizer files (not called below: it asks the hub).
+//! fn tokenizer_of(repo: &str, out: PathBuf) -> mmx_converters::Result<download::Report> {
+//!     let hub = Hub::from_environment(); // HF_ENDPOINT and HF_TOKEN
+//!     let only = vec!["tokenizer.json".to_owned(), "tokenizer_config.json".to_owned()];
+//!     let request = Request { repo: repo.to_owned(), revision: "main".to_owned(), out, only };
+//!     download::download(&hub, &request, &mut |done, all| eprintln!("{done} of {all} bytes"))
+//! }
+//!
+//! # fn main() -> mmx_converters::Result<()> {
+//! // names are checked before anything is asked
+//! assert!(hub::check_name("me/my-model").is_ok() && hub::check_name("../elsewhere").is_err());
+//! // where a model is wanted, a path that is no run and no `hf:owner/name` stands for itself
+//! let path = Path::new("models/my-model.gguf");
+//! assert_eq!(mmx_hub::resolve(path)?, path);
+//! # Ok(()) }
+//! ```
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | [`hub`] | a hub's repositories: commits, files, branches |
+//! | [`download`] | a repository to a folder, and the cache of private copies |
+//! | [`upload`] | a folder to a repository, as one commit |
+//! | [`ollama`] | a GGUF and its Modelfile to a running Ollama |
+//! | [`mod@resolve`] | a path or `hf:owner/name` to the model that it stands for |
+//! | `http`, `digest` | requests with their errors, and digests of files |
 
+mod digest;
 pub mod download;
 mod http;
 pub mod hub;
@@ -10,45 +43,4 @@ pub mod ollama;
 pub mod resolve;
 pub mod upload;
 
-use std::path::Path;
-
-use mmx_converters::digest;
-use mmx_converters::{Error, Result};
-use sha1::{Digest, Sha1};
-
 pub use resolve::resolve;
-
-/// A file's SHA-256 in hexadecimal.
-fn sha256(path: &Path) -> Result<String> {
-    digest::of_file(path).map_err(|e| Error::io(path, e))
-}
-
-/// A file's id in git: SHA-1 over its length and bytes.
-fn git_id(path: &Path) -> Result<String> {
-    let io = |e| Error::io(path, e);
-    let size = fs_err::metadata(path).map_err(io)?.len();
-    let mut hash = Sha1::new();
-    hash.update(format!("blob {size}\0"));
-    digest::read_through(path, |piece| hash.update(piece)).map_err(io)?;
-    Ok(digest::hexadecimal(&hash.finalize()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ids_are_those_of_git_and_sha256sum() {
-        let file = tempfile::NamedTempFile::new().expect("a file");
-        fs_err::write(file.path(), "hello\n").expect("written");
-        // git hash-object, sha256sum
-        assert_eq!(
-            git_id(file.path()).expect("readable"),
-            "ce013625030ba8dba906f756967f9e9ca394464a"
-        );
-        assert_eq!(
-            sha256(file.path()).expect("readable"),
-            "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03"
-        );
-    }
-}

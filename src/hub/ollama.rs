@@ -1,4 +1,5 @@
-//! A GGUF and its Modelfile to a running Ollama: the file by its digest, then a model made of it.
+//! The way of a GGUF and its Modelfile to a running Ollama: the file by its digest, then a model
+//! made of it.
 //!
 //! Source: Ollama's description of its HTTP interface (blobs, create).
 
@@ -10,19 +11,19 @@ use mmx_converters::modelfile::Modelfile;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use super::digest::sha256;
 use super::http::{Client, Counted, expect_ok};
-use super::sha256;
 use mmx_converters::{Error, Result};
 
-/// Where Ollama listens unless `OLLAMA_HOST` says otherwise.
+/// Address at which Ollama listens unless `OLLAMA_HOST` names another.
 const DEFAULT_HOST: &str = "http://127.0.0.1:11434";
 
-/// A running Ollama.
+/// A connection to a running Ollama.
 pub struct Ollama {
     client: Client,
 }
 
-/// What was made.
+/// A model that was made in Ollama.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Created {
     /// The model's name.
@@ -33,7 +34,7 @@ pub struct Created {
     pub bytes: u64,
     /// Its digest.
     pub digest: String,
-    /// Its bytes were sent; false where the server had them.
+    /// True where its bytes were sent; false where the server had them.
     pub sent: bool,
 }
 
@@ -49,13 +50,13 @@ impl Ollama {
         Self { client: Client::new(address, None) }
     }
 
-    /// Its address.
+    /// Ollama's address.
     pub fn address(&self) -> &str {
         self.client.base()
     }
 
-    /// Makes the model `name` of a Modelfile and the GGUF that it names. `progress` hears of the bytes sent and
-    /// in all; `say` of what the server is doing.
+    /// Makes the model `name` of a Modelfile and the GGUF that it names. `progress` hears of the
+    /// bytes sent and in all; `say` of what the server is doing.
     ///
     /// # Errors
     /// A Modelfile that cannot be read, a GGUF that is none, the server's refusal.

@@ -1,12 +1,13 @@
-//! What a path stands for where a model is wanted.
+//! The meaning of a path where a model is wanted.
 
 use std::path::{Path, PathBuf};
 
 use mmx_converters::Result;
 use mmx_converters::model::run_folder;
 
-/// What a path stands for where a model is wanted: a run's folder for its newest checkpoint, `hf:owner/name` (or
-/// `hf:owner/name@revision`) for a folder of private copies from the hub, everything else for itself.
+/// Resolves a path where a model is wanted: a run's folder stands for its newest checkpoint,
+/// `hf:owner/name` (or `hf:owner/name@revision`) for a folder of private copies from the hub,
+/// everything else for itself.
 ///
 /// # Errors
 /// The folder cannot be read; the hub refuses.

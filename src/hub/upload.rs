@@ -1,7 +1,8 @@
-//! A folder to a repository of a hub, as one commit: large files outside git first, then the commit, then a look
-//! at what the hub says it holds.
+//! The upload of a folder to a repository of a hub, as one commit: large files outside git first,
+//! then the commit, then a look at what the hub says it holds.
 //!
-//! Interrupted before the commit nothing is to be seen; run again, what is there already is not sent again.
+//! Interrupted before the commit nothing is to be seen; run again, what is there already is not
+//! sent again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -17,19 +18,19 @@ use mmx_converters::safetensors::shards;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::digest::{git_id, sha256};
 use super::http::{Counted, escaped, expect_ok, json as json_of};
 use super::hub::{Hub, RemoteFile};
-use super::{git_id, sha256};
 use mmx_converters::{Error, Result};
 
-/// Larger files are kept outside git.
+/// Size in bytes above which files are kept outside git.
 const LARGE: u64 = 10_000_000;
-/// Bytes from a file's beginning by which the hub tells text from other files.
+/// Number of bytes from a file's beginning by which the hub tells text from other files.
 const SAMPLE: usize = 512;
 /// The content type of the large-file protocol.
 const LFS: &str = "application/vnd.git-lfs+json";
 
-/// What to upload.
+/// A request for an upload.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// The folder.
@@ -38,7 +39,7 @@ pub struct Request {
     pub repo: String,
     /// The branch.
     pub revision: String,
-    /// A repository that is made for it is private.
+    /// True where a repository that is made for it is private.
     pub private: bool,
     /// The commit's first line.
     pub message: String,
@@ -51,13 +52,13 @@ pub struct Uploaded {
     pub path: String,
     /// Its size.
     pub bytes: u64,
-    /// Kept outside git.
+    /// True where the file is kept outside git.
     pub lfs: bool,
-    /// Its bytes were sent; false for what the hub had already.
+    /// True where its bytes were sent; false where the hub had them already.
     pub sent: bool,
 }
 
-/// What was uploaded.
+/// The outcome of an upload.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
     /// The repository.
@@ -66,7 +67,7 @@ pub struct Report {
     pub revision: String,
     /// The commit that holds the files.
     pub commit: String,
-    /// Where to look at it.
+    /// Address at which people can look at it.
     pub url: String,
     /// The files, by path.
     pub files: Vec<Uploaded>,
@@ -82,11 +83,11 @@ struct Local {
     lfs: bool,
 }
 
-/// Uploads. `progress` hears of the bytes sent so far and in all.
+/// Uploads a folder. `progress` hears of the bytes sent so far and in all.
 ///
 /// # Errors
-/// A folder that a user could not open (a pointer instead of weights, a missing shard); the server's refusal; a
-/// file that the hub then reports otherwise than it is here.
+/// A folder that a user could not open (a pointer instead of weights, a missing shard); the
+/// server's refusal; a file that the hub then reports otherwise than it is here.
 pub fn upload(hub: &Hub, request: &Request, progress: &mut dyn FnMut(u64, u64)) -> Result<Report> {
     super::hub::check_name(&request.repo)?;
     super::hub::check_revision(&request.revision)?;
@@ -205,8 +206,8 @@ fn check_folder(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Refuses an index of weights that names files which are not beside it. The model may open without them: a whole
-/// file beside the index is read first, and a folder below is not opened at all.
+/// Refuses an index of weights that names files which are not beside it. The model may open without
+/// them: a whole file beside the index is read first, and a folder below is not opened at all.
 fn check_index(path: &Path) -> Result<()> {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     if !name.ends_with(".index.json") {
@@ -240,7 +241,8 @@ fn check_index(path: &Path) -> Result<()> {
     }
 }
 
-/// The files below a folder, by their path in it; hidden ones and a checkpoint's training state stay here.
+/// The files below a folder, by their path in it; hidden ones and a checkpoint's training state
+/// stay here.
 fn walk(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
     fn below(dir: &Path, prefix: &str, out: &mut Vec<(String, PathBuf)>) -> Result<()> {
         for entry in fs_err::read_dir(dir).map_err(|e| Error::io(dir, e))? {
@@ -309,7 +311,8 @@ fn is_same(local: &Local, remote: &RemoteFile) -> bool {
     local.bytes == remote.bytes && id == Some(&local.id)
 }
 
-/// Weights in the repository's root that this model has under other names: readers would take them for its own.
+/// Weights in the repository's root that this model has under other names: readers would take them
+/// for its own.
 fn stale<'a>(before: &'a [RemoteFile], local: &[Local]) -> Vec<&'a str> {
     let has_weights = local.iter().any(|file| shards::is_weights(&file.path));
     let gone = before.iter().map(|remote| remote.path.as_str()).filter(|path| {

@@ -1,4 +1,5 @@
-//! ggml's quantizers in the form the writers of [`mmx_converters`] take them, which know nothing of ggml.
+//! ggml's quantizers in the form the writers of [`mmx_converters`] take them, which know nothing of
+//! ggml.
 
 use mmx_converters::arch::Config;
 use mmx_converters::gguf::GgmlType;
@@ -6,7 +7,8 @@ use mmx_converters::model::fallback::Fallback;
 use mmx_converters::quant::imatrix::Imatrix;
 use mmx_ggml::{FileType, quant as blocks};
 
-/// The type of a tensor in a file of type `file`, as llama-quantize chooses it without importance matrix.
+/// The type of a tensor in a file of type `file`, as llama-quantize chooses it without importance
+/// matrix.
 pub fn recipe(
     file: FileType,
     config: &Config,
@@ -16,7 +18,8 @@ pub fn recipe(
     recipe_with(file, config, name, shape, false)
 }
 
-/// The same; `importance` is whether an importance matrix is used, which changes a few choices.
+/// The type of a tensor in a file of type `file`, as llama-quantize chooses it; `importance` says
+/// whether an importance matrix is used, which changes a few choices.
 pub fn recipe_with(
     file: FileType,
     config: &Config,
@@ -35,7 +38,7 @@ pub fn recipe_with(
     (ty, fallback)
 }
 
-/// float32 rows of the tensor `name` as blocks of a type, all columns alike.
+/// Quantizes float32 rows of the tensor `name` to blocks of a type, all columns weighing the same.
 ///
 /// # Errors
 /// Values that the type cannot hold.
@@ -48,7 +51,8 @@ pub fn quantize(
     blocks::quantize_rows(ty, values, row).map_err(to_converters)
 }
 
-/// The same with the columns' importance, where the matrix has some for this tensor.
+/// Quantizes float32 rows of the tensor `name` to blocks of a type, columns weighing as the matrix
+/// says, where it has an entry for this tensor.
 ///
 /// # Errors
 /// As [`quantize`]; a matrix of another model.
@@ -78,7 +82,7 @@ pub fn quantize_weighted(
     Ok(out)
 }
 
-/// Blocks back to float32.
+/// Turns blocks back into float32.
 ///
 /// # Errors
 /// Bytes that are no whole blocks.

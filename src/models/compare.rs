@@ -1,11 +1,11 @@
-//! How far two sets of logits are apart, and how well one predicts a text: pure functions.
+//! Distances of two sets of logits, and the perplexity of a text under one: pure functions.
 
 /// Differences of `other` from `reference`, both `[positions, vocab]`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Difference {
     /// Largest absolute difference of a logit.
     pub max_abs_diff: f64,
-    /// Where it is: `(position, id)`.
+    /// Place of the largest difference: `(position, id)`.
     pub at: (usize, usize),
     /// Mean over positions of KL(reference || other), nats.
     pub mean_kl: f64,
@@ -24,7 +24,7 @@ pub fn argmax(row: &[f32]) -> usize {
     best
 }
 
-/// log(sum(exp(row))), in float64 and safe from overflow.
+/// Computes log(sum(exp(row))) in float64, safe from overflow.
 fn log_sum_exp(row: &[f32]) -> f64 {
     let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let max = f64::from(max);
@@ -76,8 +76,8 @@ pub fn difference(reference: &[f32], other: &[f32], vocab: usize) -> Difference 
     out
 }
 
-/// Perplexity of `ids` under their logits `[ids.len(), vocab]`: exp of the mean negative log-likelihood of
-/// each id after the first. Nothing for fewer than two ids.
+/// Perplexity of `ids` under their logits `[ids.len(), vocab]`: exp of the mean negative
+/// log-likelihood of each id after the first. Nothing for fewer than two ids.
 pub fn perplexity(logits: &[f32], ids: &[u32], vocab: usize) -> Option<f64> {
     let predicted = ids.len().checked_sub(1).filter(|&n| n > 0)?;
     let total: f64 = logits

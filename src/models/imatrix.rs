@@ -1,5 +1,5 @@
-//! The importance matrix of a model on a text: the text in pieces through llama.cpp, which shows what comes into
-//! each matrix.
+//! The importance matrix of a model on a text: the text in pieces through llama.cpp, which shows
+//! what comes into each matrix.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use mmx_ggml::judge::LlamaModel;
 use crate::open::Form;
 use mmx_converters::{Error, Result};
 
-/// What to collect, and from what.
+/// A request to collect an importance matrix.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// The model.
@@ -20,18 +20,20 @@ pub struct Request {
     pub data: PathBuf,
     /// The file written.
     pub out: PathBuf,
-    /// Tokens of a piece; less where the model's context is shorter.
+    /// Tokens of a piece; fewer where the model's context is shorter.
     pub chunk: usize,
-    /// Pieces that are read; nothing for all.
+    /// Most pieces that are read; nothing for all.
     pub chunks: Option<usize>,
-    /// Threads.
+    /// Threads of the CPU.
     pub threads: usize,
 }
 
-/// Collects and writes. Returns the matrix and the file's size. `progress` hears of each piece done, of how many.
+/// Collects an importance matrix and writes it. Returns the matrix and the file's size. `progress`
+/// hears of each piece done, of how many.
 ///
 /// # Errors
-/// An output that is an input, a model without a tokenizer, a text that is shorter than two tokens, what llama.cpp says, the system's refusal.
+/// An output that is an input, a model without a tokenizer, a text that is shorter than two tokens,
+/// what llama.cpp says, the system's refusal.
 pub fn collect(
     request: &Request,
     progress: &mut dyn FnMut(usize, usize),

@@ -1,5 +1,5 @@
-//! One form of a model, opened: a checkpoint or Transformers folder, or a GGUF; its tokenizer, and itself as a
-//! GGUF in memory for the runner.
+//! A form of a model, opened: a checkpoint or Transformers folder, or a GGUF; its tokenizer, and
+//! itself as a GGUF in memory for the runner.
 
 use std::path::{Path, PathBuf};
 
@@ -10,11 +10,11 @@ use mmx_converters::model::to_gguf::ToGguf;
 use mmx_converters::tokenizer::Tokenizer;
 use mmx_ggml::FileType;
 
-use crate::engines::Kind;
+use crate::engines::engine::Kind;
 use mmx_converters::{Error, Result};
 
-/// The GGUF of a folder of exports; none for anything else. What is no model (adapters, importance matrices, further
-/// parts of a split one) does not count.
+/// The GGUF of a folder of exports; none for anything else. What is no model (adapters, importance
+/// matrices, further parts of a split one) does not count.
 fn exported(dir: &Path) -> Result<Option<PathBuf>> {
     if !dir.is_dir() || ["config.json", ADAPTERS].iter().any(|name| dir.join(name).exists()) {
         return Ok(None);
@@ -45,8 +45,8 @@ fn exported(dir: &Path) -> Result<Option<PathBuf>> {
     ))
 }
 
-/// False for a GGUF that holds something else than a model or its first part. One that cannot be read counts: opened, it
-/// says why.
+/// False for a GGUF that holds something else than a model or its first part. One that cannot be
+/// read counts: opened, it says why.
 fn is_model(path: &Path) -> bool {
     if is_further_part(path) {
         return false;
@@ -63,39 +63,41 @@ pub struct Form {
     pub model: Model,
     /// The model that adapters belong to, where they do not name it themselves.
     pub base: Option<PathBuf>,
-    /// It is given ids and gives numbers: no tokenizer is opened.
+    /// True where only ids go in: no tokenizer is opened.
     ids_only: bool,
 }
 
 impl Form {
-    /// Opens anything mmx can open; a training run's folder stands for its newest checkpoint, and a folder of exports
-    /// for the one GGUF in it.
+    /// Opens anything mmx can open; a training run's folder stands for its newest checkpoint, and a
+    /// folder of exports for the one GGUF in it.
     ///
     /// # Errors
-    /// See [`Model::open`]; a folder of several exports, or of none but Transformers folders: they are named.
+    /// See [`Model::open`]; a folder of several exports, or of none but Transformers folders: they
+    /// are named.
     pub fn open(path: &Path) -> Result<Self> {
         let path = mmx_hub::resolve(path)?;
         Ok(Self::of(Model::open(exported(&path)?.unwrap_or(path))?))
     }
 
-    /// Of a model that is open.
+    /// Wraps a model that is open already.
     pub fn of(model: Model) -> Self {
         Self { model, base: None, ids_only: false }
     }
 
-    /// The same with the model that its adapters belong to, where they do not name it themselves.
+    /// Sets the model that its adapters belong to, where they do not name it themselves.
     #[must_use]
     pub fn on(self, base: Option<PathBuf>) -> Self {
         Self { base, ..self }
     }
 
-    /// The same for ids alone: a tokenizer that is missing or that a GGUF cannot carry does not matter.
+    /// Takes the form for ids alone: a tokenizer that is missing or that a GGUF cannot carry does
+    /// not matter then.
     #[must_use]
     pub fn for_ids(self) -> Self {
         Self { ids_only: true, ..self }
     }
 
-    /// Where it came from.
+    /// The path that it was opened from.
     pub fn path(&self) -> &Path {
         &self.model.path
     }
@@ -166,7 +168,8 @@ impl Form {
         })
     }
 
-    /// The model as a GGUF: the file itself, or a folder's weights in memory in the type they are stored in.
+    /// The model as a GGUF: the file itself, or a folder's weights in memory in the type they are
+    /// stored in.
     ///
     /// # Errors
     /// A model that GGUF cannot carry exactly, or a tokenizer it cannot.

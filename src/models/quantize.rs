@@ -1,7 +1,8 @@
-//! A GGUF to a GGUF of another type, tensor by tensor as llama-quantize does it.
+//! The conversion of a GGUF to a GGUF of another type, tensor by tensor as llama-quantize does it.
 //!
-//! In: a GGUF of one of the four architectures, a file type, perhaps an importance matrix. Out: a GGUF with the
-//! same keys (but for those that say the type) and tensors, in the same order. One tensor is in memory at a time.
+//! In: a GGUF of one of the four architectures, a file type, perhaps an importance matrix. Out: a
+//! GGUF with the same keys (but for those that say the type) and tensors, in the same order. One
+//! tensor is in memory at a time.
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -19,7 +20,7 @@ use serde::Serialize;
 use crate::blocks;
 use mmx_converters::{Error, Result};
 
-/// What to quantize.
+/// A request to quantize a GGUF.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// The GGUF read.
@@ -28,19 +29,19 @@ pub struct Request {
     pub output: PathBuf,
     /// Its type.
     pub file: FileType,
-    /// How much each column matters.
+    /// Importance matrix, which says how much each column matters.
     pub imatrix: Option<PathBuf>,
-    /// Matrices that are in blocks already may be rounded once more.
+    /// True where matrices that are in blocks already may be rounded once more.
     pub requantize: bool,
-    /// A fallback is an error.
+    /// True where a fallback is an error.
     pub strict: bool,
-    /// Several files of at most so many bytes of tensors.
+    /// Most bytes of tensors of a file; nothing for one file.
     pub split_bytes: Option<u64>,
-    /// NaN and infinities in tensors that are not quantized pass.
+    /// True where NaN and infinities in tensors that are not quantized may pass.
     pub allow_non_finite: bool,
 }
 
-/// What was written.
+/// The outcome of a quantization.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// The file; of several the first one.
@@ -50,23 +51,23 @@ pub struct Report {
     pub ty: String,
     /// Its size.
     pub bytes: u64,
-    /// Time it took.
+    /// Seconds that it took.
     pub seconds: f64,
     /// Tensors that did not get the type asked for.
     pub fallbacks: Vec<Fallback>,
-    /// Sentences for the user.
+    /// Warnings, a sentence each.
     pub warnings: Vec<String>,
     /// All files and their sizes, in order.
     #[serde(skip)]
     pub files: gguf::Files,
 }
 
-/// Quantizes.
+/// Quantizes a GGUF.
 ///
 /// # Errors
-/// An output that is an input, a file that is no whole model, tensors in blocks without leave to round them again, an importance matrix of
-/// another model, values that no type can hold, a fallback if `strict`, the system's refusal. Nothing has been
-/// written then.
+/// An output that is an input, a file that is no whole model, tensors in blocks without leave to
+/// round them again, an importance matrix of another model, values that no type can hold, a
+/// fallback if `strict`, the system's refusal. Nothing has been written then.
 pub fn quantize(request: &Request) -> Result<Report> {
     let begin = Instant::now();
     let inputs = [Some(request.input.as_path()), request.imatrix.as_deref()];

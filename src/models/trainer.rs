@@ -1,5 +1,5 @@
-//! The other program, `mmx-train`: the only one that links libtorch. It lies beside this one; what needs libtorch is
-//! asked of it as a process of its own.
+//! The other program, `mmx-train`: the only one that links libtorch. It lies beside this one; what
+//! needs libtorch is asked of it as a process of its own.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -7,20 +7,22 @@ use std::process::{Command, Stdio};
 use mmx_converters::{Error, Result};
 use serde::Deserialize;
 
-/// What brings `mmx-train` where it is missing.
+/// The command that builds `mmx-train` where it is missing.
 pub const FIX: &str = ". scripts/env.sh && cargo build --release";
-/// The variable in which a caller tells `mmx-train` its version: one of another version may speak another language.
+/// The variable in which a caller tells `mmx-train` its version: one of another version may speak
+/// another language.
 pub const VERSION_VARIABLE: &str = "MMX_VERSION";
 /// The version of both programs.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// How libgomp's threads wait at a barrier, and loops before one sleeps: some 10 microseconds. Its default is to spin
-/// for milliseconds: where another process has one of the cores, the spinning takes the other one from the thread that
-/// is waited for (measured on 2 cores with a compiler running beside, a training step took 6 s instead of 2.5 s). A
-/// short spin and then sleep costs nothing measurable on an idle machine.
+/// The variable of how libgomp's threads wait at a barrier, with the loops before one sleeps: some
+/// 10 microseconds. Its default is to spin for milliseconds: where another process has one of the
+/// cores, the spinning takes the other one from the thread that is waited for (measured on 2 cores
+/// with a compiler running beside, a training step took 6 s instead of 2.5 s). A short spin and
+/// then sleep costs nothing measurable on an idle machine.
 const SPINS: (&str, &str) = ("GOMP_SPINCOUNT", "1000");
 
-/// Where `mmx-train` lies: beside this program (programs that cargo builds for tests and examples lie one folder
-/// below).
+/// The path of `mmx-train`: beside this program (programs that cargo builds for tests and examples
+/// lie one folder below).
 pub fn program() -> Option<PathBuf> {
     let own = std::env::current_exe().ok()?;
     let dir = own.parent()?;
@@ -30,7 +32,7 @@ pub fn program() -> Option<PathBuf> {
     dirs.into_iter().flatten().map(|dir| dir.join(&name)).find(|path| path.is_file())
 }
 
-/// `mmx-train`, to be given arguments and started.
+/// The command of `mmx-train`, to be given arguments and started.
 ///
 /// # Errors
 /// It is not there, or the system does not find a library that it needs.
@@ -58,8 +60,8 @@ pub fn command(doing: &str) -> Result<Command> {
     Ok(command)
 }
 
-/// The libraries that the system's loader would load. glibc's tells it without running the program; others run `about`,
-/// which does nothing.
+/// The libraries that the system's loader would load. glibc's tells it without running the program;
+/// others run `about`, which does nothing.
 fn libraries(program: &Path) -> Option<String> {
     let mut asked = Command::new(program);
     asked.arg("about").env("LD_TRACE_LOADED_OBJECTS", "1");
@@ -67,14 +69,15 @@ fn libraries(program: &Path) -> Option<String> {
     Some(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// One that it would not find.
+/// A library that the system's loader would not find.
 fn missing_library(program: &Path) -> Option<String> {
     let text = libraries(program)?;
     let line = text.lines().find(|line| line.contains("=> not found"))?;
     line.split_whitespace().next().map(str::to_owned)
 }
 
-/// The version of the libtorch that `mmx-train` finds, without starting it; nothing where there is none.
+/// The version of the libtorch that `mmx-train` finds, without starting it; nothing where there is
+/// none.
 pub fn libtorch() -> Option<String> {
     let text = libraries(&program()?)?;
     let line = text.lines().find(|line| line.contains("libtorch_cpu."))?;
@@ -84,7 +87,7 @@ pub fn libtorch() -> Option<String> {
     Some(version.map_or_else(|| "2.11".to_owned(), |text| text.trim().to_owned()))
 }
 
-/// What `mmx-train about --json` says.
+/// The answer of `mmx-train about --json`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct About {
     /// Its version.
@@ -95,12 +98,12 @@ pub struct About {
     pub device: std::result::Result<String, Refusal>,
 }
 
-/// Why there is no device.
+/// The reason why there is no device.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Refusal {
-    /// In a sentence.
+    /// The reason in a sentence.
     pub message: String,
-    /// What to do about it.
+    /// A hint on what to do about it.
     pub hint: Option<String>,
 }
 

@@ -1,8 +1,9 @@
-//! The same ids through every form of a model in every engine that can open it, compared with a reference.
+//! The proof that the forms of a model are equal: ids go through every form in every engine that
+//! can open it, and the logits are compared with a reference's.
 //!
-//! In: paths and ids (or a text). Out: one [`Row`] per form and engine. Unquantized forms are judged by the
-//! largest difference of a logit, 16-bit and quantized ones by mean KL divergence, since rounding the weights
-//! moves single logits much further than it moves the distribution.
+//! In: paths and ids (or a text). Out: one [`Row`] per form and engine. Unquantized forms are
+//! judged by the largest difference of a logit, 16-bit and quantized ones by mean KL divergence,
+//! since rounding the weights moves single logits much further than it moves the distribution.
 
 use std::path::{Path, PathBuf};
 
@@ -14,7 +15,7 @@ use crate::open::Form;
 use crate::sample_text::SAMPLE_TEXT;
 use mmx_converters::{Error, Result};
 
-/// What decides whether a row is ok.
+/// The measure that decides whether a row is ok.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Measure {
     /// Largest absolute difference of a logit.
@@ -39,7 +40,7 @@ impl Row {
 }
 
 impl Measure {
-    /// As JSON spells it.
+    /// The measure's name in JSON.
     pub fn name(self) -> &'static str {
         match self {
             Self::MaxAbsDiff => "max_abs_diff",
@@ -50,10 +51,11 @@ impl Measure {
 
 /// The default measure and limit for weights of a type.
 ///
-/// f32: the order of sums differs between engines (measured up to 1.3e-5 on the golden models, and growing with the
-/// size of the logits, so the limit is taken relative to the largest logit above 10). 16 bits and blocks: about ten
-/// times the mean KL measured on the golden models, whose rows are so short that they are the worst case
-/// (EXPORT_FACTS section 6: F16 < 3e-7, BF16 < 5e-4, Q8_0 < 1e-3, Q4_0 < 6.2e-2).
+/// f32: the order of sums differs between engines (measured up to 1.3e-5 on the golden models, and
+/// growing with the size of the logits, so the limit is taken relative to the largest logit above
+/// 10). 16 bits and blocks: about ten times the mean KL measured on the golden models, whose rows
+/// are so short that they are the worst case (F16 < 3e-7, BF16 < 5e-4, Q8_0 < 1e-3, Q4_0 < 6.2e-2;
+/// docs/formats/gguf.md, "Quantized types").
 pub fn default_limit(ty: GgmlType, largest_logit: f64) -> (Measure, f64) {
     match ty {
         GgmlType::F32 | GgmlType::F64 => {
@@ -67,28 +69,28 @@ pub fn default_limit(ty: GgmlType, largest_logit: f64) -> (Measure, f64) {
     }
 }
 
-/// What to compare, and how.
+/// A request to compare the forms of a model.
 #[derive(Debug)]
 pub struct Request {
     /// The reference.
     pub reference: PathBuf,
-    /// The other forms.
+    /// The other forms of the model.
     pub others: Vec<PathBuf>,
-    /// Only these engines; empty: every engine that can open a form.
+    /// Engines to compare in; empty for every engine that can open a form.
     pub engines: Vec<Kind>,
-    /// What goes through them.
+    /// Input of the engines.
     pub input: Input,
-    /// Replaces the default limit: the largest absolute difference of a logit.
+    /// Limit that replaces the default one: the largest absolute difference of a logit.
     pub tolerance: Option<f64>,
     /// Threads of the CPU engines.
     pub threads: usize,
 }
 
-/// What goes through the engines.
+/// The input of the engines.
 #[derive(Debug)]
 pub enum Input {
-    /// A built-in text in Chinese, English and code, by the reference's tokenizer, at most so many tokens; made-up
-    /// ids where the reference has no tokenizer.
+    /// A built-in text in Chinese, English and code, by the reference's tokenizer, at most so many
+    /// tokens; made-up ids where the reference has no tokenizer.
     Sample(usize),
     /// A text of the user's.
     Text(String),
@@ -96,32 +98,33 @@ pub enum Input {
     Ids(Vec<Vec<u32>>),
 }
 
-/// One form in one engine against the reference.
+/// The comparison of one form in one engine with the reference.
 #[derive(Debug)]
 pub struct Row {
     /// The form.
     pub path: PathBuf,
     /// The engine.
     pub engine: Kind,
-    /// The type most of its weights have.
+    /// The type that most of its weights have.
     pub ty: GgmlType,
-    /// How far its logits are from the reference's.
+    /// Distance of its logits from the reference's.
     pub difference: Difference,
     /// Perplexity of the ids under this form, where a sequence has two or more.
     pub ppl: Option<f64>,
-    /// The form's own tokenizer in this engine gives the reference's ids; nothing to compare without a text.
+    /// The form's own tokenizer in this engine gives the reference's ids; nothing to compare
+    /// without a text.
     pub tokens_equal: Option<bool>,
-    /// Where the ids first differ: `(position, expected, found)`.
+    /// Place where the ids first differ: `(position, expected, found)`.
     pub first_token: Option<(usize, Option<u32>, Option<u32>)>,
-    /// What decides.
+    /// Measure that decides.
     pub measure: Measure,
-    /// Its limit.
+    /// Limit of the measure.
     pub tolerance: f64,
-    /// Within it, and the same ids.
+    /// True where the measure is within its limit and the ids are equal.
     pub ok: bool,
 }
 
-/// The outcome.
+/// The outcome of a comparison.
 #[derive(Debug)]
 pub struct Report {
     /// The reference and the engine that computed it.
@@ -130,29 +133,31 @@ pub struct Report {
     pub reference_ppl: Option<f64>,
     /// Tokens compared.
     pub tokens: usize,
-    /// They are of the built-in text, or made up: made to walk every branch, not to be predicted, so that their
-    /// perplexity says nothing of how good the model is.
+    /// True where the tokens are of the built-in text, or made up: made to walk every branch, not
+    /// to be predicted, so that their perplexity says nothing of how good the model is.
     pub sample: bool,
     /// One row per form and engine, in the order given.
     pub rows: Vec<Row>,
 }
 
 impl Report {
-    /// True when every row is.
+    /// True when every row is ok.
     pub fn ok(&self) -> bool {
         self.rows.iter().all(|row| row.ok)
     }
 }
 
-/// Compares. `progress` hears of each row before it is computed.
+/// Compares the forms of a model. `progress` hears of each row before it is computed.
 ///
 /// # Errors
-/// A form that no engine can open, ids beyond a vocabulary, a library's own failure. Differences are no errors.
+/// A form that no engine can open, ids beyond a vocabulary, a library's own failure. Differences
+/// are no errors.
 pub fn verify(request: &Request, progress: &mut dyn FnMut(&Path, Kind)) -> Result<Report> {
     verify_form(&Form::open(&request.reference)?, request, progress)
 }
 
-/// The same with a reference that is open (adapters on a base that they do not name, say).
+/// Compares forms with a reference that is open already, such as adapters on a base that they do
+/// not name.
 ///
 /// # Errors
 /// As [`verify`].

@@ -1,4 +1,4 @@
-//! What a client is told when its request cannot be served.
+//! The error that a client gets when its request cannot be served.
 
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -9,11 +9,11 @@ use serde_json::json;
 #[derive(Clone, Debug)]
 pub(crate) struct ApiError {
     pub(crate) status: StatusCode,
-    /// What is wrong, in a sentence.
+    /// A sentence that says what is wrong.
     pub(crate) message: String,
-    /// Which field of the request.
+    /// The field of the request that is at fault.
     pub(crate) param: Option<String>,
-    /// OpenAI's word for it.
+    /// OpenAI's code of the error.
     pub(crate) code: Option<&'static str>,
 }
 
@@ -22,12 +22,12 @@ impl ApiError {
         Self { status, message: message.into(), param: None, code: None }
     }
 
-    /// 400: the request makes no sense.
+    /// Makes a 400: the request makes no sense.
     pub(crate) fn invalid(param: &str, message: impl Into<String>) -> Self {
         Self { param: Some(param.to_owned()), ..Self::new(StatusCode::BAD_REQUEST, message) }
     }
 
-    /// 429: `more` texts do not fit into a queue of `queue`, of which `waiting` wait.
+    /// Makes a 429: `more` texts do not fit into a queue of `queue`, of which `waiting` wait.
     pub(crate) fn busy(more: usize, waiting: usize, queue: usize) -> Self {
         let text = format!(
             "{waiting} texts are waiting already, and {more} more do not fit: the queue holds {queue}"
@@ -35,7 +35,7 @@ impl ApiError {
         Self::new(StatusCode::TOO_MANY_REQUESTS, text).coded("queue_full")
     }
 
-    /// 503: no engine, or it is being stopped.
+    /// Makes a 503: there is no engine, or it is being stopped.
     pub(crate) fn unavailable(message: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
     }
@@ -55,19 +55,19 @@ impl ApiError {
         }
     }
 
-    /// The body, also for an error in the middle of a stream.
+    /// The error's JSON body in OpenAI's form, also for one in the middle of a stream.
     pub(crate) fn body(&self) -> serde_json::Value {
         json!({"error": {
             "message": self.message, "type": self.kind(), "param": self.param, "code": self.code,
         }})
     }
 
-    /// The answer in the form of the API whose path it is.
+    /// Makes the response in the form of the API to which `path` belongs.
     pub(crate) fn at(self, path: &str) -> Response {
-        if super::ollama::is_ollamas(path) { self.ollama() } else { self.into_response() }
+        if is_ollamas(path) { self.ollama() } else { self.into_response() }
     }
 
-    /// Ollama's form of the same.
+    /// Makes the response in Ollama's form.
     pub(crate) fn ollama(self) -> Response {
         self.with(json!({"error": self.message}))
     }
@@ -81,6 +81,11 @@ impl ApiError {
     }
 }
 
+/// True for the paths of Ollama's API, whose errors have Ollama's form.
+fn is_ollamas(path: &str) -> bool {
+    path == "/api" || path.starts_with("/api/")
+}
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         self.with(self.body())
@@ -88,7 +93,8 @@ impl IntoResponse for ApiError {
 }
 
 impl From<mmx_ggml::Error> for ApiError {
-    /// What the runner refuses is a fault of the request.
+    /// Takes a refusal of the runner as a fault of the request (400), everything else as one of the
+    /// server (500).
     fn from(error: mmx_ggml::Error) -> Self {
         let status = match error {
             mmx_ggml::Error::Request { .. } => StatusCode::BAD_REQUEST,

@@ -1,20 +1,22 @@
-//! A request's JSON object, field by field. Each field is taken by its name and type; what nobody took is looked at before
-//! the request is served, so that no field that would change the answer is passed over.
+//! A request's JSON object, field by field. Each field is taken by its name and type; what nobody
+//! took is looked at before the request is served, so that no field that would change the answer is
+//! passed over.
 
 use serde_json::{Map, Number, Value};
 
-use super::error::ApiError;
-use super::request::messages::name_of;
+use crate::error::ApiError;
+use crate::request::messages::name_of;
 
 /// The fields of a request that were not taken yet.
 #[derive(Debug)]
 pub(crate) struct Fields(Map<String, Value>);
 
-/// A field that is not supported, and the values (JSON) with which it changes nothing; null always does not.
+/// A field that is not supported, and the values (JSON) with which it changes nothing; null always
+/// does not.
 pub(crate) type Refused = (&'static str, &'static [&'static str]);
 
-/// Fields of texts, of any kind, that are not supported and would change the answer. Source: the references of OpenAI,
-/// llama.cpp's server and vLLM; the values are their defaults.
+/// Fields of texts, of any kind, that are not supported and would change the answer. Source: the
+/// references of OpenAI, llama.cpp's server and vLLM; the values are their defaults.
 pub(crate) const REFUSED: &[Refused] = &[
     // OpenAI
     ("audio", &[]),
@@ -84,8 +86,8 @@ pub(crate) const REFUSED: &[Refused] = &[
     ("use_beam_search", &["false"]),
 ];
 
-/// Fields that change nothing in the answer: they are about accounts, caches, speed, or about something that must be
-/// turned on by another field first. Source: as of [`REFUSED`].
+/// Fields that change nothing in the answer: they are about accounts, caches, speed, or about
+/// something that must be turned on by another field first. Source: as of [`REFUSED`].
 pub(crate) const IGNORED: &[&str] = &[
     // OpenAI
     "metadata",
@@ -123,7 +125,7 @@ pub(crate) const IGNORED: &[&str] = &[
 ];
 
 impl Fields {
-    /// A request's body.
+    /// Parses a request's body.
     ///
     /// # Errors
     /// 400 where it is no JSON object.
@@ -138,18 +140,18 @@ impl Fields {
         }
     }
 
-    /// Fields of an object within a request.
+    /// The fields of an object within a request.
     pub(crate) fn of(fields: Map<String, Value>) -> Self {
         Self(fields)
     }
 
-    /// A field of any type; nothing where it is missing or null.
+    /// Takes a field of any type; nothing where it is missing or null.
     pub(crate) fn any(&mut self, name: &str) -> Option<Value> {
         // the others keep their order, and with it which of several faults is told
         self.0.shift_remove(name).filter(|value| !value.is_null())
     }
 
-    /// What `of` makes of a field's value.
+    /// Takes a field whose value `of` can read; `expected` names its type for the error.
     fn typed<T>(
         &mut self,
         name: &str,
@@ -184,7 +186,8 @@ impl Fields {
         self.typed(name, "an object", |value| value.as_object().cloned())
     }
 
-    /// A field with several names, and the name that it has here; `take` is one of the functions above.
+    /// Takes a field with several names, and says which name it has here; `take` is one of the
+    /// functions above.
     ///
     /// # Errors
     /// 400 for two names with different values.
@@ -210,7 +213,8 @@ impl Fields {
         Ok(found)
     }
 
-    /// Looks at what was not taken: `refused` besides [`REFUSED`], and names that nobody knows.
+    /// Looks at the fields that were not taken: fields of `refused` and [`REFUSED`], and names that
+    /// nobody knows.
     ///
     /// # Errors
     /// 400 for the first field that would change the answer, or is not known.
@@ -240,7 +244,7 @@ impl Fields {
     }
 }
 
-/// A field of another type than it must be.
+/// The error for a field of another type than it must be.
 pub(crate) fn wrong_type(name: &str, expected: &str, found: &Value) -> ApiError {
     let found = match found {
         Value::Number(number) => number.to_string(),
@@ -249,13 +253,13 @@ pub(crate) fn wrong_type(name: &str, expected: &str, found: &Value) -> ApiError 
     ApiError::invalid(name, format!("{name}: expected {expected}, found {found}"))
 }
 
-/// A whole number, also one that is written `5.0`, as JSON Schema has it.
+/// Reads a whole number, also one that is written `5.0`, as JSON Schema has it.
 pub(crate) fn integer(number: &Number) -> Option<i64> {
     let whole = |x: f64| (x.fract() == 0.0 && x.abs() < 9e15).then_some(x as i64);
     number.as_i64().or_else(|| number.as_f64().filter(|_| number.is_f64()).and_then(whole))
 }
 
-/// Equal values; 1 and 1.0 are.
+/// True for equal values; 1 and 1.0 are equal.
 fn equal(a: &Value, b: &Value) -> bool {
     a == b || a.as_f64().is_some_and(|a| b.as_f64() == Some(a))
 }

@@ -1,4 +1,5 @@
-//! What every request passes first: is it let in, is it small enough, does it come in time.
+//! The gate that every request passes first: is it let in, is it small enough, does it come in
+//! time.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,20 +12,21 @@ use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::App;
-use super::error::ApiError;
+use crate::app::App;
+use crate::error::ApiError;
 
-/// Time a client has to send its request's body.
+/// Longest time that a client may take to send its request's body.
 const BODY_TIME: Duration = Duration::from_secs(30);
 /// Paths that need no key: they tell nothing and cost nothing.
 const OPEN: [&str; 3] = ["/", "/health", "/favicon.ico"];
 
-/// Names under which containers reach the machine that they run on: nobody else can have them. Source: the manuals of Docker
-/// and Podman.
+/// Names under which containers reach the machine that they run on: nobody else can have them.
+/// Source: the manuals of Docker and Podman.
 const CONTAINERS: [&str; 3] =
     ["host.docker.internal", "gateway.docker.internal", "host.containers.internal"];
 
-/// Headers that pages may send, besides those that they ask for. Source: the browser clients of OpenAI and Ollama.
+/// Headers that pages may send, besides those that they ask for. Source: the browser clients of
+/// OpenAI and Ollama.
 const HEADERS: &str = "accept, api-key, authorization, content-type, idempotency-key, openai-beta, openai-organization, \
                        openai-project, user-agent, x-api-key, x-request-id, x-requested-with, x-stainless-arch, \
                        x-stainless-async, x-stainless-custom-poll-interval, x-stainless-helper-method, \
@@ -126,7 +128,8 @@ fn is_own(origin: &HeaderValue, headers: &HeaderMap) -> bool {
     authority.is_some() && authority == headers.get(header::HOST).and_then(|h| h.to_str().ok())
 }
 
-/// The headers that a page of an allowed origin may send: it could send the request from elsewhere with any.
+/// The headers that a page of an allowed origin may send: it could send the request from elsewhere
+/// with any.
 fn allowed_headers(asked: Option<&HeaderValue>) -> HeaderValue {
     let known: Vec<&str> = HEADERS.split(", ").collect();
     let asked = asked.and_then(|value| value.to_str().ok()).unwrap_or_default();
@@ -136,7 +139,8 @@ fn allowed_headers(asked: Option<&HeaderValue>) -> HeaderValue {
     HeaderValue::try_from(all.join(", ")).unwrap_or(HeaderValue::from_static(HEADERS))
 }
 
-/// The name or address in a `Host` header, without the port, in small letters; nothing where it is none.
+/// The name or address in a `Host` header, without the port, in small letters; nothing where it is
+/// none.
 pub fn host_name(host: &str) -> Option<String> {
     let uri = host.parse::<Uri>().ok().filter(|uri| uri.path().len() < 2 && uri.scheme().is_none());
     let uri = uri?;
@@ -144,8 +148,8 @@ pub fn host_name(host: &str) -> Option<String> {
     Some(name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase())
 }
 
-/// True for `localhost`, addresses, and what a container calls this machine, besides `allowed` names (`*` for all): other
-/// names could be made to point here.
+/// True for `localhost`, addresses, and the names that containers have for this machine, besides
+/// `allowed` names (`*` for all): other names could be made to point here.
 fn host_is_allowed(headers: &HeaderMap, allowed: &[String]) -> bool {
     let Some(host) = headers.get(header::HOST) else { return true };
     if allowed.iter().any(|name| name == "*") {
@@ -159,7 +163,7 @@ fn host_is_allowed(headers: &HeaderMap, allowed: &[String]) -> bool {
         || allowed.contains(&host)
 }
 
-/// The request with its whole body read.
+/// Reads the request's whole body.
 async fn whole(app: &App, request: Request) -> Result<Request, ApiError> {
     let (parts, body) = request.into_parts();
     let limit = app.options.max_body;

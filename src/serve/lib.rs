@@ -1,10 +1,72 @@
-//! `mmx serve`: OpenAI's and Ollama's APIs and a web page over the runner.
+//! The server of mmx: OpenAI's and Ollama's APIs and a web page over the runner.
 //!
-//! A request passes [`guard`], is checked and rendered by its protocol ([`chat`], [`completions`],
-//! [`embeddings`], [`ollama`]), and becomes jobs in the queue of its model's [`engine`], whose
-//! [`scheduler`] computes the jobs of all requests together. Events come back and are put into the
-//! protocol's words, as one object or as a stream.
+//! A request passes `guard`, is read by the handler of its address, checked and rendered in
+//! `request`, and becomes jobs in the queue of its model's `engine`, whose scheduler computes the
+//! jobs of all requests together. Events come back through a channel, and the protocol puts them
+//! into its own words, as one object or as a stream.
+//!
+//! ```
+//! use std::io::{Read, Write};
+//! use std::net::TcpStream;
+//! use std::sync::{Arc, mpsc};
+//! use std::time::Duration;
+//!
+//! use mmx_converters::progress::Silent;
+//! use mmx_ggml::run::{KvType, LoadOptions};
+//! use mmx_serve::Options;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let dir = tempfile::tempdir()?;
+//! # let path = dir.path().join("tiny.gguf");
+//! # std::fs::write(&path, mmx_ggml::run::random_model::tiny_gguf(1)?)?;
+//! let options = Options {
+//!     models: vec![(path, Some("tiny".to_owned()))],
+//!     host: "127.0.0.1".to_owned(),
+//!     port: 0, // any that is free
+//!     api_key: None,
+//!     parallel: 2,
+//!     load: LoadOptions::default(),
+//!     ctx: None,
+//!     threads: Some(1),
+//!     kv: KvType::F16,
+//!     speculate: 0,
+//!     queue: 16,
+//!     max_body: 1 << 20,
+//!     max_tokens: 64,
+//!     timeout: Duration::from_secs(60),
+//!     cors: Vec::new(),
+//!     allowed_hosts: Vec::new(),
+//!     settings: Settings { cors: "`cors`", allowed_host: "`allowed_hosts`" },
+//!     grace: Duration::from_secs(5),
+//!     listener: Arc::new(Silent),
+//! };
+//! // `run` serves until the process is told to stop: here on a thread beside its client
+//! let (sender, ready) = mpsc::channel();
+//! std::thread::spawn(move || {
+//!     let served = mmx_serve::run(options, |address, _names| sender.send(address).unwrap());
+//!     served.unwrap();
+//! });
+//! let mut client = TcpStream::connect(ready.recv()?)?;
+//! client.write_all(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+//! let mut answer = String::new();
+//! client.read_to_string(&mut answer)?;
+//! assert!(answer.contains("\"id\":\"tiny\""), "{answer}");
+//! # Ok(()) }
+//! ```
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `options`, `app` | the server's settings, and the state that all requests share |
+//! | `router`, `guard` | addresses and their handlers; what every request passes first |
+//! | `openai/`, `ollama` | the two protocols: a file for each of OpenAI's addresses |
+//! | `request/` | what both protocols ask for: a chat, raw texts, sampling, embeddings |
+//! | `fields` | a request's JSON field by field, and the fields that are refused or ignored |
+//! | `served_model` | a model that is served: its name, its engine, prompts for it |
+//! | `engine/` | the thread of a model: jobs, the scheduler, sequences, grammars, counters |
+//! | `stream` | events to the bytes of a response |
+//! | `metrics`, `error` | counters for Prometheus; what a client is told when something fails |
 
+mod app;
 mod engine;
 mod error;
 mod fields;
@@ -12,120 +74,24 @@ mod guard;
 mod metrics;
 mod ollama;
 mod openai;
+mod options;
 mod request;
+mod router;
 mod served_model;
 mod stream;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use axum::extract::{Path, State};
-use axum::http::{HeaderValue, StatusCode, Uri, header};
-use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
-use axum::{Json, Router, middleware};
-use mmx_converters::progress::Listener;
-use mmx_ggml::run::{KvType, LoadOptions};
-use serde_json::{Value, json};
-
-use error::ApiError;
+use app::{App, Requests};
 pub use guard::host_name;
 use mmx_converters::{Error, Result};
-use openai::{chat, completions, embeddings};
+pub use options::{Options, Settings};
 use served_model::Served;
 
-/// What is served and how.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Models, with the names they are served under.
-    pub models: Vec<(PathBuf, Option<String>)>,
-    /// Name or address that it listens at.
-    pub host: String,
-    /// 0: any that is free.
-    pub port: u16,
-    /// What requests must bear, where it is given.
-    pub api_key: Option<String>,
-    /// Texts of one model that are computed together.
-    pub parallel: usize,
-    /// How models are loaded.
-    pub load: LoadOptions,
-    /// Tokens a text can have.
-    pub ctx: Option<usize>,
-    /// Of the CPU.
-    pub threads: Option<usize>,
-    /// Element type of the key-value caches.
-    pub kv: KvType,
-    /// Tokens guessed ahead of a text at most.
-    pub speculate: usize,
-    /// Texts that may wait.
-    pub queue: usize,
-    /// Bytes of a request's body.
-    pub max_body: usize,
-    /// Tokens written for one request.
-    pub max_tokens: usize,
-    /// For one request, waiting included.
-    pub timeout: Duration,
-    /// Pages of these origins may use the server; `*` for all.
-    pub cors: Vec<String>,
-    /// Names besides this machine's own that a `Host` header may have, in small letters; `*` for all.
-    pub allowed_hosts: Vec<String>,
-    /// How whoever started the server sets `cors` and `allowed_hosts`: refused requests are told.
-    pub settings: Settings,
-    /// Time for what is being computed when the server is to stop.
-    pub grace: Duration,
-    /// Hears what happens.
-    pub listener: Arc<dyn Listener>,
-}
-
-/// What settings of [`Options`] are called where the server is started.
-#[derive(Clone, Copy, Debug)]
-pub struct Settings {
-    /// Of `cors`.
-    pub cors: &'static str,
-    /// Of `allowed_hosts`.
-    pub allowed_host: &'static str,
-}
-
-impl Options {
-    fn allows_origin(&self, origin: &HeaderValue) -> bool {
-        self.cors.iter().any(|o| o == "*" || o.as_bytes() == origin.as_bytes())
-    }
-}
-
-/// What all requests share.
-pub(crate) struct App {
-    pub(crate) options: Options,
-    pub(crate) served: Vec<Arc<Served>>,
-    pub(crate) requests: metrics::Requests,
-    pub(crate) started: Instant,
-    /// Only this machine reaches the server.
-    pub(crate) loopback: bool,
-}
-
-impl App {
-    /// The model of a name. Where there is one model only, it answers to every name, as other servers'
-    /// models do; Ollama's `:latest` counts for nothing.
-    pub(crate) fn find(&self, name: Option<&str>) -> std::result::Result<Arc<Served>, ApiError> {
-        let name = name.unwrap_or_default();
-        let bare = name.strip_suffix(":latest").unwrap_or(name);
-        let found = self.served.iter().find(|m| m.id == name || m.id == bare);
-        match (found, self.served.as_slice()) {
-            (Some(model), _) | (None, [model]) => Ok(model.clone()),
-            _ => {
-                let known: Vec<_> = self.served.iter().map(|m| m.id.as_str()).collect();
-                let text = format!("model: expected one of {}, found {name:?}", known.join(", "));
-                let error = ApiError::new(StatusCode::NOT_FOUND, text).coded("model_not_found");
-                Err(ApiError { param: Some("model".to_owned()), ..error })
-            }
-        }
-    }
-}
-
-/// Loads the models and serves until the process is told to stop. `ready` gets the address and the models'
-/// names once requests are answered.
+/// Loads the models and serves until the process is told to stop. `ready` gets the address and the
+/// models' names once requests are answered.
 ///
 /// # Errors
 /// A model that cannot be opened, an address that cannot be had.
@@ -155,7 +121,7 @@ pub fn run(options: Options, ready: impl FnOnce(SocketAddr, &[&str])) -> Result<
         let grace = options.grace;
         let app = Arc::new(App {
             loopback: address.ip().is_loopback(),
-            requests: metrics::Requests::default(),
+            requests: Requests::default(),
             started: Instant::now(),
             served,
             options,
@@ -179,7 +145,7 @@ pub fn run(options: Options, ready: impl FnOnce(SocketAddr, &[&str])) -> Result<
             tokio::time::sleep(Duration::from_secs(1)).await;
             std::process::exit(0);
         });
-        axum::serve(listener, router(app))
+        axum::serve(listener, router::router(app))
             .with_graceful_shutdown(async {
                 let _ = stopped.await;
             })
@@ -207,112 +173,4 @@ async fn told_to_stop() {
 /// An IPv6 address as it stands before a port.
 fn bracketed(host: &str) -> String {
     if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() }
-}
-
-fn router(app: Arc<App>) -> Router {
-    Router::new()
-        .route("/", get(page))
-        .route("/favicon.ico", get(|| async { StatusCode::NO_CONTENT }))
-        .route("/health", get(|| async { Json(json!({"status": "ok"})) }))
-        .route("/metrics", get(prometheus))
-        .route("/v1/models", get(models))
-        // a name may have slashes, written as such or as %2F
-        .route("/v1/models/{*id}", get(model))
-        .route("/v1/chat/completions", post(chat::completions))
-        .route("/v1/completions", post(completions::completions))
-        .route("/v1/embeddings", post(embeddings::embeddings))
-        .route("/api/version", get(ollama::version))
-        .route("/api/tags", get(ollama::tags))
-        .route("/api/ps", get(ollama::running))
-        .route("/api/show", post(ollama::show))
-        .route("/api/chat", post(ollama::chat))
-        .route("/api/generate", post(ollama::generate))
-        .route("/api/embed", post(ollama::embed))
-        .route("/api/embeddings", post(ollama::embeddings))
-        .route("/api/status", get(ollama::status))
-        .route("/api/pull", post(ollama::unsupported))
-        .route("/api/push", post(ollama::unsupported))
-        .route("/api/create", post(ollama::unsupported))
-        .route("/api/copy", post(ollama::unsupported))
-        .route("/api/delete", delete(ollama::unsupported))
-        .route("/api/blobs/{digest}", get(ollama::unsupported).post(ollama::blob))
-        .route("/api/me", post(ollama::unsupported))
-        .route("/api/signout", post(ollama::unsupported))
-        .fallback(|uri: Uri| async move {
-            let text = "there is nothing at this address";
-            ApiError::new(StatusCode::NOT_FOUND, text).at(uri.path())
-        })
-        .method_not_allowed_fallback(|uri: Uri| async move {
-            let text = "this address takes another method";
-            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, text).at(uri.path())
-        })
-        .layer(middleware::from_fn_with_state(app.clone(), guard::pass))
-        .with_state(app)
-}
-
-async fn page() -> Response {
-    let headers = [
-        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
-        (header::CACHE_CONTROL, "no-cache"),
-        // the page asks nobody but this server
-        (
-            header::CONTENT_SECURITY_POLICY,
-            "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
-             connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-        ),
-    ];
-    (headers, include_str!("page.html")).into_response()
-}
-
-async fn prometheus(State(app): State<Arc<App>>) -> Response {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics::render(&app)).into_response()
-}
-
-fn model_json(served: &Served) -> Value {
-    json!({
-        "id": served.id,
-        "object": "model",
-        "created": served.created,
-        "owned_by": "mmx",
-        "meta": served.meta(),
-    })
-}
-
-async fn models(State(app): State<Arc<App>>) -> Json<Value> {
-    let data: Vec<Value> = app.served.iter().map(|m| model_json(m)).collect();
-    Json(json!({"object": "list", "data": data}))
-}
-
-async fn model(
-    State(app): State<Arc<App>>,
-    Path(id): Path<String>,
-) -> std::result::Result<Json<Value>, ApiError> {
-    let found = app.served.iter().find(|m| m.id == id);
-    let text = || format!("model: expected one of the served ones, found {id:?}");
-    match found {
-        Some(served) => Ok(Json(model_json(served))),
-        None => Err(ApiError::new(StatusCode::NOT_FOUND, text()).coded("model_not_found")),
-    }
-}
-
-/// Runs what takes long (templates, tokens, grammars) beside the connections.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> std::result::Result<T, ApiError> + Send + 'static,
-) -> std::result::Result<T, ApiError> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| {
-        let status = StatusCode::INTERNAL_SERVER_ERROR;
-        Err(ApiError::new(status, "the request could not be worked on: a fault of mmx"))
-    })
-}
-
-/// A name that no other answer of this process has.
-fn new_id(prefix: &str) -> String {
-    static NEXT: AtomicU64 = AtomicU64::new(1);
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    format!("{prefix}-{:x}{number:08x}", now())
-}
-
-/// Seconds since 1970.
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }

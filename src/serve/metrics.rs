@@ -1,50 +1,12 @@
 //! `/metrics`: counters in Prometheus' text format.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::Ordering;
 
-use super::App;
+use crate::app::App;
+use crate::engine::{BOUNDS, Stats};
 
-/// Upper bounds of the histogram's buckets, seconds.
-const BOUNDS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
-
-/// A histogram of times.
-#[derive(Debug, Default)]
-pub(crate) struct Histogram {
-    counts: [AtomicU64; BOUNDS.len()],
-    total: AtomicU64,
-    microseconds: AtomicU64,
-}
-
-impl Histogram {
-    pub(crate) fn record(&self, time: Duration) {
-        let seconds = time.as_secs_f64();
-        for (bound, count) in BOUNDS.iter().zip(&self.counts) {
-            if seconds <= *bound {
-                count.fetch_add(1, Ordering::Relaxed);
-            }
-        }
-        self.total.fetch_add(1, Ordering::Relaxed);
-        self.microseconds.fetch_add(time.as_micros() as u64, Ordering::Relaxed);
-    }
-}
-
-/// Requests by path and status.
-#[derive(Debug, Default)]
-pub(crate) struct Requests(Mutex<BTreeMap<(String, u16), u64>>);
-
-impl Requests {
-    pub(crate) fn count(&self, path: &str, status: u16) {
-        if let Ok(mut counts) = self.0.lock() {
-            *counts.entry((path.to_owned(), status)).or_default() += 1;
-        }
-    }
-}
-
-/// The whole text.
+/// Renders all counters.
 pub(crate) fn render(app: &App) -> String {
     let mut out = String::new();
     let mut family = |name: &str, kind: &str, help: &str, lines: Vec<(String, String)>| {
@@ -65,7 +27,7 @@ pub(crate) fn render(app: &App) -> String {
         );
     }
     let label = |id: &str| format!("{{model=\"{}\"}}", escaped(id));
-    type Read = fn(&super::engine::Stats) -> u64;
+    type Read = fn(&Stats) -> u64;
     let values: [(&str, &str, &str, Read); 11] = [
         ("waiting", "gauge", "Texts in the queue.", |s| s.waiting.load(Ordering::Relaxed) as u64),
         ("active", "gauge", "Texts being computed.", |s| s.active.load(Ordering::Relaxed) as u64),
@@ -128,12 +90,12 @@ pub(crate) fn render(app: &App) -> String {
     out
 }
 
-/// A label's value as the format wants it.
+/// Escapes a label's value.
 fn escaped(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
-/// Memory of this process, where the system tells (Linux).
+/// The resident memory of this process in bytes, where the system tells it (Linux).
 fn resident_bytes() -> Option<u64> {
     let status = fs_err::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;

@@ -1,6 +1,6 @@
 //! Ollama's API: `/api/chat`, `/api/generate`, `/api/tags`, `/api/show`, `/api/ps`, `/api/version`,
-//! `/api/embed`, `/api/embeddings`. Streams are lines of JSON. Source: Ollama's API documentation, and
-//! api/types.go of the version below. docs/api-ollama.md lists what is done with every field.
+//! `/api/embed`, `/api/embeddings`. Streams are lines of JSON. Source: Ollama's API documentation,
+//! and api/types.go of the version below. docs/api-ollama.md lists what is done with every field.
 
 mod fields;
 mod manage;
@@ -15,26 +15,26 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 
-use super::engine::{Event, Events, Summary, TokenLogprob};
-use super::error::ApiError;
-use super::openai::chat::{Ask, logprob_json, start, thinking_variables};
-use super::openai::completions::Input;
-use super::openai::embeddings;
-use super::request::messages::name_of;
-use super::request::sampling::{Params, check_logprobs};
-use super::served_model::{Served, parameters};
-use super::stream::{Translate, collect, finish_name, respond};
-use super::{App, blocking};
+use crate::app::{App, blocking};
+use crate::engine::{Event, Events, Summary, TokenLogprob, finish_name};
+use crate::error::ApiError;
+use crate::request::chat::{Ask, start, thinking_variables};
+use crate::request::embed::compute;
+use crate::request::input::Input;
+use crate::request::messages::name_of;
+use crate::request::sampling::{Params, check_logprobs};
+use crate::served_model::{Served, parameters};
+use crate::stream::{Translate, collect, logprob_json, respond};
 use fields::Fields;
-pub(crate) use manage::{blob, is_ollamas, unsupported};
+pub(crate) use manage::{blob, unsupported};
 use mmx_converters::chat::answer::{Piece, Splitter};
 
-/// The version whose API this is.
+/// The version of Ollama whose API is answered.
 const VERSION: &str = "0.33.0";
-/// How hard to think; here any of them is `true`.
+/// Degrees of thinking that clients may ask for; any of them turns thinking on.
 const EFFORTS: [&str; 4] = ["low", "medium", "high", "max"];
 
-/// `"json"`, or a schema.
+/// Reads the field `format`: nothing, `"json"`, or a schema.
 fn schema_of(format: Option<Value>) -> Result<Option<Value>, ApiError> {
     match format {
         None | Some(Value::Null) => Ok(None),
@@ -77,7 +77,7 @@ struct Request {
     unload: bool,
     tools: Vec<Value>,
     messages: Vec<Value>,
-    /// The prompt that is read as it is.
+    /// A prompt that is read as it is, without a template.
     raw: Option<String>,
 }
 
@@ -180,8 +180,8 @@ impl Request {
     }
 }
 
-/// True for a `keep_alive` of no time at all (`0`, `"0s"`), which asks to unload the model. Any other time changes
-/// nothing: models stay loaded.
+/// True for a `keep_alive` of no time at all (`0`, `"0s"`), which asks to unload the model. Any
+/// other time changes nothing: models stay loaded.
 fn is_zero(keep_alive: Option<Value>) -> Result<bool, ApiError> {
     match keep_alive {
         None => Ok(false),
@@ -197,7 +197,8 @@ fn is_zero(keep_alive: Option<Value>) -> Result<bool, ApiError> {
     }
 }
 
-/// One of Ollama's messages in the words that all protocols share. What is not text is refused, never dropped.
+/// Brings one of Ollama's messages into the words that all protocols share. Content other than text
+/// is refused, never dropped.
 fn message_of(index: usize, message: Value) -> Result<Value, ApiError> {
     let Value::Object(mut message) = message else { return Ok(message) };
     message.retain(|_, value| !value.is_null());
@@ -232,8 +233,9 @@ fn thinks(served: &Served) -> bool {
     template.is_some_and(|t| words.iter().any(|word| t.source().contains(word)))
 }
 
-/// What a model can be asked for. Every model here has embeddings too, but Ollama's clients take a model that says so for
-/// one that has nothing else: its command line would answer `run` with a vector.
+/// The capabilities of a model, in Ollama's words. Every model here has embeddings too, but
+/// Ollama's clients take a model that says so for one that has nothing else: its command line would
+/// answer `run` with a vector.
 fn capabilities(served: &Served) -> Vec<&'static str> {
     let tools = served.model.tokenizer().is_ok_and(|t| t.shows_tools());
     let all = [("completion", true), ("tools", tools), ("thinking", thinks(served))];
@@ -255,7 +257,8 @@ async fn answer(app: Arc<App>, body: Bytes, form: Form) -> Result<Response, ApiE
     }
 }
 
-/// Checks, renders and queues; no events where no text is wanted. The last value: is the answer to be streamed.
+/// Checks, renders and queues a request. Returns the answer's state, the events (none where no text
+/// is wanted), and whether the answer is streamed.
 fn begin(
     app: &App,
     request: Request,
@@ -335,7 +338,7 @@ impl Answer {
         json!({"model": self.served.id, "created_at": created})
     }
 
-    /// Text, thought and calls in the protocol's places.
+    /// Puts text, thought and calls into the protocol's places.
     fn part(&self, content: &str, thought: &str, calls: Vec<Value>) -> Value {
         let mut object = self.object();
         match self.form {
@@ -410,7 +413,8 @@ impl Answer {
         Ok(Json(self.end(object, &end)).into_response())
     }
 
-    /// A line for each piece; the tokens' probabilities go with the first, or with an empty one.
+    /// Writes a line for each piece; the tokens' probabilities go with the first, or with an empty
+    /// one.
     fn lines(&self, mut pieces: Vec<Piece>, mut logprobs: Vec<Value>, out: &mut Vec<u8>) {
         if self.logprobs && !logprobs.is_empty() && pieces.is_empty() {
             pieces.push(Piece::Content(String::new()));
@@ -460,7 +464,7 @@ fn line(out: &mut Vec<u8>, value: &Value) {
     out.push(b'\n');
 }
 
-/// Ollama's form of a call: arguments are an object.
+/// A call in Ollama's form, in which arguments are an object.
 fn call_json(call: &mmx_converters::chat::answer::Call) -> Value {
     json!({"function": {"name": call.name, "arguments": call.arguments}})
 }
@@ -647,14 +651,14 @@ async fn embed_prompt(app: Arc<App>, body: Bytes) -> Result<Response, ApiError> 
     Ok(Json(json!({"embedding": vector.unwrap_or_default()})).into_response())
 }
 
-/// Whose vectors are wanted, and of how many tokens at most.
+/// A request for vectors: the model, and the most tokens of a text.
 struct Embed {
     served: Arc<Served>,
     n_ctx: usize,
 }
 
 impl Embed {
-    /// The fields that are left of a request for vectors.
+    /// Reads the fields that both addresses for vectors share.
     fn of(mut fields: Fields, app: &App) -> Result<Self, ApiError> {
         let model = fields.model()?;
         is_zero(fields.take("keep_alive"))?;
@@ -665,8 +669,8 @@ impl Embed {
         Ok(Self { served, n_ctx })
     }
 
-    /// Vectors of length one, `[texts, dimensions]`, and the tokens read. A text that is too long is cut where
-    /// `truncate` says so.
+    /// Computes vectors of length one, `[texts, dimensions]`, and counts the tokens read. A text
+    /// that is too long is cut where `truncate` says so.
     ///
     /// # Errors
     /// 400: no texts, or one that is too long.
@@ -691,7 +695,7 @@ impl Embed {
         })
         .await?;
         let input = Input::ManyIds(ids);
-        let (mut vectors, tokens) = embeddings::compute(&app, &self.served, input).await?;
+        let (mut vectors, tokens) = compute(&app, &self.served, input).await?;
         for vector in &mut vectors {
             vector.truncate(dimensions);
             let norm = vector.iter().map(|x| x * x).sum::<f32>().sqrt();

@@ -1,4 +1,4 @@
-//! A model that is served: what it is called, its runner, and prompts for it.
+//! A model that is served: its name, its engine, and prompts for it.
 
 use std::path::Path;
 use std::sync::OnceLock;
@@ -10,24 +10,24 @@ use mmx_converters::tokenizer::Tokenizer;
 use mmx_ggml::run::{Model, Sampling, SlotsOptions};
 use serde_json::{Value, json};
 
-use super::Options;
-use super::engine::grammar::{Constraint, Function, Grammars};
-use super::engine::{self, Engine, Events, Job, Task, Write};
-use super::error::ApiError;
+use crate::engine::grammar::{Constraint, Function, Grammars};
+use crate::engine::{self, Engine, Events, Job, Task, Write};
+use crate::error::ApiError;
+use crate::options::Options;
 use mmx_converters::digest;
 use mmx_converters::{Error, Result};
 use mmx_models::open::Form;
 
-/// A served model.
+/// A model that is served, with its engine.
 pub(crate) struct Served {
     pub(crate) id: String,
     pub(crate) model: Model,
     pub(crate) engine: Engine,
-    /// The model's own settings.
+    /// The model's own sampling settings.
     pub(crate) sampling: Sampling,
-    /// Tokens a text can have.
+    /// Most tokens of a text, prompt included.
     pub(crate) n_ctx: usize,
-    /// When it was loaded, seconds since 1970.
+    /// The time at which it was loaded, seconds since 1970.
     pub(crate) created: u64,
     grammars: OnceLock<Grammars>,
     digest: OnceLock<String>,
@@ -69,7 +69,8 @@ impl Served {
         let defaults = Defaults::from_gguf_keys(model.gguf().metadata()).unwrap_or_default();
         let n_ctx = options.ctx.unwrap_or(model.config().max_position_embeddings.min(4096));
         let id = name.map(str::to_owned).or_else(|| {
-            // a folder's or file's name says more than "model"; a folder of exports stands for its GGUF
+            // a folder's or file's name says more than "model"; a folder of exports stands for its
+            // GGUF
             let path = if form.is_gguf() { form.path() } else { path };
             let path = fs_err::canonicalize(path).ok()?;
             let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
@@ -92,7 +93,8 @@ impl Served {
         Ok(self.model.tokenizer()?)
     }
 
-    /// Ids of messages, ready for an answer. What a message says never becomes a control token.
+    /// Renders messages to the ids of a prompt for an answer. Text of a message never becomes a
+    /// control token.
     ///
     /// # Errors
     /// 400: no template, or it refuses the messages.
@@ -115,7 +117,7 @@ impl Served {
         Ok(Rendered { ids: prompt.ids, thinking })
     }
 
-    /// JSON of a schema.
+    /// Makes the constraint of a text that must be JSON of a schema.
     pub(crate) fn constraint(
         &self,
         schema: Value,
@@ -124,7 +126,7 @@ impl Served {
         self.grammars()?.json(schema, after(thinking))
     }
 
-    /// Calls of these tools.
+    /// Makes the constraint of a text that must be calls of these tools.
     pub(crate) fn call_constraint(
         &self,
         tools: &[Function],
@@ -198,7 +200,7 @@ impl Served {
         Ok(receiver)
     }
 
-    /// What the page and curious clients want to know.
+    /// Facts about the model for the page and for curious clients.
     pub(crate) fn meta(&self) -> Value {
         let config = self.model.config();
         json!({
@@ -225,7 +227,7 @@ impl Served {
 }
 
 impl Served {
-    /// The type most of the layers' values have, as file names spell it.
+    /// The type that most of the layers' values have, as file names spell it.
     pub(crate) fn quantization(&self) -> String {
         let mut counts = std::collections::BTreeMap::new();
         for tensor in self.model.gguf().tensors().iter().filter(|t| t.name.starts_with("blk.")) {
@@ -242,12 +244,12 @@ impl Served {
     }
 }
 
-/// Values of all weights.
+/// Counts the values of all weights.
 pub(crate) fn parameters(model: &Model) -> usize {
     model.gguf().tensors().iter().map(|t| t.shape.iter().product::<usize>()).sum()
 }
 
-/// What must be written before a form is asked for.
+/// The text after which a grammar begins: the end of a thought, where there is one.
 fn after(thinking: bool) -> Option<&'static str> {
     thinking.then_some("</think>")
 }

@@ -1,4 +1,5 @@
-//! Events of an engine to the bytes of a response that grows, and what all protocols say alike.
+//! Events of an engine to the bytes of a response, whole or streamed, and the parts of answers that
+//! all protocols share.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -6,25 +7,25 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderName, header};
 use axum::response::{IntoResponse, Response};
-use mmx_ggml::run::Finish;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::channel;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::engine::{Event, Events, Summary};
-use super::error::ApiError;
+use crate::engine::{Event, Events, TokenLogprob};
+use crate::error::ApiError;
+use crate::served_model::Served;
 
-/// The type of server-sent events.
+/// The content type of server-sent events.
 pub(crate) const EVENT_STREAM: &str = "text/event-stream";
 
-/// Pieces that wait for a slow client before the engine's events wait, and then its text.
+/// Most pieces that wait for a slow client. With more, the engine's events wait, and then its text.
 const PIECES: usize = 16;
 
-/// Silence after which a stream of server-sent events gets a comment: proxies close connections on which nothing comes, most
-/// of them after 60 seconds.
+/// Silence after which a stream of server-sent events gets a comment: proxies close connections on
+/// which nothing comes, most of them after 60 seconds.
 const SILENCE: Duration = Duration::from_secs(5);
 
-/// A protocol's words for the events of one request.
+/// A translation of the events of one request into a protocol's words.
 pub(crate) trait Translate: Send + 'static {
     /// Adds what an event of text `index` becomes to `out`.
     fn event(&mut self, index: usize, event: Event, out: &mut Vec<u8>);
@@ -33,8 +34,9 @@ pub(crate) trait Translate: Send + 'static {
     fn is_done(&self) -> bool;
 }
 
-/// A response that grows with the events. When the client leaves, the receiver is dropped, by which the
-/// engine notices. While a text waits for its turn, or its prompt is being read, comments are sent where the form has any.
+/// Makes a response that grows with the events. When the client leaves, the receiver is dropped, by
+/// which the engine notices. While a text waits for its turn, or its prompt is being read, comments
+/// are sent where the form has any.
 pub(crate) fn respond(
     content_type: &'static str,
     events: Events,
@@ -88,7 +90,7 @@ fn respond_after(
     (headers, Body::from_stream(ReceiverStream::new(receiver))).into_response()
 }
 
-/// Waits for the end of `texts` texts; `take` gets what comes.
+/// Waits for the end of `texts` texts; `take` gets each event.
 ///
 /// # Errors
 /// The first text that could not be computed.
@@ -118,66 +120,22 @@ pub(crate) fn sse(out: &mut Vec<u8>, value: &Value) {
     out.extend_from_slice(b"\n\n");
 }
 
-/// Adds the end of server-sent events.
-pub(crate) fn sse_done(out: &mut Vec<u8>) {
-    out.extend_from_slice(b"data: [DONE]\n\n");
+/// A token as JSON, with its text and its bytes: a token may end inside a character.
+fn token_json(served: &Served, id: u32, logprob: f32) -> Value {
+    let Ok(tokenizer) = served.tokenizer() else { return Value::Null };
+    json!({
+        "token": tokenizer.decode(&[id], false),
+        "logprob": logprob,
+        "bytes": tokenizer.token_bytes(id),
+    })
 }
 
-/// OpenAI's word for the end of a text.
-pub(crate) fn finish_name(finish: Finish) -> &'static str {
-    match finish {
-        Finish::Stop => "stop",
-        Finish::Length | Finish::Context | Finish::Cancelled => "length",
-    }
-}
-
-/// What the texts of one request took together.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Usage {
-    prompt: usize,
-    cached: usize,
-    completion: usize,
-    summary: Option<Summary>,
-}
-
-impl Usage {
-    /// Adds a text; texts after the same prompt count it once, with the first of them, whichever ends first.
-    pub(crate) fn add(&mut self, summary: &Summary, same_prompt: bool) {
-        if !same_prompt {
-            self.prompt += summary.prompt_tokens;
-            self.cached += summary.cached_tokens;
-        }
-        self.completion += summary.completion_tokens;
-        self.summary = Some(*summary);
-    }
-
-    /// OpenAI's `usage`.
-    pub(crate) fn to_json(self) -> Value {
-        json!({
-            "prompt_tokens": self.prompt,
-            "completion_tokens": self.completion,
-            "total_tokens": self.prompt + self.completion,
-            "prompt_tokens_details": {"cached_tokens": self.cached},
-        })
-    }
-
-    /// llama.cpp's `timings`, of the last text.
-    pub(crate) fn timings(self) -> Value {
-        let Some(summary) = self.summary else { return Value::Null };
-        let rate = |n: usize, seconds: f64| if seconds > 0.0 { n as f64 / seconds } else { 0.0 };
-        let read = summary.prompt_tokens - summary.cached_tokens.min(summary.prompt_tokens);
-        let (prefill, decode) = (summary.prefill.as_secs_f64(), summary.decode.as_secs_f64());
-        json!({
-            "queued_ms": summary.queued.as_secs_f64() * 1e3,
-            "prompt_n": read,
-            "prompt_ms": prefill * 1e3,
-            "prompt_per_second": rate(read, prefill),
-            "predicted_n": summary.completion_tokens,
-            "predicted_ms": decode * 1e3,
-            // the first one came with the prompt
-            "predicted_per_second": rate(summary.completion_tokens.saturating_sub(1), decode),
-        })
-    }
+/// A token as JSON with its probability and those of others.
+pub(crate) fn logprob_json(served: &Served, token: &TokenLogprob) -> Value {
+    let mut value = token_json(served, token.id, token.logprob);
+    value["top_logprobs"] =
+        token.top.iter().map(|&(id, logprob)| token_json(served, id, logprob)).collect();
+    value
 }
 
 #[cfg(test)]
@@ -210,8 +168,8 @@ mod tests {
             assert_eq!(response.headers()["x-accel-buffering"], "no");
             tokio::spawn(async move {
                 tokio::time::sleep(wait).await;
-                engine::send(&sender, 0, Event::Text("x".to_owned(), Vec::new()));
-                engine::send(&sender, 0, Event::Prompt(Vec::new()));
+                sender.try_send((0, Event::Text("x".to_owned(), Vec::new()))).unwrap();
+                sender.try_send((0, Event::Prompt(Vec::new()))).unwrap();
             });
             let bytes = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
             String::from_utf8(bytes.to_vec()).unwrap()

@@ -1,7 +1,8 @@
-//! What is here to work with, and what each runtime will make of a model.
+//! Findings about this machine, and about what each runtime will make of a model.
 //!
-//! In: this machine, and perhaps a model's configuration. Out: findings with the command that fixes what is
-//! missing; per runtime whether it carries the model, per file type what the file will really hold.
+//! In: this machine, and perhaps a model's configuration. Out: findings with the command that fixes
+//! what is missing; per runtime whether it carries the model, per file type what the file will
+//! really hold.
 
 use std::collections::BTreeMap;
 
@@ -12,12 +13,12 @@ use serde::Serialize;
 
 use crate::{blocks, trainer};
 
-/// Something mmx can use, found or not.
+/// A thing that mmx can use, found or not.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Finding {
-    /// What.
+    /// The thing's name.
     pub what: &'static str,
-    /// It is there.
+    /// True where it is there.
     pub ok: bool,
     /// What was found.
     pub found: String,
@@ -26,20 +27,20 @@ pub struct Finding {
     pub fix: Option<String>,
 }
 
-/// A runtime and a model.
+/// A runtime's verdict on a model.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Target {
-    /// The program.
+    /// Name of the runtime.
     pub runtime: &'static str,
     /// Class or architecture under which it runs the model.
     pub form: String,
-    /// It computes the same.
+    /// True where the runtime computes the same as mmx.
     pub ok: bool,
-    /// Why not, or what to know.
+    /// The reason why not, or a remark.
     pub note: String,
 }
 
-/// What a GGUF of a type will hold.
+/// The contents of a GGUF of a type.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TypeReport {
     /// The type on the command line.
@@ -51,45 +52,46 @@ pub struct TypeReport {
     pub bits_per_weight: f64,
     /// Matrices that do not get the type meant for them.
     pub fallbacks: usize,
-    /// Bytes of those.
+    /// Bytes of the matrices that fall back.
     pub fallback_bytes: u64,
     /// Matrices by the type they get.
     pub types: BTreeMap<String, usize>,
 }
 
-/// Rows of a length.
+/// The matrices whose rows have the same length.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Rows {
     /// Values of a row.
     pub length: usize,
     /// Matrices with such rows.
     pub matrices: usize,
-    /// K types and IQ4_XS fit.
+    /// True where the K types and IQ4_XS fit: blocks of 256.
     pub fits_256: bool,
-    /// Every other block type fits.
+    /// True where every other block type fits: blocks of 32.
     pub fits_32: bool,
 }
 
-/// What runtimes will make of a model.
+/// A model's report: what runtimes and file types will make of it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ModelReport {
     /// The family.
     pub family: &'static str,
-    /// Parameters in all, and those a token uses.
+    /// Parameters in all, and the number that one token uses.
     pub parameters: (usize, usize),
     /// The embedding table's share of the parameters.
     pub embedding_share: f64,
-    /// The table is the output head too.
+    /// True where the embedding table is the output head too.
     pub tied: bool,
-    /// By runtime.
+    /// A verdict of each runtime.
     pub targets: Vec<Target>,
-    /// By length.
+    /// The matrices by length of their rows.
     pub rows: Vec<Rows>,
-    /// By type.
+    /// The contents of a GGUF of each file type.
     pub types: Vec<TypeReport>,
 }
 
-/// Head sizes of vLLM's attention on CPUs. Source: EXPORT_FACTS section 1, vLLM 0.32.
+/// Head sizes of vLLM's attention on CPUs. Source: vLLM 0.32;
+/// docs/formats/transformers.md, "vLLM on a CPU".
 const VLLM_CPU_HEADS: [usize; 11] = [32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512];
 
 /// Looks at the machine.
@@ -130,7 +132,7 @@ pub fn machine() -> Vec<Finding> {
     findings
 }
 
-/// What `mmx-train` found, and whether it is there.
+/// Findings about `mmx-train`: whether it is there, and what it found.
 fn torch() -> Vec<Finding> {
     if trainer::program().is_none() {
         return vec![Finding {
@@ -170,7 +172,7 @@ fn cpu_features() -> Vec<&'static str> {
     Vec::new()
 }
 
-/// What the runner computes with: the CPU's kernels, and devices.
+/// Findings about the runner: the CPU's kernels, and devices.
 fn runner() -> Vec<Finding> {
     let kernels = mmx_ggml::cpu_kernels();
     let mut findings = vec![Finding {
@@ -205,7 +207,7 @@ fn runner() -> Vec<Finding> {
     findings
 }
 
-/// Where a program lies.
+/// The path of a program in PATH.
 fn in_path(program: &str) -> Option<String> {
     let paths = std::env::var_os("PATH")?;
     let found = std::env::split_paths(&paths).map(|dir| dir.join(program)).find(|p| p.is_file());
@@ -295,7 +297,7 @@ fn targets(config: &Config) -> Vec<Target> {
     if folder.is_ok() && !VLLM_CPU_HEADS.contains(&head) {
         all[1].note = format!("GPUs only: its attention on CPUs has no head size of {head}");
     }
-    // read in their sources: GGUF_FACTS section 8
+    // read in their sources: docs/formats/gguf.md, "Other readers"
     let candle = match family {
         Family::MiniMind2Moe => Err(format!("it has no {arch}")),
         _ => gguf.clone(),
@@ -313,7 +315,7 @@ mod tests {
 
     #[test]
     fn sizes_are_those_llama_quantize_gives() {
-        // EXPORT_FACTS section 6: minimind2-small, MB of all tensors
+        // minimind2-small as llama-quantize writes it, MB of all tensors
         let report = model(&presets::preset("minimind2-small").unwrap());
         for (ty, mb, fallbacks) in [("q4_0", 15.4, 0), ("q4_k_m", 17.3, 8), ("q8_0", 27.5, 0)] {
             let found = report.types.iter().find(|t| t.ty == ty).unwrap();

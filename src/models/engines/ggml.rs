@@ -1,8 +1,9 @@
-//! mmx's own runner as an engine: the GGUF, or a folder as a GGUF in memory, through our graphs on ggml.
+//! mmx's own runner as an engine: the GGUF, or a folder as a GGUF in memory, through our graphs on
+//! ggml.
 
 use mmx_ggml::run::{BATCH, KvType, LoadOptions, Model, Session, SessionOptions, reusable};
 
-use super::{Engine, check_ids};
+use super::engine::{Engine, check_ids};
 use crate::open::Form;
 use mmx_converters::Result;
 
@@ -10,11 +11,12 @@ pub(super) struct Ggml {
     model: Model,
     threads: usize,
     session: Option<Session>,
-    /// What the session has read.
+    /// The ids that the session has read.
     held: Vec<u32>,
 }
 
-/// A session's positions are made in multiples of this, so that sequences a little longer than the last fit too.
+/// A session's positions are made in multiples of this, so that sequences a little longer than the
+/// last fit too.
 const POSITIONS: usize = 256;
 
 impl Ggml {
@@ -98,7 +100,8 @@ mod tests {
             let far = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
             assert!(far < 1e-4, "{from} of {length}: {far:e}");
         };
-        // all of it known, a beginning known, steps without logits, and more than fits the session so far
+        // all of it known, a beginning known, steps without logits, and more than fits the session
+        // so far
         for (length, from) in [(1300, 1299), (700, 650), (20, 5), (1300, 1250), (3, 9), (1280, 0)] {
             check(length, from);
         }

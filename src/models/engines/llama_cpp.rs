@@ -2,7 +2,7 @@
 
 use mmx_ggml::judge::LlamaModel;
 
-use super::{Engine, check_ids};
+use super::engine::{Engine, check_ids};
 use crate::open::Form;
 use mmx_converters::Result;
 

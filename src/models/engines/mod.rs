@@ -1,6 +1,7 @@
-//! The engines that turn ids into logits, behind one trait: tch (`native`), mmx's own ggml runner (`ggml`), and
-//! llama.cpp itself (`llama.cpp`), the judge.
+//! The engines that turn ids into logits, behind one trait: tch (`native`), mmx's own ggml runner
+//! (`ggml`), and llama.cpp itself (`llama.cpp`), the judge.
 
+pub mod engine;
 mod ggml;
 mod llama_cpp;
 mod native;
@@ -8,63 +9,8 @@ mod native;
 use mmx_ggml::run::LoadOptions;
 
 use crate::open::Form;
+pub use engine::{Engine, Kind};
 use mmx_converters::{Error, Result};
-
-/// Which engine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// tch: the model as it is trained
-    Native,
-    /// mmx's own runner on ggml
-    Ggml,
-    /// llama.cpp itself
-    LlamaCpp,
-}
-
-impl Kind {
-    /// As the command line and JSON spell it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Native => "native",
-            Self::Ggml => "ggml",
-            Self::LlamaCpp => "llama.cpp",
-        }
-    }
-}
-
-/// A loaded model that computes logits.
-pub trait Engine {
-    /// Logits `[ids.len(), vocab]`, row-major, of one sequence from its beginning, with float32 key-value caches.
-    ///
-    /// # Errors
-    /// An id beyond the vocabulary, a sequence beyond the context, or the library's own failure.
-    fn logits(&mut self, ids: &[u32]) -> Result<Vec<f32>>;
-
-    /// The logits of the positions from `from` on alone, `[ids.len() - from, vocab]`. An engine may keep what it
-    /// computed of a beginning that the next sequence shares.
-    ///
-    /// # Errors
-    /// As [`Engine::logits`].
-    fn logits_from(&mut self, ids: &[u32], from: usize) -> Result<Vec<f32>> {
-        let mut all = self.logits(ids)?;
-        all.drain(..from.min(ids.len()) * self.vocab());
-        Ok(all)
-    }
-
-    /// Ids of a text as this engine's own tokenizer reads it (specials recognised), if it has one.
-    ///
-    /// # Errors
-    /// The tokenizer's own failure.
-    fn tokenize(&mut self, text: &str) -> Result<Option<Vec<u32>>>;
-
-    /// Where the model's layers lie, in words, if that is to be said.
-    fn placement(&self) -> Option<String> {
-        None
-    }
-
-    /// Logits per position.
-    fn vocab(&self) -> usize;
-}
 
 /// Opens a form in an engine.
 ///
@@ -74,7 +20,8 @@ pub fn open(kind: Kind, form: &Form, threads: usize) -> Result<Box<dyn Engine>> 
     open_on(kind, form, threads, LoadOptions::default())
 }
 
-/// The same with the runner's model loaded in another way, on a device for instance.
+/// Opens a form in an engine; the runner loads its model as `options` say, on a device for
+/// instance.
 ///
 /// # Errors
 /// As [`open`].
@@ -84,7 +31,8 @@ pub fn open_on(
     threads: usize,
     options: LoadOptions,
 ) -> Result<Box<dyn Engine>> {
-    // whether the file is of a kind that the engine opens; that mmx-train is missing is said by `native` itself
+    // whether the file is of a kind that the engine opens; that mmx-train is missing is said by
+    // `native` itself
     if !form.engines().contains(&kind) && (kind != Kind::Native || form.is_gguf()) {
         return Err(Error::misuse(format!(
             "{}: the engine {} cannot open this kind of file",
@@ -115,8 +63,8 @@ pub fn none_of(asked: &[Kind], form: &Form) -> Error {
     ))
 }
 
-/// Opens a form in tch on a device (`auto`, `cpu`, `cuda`, `cuda:N`), computing in float32 or bfloat16. [`open`] takes
-/// the CPU and float32, which other engines are compared with.
+/// Opens a form in tch on a device (`auto`, `cpu`, `cuda`, `cuda:N`), computing in float32 or
+/// bfloat16. [`open`] takes the CPU and float32, which other engines are compared with.
 ///
 /// # Errors
 /// As [`open`]; a device that is not there.
@@ -130,17 +78,4 @@ pub fn open_native(
         return open(Kind::Native, form, threads); // which says why not
     }
     Ok(Box::new(native::Native::open(form, threads, device, bf16)?))
-}
-
-/// Refuses an empty sequence and ids beyond the vocabulary, which some libraries answer with a crash.
-fn check_ids(ids: &[u32], vocab: usize) -> Result<()> {
-    if ids.is_empty() {
-        return Err(Error::failed("expected at least one id, found none"));
-    }
-    match ids.iter().find(|&&id| id as usize >= vocab) {
-        Some(id) => {
-            Err(Error::failed(format!("expected ids below {vocab} (the vocabulary), found {id}")))
-        }
-        None => Ok(()),
-    }
 }

@@ -1,5 +1,6 @@
-//! libtorch as an engine: the model exactly as it is trained, float32 on the CPU unless asked otherwise, computed by
-//! `mmx-train logits --serve` as a child. [`wire`] is what the two say to each other over its stdin and stdout.
+//! libtorch as an engine: the model exactly as it is trained, float32 on the CPU unless asked
+//! otherwise, computed by `mmx-train logits --serve` as a child. [`wire`] is the protocol that the
+//! two speak over its stdin and stdout.
 
 use std::io::BufWriter;
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
@@ -8,7 +9,7 @@ use mmx_converters::tokenizer::Tokenizer;
 use mmx_converters::wire;
 use mmx_converters::{Error, Result};
 
-use super::{Engine, check_ids};
+use super::engine::{Engine, check_ids};
 use crate::open::Form;
 use crate::trainer;
 
@@ -43,7 +44,7 @@ impl Native {
         Ok(native)
     }
 
-    /// Why the child says nothing more.
+    /// The error of a child that answers no more.
     fn ended(&mut self, error: &std::io::Error) -> Error {
         self.ids = None; // it ends now if it has not already
         let how = self.child.wait().map_or_else(|e| e.to_string(), |status| status.to_string());

@@ -1,16 +1,18 @@
-//! A type for each tensor by what it costs: the smallest file within a divergence, or the best within a size.
+//! The search for a type for each tensor by what it costs: the smallest file within a divergence,
+//! or the best within a size.
 //!
 //! In: a model, a text, a goal. Out: the types, and the points that were measured on the way.
 //!
-//! What a tensor's rounding does to the model is measured once, with that tensor alone in a coarse type: the KL
-//! divergence of the logits. Other types of the same tensor are taken to cost in proportion to the squared error
-//! of their values (weighted by the importance matrix where there is one), and tensors to add up. Then the
-//! cheapest steps are taken in order: from the smallest file on, always the one that lowers the divergence most
-//! per byte. That gives an ordered line of files; the ones shown and the one chosen are measured as a whole.
+//! What a tensor's rounding does to the model is measured once, with that tensor alone in a coarse
+//! type: the KL divergence of the logits. Other types of the same tensor are taken to cost in
+//! proportion to the squared error of their values (weighted by the importance matrix where there
+//! is one), and tensors to add up. Then the cheapest steps are taken in order: from the smallest
+//! file on, always the one that lowers the divergence most per byte. That gives an ordered line of
+//! files; the ones shown and the one chosen are measured as a whole.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use mmx_converters::arch::Weight;
 use mmx_converters::gguf::{GgmlType, Gguf};
@@ -21,33 +23,14 @@ use mmx_ggml::run::{KvType, LoadOptions, Model, Session, SessionOptions};
 
 use super::frontier::{Choice, Chosen, Point, line, plot};
 use super::job::{Job, Target};
+pub use super::request::{Goal, Limit};
 use crate::compare;
 use crate::{blocks, verify};
 use mmx_converters::{Error, Result};
 
-/// What is wanted.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Goal {
-    /// The bound.
-    pub limit: Limit,
-    /// The text to measure on; nothing for a built-in one.
-    pub text: Option<PathBuf>,
-    /// Tokens of it that are used.
-    pub tokens: usize,
-}
-
-/// A bound on one of size and divergence; the other is made as small as it gets.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Limit {
-    /// Mean KL divergence from the checkpoint, nats.
-    MaxKl(f64),
-    /// Bytes of the file.
-    TargetSize(u64),
-}
-
-/// Points of the line that are measured for the table.
+/// Number of points of the line that are measured for the table.
 const SHOWN: usize = 7;
-/// File types measured beside it.
+/// File types measured beside the line.
 const COMPARED: [FileType; 5] =
     [FileType::Q8_0, FileType::Q6_K, FileType::Q5_K_M, FileType::Q4_K_M, FileType::Q4_0];
 
@@ -73,7 +56,7 @@ fn probe(row: usize) -> GgmlType {
     }
 }
 
-/// What the search works on.
+/// The state of a search.
 struct Search<'a, 'j> {
     job: &'a Job<'j>,
     ids: Vec<u32>,
@@ -286,7 +269,7 @@ impl Search<'_, '_> {
         self.matrices().iter().any(|(matrix, _)| matrix == name)
     }
 
-    /// The model with these types, ready to run.
+    /// Makes the model with these types, ready to run.
     fn load(&self, chosen: &Chosen) -> Result<Model> {
         let target = Target::Chosen(chosen);
         let get = &mut |w: &Weight| self.job.source.weight(w);
@@ -297,7 +280,7 @@ impl Search<'_, '_> {
         Ok(Model::from_gguf(gguf, LoadOptions::default())?)
     }
 
-    /// What each type of a tensor costs.
+    /// The cost of a tensor in each type that it may get.
     fn choices(&self, file: &Gguf, name: &str) -> Result<Vec<Choice>> {
         let Some(info) = file.tensor(name) else { return Ok(Vec::new()) };
         let row = info.shape.last().copied().unwrap_or(1);
@@ -348,7 +331,7 @@ impl Search<'_, '_> {
     }
 }
 
-/// As the data of a GGUF is aligned.
+/// Rounds up as the data of a GGUF is aligned.
 fn padded(bytes: u64) -> u64 {
     bytes.next_multiple_of(u64::from(mmx_converters::gguf::DEFAULT_ALIGNMENT))
 }

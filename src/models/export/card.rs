@@ -1,8 +1,8 @@
-//! The model card: README.md with the front matter that hubs read, and for people what the model is, how it was
-//! trained, how far each file is from the checkpoint, and how to load it.
+//! The model card: README.md with the front matter that hubs read, and for people what the model
+//! is, how it was trained, how far each file is from the checkpoint, and how to load it.
 //!
-//! In: an open model, words of the user's, and the training state beside a checkpoint if there is one. Out:
-//! Markdown. No clock and no path goes into it: the same model gives the same card.
+//! In: an open model, words of the user's, and the training state beside a checkpoint if there is
+//! one. Out: Markdown. No clock and no path goes into it: the same model gives the same card.
 
 use std::path::Path;
 
@@ -10,24 +10,15 @@ use mmx_converters::tensor::Dtype;
 use mmx_converters::words::counted;
 use serde_json::{Map, Value};
 
-use super::{Exported, Source, dtype_name};
+use super::report::{Exported, dtype_name};
+pub use super::request::Words;
+use super::source::Source;
 use crate::verify;
 
 /// The card's file name.
 pub const FILE_NAME: &str = "README.md";
 
-/// What the user says of the model.
-#[derive(Clone, Debug, Default)]
-pub struct Words {
-    /// Languages by their ISO 639-1 codes.
-    pub languages: Vec<String>,
-    /// The model this one was made from, by its name on the hub.
-    pub base_model: Option<String>,
-    /// Data sets it was trained on, by their names on the hub.
-    pub datasets: Vec<String>,
-}
-
-/// What cards are made from.
+/// The parts from which cards are made.
 pub(super) struct Card<'a> {
     pub(super) name: &'a str,
     pub(super) license: Option<&'a str>,
@@ -36,7 +27,7 @@ pub(super) struct Card<'a> {
     pub(super) verified: Option<&'a verify::Report>,
 }
 
-/// A string as YAML takes it whatever is in it: JSON's strings are YAML's.
+/// Quotes a string for YAML where it needs it: JSON's strings are YAML's.
 fn yaml(text: &str) -> String {
     let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_./".contains(&b))
         && text.bytes().any(|b| b.is_ascii_alphabetic())
@@ -47,7 +38,7 @@ fn yaml(text: &str) -> String {
 }
 
 impl Card<'_> {
-    /// For a Transformers folder.
+    /// The card of a Transformers folder.
     pub(super) fn of_folder(&self, dtype: Dtype) -> String {
         let family = self.source.model.config.family;
         let mut text = self.front("transformers", &[family.transformers_model_type()]);
@@ -74,7 +65,7 @@ impl Card<'_> {
         text
     }
 
-    /// For the GGUFs of an export.
+    /// The card of the GGUFs of an export.
     pub(super) fn of_ggufs(&self, files: &[&Exported], ollama: bool) -> String {
         let mut text = self.front("gguf", &["gguf", self.source.model.config.family.gguf_arch()]);
         let mut about = String::from("| file | type | bytes |\n|---|---|---|\n");
@@ -99,7 +90,7 @@ impl Card<'_> {
         text
     }
 
-    /// For a PEFT folder.
+    /// The card of a PEFT folder.
     pub(super) fn of_adapters(&self) -> String {
         let mut text = self.front("peft", &["lora"]);
         let rank = self.source.model.adapters().map_or(0, |adapters| adapters.rank);
@@ -157,7 +148,7 @@ impl Card<'_> {
         )
     }
 
-    /// The recipe, where a checkpoint says it.
+    /// The section on the training, where a checkpoint tells it.
     fn training(&self) -> String {
         let path = self.source.model.path.join("training/state.json");
         let state = fs_err::read_to_string(path).ok();
@@ -181,7 +172,7 @@ impl Card<'_> {
         text
     }
 
-    /// The comparison, of the folder of one element type or of the GGUFs.
+    /// The section on the comparison, of the folder of one element type or of the GGUFs.
     fn parity(&self, dtype: Option<Dtype>) -> String {
         let Some(report) = self.verified else { return String::new() };
         let folder = dtype.map(|dtype| format!("hf-{}", dtype_name(dtype)));
@@ -214,7 +205,7 @@ impl Card<'_> {
     }
 }
 
-/// Numbers and words of an object, one row each.
+/// Writes the numbers and words of an object, one row each.
 fn rows(prefix: &str, object: Option<&Map<String, Value>>, text: &mut String) {
     for (key, value) in object.into_iter().flatten() {
         match value {

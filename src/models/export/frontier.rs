@@ -19,7 +19,7 @@ pub struct Point {
     pub ppl: Option<f64>,
     /// Matrices by type.
     pub types: BTreeMap<String, usize>,
-    /// The one that was written.
+    /// True for the file that was written.
     pub chosen: bool,
 }
 
@@ -65,8 +65,8 @@ pub(super) struct Choice {
     pub(super) kl: f64,
 }
 
-/// Files from the smallest to the finest, each one step from the last: the step that lowers the expected
-/// divergence most per byte.
+/// Files from the smallest to the finest, each one step from the last: the step that lowers the
+/// expected divergence most per byte.
 pub(super) fn line(tensors: &[(String, Vec<Choice>)]) -> Vec<Chosen> {
     let hulls: Vec<Vec<Choice>> = tensors.iter().map(|(_, choices)| hull(choices)).collect();
     let elements = |choice: &Choice| {
@@ -119,7 +119,7 @@ fn hull(choices: &[Choice]) -> Vec<Choice> {
     hull
 }
 
-/// Size against divergence, both on logarithmic scales, as SVG.
+/// Draws size against divergence, both on logarithmic scales, as SVG.
 pub(super) fn plot(points: &[Point]) -> String {
     const WIDTH: f64 = 640.0;
     const HEIGHT: f64 = 400.0;

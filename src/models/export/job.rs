@@ -16,18 +16,19 @@ use mmx_converters::tensor::Dtype;
 use mmx_ggml::FileType;
 
 use super::frontier::Chosen;
-use super::source::folder_of;
-use super::{AdapterForm, Exported, FileFallback, Report, Request, Source};
-use super::{card, dtype_name, modelfile};
+use super::report::{Exported, FileFallback, Report, dtype_name};
+use super::request::{AdapterForm, Request};
+use super::source::{Source, folder_of};
+use super::{card, modelfile};
 use crate::open::Form;
 use crate::{blocks, verify};
 use mmx_converters::{Error, Result};
 
 /// The types of a GGUF.
 pub(super) enum Target<'a> {
-    /// As llama-quantize mixes them for a file type.
+    /// The types that llama-quantize mixes for a file type.
     Type(FileType),
-    /// Tensor by tensor.
+    /// Types that were chosen tensor by tensor.
     Chosen(&'a Chosen),
 }
 
@@ -40,15 +41,15 @@ impl Target<'_> {
     }
 }
 
-/// An export under way.
+/// The state of an export under way.
 pub(super) struct Job<'a> {
     pub(super) request: &'a Request,
     pub(super) source: &'a Source,
     pub(super) out: PathBuf,
-    /// What mmx wrote below `out`.
+    /// Note of the files that mmx wrote below `out`.
     pub(super) manifest: Manifest,
     pub(super) name: String,
-    /// `26M`.
+    /// Label of the model's size, such as `26M`.
     pub(super) label: String,
     pub(super) table: Vec<Weight>,
     pub(super) tokenizer_keys: Vec<(String, Value)>,
@@ -58,7 +59,7 @@ pub(super) struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// What may be refused, before anything is written.
+    /// Refuses what cannot be exported, before anything is written.
     pub(super) fn check(&mut self) -> Result<()> {
         let (config, request) = (&self.source.model.config, self.request);
         let gguf = !request.gguf.is_empty() || request.auto.is_some();
@@ -118,7 +119,7 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// Refuses a target that is what is read, or that somebody else wrote, before anything is written.
+    /// Refuses a target that is an input, or that somebody else wrote, before anything is written.
     pub(super) fn check_places(&mut self) -> Result<()> {
         let request = self.request;
         let adapters = self.source.model.adapters();
@@ -177,8 +178,8 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// Writes a text for people beside the model, unless somebody else's or a changed one is there: that is kept,
-    /// and said.
+    /// Writes a text for people beside the model, unless somebody else's or a changed one is there:
+    /// that is kept, and said.
     pub(super) fn write_text(
         &mut self,
         path: PathBuf,
@@ -218,7 +219,7 @@ impl Job<'_> {
         self.out.join(format!("{}-{}-{}.gguf", self.name, self.label, target.name()))
     }
 
-    /// Makes what a GGUF is written from, and hands it over.
+    /// Makes the specification from which a GGUF is written, and hands it to `run`.
     pub(super) fn with_spec<T>(
         &self,
         target: &Target<'_>,
@@ -406,7 +407,7 @@ impl Job<'_> {
         Ok(all)
     }
 
-    /// Every folder and GGUF written, in every engine, against the model.
+    /// Compares every folder and GGUF written, in every engine, with the model.
     pub(super) fn verify(&mut self) -> Result<()> {
         /// Tokens of the built-in text: enough for means, few enough to wait for.
         const TOKENS: usize = 128;
@@ -432,7 +433,7 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// README.md beside the GGUFs and in each Transformers folder.
+    /// Writes README.md beside the GGUFs and into each Transformers folder.
     pub(super) fn write_cards(&mut self) -> Result<()> {
         let card = card::Card {
             name: &self.name,
@@ -463,10 +464,10 @@ impl Job<'_> {
 
 /// The folder of the adapters alone, below the export's.
 const PEFT: &str = "adapter-peft";
-/// Its files, besides a tokenizer's.
+/// Files of the folder of adapters, besides a tokenizer's.
 const PEFT_FILES: [&str; 2] = [adapter::CONFIG_NAME, adapter::WEIGHTS_NAME];
 
-/// Refuses to replace a file.
+/// Refuses to replace a file that mmx did not write, where one was found.
 fn refuse_foreign(found: Option<PathBuf>) -> Result<()> {
     let Some(path) = found else { return Ok(()) };
     let fault = mmx_converters::Error::Foreign { path };

@@ -6,10 +6,11 @@ use mmx_converters::chat::{self, Template};
 use mmx_converters::modelfile::{self, Modelfile};
 use mmx_converters::tokenizer::Tokenizer;
 
-use super::{Ollama, Source};
+use super::request::Ollama;
+use super::source::Source;
 use mmx_converters::{Error, Result};
 
-/// The Modelfile of a GGUF beside it.
+/// Makes the Modelfile of a GGUF that lies beside it.
 pub(super) fn modelfile(
     source: &Source,
     ollama: &Ollama,

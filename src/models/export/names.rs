@@ -1,12 +1,12 @@
-//! Which model is meant, and what its files are called.
+//! Names of an export: the model that is meant, and the names of its files.
 
 use std::path::{Path, PathBuf};
 
 use mmx_converters::model::run_folder;
 use mmx_converters::{Error, Result};
 
-/// A model's name from its path, as a file name may hold it: `runs/first` and `runs/first/checkpoint-000100`
-/// are `first`.
+/// A model's name from its path, as a file name may hold it: `runs/first` and
+/// `runs/first/checkpoint-000100` are `first`.
 pub(super) fn model_name(path: &Path) -> String {
     let full = fs_err::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     // a part of a split model has the model's name
@@ -24,12 +24,12 @@ pub(super) fn model_name(path: &Path) -> String {
     if plain.is_empty() { "model".to_owned() } else { plain }
 }
 
-/// Looks at a name of the user's, which becomes part of file names.
+/// Checks a name of the user's, which becomes part of file names.
 ///
 /// # Errors
 /// One that no file name can hold, or that would lie in another folder or be hidden there.
 pub(super) fn check_name(name: &str) -> Result<()> {
-    /// Bytes: file systems hold names of 255, and size, type and ending follow.
+    /// Longest name in bytes: file systems hold names of 255, and size, type and ending follow.
     const MOST: usize = 200;
     let fit = !name.trim().is_empty()
         && name.len() <= MOST
@@ -47,7 +47,7 @@ pub(super) fn check_name(name: &str) -> Result<()> {
     }
 }
 
-/// What [`run_folder::newest`] finds below `runs`.
+/// The newest checkpoint below `runs`, as [`run_folder::newest`] finds it.
 ///
 /// # Errors
 /// There is none.

@@ -27,8 +27,8 @@ pub struct Source {
 }
 
 impl Source {
-    /// Opens a model; its tokenizer comes from `tokenizer`, else from beside the weights, else from the
-    /// GGUF's keys. The tokenizer's end tokens join the model's stop set.
+    /// Opens a model; its tokenizer comes from `tokenizer`, else from beside the weights, else from
+    /// the GGUF's keys. The tokenizer's end tokens join the model's stop set.
     ///
     /// # Errors
     /// Whatever is wrong with either.
@@ -36,8 +36,8 @@ impl Source {
         Self::with_model(Model::open(mmx_hub::resolve(path)?)?, tokenizer)
     }
 
-    /// The same of adapters that name no base of their own: a PEFT folder, a GGUF adapter, or a file of weights
-    /// alone, on `base`; a model where there is none.
+    /// Opens adapters that name no base of their own (a PEFT folder, a GGUF adapter, or a file of
+    /// weights alone) on `base`; without a base it opens a model.
     ///
     /// # Errors
     /// As [`Source::open`]; adapters that do not fit the base.
@@ -47,7 +47,7 @@ impl Source {
         Self::with_model(Model::open_adapters(path, &base, None)?, tokenizer)
     }
 
-    /// The same for a model that is open.
+    /// Takes a model that is open already, and finds its tokenizer as [`Source::open`] does.
     ///
     /// # Errors
     /// Whatever is wrong with the tokenizer.
@@ -95,7 +95,7 @@ impl Source {
         self
     }
 
-    /// A weight as the writers want it.
+    /// The values of a weight as the writers want them.
     ///
     /// # Errors
     /// What the dequantizer returns; a NaN or infinity, unless they may pass.
@@ -160,8 +160,8 @@ impl Source {
     }
 }
 
-/// Gives the model the bos and padding of its tokenizer, as Transformers' trainers do, so that all files of an export say
-/// the same; where the model said otherwise, that is said.
+/// Gives the model the bos and padding of its tokenizer, as Transformers' trainers do, so that all
+/// files of an export say the same; a warning tells where the model said otherwise.
 fn align_roles(model: &mut Model, tokenizer: &Tokenizer) {
     let config = &mut model.config;
     for (key, own, id) in [

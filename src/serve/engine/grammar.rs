@@ -1,4 +1,5 @@
-//! Text that must be of a form: JSON of a schema, or a call of a tool, by masks over the vocabulary.
+//! Grammars of texts that must be JSON of a schema or calls of tools, followed by masks over the
+//! vocabulary.
 
 use std::sync::Arc;
 
@@ -10,24 +11,24 @@ use toktrie::{TokEnv, TokRxInfo, TokTrie, TokenId, TokenizerEnv};
 
 use crate::error::ApiError;
 
-/// The longest token the library takes, bytes (its trie keeps depths in 10 bits).
+/// The longest token that the library takes, in bytes (its trie keeps depths in 10 bits).
 const LONGEST: usize = 1000;
 
-/// Space between the parts of JSON: one, or a line break and indentation. Without a bound, a small model
-/// that once writes a line break may write nothing else.
+/// Space between the parts of JSON: one, or a line break and indentation. Without a bound, a small
+/// model that once writes a line break may write nothing else.
 const SPACE: &str = r"\x20|\x0A\x20{0,8}";
 
 /// A tool that may be called.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Function {
     pub(crate) name: String,
-    /// What its arguments must fit.
+    /// JSON schema of the arguments.
     pub(crate) schema: Value,
-    /// Where the schema stands in the request.
+    /// Place of the schema in the request, for errors.
     pub(crate) place: String,
 }
 
-/// Compiles grammars for one vocabulary.
+/// A compiler of grammars for one vocabulary.
 pub(crate) struct Grammars(ParserFactory);
 
 /// A grammar half way through a text.
@@ -38,7 +39,7 @@ pub(crate) struct Constraint {
     before: String,
 }
 
-/// A schema with our bound of space.
+/// Bounds the space that JSON of a schema may hold.
 fn spaced(schema: Value) -> Value {
     let mut schema = match schema {
         Value::Bool(true) => json!({}),
@@ -63,7 +64,7 @@ impl TokenizerEnv for Vocabulary {
 }
 
 impl Grammars {
-    /// For a model of `vocab` ids whose texts end with `end`.
+    /// Makes the compiler for a model of `vocab` ids whose texts end with `end`.
     pub(crate) fn new(tokenizer: &Tokenizer, vocab: usize, end: u32) -> Result<Self, ApiError> {
         let words: Vec<Vec<u8>> = (0..vocab as u32)
             .map(|id| match tokenizer.token_bytes(id) {
@@ -83,7 +84,7 @@ impl Grammars {
         Ok(Self(factory))
     }
 
-    /// JSON that a schema allows.
+    /// Compiles the grammar of JSON that a schema allows.
     pub(crate) fn json(
         &self,
         schema: Value,
@@ -93,10 +94,10 @@ impl Grammars {
         self.compile(grammar, after).map_err(|why| unfollowed("response_format", &why))
     }
 
-    /// One call, or with `several` one or more, of the tools.
+    /// Compiles the grammar of one call of the tools, or with `several` of one or more.
     ///
-    /// The arguments of each tool are a grammar of their own, so that `#`, `$defs` and `definitions` in a schema are its own
-    /// and no other tool's.
+    /// The arguments of each tool are a grammar of their own, so that `#`, `$defs` and
+    /// `definitions` in a schema are its own and no other tool's.
     pub(crate) fn calls(
         &self,
         tools: &[Function],
@@ -148,7 +149,7 @@ impl Grammars {
     }
 }
 
-/// A schema that no grammar can be made of.
+/// The error for a schema that no grammar can be made of.
 fn unfollowed(place: &str, why: &str) -> ApiError {
     // the library shows its state after the first line
     let line = why.lines().next().unwrap_or_default();
@@ -156,7 +157,7 @@ fn unfollowed(place: &str, why: &str) -> ApiError {
 }
 
 impl Constraint {
-    /// The ids that may come next, a bit each; nothing while any may.
+    /// The mask of ids that may come next, a bit each; nothing while any may.
     pub(crate) fn mask(&mut self) -> Result<Option<toktrie::SimpleVob>, String> {
         if self.after.is_some() {
             return Ok(None);
@@ -169,7 +170,7 @@ impl Constraint {
         })
     }
 
-    /// What came next, an id and its text.
+    /// Takes the next token: an id and its text.
     pub(crate) fn consume(&mut self, id: u32, text: &str) -> Result<(), String> {
         match self.after {
             None => self.matcher.consume_token(id).map_err(|e| e.to_string()),
@@ -198,7 +199,7 @@ mod tests {
         Tokenizer::open(path).unwrap()
     }
 
-    /// Which of some texts can be written, token by token.
+    /// True for a text that can be written, token by token.
     fn accepts(constraint: impl Fn() -> Constraint, tokenizer: &Tokenizer, text: &str) -> bool {
         let mut constraint = constraint();
         let ids = tokenizer.encode_plain(text).unwrap();
@@ -247,7 +248,8 @@ mod tests {
         Function { name: name.to_owned(), schema, place }
     }
 
-    /// Two tools with definitions of the same name, one that is recursive, and names that must be escaped.
+    /// Two tools with definitions of the same name, one that is recursive, and names that must be
+    /// escaped.
     #[test]
     fn references_stay_within_the_schema_of_their_tool() {
         let tokenizer = tokenizer();

@@ -1,27 +1,31 @@
-//! Which tokens are computed next: continuous batching over the runner's slots.
+//! The scheduler of an engine: continuous batching over the runner's slots.
 //!
-//! In: jobs. Each round gives free slots to waiting jobs, computes one step (the next token of every text
-//! that is being written, with guesses of those after it where few texts are, and pieces of prompts up to a
-//! budget), and sends what became certain. A slot keeps what it computed after its job; a new job takes over
-//! the longest beginning it shares with any slot.
-
-mod writing;
+//! In: jobs. Each round gives free slots to waiting jobs, computes one step (the next token of
+//! every text that is being written, with guesses of the tokens after it where the texts are few,
+//! and pieces of prompts up to a budget), and sends what became certain. A slot keeps what it
+//! computed after its job; a new job takes over the longest beginning it shares with any slot.
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mmx_converters::tokenizer::Tokenizer;
 use mmx_ggml::run::{BATCH, Finish, Part, Slots, reusable};
 
-use crate::engine::{Event, Job, STALL, Stats, Task};
+use super::job::{Event, Job, Summary, Task};
+use super::sequence::{Sequence, Step, most_guesses};
+use super::stats::Stats;
 use crate::error::ApiError;
-use writing::{Writing, most_guesses};
 
-/// Tokens of prompts read beside texts that are being written: they wait for these, so few.
+/// Longest time a text waits for a client that does not read.
+pub(crate) const STALL: Duration = Duration::from_secs(30);
+
+/// Most tokens of prompts in a step that also writes texts: the texts wait for them, so they are
+/// few.
 const PROMPT_TOKENS_BESIDE: usize = 128;
 
-/// Logits of a prompt's tokens in one step at most, 64 MiB of them, where the tokens' probabilities were asked for.
+/// Most logits of prompts' tokens in one step, 64 MiB of them, where the tokens' probabilities were
+/// asked for.
 const PROMPT_LOGITS: usize = 1 << 24;
 
 /// A slot of the runner.
@@ -31,7 +35,7 @@ struct Lane<'t> {
     run: Option<Run<'t>>,
     /// Round of its last use.
     used: u64,
-    /// Counts its jobs, so that a borrower notices another one.
+    /// Number of its jobs so far, by which a borrower notices that another one has the slot.
     tenancy: u64,
 }
 
@@ -42,20 +46,20 @@ struct Run<'t> {
     borrow: Option<(usize, u64, usize)>,
     cached: usize,
     started: Instant,
-    /// When the prompt was read.
+    /// The moment at which the prompt was read.
     read: Option<Instant>,
-    /// Since when its client has had no room for more.
+    /// The moment since which its client has had no room for more.
     stalled: Option<Instant>,
     kind: Kind<'t>,
 }
 
 enum Kind<'t> {
-    Write(Box<Writing<'t>>),
+    Write(Box<Sequence<'t>>),
     /// Sum of the hidden states so far.
     Embed(Vec<f64>),
 }
 
-/// Slots, jobs and the order among them.
+/// The slots of a runner, their jobs, and the jobs that wait.
 pub(crate) struct Scheduler<'t> {
     slots: Slots,
     lanes: Vec<Lane<'t>>,
@@ -64,7 +68,7 @@ pub(crate) struct Scheduler<'t> {
     /// Ids that end a text.
     ends: Vec<u32>,
     stats: &'t Stats,
-    /// Tokens guessed ahead of a text at most.
+    /// Most tokens guessed ahead of a text.
     speculate: usize,
     round: u64,
 }
@@ -73,9 +77,9 @@ pub(crate) struct Scheduler<'t> {
 struct Turn {
     lane: usize,
     ids: Vec<u32>,
-    /// Of how many of them, the last ones, the logits are needed.
+    /// Number of the last ids whose logits are needed.
     outputs: usize,
-    /// How many of them, the last ones, are guesses.
+    /// Number of the last ids that are guesses.
     guesses: usize,
 }
 
@@ -121,7 +125,8 @@ impl<'t> Scheduler<'t> {
         }
     }
 
-    /// One round: jobs to slots, a step, what became certain to the clients. False when there was nothing to compute.
+    /// Does one round: jobs to slots, a step, certain text to the clients. False when there was
+    /// nothing to compute.
     pub(crate) fn round(&mut self) -> bool {
         self.round += 1;
         self.drop_late();
@@ -185,7 +190,11 @@ impl<'t> Scheduler<'t> {
     fn start(&mut self, mut job: Job) {
         let kind = match &mut job.task {
             Task::Embed => Ok(Kind::Embed(vec![0.0; self.slots.model().config().hidden_size])),
-            Task::Write(write) => self.writing(write, &job.prompt).map(Kind::Write),
+            Task::Write(write) => {
+                let (model, tokenizer) = (self.slots.model(), self.tokenizer);
+                Sequence::new(write, &job.prompt, model, tokenizer, self.speculate)
+                    .map(|sequence| Kind::Write(Box::new(sequence)))
+            }
         };
         let kind = match kind {
             Ok(kind) => kind,
@@ -282,7 +291,8 @@ impl<'t> Scheduler<'t> {
         false
     }
 
-    /// Reads a piece of one embedding's text: its hidden states need a step of their own. False when there is none.
+    /// Reads a piece of one embedding's text: its hidden states need a step of their own. False
+    /// when there is none.
     fn embed(&mut self) -> bool {
         let embeds = |lane: &Lane<'_>| {
             lane.run.as_ref().is_some_and(|run| matches!(run.kind, Kind::Embed(_)))
@@ -327,15 +337,15 @@ impl<'t> Scheduler<'t> {
         true
     }
 
-    /// Computes the next token of every text whose client keeps up, with guesses of what comes after, and pieces of
-    /// prompts. False when there is neither.
+    /// Computes the next token of every text whose client keeps up, with guesses of what comes
+    /// after, and pieces of prompts. False when there is neither.
     fn step(&mut self) -> bool {
         let mut work: Vec<Turn> = Vec::new();
         let mut reading = Vec::new();
         for index in 0..self.lanes.len() {
             let waits = self.borrows(index);
             let lane = &mut self.lanes[index];
-            let Some(Run { kind: Kind::Write(writing), job, stalled, .. }) = &mut lane.run else {
+            let Some(Run { kind: Kind::Write(sequence), job, stalled, .. }) = &mut lane.run else {
                 continue;
             };
             if job.room() == 0 {
@@ -343,7 +353,7 @@ impl<'t> Scheduler<'t> {
                 continue;
             }
             *stalled = None;
-            match writing.next {
+            match sequence.next {
                 Some(id) => work.push(Turn { lane: index, ids: vec![id], outputs: 1, guesses: 0 }),
                 None if !waits => reading.push((job.since, index)),
                 None => {}
@@ -408,6 +418,111 @@ impl<'t> Scheduler<'t> {
             self.take_turn(&turn, rows.chunks_exact(vocab));
         }
         true
+    }
+
+    /// Guesses of what follows the next token of a slot's text, at most `most`.
+    fn guess(&mut self, lane: usize, most: usize) -> Vec<u32> {
+        let n_ctx = self.slots.n_ctx();
+        let Lane { held, run, .. } = &mut self.lanes[lane];
+        match run {
+            Some(Run { job, kind: Kind::Write(sequence), .. }) => {
+                sequence.guess(job, held, n_ctx, most)
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Draws from a slot's logits: after its known tokens, and after each guess that was drawn. The
+    /// others are forgotten.
+    fn take_turn<'r>(&mut self, turn: &Turn, mut rows: impl Iterator<Item = &'r [f32]>) {
+        let lane = turn.lane;
+        let (known, guesses) = turn.ids.split_at(turn.ids.len() - turn.guesses);
+        self.take_prompt(lane, known.len(), &mut rows);
+        self.lanes[lane].held.extend_from_slice(known);
+        let mut came_true = 0;
+        for row in rows {
+            self.advance(lane, row);
+            let Lane { held, run, .. } = &mut self.lanes[lane];
+            let Some(Run { kind: Kind::Write(sequence), .. }) = run else { break };
+            let drawn = sequence.next.take_if(|next| guesses.get(came_true) == Some(&*next));
+            let Some(id) = drawn else { break };
+            held.push(id);
+            came_true += 1;
+        }
+        if guesses.is_empty() {
+            return;
+        }
+        let Lane { held, run, .. } = &mut self.lanes[lane];
+        self.slots.truncate(lane, held.len());
+        if let Some(Run { kind: Kind::Write(sequence), .. }) = run {
+            sequence.learn(guesses.len(), came_true);
+        }
+        self.stats.guessed_tokens.fetch_add(guesses.len() as u64, Ordering::Relaxed);
+        self.stats.accepted_tokens.fetch_add(came_true as u64, Ordering::Relaxed);
+    }
+
+    /// Takes the probabilities of the prompt's tokens that follow the `read` ones, where they are
+    /// wanted; the row after the prompt's last token is left.
+    fn take_prompt<'r>(
+        &mut self,
+        lane: usize,
+        read: usize,
+        rows: &mut impl Iterator<Item = &'r [f32]>,
+    ) {
+        let Lane { held, run, .. } = &mut self.lanes[lane];
+        let Some(Run { job, read: None, kind: Kind::Write(sequence), .. }) = run else { return };
+        sequence.take_prompt(job, held.len() + 1, read, rows);
+    }
+
+    /// Draws the next token of a text whose logits are there.
+    fn advance(&mut self, index: usize, logits: &[f32]) {
+        let n_ctx = self.slots.n_ctx();
+        let lane = &mut self.lanes[index];
+        let full = lane.held.len() >= n_ctx;
+        let Some(run) = &mut lane.run else { return };
+        let Kind::Write(sequence) = &mut run.kind else { return };
+        let first = run.read.is_none();
+        if first {
+            run.read = Some(Instant::now());
+            let computed = run.job.prompt.len() - run.cached;
+            self.stats.first_token.record(run.job.since.elapsed());
+            self.stats.prompt_tokens.fetch_add(computed as u64, Ordering::Relaxed);
+            self.stats.cached_tokens.fetch_add(run.cached as u64, Ordering::Relaxed);
+        }
+        let begun = if first { sequence.begin(&run.job) } else { Step::Next };
+        let step = match begun {
+            Step::Next => sequence.advance(&mut run.job, logits, &self.ends, full, self.stats),
+            ended => ended,
+        };
+        match step {
+            Step::Next => {}
+            Step::Ended(finish) => self.finish(index, finish),
+            Step::Failed(error) => {
+                self.stats.failed.fetch_add(1, Ordering::Relaxed);
+                if let Some(run) = self.end(index) {
+                    fail(&run.job, error);
+                }
+            }
+        }
+    }
+
+    /// Ends a text and frees its slot.
+    fn finish(&mut self, lane: usize, finish: Finish) {
+        let Some(mut run) = self.end(lane) else { return };
+        let Kind::Write(sequence) = &mut run.kind else { return };
+        sequence.finish(&run.job);
+        let read = run.read.unwrap_or_else(Instant::now);
+        let summary = Summary {
+            finish,
+            prompt_tokens: run.job.prompt.len(),
+            cached_tokens: run.cached,
+            completion_tokens: sequence.tokens(),
+            queued: run.started - run.job.since,
+            prefill: read - run.started,
+            decode: read.elapsed(),
+        };
+        self.stats.done.fetch_add(1, Ordering::Relaxed);
+        run.job.send(Event::Done(summary));
     }
 }
 

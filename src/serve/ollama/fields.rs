@@ -1,19 +1,33 @@
 //! Fields of a request to Ollama's API: each is taken by its name, and what nobody took is refused.
 //!
-//! Ollama's own clients send every field they know, most of them empty: null, "" and 0 mean "not given" wherever
-//! Go's zero value does in Ollama.
+//! Ollama's own clients send every field they know, most of them empty: null, "" and 0 mean "not
+//! given" wherever Go's zero value does in Ollama.
 
 use serde_json::{Map, Value};
 
-use super::options::OBEYED;
 use crate::error::ApiError;
 use crate::request::messages::name_of;
 use crate::request::sampling::parse;
 
-/// The fields that are left of an object.
+/// Options that are obeyed.
+pub(super) const OBEYED: [&str; 11] = [
+    "num_predict",
+    "num_ctx",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repeat_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "stop",
+];
+
+/// The fields of an object that were not taken yet.
 pub(super) struct Fields {
     map: Map<String, Value>,
-    /// What stands before a field's name in messages: nothing, or `options.`.
+    /// The prefix of a field's name in messages: nothing, or `options.`.
     prefix: &'static str,
 }
 
@@ -26,7 +40,7 @@ impl Fields {
         Ok(Self { map: parse(body)?, prefix: "" })
     }
 
-    /// The fields of the object `options`; none where it is not given.
+    /// Takes the fields of the object `options`; none where it is not given.
     ///
     /// # Errors
     /// 400: it is something else.
@@ -39,12 +53,12 @@ impl Fields {
         Ok(Self { map, prefix: "options." })
     }
 
-    /// A field's value; none for null.
+    /// Takes a field's value; none for null.
     pub(super) fn take(&mut self, name: &str) -> Option<Value> {
         self.map.remove(name).filter(|value| !value.is_null())
     }
 
-    /// Text that is not empty.
+    /// Takes a text; an empty one counts as not given.
     ///
     /// # Errors
     /// 400: no text.
@@ -56,7 +70,7 @@ impl Fields {
         }
     }
 
-    /// True or false.
+    /// Takes a boolean.
     ///
     /// # Errors
     /// 400: neither.
@@ -68,7 +82,7 @@ impl Fields {
         }
     }
 
-    /// A number.
+    /// Takes a number.
     ///
     /// # Errors
     /// 400: none.
@@ -82,12 +96,12 @@ impl Fields {
         }
     }
 
-    /// A whole number, also one that is written 5.0.
+    /// Takes a whole number, also one that is written 5.0.
     ///
     /// # Errors
     /// 400: none.
     pub(super) fn integer(&mut self, name: &str) -> Result<Option<i64>, ApiError> {
-        /// Up to here every whole number is a float64.
+        /// Every whole number up to this one, 2^53, is a float64.
         const EXACT: f64 = 9_007_199_254_740_992.0;
         let Some(value) = self.take(name) else { return Ok(None) };
         let whole = |x: &f64| x.fract() == 0.0 && x.abs() <= EXACT;
@@ -100,7 +114,7 @@ impl Fields {
         }
     }
 
-    /// A list; empty where it is not given.
+    /// Takes a list, which is empty where it is not given.
     ///
     /// # Errors
     /// 400: something else.
@@ -112,7 +126,7 @@ impl Fields {
         }
     }
 
-    /// The model's name: `model`, or `name` as older clients call it.
+    /// Takes the model's name: `model`, or `name` as older clients call it.
     ///
     /// # Errors
     /// 400: both are given, and differ.
@@ -134,7 +148,7 @@ impl Fields {
         }
     }
 
-    /// Ends the reading.
+    /// Refuses the fields that are left.
     ///
     /// # Errors
     /// 400: a field that nobody took, which could change the answer if it were understood.
@@ -148,7 +162,7 @@ impl Fields {
         })
     }
 
-    /// A 400 that names a field.
+    /// Makes a 400 that names a field.
     pub(super) fn fault(&self, name: &str, text: &str) -> ApiError {
         let place = format!("{}{name}", self.prefix);
         ApiError::invalid(&place, format!("{place}: {text}"))

@@ -1,5 +1,6 @@
-//! What Ollama's API has and a server of given models has not: storing, fetching and removing models, accounts.
-//! Each is refused in a sentence, so that `ollama pull` and the like say why.
+//! Refusals of the addresses of Ollama's API that store, fetch or remove models or are about
+//! accounts: a server of given models has none of it, and says so in a sentence, so that `ollama
+//! pull` and the like tell why.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,23 +11,18 @@ use axum::http::{StatusCode, Uri};
 use axum::response::Response;
 use tokio_stream::StreamExt;
 
-use crate::App;
+use crate::app::App;
 use crate::error::ApiError;
 
-/// True for the paths of Ollama's API, whose errors have Ollama's form.
-pub(crate) fn is_ollamas(path: &str) -> bool {
-    path == "/api" || path.starts_with("/api/")
-}
-
-/// 501 for what changes models or asks for an account.
+/// Answers 501 where a request would change models or needs an account.
 pub(crate) async fn unsupported(State(app): State<Arc<App>>, uri: Uri) -> Response {
     refusal(&app, uri.path()).ollama()
 }
 
-/// The same for a file that is being sent: it is read to its end, else its sender would find a closed connection in the
-/// place of the answer.
+/// Answers 501 to a file that is being sent. It is read to its end first, else its sender would
+/// find a closed connection in the place of the answer.
 pub(crate) async fn blob(State(app): State<Arc<App>>, uri: Uri, body: Body) -> Response {
-    /// For a file to come.
+    /// Longest time that a file may take to come.
     const TIME: Duration = Duration::from_secs(60);
     let mut stream = body.into_data_stream();
     let all = async { while matches!(stream.next().await, Some(Ok(_))) {} };

@@ -1,25 +1,12 @@
-//! `options` of a request: those that are obeyed, those that change nothing here, and those that are refused.
-//! Source: Ollama 0.33.0, api/types.go, and the options that older versions and its Python client know.
-//! docs/api-ollama.md is the list for people; a test holds it against the tables below.
+//! The object `options` of a request to Ollama's API: options that are obeyed, that change nothing
+//! here, and that are refused. Source: Ollama 0.33.0, api/types.go, and the options that older
+//! versions and its Python client know. docs/api-ollama.md is the list for people; a test holds it
+//! against the tables below.
 
-use super::fields::Fields;
+use super::fields::{Fields, OBEYED};
 use crate::error::ApiError;
 use crate::request::sampling::{OneOrMany, Params};
 
-/// Options that are obeyed.
-pub(super) const OBEYED: [&str; 11] = [
-    "num_predict",
-    "num_ctx",
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "repeat_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "seed",
-    "stop",
-];
 /// Options that say how to compute, not what, or only count beside others that are refused.
 pub(super) const IGNORED: [&str; 17] = [
     "num_keep", // what a shifting context keeps: none shifts here
@@ -40,10 +27,10 @@ pub(super) const IGNORED: [&str; 17] = [
     "mirostat_tau", // beside mirostat
     "mirostat_eta",
 ];
-/// Options that have no form here, with the value by which they are off.
+/// Options that are not supported, with the value by which they are off.
 pub(super) const OFF: [(&str, f64); 3] = [("mirostat", 0.0), ("typical_p", 1.0), ("tfs_z", 1.0)];
 
-/// Settings from `options`.
+/// Reads the sampling settings from `options`.
 ///
 /// # Errors
 /// 400, with the option: another type than expected, or something that would be ignored.
@@ -106,7 +93,8 @@ pub(super) fn params(mut options: Fields) -> Result<Params, ApiError> {
         stop,
         ..Params::default()
     };
-    // here the penalties look at the whole text: another window counts only where there is a penalty
+    // here the penalties look at the whole text: another window counts only where there is a
+    // penalty
     let last = options.integer("repeat_last_n")?;
     let off = |penalty: Option<f64>, off: f64| penalty.is_none_or(|x| x == off);
     let none = off(params.repetition_penalty, 1.0)
@@ -120,7 +108,8 @@ pub(super) fn params(mut options: Fields) -> Result<Params, ApiError> {
     Ok(params)
 }
 
-/// An error of the shared settings under the names that Ollama has for them; `num_ctx` is what the request says of it.
+/// Renames the fields in an error of the shared settings as Ollama calls them; `num_ctx` is the
+/// request's value.
 pub(super) fn in_ollamas_words(error: ApiError, num_ctx: Option<usize>) -> ApiError {
     if let Some(n) = num_ctx.filter(|_| error.code == Some("context_length_exceeded")) {
         let message = format!("{} (options.num_ctx: {n})", error.message);
@@ -198,7 +187,7 @@ mod tests {
         assert!(of("[]").expect_err("a list").message.starts_with("options: expected an object"));
     }
 
-    /// What people read is what is done.
+    /// docs/api-ollama.md has a row for every option of the tables.
     #[test]
     fn the_manual_lists_every_option() {
         let manual = include_str!("../../../docs/api-ollama.md");

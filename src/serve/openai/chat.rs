@@ -1,5 +1,5 @@
-//! `/v1/chat/completions`, whole and streamed. Source: OpenAI's API reference; `reasoning_content` as
-//! DeepSeek and vLLM have it.
+//! `/v1/chat/completions`, whole and streamed. Source: OpenAI's API reference; `reasoning_content`
+//! as DeepSeek and vLLM have it.
 
 use std::sync::Arc;
 
@@ -8,177 +8,28 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use mmx_ggml::run::Finish;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use crate::engine::grammar::Function;
-use crate::engine::{Event, Events, Summary, TokenLogprob};
+use crate::app::{App, blocking, new_id, now};
+use crate::engine::{Event, Events, Summary, finish_name};
 use crate::error::ApiError;
-use crate::fields::{Fields, Refused, wrong_type};
-use crate::request::messages;
+use crate::fields::{Fields, Refused};
+use crate::openai::wire::{Usage, include_usage, sse_done};
+use crate::request::chat::{Ask, start, thinking_variables};
 use crate::request::sampling::{Params, check_logprobs, schema_of};
 use crate::served_model::Served;
-use crate::stream::{EVENT_STREAM, Translate, Usage, collect, finish_name, respond, sse, sse_done};
-use crate::{App, blocking, new_id, now};
+use crate::stream::{EVENT_STREAM, Translate, collect, logprob_json, respond, sse};
 use mmx_converters::chat::answer::{Call, Piece, Splitter};
 
-/// What is not supported here besides what is nowhere.
+/// Fields that this address does not support, besides those that none does.
 const REFUSED: &[Refused] =
     &[("add_special_tokens", &["false"]), ("best_of", &["1"]), ("echo", &["false"])];
 
-/// How hard OpenAI's models may think. A model here thinks or does not.
+/// Degrees of thinking in OpenAI's words. A model here thinks or does not.
 const EFFORTS: [&str; 6] = ["none", "minimal", "low", "medium", "high", "xhigh"];
 
-/// Whether a stream ends with what was used, from the field `stream_options`.
-pub(crate) fn include_usage(fields: &mut Fields) -> Result<bool, ApiError> {
-    let Some(options) = fields.object("stream_options")? else { return Ok(false) };
-    let mut options = Fields::of(options);
-    let usage = options.flag("include_usage");
-    options.any("include_obfuscation"); // bytes against listeners, no part of the text
-    let within = |mut error: ApiError| {
-        let name = format!("stream_options.{}", error.param.unwrap_or_default());
-        error.message = format!("stream_options.{}", error.message);
-        error.param = Some(name);
-        error
-    };
-    let usage = usage.map_err(within)?;
-    options.finish(&[("continuous_usage_stats", &["false"])]).map_err(within)?;
-    Ok(usage.unwrap_or(false))
-}
-
-/// A chat on its way: what any protocol needs to answer it.
-pub(crate) struct Chat {
-    pub(crate) served: Arc<Served>,
-    pub(crate) events: Events,
-    pub(crate) splitters: Vec<Splitter>,
-}
-
-/// What a protocol asks of a chat.
-pub(crate) struct Ask {
-    pub(crate) model: Option<String>,
-    pub(crate) messages: Vec<Value>,
-    pub(crate) params: Params,
-    pub(crate) logprobs: Option<usize>,
-    pub(crate) schema: Option<Value>,
-    pub(crate) tools: Option<Vec<Value>>,
-    pub(crate) tool_choice: Option<Value>,
-    /// Several calls in one answer.
-    pub(crate) several_calls: bool,
-    /// Variables of the template.
-    pub(crate) variables: Map<String, Value>,
-}
-
-/// Template variables that ask for a thought, or for none: MiniMind's own name and Qwen's.
-pub(crate) fn thinking_variables(think: bool) -> Map<String, Value> {
-    ["open_thinking", "enable_thinking"]
-        .map(|key| (key.to_owned(), think.into()))
-        .into_iter()
-        .collect()
-}
-
-/// Checks, renders and queues a chat.
-pub(crate) fn start(app: &App, ask: Ask) -> Result<Chat, ApiError> {
-    let served = app.find(ask.model.as_deref())?;
-    let messages = messages::check(ask.messages)?;
-    let choice = ToolChoice::of(ask.tool_choice)?;
-    let tools = ask.tools.filter(|t| !t.is_empty() && choice != ToolChoice::None);
-    let functions = functions(tools.as_deref().unwrap_or_default())?;
-    if tools.is_some() {
-        let knows = served.tokenizer()?.shows_tools();
-        if !knows {
-            let text = format!("tools: the chat template of {} has no place for tools", served.id);
-            return Err(ApiError::invalid("tools", text));
-        }
-    }
-    let rendered = served.render(&messages, tools.map(Value::Array), ask.variables)?;
-    let checked = ask.params.check(app, &served, rendered.ids.len(), "messages")?;
-    let forced: Option<Vec<Function>> = match &choice {
-        ToolChoice::None | ToolChoice::Auto => None,
-        ToolChoice::Required => Some(functions.clone()),
-        ToolChoice::Named(name) => {
-            Some(functions.iter().filter(|f| f.name == *name).cloned().collect())
-        }
-    };
-    if forced.as_ref().is_some_and(Vec::is_empty) {
-        return Err(ApiError::invalid(
-            "tool_choice",
-            "tool_choice: no such tool is among the tools",
-        ));
-    }
-    let mut texts = Vec::new();
-    for index in 0..checked.choices {
-        let constraint = match (&forced, &ask.schema) {
-            (Some(tools), _) => {
-                let several = ask.several_calls;
-                Some(served.call_constraint(tools, several, rendered.thinking)?)
-            }
-            (None, Some(schema)) => Some(served.constraint(schema.clone(), rendered.thinking)?),
-            (None, None) => None,
-        };
-        texts.push((rendered.ids.clone(), checked.to_write(index, ask.logprobs, constraint)));
-    }
-    let splitter = Splitter::new(rendered.thinking, !functions.is_empty());
-    let splitters = vec![splitter; texts.len()];
-    let events = served.write(&app.options, texts)?;
-    Ok(Chat { served, events, splitters })
-}
-
-#[derive(Debug, PartialEq)]
-enum ToolChoice {
-    None,
-    Auto,
-    Required,
-    Named(String),
-}
-
-impl ToolChoice {
-    fn of(value: Option<Value>) -> Result<Self, ApiError> {
-        match value {
-            None | Some(Value::Null) => Ok(Self::Auto),
-            Some(Value::String(word)) if word == "auto" => Ok(Self::Auto),
-            Some(Value::String(word)) if word == "none" => Ok(Self::None),
-            Some(Value::String(word)) if word == "required" => Ok(Self::Required),
-            Some(value) => match value.pointer("/function/name").and_then(Value::as_str) {
-                Some(name) => Ok(Self::Named(name.to_owned())),
-                None => Err(ApiError::invalid(
-                    "tool_choice",
-                    format!(
-                        "tool_choice: expected none, auto, required or a function, found {value}"
-                    ),
-                )),
-            },
-        }
-    }
-}
-
-/// What the tools are called and take.
-fn functions(tools: &[Value]) -> Result<Vec<Function>, ApiError> {
-    tools
-        .iter()
-        .enumerate()
-        .map(|(i, tool)| {
-            if let Some(kind) = tool.get("type").filter(|kind| *kind != "function") {
-                let place = format!("tools[{i}].type");
-                let text = format!("{place}: expected function, found {kind}");
-                return Err(ApiError::invalid(&place, text));
-            }
-            let function = tool.get("function").unwrap_or(tool);
-            let name = function.get("name").and_then(Value::as_str).filter(|n| !n.is_empty());
-            let name = name.ok_or_else(|| {
-                let place = format!("tools[{i}].function.name");
-                ApiError::invalid(&place, format!("{place}: expected a name, found none"))
-            })?;
-            let place = format!("tools[{i}].function.parameters");
-            let schema = match function.get("parameters") {
-                None | Some(Value::Null) => json!({"type": "object"}),
-                Some(schema @ Value::Object(_)) => schema.clone(),
-                Some(other) => return Err(wrong_type(&place, "a schema", other)),
-            };
-            Ok(Function { name: name.to_owned(), schema, place })
-        })
-        .collect()
-}
-
-/// Whether a thought is asked for, or none: `enable_thinking` as vLLM and llama.cpp have it, or OpenAI's effort.
+/// Reads whether a thought is asked for, or none: `enable_thinking` as vLLM and llama.cpp have it,
+/// or OpenAI's effort.
 fn think(fields: &mut Fields) -> Result<Option<bool>, ApiError> {
     let asked = fields.flag("enable_thinking")?;
     let Some(effort) = fields.text("reasoning_effort")? else { return Ok(asked) };
@@ -312,7 +163,7 @@ struct Answer {
 }
 
 impl Answer {
-    /// The answer as one object.
+    /// Waits for all texts and answers with one object.
     async fn whole(mut self, events: Events) -> Result<Response, ApiError> {
         collect(events, self.left, |index, event| {
             let Some(choice) = self.choices.get_mut(index) else { return };
@@ -490,29 +341,11 @@ impl Translate for Answer {
     }
 }
 
-/// OpenAI's form of a call: arguments are JSON in a string.
+/// A call in OpenAI's form, in which arguments are JSON in a string.
 fn call_json(call: &Call) -> Value {
     json!({
         "id": new_id("call"),
         "type": "function",
         "function": {"name": call.name, "arguments": call.arguments.to_string()},
     })
-}
-
-/// A token's text and bytes: a token may end inside a character.
-fn token_json(served: &Served, id: u32, logprob: f32) -> Value {
-    let Ok(tokenizer) = served.tokenizer() else { return Value::Null };
-    json!({
-        "token": tokenizer.decode(&[id], false),
-        "logprob": logprob,
-        "bytes": tokenizer.token_bytes(id),
-    })
-}
-
-/// A token, its probability, and those of others.
-pub(crate) fn logprob_json(served: &Served, token: &TokenLogprob) -> Value {
-    let mut value = token_json(served, token.id, token.logprob);
-    value["top_logprobs"] =
-        token.top.iter().map(|&(id, logprob)| token_json(served, id, logprob)).collect();
-    value
 }

@@ -1,4 +1,4 @@
-//! `/v1/completions`: text after text, without a template.
+//! `/v1/completions`: texts that continue raw texts, without a template.
 
 use std::sync::Arc;
 
@@ -7,100 +7,20 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use mmx_converters::tokenizer::Tokenizer;
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::engine::{Event, Events, Summary, TokenLogprob};
+use crate::app::{App, blocking, new_id, now};
+use crate::engine::{Event, Events, Summary, TokenLogprob, finish_name};
 use crate::error::ApiError;
-use crate::fields::{Fields, Refused, integer, wrong_type};
-use crate::openai::chat::include_usage;
+use crate::fields::{Fields, Refused};
+use crate::openai::wire::{Usage, include_usage, sse_done};
+use crate::request::input::Input;
 use crate::request::sampling::{Params, check_logprobs, schema_of};
 use crate::served_model::Served;
-use crate::stream::{EVENT_STREAM, Translate, Usage, collect, finish_name, respond, sse, sse_done};
-use crate::{App, blocking, new_id, now};
+use crate::stream::{EVENT_STREAM, Translate, collect, respond, sse};
 
-/// Texts of one request.
-const PROMPTS: usize = 64;
-
-/// What is not supported here besides what is nowhere.
+/// Fields that this address does not support, besides those that none does.
 const REFUSED: &[Refused] = &[("add_special_tokens", &["true"])];
-
-/// A text or ids, or a list of one of them.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
-pub(crate) enum Input {
-    Text(String),
-    Texts(Vec<String>),
-    Ids(Vec<u32>),
-    ManyIds(Vec<Vec<u32>>),
-}
-
-impl Input {
-    /// The value of a request's field.
-    ///
-    /// # Errors
-    /// 400, with the field and the place in it.
-    pub(crate) fn of(value: Option<Value>, field: &str) -> Result<Self, ApiError> {
-        const EXPECTED: &str = "a text, ids, or a list of one of them";
-        let id = |place: String, value: &Value| {
-            let id = value.as_number().and_then(integer).and_then(|id| u32::try_from(id).ok());
-            id.ok_or_else(|| wrong_type(&place, "an id", value))
-        };
-        let ids = |place: String, values: &[Value]| -> Result<Vec<u32>, ApiError> {
-            values.iter().enumerate().map(|(i, v)| id(format!("{place}[{i}]"), v)).collect()
-        };
-        let values = match value {
-            Some(Value::String(text)) => return Ok(Self::Text(text)),
-            Some(Value::Array(values)) => values,
-            other => return Err(wrong_type(field, EXPECTED, &other.unwrap_or_default())),
-        };
-        let each = || values.iter().enumerate().map(|(i, value)| (format!("{field}[{i}]"), value));
-        match values.first() {
-            Some(Value::Number(_)) => ids(field.to_owned(), &values).map(Self::Ids),
-            Some(Value::Array(_)) => each()
-                .map(|(place, value)| match value.as_array() {
-                    Some(values) => ids(place, values),
-                    None => Err(wrong_type(&place, "a list of ids", value)),
-                })
-                .collect::<Result<_, _>>()
-                .map(Self::ManyIds),
-            _ => each()
-                .map(|(place, value)| match value.as_str() {
-                    Some(text) => Ok(text.to_owned()),
-                    None => Err(wrong_type(&place, "a text", value)),
-                })
-                .collect::<Result<_, _>>()
-                .map(Self::Texts),
-        }
-    }
-
-    /// Ids of each text. Control tokens are read as such: a raw text is the client's own template.
-    pub(crate) fn ids(self, served: &Served, field: &str) -> Result<Vec<Vec<u32>>, ApiError> {
-        let tokenizer = served.tokenizer()?;
-        let all = match self {
-            Self::Text(text) => vec![tokenizer.encode_text(&text)?],
-            Self::Texts(texts) => {
-                texts.iter().map(|t| tokenizer.encode_text(t)).collect::<Result<_, _>>()?
-            }
-            Self::Ids(ids) => vec![ids],
-            Self::ManyIds(ids) => ids,
-        };
-        let fault = |text: String| Err(ApiError::invalid(field, format!("{field}: {text}")));
-        if all.is_empty() || all.len() > PROMPTS {
-            return fault(format!("expected 1 to {PROMPTS} texts, found {}", all.len()));
-        }
-        if let Some(at) = all.iter().position(Vec::is_empty) {
-            let field = if all.len() > 1 { format!("{field}[{at}]") } else { field.to_owned() };
-            let text = format!("{field}: expected text, found an empty one");
-            return Err(ApiError::invalid(&field, text));
-        }
-        let vocab = served.model.config().vocab_size;
-        match all.iter().flatten().find(|&&id| id as usize >= vocab) {
-            Some(id) => fault(format!("expected ids below {vocab}, found {id}")),
-            None => Ok(all),
-        }
-    }
-}
 
 /// Answers `POST /v1/completions`.
 pub(crate) async fn completions(
@@ -171,11 +91,11 @@ pub(crate) async fn completions(
 
 struct Choice {
     text: String,
-    /// The prompt, until it was sent.
+    /// The prompt, as long as it is to be sent.
     echo: Option<Echo>,
-    /// Those that were not sent yet.
+    /// Probabilities that were not sent yet.
     logprobs: Logprobs,
-    /// Not the first text after its prompt.
+    /// True for all texts after a prompt but the first.
     same_prompt: bool,
     finish: &'static str,
 }
@@ -184,23 +104,24 @@ struct Choice {
 #[derive(Clone)]
 struct Echo {
     text: String,
-    /// Its first id, which nothing comes before: it has no probability.
+    /// The prompt's first id, which has no probability, since nothing comes before it.
     first: u32,
 }
 
-/// OpenAI's older form of probabilities.
+/// Probabilities in OpenAI's older form: parallel lists.
 #[derive(Default)]
 struct Logprobs {
     tokens: Vec<Value>,
     token_logprobs: Vec<Option<f32>>,
     top_logprobs: Vec<Option<Map<String, Value>>>,
     text_offset: Vec<usize>,
-    /// Characters that began so far.
+    /// Number of characters that began so far.
     characters: usize,
 }
 
 impl Logprobs {
-    /// Adds a token; `None` for one without a probability. `echoed`: it is the prompt's, whose control tokens are text.
+    /// Adds a token; `None` for one without a probability. `echoed`: it is the prompt's, whose
+    /// control tokens are text.
     fn push(&mut self, tokenizer: &Tokenizer, id: u32, of: Option<&TokenLogprob>, echoed: bool) {
         let text = |id: u32| tokenizer.decode(&[id], false);
         let silent = !echoed && tokenizer.is_control(id);
@@ -222,7 +143,7 @@ impl Logprobs {
         }));
     }
 
-    /// What there is, which is forgotten.
+    /// Takes the lists out as JSON, which leaves them empty.
     fn take(&mut self) -> Value {
         json!({
             "tokens": std::mem::take(&mut self.tokens),

@@ -1,5 +1,5 @@
-//! `/v1/embeddings`: the mean of the final hidden states over a text's tokens. A language model was not
-//! trained for this; the numbers compare texts coarsely, no better.
+//! `/v1/embeddings`: the mean of the final hidden states over a text's tokens. A language model was
+//! not trained for this; the numbers compare texts coarsely, no better.
 
 use std::sync::Arc;
 
@@ -11,15 +11,13 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-use crate::engine::Event;
+use crate::app::App;
 use crate::error::ApiError;
 use crate::fields::{Fields, Refused};
-use crate::openai::completions::Input;
-use crate::served_model::Served;
-use crate::stream::collect;
-use crate::{App, blocking};
+use crate::request::embed::compute;
+use crate::request::input::Input;
 
-/// What is not supported here besides what is nowhere.
+/// Fields that this address does not support, besides those that none does.
 const REFUSED: &[Refused] = &[("add_special_tokens", &["true"])];
 
 /// Answers `POST /v1/embeddings`.
@@ -68,35 +66,4 @@ pub(crate) async fn embeddings(
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }))
     .into_response())
-}
-
-/// The vectors of texts, and the tokens read.
-pub(crate) async fn compute(
-    app: &Arc<App>,
-    served: &Arc<Served>,
-    input: Input,
-) -> Result<(Vec<Vec<f32>>, usize), ApiError> {
-    let (app, model) = (app.clone(), served.clone());
-    let (events, count) = blocking(move || {
-        let texts = input.ids(&model, "input")?;
-        if let Some(long) = texts.iter().find(|ids| ids.len() > model.n_ctx) {
-            let text = format!("input: {} tokens, the context holds {}", long.len(), model.n_ctx);
-            return Err(ApiError::invalid("input", text).coded("context_length_exceeded"));
-        }
-        let count = texts.len();
-        Ok((model.embed(&app.options, texts)?, count))
-    })
-    .await?;
-    let mut vectors = vec![Vec::new(); count];
-    let mut tokens = 0;
-    collect(events, count, |index, event| {
-        if let Event::Embedding(vector, read) = event {
-            if let Some(slot) = vectors.get_mut(index) {
-                *slot = vector;
-            }
-            tokens += read;
-        }
-    })
-    .await?;
-    Ok((vectors, tokens))
 }

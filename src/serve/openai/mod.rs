@@ -1,5 +1,7 @@
-//! OpenAI's protocol.
+//! OpenAI's protocol: a file for each address, and [`wire`] for what their answers have in common.
 
 pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod embeddings;
+pub(crate) mod models;
+mod wire;

@@ -1,16 +1,17 @@
 //! Messages of a request, checked and brought into the form that chat templates want.
 //!
-//! In: OpenAI's or Ollama's messages. Out: objects with `role`, `content` (a string) and what else the
-//! template may look at. A fault names the message and the field.
+//! In: OpenAI's or Ollama's messages. Out: objects with `role`, `content` (a string) and what else
+//! the template may look at. A fault names the message and the field.
 
 use serde_json::{Map, Value};
 
 use crate::error::ApiError;
 
-/// Roles a request may use; `developer` is OpenAI's newer word for `system`.
+/// Roles that a message may have; `developer` is OpenAI's newer word for `system`.
 const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
 
-/// What a message may have elsewhere and would be answered without here, with the value that changes nothing, and why.
+/// Fields of a message that other servers obey and this one cannot: the name, the value that
+/// changes nothing, and the reason for a refusal.
 const REFUSED: [(&str, Value, &str); 5] = [
     ("audio", Value::Null, "this model reads text only"),
     ("function_call", Value::Null, "expected tool_calls, its newer form"),
@@ -90,7 +91,7 @@ fn check_one(index: usize, message: Value) -> Result<Value, ApiError> {
     Ok(Value::Object(out))
 }
 
-/// Text parts, one after the other, nothing between.
+/// Joins text parts, one after the other with nothing between.
 fn join(index: usize, parts: Vec<Value>) -> Result<String, ApiError> {
     let fault = |place: String, text: String| ApiError::invalid(&place, format!("{place}: {text}"));
     if parts.is_empty() {
@@ -141,7 +142,7 @@ mod tests {
     use mmx_converters::tokenizer::Tokenizer;
     use serde_json::json;
 
-    /// The prompts that pass, and what a refusal names.
+    /// Each case says the prompt that its messages become, or what the refusal names.
     #[test]
     fn api_content_parts() {
         let shared = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures");

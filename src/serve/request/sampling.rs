@@ -1,23 +1,23 @@
-//! How text is to be written: the fields that all endpoints share, checked, with the model's own settings
-//! where a request says nothing.
+//! Sampling settings of a request: the fields that all endpoints share, checked, with the model's
+//! own settings where a request says nothing.
 
 use mmx_converters::tokenizer::Tokenizer;
 use mmx_ggml::run::Sampling;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::App;
+use crate::app::App;
 use crate::engine::Write;
 use crate::engine::grammar::Constraint;
 use crate::error::ApiError;
 use crate::fields::{Fields, integer, wrong_type};
 use crate::served_model::Served;
 
-/// Stop strings a request may have. Source: OpenAI.
+/// Most stop strings that a request may have. Source: OpenAI.
 const STOPS: usize = 4;
-/// Texts a request may ask for.
+/// Most texts that a request may ask for after one prompt.
 const CHOICES: usize = 16;
-/// Other tokens whose probabilities may be asked for. Source: OpenAI.
+/// Most other tokens whose probabilities may be asked for. Source: OpenAI.
 const TOP_LOGPROBS: usize = 20;
 
 /// One text or a list of them.
@@ -51,7 +51,7 @@ impl OneOrMany {
     }
 }
 
-/// OpenAI's fields, and the usual ones that OpenAI lacks.
+/// Sampling fields as a request has them: OpenAI's, and the usual ones that OpenAI lacks.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Params {
     pub(crate) max_tokens: Option<i64>,
@@ -69,13 +69,13 @@ pub(crate) struct Params {
     pub(crate) ignore_end: Option<bool>,
     /// Tokens the text may have, prompt included (Ollama's `num_ctx`); at most the model's.
     pub(crate) n_ctx: Option<usize>,
-    /// The names that fields with several names have in this request.
+    /// The names by which this request calls fields that have several.
     pub(crate) names: Names,
-    /// No token need be written.
+    /// The request may ask for no token at all: its prompt is an answer too.
     pub(crate) none_written: bool,
 }
 
-/// What a request calls fields that have several names.
+/// The names by which a request calls fields that have several.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Names {
     pub(crate) max_tokens: &'static str,
@@ -88,7 +88,7 @@ impl Default for Names {
     }
 }
 
-/// The same, checked.
+/// Sampling settings that are checked and complete.
 #[derive(Clone, Debug)]
 pub(crate) struct Checked {
     pub(crate) sampling: Sampling,
@@ -224,7 +224,7 @@ impl Params {
 }
 
 impl Checked {
-    /// How the text of one choice is written.
+    /// Makes the task of writing one choice.
     pub(crate) fn to_write(
         &self,
         choice: usize,
@@ -245,7 +245,7 @@ impl Checked {
     }
 }
 
-/// The seed of a text. None, and -1, mean that one is to be chosen, as in llama.cpp, vLLM and Ollama.
+/// The seed of a text. No seed, and -1, mean that one is chosen, as in llama.cpp, vLLM and Ollama.
 ///
 /// # Errors
 /// 400 for another negative number, with the field.
@@ -259,8 +259,9 @@ pub(crate) fn seed_of(name: &str, seed: Option<i64>) -> Result<u64, ApiError> {
     }
 }
 
-/// What is added to the logits of ids: `{"id": number}`, or llama.cpp's list of `[id or text, number or false]`, in which
-/// a text stands for each of its tokens, and false forbids.
+/// Reads biases, which are added to the logits of ids: `{"id": number}`, or llama.cpp's list of
+/// `[id or text, number or false]`, in which a text stands for each of its tokens, and false
+/// forbids them.
 fn biases(value: Value, tokenizer: &Tokenizer) -> Result<Vec<(u32, f32)>, ApiError> {
     const FIELD: &str = "logit_bias";
     let fault = |text: String| ApiError::invalid(FIELD, format!("{FIELD}: {text}"));
@@ -321,7 +322,7 @@ pub(crate) fn check_logprobs(name: &str, n: i64) -> Result<usize, ApiError> {
     })
 }
 
-/// A request's JSON. Whole numbers may be written as `5.0`, at the top and in `options`.
+/// Parses a request's JSON. Whole numbers may be written as `5.0`, at the top and in `options`.
 ///
 /// # Errors
 /// 400 where it is none, or a field has another type; the field is named.
@@ -352,7 +353,7 @@ fn whole_numbers(value: &mut Value) {
     }
 }
 
-/// `"json_object"` or a schema, from OpenAI's `response_format`; nothing for plain text.
+/// Reads the schema that OpenAI's `response_format` asks for; nothing for plain text.
 ///
 /// # Errors
 /// 400 for another type, or a schema that is none.

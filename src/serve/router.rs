@@ -1,0 +1,75 @@
+//! The table of addresses: which handler answers which path and method.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::{StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post};
+use axum::{Json, Router, middleware};
+use serde_json::json;
+
+use crate::app::App;
+use crate::error::ApiError;
+use crate::openai::{chat, completions, embeddings, models};
+use crate::{guard, metrics, ollama};
+
+/// The routes of both protocols, the page and `/metrics`, behind [`guard::pass`].
+pub(crate) fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/", get(page))
+        .route("/favicon.ico", get(|| async { StatusCode::NO_CONTENT }))
+        .route("/health", get(|| async { Json(json!({"status": "ok"})) }))
+        .route("/metrics", get(prometheus))
+        .route("/v1/models", get(models::models))
+        // a name may have slashes, written as such or as %2F
+        .route("/v1/models/{*id}", get(models::model))
+        .route("/v1/chat/completions", post(chat::completions))
+        .route("/v1/completions", post(completions::completions))
+        .route("/v1/embeddings", post(embeddings::embeddings))
+        .route("/api/version", get(ollama::version))
+        .route("/api/tags", get(ollama::tags))
+        .route("/api/ps", get(ollama::running))
+        .route("/api/show", post(ollama::show))
+        .route("/api/chat", post(ollama::chat))
+        .route("/api/generate", post(ollama::generate))
+        .route("/api/embed", post(ollama::embed))
+        .route("/api/embeddings", post(ollama::embeddings))
+        .route("/api/status", get(ollama::status))
+        .route("/api/pull", post(ollama::unsupported))
+        .route("/api/push", post(ollama::unsupported))
+        .route("/api/create", post(ollama::unsupported))
+        .route("/api/copy", post(ollama::unsupported))
+        .route("/api/delete", delete(ollama::unsupported))
+        .route("/api/blobs/{digest}", get(ollama::unsupported).post(ollama::blob))
+        .route("/api/me", post(ollama::unsupported))
+        .route("/api/signout", post(ollama::unsupported))
+        .fallback(|uri: Uri| async move {
+            let text = "there is nothing at this address";
+            ApiError::new(StatusCode::NOT_FOUND, text).at(uri.path())
+        })
+        .method_not_allowed_fallback(|uri: Uri| async move {
+            let text = "this address takes another method";
+            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, text).at(uri.path())
+        })
+        .layer(middleware::from_fn_with_state(app.clone(), guard::pass))
+        .with_state(app)
+}
+
+async fn page() -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+        (header::CACHE_CONTROL, "no-cache"),
+        // the page asks nobody but this server
+        (
+            header::CONTENT_SECURITY_POLICY,
+            "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
+             connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        ),
+    ];
+    (headers, include_str!("page.html")).into_response()
+}
+
+async fn prometheus(State(app): State<Arc<App>>) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics::render(&app)).into_response()
+}
