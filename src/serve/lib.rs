@@ -13,7 +13,7 @@
 //!
 //! use mmx_converters::progress::Silent;
 //! use mmx_ggml::run::{KvType, LoadOptions};
-//! use mmx_serve::Options;
+//! use mmx_serve::{Options, Settings};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let dir = tempfile::tempdir()?;

@@ -8,7 +8,6 @@ use mmx_converters::words::counted;
 use mmx_ggml::FileType;
 
 use crate::args::kinds;
-use crate::cli::Cli;
 use crate::error::{self, Error, Result};
 use crate::format::{self, line};
 use mmx_converters::model::run_folder;
@@ -272,7 +271,7 @@ pub(crate) fn run(args: ExportArgs, json: bool) -> Result<()> {
         && request.auto.is_none()
         && request.ollama.is_none();
     let mut report = export::export(&request)?;
-    let options = error::options_of(&Cli::command());
+    let options = error::options_of(&ExportArgs::augment_args(clap::Command::new("export")));
     for warning in &mut report.warnings {
         *warning = error::spelled(warning, &options);
         eprintln!("warning: {warning}");

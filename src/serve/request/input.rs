@@ -75,8 +75,10 @@ impl Input {
         if all.is_empty() || all.len() > PROMPTS {
             return fault(format!("expected 1 to {PROMPTS} texts, found {}", all.len()));
         }
-        if all.iter().any(Vec::is_empty) {
-            return fault("expected text, found an empty one".to_owned());
+        if let Some(at) = all.iter().position(Vec::is_empty) {
+            let field = if all.len() > 1 { format!("{field}[{at}]") } else { field.to_owned() };
+            let text = format!("{field}: expected text, found an empty one");
+            return Err(ApiError::invalid(&field, text));
         }
         let vocab = served.model.config().vocab_size;
         match all.iter().flatten().find(|&&id| id as usize >= vocab) {
