@@ -386,7 +386,7 @@ impl Job<'_> {
                 fs_err::remove_file(&old).map_err(|e| Error::io(&old, e))?;
             }
         }
-        Ok(self.manifest.save()?)
+        self.manifest.save()
     }
 
     /// Path, type and text of each Modelfile; the first one is what `ollama create` finds by itself.
