@@ -71,7 +71,7 @@ mod tests {
     fn names_that_no_file_can_have_are_refused() {
         for bad in ["", " ", "a/b", "..", ".hidden", "-x", "a\\b", "a\nb", &"a".repeat(201)] {
             let error = check_name(bad).expect_err(bad);
-            assert!(error.to_string().starts_with("--name: expected"), "{error}");
+            assert!(error.to_string().starts_with("name: expected"), "{error}");
             assert!(error.is_misuse());
         }
         for good in ["first", "my model 2.1", "小模型", "a-b_c.d", &"a".repeat(200)] {
