@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::CommandFactory as _;
+use clap::Args as _;
 use mmx_converters::tensor::Dtype;
 use mmx_converters::words::counted;
 use mmx_ggml::FileType;
