@@ -17,7 +17,7 @@ fn header_is_made_from_the_crate() {
     let config = cbindgen::Config::from_file(crate_file("cbindgen.toml")).unwrap();
     let mut builder = cbindgen::Builder::new().with_config(config);
     for module in ["status", "model", "session", "generate"] {
-        builder = builder.with_src(crate_file(&format!("src/{module}.rs")));
+        builder = builder.with_src(crate_file(&format!("{module}.rs")));
     }
     let mut made = Vec::new();
     builder.generate().unwrap().write(&mut made);
