@@ -191,7 +191,7 @@ pub fn part_paths(path: &Path, tensors: &[TensorSpec], limit: Option<u64>) -> Ve
 /// in order. Returns the files and their sizes in bytes.
 ///
 /// # Errors
-/// As [`write`]; more than 512 parts.
+/// As [`gguf::write`](super::write()); more than 512 parts.
 pub fn write_split<'a>(
     path: &Path,
     metadata: &Metadata,

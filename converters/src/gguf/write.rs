@@ -57,7 +57,7 @@ pub fn write<'a>(
 /// The bytes of a file, in memory; `name` is what messages call it.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn to_bytes<'a>(
     name: &Path,
     metadata: &Metadata,

@@ -142,7 +142,7 @@ pub fn write(dir: &Path, folder: &Folder<'_>, source: &mut Weights<'_, '_>) -> R
 /// written beside it.
 ///
 /// # Errors
-/// As [`write`]; what [`foreign_file`] finds, without `overwrite`. Nothing in `dir` has changed
+/// As [`write()`]; what [`foreign_file`] finds, without `overwrite`. Nothing in `dir` has changed
 /// then.
 pub fn write_over(
     dir: &Path,

@@ -2,7 +2,7 @@
 //! memory map.
 //!
 //! In: a file. Out: its state dict as names, types, shapes and bytes. The pickle is read by a
-//! machine that understands tensors and plain data and nothing else ([`pickle`]); nothing is ever
+//! machine that understands tensors and plain data and nothing else (`pickle.rs`); nothing is ever
 //! run. Source: torch.serialization's zip format (torch 1.6 and later), the pickle protocol's
 //! documentation.
 

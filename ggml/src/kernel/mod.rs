@@ -1,5 +1,5 @@
-//! Kernels of our own beside ggml's, as operations of a graph ([`custom`]): attention, products
-//! with float weights ([`float_matmul`]) and with quantized ones ([`quant_matmul`]).
+//! Kernels of our own beside ggml's, as operations of a graph (`custom`): attention, products
+//! with float weights (`float_matmul`) and with quantized ones (`quant_matmul`).
 
 pub(crate) mod arena;
 pub(crate) mod attention;

@@ -2,7 +2,7 @@
 //! each.
 //!
 //! Shapes in comments and messages are outermost first. Nothing is computed here: an operation is a
-//! node of a graph, which [`crate::wrap::plan`] computes.
+//! node of a graph, which `plan.rs` computes.
 #![expect(unsafe_code, reason = "operations are C functions")]
 
 use llama_cpp_sys_2 as sys;

@@ -273,10 +273,7 @@ size_t mmx_session_capacity(const mmx_session *session);
 //
 // # Safety
 // Each pointer is null or valid: a live handle, `count` ids, memory for a number.
-mmx_status mmx_session_reuse(mmx_session *session,
-                             const uint32_t *ids,
-                             size_t count,
-                             size_t *kept);
+mmx_status mmx_session_reuse(mmx_session *session, const uint32_t *ids, size_t count, size_t *kept);
 
 // Reads ids after those in the session and stores the logits of what follows the last, as many as
 // mmx_model_vocab_size says; with null and a capacity of 0 they are only read.
@@ -305,8 +302,7 @@ mmx_status mmx_eval_all(mmx_session *session,
 //
 // # Safety
 // `options` is null or memory for options; `model` is null or a live handle.
-mmx_status mmx_generate_options_init(mmx_generate_options *options,
-                                     const mmx_model *model);
+mmx_status mmx_generate_options_init(mmx_generate_options *options, const mmx_model *model);
 
 // Reads ids after those in the session, then generates. `on_text` gets the text piece by piece
 // (null: nobody does), `generated` what it came to (null is fine). The session then holds the ids
