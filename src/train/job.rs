@@ -63,7 +63,7 @@
 //! let request = Request { resume: true, ..request };
 //! let outcome = job::run(request, Arc::new(Silent), &AtomicBool::new(false))?;
 //! assert!(!outcome.interrupted);
-//! assert_eq!(outcome.steps, 4);
+//! assert_eq!((outcome.steps, outcome.total_steps), (2, 4));
 //! assert!(outcome.checkpoint.ends_with("checkpoint-000004"));
 //! # Ok(())
 //! # }
