@@ -87,7 +87,7 @@ fn sft_roles() {
     let bad: Vec<u64> =
         expected.iter().filter(|e| e["ok"] == false).map(|e| e["line"].as_u64().unwrap()).collect();
     let error = load("sft-roles/data.jsonl", &options(Kind::Chat, 128)).unwrap_err();
-    assert_says(&error, &["data.jsonl", "line 2", "turn 2", "found user", "--on-bad skip"]);
+    assert_says(&error, &["data.jsonl", "line 2", "turn 2", "found user", "`on_bad` skip"]);
 
     let skip = SampleOptions { on_bad: OnBad::Skip, ..options(Kind::Chat, 128) };
     let data = load("sft-roles/data.jsonl", &skip).unwrap();
@@ -137,7 +137,7 @@ fn sft_all_masked() {
     let trained: Vec<usize> = (0..3).map(|i| data.batch(&[i], true).trained_tokens()).collect();
     assert_eq!(Value::from(trained), expected["mask_ones"]);
     let error = load("sft-all-masked/only.jsonl", &options(Kind::Chat, 64)).unwrap_err();
-    assert_says(&error, &["only.jsonl", "expected at least one sample", "--max-seq-len"]);
+    assert_says(&error, &["only.jsonl", "expected at least one sample", "`max_seq_len`"]);
 }
 
 #[test]
