@@ -56,7 +56,7 @@ for set in golden golden-2026; do
     check "$set/$name: llama.cpp" "$python" "scripts/peers/judge/judge_gguf.py" "$gguf" "$model/forward.safetensors" --atol 1e-4 --greedy --helper "$judge"
     check "$set/$name: tokenizer in Transformers" "$python" "scripts/peers/judge/judge_tokenizer.py" "$hf" "$shared/$set/tokenizer-cases.json" --against "$shared/$set" --fuzz 1000
     check "$set/$name: tokenizer in llama.cpp" "$python" "scripts/peers/judge/judge_tokenizer.py" "$gguf" "$shared/$set/tokenizer-cases.json" --helper "$judge" --against "$shared/$set" --fuzz 1000
-    for type in q8_0 q4_0; do # limits: GGUF_FACTS-like means measured on these models, EXPORT_FACTS section 6
+    for type in q8_0 q4_0; do # limits: means measured on these models (docs/formats/gguf.md)
       file=$(find "$out" -iname "*$type*.gguf" | head -1)
       limit=$([ $type = q8_0 ] && echo 2e-3 || echo 1.2e-1)
       check "$set/$name: llama.cpp $type" "$python" "scripts/peers/judge/judge_gguf.py" "$file" "$model/forward.safetensors" --kl --max-kl "$limit" --helper "$judge"
