@@ -300,20 +300,8 @@ impl<'a> Encoder<'a> {
                 .collect();
             return self.tokenizer.render_chat(&plain, &options).map_err(|e| e.to_string());
         }
-        let mut messages = Vec::with_capacity(turns.len() + 1);
-        for (index, turn) in turns.iter().enumerate() {
-            let mut message = turn.as_object().cloned().unwrap_or_default();
-            // they stand in the system turn, or in the first one where there is none
-            if index == 0
-                && let Some(tools) = parsed(&mut message, "tools", index)?
-            {
-                options.tools = Some(tools);
-            }
-            if let Some(calls) = parsed(&mut message, "tool_calls", index)? {
-                message.insert("tool_calls".into(), calls);
-            }
-            messages.push(Value::Object(message));
-        }
+        let (mut messages, tools) = messages_and_tools(turns)?;
+        options.tools = tools;
         // both are drawn always, so that one option does not move the other's numbers
         let (for_system, which, for_think) =
             (random.unit(), random.below(SYSTEM_PROMPTS.len()), random.unit());
@@ -377,6 +365,28 @@ fn kept(spans: Vec<Range<usize>>) -> Vec<Range<u32>> {
 fn find(ids: &[u32], needle: &[u32], from: usize) -> Option<usize> {
     let found = ids.get(from..)?.windows(needle.len()).position(|window| window == needle)?;
     Some(from + found)
+}
+
+/// A record's turns as messages for a chat template, and the tools that stand in the first of them;
+/// tools and calls may be JSON in a string.
+///
+/// # Errors
+/// A string that is no JSON, with the turn's number.
+pub fn messages_and_tools(turns: &[Value]) -> Result<(Vec<Value>, Option<Value>), String> {
+    let mut messages = Vec::with_capacity(turns.len() + 1);
+    let mut found = None;
+    for (index, turn) in turns.iter().enumerate() {
+        let mut message = turn.as_object().cloned().unwrap_or_default();
+        // they stand in the system turn, or in the first one where there is none
+        if index == 0 {
+            found = parsed(&mut message, "tools", index)?;
+        }
+        if let Some(calls) = parsed(&mut message, "tool_calls", index)? {
+            message.insert("tool_calls".into(), calls);
+        }
+        messages.push(Value::Object(message));
+    }
+    Ok((messages, found))
 }
 
 /// Whether a list of tools, as it is or as JSON in a string, holds none.

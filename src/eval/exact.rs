@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use mmx_converters::{Error, Result};
 use mmx_data::jsonl::{self, Fault, Kind, Record};
+use mmx_data::sample::messages_and_tools;
 use mmx_data::source::Blocks;
 use mmx_models::compare;
 
@@ -97,7 +98,17 @@ pub fn answer_all(
     let mut session = Session::new(model, options)?;
     let mut answered = Vec::with_capacity(questions.len());
     for question in questions {
-        let prompt = tokenizer.encode_chat(&question.messages, &chat::Options::generation())?;
+        let (messages, tools) = messages_and_tools(&question.messages).map_err(|why| {
+            Error::failed(format!("the question of line {}: {why}", question.line))
+        })?;
+        if tools.is_some() && !tokenizer.shows_tools() {
+            return Err(Error::failed(format!(
+                "the question of line {}: expected a chat template that renders its tools, found one that does not",
+                question.line
+            )));
+        }
+        let options = chat::Options { tools, ..chat::Options::generation() };
+        let prompt = tokenizer.encode_chat(&messages, &options)?;
         session.truncate(0);
         let mut next = compare::argmax(session.prefill(&prompt.ids)?) as u32;
         let mut ids = Vec::new();
