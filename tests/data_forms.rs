@@ -114,6 +114,13 @@ fn exact_answers_are_those_to_the_last_question_of_a_chat() {
     assert_eq!(found["wrong"][0]["line"], 2);
     let least = ["eval", text(&model), "--exact", text(&path), "--min-accuracy", "0.9"];
     assert!(mmx_error(&least).contains("expected at least 90.0 %"));
+    // a question's tools are part of it: golden's template has no place for them
+    let tools = json!([{"type": "function", "function": {"name": "add", "parameters": {}}}]);
+    let asked =
+        json!({"conversations": [turn("user", "a"), turn("assistant", "b")], "tools": tools});
+    fs_err::write(&path, asked.to_string()).expect("a file");
+    let error = mmx_error(&["eval", text(&model), "--exact", text(&path)]);
+    assert!(error.contains("expected a chat template that renders its tools"), "{error}");
 }
 
 #[test]
