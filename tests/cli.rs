@@ -64,9 +64,10 @@ fn an_unreadable_path_is_one_clear_error() {
 /// The program alone, as an archive without training has it.
 #[test]
 fn mmx_without_mmx_train_beside_it_says_what_to_do() {
-    let dir = tempfile::tempdir().expect("a folder");
+    // a link, since a copy may still be open for writing in a process that another test just started: "text file busy"
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
     let alone = dir.path().join("mmx");
-    fs_err::copy(env!("CARGO_BIN_EXE_mmx"), &alone).expect("a copy");
+    fs_err::hard_link(env!("CARGO_BIN_EXE_mmx"), &alone).expect("a link");
     let run = |args: &[&str]| {
         let out = std::process::Command::new(&alone).args(args).output().expect("it starts");
         (out.status.code(), String::from_utf8_lossy(&out.stderr).into_owned())
