@@ -358,7 +358,17 @@ fn data_without_a_record_is_refused_by_every_command() {
         let path = scene.file(name, bytes);
         let path = text(&path);
         let commands = [
-            vec!["tokenizer", "train", "--data", path, "--vocab-size", "300", "--out", out],
+            vec![
+                "tokenizer",
+                "train",
+                "--data",
+                path,
+                "--vocab-size",
+                "300",
+                "--out",
+                out,
+                "--overwrite",
+            ],
             vec!["data", "check", "--stage", "pretrain", path],
             vec!["data", "check", "--stage", "sft", "--tokenizer", tokenizer, path],
             vec!["data", "show", "--stage", "sft", "--tokenizer", tokenizer, path],
@@ -403,8 +413,17 @@ fn faulty_lines_are_named_by_every_command() {
         let path = scene.file(&format!("{name}.jsonl"), bytes);
         let file = path.file_name().and_then(|n| n.to_str()).expect("a name").to_owned();
         let path = text(&path);
-        let mut commands =
-            vec![vec!["tokenizer", "train", "--data", path, "--vocab-size", "300", "--out", out]];
+        let mut commands = vec![vec![
+            "tokenizer",
+            "train",
+            "--data",
+            path,
+            "--vocab-size",
+            "300",
+            "--out",
+            out,
+            "--overwrite",
+        ]];
         if cfg!(feature = "train") {
             let train = ["train", "pretrain", "--preset", "tiny", "--tokenizer", tokenizer];
             commands.push([&train[..], &["--data", path, "--out", out]].concat());

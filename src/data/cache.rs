@@ -1,5 +1,5 @@
-//! The token cache: a data file is checked and tokenized once ([`super::make`]) into a
-//! [`TokenFile`] that is found again by what its samples depend on.
+//! The token cache: a data file is checked and tokenized once (`make`) into a
+//! `TokenFile` that is found again by what its samples depend on.
 //!
 //! The key holds the digests of the file and the tokenizer with its template, the options that
 //! change samples, mmx's version and the source of the code that makes samples. Whoever makes one

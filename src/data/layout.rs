@@ -1,7 +1,7 @@
 //! The layout of records in a file, told from its beginning: one a line, the elements of one JSON
 //! array, or pretty-printed values one after another; or not at all: CSV, plain text.
 //!
-//! In: bytes. Out: a [`Layout`], and of arrays and pretty-printed values the [`Span`] of each
+//! In: bytes. Out: a [`Layout`], and of arrays and pretty-printed values the `Span` of each
 //! record, found by brackets and strings alone as the bytes come, so that memory does not grow with
 //! the file.
 

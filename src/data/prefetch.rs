@@ -1,7 +1,7 @@
 //! A source of batches that puts them together on a thread of their own while the step before runs.
 //!
 //! In: any source of batches. Out: the same batches at the same positions; errors, and a panic,
-//! arrive with the batch they belong to. At most [`AHEAD`] batches wait, so memory does not grow.
+//! arrive with the batch they belong to. At most `AHEAD` batches wait, so memory does not grow.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
