@@ -558,3 +558,21 @@ fn an_export_in_other_splits_removes_only_the_parts_it_wrote() {
     assert_eq!(whole.len(), 2, "{whole:?}"); // one GGUF, and the file of somebody else
     assert_eq!(fs_err::read_to_string(&mine).expect("kept"), "mine");
 }
+
+#[test]
+fn the_parts_that_an_export_reads_stay_beside_the_whole_file_it_writes() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (model, golden) = (shared("golden/minimind2"), shared("golden"));
+    let out = dir.path().join("e");
+    let to = ["--name", "m", "--gguf", "f32", "--out", text(&out)];
+    let from = ["export", text(&model), "--tokenizer", text(&golden), "--split-size", "200kB"];
+    mmx_ok(&[&from[..], &to].concat());
+    let parts: Vec<PathBuf> = fs_err::read_dir(&out)
+        .expect("a folder")
+        .map(|entry| entry.expect("an entry").path())
+        .filter(|path| path.extension().is_some_and(|e| e == "gguf"))
+        .collect();
+    assert!(parts.len() > 2, "{parts:?}");
+    mmx_ok(&[&["export", text(&parts[0])][..], &to].concat());
+    assert!(parts.iter().all(|part| part.exists()), "{parts:?}");
+}

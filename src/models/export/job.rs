@@ -377,16 +377,24 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// Removes what an export before this one wrote of the same GGUF in other files, so that readers find one model.
+    /// Removes what an export before this one wrote of the same GGUF in other files, so that readers find one model. The
+    /// model that is exported stays, also where it is such a file.
     fn drop_other_files(&mut self, whole: &Path, written: &[(PathBuf, u64)]) -> Result<()> {
+        let full = |path: &Path| fs_err::canonicalize(path).ok().map(|p| gguf::without_part(&p));
+        let source = full(&self.report.model);
+        let mut dropped = false;
         for entry in fs_err::read_dir(&self.out).map_err(|e| Error::io(&self.out, e))? {
             let old = entry.map_err(|e| Error::io(&self.out, e))?.path();
             let other = gguf::without_part(&old) == whole && written.iter().all(|(p, _)| *p != old);
-            if other && self.manifest.is_own(&old)? {
+            if other && full(&old) != source && self.manifest.is_own(&old)? {
                 fs_err::remove_file(&old).map_err(|e| Error::io(&old, e))?;
+                dropped = true;
             }
         }
-        self.manifest.save()
+        if dropped {
+            self.manifest.save()?;
+        }
+        Ok(())
     }
 
     /// Path, type and text of each Modelfile; the first one is what `ollama create` finds by itself.
