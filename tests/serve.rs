@@ -1,4 +1,5 @@
-//! `mmx serve` through the binary: the protocols' bytes, the texts against `mmx run`, refusals, and a soak.
+//! `mmx serve` through the binary: the protocols' bytes, the texts against `mmx run`, refusals, and
+//! a soak.
 
 mod common;
 #[path = "common/server.rs"]
@@ -46,8 +47,8 @@ fn case(path: &str) -> Value {
     serde_json::from_str(&text).expect("JSON")
 }
 
-/// Sends a streamed request and the same one unstreamed: the chunks, and the whole answer. What both cases ask of every
-/// chunk is checked.
+/// Sends a streamed request and the same one unstreamed: the chunks, and the whole answer. What
+/// both cases ask of every chunk is checked.
 fn streamed_and_whole(server: &Server, request: &Value) -> (Vec<Value>, Value) {
     let mut request = request.clone();
     request["seed"] = 1.into();
@@ -196,7 +197,8 @@ fn tok_special_in_content() {
     assert_eq!(found["usage"]["prompt_tokens"], ids, "no control id from a message");
 }
 
-/// Tags of a chat template that only Transformers knows, one that refuses, and one that does not compile.
+/// Tags of a chat template that only Transformers knows, one that refuses, and one that does not
+/// compile.
 #[test]
 fn tmpl_generation_tag() {
     let dir = tempfile::tempdir().expect("a folder");
@@ -274,9 +276,10 @@ fn texts_computed_together_are_those_of_run() {
     }
 }
 
-/// Guesses never show: texts and all that belongs to them are what they are without, alone and together.
+/// Draft tokens never show: texts and all that belongs to them are what they are without, alone and
+/// together.
 #[test]
-fn texts_guessed_ahead_are_those_written_token_by_token() {
+fn texts_drafted_ahead_are_those_written_token_by_token() {
     let dir = tempfile::tempdir().expect("a folder");
     let phrase = "3 apples and 4 pears, ".repeat(5);
     let schema = json!({"type": "array", "items": {"enum": ["apples", "pears"]}, "minItems": 3});
@@ -336,12 +339,12 @@ fn texts_guessed_ahead_are_those_written_token_by_token() {
             }
         });
         assert_eq!(plain.metric("guessed_tokens_total{"), 0.0);
-        let [guessed, accepted] =
+        let [drafted, accepted] =
             ["guessed", "accepted"].map(|what| ahead.metric(&format!("{what}_tokens_total{{")));
-        assert!(accepted > 0.0 && accepted <= guessed, "{name}: {accepted} of {guessed}");
+        assert!(accepted > 0.0 && accepted <= drafted, "{name}: {accepted} of {drafted}");
         let written = ahead.metric("completion_tokens_total{");
         let steps = ahead.metric("steps_total{");
-        eprintln!("{name}: {written} tokens in {steps} steps, {accepted} of {guessed} guesses");
+        eprintln!("{name}: {written} tokens in {steps} steps, {accepted} of {drafted} drafts");
     }
 }
 
@@ -589,8 +592,8 @@ fn what_is_being_written_ends_before_the_server_does() {
     assert!(server.child.wait().expect("an end").success());
 }
 
-/// 200 mixed requests of 16 clients, some of which leave, lie or shout: every answer is right, no slot stays in
-/// use, and memory does not grow.
+/// 200 mixed requests of 16 clients, some of which leave, lie or shout: every answer is right, no
+/// slot stays in use, and memory does not grow.
 #[test]
 fn soak() {
     let dir = tempfile::tempdir().expect("a folder");
@@ -702,8 +705,8 @@ fn soak() {
     let before = metrics("resident_memory_bytes");
     rounds(60, 260);
     let grown = metrics("resident_memory_bytes") - before;
-    // a leaked slot, queue or answer of these requests would be kilobytes each; what is allowed is what an
-    // allocator keeps for 16 connections at a time
+    // a leaked slot, queue or answer of these requests would be kilobytes each; what is allowed is
+    // what an allocator keeps for 16 connections at a time
     assert!(grown < 16e6, "memory grew by {grown} bytes");
     assert!(metrics("texts_cancelled_total{") >= 5.0, "clients left");
     assert_eq!(metrics("texts_failed_total{"), 0.0);

@@ -88,33 +88,33 @@ fn a_seed_repeats_and_greedy_needs_none() {
     assert_eq!(run(Sampling::default()), run(Sampling { seed: 9, ..Sampling::default() }));
 }
 
-/// All four families: greedy and drawn with a seed, from the first guess to a full context.
+/// All four families: greedy and drawn with a seed, from the first draft token to a full context.
 #[test]
-fn guessing_ahead_writes_the_same_text() {
+fn drafting_ahead_writes_the_same_text() {
     for folder in GOLDEN {
         let tokenizer = folder.split('/').next().unwrap();
         for file in [FileType::F32, FileType::F16, FileType::Q8_0, FileType::Q4_0] {
             let model = model_of(folder, tokenizer, file);
-            let mut guessed = 0;
+            let mut accepted = 0;
             for sampling in [Sampling::default(), Sampling { temperature: 0.7, ..wild(5) }] {
                 let run = |speculate: usize, max_tokens: usize| {
                     let mut session = session(&model);
                     let wanted = Generation { speculate, ..request(sampling.clone(), max_tokens) };
                     let prompt = [1, 5, 9, 7, 1, 5, 9];
                     let out = generate(&mut session, &prompt, &wanted, |_| true).unwrap();
-                    (out.ids, out.text, out.finish, out.decoded, session.n_past(), out.guessed)
+                    (out.ids, out.text, out.finish, out.decoded, session.n_past(), out.accepted)
                 };
                 for max_tokens in [150, 1000] {
                     let alone = run(0, max_tokens);
                     assert_eq!(alone.5, 0);
                     for speculate in [1, 3, 7] {
                         let mut ahead = run(speculate, max_tokens);
-                        guessed += std::mem::take(&mut ahead.5);
+                        accepted += std::mem::take(&mut ahead.5);
                         assert_eq!(ahead, alone, "{folder} {file}, {speculate} ahead");
                     }
                 }
             }
-            assert_eq!(guessed > 0, model.is_batch_invariant(), "{folder} {file}: {guessed}");
+            assert_eq!(accepted > 0, model.is_batch_invariant(), "{folder} {file}: {accepted}");
         }
     }
 }

@@ -10,7 +10,7 @@ use mmx_converters::arch::presets;
 use mmx_ggml::FileType;
 use mmx_ggml::run::random_model::write_random_gguf;
 use mmx_ggml::run::{
-    Guesser, KvType, LoadOptions, Model, Part, Sampler, Sampling, Session, SessionOptions, Slots,
+    Drafter, KvType, LoadOptions, Model, Part, Sampler, Sampling, Session, SessionOptions, Slots,
     SlotsOptions,
 };
 
@@ -61,7 +61,7 @@ fn together(slots: &mut Slots, prompts: &[Vec<u32>]) -> Vec<Vec<u32>> {
     drawn_together(slots, prompts, &Sampling::default(), 0, None).0
 }
 
-/// The same with at most `ahead` tokens guessed ahead of each text, and how many of all came true.
+/// The same with at most `ahead` tokens drafted ahead of each text, and how many of all came true.
 /// `shared` is two texts, and how many tokens of its prompt the second takes over from the first.
 fn drawn_together(
     slots: &mut Slots,
@@ -73,7 +73,7 @@ fn drawn_together(
     let vocab = slots.model().config().vocab_size;
     let sampler = |_: &Vec<u32>| Sampler::new(sampling.clone(), vocab).unwrap();
     let mut samplers: Vec<_> = prompts.iter().map(sampler).collect();
-    let mut guessers = vec![Guesser::new(slots.model(), ahead); prompts.len()];
+    let mut drafters = vec![Drafter::new(slots.model(), ahead); prompts.len()];
     let mut came_true = 0;
     let mut read = vec![0; prompts.len()];
     let mut texts = vec![Vec::new(); prompts.len()];
@@ -98,8 +98,8 @@ fn drawn_together(
                 read[slot] = end;
             } else {
                 let text = [prompt.as_slice(), &texts[slot]].concat();
-                let guesses = guessers[slot].guess(&text, LENGTH - texts[slot].len() - 1);
-                let ids = [&text[text.len() - 1..], &guesses].concat();
+                let drafts = drafters[slot].draft(&text, LENGTH - texts[slot].len() - 1);
+                let ids = [&text[text.len() - 1..], &drafts].concat();
                 let outputs = ids.len();
                 work.push((slot, ids, outputs));
             }
@@ -111,20 +111,20 @@ fn drawn_together(
         let logits = slots.step(&parts).unwrap().to_vec();
         let mut rows = logits.chunks(vocab);
         for (slot, ids, outputs) in &work {
-            let guesses = &ids[ids.len() + 1 - (*outputs).max(1)..];
+            let drafts = &ids[ids.len() + 1 - (*outputs).max(1)..];
             let rows: Vec<_> = rows.by_ref().take(*outputs).collect();
             assert_eq!(rows.len(), *outputs);
             let mut used = 0;
             for row in rows {
                 let id = samplers[*slot].sample(row).unwrap();
                 texts[*slot].push(id);
-                if guesses.get(used) != Some(&id) {
+                if drafts.get(used) != Some(&id) {
                     break;
                 }
                 used += 1;
             }
-            slots.truncate(*slot, slots.n_past(*slot) - (guesses.len() - used));
-            guessers[*slot].learn(guesses.len(), used);
+            slots.truncate(*slot, slots.n_past(*slot) - (drafts.len() - used));
+            drafters[*slot].learn(drafts.len(), used);
             came_true += used;
         }
         assert!(rows.next().is_none());
@@ -196,7 +196,7 @@ fn a_shared_beginning_continues_as_if_read() {
 /// All four families: greedy and drawn with a seed, beside each other and each other's prompts,
 /// with a shared beginning.
 #[test]
-fn texts_guessed_ahead_together_say_what_each_says_alone() {
+fn texts_drafted_ahead_together_say_what_each_says_alone() {
     let seeded = Sampling { temperature: 0.3, seed: 7, ..Sampling::default() };
     for folder in GOLDEN {
         for file in [FileType::F32, FileType::F16, FileType::Q4_0] {
@@ -210,10 +210,10 @@ fn texts_guessed_ahead_together_say_what_each_says_alone() {
                 for ahead in [1, 3] {
                     let mut slots = slots(&model, prompts.len(), KvType::F32, ahead.min(2));
                     let shared = Some((0, 4, 3));
-                    let (found, guessed) =
+                    let (found, accepted) =
                         drawn_together(&mut slots, &prompts, &sampling, ahead, shared);
                     assert_eq!(found, expected, "{folder} {file}, {sampling:?}, {ahead} ahead");
-                    came_true += guessed;
+                    came_true += accepted;
                 }
             }
             assert_eq!(came_true > 0, model.is_batch_invariant(), "{folder} {file}: {came_true}");

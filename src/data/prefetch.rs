@@ -36,7 +36,7 @@ struct Made {
 }
 
 /// A source of batches that is one ahead.
-pub struct Ahead<'env> {
+pub struct Prefetcher<'env> {
     source: Shared<'env>,
     wishes: Sender<Wish>,
     made: Receiver<Made>,
@@ -46,7 +46,7 @@ pub struct Ahead<'env> {
     idle: bool,
 }
 
-impl<'env> Ahead<'env> {
+impl<'env> Prefetcher<'env> {
     /// Begins the thread, which ends when this is dropped. It runs through `epochs` epochs.
     pub fn new<'scope>(
         scope: &'scope Scope<'scope, 'env>,
@@ -116,7 +116,7 @@ fn run(source: &Shared<'_>, epochs: usize, wished: &Receiver<Wish>, give: &SyncS
     }
 }
 
-impl Batches for Ahead<'_> {
+impl Batches for Prefetcher<'_> {
     fn micro_steps(&mut self, epoch: usize) -> usize {
         locked(&self.source).micro_steps(epoch)
     }
@@ -186,7 +186,7 @@ mod tests {
     fn batches_come_from_any_place_on_and_errors_with_the_batch_they_belong_to() {
         let count = AtomicUsize::new(0);
         std::thread::scope(|scope| {
-            let mut ahead = Ahead::new(scope, Box::new(Counted(&count)), 2);
+            let mut ahead = Prefetcher::new(scope, Box::new(Counted(&count)), 2);
             assert_eq!((ahead.micro_steps(1), ahead.file(7)), (2, "file 7".into()));
             let mut at = |epoch, index| ahead.batch(epoch, index).map_err(|e| e.to_string());
             assert_eq!(at(0, 0), Ok(place(0, 0)));
@@ -221,7 +221,7 @@ mod tests {
         }
         let count = AtomicUsize::new(0);
         std::thread::scope(|scope| {
-            let mut ahead = Ahead::new(scope, Box::new(Endless(&count)), 1);
+            let mut ahead = Prefetcher::new(scope, Box::new(Endless(&count)), 1);
             for index in 0..3 {
                 assert_eq!(ahead.batch(0, index).expect("a batch"), place(0, index));
                 let begun = Instant::now();

@@ -9,12 +9,12 @@ use axum::http::StatusCode;
 
 use crate::error::ApiError;
 use crate::options::Options;
-use crate::served_model::Served;
+use crate::served_model::ServedModel;
 
 /// The state that all requests share.
 pub(crate) struct App {
     pub(crate) options: Options,
-    pub(crate) served: Vec<Arc<Served>>,
+    pub(crate) served: Vec<Arc<ServedModel>>,
     pub(crate) requests: Requests,
     pub(crate) started: Instant,
     /// True where the server listens at an address that only this machine reaches.
@@ -24,7 +24,7 @@ pub(crate) struct App {
 impl App {
     /// Finds the model of a name. Where there is one model only, it answers to every name, as other
     /// servers' models do; Ollama's `:latest` counts for nothing.
-    pub(crate) fn find(&self, name: Option<&str>) -> Result<Arc<Served>, ApiError> {
+    pub(crate) fn find(&self, name: Option<&str>) -> Result<Arc<ServedModel>, ApiError> {
         let name = name.unwrap_or_default();
         let bare = name.strip_suffix(":latest").unwrap_or(name);
         let found = self.served.iter().find(|m| m.id == name || m.id == bare);

@@ -88,7 +88,7 @@ use app::{App, Requests};
 pub use guard::host_name;
 use mmx_converters::{Error, Result};
 pub use options::{Options, Settings};
-use served_model::Served;
+use served_model::ServedModel;
 
 /// Loads the models and serves until the process is told to stop. `ready` gets the address and the
 /// models' names once requests are answered.
@@ -96,9 +96,9 @@ use served_model::Served;
 /// # Errors
 /// A model that cannot be opened, an address that cannot be had.
 pub fn run(options: Options, ready: impl FnOnce(SocketAddr, &[&str])) -> Result<()> {
-    let mut served: Vec<Arc<Served>> = Vec::new();
+    let mut served: Vec<Arc<ServedModel>> = Vec::new();
     for (path, name) in &options.models {
-        let model = Served::open(path, name.as_deref(), &options)?;
+        let model = ServedModel::open(path, name.as_deref(), &options)?;
         if served.iter().any(|m| m.id == model.id) {
             return Err(Error::failed_with_hint(
                 format!("two models are called {}", model.id),

@@ -40,10 +40,10 @@ pub(crate) fn render(app: &App) -> String {
         ("completion_tokens_total", "counter", "Tokens written.", |s| {
             s.completion_tokens.load(Ordering::Relaxed)
         }),
-        ("guessed_tokens_total", "counter", "Tokens guessed ahead and computed.", |s| {
-            s.guessed_tokens.load(Ordering::Relaxed)
+        ("guessed_tokens_total", "counter", "Tokens drafted ahead and computed.", |s| {
+            s.drafted_tokens.load(Ordering::Relaxed)
         }),
-        ("accepted_tokens_total", "counter", "Guessed tokens that came true.", |s| {
+        ("accepted_tokens_total", "counter", "Draft tokens that came true.", |s| {
             s.accepted_tokens.load(Ordering::Relaxed)
         }),
         ("steps_total", "counter", "Computations of the runner.", |s| {

@@ -23,7 +23,7 @@ use crate::request::embed::compute;
 use crate::request::input::Input;
 use crate::request::messages::name_of;
 use crate::request::sampling::{Params, check_logprobs};
-use crate::served_model::{Served, parameters};
+use crate::served_model::{ServedModel, parameters};
 use crate::stream::{Translate, collect, logprob_json, respond};
 use fields::Fields;
 pub(crate) use manage::{blob, unsupported};
@@ -227,7 +227,7 @@ fn message_of(index: usize, message: Value) -> Result<Value, ApiError> {
 }
 
 /// True where the template has a place for thoughts.
-fn thinks(served: &Served) -> bool {
+fn thinks(served: &ServedModel) -> bool {
     let words = ["<think>", "open_thinking", "enable_thinking"];
     let template = served.model.tokenizer().ok().and_then(|t| t.template());
     template.is_some_and(|t| words.iter().any(|word| t.source().contains(word)))
@@ -236,7 +236,7 @@ fn thinks(served: &Served) -> bool {
 /// The capabilities of a model, in Ollama's words. Every model here has embeddings too, but
 /// Ollama's clients take a model that says so for one that has nothing else: its command line would
 /// answer `run` with a vector.
-fn capabilities(served: &Served) -> Vec<&'static str> {
+fn capabilities(served: &ServedModel) -> Vec<&'static str> {
     let tools = served.model.tokenizer().is_ok_and(|t| t.shows_tools());
     let all = [("completion", true), ("tools", tools), ("thinking", thinks(served))];
     all.into_iter().filter(|(_, has)| *has).map(|(name, _)| name).collect()
@@ -312,7 +312,7 @@ fn begin(
 }
 
 struct Answer {
-    served: Arc<Served>,
+    served: Arc<ServedModel>,
     form: Form,
     splitter: Splitter,
     since: Instant,
@@ -486,7 +486,7 @@ pub(crate) async fn tags(State(app): State<Arc<App>>) -> Json<Value> {
 
 /// Answers `GET /api/ps`: all models are loaded as long as the server runs.
 pub(crate) async fn running(State(app): State<Arc<App>>) -> Json<Value> {
-    let one = |served: &Arc<Served>| {
+    let one = |served: &Arc<ServedModel>| {
         let mut value = listed(served);
         value["expires_at"] = "9999-12-31T23:59:59Z".into();
         value["size_vram"] = 0.into();
@@ -496,7 +496,7 @@ pub(crate) async fn running(State(app): State<Arc<App>>) -> Json<Value> {
     Json(json!({"models": app.served.iter().map(one).collect::<Vec<_>>()}))
 }
 
-fn listed(served: &Served) -> Value {
+fn listed(served: &ServedModel) -> Value {
     let time = chrono::DateTime::from_timestamp(served.created as i64, 0).unwrap_or_default();
     json!({
         "name": served.id,
@@ -509,7 +509,7 @@ fn listed(served: &Served) -> Value {
     })
 }
 
-fn details(served: &Served) -> Value {
+fn details(served: &ServedModel) -> Value {
     let family = served.model.config().family.gguf_arch();
     json!({
         "parent_model": "",
@@ -653,7 +653,7 @@ async fn embed_prompt(app: Arc<App>, body: Bytes) -> Result<Response, ApiError> 
 
 /// A request for vectors: the model, and the most tokens of a text.
 struct Embed {
-    served: Arc<Served>,
+    served: Arc<ServedModel>,
     n_ctx: usize,
 }
 

@@ -29,7 +29,7 @@ pub struct Options {
     pub threads: Option<usize>,
     /// Element type of the key-value caches.
     pub kv: KvType,
-    /// Most tokens guessed ahead of a text (speculative decoding).
+    /// Most tokens drafted ahead of a text (speculative decoding).
     pub speculate: usize,
     /// Most texts that may wait for one model.
     pub queue: usize,

@@ -19,7 +19,7 @@ use mmx_converters::{Error, Result};
 use mmx_models::open::Form;
 
 /// A model that is served, with its engine.
-pub(crate) struct Served {
+pub(crate) struct ServedModel {
     pub(crate) id: String,
     pub(crate) model: Model,
     pub(crate) engine: Engine,
@@ -39,7 +39,7 @@ pub(crate) struct Rendered {
     pub(crate) thinking: bool,
 }
 
-impl Served {
+impl ServedModel {
     /// Opens a model and starts its engine.
     ///
     /// # Errors
@@ -226,7 +226,7 @@ impl Served {
     }
 }
 
-impl Served {
+impl ServedModel {
     /// The type that most of the layers' values have, as file names spell it.
     pub(crate) fn quantization(&self) -> String {
         let mut counts = std::collections::BTreeMap::new();

@@ -13,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::engine::{Event, Events, TokenLogprob};
 use crate::error::ApiError;
-use crate::served_model::Served;
+use crate::served_model::ServedModel;
 
 /// The content type of server-sent events.
 pub(crate) const EVENT_STREAM: &str = "text/event-stream";
@@ -121,7 +121,7 @@ pub(crate) fn sse(out: &mut Vec<u8>, value: &Value) {
 }
 
 /// A token as JSON, with its text and its bytes: a token may end inside a character.
-fn token_json(served: &Served, id: u32, logprob: f32) -> Value {
+fn token_json(served: &ServedModel, id: u32, logprob: f32) -> Value {
     let Ok(tokenizer) = served.tokenizer() else { return Value::Null };
     json!({
         "token": tokenizer.decode(&[id], false),
@@ -131,7 +131,7 @@ fn token_json(served: &Served, id: u32, logprob: f32) -> Value {
 }
 
 /// A token as JSON with its probability and those of others.
-pub(crate) fn logprob_json(served: &Served, token: &TokenLogprob) -> Value {
+pub(crate) fn logprob_json(served: &ServedModel, token: &TokenLogprob) -> Value {
     let mut value = token_json(served, token.id, token.logprob);
     value["top_logprobs"] =
         token.top.iter().map(|&(id, logprob)| token_json(served, id, logprob)).collect();

@@ -79,7 +79,7 @@ use mmx_converters::progress::Listener;
 use mmx_converters::tokenizer::Tokenizer;
 use mmx_converters::words::counted;
 use mmx_data::batches::{Batches, Ordered, Packed};
-use mmx_data::prefetch::Ahead;
+use mmx_data::prefetch::Prefetcher;
 use mmx_data::{Cache, Dataset, OnBad, SampleOptions};
 use tch::Kind;
 
@@ -269,7 +269,7 @@ impl Job {
         let stage = self.stage.as_ref();
         std::thread::scope(|scope| {
             let source = batches_of(&config, &dataset, &self.request.data, config.shuffle, padded);
-            let mut batches = Ahead::new(scope, source, config.epochs);
+            let mut batches = Prefetcher::new(scope, source, config.epochs);
             keep_memory();
             let trained = stage.trainable(&model).iter().map(|v| v.tensor.numel()).sum();
             let micro_steps = config

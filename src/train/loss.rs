@@ -129,7 +129,7 @@ pub fn cross_entropy(model: &Model, hidden: &Tensor, targets: &Targets) -> Resul
                 let (ids, weights) =
                     (at.cut(&targets.ids)?, weights.map(|w| at.cut(w)).transpose()?);
                 let entropies =
-                    kernel::entropy_and_gradient(&mut logits, &ids, weights.as_ref(), scale)?;
+                    kernel::cross_entropy_and_gradient(&mut logits, &ids, weights.as_ref(), scale)?;
                 sums.push(entropies.f_sum(Kind::Float)?);
                 return Ok(logits);
             }

@@ -51,7 +51,7 @@ impl Context {
     ///
     /// # Errors
     /// Shapes that do not fit, or no room.
-    pub(crate) fn dense_product<'c>(
+    pub(crate) fn float_matmul<'c>(
         &'c self,
         weight: Tensor<'c>,
         activations: Activations<'c>,
@@ -89,7 +89,7 @@ unsafe extern "C" fn compute(
     threads: c_int,
     _user: *mut c_void,
 ) {
-    // SAFETY: ggml calls this for nodes made by dense_product only, once the operands are computed;
+    // SAFETY: ggml calls this for nodes made by float_matmul only, once the operands are computed;
     // they are of the shapes and types checked there, and each thread writes results of its own
     // rows only.
     unsafe {
@@ -337,7 +337,7 @@ mod tests {
         let nodes = plan.nodes();
         let weight = nodes.input(ty, w_shape).unwrap();
         let inputs = numbers.inputs(&nodes);
-        let output = nodes.output(nodes.context.dense_product(weight, inputs).unwrap());
+        let output = nodes.output(nodes.context.float_matmul(weight, inputs).unwrap());
         let (slots, weight) = (Numbers::slots(inputs), Slot::of(weight));
         let mut plan = plan.finish().unwrap();
         plan.data_mut::<u8>(weight).copy_from_slice(weights);
@@ -440,7 +440,7 @@ mod tests {
                         });
                         let x = if experts > 1 { x } else { context.middle(x, parts - 1).unwrap() };
                         let activations = Activations { x, chosen };
-                        let node = context.dense_product(weight, activations).unwrap();
+                        let node = context.float_matmul(weight, activations).unwrap();
                         let mut operands = vec![bytemuck::cast_slice(&wide), &bytes[..]];
                         operands.extend(ids.map(|(ids, _)| bytemuck::cast_slice(ids)));
                         for threads in [1, 2, 9] {

@@ -299,14 +299,14 @@ impl<'c> Decoder<'c> {
             .gate_up
             .products
             .iter()
-            .map(|product| self.expert_product(product, x, chosen))
+            .map(|product| self.expert_matmul(product, x, chosen))
             .collect::<Result<_>>()?; // [n, 1, hidden] -> [n, k, 2 * ffn] or twice [n, k, ffn]
         let gated = match products.as_slice() {
             [both] => c.swiglu(*both)?,
             [gate, up] => c.swiglu_split(*gate, *up)?,
             _ => return Err(unexpected_products(products.len())),
         };
-        let out = self.expert_product(&ffn.down, gated, chosen)?; // [n, k, ffn] -> [n, k, hidden]
+        let out = self.expert_matmul(&ffn.down, gated, chosen)?; // [n, k, ffn] -> [n, k, hidden]
         let out = c.mul(out, share)?;
         let mut sum = c.middle(out, 0)?;
         for index in 1..k {
@@ -324,15 +324,15 @@ impl<'c> Decoder<'c> {
         let c = self.context;
         match matrix {
             Matrix::Plain(weight) => c.mul_mat(self.weights.get(*weight)?, x),
-            Matrix::Dense(weight) => {
-                c.dense_product(self.weights.get(*weight)?, Activations::all(x))
+            Matrix::Float(weight) => {
+                c.float_matmul(self.weights.get(*weight)?, Activations::all(x))
             }
-            Matrix::Packed(packed) => c.packed_product(packed, Activations::all(x)),
+            Matrix::Quant(packed) => c.quant_matmul(packed, Activations::all(x)),
         }
     }
 
     /// `[n, 1 or k, in] -> [n, k, out]` with the experts `chosen` `[n, k]`.
-    fn expert_product(
+    fn expert_matmul(
         &self,
         matrix: &'c Matrix,
         x: Tensor<'c>,
@@ -341,8 +341,8 @@ impl<'c> Decoder<'c> {
         let (c, activations) = (self.context, Activations::of_experts(x, chosen));
         match matrix {
             Matrix::Plain(weight) => c.mul_mat_id(self.weights.get(*weight)?, x, chosen),
-            Matrix::Dense(weight) => c.dense_product(self.weights.get(*weight)?, activations),
-            Matrix::Packed(packed) => c.packed_product(packed, activations),
+            Matrix::Float(weight) => c.float_matmul(self.weights.get(*weight)?, activations),
+            Matrix::Quant(packed) => c.quant_matmul(packed, activations),
         }
     }
 }

@@ -21,9 +21,9 @@ pub struct Generation {
     pub stop: Vec<String>,
     /// Go on after an end token, which then is part of the text.
     pub ignore_end: bool,
-    /// Tokens that are guessed ahead at most, from what followed the same tokens earlier in the
+    /// Tokens that are drafted ahead at most, from what followed the same tokens earlier in the
     /// text, and computed in one step with the next one; 0: none. The text stays what it is
-    /// without: every token is drawn from its own logits, and guesses beside it are forgotten.
+    /// without: every token is drawn from its own logits, and draft tokens beside it are forgotten.
     /// Without effect on models whose logits depend on what is computed beside them
     /// ([`Model::is_batch_invariant`](super::Model::is_batch_invariant)).
     pub speculate: usize,
@@ -60,7 +60,7 @@ pub struct Generated {
     /// Time of computing them.
     pub decode: Duration,
     /// Number of these ids that were draft tokens.
-    pub guessed: usize,
+    pub accepted: usize,
     /// The ids that the session holds now.
     pub held: Vec<u32>,
 }
@@ -217,7 +217,7 @@ pub fn generate_shifting(
         prefill,
         decoded,
         decode: start.elapsed(),
-        guessed: ahead.guessed(),
+        accepted: ahead.accepted(),
         held,
     })
 }

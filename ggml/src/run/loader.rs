@@ -17,7 +17,7 @@ use super::weights::{Ffn, Fused, Layer, Matrix, Weight, Weights};
 use crate::error::Result;
 use crate::kernel::arena::{Arena, LINE};
 use crate::kernel::float_matmul;
-use crate::kernel::quant_matmul::{self, Packed};
+use crate::kernel::quant_matmul::{self, QuantMatrix};
 use crate::quant::dequantize_rows;
 use crate::wrap::buffer::{ALIGNMENT, Buffer, BufferType, fill};
 use crate::wrap::context::Context;
@@ -211,7 +211,7 @@ struct Loader<'g> {
     dense: bool,
     copies: Vec<(Weight, Source)>,
     /// To be packed later.
-    later: Vec<Arc<Packed>>,
+    later: Vec<Arc<QuantMatrix>>,
 }
 
 impl Loader<'_> {
@@ -311,17 +311,17 @@ impl Loader<'_> {
             let data = Source::Joined { tensors, experts };
             let pieces = data.pieces(self.gguf);
             // SAFETY: the pieces are the file's, which `Weights` drops last.
-            if let Some(later) = unsafe { Packed::in_file(arena, ty, &shape, &pieces)? } {
+            if let Some(later) = unsafe { QuantMatrix::in_file(arena, ty, &shape, &pieces)? } {
                 let later = Arc::new(later);
                 self.later.push(later.clone());
-                return Ok(Matrix::Packed(later));
+                return Ok(Matrix::Quant(later));
             }
             // packed, they are not read again
-            let packed = Packed::new(arena, ty, &shape, &pieces, &|| self.gguf.give_back())?;
-            return Ok(Matrix::Packed(Arc::new(packed)));
+            let packed = QuantMatrix::new(arena, ty, &shape, &pieces, &|| self.gguf.give_back())?;
+            return Ok(Matrix::Quant(Arc::new(packed)));
         }
         let dense = self.dense && float_matmul::fits(ty, &shape);
-        let own = |weight| if dense { Matrix::Dense(weight) } else { Matrix::Plain(weight) };
+        let own = |weight| if dense { Matrix::Float(weight) } else { Matrix::Plain(weight) };
         for (kind, context) in &self.kinds {
             if !dense && is_supported(kernels()?.device, *kind, ty, &shape)? {
                 let weight = weight_of(context.tensor(ty, &shape)?, names[0]);

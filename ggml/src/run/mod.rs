@@ -2,7 +2,7 @@
 //!
 //! A GGUF becomes a [`Model`] (weights, shared), a [`Session`] of it keeps keys and values of one
 //! text and turns token ids into logits, [`Slots`] do so for several texts together. [`sampler`]
-//! turns logits into an id, [`mod@generate`] a prompt into text; a [`Guesser`] has several tokens
+//! turns logits into an id, [`mod@generate`] a prompt into text; a [`Drafter`] has several tokens
 //! of a text computed in one step. The crate's head shows all of it at work.
 
 mod bench;
@@ -30,4 +30,4 @@ pub use options::{KvType, LoadOptions, SessionOptions, SlotsOptions};
 pub use sampler::{Sampler, Sampling, log_probabilities};
 pub use session::{Session, reusable};
 pub use slots::{BATCH, Part, Slots};
-pub use speculate::Guesser;
+pub use speculate::Drafter;

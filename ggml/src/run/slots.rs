@@ -29,7 +29,7 @@ pub const BATCH: usize = 512;
 const OTHER_GRAPHS: usize = 1;
 
 /// Tokens of a step that counts as writing though there are fewer slots: a few texts with what is
-/// guessed of them.
+/// drafted of them.
 const FEW: usize = 16;
 
 /// The next tokens of one slot.

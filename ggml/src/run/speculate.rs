@@ -1,11 +1,11 @@
 //! Speculative decoding without a draft model: small models repeat themselves and their prompt, so
 //! what followed the last tokens earlier in the text often follows again. One step over the next
-//! token and its guesses costs less than a step for each.
+//! token and its draft tokens costs less than a step for each.
 //!
-//! In: a text's ids, and how many guesses came true. Out: guesses, which are computed in the step
+//! In: a text's ids, and how many draft tokens came true. Out: draft tokens, computed in the step
 //! of the text's next token. Logits are those of single steps to the last bit, so whoever draws
-//! from them, and forgets what lies behind the first guess that was not drawn, writes the same
-//! text.
+//! from them, and forgets what lies behind the first draft token that was not drawn, writes the
+//! same text.
 
 use super::model::Model;
 use super::session::Session;
@@ -15,26 +15,26 @@ use crate::error::Result;
 /// Tokens that must have occurred before, at most and at least.
 const LONGEST: usize = 4;
 const SHORTEST: usize = 2;
-/// Tokens computed singly after a guess that failed at once; twice as many each time, up to the
-/// most.
+/// Tokens computed singly after a draft token that failed at once; twice as many each time, up to
+/// the most.
 const FIRST_PAUSE: usize = 2;
 const LONGEST_PAUSE: usize = 32;
-/// Guesses of a step that must come true, where there are so many: a step with three guesses takes
-/// about as long as two without.
+/// Draft tokens of a step that must come true, where there are so many: a step with three draft
+/// tokens takes about as long as two without.
 const ENOUGH: usize = 2;
 
 /// A source of draft tokens for one text: fewer where they are not drawn.
 #[derive(Clone, Debug)]
-pub struct Guesser {
-    /// Guesses in a step; 0: none are made.
+pub struct Drafter {
+    /// Draft tokens in a step; 0: none are made.
     width: usize,
-    /// Steps until the next guess, and after the next one that fails.
+    /// Steps until the next draft token, and after the next one that fails.
     pause: usize,
     next_pause: usize,
 }
 
-impl Guesser {
-    /// Makes a guesser for a text that `model` writes: at most `width` guesses in a step, none
+impl Drafter {
+    /// Makes a drafter for a text that `model` writes: at most `width` draft tokens in a step, none
     /// where a token's logits depend on what is computed beside it ([`Model::is_batch_invariant`]).
     pub fn new(model: &Model, width: usize) -> Self {
         let width = if model.is_batch_invariant() { width.min(BATCH - 1) } else { 0 };
@@ -43,7 +43,7 @@ impl Guesser {
 
     /// Draft tokens that may follow `ids`, the whole text: at most `most` tokens, often none. To be
     /// asked before each step.
-    pub fn guess(&mut self, ids: &[u32], most: usize) -> Vec<u32> {
+    pub fn draft(&mut self, ids: &[u32], most: usize) -> Vec<u32> {
         let width = self.width.min(most);
         if width == 0 {
             return Vec::new();
@@ -55,12 +55,12 @@ impl Guesser {
         follow(ids, width)
     }
 
-    /// Learns that of `guesses` that were computed the first `came_true` were drawn.
-    pub fn learn(&mut self, guesses: usize, came_true: usize) {
-        if guesses == 0 {
+    /// Learns that of `drafts` that were computed the first `came_true` were drawn.
+    pub fn learn(&mut self, drafts: usize, came_true: usize) {
+        if drafts == 0 {
             return;
         }
-        if came_true >= ENOUGH.min(guesses) {
+        if came_true >= ENOUGH.min(drafts) {
             self.next_pause = FIRST_PAUSE;
         } else {
             self.pause = self.next_pause;
@@ -71,25 +71,25 @@ impl Guesser {
 
 /// A session whose text is decoded speculatively.
 pub(super) struct Ahead {
-    guesser: Guesser,
+    drafter: Drafter,
     /// Tokens of the last step after its first, and how many came true.
-    guesses: Vec<u32>,
+    drafts: Vec<u32>,
     used: usize,
-    /// Tokens of the text that are in the session; guesses that did not come true may lie behind
-    /// them.
+    /// Tokens of the text that are in the session; draft tokens that did not come true may lie
+    /// behind them.
     past: usize,
-    guessed: usize,
+    accepted: usize,
 }
 
 impl Ahead {
     /// Begins with the text that the session holds.
     pub(super) fn new(session: &Session, width: usize) -> Self {
         Self {
-            guesser: Guesser::new(session.model(), width),
-            guesses: Vec::new(),
+            drafter: Drafter::new(session.model(), width),
+            drafts: Vec::new(),
             used: 0,
             past: session.n_past(),
-            guessed: 0,
+            accepted: 0,
         }
     }
 
@@ -106,27 +106,27 @@ impl Ahead {
         wanted: usize,
     ) -> Result<&'s [f32]> {
         self.past += 1;
-        if self.guesses.get(self.used) == Some(&id) {
+        if self.drafts.get(self.used) == Some(&id) {
             self.used += 1;
-            self.guessed += 1;
+            self.accepted += 1;
             return Ok(session.row(self.used));
         }
-        self.guesser.learn(self.guesses.len(), self.used);
+        self.drafter.learn(self.drafts.len(), self.used);
         session.truncate(self.past - 1);
         self.used = 0;
         let room = session.n_ctx() - session.n_past();
-        self.guesses = self.guesser.guess(held, room.min(wanted).saturating_sub(1));
-        if self.guesses.is_empty() {
+        self.drafts = self.drafter.draft(held, room.min(wanted).saturating_sub(1));
+        if self.drafts.is_empty() {
             return session.decode(id);
         }
-        let step: Vec<u32> = std::iter::once(id).chain(self.guesses.iter().copied()).collect();
+        let step: Vec<u32> = std::iter::once(id).chain(self.drafts.iter().copied()).collect();
         session.rows(&step)?;
         Ok(session.row(0))
     }
 
     /// The session was made to hold `past` tokens of another text.
     pub(super) fn restart(&mut self, past: usize) {
-        self.guesses.clear();
+        self.drafts.clear();
         (self.used, self.past) = (0, past);
     }
 
@@ -135,9 +135,9 @@ impl Ahead {
         self.past
     }
 
-    /// Tokens whose guesses came true.
-    pub(super) fn guessed(&self) -> usize {
-        self.guessed
+    /// Draft tokens that came true.
+    pub(super) fn accepted(&self) -> usize {
+        self.accepted
     }
 }
 
@@ -166,7 +166,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_followed_before_is_guessed() {
+    fn what_followed_before_is_drafted() {
         assert_eq!(follow(&[1, 2, 3, 9, 8, 1, 2], 3), [3, 9, 8]);
         assert_eq!(
             follow(&[1, 2, 3, 1, 2], 5),
@@ -182,30 +182,30 @@ mod tests {
     }
 
     #[test]
-    fn a_text_whose_guesses_fail_is_guessed_less_and_less() {
+    fn a_text_whose_drafts_fail_is_drafted_less_and_less() {
         let text = [1, 2, 3, 1, 2];
-        let new = || Guesser { width: 3, pause: 0, next_pause: FIRST_PAUSE };
-        let steps_with_guesses = |guesser: &mut Guesser, came_true: usize, steps: usize| {
+        let new = || Drafter { width: 3, pause: 0, next_pause: FIRST_PAUSE };
+        let steps_with_drafts = |drafter: &mut Drafter, came_true: usize, steps: usize| {
             (0..steps)
                 .filter(|_| {
-                    let guesses = guesser.guess(&text, 8).len();
-                    guesser.learn(guesses, came_true.min(guesses));
-                    guesses > 0
+                    let drafts = drafter.draft(&text, 8).len();
+                    drafter.learn(drafts, came_true.min(drafts));
+                    drafts > 0
                 })
                 .count()
         };
-        assert_eq!(steps_with_guesses(&mut new(), 2, 100), 100);
-        assert_eq!(steps_with_guesses(&mut new(), 3, 100), 100);
+        assert_eq!(steps_with_drafts(&mut new(), 2, 100), 100);
+        assert_eq!(steps_with_drafts(&mut new(), 3, 100), 100);
         let mut failing = new();
-        assert_eq!(steps_with_guesses(&mut failing, 0, 100), 6, "after 0, 3, 8, 17, 34, 67");
-        assert_eq!(steps_with_guesses(&mut failing, 1, 330), 10);
+        assert_eq!(steps_with_drafts(&mut failing, 0, 100), 6, "after 0, 3, 8, 17, 34, 67");
+        assert_eq!(steps_with_drafts(&mut failing, 1, 330), 10);
         // one that comes true after all ends it
-        while failing.guess(&text, 8).is_empty() {}
+        while failing.draft(&text, 8).is_empty() {}
         failing.learn(3, 3);
-        assert_eq!(steps_with_guesses(&mut failing, 0, 4), 2);
-        // a single guess can be enough, and where there is room for none, none is made
-        assert_eq!(steps_with_guesses(&mut Guesser { width: 1, ..new() }, 1, 10), 10);
-        assert!(new().guess(&text, 0).is_empty());
-        assert_eq!(new().guess(&text, 2), [3, 1]);
+        assert_eq!(steps_with_drafts(&mut failing, 0, 4), 2);
+        // a single draft token can be enough, and where there is room for none, none is made
+        assert_eq!(steps_with_drafts(&mut Drafter { width: 1, ..new() }, 1, 10), 10);
+        assert!(new().draft(&text, 0).is_empty());
+        assert_eq!(new().draft(&text, 2), [3, 1]);
     }
 }

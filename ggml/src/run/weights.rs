@@ -16,7 +16,7 @@ use llama_cpp_sys_2 as sys;
 use mmx_converters::gguf::Gguf;
 
 use crate::error::Result;
-use crate::kernel::quant_matmul::Packed;
+use crate::kernel::quant_matmul::QuantMatrix;
 use crate::wrap::buffer::Buffer;
 use crate::wrap::context::Context;
 use crate::wrap::placement::Split;
@@ -32,9 +32,9 @@ pub(super) enum Matrix {
     /// A matrix for ggml's own operations.
     Plain(Weight),
     /// Floats for our own kernel.
-    Dense(Weight),
+    Float(Weight),
     /// Blocks in an order for our own kernel.
-    Packed(Arc<Packed>),
+    Quant(Arc<QuantMatrix>),
 }
 
 /// Matrices over the same input: where each one's rows lie among the products that are computed.
@@ -83,7 +83,7 @@ pub(super) struct Weights {
     pub(super) bytes_per_token: usize,
     pub(super) split: Option<Split>,
     /// Read from the file until they are packed.
-    pub(super) later: Vec<Arc<Packed>>,
+    pub(super) later: Vec<Arc<QuantMatrix>>,
     pub(super) stopped: AtomicBool,
     // dropped in this order: memory, then descriptions, then the file the memory may be
     pub(super) _buffers: Vec<Buffer>,

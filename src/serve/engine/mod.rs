@@ -37,7 +37,7 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    /// Starts the thread; `speculate` tokens of a text are guessed ahead at most.
+    /// Starts the thread; `speculate` tokens of a text are drafted ahead at most.
     ///
     /// # Errors
     /// No memory for the slots, a model without a tokenizer, no thread.

@@ -1,7 +1,7 @@
 //! The scheduler of an engine: continuous batching over the runner's slots.
 //!
 //! In: jobs. Each round gives free slots to waiting jobs, computes one step (the next token of
-//! every text that is being written, with guesses of the tokens after it where the texts are few,
+//! every text that is being written, with draft tokens after it where the texts are few,
 //! and pieces of prompts up to a budget), and sends what became certain. A slot keeps what it
 //! computed after its job; a new job takes over the longest beginning it shares with any slot.
 
@@ -13,7 +13,7 @@ use mmx_converters::tokenizer::Tokenizer;
 use mmx_ggml::run::{BATCH, Finish, Part, Slots, reusable};
 
 use super::job::{Event, Job, Summary, Task};
-use super::sequence::{Sequence, Step, most_guesses};
+use super::sequence::{Sequence, Step, most_drafts};
 use super::stats::Stats;
 use crate::error::ApiError;
 
@@ -29,7 +29,7 @@ const PROMPT_TOKENS_BESIDE: usize = 128;
 const PROMPT_LOGITS: usize = 1 << 24;
 
 /// A slot of the runner.
-struct Lane<'t> {
+struct SlotState<'t> {
     /// The tokens whose keys and values it holds.
     held: Vec<u32>,
     run: Option<Run<'t>>,
@@ -62,13 +62,13 @@ enum Kind<'t> {
 /// The slots of a runner, their jobs, and the jobs that wait.
 pub(crate) struct Scheduler<'t> {
     slots: Slots,
-    lanes: Vec<Lane<'t>>,
+    lanes: Vec<SlotState<'t>>,
     waiting: VecDeque<Job>,
     tokenizer: &'t Tokenizer,
     /// Ids that end a text.
     ends: Vec<u32>,
     stats: &'t Stats,
-    /// Most tokens guessed ahead of a text.
+    /// Most tokens drafted ahead of a text.
     speculate: usize,
     round: u64,
 }
@@ -79,8 +79,8 @@ struct Turn {
     ids: Vec<u32>,
     /// Number of the last ids whose logits are needed.
     outputs: usize,
-    /// Number of the last ids that are guesses.
-    guesses: usize,
+    /// Number of the last ids that are draft tokens.
+    drafts: usize,
 }
 
 impl<'t> Scheduler<'t> {
@@ -90,7 +90,7 @@ impl<'t> Scheduler<'t> {
         tokenizer: &'t Tokenizer,
         stats: &'t Stats,
     ) -> Self {
-        let lane = || Lane { held: Vec::new(), run: None, used: 0, tenancy: 0 };
+        let lane = || SlotState { held: Vec::new(), run: None, used: 0, tenancy: 0 };
         Self {
             lanes: (0..slots.n_slots()).map(|_| lane()).collect(),
             ends: tokenizer.stop_ids(&slots.model().config().eos_token_id),
@@ -208,15 +208,15 @@ impl<'t> Scheduler<'t> {
             Task::Embed => true,
             Task::Write(write) => write.echo_logprobs,
         };
-        let shared = |lane: &Lane<'_>| {
+        let shared = |lane: &SlotState<'_>| {
             let whole = lane.run.as_ref().filter(|run| matches!(run.kind, Kind::Write(_)));
             let whole = whole.map_or(&lane.held, |run| {
                 if lane.held.len() < run.job.prompt.len() { &run.job.prompt } else { &lane.held }
             });
             if afresh { 0 } else { reusable(whole, &job.prompt) }
         };
-        let free = |lane: &&(usize, &Lane<'_>)| lane.1.run.is_none();
-        let lanes: Vec<(usize, &Lane<'_>)> = self.lanes.iter().enumerate().collect();
+        let free = |lane: &&(usize, &SlotState<'_>)| lane.1.run.is_none();
+        let lanes: Vec<(usize, &SlotState<'_>)> = self.lanes.iter().enumerate().collect();
         let own =
             lanes.iter().filter(free).max_by_key(|(_, lane)| (shared(lane), u64::MAX - lane.used));
         let best = lanes.iter().max_by_key(|(_, lane)| shared(lane));
@@ -294,7 +294,7 @@ impl<'t> Scheduler<'t> {
     /// Reads a piece of one embedding's text: its hidden states need a step of their own. False
     /// when there is none.
     fn embed(&mut self) -> bool {
-        let embeds = |lane: &Lane<'_>| {
+        let embeds = |lane: &SlotState<'_>| {
             lane.run.as_ref().is_some_and(|run| matches!(run.kind, Kind::Embed(_)))
         };
         // the one that waits longest
@@ -337,8 +337,8 @@ impl<'t> Scheduler<'t> {
         true
     }
 
-    /// Computes the next token of every text whose client keeps up, with guesses of what comes
-    /// after, and pieces of prompts. False when there is neither.
+    /// Computes the next token of every text whose client keeps up, with draft tokens for what
+    /// comes after, and pieces of prompts. False when there is neither.
     fn step(&mut self) -> bool {
         let mut work: Vec<Turn> = Vec::new();
         let mut reading = Vec::new();
@@ -354,17 +354,17 @@ impl<'t> Scheduler<'t> {
             }
             *stalled = None;
             match sequence.next {
-                Some(id) => work.push(Turn { lane: index, ids: vec![id], outputs: 1, guesses: 0 }),
+                Some(id) => work.push(Turn { lane: index, ids: vec![id], outputs: 1, drafts: 0 }),
                 None if !waits => reading.push((job.since, index)),
                 None => {}
             }
         }
-        let most = most_guesses(self.speculate, work.len());
+        let most = most_drafts(self.speculate, work.len());
         for turn in &mut work {
-            let guesses = self.guess(turn.lane, most);
-            turn.outputs += guesses.len();
-            turn.guesses = guesses.len();
-            turn.ids.extend(guesses);
+            let drafts = self.draft(turn.lane, most);
+            turn.outputs += drafts.len();
+            turn.drafts = drafts.len();
+            turn.ids.extend(drafts);
         }
         let mut budget = if work.is_empty() { BATCH } else { PROMPT_TOKENS_BESIDE };
         let written: usize = work.iter().map(|turn| turn.ids.len()).sum();
@@ -384,7 +384,7 @@ impl<'t> Scheduler<'t> {
                 rows -= if every { piece.len() } else { 0 };
                 let last = usize::from(piece.len() == rest.len());
                 let outputs = if every { piece.len() } else { last };
-                work.push(Turn { lane: index, ids: piece.to_vec(), outputs, guesses: 0 });
+                work.push(Turn { lane: index, ids: piece.to_vec(), outputs, drafts: 0 });
             }
         }
         if work.is_empty() {
@@ -420,44 +420,44 @@ impl<'t> Scheduler<'t> {
         true
     }
 
-    /// Guesses of what follows the next token of a slot's text, at most `most`.
-    fn guess(&mut self, lane: usize, most: usize) -> Vec<u32> {
+    /// Draft tokens for what follows the next token of a slot's text, at most `most`.
+    fn draft(&mut self, lane: usize, most: usize) -> Vec<u32> {
         let n_ctx = self.slots.n_ctx();
-        let Lane { held, run, .. } = &mut self.lanes[lane];
+        let SlotState { held, run, .. } = &mut self.lanes[lane];
         match run {
             Some(Run { job, kind: Kind::Write(sequence), .. }) => {
-                sequence.guess(job, held, n_ctx, most)
+                sequence.draft(job, held, n_ctx, most)
             }
             _ => Vec::new(),
         }
     }
 
-    /// Draws from a slot's logits: after its known tokens, and after each guess that was drawn. The
-    /// others are forgotten.
+    /// Draws from a slot's logits: after its known tokens, and after each draft token that was
+    /// drawn. The others are forgotten.
     fn take_turn<'r>(&mut self, turn: &Turn, mut rows: impl Iterator<Item = &'r [f32]>) {
         let lane = turn.lane;
-        let (known, guesses) = turn.ids.split_at(turn.ids.len() - turn.guesses);
+        let (known, drafts) = turn.ids.split_at(turn.ids.len() - turn.drafts);
         self.take_prompt(lane, known.len(), &mut rows);
         self.lanes[lane].held.extend_from_slice(known);
         let mut came_true = 0;
         for row in rows {
             self.advance(lane, row);
-            let Lane { held, run, .. } = &mut self.lanes[lane];
+            let SlotState { held, run, .. } = &mut self.lanes[lane];
             let Some(Run { kind: Kind::Write(sequence), .. }) = run else { break };
-            let drawn = sequence.next.take_if(|next| guesses.get(came_true) == Some(&*next));
+            let drawn = sequence.next.take_if(|next| drafts.get(came_true) == Some(&*next));
             let Some(id) = drawn else { break };
             held.push(id);
             came_true += 1;
         }
-        if guesses.is_empty() {
+        if drafts.is_empty() {
             return;
         }
-        let Lane { held, run, .. } = &mut self.lanes[lane];
+        let SlotState { held, run, .. } = &mut self.lanes[lane];
         self.slots.truncate(lane, held.len());
         if let Some(Run { kind: Kind::Write(sequence), .. }) = run {
-            sequence.learn(guesses.len(), came_true);
+            sequence.learn(drafts.len(), came_true);
         }
-        self.stats.guessed_tokens.fetch_add(guesses.len() as u64, Ordering::Relaxed);
+        self.stats.drafted_tokens.fetch_add(drafts.len() as u64, Ordering::Relaxed);
         self.stats.accepted_tokens.fetch_add(came_true as u64, Ordering::Relaxed);
     }
 
@@ -469,7 +469,7 @@ impl<'t> Scheduler<'t> {
         read: usize,
         rows: &mut impl Iterator<Item = &'r [f32]>,
     ) {
-        let Lane { held, run, .. } = &mut self.lanes[lane];
+        let SlotState { held, run, .. } = &mut self.lanes[lane];
         let Some(Run { job, read: None, kind: Kind::Write(sequence), .. }) = run else { return };
         sequence.take_prompt(job, held.len() + 1, read, rows);
     }

@@ -1,8 +1,8 @@
-//! A sequence of the batch: a text that is being written, with guesses of its next tokens
+//! A sequence of the batch: a text that is being written, with draft tokens after it
 //! (speculative decoding).
 //!
-//! In: rows of logits, one after the text's known tokens and one after each guess. Out: drawn
-//! tokens, and events. Tokens are drawn one by one as without guesses, so sampling, probabilities,
+//! In: rows of logits, one after the text's known tokens and one after each draft token. Out: drawn
+//! tokens, and events. Tokens are drawn one by one as without them, so sampling, probabilities,
 //! grammars, stop strings and limits stay what they are without.
 
 use std::collections::VecDeque;
@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 
 use axum::http::StatusCode;
 use mmx_converters::tokenizer::{DecodeStream, Tokenizer};
-use mmx_ggml::run::{BATCH, Finish, Guesser, Model, Sampler, StopFilter, log_probabilities};
+use mmx_ggml::run::{BATCH, Drafter, Finish, Model, Sampler, StopFilter, log_probabilities};
 
 use super::job::{Event, EventSender, Job, Task, TokenLogprob, Write, send};
 use super::stats::Stats;
@@ -19,7 +19,7 @@ use crate::error::ApiError;
 /// The state of a text in progress, apart from the slot that computes it.
 pub(super) struct Sequence<'t> {
     sampler: Sampler,
-    guesser: Guesser,
+    drafter: Drafter,
     stream: DecodeStream<'t>,
     filter: StopFilter,
     /// The token that was drawn last, whose keys and values are not computed yet.
@@ -44,15 +44,15 @@ pub(super) enum Step {
     Failed(ApiError),
 }
 
-/// Tokens guessed ahead of each of `texts` texts that are written together, at most `speculate`.
+/// Tokens drafted ahead of each of `texts` texts that are written together, at most `speculate`.
 ///
-/// A guess costs what another text's token costs, and is worth what a token of a step costs
+/// A draft token costs what another text's token costs, and is worth what a token of a step costs
 /// without. Measured with minimind2-small q4_0 (one thread, AVX-512 VNNI), in steps of one token: 2
 /// tokens in a step take 1.14, 3 or 4 take 1.8, 6 take 2.6, 8 take 3.3 and 16 take 6.4. So where
-/// all come true, 3 guesses make one text 2.2 times as fast, each of two 1.4 times; one guess makes
-/// each of three 1.3 times as fast, and four texts fill the kernels by themselves: 1.1 times, less
-/// than guesses that fail would lose.
-pub(super) fn most_guesses(speculate: usize, texts: usize) -> usize {
+/// all come true, 3 draft tokens make one text 2.2 times as fast, each of two 1.4 times; one draft
+/// token makes each of three 1.3 times as fast, and four texts fill the kernels by themselves: 1.1
+/// times, less than draft tokens that fail would lose.
+pub(super) fn most_drafts(speculate: usize, texts: usize) -> usize {
     speculate.min(match texts {
         0 | 1 => BATCH - 1,
         2 => 3,
@@ -79,7 +79,7 @@ impl<'t> Sequence<'t> {
         prompt.iter().for_each(|&id| sampler.see(id));
         Ok(Self {
             sampler,
-            guesser: Guesser::new(model, speculate),
+            drafter: Drafter::new(model, speculate),
             stream: tokenizer.decode_stream(true),
             filter: StopFilter::new(std::mem::take(&mut write.stop))?,
             next: None,
@@ -96,9 +96,9 @@ impl<'t> Sequence<'t> {
         self.tokens
     }
 
-    /// Guesses of what follows the next token: at most `most`, and no more than can be used. `held`
-    /// are the tokens that the text's slot has computed, of at most `n_ctx`.
-    pub(super) fn guess(
+    /// Draft tokens for what follows the next token: at most `most`, and no more than can be used.
+    /// `held` are the tokens that the text's slot has computed, of at most `n_ctx`.
+    pub(super) fn draft(
         &mut self,
         job: &Job,
         held: &mut Vec<u32>,
@@ -116,14 +116,14 @@ impl<'t> Sequence<'t> {
         ];
         let most = room.into_iter().fold(most + 1, usize::min).saturating_sub(1);
         held.push(next);
-        let guesses = self.guesser.guess(held, most);
+        let drafts = self.drafter.draft(held, most);
         held.pop();
-        guesses
+        drafts
     }
 
-    /// Takes note of how many of the guesses came true.
-    pub(super) fn learn(&mut self, guesses: usize, came_true: usize) {
-        self.guesser.learn(guesses, came_true);
+    /// Takes note of how many of the draft tokens came true.
+    pub(super) fn learn(&mut self, drafts: usize, came_true: usize) {
+        self.drafter.learn(drafts, came_true);
     }
 
     /// Takes the probabilities of `count` of the prompt's tokens, from position `at` on, where they

@@ -36,7 +36,7 @@ pub(crate) struct Stats {
     pub(crate) prompt_tokens: AtomicU64,
     pub(crate) cached_tokens: AtomicU64,
     pub(crate) completion_tokens: AtomicU64,
-    pub(crate) guessed_tokens: AtomicU64,
+    pub(crate) drafted_tokens: AtomicU64,
     pub(crate) accepted_tokens: AtomicU64,
     pub(crate) steps: AtomicU64,
     pub(crate) cancelled: AtomicU64,

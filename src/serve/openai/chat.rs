@@ -17,7 +17,7 @@ use crate::fields::{Fields, Refused};
 use crate::openai::wire::{Usage, include_usage, sse_done};
 use crate::request::chat::{Ask, start, thinking_variables};
 use crate::request::sampling::{Params, check_logprobs, schema_of};
-use crate::served_model::Served;
+use crate::served_model::ServedModel;
 use crate::stream::{EVENT_STREAM, Translate, collect, logprob_json, respond, sse};
 use mmx_converters::chat::answer::{Call, Piece, Splitter};
 
@@ -153,7 +153,7 @@ impl Choice {
 struct Answer {
     id: String,
     created: u64,
-    served: Arc<Served>,
+    served: Arc<ServedModel>,
     choices: Vec<Choice>,
     left: usize,
     include_usage: bool,

@@ -16,7 +16,7 @@ use crate::fields::{Fields, Refused};
 use crate::openai::wire::{Usage, include_usage, sse_done};
 use crate::request::input::Input;
 use crate::request::sampling::{Params, check_logprobs, schema_of};
-use crate::served_model::Served;
+use crate::served_model::ServedModel;
 use crate::stream::{EVENT_STREAM, Translate, collect, respond, sse};
 
 /// Fields that this address does not support, besides those that none does.
@@ -157,7 +157,7 @@ impl Logprobs {
 struct Answer {
     id: String,
     created: u64,
-    served: Arc<Served>,
+    served: Arc<ServedModel>,
     choices: Vec<Choice>,
     left: usize,
     include_usage: bool,

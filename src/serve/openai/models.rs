@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 
 use crate::app::App;
 use crate::error::ApiError;
-use crate::served_model::Served;
+use crate::served_model::ServedModel;
 
-fn model_json(served: &Served) -> Value {
+fn model_json(served: &ServedModel) -> Value {
     json!({
         "id": served.id,
         "object": "model",

@@ -12,11 +12,11 @@ use crate::error::ApiError;
 use crate::fields::wrong_type;
 use crate::request::messages;
 use crate::request::sampling::Params;
-use crate::served_model::Served;
+use crate::served_model::ServedModel;
 
 /// A queued chat: everything that a protocol needs to answer it.
 pub(crate) struct Chat {
-    pub(crate) served: Arc<Served>,
+    pub(crate) served: Arc<ServedModel>,
     pub(crate) events: Events,
     pub(crate) splitters: Vec<Splitter>,
 }

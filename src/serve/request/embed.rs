@@ -6,7 +6,7 @@ use crate::app::{App, blocking};
 use crate::engine::Event;
 use crate::error::ApiError;
 use crate::request::input::Input;
-use crate::served_model::Served;
+use crate::served_model::ServedModel;
 use crate::stream::collect;
 
 /// Computes the vectors of texts, `[texts, hidden]`; also returns how many tokens were read.
@@ -16,7 +16,7 @@ use crate::stream::collect;
 /// gone.
 pub(crate) async fn compute(
     app: &Arc<App>,
-    served: &Arc<Served>,
+    served: &Arc<ServedModel>,
     input: Input,
 ) -> Result<(Vec<Vec<f32>>, usize), ApiError> {
     let (app, model) = (app.clone(), served.clone());

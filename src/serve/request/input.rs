@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use crate::error::ApiError;
 use crate::fields::{integer, wrong_type};
-use crate::served_model::Served;
+use crate::served_model::ServedModel;
 
 /// Most texts that one request may have.
 const PROMPTS: usize = 64;
@@ -61,7 +61,7 @@ impl Input {
 
     /// Ids of each text. Control tokens in a text become control tokens: the client has applied its
     /// own template.
-    pub(crate) fn ids(self, served: &Served, field: &str) -> Result<Vec<Vec<u32>>, ApiError> {
+    pub(crate) fn ids(self, served: &ServedModel, field: &str) -> Result<Vec<Vec<u32>>, ApiError> {
         let tokenizer = served.tokenizer()?;
         let all = match self {
             Self::Text(text) => vec![tokenizer.encode_text(&text)?],

@@ -11,7 +11,7 @@ use crate::engine::Write;
 use crate::engine::grammar::Constraint;
 use crate::error::ApiError;
 use crate::fields::{Fields, integer, wrong_type};
-use crate::served_model::Served;
+use crate::served_model::ServedModel;
 
 /// Most stop strings that a request may have. Source: OpenAI.
 const STOPS: usize = 4;
@@ -145,7 +145,7 @@ impl Params {
     pub(crate) fn check(
         self,
         app: &App,
-        model: &Served,
+        model: &ServedModel,
         prompt: usize,
         field: &str,
     ) -> Result<Checked, ApiError> {

@@ -11,9 +11,9 @@ use half::bf16;
 use tch::{Kind, TchError, Tensor};
 
 use super::element::{Element, dot, exp_all, largest, load, store};
+use super::matmul::{Matrix, matmul};
 use super::memory::{Rows, empty, read, write};
 use super::parallel::parallel;
-use super::product::{Matrix, product};
 use crate::kernel::autograd::differentiable;
 
 /// Queries whose scores are there at a time.
@@ -196,7 +196,7 @@ fn forward<T: Element>(
                 gather(q, d, (0..count).map(row), &mut b.query);
                 let queries = Matrix::new(&b.query[..count * d], count, d);
                 let keys = Matrix::new(&b.key[..end * d], end, d);
-                product(&mut b.scores, end, queries, keys.transposed(), shape.scale(), false);
+                matmul(&mut b.scores, end, queries, keys.transposed(), shape.scale(), false);
                 for (i, scores) in b.scores.chunks_exact_mut(end).take(count).enumerate() {
                     let (seen, unseen) = scores.split_at_mut(first + i + 1);
                     let most = largest(seen);
@@ -209,7 +209,7 @@ fn forward<T: Element>(
                 }
                 let scores = Matrix::new(&b.scores[..count * end], count, end);
                 let values = Matrix::new(&b.value[..end * d], end, d);
-                product(&mut b.out, d, scores, values, 1.0, false);
+                matmul(&mut b.out, d, scores, values, 1.0, false);
                 for (i, out) in b.out.chunks_exact_mut(d).take(count).enumerate() {
                     out.iter_mut().for_each(|x| *x *= b.d_out[i]);
                     // SAFETY: as above.
@@ -266,8 +266,8 @@ fn backward<T: Element>(
                 let d_outs = Matrix::new(&b.d_out[..count * d], count, d);
                 let keys = Matrix::new(&b.key[..end * d], end, d);
                 let values = Matrix::new(&b.value[..end * d], end, d);
-                product(&mut b.scores, end, queries, keys.transposed(), shape.scale(), false);
-                product(&mut b.d_scores, end, d_outs, values.transposed(), 1.0, false);
+                matmul(&mut b.scores, end, queries, keys.transposed(), shape.scale(), false);
+                matmul(&mut b.d_scores, end, d_outs, values.transposed(), 1.0, false);
                 let rows = b.scores.chunks_exact_mut(end).zip(b.d_scores.chunks_exact_mut(end));
                 for (i, (scores, d_scores)) in rows.take(count).enumerate() {
                     let at = i * d..(i + 1) * d;
@@ -283,9 +283,9 @@ fn backward<T: Element>(
                 }
                 let scores = Matrix::new(&b.scores[..count * end], count, end);
                 let d_scores = Matrix::new(&b.d_scores[..count * end], count, end);
-                product(&mut b.d_value, d, scores.transposed(), d_outs, 1.0, true);
-                product(&mut b.d_key, d, d_scores.transposed(), queries, 1.0, true);
-                product(&mut b.d_query, d, d_scores, keys, 1.0, false);
+                matmul(&mut b.d_value, d, scores.transposed(), d_outs, 1.0, true);
+                matmul(&mut b.d_key, d, d_scores.transposed(), queries, 1.0, true);
+                matmul(&mut b.d_query, d, d_scores, keys, 1.0, false);
                 for (i, dq) in b.d_query.chunks_exact(d).take(count).enumerate() {
                     // SAFETY: a token's head belongs to one task, and to one of its blocks.
                     store(dq, unsafe { dq_to.take(row(i)..row(i) + 1) });

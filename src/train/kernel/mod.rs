@@ -8,21 +8,21 @@
 
 mod attention;
 pub(crate) mod autograd;
+mod cross_entropy;
 mod element;
-mod entropy;
-mod gate;
+mod matmul;
 mod memory;
 mod norm;
 mod parallel;
-mod product;
-mod rotate;
+mod rope;
+mod swiglu;
 
 pub(crate) use attention::attention;
-pub(crate) use entropy::entropy_and_gradient;
-pub(crate) use gate::swiglu;
+pub(crate) use cross_entropy::cross_entropy_and_gradient;
+pub(crate) use matmul::{add_mm, linear, linears, mm};
 pub(crate) use norm::{add_norm, norm};
-pub(crate) use product::{add_mm, linear, linears, mm};
-pub(crate) use rotate::rotate;
+pub(crate) use rope::rope;
+pub(crate) use swiglu::swiglu;
 
 use std::sync::LazyLock;
 
@@ -53,11 +53,11 @@ pub(crate) fn bf16_pays() -> Result<bool, TchError> {
     let float = |size: [i64; 2]| Tensor::f_randn(size, (Kind::Float, Device::Cpu));
     let (x, weight) = (float([1024, 512])?, float([1408, 512])?);
     let (x_bf16, weight_bf16) = (x.f_to_kind(Kind::BFloat16)?, weight.f_to_kind(Kind::BFloat16)?);
-    let best = |product: &dyn Fn() -> Result<Tensor, TchError>| {
+    let best = |matmul: &dyn Fn() -> Result<Tensor, TchError>| {
         let mut best = f64::INFINITY;
         for _ in 0..5 {
             let begun = std::time::Instant::now();
-            let _ = product()?;
+            let _ = matmul()?;
             best = begun.elapsed().as_secs_f64().min(best);
         }
         Ok::<f64, TchError>(best)

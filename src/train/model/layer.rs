@@ -7,7 +7,7 @@ use tch::Tensor;
 use super::attention::Attention;
 use super::ffn::Dense;
 use super::linear::{Norm, Parts};
-use super::moe::Mixture;
+use super::moe::MoeLayer;
 use super::variable::Torch;
 use crate::error::Result;
 
@@ -24,7 +24,7 @@ pub(super) struct Layer {
 #[derive(Debug)]
 pub(super) enum FeedForward {
     Dense(Dense),
-    Mixture(Mixture),
+    Moe(MoeLayer),
 }
 
 impl FeedForward {
@@ -38,7 +38,7 @@ impl FeedForward {
     ) -> Torch<(Tensor, Option<Tensor>)> {
         match self {
             Self::Dense(dense) => Ok((dense.forward(x)?, None)),
-            Self::Mixture(mixture) => mixture.forward(x, train, samples),
+            Self::Moe(mixture) => mixture.forward(x, train, samples),
         }
     }
 }
@@ -54,7 +54,7 @@ pub(super) fn layers(config: &Config, parts: &Parts<'_>) -> Result<Vec<Layer>> {
             attention: Attention::new(config, parts, &format!("{base}.self_attn"))?,
             post_attention_norm: parts.norm(&format!("{base}.post_attention_layernorm"), eps)?,
             feed_forward: match &config.moe {
-                Some(moe) => FeedForward::Mixture(Mixture::new(config.family, moe, parts, &ffn)?),
+                Some(moe) => FeedForward::Moe(MoeLayer::new(config.family, moe, parts, &ffn)?),
                 None => FeedForward::Dense(Dense::new(parts, &ffn)?),
             },
         })

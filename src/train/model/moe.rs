@@ -15,7 +15,7 @@ use crate::error::Result;
 
 /// One layer's mixture of experts.
 #[derive(Debug)]
-pub(super) struct Mixture {
+pub(super) struct MoeLayer {
     /// `[experts, hidden]`
     router: Tensor,
     experts: Vec<Dense>,
@@ -27,7 +27,7 @@ pub(super) struct Mixture {
     aux_loss: AuxLoss,
 }
 
-impl Mixture {
+impl MoeLayer {
     pub(super) fn new(family: Family, moe: &Moe, parts: &Parts<'_>, base: &str) -> Result<Self> {
         let expert = |kind: &str, i: usize| Dense::new(parts, &format!("{base}.{kind}.{i}"));
         Ok(Self {

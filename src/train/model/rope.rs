@@ -85,7 +85,7 @@ impl Tables {
     /// Computed in float32, given back in the type that came.
     pub(super) fn rotate(&self, x: &Tensor) -> Torch<Tensor> {
         if kernel::takes(&[x, &self.cos]) {
-            return kernel::rotate(x, &self.cos, &self.sin);
+            return kernel::rope(x, &self.cos, &self.sin);
         }
         let half = self.cos.size().last().copied().unwrap_or_default();
         let first = x.f_narrow(-1, 0, half)?;

@@ -22,13 +22,17 @@ pub(super) fn inputs(model: &Model, batch: &Batch) -> Result<Tensor> {
 /// Masked mean cross-entropy plus the balancing loss: what pretraining and SFT share.
 pub(super) fn language_model_loss(model: &Model, batch: &Batch) -> Result<Loss> {
     match Targets::new(batch, model.device())? {
-        Some(targets) => entropy_and_balance(model, batch, &targets),
+        Some(targets) => cross_entropy_and_balance(model, batch, &targets),
         None => Ok(Loss::nothing()),
     }
 }
 
 /// Cross-entropy of some targets plus the balancing loss, with both as parts.
-pub(super) fn entropy_and_balance(model: &Model, batch: &Batch, targets: &Targets) -> Result<Loss> {
+pub(super) fn cross_entropy_and_balance(
+    model: &Model,
+    batch: &Batch,
+    targets: &Targets,
+) -> Result<Loss> {
     let hidden = model.hidden_packed(&inputs(model, batch)?, &batch.packed, true)?;
     let ce = loss::cross_entropy(model, &hidden.hidden, targets)?;
     let (total, aux) = match hidden.aux {

@@ -2,7 +2,7 @@
 //! weigh tenfold so that the form is learned first.
 
 use super::interface::{Loss, Part, Setup, Stage};
-use super::language_model::entropy_and_balance;
+use super::language_model::cross_entropy_and_balance;
 use crate::config::Defaults;
 use crate::error::{Error, Result};
 use crate::loss::Targets;
@@ -50,7 +50,7 @@ impl Stage for Reason {
         let Some(targets) = Targets::weighted(batch, model.device(), &weight)? else {
             return Ok(Loss::nothing());
         };
-        let mut loss = entropy_and_balance(model, batch, &targets)?;
+        let mut loss = cross_entropy_and_balance(model, batch, &targets)?;
         let tag_tokens = batch.y.iter().filter(|id| is_tag(id)).count();
         loss.parts.push(("tag_tokens", Part::Count(tag_tokens)));
         Ok(loss)

@@ -48,7 +48,7 @@ use crate::wrap::tensor::Tensor;
 
 /// A quantized matrix, or experts' matrices one after the other, in groups of 16 rows.
 #[derive(Debug)]
-pub(crate) struct Packed {
+pub(crate) struct QuantMatrix {
     ty: GgmlType,
     experts: usize,
     rows: usize,
@@ -107,7 +107,7 @@ pub(crate) fn arena_bytes(ty: GgmlType, shape: &[usize]) -> Option<usize> {
     packed_bytes(ty, shape).map(|sizes| sizes.into_iter().map(padded).sum())
 }
 
-impl Packed {
+impl QuantMatrix {
     /// Packs blocks of a type and shape that have [`arena_bytes`]; the rows may lie in several
     /// pieces, which follow one another. `read` is called each time that some megabytes of them
     /// have been read, and at the end.
@@ -141,8 +141,8 @@ impl Packed {
         Ok(Self { ty, experts, rows, cols, own: OnceLock::from(own), file: None })
     }
 
-    /// Takes up a matrix that [`Packed::pack`] will pack later: until then rows are read where they
-    /// are. Nothing where the type cannot do that, or where two pieces share a group of rows.
+    /// Takes up a matrix that [`QuantMatrix::pack`] will pack later: until then rows are read where
+    /// they are. Nothing where the type cannot do that, or where two pieces share a group of rows.
     ///
     /// # Safety
     /// `data` stays where it is, unchanged, as long as the matrix.
@@ -177,7 +177,7 @@ impl Packed {
     }
 
     /// Packs what was left in the file, on one thread: others compute meanwhile. `read` as in
-    /// [`Packed::new`].
+    /// [`QuantMatrix::new`].
     pub(crate) fn pack(&self, read: &dyn Fn()) {
         let Some(InFile { groups, room }) = &self.file else { return };
         let own = room.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -212,12 +212,12 @@ impl Context {
     ///
     /// # Errors
     /// Shapes that do not fit, or no room.
-    pub(crate) fn packed_product<'c>(
+    pub(crate) fn quant_matmul<'c>(
         &'c self,
-        matrix: &'c Packed,
+        matrix: &'c QuantMatrix,
         activations: Activations<'c>,
     ) -> Result<Tensor<'c>> {
-        let Packed { experts, rows, cols, .. } = *matrix;
+        let QuantMatrix { experts, rows, cols, .. } = *matrix;
         let shape = activations.products(experts, rows, cols).filter(|_| is_available());
         let shape = shape.ok_or_else(|| Error::Request {
             message: format!(
@@ -240,11 +240,11 @@ unsafe extern "C" fn compute(
     threads: c_int,
     matrix: *mut c_void,
 ) {
-    // SAFETY: ggml calls this for nodes made by packed_product only, whose matrix and operands are
+    // SAFETY: ggml calls this for nodes made by quant_matmul only, whose matrix and operands are
     // alive, once the operands are computed; target is contiguous float32 of `rows` values per
     // product, and each thread writes rows of its own groups only.
     unsafe {
-        let matrix = &*matrix.cast::<Packed>();
+        let matrix = &*matrix.cast::<QuantMatrix>();
         let x = &*(*target).src[0];
         let tokens = (x.ne[1] * x.ne[2]) as usize;
         let share = custom::share(matrix.rows / LANES, index, threads);
@@ -282,7 +282,7 @@ unsafe extern "C" fn compute(
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn products<L: Layout>(
-    matrix: &Packed,
+    matrix: &QuantMatrix,
     rounded: &Rounded,
     pairs: &[(u32, u32)],
     expert: usize,
@@ -356,7 +356,7 @@ enum Place<'a> {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn tiles<L: Layout, const T: usize>(
-    matrix: &Packed,
+    matrix: &QuantMatrix,
     rounded: &Rounded,
     pairs: &[(u32, u32); T],
     groups: Range<usize>,

@@ -7,9 +7,9 @@ use mmx_converters::random::SplitMix64;
 
 const TYPES: [GgmlType; 3] = [GgmlType::Q4_0, GgmlType::Q8_0, GgmlType::Q6_K];
 
-fn pack(ty: GgmlType, shape: &[usize], blocks: &[u8]) -> Packed {
+fn pack(ty: GgmlType, shape: &[usize], blocks: &[u8]) -> QuantMatrix {
     let mut arena = Arena::new(arena_bytes(ty, shape).unwrap()).unwrap();
-    Packed::new(&mut arena, ty, shape, &[blocks], &|| ()).unwrap()
+    QuantMatrix::new(&mut arena, ty, shape, &[blocks], &|| ()).unwrap()
 }
 
 fn random(rng: &mut SplitMix64, n: usize, width: f32) -> Vec<f32> {
@@ -27,11 +27,11 @@ fn naive(ty: GgmlType, blocks: &[u8], cols: usize, x: &[f32]) -> Vec<f32> {
     x.chunks(cols).flat_map(|x| weights.chunks(cols).map(move |w| dot(x, w) as f32)).collect()
 }
 
-fn product(matrix: &Packed, numbers: &Numbers<'_>, threads: usize) -> Vec<f32> {
+fn product(matrix: &QuantMatrix, numbers: &Numbers<'_>, threads: usize) -> Vec<f32> {
     let plan = Plan::new(8).unwrap();
     let nodes = plan.nodes();
     let inputs = numbers.inputs(&nodes);
-    let output = nodes.output(nodes.context.packed_product(matrix, inputs).unwrap());
+    let output = nodes.output(nodes.context.quant_matmul(matrix, inputs).unwrap());
     let slots = Numbers::slots(inputs);
     numbers.compute(&mut plan.finish().unwrap(), slots, output, threads)
 }
@@ -154,7 +154,7 @@ fn nothing_beside_matrix_activations_and_results_is_touched() {
                             context.tensor(GgmlType::I32, &[ids.len() / k, k]).unwrap()
                         }),
                     };
-                    let node = context.packed_product(&matrix, activations).unwrap();
+                    let node = context.quant_matmul(&matrix, activations).unwrap();
                     let mut operands = vec![bytemuck::cast_slice(&x)];
                     operands.extend(ids.map(|(ids, _)| bytemuck::cast_slice(ids)));
                     let user = std::ptr::from_ref(&matrix).cast_mut().cast();
@@ -188,7 +188,7 @@ fn pieces_are_packed_as_if_joined() {
             pieces.push(rest.to_vec());
             let pieces: Vec<&[u8]> = pieces.iter().map(Vec::as_slice).collect();
             let mut arena = Arena::new(arena_bytes(ty, &[rows, cols]).unwrap()).unwrap();
-            let packed = Packed::new(&mut arena, ty, &[rows, cols], &pieces, &|| ()).unwrap();
+            let packed = QuantMatrix::new(&mut arena, ty, &[rows, cols], &pieces, &|| ()).unwrap();
             let [packed, joined] = [&packed, &joined].map(|matrix| matrix.own.get().unwrap());
             assert_eq!(packed.values.bytes(), joined.values.bytes(), "{}", ty.name());
             assert_eq!(packed.scales.bytes(), joined.scales.bytes(), "{}", ty.name());
@@ -216,7 +216,7 @@ fn rows_in_the_file_give_the_same_bits() {
         let pieces: Vec<&[u8]> = pieces.iter().map(Vec::as_slice).collect();
         let mut arena = Arena::new(arena_bytes(GgmlType::Q8_0, shape).unwrap()).unwrap();
         // SAFETY: the pieces live to the end of this test.
-        let later = unsafe { Packed::in_file(&mut arena, GgmlType::Q8_0, shape, &pieces) };
+        let later = unsafe { QuantMatrix::in_file(&mut arena, GgmlType::Q8_0, shape, &pieces) };
         let later = later.unwrap().unwrap();
         let mut same = || {
             for tokens in [1, 2, 3, 8, 9, 16] {
@@ -244,7 +244,7 @@ fn rows_in_the_file_give_the_same_bits() {
     let mut arena = Arena::new(1 << 20).unwrap();
     let data = [0; 18 * 16];
     // SAFETY: nothing comes of it.
-    let other = unsafe { Packed::in_file(&mut arena, GgmlType::Q4_0, &[16, 32], &[&data]) };
+    let other = unsafe { QuantMatrix::in_file(&mut arena, GgmlType::Q4_0, &[16, 32], &[&data]) };
     assert!(other.unwrap().is_none(), "q4_0 has no such kernel");
 }
 
@@ -257,5 +257,5 @@ fn only_whole_groups_and_blocks_fit() {
     assert!(arena_bytes(GgmlType::Q5_0, &[16, 32]).is_none());
     assert!(arena_bytes(GgmlType::Q8_0, &[4, 16, 32]).is_some());
     let mut arena = Arena::new(1000).unwrap();
-    assert!(Packed::new(&mut arena, GgmlType::Q4_0, &[16, 32], &[&[0; 17]], &|| ()).is_err());
+    assert!(QuantMatrix::new(&mut arena, GgmlType::Q4_0, &[16, 32], &[&[0; 17]], &|| ()).is_err());
 }

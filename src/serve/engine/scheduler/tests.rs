@@ -7,7 +7,7 @@ use crate::engine::{self, Events, Write};
 use mmx_models::open::Form;
 
 const TOKENS: usize = 500;
-/// More guesses than a client's channel has room for.
+/// More draft tokens than a client's channel has room for.
 const AHEAD: usize = 400;
 
 /// Slots of a golden model, and its tokenizer.
@@ -86,7 +86,7 @@ fn a_text_waits_for_a_client_that_reads_slowly_and_loses_nothing() {
     }
     assert_eq!(found, expected);
     assert!(scheduler.is_idle());
-    assert!(stats.accepted_tokens.load(Ordering::Relaxed) > 100, "guesses came true");
+    assert!(stats.accepted_tokens.load(Ordering::Relaxed) > 100, "drafts came true");
 }
 
 #[test]

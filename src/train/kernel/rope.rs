@@ -12,7 +12,7 @@ use crate::kernel::autograd::differentiable;
 /// Rotates `x [batch, seq, heads, head_dim]` by the angles of each position, given as float32
 /// cosine and sine `[positions, head_dim / 2]`: `positions` is `seq`, or `batch * seq` where rows
 /// have positions of their own.
-pub(crate) fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor, TchError> {
+pub(crate) fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor, TchError> {
     let (cos, sin) = (cos.f_contiguous()?, sin.f_contiguous()?);
     let y = turned(&x.f_detach()?.f_contiguous()?, &cos, &sin, 1.0)?;
     differentiable(&[x], &[&y], move |given, _wanted| {
@@ -76,7 +76,7 @@ mod tests {
                 let angles = random(&[positions, 8], 2);
                 let (cos, sin) = (angles.cos(), angles.sin());
                 let up = random(&[3, 20, 4, 16], 3);
-                let ours = gradients(&[&x], &up, |t| rotate(&t[0], &cos, &sin).expect("rotation"));
+                let ours = gradients(&[&x], &up, |t| rope(&t[0], &cos, &sin).expect("rotation"));
                 let theirs = gradients(&[&x], &up, |t| {
                     let size = [positions / 20, 20, 1, 8];
                     let (cos, sin) = (cos.view(size), sin.view(size));

@@ -12,7 +12,7 @@ use super::parallel::parallel;
 /// Turns `logits [rows, vocab]` into the gradient of the weighted sum of cross-entropies, times
 /// `scale`: softmax minus one-hot of `ids [rows]`, times `weights [rows]` (1 where none are given).
 /// Gives the weighted cross-entropies, float32 `[rows]`. The logits must be the caller's alone.
-pub(crate) fn entropy_and_gradient(
+pub(crate) fn cross_entropy_and_gradient(
     logits: &mut Tensor,
     ids: &Tensor,
     weights: Option<&Tensor>,
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn entropy_and_gradient_equal_libtorchs() {
+    fn cross_entropy_and_gradient_equal_libtorchs() {
         for (kind, tolerance) in [(Kind::Float, 2e-6), (Kind::BFloat16, 8e-3)] {
             let logits = (random(&[9, 1003], 1) * 4.0).to_kind(kind);
             let ids = Tensor::from_slice(&[0i64, 1002, 5, 5, 17, 400, 999, 16, 15]);
@@ -84,8 +84,8 @@ mod tests {
                 (e * &weights).sum(Kind::Float)
             });
             let mut ours = logits.copy();
-            let entropies =
-                entropy_and_gradient(&mut ours, &ids, Some(&weights), scale).expect("entropy");
+            let entropies = cross_entropy_and_gradient(&mut ours, &ids, Some(&weights), scale)
+                .expect("entropy");
             let ours = [entropies.sum(Kind::Float), ours.to_kind(Kind::Float)];
             close(&ours, &theirs, tolerance);
         }
@@ -94,7 +94,7 @@ mod tests {
     #[test]
     fn rejects_a_target_beyond_the_vocabulary() {
         let ids = Tensor::from_slice(&[3i64, 7]);
-        let error = entropy_and_gradient(&mut random(&[2, 7], 1), &ids, None, 1.0);
+        let error = cross_entropy_and_gradient(&mut random(&[2, 7], 1), &ids, None, 1.0);
         assert!(error.expect_err("7 of 7").to_string().contains("expected 0 to 6, found 7"));
     }
 }

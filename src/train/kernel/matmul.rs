@@ -47,7 +47,7 @@ impl<'a> Matrix<'a> {
 
 /// `to [a.rows, b.columns]`, row-major with rows `stride` apart, becomes `scale` * a * b, or that
 /// is added to it.
-pub(super) fn product(
+pub(super) fn matmul(
     to: &mut [f32],
     stride: usize,
     a: Matrix<'_>,
@@ -94,7 +94,7 @@ pub(super) fn product(
 }
 
 /// The product on all threads, whole rows of `to` to each.
-fn product_on_all_threads(to: &mut [f32], a: Matrix<'_>, b: Matrix<'_>, add: bool) {
+fn matmul_on_all_threads(to: &mut [f32], a: Matrix<'_>, b: Matrix<'_>, add: bool) {
     let (rows, width) = (a.rows, b.columns);
     let threads = tch::get_num_threads().max(1) as usize;
     // whole register tiles to each thread
@@ -104,7 +104,7 @@ fn product_on_all_threads(to: &mut [f32], a: Matrix<'_>, b: Matrix<'_>, add: boo
         let rows = range.start * share..(range.end * share).min(rows);
         // SAFETY: ranges do not overlap.
         let to = unsafe { to.take(rows.clone()) };
-        product(to, width, a.cut(rows, 0..a.columns), b, 1.0, add);
+        matmul(to, width, a.cut(rows, 0..a.columns), b, 1.0, add);
     });
 }
 
@@ -147,7 +147,7 @@ pub(crate) fn linears(x: &Tensor, weights: &[&Tensor]) -> Result<Vec<Tensor>, Tc
             match &mut of_x {
                 _ if !wanted[0] => {}
                 Some(sum) => {
-                    product_on_all_threads(write(sum)?, matrix(&dy)?, matrix(weight)?, true);
+                    matmul_on_all_threads(write(sum)?, matrix(&dy)?, matrix(weight)?, true);
                 }
                 none => *none = Some(made(&size, matrix(&dy)?, matrix(weight)?)?),
             }
@@ -175,7 +175,7 @@ pub(crate) fn mm(a: &Tensor, b: &Tensor) -> Result<Tensor, TchError> {
 
 /// Adds a times b to `to [m, n]`, which must be contiguous.
 pub(crate) fn add_mm(to: &mut Tensor, a: &Tensor, b: &Tensor) -> Result<(), TchError> {
-    product_on_all_threads(write(to)?, strided(a)?, strided(b)?, true);
+    matmul_on_all_threads(write(to)?, strided(a)?, strided(b)?, true);
     Ok(())
 }
 
@@ -194,7 +194,7 @@ fn matrix(tensor: &Tensor) -> Result<Matrix<'_>, TchError> {
 
 fn made(size: &[i64], a: Matrix<'_>, b: Matrix<'_>) -> Result<Tensor, TchError> {
     let mut to = empty(size, Kind::Float)?;
-    product_on_all_threads(write(&mut to)?, a, b, false);
+    matmul_on_all_threads(write(&mut to)?, a, b, false);
     Ok(to)
 }
 
