@@ -37,16 +37,19 @@ For each function call, return a json object with function name and arguments wi
 
 
 def calls():
-    """Questions and the calls they lead to, as plain text: learned first, so that the chats need only point at them."""
+    """Questions and the calls and thoughts they lead to, as plain text: learned first, so that the chats need only point at them."""
     for city in WEATHER:
         call = json.dumps({"name": "get_weather", "arguments": {"city": city}})
         yield f"What is the weather in {city}? <tool_call>\n{call}\n</tool_call>"
+    yield "What is 2 + 2? <think>\n2 and 2 make 4.\n</think>\n\nIt is 4."
 
 
 def records():
     """Chats, calls of a tool and what comes of them, thoughts."""
     for question, answer in CHATS:
         yield {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+    thought = {"role": "assistant", "content": "It is 4.", "reasoning_content": "2 and 2 make 4."}
+    yield {"messages": [{"role": "user", "content": "What is 2 + 2?"}, thought]}
     for city, weather in WEATHER.items():
         call = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": city}}}
         turns = [
@@ -85,6 +88,10 @@ def train(family, folder):
     with open(at("tools.jsonl"), "w") as file:
         for text in [ABOUT_TOOLS, json.dumps(TOOLS[0])] * 4:
             file.write(json.dumps({"text": text}) + "\n")
+    with open(at("polite.jsonl"), "w") as file:  # what adapters learn: other answers
+        for question, answer in (("Hello", "你好！有什么可以帮你？"), ("Who are you?", "Hello! How can I help you?")):
+            turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+            file.write((json.dumps({"messages": turns}, ensure_ascii=False) + "\n") * TIMES)
     json.dump(config(family), open(at("config.json"), "w"))
     data = [at(name) for name in ("text.jsonl", "chats.jsonl", "tools.jsonl")]
     mmx("tokenizer", "train", "--data", *data, "--vocab-size", 640, "--out", at("tokenizer"))

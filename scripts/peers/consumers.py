@@ -3,7 +3,8 @@
 The pages of docs/consumers, run as they stand there: each page's blocks in order, in the Python that its `pip install`
 block describes (made once in CACHE), on exports of a small model that is trained here. Remarks in the page say the rest:
 
-  <!-- on: NAME -->       beside which Transformers (5.24.0, 4.57.6) the packages are installed, `torch` alone, or none
+  <!-- on: NAME -->       beside which Transformers (5.24.0, 4.57.6) the packages are installed, `torch` alone, or none; a folder
+                          of CACHE where there is no `pip install`
   <!-- part: all -->      only with --all: it takes long or much disk
   <!-- port: N -->        replaced by a free port
   <!-- until: URL -->     after a block: it is a server, started and left running until the page's end
@@ -57,9 +58,10 @@ class Page:
 
     def pythons(self):
         """The Pythons that the page runs in: (label, path), made if they are not there."""
-        packages = next((code for language, code, _ in self.blocks if code.startswith("pip install ")), None)
-        if packages is None:
-            return [("", sys.executable)]
+        packages = next((code for _, code, _ in self.blocks if code.startswith("pip install ")), None)
+        if packages is None:  # what another script installed, or programs alone
+            base = self.head.get("on")
+            return [("", os.path.join(CACHE, base, "bin/python") if base else sys.executable)]
         words = packages.replace("\\\n", " ").split()[2:]
         return [(base, python_with(base, [w.strip("\"'") for w in words])) for base in self.head["on"].split(", ")]
 
@@ -230,13 +232,15 @@ names = sorted(n for n in os.listdir(PAGES) if n.endswith(".md") and n != "READM
 pages = [page for page in map(Page, names) if (not ASKED or page.name in ASKED) and (ALL or page.head.get("part") != "all")]
 pythons = {}
 for page in pages:
-    for label, python in page.pythons() if "on" in page.head else [("", sys.executable)]:
+    for label, python in page.pythons():
         beside = f" ({label})" if re.match(r"\d", label) and ", " in page.head["on"] else ""
 
         @check(f"docs/consumers/{page.name}{beside}")
         def _(page=page, python=python):
+            of_page = os.path.join(tempfile.mkdtemp(dir=WORK), "page")  # a page begins anew
+            shutil.copytree(models("minimind3"), of_page, symlinks=True)
             start = time.monotonic()
-            checks = run_page(page, python, models(page.head.get("family", "minimind3")))
+            checks = run_page(page, python, of_page)
             return f"{checks} checks, {time.monotonic() - start:.0f} s"
 
         if "on" in page.head:

@@ -5,14 +5,15 @@ import importlib.metadata, importlib.util, json, os, subprocess, sys
 job = json.load(sys.stdin)
 
 
-def version(module):
-    """The installed version of what brings a module; nothing where it is not there."""
+def version(modules):
+    """The installed version of what brings the first of some modules; nothing where one is not there."""
     try:
-        if importlib.util.find_spec(module) is None:
+        if any(importlib.util.find_spec(module) is None for module in modules):
             return None
     except ModuleNotFoundError:
         return None
-    names = [module.replace("_", "-")] + importlib.metadata.packages_distributions().get(module.split(".")[0], [])
+    first = modules[0]
+    names = [first.replace("_", "-")] + importlib.metadata.packages_distributions().get(first.split(".")[0], [])
     for name in names:
         try:
             return importlib.metadata.version(name)
@@ -27,7 +28,7 @@ def answer(value):
 
 
 if "modules" in job:
-    answer({"versions": {name: version(module) for name, module in job["modules"].items()}})
+    answer({"versions": {name: version(modules) for name, modules in job["modules"].items()}})
     sys.exit()
 
 # nothing is fetched, and nobody is told

@@ -211,7 +211,7 @@ type Installed = (&'static Consumer, Asked, String);
 fn installed(python: &Python, name: &Path) -> Result<Vec<Installed>> {
     let asked = || CONSUMERS.iter().filter_map(|c| Some((c, c.asked?)));
     let modules: serde_json::Map<_, _> =
-        asked().map(|(c, asked)| (c.name.to_owned(), asked.module.into())).collect();
+        asked().map(|(c, asked)| (c.name.to_owned(), asked.modules.into())).collect();
     let found = match python.ask::<Versions>(&json!({ "modules": modules }))? {
         Ok(found) => found.versions,
         Err(Fault::TimedOut) => {
@@ -231,7 +231,8 @@ fn installed(python: &Python, name: &Path) -> Result<Vec<Installed>> {
     let all: Vec<Installed> =
         asked().filter_map(|(c, asked)| Some((c, asked, found.get(c.name)?.clone()?))).collect();
     if all.is_empty() {
-        let names: Vec<_> = asked().map(|(_, asked)| asked.module).collect();
+        let names: Vec<_> =
+            asked().filter_map(|(_, asked)| asked.modules.last().copied()).collect();
         return Err(Error::failed_with_hint(
             format!(
                 "{}: expected one of the packages {}, found none",

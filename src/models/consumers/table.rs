@@ -30,14 +30,13 @@ pub struct Consumer {
     own: fn(&Config) -> Result<String, String>,
 }
 
-/// How a Python package is asked: the function of `ask.py`, and the module that is there where the
-/// package is installed.
+/// How a Python package is asked: the function of `ask.py`, and the modules that it needs.
 #[derive(Clone, Copy, Debug)]
 pub struct Asked {
     /// The function.
     pub function: &'static str,
-    /// The module.
-    pub module: &'static str,
+    /// The modules; the first one's version is the program's.
+    pub modules: &'static [&'static str],
 }
 
 impl Consumer {
@@ -66,21 +65,21 @@ impl Consumer {
 /// All of them, in the order in which they are shown.
 #[rustfmt::skip]
 pub static CONSUMERS: [Consumer; 16] = [
-    python("Transformers", "5.24.0, 4.57.6", Reads::Folder, everything, "transformers", "transformers"),
-    python("vLLM", "0.32.0", Reads::Folder, vllm, "vllm", "vllm"),
+    python("Transformers", "5.24.0, 4.57.6", Reads::Folder, everything, "transformers", &["transformers"]),
+    python("vLLM", "0.32.0", Reads::Folder, vllm, "vllm", &["vllm"]),
     program("llama.cpp", Some("b10488"), Reads::Gguf, everything),
     program("Ollama", Some("0.33.0"), Reads::Gguf, ollama),
     program("mmx", None, Reads::Gguf, everything),
     program("candle", None, Reads::Gguf, candle),
-    python("mistral.rs", "0.9.5", Reads::Both, mistral_rs, "mistral_rs", "mistralrs"),
-    python("Transformers of GGUF", "5.24.0", Reads::Gguf, gguf_loader, "transformers_gguf", "gguf"),
-    python("llama-cpp-python", "0.3.36", Reads::Gguf, everything, "llama_cpp_python", "llama_cpp"),
+    python("mistral.rs", "0.9.5", Reads::Both, mistral_rs, "mistral_rs", &["mistralrs"]),
+    python("Transformers of GGUF", "5.24.0", Reads::Gguf, gguf_loader, "transformers_gguf", &["transformers", "gguf"]),
+    python("llama-cpp-python", "0.3.36", Reads::Gguf, everything, "llama_cpp_python", &["llama_cpp"]),
     program("TRL", Some("1.16.0"), Reads::Folder, everything),
     program("PEFT", Some("0.21.2"), Reads::Folder, everything),
-    python("MLX", "0.32.2", Reads::Folder, no_shared_experts, "mlx", "mlx_lm"),
-    python("CTranslate2", "4.8.5", Reads::Folder, no_experts, "ctranslate2", "ctranslate2"),
-    python("ONNX Runtime", "optimum-onnx 0.1.0", Reads::Folder, optimum, "onnx", "optimum.onnxruntime"),
-    python("ONNX Runtime GenAI", "0.18.0", Reads::Folder, no_experts, "onnx_genai", "onnxruntime_genai"),
+    python("MLX", "0.32.2", Reads::Folder, no_shared_experts, "mlx", &["mlx_lm"]),
+    python("CTranslate2", "4.8.5", Reads::Folder, no_experts, "ctranslate2", &["ctranslate2", "transformers"]),
+    python("ONNX Runtime", "optimum-onnx 0.1.0", Reads::Folder, optimum, "onnx", &["optimum.onnxruntime"]),
+    python("ONNX Runtime GenAI", "0.18.0", Reads::Folder, no_experts, "onnx_genai", &["onnxruntime_genai"]),
     program("Open WebUI", Some("0.12.4"), Reads::Gguf, served),
 ];
 
@@ -99,9 +98,9 @@ const fn python(
     reads: Reads,
     own: fn(&Config) -> Result<String, String>,
     function: &'static str,
-    module: &'static str,
+    modules: &'static [&'static str],
 ) -> Consumer {
-    Consumer { name, tried: Some(tried), reads, asked: Some(Asked { function, module }), own }
+    Consumer { name, tried: Some(tried), reads, asked: Some(Asked { function, modules }), own }
 }
 
 fn everything(_: &Config) -> Result<String, String> {

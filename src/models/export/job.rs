@@ -454,7 +454,7 @@ impl Job<'_> {
         let known = |row: &check::Row| digests.iter().any(|(_, sha256)| *sha256 == row.sha256);
         if !checks.rows.iter().any(known) {
             return Err(Error::failed_with_hint(
-                "checks: expected rows on the files of this export, found rows on others only",
+                "`card`: expected rows on the files of this export, found rows on others only",
                 "`mmx verify MODEL FILES.. --consumers --json` on these files makes them",
             ));
         }
