@@ -62,11 +62,11 @@ pub(crate) async fn blocking<T: Send + 'static>(
     })
 }
 
-/// Makes an id that no other answer of this process has.
+/// Makes an id that nothing else of this process has.
 pub(crate) fn new_id(prefix: &str) -> String {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    format!("{prefix}-{:x}{number:08x}", now())
+    format!("{prefix}{:x}{number:08x}", now())
 }
 
 /// The time in seconds since 1970.

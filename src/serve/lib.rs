@@ -2,8 +2,8 @@
 //!
 //! A request passes `guard`, is read by the handler of its address, checked and rendered in
 //! `request`, and becomes jobs in the queue of its model's `engine`, whose scheduler computes the
-//! jobs of all requests together. Events come back through a channel, and the protocol puts them
-//! into its own words, as one object or as a stream.
+//! jobs of all requests together. Events come back through a channel to the `answer`, whose parts the
+//! protocol puts into its own words, as one object or as a stream.
 //!
 //! ```
 //! use std::io::{Read, Write};
@@ -58,14 +58,16 @@
 //! |---|---|
 //! | `options`, `app` | the server's settings, and the state that all requests share |
 //! | `router`, `guard` | addresses and their handlers; what every request passes first |
-//! | `openai/`, `ollama` | the two protocols: a file for each of OpenAI's addresses |
-//! | `request/` | what both protocols ask for: a chat, raw texts, sampling, embeddings |
-//! | `fields` | a request's JSON field by field, and the fields that are refused or ignored |
+//! | `openai/`, `ollama/` | the protocols: their requests, and their words for an answer |
+//! | `request/` | what all protocols ask for: a chat, tools, raw texts, sampling, embeddings |
+//! | `answer` | the state of an answer, which each protocol puts into its words |
+//! | `fields` | a request's JSON object, field by field |
 //! | `served_model` | a model that is served: its name, its engine, prompts for it |
 //! | `engine/` | the thread of a model: jobs, the scheduler, sequences, grammars, counters |
 //! | `stream` | events to the bytes of a response |
 //! | `metrics`, `error` | counters for Prometheus; what a client is told when something fails |
 
+mod answer;
 mod app;
 mod engine;
 mod error;

@@ -3,5 +3,6 @@
 pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod embeddings;
+mod known;
 pub(crate) mod models;
 mod wire;
