@@ -8,6 +8,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use axum::http::StatusCode;
 
 use crate::error::ApiError;
+use crate::kept::Responses;
 use crate::options::Options;
 use crate::served_model::ServedModel;
 
@@ -16,6 +17,8 @@ pub(crate) struct App {
     pub(crate) options: Options,
     pub(crate) served: Vec<Arc<ServedModel>>,
     pub(crate) requests: Requests,
+    /// Responses that later requests may name.
+    pub(crate) kept: Responses,
     pub(crate) started: Instant,
     /// True where the server listens at an address that only this machine reaches.
     pub(crate) loopback: bool,

@@ -1,4 +1,4 @@
-//! The server of mmx: OpenAI's and Ollama's APIs and a web page over the runner.
+//! The server of mmx: OpenAI's, Anthropic's and Ollama's APIs and a web page over the runner.
 //!
 //! A request passes `guard`, is read by the handler of its address, checked and rendered in
 //! `request`, and becomes jobs in the queue of its model's `engine`, whose scheduler computes the
@@ -58,9 +58,10 @@
 //! |---|---|
 //! | `options`, `app` | the server's settings, and the state that all requests share |
 //! | `router`, `guard` | addresses and their handlers; what every request passes first |
-//! | `openai/`, `ollama/` | the protocols: their requests, and their words for an answer |
+//! | `openai/`, `anthropic/`, `ollama/`, `llama` | the protocols: their requests, and their words for an answer |
 //! | `request/` | what all protocols ask for: a chat, tools, raw texts, sampling, embeddings |
 //! | `answer` | the state of an answer, which each protocol puts into its words |
+//! | `kept` | responses that later requests may name |
 //! | `fields` | a request's JSON object, field by field |
 //! | `served_model` | a model that is served: its name, its engine, prompts for it |
 //! | `engine/` | the thread of a model: jobs, the scheduler, sequences, grammars, counters |
@@ -68,11 +69,14 @@
 //! | `metrics`, `error` | counters for Prometheus; what a client is told when something fails |
 
 mod answer;
+mod anthropic;
 mod app;
 mod engine;
 mod error;
 mod fields;
 mod guard;
+mod kept;
+mod llama;
 mod metrics;
 mod ollama;
 mod openai;
@@ -124,6 +128,7 @@ pub fn run(options: Options, ready: impl FnOnce(SocketAddr, &[&str])) -> Result<
         let app = Arc::new(App {
             loopback: address.ip().is_loopback(),
             requests: Requests::default(),
+            kept: kept::Responses::default(),
             started: Instant::now(),
             served,
             options,

@@ -11,8 +11,8 @@ use serde_json::json;
 
 use crate::app::App;
 use crate::error::ApiError;
-use crate::openai::{chat, completions, embeddings, models};
-use crate::{guard, metrics, ollama};
+use crate::openai::{chat, completions, embeddings, models, responses};
+use crate::{anthropic, guard, llama, metrics, ollama};
 
 /// The routes of both protocols, the page and `/metrics`, behind [`guard::pass`].
 pub(crate) fn router(app: Arc<App>) -> Router {
@@ -25,8 +25,15 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         // a name may have slashes, written as such or as %2F
         .route("/v1/models/{*id}", get(models::model))
         .route("/v1/chat/completions", post(chat::completions))
+        .route("/v1/responses", post(responses::create))
+        .route("/v1/responses/{id}", get(responses::retrieve).delete(responses::delete))
+        .route("/v1/messages", post(anthropic::messages))
+        .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
         .route("/v1/completions", post(completions::completions))
         .route("/v1/embeddings", post(embeddings::embeddings))
+        .route("/tokenize", post(llama::tokenize))
+        .route("/detokenize", post(llama::detokenize))
+        .route("/apply-template", post(llama::apply_template))
         .route("/api/version", get(ollama::models::version))
         .route("/api/tags", get(ollama::models::tags))
         .route("/api/ps", get(ollama::models::running))

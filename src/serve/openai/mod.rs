@@ -5,4 +5,5 @@ pub(crate) mod completions;
 pub(crate) mod embeddings;
 mod known;
 pub(crate) mod models;
+pub(crate) mod responses;
 mod wire;
