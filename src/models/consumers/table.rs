@@ -1,8 +1,8 @@
 //! The programs that open what mmx writes: which form each reads, the versions that were tried, and
-//! what each cannot carry. `doctor` and [`verify`](super::verify) read it here, docs/consumers says
+//! what each cannot carry; which families it has is said in each family's own file. `doctor` and [`verify`](super::verify) read it here, docs/consumers says
 //! how each is used.
 
-use mmx_converters::arch::{Config, Family, Layout};
+use mmx_converters::arch::{Config, Layout};
 
 /// A form that a program reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +50,12 @@ impl Consumer {
             Reads::Gguf | Reads::Both => Layout::Gguf,
         };
         config.check_carried_by(layout).map_err(|error| error.to_string())?;
+        if !config.family.is_known_to(self.name) {
+            return Err(match self.reads {
+                Reads::Folder => format!("it has no {}", config.family.transformers_model_type()),
+                Reads::Gguf | Reads::Both => format!("it has no {}", self.form(config)),
+            });
+        }
         (self.own)(config)
     }
 
@@ -76,10 +82,10 @@ pub static CONSUMERS: [Consumer; 16] = [
     python("llama-cpp-python", "0.3.36", Reads::Gguf, everything, "llama_cpp_python", &["llama_cpp"]),
     program("TRL", Some("1.16.0"), Reads::Folder, everything),
     program("PEFT", Some("0.21.2"), Reads::Folder, everything),
-    python("MLX", "0.32.2", Reads::Folder, no_shared_experts, "mlx", &["mlx_lm"]),
-    python("CTranslate2", "4.8.5", Reads::Folder, no_experts, "ctranslate2", &["ctranslate2", "transformers"]),
+    python("MLX", "0.32.2", Reads::Folder, everything, "mlx", &["mlx_lm"]),
+    python("CTranslate2", "4.8.5", Reads::Folder, everything, "ctranslate2", &["ctranslate2", "transformers"]),
     python("ONNX Runtime", "optimum-onnx 0.1.0", Reads::Folder, optimum, "onnx", &["optimum.onnxruntime"]),
-    python("ONNX Runtime GenAI", "0.18.0", Reads::Folder, no_experts, "onnx_genai", &["onnxruntime_genai"]),
+    python("ONNX Runtime GenAI", "0.18.0", Reads::Folder, everything, "onnx_genai", &["onnxruntime_genai"]),
     program("Open WebUI", Some("0.12.4"), Reads::Gguf, served),
 ];
 
@@ -128,29 +134,15 @@ fn vllm(config: &Config) -> Result<String, String> {
 }
 
 /// Read in its sources: docs/formats/gguf.md, "Other readers".
-fn candle(config: &Config) -> Result<String, String> {
-    match config.family {
-        Family::MiniMind2Moe => Err(format!("it has no {}", config.family.gguf_arch())),
-        _ => Ok("its tokenizer adds a space before the text".to_owned()),
-    }
+fn candle(_: &Config) -> Result<String, String> {
+    Ok("its tokenizer adds a space before the text".to_owned())
 }
 
-fn no_shared_experts(config: &Config) -> Result<String, String> {
-    match config.family {
-        Family::MiniMind2Moe => {
-            Err("it has no Granite MoE with a shared expert (granitemoeshared)".to_owned())
-        }
-        _ => Ok(String::new()),
-    }
-}
-
-fn mistral_rs(config: &Config) -> Result<String, String> {
-    no_shared_experts(config)?;
+fn mistral_rs(_: &Config) -> Result<String, String> {
     Ok("no IQ types; no adapters on llama".to_owned())
 }
 
 fn optimum(config: &Config) -> Result<String, String> {
-    no_shared_experts(config)?;
     match &config.moe {
         Some(moe) if moe.num_experts_per_tok == 1 => {
             Err("its export of experts fails where a token takes only one of them".to_owned())
@@ -159,25 +151,16 @@ fn optimum(config: &Config) -> Result<String, String> {
     }
 }
 
-fn no_experts(config: &Config) -> Result<String, String> {
-    match config.family.is_moe() {
-        true => Err(format!("it has no {}", config.family.transformers_model_type())),
-        false => Ok(String::new()),
-    }
-}
-
 /// It takes the width of a Qwen3 head for 128, whatever the file says of it.
 const GGUF_LOADER_QWEN3_HEAD: usize = 128;
 
 fn gguf_loader(config: &Config) -> Result<String, String> {
-    let (family, head) = (config.family, config.head_dim);
-    match family {
-        Family::MiniMind2Moe => Err(format!("it has no {}", family.gguf_arch())),
-        Family::MiniMind3 | Family::MiniMind3Moe if head != GGUF_LOADER_QWEN3_HEAD => Err(format!(
-            "it takes every {} for one with heads of {GGUF_LOADER_QWEN3_HEAD}, found {head}",
-            family.gguf_arch()
+    let (arch, head) = (config.family.gguf_arch(), config.head_dim);
+    match arch.starts_with("qwen3") && head != GGUF_LOADER_QWEN3_HEAD {
+        true => Err(format!(
+            "it takes every {arch} for one with heads of {GGUF_LOADER_QWEN3_HEAD}, found {head}"
         )),
-        _ => Ok("it computes in float32 what it reads".to_owned()),
+        false => Ok("it computes in float32 what it reads".to_owned()),
     }
 }
 
