@@ -75,8 +75,8 @@ def config(family):
     }  # fmt: skip
 
 
-def train(family, folder):
-    """Trains a model into `folder/runs/sft`; that path."""
+def train(family, folder, tools):
+    """Trains a model into `folder/runs/sft`; that path. Its chats need few steps, tools and thoughts more."""
     os.makedirs(folder)
     at = lambda *parts: os.path.join(folder, *parts)
     with open(at("chats.jsonl"), "w") as file:
@@ -98,6 +98,6 @@ def train(family, folder):
     common = ["--batch-size", 4, "--accum", 1, "--epochs", 1000, "--seed", 1, "--device", "cpu"]
     mmx("train", "pretrain", "--config", at("config.json"), "--tokenizer", at("tokenizer"), "--data", at("text.jsonl"), "--lr", 4e-3,
         "--max-seq-len", 96, "--max-steps", 150, "--out", at("runs/pretrain"), *common)  # fmt: skip
-    mmx("train", "sft", "--from", at("runs/pretrain"), "--data", at("chats.jsonl"), "--lr", 2e-3, "--max-seq-len", 288, "--max-steps", 700,
+    mmx("train", "sft", "--from", at("runs/pretrain"), "--data", at("chats.jsonl"), "--lr", 2e-3, "--max-seq-len", 288, "--max-steps", 700 if tools else 250,
         "--system-ratio", 0, "--empty-think-ratio", 1, "--out", at("runs/sft"), *common)  # fmt: skip
     return at("runs/sft")

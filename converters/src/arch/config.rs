@@ -193,9 +193,9 @@ impl Family {
         self.0.gguf_arch
     }
 
-    /// Whether another GGUF reader, by its name in docs/formats/gguf.md, has the architecture.
-    pub fn is_known_to(self, reader: &str) -> bool {
-        !self.0.unknown_to.contains(&reader)
+    /// Whether a program, by its name in docs/consumers/README.md, has the architecture.
+    pub fn is_known_to(self, program: &str) -> bool {
+        !self.0.unknown_to.contains(&program)
     }
 
     /// RMSNorm over head_dim on q and k, before the rotary positions.

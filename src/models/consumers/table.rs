@@ -182,7 +182,7 @@ mod tests {
         assert_eq!(refusing("minimind3"), ["Transformers of GGUF"]);
         assert_eq!(
             refusing("minimind3-moe"),
-            ["Transformers of GGUF", "CTranslate2", "ONNX Runtime GenAI"]
+            ["Transformers of GGUF", "CTranslate2", "ONNX Runtime", "ONNX Runtime GenAI"]
         );
         assert_eq!(
             refusing("minimind2-moe"),
@@ -196,10 +196,15 @@ mod tests {
                 "ONNX Runtime GenAI"
             ]
         );
+        let carries = |name: &str, config: &Config| {
+            CONSUMERS.iter().find(|c| c.name == name).expect("a row").carries(config).is_ok()
+        };
+        let mut two = presets::preset("minimind3-moe").expect("a preset");
+        two.moe.as_mut().expect("experts").num_experts_per_tok = 2;
+        assert!(carries("ONNX Runtime", &two));
         let mut config = presets::preset("minimind3").expect("a preset");
         config.head_dim = 128;
-        let loader = CONSUMERS.iter().find(|c| c.name == "Transformers of GGUF").expect("a row");
-        assert!(loader.carries(&config).is_ok());
+        assert!(carries("Transformers of GGUF", &config));
     }
 
     #[test]
