@@ -115,7 +115,7 @@ def models(family):
     """A folder with `runs/sft` and `export`, as the pages have it, of one family."""
     folder = os.path.join(WORK, "consumers", family)
     if not os.path.isdir(folder):
-        run = consumer_model.train(family, folder, tools=family == "minimind3")
+        run = consumer_model.train(family, folder, long=family == "minimind3")
         paths = export(run, "--hf", "f32", "--gguf", "f32", "--gguf", "q4_0", "--ollama", out=os.path.join(folder, "export"))
         for kind in ("f32", "q4_0"):
             os.symlink(os.path.basename(gguf_of(paths, kind)), os.path.join(folder, "export", f"model-{kind}.gguf"))

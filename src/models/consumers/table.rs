@@ -151,17 +151,25 @@ fn optimum(config: &Config) -> Result<String, String> {
     }
 }
 
-/// It takes the width of a Qwen3 head for 128, whatever the file says of it.
-const GGUF_LOADER_QWEN3_HEAD: usize = 128;
+/// Widths that the loader takes for given, whatever the file says: of a Qwen3's heads and of a
+/// Qwen3-MoE's experts. Source: Transformers 5.24, its map of GGUF keys has neither.
+const GGUF_LOADER: (usize, usize) = (128, 768);
 
 fn gguf_loader(config: &Config) -> Result<String, String> {
-    let (arch, head) = (config.family.gguf_arch(), config.head_dim);
-    match arch.starts_with("qwen3") && head != GGUF_LOADER_QWEN3_HEAD {
-        true => Err(format!(
-            "it takes every {arch} for one with heads of {GGUF_LOADER_QWEN3_HEAD}, found {head}"
-        )),
-        false => Ok("it computes in float32 what it reads".to_owned()),
+    let (arch, (head, expert)) = (config.family.gguf_arch(), GGUF_LOADER);
+    let qwen3 = arch.starts_with("qwen3");
+    let experts = config.moe.as_ref().filter(|moe| qwen3 && moe.intermediate_size != expert);
+    if qwen3 && config.head_dim != head {
+        let found = config.head_dim;
+        return Err(format!("it takes every {arch} for one with heads of {head}, found {found}"));
     }
+    if let Some(moe) = experts {
+        let found = moe.intermediate_size;
+        return Err(format!(
+            "it takes every {arch} for one with experts of {expert}, found {found}"
+        ));
+    }
+    Ok("it computes in float32 what it reads".to_owned())
 }
 
 #[cfg(test)]
@@ -205,6 +213,10 @@ mod tests {
         let mut config = presets::preset("minimind3").expect("a preset");
         config.head_dim = 128;
         assert!(carries("Transformers of GGUF", &config));
+        two.head_dim = 128;
+        assert!(!carries("Transformers of GGUF", &two));
+        two.moe.as_mut().expect("experts").intermediate_size = 768;
+        assert!(carries("Transformers of GGUF", &two));
     }
 
     #[test]
