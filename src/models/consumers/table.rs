@@ -1,6 +1,6 @@
 //! The programs that open what mmx writes: which form each reads, the versions that were tried, and
-//! what each cannot carry; which families it has is said in each family's own file. `doctor` and [`verify`](super::verify) read it here, docs/consumers says
-//! how each is used.
+//! what each cannot carry; which families it has is said in each family's own file. `doctor` and
+//! [`check`](mod@super::check) read it here, docs/consumers says how each is used.
 
 use mmx_converters::arch::{Config, Layout};
 
@@ -157,7 +157,7 @@ const GGUF_LOADER: (usize, usize) = (128, 768);
 
 fn gguf_loader(config: &Config) -> Result<String, String> {
     let (arch, (head, expert)) = (config.family.gguf_arch(), GGUF_LOADER);
-    let qwen3 = arch.starts_with("qwen3");
+    let qwen3 = config.family.qk_norm();
     let experts = config.moe.as_ref().filter(|moe| qwen3 && moe.intermediate_size != expert);
     if qwen3 && config.head_dim != head {
         let found = config.head_dim;
