@@ -305,7 +305,7 @@ fn verify_and_inspect_answer_in_json_also_for_a_name_that_is_no_utf8() {
         assert!(out.status.success(), "{said}");
         serde_json::from_slice::<Value>(&out.stdout).unwrap_or_else(|e| panic!("{e}: {said}"))
     };
-    let report = run(&["verify", "--json", text(&forms[1])]);
+    let report = run(&["verify", "--json", "--engine", "ggml", text(&forms[1])]);
     let rows = report["rows"].as_array().expect("rows");
     let shown = |value: &Value| value.as_str().expect("a path").ends_with("m\u{fffd}.gguf");
     assert!(rows.iter().any(|row| shown(&row["path"])), "{report}");
