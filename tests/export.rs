@@ -404,6 +404,29 @@ fn misuse_exits_with_2() {
     }
 }
 
+/// Also where the folder holds runs, and below folders of other things.
+#[test]
+fn a_folder_of_models_names_those_to_choose_from() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (model, tokenizer) = (shared("golden/minimind2"), shared("golden"));
+    let out = dir.path().join("export");
+    let args = ["export", text(&model), "--tokenizer", text(&tokenizer), "--hf", "f32", "--gguf"];
+    json(&[&args[..], &["f16", "--name", "m", "--out", text(&out)]].concat());
+    let said = mmx(&["inspect", text(&out)]);
+    let said = String::from_utf8(said.stderr).expect("UTF-8");
+    for name in ["hf-f32", "m-131K-f16.gguf"] {
+        assert!(said.contains(text(&out.join(name))), "{name} is not in: {said}");
+    }
+    let runs = dir.path().join("runs");
+    let checkpoint = runs.join("sft/checkpoint-000001");
+    fs_err::create_dir_all(&checkpoint).expect("a folder");
+    fs_err::write(checkpoint.join("config.json"), "{}").expect("a file");
+    for command in [&["run", text(&runs), "-p", "x"][..], &["inspect", text(&runs)]] {
+        let said = String::from_utf8(mmx(command).stderr).expect("UTF-8");
+        assert!(said.contains(text(&runs.join("sft"))) && said.contains("hint: "), "{said}");
+    }
+}
+
 #[test]
 fn without_a_model_the_newest_checkpoint_is_taken_and_named() {
     let dir = tempfile::tempdir().unwrap();
