@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::args::kinds;
 use crate::error::{Error, Result};
+use crate::format::Clock;
 use mmx_models::engines::Kind;
 use mmx_models::verify::{Input, Report, Request, verify};
 
@@ -64,7 +65,9 @@ pub(crate) fn run(args: VerifyArgs, as_json: bool) -> Result<()> {
             }
             Input::Text(text)
         }
-        (None, Some(path)) => Input::Ids(crate::args::ids::read(path)?.rows),
+        (None, Some(path)) => {
+            Input::Ids { rows: crate::args::ids::read(path)?.rows, path: path.clone() }
+        }
         (None, None) => Input::Sample(args.tokens),
     };
     let request = Request {
@@ -75,9 +78,11 @@ pub(crate) fn run(args: VerifyArgs, as_json: bool) -> Result<()> {
         tolerance: args.tolerance,
         threads: args.threads,
     };
+    let mut clock = Clock::default();
     let report = verify(&request, &mut |path, kind| {
-        eprintln!("computing {} with {}", path.display(), kind.name());
+        clock.start(format!("computing {} with {}", path.display(), kind.name()));
     })?;
+    drop(clock);
     if as_json {
         println!("{}", to_json(&report));
     } else {
