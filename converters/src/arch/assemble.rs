@@ -90,7 +90,7 @@ mod tests {
     fn blocks_tile_every_public_tensor() {
         for name in presets::NAMES {
             let mut config = presets::preset(name).expect("a known preset");
-            // the same table, small: only the sizes shrink
+            // a table of as many rows per layer, with small tensors
             (config.vocab_size, config.num_hidden_layers, config.head_dim) = (10, 2, 4);
             (config.hidden_size, config.intermediate_size) = (4 * config.num_attention_heads, 24);
             if let Some(moe) = &mut config.moe {
