@@ -404,6 +404,35 @@ fn misuse_exits_with_2() {
     }
 }
 
+/// In the GGUF, in the Modelfile, and when the GGUF is run.
+#[test]
+fn a_greedy_model_stays_greedy() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, out) = (dir.path().join("source"), dir.path().join("out"));
+    copy(&shared("golden/minimind2"), &source);
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        fs_err::copy(shared("golden").join(name), source.join(name)).unwrap();
+    }
+    let settings = r#"{"do_sample": false, "temperature": 0.9, "repetition_penalty": 1.25}"#;
+    fs_err::write(source.join("generation_config.json"), settings).unwrap();
+    let args = ["export", text(&source), "--gguf", "f32", "--ollama", "--name", "m", "--out"];
+    json(&[&args[..], &[text(&out)]].concat());
+    let modelfile = fs_err::read_to_string(out.join("Modelfile")).unwrap();
+    for line in ["PARAMETER temperature 0", "PARAMETER repeat_penalty 1.25"] {
+        assert!(modelfile.lines().any(|found| found == line), "{line}: {modelfile}");
+    }
+    let gguf = out.join("m-131K-f32.gguf");
+    let file = Gguf::open(&gguf).unwrap();
+    let found = |key: &str| file.metadata().get(&format!("general.sampling.{key}"));
+    assert_eq!(found("temp").and_then(Key::as_f64), Some(0.0));
+    assert_eq!(found("penalty_repeat").and_then(Key::as_f64), Some(1.25));
+    let ids = |seed: &str| {
+        let args = ["run", text(&gguf), "-p", "one", "--raw", "-n", "12", "--seed", seed];
+        json(&args)["ids"].clone()
+    };
+    assert_eq!(ids("1"), ids("2"));
+}
+
 /// Also where the folder holds runs, and below folders of other things.
 #[test]
 fn a_folder_of_models_names_those_to_choose_from() {
