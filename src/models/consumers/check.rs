@@ -286,7 +286,7 @@ fn of_form(
         let start = Instant::now();
         let job = json!({
             "ask": asked.function,
-            "path": path,
+            "path": path.to_string_lossy(),
             "chat": truth.chat.is_some().then(|| json!([{ "role": "user", "content": CHAT }])),
             "raw": RAW,
             "tokens": TOKENS,
