@@ -9,7 +9,7 @@ use super::config::{AuxLoss, Config, Moe, RopeScaling};
 use super::family::Family;
 use super::keys::Keys;
 use super::weight::Layout;
-use super::{minimind2, minimind3, rotary};
+use super::{minimind2, minimind3, quantized, rotary};
 use crate::error::{Error, Result};
 use crate::tensor::Dtype;
 
@@ -35,6 +35,7 @@ impl Config {
         let Some(object) = value.as_object() else {
             return Err(Error::format(path, "expected a JSON object"));
         };
+        quantized::refuse(object, path)?;
         let keys = Keys { path, object };
         let mut warnings = Vec::new();
         let family = family(&keys)?;

@@ -21,6 +21,7 @@ mod minimind2;
 mod minimind3;
 pub mod presets;
 mod public;
+pub(crate) mod quantized;
 pub mod rope;
 mod rotary;
 mod table;

@@ -71,7 +71,12 @@ impl Beside {
     fn read(dir: &Path, given: Option<Config>) -> Result<Option<Self>> {
         let path = dir.join("config.json");
         let (mut config, mut warnings) = match given {
-            Some(config) => (config, Vec::new()),
+            Some(config) => {
+                if path.exists() {
+                    arch::quantized::refuse_file(&path)?; // the weights beside it are that either way
+                }
+                (config, Vec::new())
+            }
             None if path.exists() => Config::read(&path)?,
             None => return Ok(None),
         };
