@@ -162,6 +162,7 @@ impl Config {
                 set("logits_scaling", json!(1.0));
                 set("attention_multiplier", json!(1.0 / (self.head_dim as f64).sqrt()));
                 set("num_local_experts", json!(moe.num_experts));
+                set("num_experts", json!(moe.num_experts)); // TRL asks every mixture for it so
                 set("num_experts_per_tok", json!(moe.num_experts_per_tok));
                 set("shared_intermediate_size", json!(moe.shared_experts * moe.intermediate_size));
                 let (alpha, per_sequence) = match moe.aux_loss {
@@ -182,6 +183,9 @@ impl Config {
                 set("sliding_window", Value::Null);
                 // the layer from which windows would begin: mistral.rs refuses a Qwen3 without it
                 set("max_window_layers", json!(self.num_hidden_layers));
+                if moe.is_none() {
+                    set("layer_types", json!(vec!["full_attention"; self.num_hidden_layers]));
+                }
                 if let Some(moe) = moe {
                     self.moe3_json(moe, &mut set);
                     set("decoder_sparse_step", json!(1));
