@@ -49,6 +49,13 @@ pub(super) fn expert_rows(config: &Config, moe: &Moe, layer: usize, rows: &mut V
                 first_row,
                 &shape,
             ));
+            row.mlx = Some(Row::slice_of_stack(
+                format!("{base}.switch_mlp.{projection}.weight"),
+                [experts, shape[0], shape[1]],
+                expert,
+                0,
+                &shape,
+            ));
             row.gguf = Row::slice_of_stack(
                 format!("{blk}.{stack}_exps.weight"),
                 [experts, shape[0], shape[1]],

@@ -199,8 +199,7 @@ impl Model {
     }
 
     fn open_adapted(dir: &Path, config: Option<Config>) -> Result<Self> {
-        let adapters = Adapters::open(dir)?;
-        let base = adapters.base_path(dir)?;
+        let base = Adapters::base_path(dir)?;
         if adapter::is_adapter_folder(&base) {
             return Err(Error::key(
                 dir.join(adapter::CONFIG_NAME),
@@ -209,7 +208,7 @@ impl Model {
             ));
         }
         let mut model = Self::open_with(base, config)?;
-        adapters.check(dir, &model.weights)?;
+        let adapters = Adapters::open_for(dir, &model.config, &model.weights)?;
         model.path = dir.to_owned();
         model.adapters = Some(adapters);
         Ok(model)
@@ -278,7 +277,7 @@ impl Model {
 
     fn check_beside(path: &Path, beside: Beside, source: Source) -> Result<Self> {
         let Beside { config, generation, warnings } = beside;
-        let layouts = [Layout::Transformers, Layout::Reference, Layout::Transformers5];
+        let layouts = [Layout::Transformers, Layout::Reference, Layout::Transformers5, Layout::Mlx];
         Self::check(path, config, generation, warnings, &layouts, source)
     }
 
