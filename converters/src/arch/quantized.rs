@@ -99,7 +99,9 @@ fn bits(settings: &Value) -> Option<u64> {
 fn hint(method: &str) -> String {
     let own = "take the model it was made from: mmx quantizes it by itself, to a GGUF";
     match method {
-        "MLX" => format!("{own}; `mlx_lm.convert --dequantize` makes floats of this one"),
+        "MLX" => {
+            format!("{own}; `mlx_lm.convert` makes floats of this one where asked to dequantize")
+        }
         "bitsandbytes" => {
             format!("{own}; in Transformers `model.dequantize()` makes floats of this one")
         }
@@ -217,7 +219,7 @@ mod tests {
             message.starts_with("config.json: key quantization: expected a model of"),
             "{message}"
         );
-        assert!(hint.contains("mlx_lm.convert --dequantize"), "{hint}");
+        assert!(hint.contains("`mlx_lm.convert` makes floats"), "{hint}");
     }
 
     #[test]
