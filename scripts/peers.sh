@@ -140,6 +140,12 @@ if ! "$built_on/bin/python" -c 'import openai, langchain_openai, litellm, pydant
     missing "the Python packages langchain-openai and litellm" "python3 -m venv $built_on && $built_on/bin/pip install numpy $BUILT_ON"
 fi
 several "$built_on/bin/python" scripts/peers/clients_openai.py "$mmx" "$shared" "$work" "$served"
+# the newer APIs: OpenAI's Responses, Anthropic's Messages, by their official clients and the AI SDK
+if apis=$(bash scripts/peers/apis.sh); then
+  several "$apis" scripts/peers/clients_apis.py "$mmx" "$shared" "$work" "$served"
+else
+  failed=$((failed + 1)); echo "FAIL  installing the clients of OpenAI and Anthropic"
+fi
 "$mmx" serve "$served" --name tiny --port 0 2>"$work/serve.log" & server=$!
 trap 'kill $server 2>/dev/null; rm -rf "$work"' EXIT
 for _ in $(seq 100); do grep -q ' at http' "$work/serve.log" && break; sleep 0.1; done

@@ -20,6 +20,7 @@ use super::report::{Exported, FileFallback, Report, dtype_name};
 use super::request::{AdapterForm, Request};
 use super::source::{Source, folder_of};
 use super::{card, modelfile};
+use crate::consumers::check::{self, weights_digest};
 use crate::open::Form;
 use crate::{blocks, verify};
 use mmx_converters::{Error, Result};
@@ -441,14 +442,35 @@ impl Job<'_> {
         Ok(())
     }
 
+    /// The digests of what was written, where there are checks for them.
+    fn checked_digests(&self) -> Result<Vec<(PathBuf, String)>> {
+        let Some(checks) = &self.request.checks else { return Ok(Vec::new()) };
+        let ggufs = self.report.files.iter().filter(|f| f.format == "gguf" && f.ty != "lora");
+        let folders = self.request.hf.iter().map(|&dtype| self.hf_folder(dtype));
+        let digests = folders
+            .chain(ggufs.map(|f| f.path.clone()))
+            .map(|path| Ok((path.clone(), weights_digest(&path)?)))
+            .collect::<Result<Vec<_>>>()?;
+        let known = |row: &check::Row| digests.iter().any(|(_, sha256)| *sha256 == row.sha256);
+        if !checks.rows.iter().any(known) {
+            return Err(Error::failed_with_hint(
+                "`card`: expected rows on the files of this export, found rows on others only",
+                "`mmx verify MODEL FILES.. --consumers --json` on these files makes them",
+            ));
+        }
+        Ok(digests)
+    }
+
     /// Writes README.md beside the GGUFs and into each Transformers folder.
     pub(super) fn write_cards(&mut self) -> Result<()> {
+        let digests = self.checked_digests()?;
         let card = card::Card {
             name: &self.name,
             license: self.request.license.as_deref(),
             words: &self.request.card,
             source: self.source,
             verified: self.report.verified.as_ref(),
+            checks: self.request.checks.as_ref().map(|checks| (checks, digests.as_slice())),
         };
         let ggufs: Vec<&Exported> =
             self.report.files.iter().filter(|f| f.format == "gguf" && f.ty != "lora").collect();

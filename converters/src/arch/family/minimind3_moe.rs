@@ -14,6 +14,7 @@ pub(in crate::arch) const SPEC: FamilySpec = FamilySpec {
     transformers_class: "Qwen3MoeForCausalLM",
     transformers_model_type: "qwen3_moe",
     gguf_arch: "qwen3moe",
+    unknown_to: &["CTranslate2", "ONNX Runtime GenAI"],
     moe: Some(MoeSpec {
         minimind,
         normalizes_single_expert: true,
