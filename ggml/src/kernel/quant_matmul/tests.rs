@@ -7,9 +7,14 @@ use mmx_converters::random::SplitMix64;
 
 const TYPES: [GgmlType; 3] = [GgmlType::Q4_0, GgmlType::Q8_0, GgmlType::Q6_K];
 
+/// The best set of this CPU.
+fn cpu() -> CpuSet {
+    CpuSet::here().pop().unwrap()
+}
+
 fn pack(ty: GgmlType, shape: &[usize], blocks: &[u8]) -> QuantMatrix {
     let mut arena = Arena::new(arena_bytes(ty, shape).unwrap()).unwrap();
-    QuantMatrix::new(&mut arena, ty, shape, &[blocks], &|| ()).unwrap()
+    QuantMatrix::new(cpu(), &mut arena, ty, shape, &[blocks], &|| ()).unwrap()
 }
 
 fn random(rng: &mut SplitMix64, n: usize, width: f32) -> Vec<f32> {
@@ -38,7 +43,7 @@ fn product(matrix: &QuantMatrix, numbers: &Numbers<'_>, threads: usize) -> Vec<f
 
 #[test]
 fn products_equal_the_naive_twin_and_do_not_depend_on_their_neighbours() {
-    if !is_available() {
+    if set(cpu()).is_none() {
         return; // nothing packs a matrix on such a CPU
     }
     let mut rng = SplitMix64::new(9);
@@ -74,7 +79,7 @@ fn products_equal_the_naive_twin_and_do_not_depend_on_their_neighbours() {
 
 #[test]
 fn each_token_meets_the_experts_it_chose() {
-    if !is_available() {
+    if set(cpu()).is_none() {
         return;
     }
     let mut rng = SplitMix64::new(10);
@@ -117,7 +122,7 @@ fn each_token_meets_the_experts_it_chose() {
 
 #[test]
 fn nothing_beside_matrix_activations_and_results_is_touched() {
-    if !is_available() {
+    if set(cpu()).is_none() {
         return;
     }
     let mut rng = SplitMix64::new(11);
@@ -188,7 +193,8 @@ fn pieces_are_packed_as_if_joined() {
             pieces.push(rest.to_vec());
             let pieces: Vec<&[u8]> = pieces.iter().map(Vec::as_slice).collect();
             let mut arena = Arena::new(arena_bytes(ty, &[rows, cols]).unwrap()).unwrap();
-            let packed = QuantMatrix::new(&mut arena, ty, &[rows, cols], &pieces, &|| ()).unwrap();
+            let packed =
+                QuantMatrix::new(cpu(), &mut arena, ty, &[rows, cols], &pieces, &|| ()).unwrap();
             let [packed, joined] = [&packed, &joined].map(|matrix| matrix.own.get().unwrap());
             assert_eq!(packed.values.bytes(), joined.values.bytes(), "{}", ty.name());
             assert_eq!(packed.scales.bytes(), joined.scales.bytes(), "{}", ty.name());
@@ -200,7 +206,7 @@ fn pieces_are_packed_as_if_joined() {
 /// once.
 #[test]
 fn rows_in_the_file_give_the_same_bits() {
-    if !is_available() {
+    if set(cpu()).is_none() {
         return;
     }
     let mut rng = SplitMix64::new(13);
@@ -216,7 +222,8 @@ fn rows_in_the_file_give_the_same_bits() {
         let pieces: Vec<&[u8]> = pieces.iter().map(Vec::as_slice).collect();
         let mut arena = Arena::new(arena_bytes(GgmlType::Q8_0, shape).unwrap()).unwrap();
         // SAFETY: the pieces live to the end of this test.
-        let later = unsafe { QuantMatrix::in_file(&mut arena, GgmlType::Q8_0, shape, &pieces) };
+        let later =
+            unsafe { QuantMatrix::in_file(cpu(), &mut arena, GgmlType::Q8_0, shape, &pieces) };
         let later = later.unwrap().unwrap();
         let mut same = || {
             for tokens in [1, 2, 3, 8, 9, 16] {
@@ -244,7 +251,8 @@ fn rows_in_the_file_give_the_same_bits() {
     let mut arena = Arena::new(1 << 20).unwrap();
     let data = [0; 18 * 16];
     // SAFETY: nothing comes of it.
-    let other = unsafe { QuantMatrix::in_file(&mut arena, GgmlType::Q4_0, &[16, 32], &[&data]) };
+    let other =
+        unsafe { QuantMatrix::in_file(cpu(), &mut arena, GgmlType::Q4_0, &[16, 32], &[&data]) };
     assert!(other.unwrap().is_none(), "q4_0 has no such kernel");
 }
 
@@ -257,5 +265,8 @@ fn only_whole_groups_and_blocks_fit() {
     assert!(arena_bytes(GgmlType::Q5_0, &[16, 32]).is_none());
     assert!(arena_bytes(GgmlType::Q8_0, &[4, 16, 32]).is_some());
     let mut arena = Arena::new(1000).unwrap();
-    assert!(QuantMatrix::new(&mut arena, GgmlType::Q4_0, &[16, 32], &[&[0; 17]], &|| ()).is_err());
+    assert!(
+        QuantMatrix::new(cpu(), &mut arena, GgmlType::Q4_0, &[16, 32], &[&[0; 17]], &|| ())
+            .is_err()
+    );
 }

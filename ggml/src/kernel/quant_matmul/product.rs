@@ -1,0 +1,241 @@
+//! The one product of all types and sets: 16 rows with a few rows of activations.
+//!
+//! A block of 32 columns is eight fours of columns; four columns of 16 rows meet four activations,
+//! repeated, in one or two instructions. The sums of a block are whole numbers and exact; then
+//! `sum += sums * (scale of the weights * scale of the activations)` in float32, block by block, in
+//! the same order for any number of rows at a time and from any form of the weights: a row's result
+//! is the same to the last bit whatever is computed beside it.
+#![expect(unsafe_code, reason = "vector instructions")]
+
+use super::layout::{BLOCK, LANES, Layout, QUAD, QUADS};
+use super::planes;
+use super::vector::{Task, Vector};
+
+/// Where a product's weights come from: packed; as they are in the file; packed and then laid out
+/// in bytes by [`Expand`].
+pub(super) const PACKED: u8 = 0;
+pub(super) const FILE: u8 = 1;
+pub(super) const EXPANDED: u8 = 2;
+
+/// A rounded row of activations: where its values, scales and sums begin.
+#[derive(Clone, Copy)]
+pub(super) struct Input {
+    pub(super) values: *const i8,
+    pub(super) scales: *const f32,
+    pub(super) starts: *const i32,
+    pub(super) mins: *const f32,
+}
+
+/// 16 rows of weights: `units` of them (of blocks of 32 columns where they are expanded).
+#[derive(Clone, Copy)]
+pub(super) struct Rows {
+    pub(super) units: usize,
+    /// The values; or, in a file, the first row's first block.
+    pub(super) values: *const u8,
+    pub(super) scales: *const u8,
+    /// Bytes from one row in the file to the next.
+    pub(super) stride: usize,
+}
+
+/// Bytes of an expanded block's numbers and of its scales and mins.
+pub(super) fn expanded_bytes<L: Layout>() -> (usize, usize) {
+    (QUADS * QUAD, L::PARTS * (1 + usize::from(L::MINS)) * LANES * size_of::<f32>())
+}
+
+/// The products of groups of 16 rows with `T` rows of activations.
+///
+/// What its `run` asks for: groups and rows are complete; there is room for the results.
+pub(super) struct Tiles<'a, L, G, const T: usize, const FROM: u8> {
+    /// Groups of rows, each with the place of its results in a row of them.
+    pub(super) groups: G,
+    pub(super) inputs: [Input; T],
+    /// Where the rows of results begin.
+    pub(super) outputs: [*mut f32; T],
+    pub(super) layout: std::marker::PhantomData<&'a L>,
+}
+
+impl<L: Layout, G: Iterator<Item = (Rows, usize)>, const T: usize, const FROM: u8> Task
+    for Tiles<'_, L, G, T, FROM>
+{
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        for (rows, place) in self.groups {
+            // SAFETY: as the task says.
+            unsafe {
+                let sums = multiply::<V, L, T, FROM>(&rows, &self.inputs);
+                for (sum, to) in sums.into_iter().zip(self.outputs) {
+                    V::store_f32(to.add(place), sum);
+                }
+            }
+        }
+    }
+}
+
+/// The products of 16 rows.
+///
+/// # Safety
+/// The CPU has the set; the rows and inputs are complete.
+#[inline(always)]
+unsafe fn multiply<V: Vector, L: Layout, const T: usize, const FROM: u8>(
+    rows: &Rows,
+    inputs: &[Input; T],
+) -> [V::F; T] {
+    // SAFETY: units and blocks are within the rows, as the caller says.
+    unsafe {
+        let mut sums = [V::zero(); T];
+        for unit in 0..rows.units {
+            match FROM {
+                PACKED => {
+                    let values = rows.values.add(unit * L::VALUES);
+                    let [scales, mins] = L::scales::<V>(rows.scales.add(unit * L::SCALES));
+                    let (scales, mins) = (scales.as_ref(), mins.as_ref());
+                    for block in 0..L::UNIT / BLOCK {
+                        let at = block * L::PARTS;
+                        let last = at + L::PARTS - 1;
+                        let (scale, min) = ([scales[at], scales[last]], [mins[at], mins[last]]);
+                        let values = values.add(block * BLOCK * LANES * L::BITS / 8);
+                        let place = unit * (L::UNIT / BLOCK) + block;
+                        let quad = |k| number::<V, L>(values, k);
+                        add_block::<V, L, T>(quad, scale, min, inputs, place, &mut sums);
+                    }
+                }
+                EXPANDED => {
+                    let (value_bytes, scale_bytes) = expanded_bytes::<L>();
+                    let values = rows.values.add(unit * value_bytes);
+                    let scales = rows.scales.add(unit * scale_bytes).cast::<f32>();
+                    let scale = |i: usize| V::load_f32(scales.add(i * LANES));
+                    let last = L::PARTS - 1;
+                    let min = if L::MINS {
+                        [scale(L::PARTS), scale(L::PARTS + last)]
+                    } else {
+                        [V::zero(); 2]
+                    };
+                    let scale = [scale(0), scale(last)];
+                    let quad = |k| V::load(values.add(k * QUAD));
+                    add_block::<V, L, T>(quad, scale, min, inputs, unit, &mut sums);
+                }
+                _ => {
+                    let from = rows.values.add(unit * L::UNIT_BYTES);
+                    let scale = [V::gather_f16(from, rows.stride); 2];
+                    let halves =
+                        [V::rows(from.add(2), rows.stride), V::rows(from.add(18), rows.stride)];
+                    let quad = |k: usize| V::xor(halves[k / 4][k % 4], V::splat(0x80));
+                    add_block::<V, L, T>(quad, scale, [V::zero(); 2], inputs, unit, &mut sums);
+                }
+            }
+        }
+        sums
+    }
+}
+
+/// The numbers of four columns, as they are multiplied.
+///
+/// # Safety
+/// The CPU has the set; a block's values are there.
+#[inline(always)]
+unsafe fn number<V: Vector, L: Layout>(values: *const u8, four: usize) -> V::I {
+    // SAFETY: as the caller says.
+    unsafe {
+        let number = planes::quad::<V>(values, L::BITS, four);
+        match L::TABLE {
+            Some(table) => V::look_up(table, number),
+            None => number,
+        }
+    }
+}
+
+/// Adds the products of a block, the `at`-th of its rows.
+///
+/// # Safety
+/// The CPU has the set; the inputs have such a block.
+#[inline(always)]
+unsafe fn add_block<V: Vector, L: Layout, const T: usize>(
+    quad: impl Fn(usize) -> V::I,
+    scale: [V::F; 2],
+    min: [V::F; 2],
+    inputs: &[Input; T],
+    at: usize,
+    sums: &mut [V::F; T],
+) {
+    // SAFETY: as the caller says.
+    unsafe {
+        let parts = L::PARTS;
+        let starts = L::OFFSET != 0 && !(V::SIGNED && L::VALUE_BITS == 8);
+        let start = |t: usize, part: usize| starts.then(|| inputs[t].starts.add(at * parts + part));
+        let mut dots: [[V::Sum; 2]; T] =
+            std::array::from_fn(|t| [0, 1].map(|part| V::begin(start(t, part % parts))));
+        // written out, so that every four's shifts are constants
+        macro_rules! fours {
+            ($($k:literal)*) => {$({
+                let weights = V::weights(quad($k), L::VALUE_BITS);
+                let (part, k, of) =
+                    if parts == 1 { (0, $k, QUADS) } else { ($k / 4, $k % 4, QUADS / 2) };
+                for (dots, input) in dots.iter_mut().zip(inputs) {
+                    let four = V::four(input.values.add(at * BLOCK + 4 * $k));
+                    dots[part] = V::step(dots[part], weights, four, L::VALUE_BITS, k, of);
+                }
+            })*};
+        }
+        fours!(0 1 2 3 4 5 6 7);
+        for (t, sum) in sums.iter_mut().enumerate() {
+            let factor = V::repeat(inputs[t].scales.add(at));
+            let float = |part: usize| V::float(V::end(dots[t][part], start(t, part)));
+            *sum = match parts {
+                1 => V::mul_add(float(0), V::mul(scale[0], factor), *sum),
+                _ => {
+                    let first = V::mul(float(0), scale[0]);
+                    V::mul_add(V::mul_add(float(1), scale[1], first), factor, *sum)
+                }
+            };
+            if L::MINS {
+                for (part, min) in min.into_iter().enumerate().take(parts) {
+                    *sum = V::mul_add(min, V::repeat(inputs[t].mins.add(at * parts + part)), *sum);
+                }
+            }
+        }
+    }
+}
+
+/// Lays packed rows out as bytes and float32 scales: worth it for many rows of activations.
+///
+/// What its `run` asks for: the rows are complete, and there is room of [`expanded_bytes`] for each
+/// block.
+pub(super) struct Expand<'a, L> {
+    pub(super) rows: Rows,
+    pub(super) values: *mut u8,
+    pub(super) scales: *mut f32,
+    pub(super) layout: std::marker::PhantomData<&'a L>,
+}
+
+impl<L: Layout> Task for Expand<'_, L> {
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let (value_bytes, scale_bytes) = expanded_bytes::<L>();
+        for unit in 0..self.rows.units {
+            // SAFETY: as the task says.
+            unsafe {
+                let values = self.rows.values.add(unit * L::VALUES);
+                let [scales, mins] = L::scales::<V>(self.rows.scales.add(unit * L::SCALES));
+                for block in 0..L::UNIT / BLOCK {
+                    let place = unit * (L::UNIT / BLOCK) + block;
+                    let values = values.add(block * BLOCK * LANES * L::BITS / 8);
+                    let to = self.values.add(place * value_bytes);
+                    macro_rules! fours {
+                        ($($k:literal)*) => {
+                            $(V::store(to.add($k * QUAD), number::<V, L>(values, $k));)*
+                        };
+                    }
+                    fours!(0 1 2 3 4 5 6 7);
+                    let to = self.scales.byte_add(place * scale_bytes);
+                    for part in 0..L::PARTS {
+                        let at = block * L::PARTS + part;
+                        V::store_f32(to.add(part * LANES), scales.as_ref()[at]);
+                        if L::MINS {
+                            V::store_f32(to.add((L::PARTS + part) * LANES), mins.as_ref()[at]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
