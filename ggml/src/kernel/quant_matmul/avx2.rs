@@ -360,7 +360,7 @@ impl Vector for Avx2 {
                 let products = _mm256_maddubs_epi16(unsigned[half], four);
                 new.short[half] = match k % pairs {
                     0 => products,
-                    _ => _mm256_add_epi16(sum.short[half], products),
+                    _ => _mm256_adds_epi16(sum.short[half], products),
                 };
                 if k % pairs == pairs - 1 {
                     let wide = _mm256_madd_epi16(new.short[half], _mm256_set1_epi16(1));

@@ -48,8 +48,14 @@ fn random(rng: &mut SplitMix64, n: usize, width: f32) -> Vec<f32> {
 /// The product as one would write it down, on rounded values: `[tokens, rows]`.
 fn naive(ty: GgmlType, blocks: &[u8], cols: usize, x: &[f32]) -> Vec<f32> {
     let weights = dequantize_rows(ty, blocks, cols).unwrap();
-    let rounded = quantize_rows(GgmlType::Q8_0, x, cols).unwrap();
-    let x = dequantize_rows(GgmlType::Q8_0, &rounded, cols).unwrap();
+    // as ggml rounds on x86, which is not how its quantizer of q8_0 does
+    let round = |block: &[f32]| -> Vec<f32> {
+        let largest = block.iter().fold(0.0, |most: f32, x| x.abs().max(most));
+        let factor = if largest == 0.0 { 0.0 } else { 127.0 / largest };
+        let scale = half::f16::from_f32(largest / 127.0).to_f32();
+        block.iter().map(|x| (x * factor).round_ties_even() * scale).collect()
+    };
+    let x: Vec<f32> = x.chunks(BLOCK).flat_map(round).collect();
     let dot = |x: &[f32], w: &[f32]| -> f64 {
         x.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum()
     };
@@ -345,7 +351,7 @@ fn any_bytes_of_a_block_are_multiplied_exactly() {
 }
 
 /// As near to ggml's own product as what ggml rounds differently: activations of K and IQ4_XS
-/// types in blocks of 256 there.
+/// types in blocks of 256, sums of activations (q4_1, q5_1) to float16.
 #[test]
 fn products_are_near_ggmls_own() {
     let mut rng = SplitMix64::new(15);
@@ -368,7 +374,11 @@ fn products_are_near_ggmls_own() {
         let apart: f64 = found.iter().zip(&theirs).map(|(a, b)| square(a - b)).sum();
         let whole: f64 = theirs.iter().copied().map(square).sum();
         let error = (apart / whole).sqrt();
-        let limit = if unit(ty) == 32 { 1e-5 } else { 0.01 };
+        let limit = match ty {
+            GgmlType::Q4_1 | GgmlType::Q5_1 => 2e-3,
+            _ if unit(ty) == 32 => 1e-5,
+            _ => 0.01,
+        };
         assert!(error < limit, "{cpu}, {}: {error} of the whole", ty.name());
     }
 }
