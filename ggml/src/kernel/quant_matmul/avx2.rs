@@ -329,10 +329,7 @@ impl Vector for Avx2 {
         if bits < 8 {
             return [numbers; 2];
         }
-        unsafe {
-            let signed = Self::xor(numbers, Self::splat(0x80));
-            [[_mm256_abs_epi8(signed[0]), _mm256_abs_epi8(signed[1])], signed]
-        }
+        unsafe { [[_mm256_abs_epi8(numbers[0]), _mm256_abs_epi8(numbers[1])], numbers] }
     }
     #[inline(always)]
     unsafe fn begin(_start: Option<*const i32>) -> Sums {

@@ -10,7 +10,7 @@
 use std::marker::PhantomData;
 
 use super::layout::{BLOCK, LANES, Layout, QUAD, QUADS};
-use super::planes;
+use super::lines;
 use super::vector::{Task, Vector};
 
 /// Where a product's weights come from: packed; as they are in the file; packed and then laid out
@@ -149,7 +149,17 @@ trait Numbers<V: Vector> {
     unsafe fn four(&self, four: usize) -> V::I;
 }
 
-/// Numbers in planes.
+/// A table of numbers plus 128 as signed numbers.
+const fn signed(mut table: [u8; 16]) -> [u8; 16] {
+    let mut i = 0;
+    while i < 16 {
+        table[i] ^= 0x80;
+        i += 1;
+    }
+    table
+}
+
+/// Numbers as they are packed.
 struct Packed<L>(*const u8, PhantomData<L>);
 
 impl<V: Vector, L: Layout> Numbers<V> for Packed<L> {
@@ -157,8 +167,9 @@ impl<V: Vector, L: Layout> Numbers<V> for Packed<L> {
     unsafe fn four(&self, four: usize) -> V::I {
         // SAFETY: as the caller says.
         unsafe {
-            let number = planes::quad::<V>(self.0, L::BITS, four);
+            let number = lines::quad::<V>(self.0, L::BITS, four);
             match L::TABLE {
+                Some(table) if V::SIGNED => V::look_up(signed(table), number),
                 Some(table) => V::look_up(table, number),
                 None => number,
             }
@@ -183,8 +194,9 @@ struct Turned<V: Vector>([[V::I; 4]; 2]);
 impl<V: Vector> Numbers<V> for Turned<V> {
     #[inline(always)]
     unsafe fn four(&self, four: usize) -> V::I {
+        let number = self.0[four / 4][four % 4];
         // SAFETY: as the caller says.
-        unsafe { V::xor(self.0[four / 4][four % 4], V::splat(0x80)) }
+        if V::SIGNED { number } else { unsafe { V::xor(number, V::splat(0x80)) } }
     }
 }
 

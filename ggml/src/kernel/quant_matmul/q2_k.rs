@@ -4,7 +4,7 @@
 
 use super::lanes::{all_side_by_side, beside};
 use super::layout::{LANES, Layout, QUAD};
-use super::planes;
+use super::lines;
 use super::vector::Vector;
 
 /// Numbers from 0 to 3, with mins. Scales: 16 float16 scales and mins, then per 16 columns 16 bytes,
@@ -38,7 +38,7 @@ impl Layout for Q2K {
             for number in numbers.as_flattened_mut() {
                 *number = *number >> (2 * quarter) & 3;
             }
-            planes::pack::<2>(&numbers, to);
+            lines::pack::<2>(&numbers, to);
         }
     }
 

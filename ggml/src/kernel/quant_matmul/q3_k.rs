@@ -3,7 +3,7 @@
 
 use super::lanes::{all_side_by_side, beside};
 use super::layout::{LANES, Layout, QUAD, QUADS};
-use super::planes;
+use super::lines;
 use super::vector::Vector;
 
 /// Numbers stand for -4..3. Scales: 16 float16, then per row three times four bytes, as they are
@@ -38,7 +38,7 @@ impl Layout for Q3K {
             for (number, (low, high)) in numbers.as_flattened_mut().iter_mut().zip(bytes) {
                 *number = low >> (2 * quarter) & 3 | (high >> block & 1) << 2;
             }
-            planes::pack::<3>(&numbers, to);
+            lines::pack::<3>(&numbers, to);
         }
     }
 

@@ -31,8 +31,8 @@ pub(super) trait Vector {
     type Sum: Copy;
     /// The most rows of activations that are multiplied at a time.
     const MOST: usize;
-    /// True where numbers of 8 bits are multiplied as signed ones, so that nothing is to be taken
-    /// from them.
+    /// True where numbers of 8 bits are kept and multiplied as signed ones, so that nothing is to be
+    /// taken from them; in other sets they are kept plus 128.
     const SIGNED: bool;
 
     /// Runs a task compiled for this set.
@@ -79,7 +79,8 @@ pub(super) trait Vector {
 
     /// Four activations.
     unsafe fn four(from: *const i8) -> Self::X;
-    /// Numbers of `bits` bits, from 0 on, ready to be multiplied.
+    /// Numbers of `bits` bits, from 0 on (or signed, see [`Vector::SIGNED`]), ready to be
+    /// multiplied.
     unsafe fn weights(numbers: Self::I, bits: usize) -> Self::W;
     /// The sums of nothing; they begin at `start`, if not at 0.
     unsafe fn begin(start: Option<*const i32>) -> Self::Sum;
