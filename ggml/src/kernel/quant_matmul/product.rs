@@ -11,7 +11,7 @@ use std::marker::PhantomData;
 
 use super::layout::{BLOCK, LANES, Layout, QUAD, QUADS};
 use super::lines;
-use super::vector::{Task, Vector};
+use super::vector::{Task, Vector, written_out};
 
 /// Where a product's weights come from: packed; as they are in the file; packed and then laid out
 /// in bytes by [`Expand`].
@@ -221,19 +221,16 @@ unsafe fn add_block<V: Vector, L: Layout, N: Numbers<V>, const T: usize>(
                 *dots = V::begin(start::<V, L>(input, at, part));
             }
         }
-        // written out, so that every four's shifts are constants
-        macro_rules! fours {
-            ($($k:literal)*) => {$({
-                let weights = V::weights(numbers.four($k), L::VALUE_BITS);
-                let (part, k, of) =
-                    if L::PARTS == 1 { (0, $k, QUADS) } else { ($k / 4, $k % 4, QUADS / 2) };
-                for (dots, input) in dots.iter_mut().zip(inputs) {
-                    let four = V::four(input.values.add(at * BLOCK + 4 * $k));
-                    dots[part] = V::step(dots[part], weights, four, L::VALUE_BITS, k, of);
-                }
-            })*};
-        }
-        fours!(0 1 2 3 4 5 6 7);
+        // so that every four's shifts are constants
+        written_out!(k in [0 1 2 3 4 5 6 7], {
+            let weights = V::weights(numbers.four(k), L::VALUE_BITS);
+            let per_part = QUADS / L::PARTS;
+            for (dots, input) in dots.iter_mut().zip(inputs) {
+                let four = V::four(input.values.add(at * BLOCK + 4 * k));
+                let dots = &mut dots[k / per_part];
+                *dots = V::step(*dots, weights, four, L::VALUE_BITS, k % per_part, per_part);
+            }
+        });
         for ((dots, input), sum) in dots.iter().zip(inputs).zip(sums) {
             let factor = V::repeat(input.scales.add(at));
             let first = V::float(V::end(dots[0], start::<V, L>(input, at, 0)));
@@ -292,12 +289,9 @@ impl<L: Layout> Task for Expand<'_, L> {
                     let place = unit * (L::UNIT / BLOCK) + block;
                     let numbers = Packed::<L>(values.add(packed_at::<L>(block)), PhantomData);
                     let to = self.values.add(place * value_bytes);
-                    macro_rules! fours {
-                        ($($k:literal)*) => {
-                            $(V::store(to.add($k * QUAD), Numbers::<V>::four(&numbers, $k));)*
-                        };
-                    }
-                    fours!(0 1 2 3 4 5 6 7);
+                    written_out!(k in [0 1 2 3 4 5 6 7], {
+                        V::store(to.add(k * QUAD), Numbers::<V>::four(&numbers, k));
+                    });
                     let to = self.scales.byte_add(place * scale_bytes);
                     for part in 0..L::PARTS {
                         let at = block * L::PARTS + part;

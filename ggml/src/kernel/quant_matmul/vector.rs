@@ -4,6 +4,17 @@
 //! register of AVX-512, or two of AVX2. So matrices are packed in one order for all sets.
 #![expect(unsafe_code, reason = "vector instructions")]
 
+/// Writes a loop out, so that the index is a constant in each turn.
+macro_rules! written_out {
+    ($i:ident in [$($n:literal)*], $body:block) => {
+        $({
+            let $i: usize = $n;
+            $body
+        })*
+    };
+}
+pub(super) use written_out;
+
 /// Something that is computed with the registers of a set.
 pub(super) trait Task {
     /// Computes it; always inlined, so that it is compiled for the set of who calls it.
