@@ -46,6 +46,11 @@ pub(super) trait Vector {
     /// taken from them; in other sets they are kept plus 128.
     const SIGNED: bool;
 
+    /// The most parts of a block that several rows of activations are multiplied with two fours of
+    /// columns a turn: written out, the compiler reorders it beyond the registers there are (a
+    /// third slower with AVX2 and one part; with two, turns are too short).
+    const IN_TURNS: usize;
+
     /// Runs a task compiled for this set.
     unsafe fn enter(task: impl Task);
 
@@ -104,6 +109,16 @@ pub(super) trait Vector {
         k: usize,
         of: usize,
     ) -> Self::Sum;
+    /// Adds the products of a four of columns, the first or (`last`) second of a turn.
+    unsafe fn turn(
+        sum: Self::Sum,
+        weights: Self::W,
+        four: Self::X,
+        bits: usize,
+        last: bool,
+    ) -> Self::Sum;
+    /// The sums after the last turn.
+    unsafe fn end_of_turns(sum: Self::Sum, bits: usize) -> Self::Sum;
     /// The sums, of which `start` is that of [`Vector::begin`].
     unsafe fn end(sum: Self::Sum, start: Option<*const i32>) -> Self::I;
 
