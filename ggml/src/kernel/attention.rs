@@ -11,6 +11,7 @@ use llama_cpp_sys_2 as sys;
 use mmx_converters::gguf::GgmlType;
 
 use crate::error::{Error, Result};
+use crate::kernel::cpu::CpuSet;
 use crate::wrap::context::Context;
 use crate::wrap::tensor::Tensor;
 
@@ -19,34 +20,40 @@ const LANES: usize = 16;
 /// The widest head this is compiled for, registers.
 const WIDEST: usize = 8;
 
-/// True when heads of this width can be computed here on this CPU.
-pub(crate) fn is_available(head_dim: usize) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    let has = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl");
-    #[cfg(not(target_arch = "x86_64"))]
-    let has = false;
-    has && head_dim.is_multiple_of(LANES) && (1..=WIDEST).contains(&(head_dim / LANES))
+/// The instruction sets that this is written for.
+const SETS: [CpuSet; 1] = [CpuSet::Avx512];
+
+/// The set that is used where models are loaded for `cpu`.
+pub(crate) fn set(cpu: CpuSet) -> Option<CpuSet> {
+    cpu.best_of(&SETS)
+}
+
+/// True when heads of this width can be computed here where models are loaded for `cpu`.
+pub(crate) fn fits(cpu: CpuSet, head_dim: usize) -> bool {
+    set(cpu).is_some()
+        && head_dim.is_multiple_of(LANES)
+        && (1..=WIDEST).contains(&(head_dim / LANES))
 }
 
 impl Context {
     /// Attention of `q` `[n, heads, head_dim]` over the cells `keys`, `values`
     /// `[cells, kv_heads * head_dim]` (float32 or float16): token i over the `positions[i] + 1`
     /// cells from `firsts[i]` on (both i32), or as many of them as there are. Gives
-    /// `[n, heads * head_dim]`.
+    /// `[n, heads * head_dim]`. `cpu`: a set that this CPU has.
     ///
     /// # Errors
     /// Shapes or types that do not fit, a head width that is not available, or no room.
     pub(crate) fn cached_attention<'c>(
         &'c self,
+        cpu: CpuSet,
         q: Tensor<'c>,
-        keys: Tensor<'c>,
-        values: Tensor<'c>,
+        [keys, values]: [Tensor<'c>; 2],
         positions: Tensor<'c>,
         firsts: Tensor<'c>,
     ) -> Result<Tensor<'c>> {
         let [head_dim, heads, n, _] = q.ne();
         let row = keys.ne()[0];
-        let fits = is_available(head_dim)
+        let fits = fits(cpu, head_dim)
             && q.ty() == Some(GgmlType::F32)
             && q.nb()[0] == size_of::<f32>()
             && row.is_multiple_of(head_dim)
@@ -308,13 +315,26 @@ mod tests {
         out
     }
 
+    /// Each set of this CPU that there is a kernel for, with each width that is computed with it.
+    fn on_each_set<const N: usize>(
+        widths: [(usize, usize, usize); N],
+    ) -> Vec<(CpuSet, (usize, usize, usize))> {
+        let here = SETS.into_iter().filter(|set| set.is_here());
+        here.flat_map(|cpu| widths.map(|width| (cpu, width)))
+            .filter(|(cpu, (_, _, d))| fits(*cpu, *d))
+            .collect()
+    }
+
+    /// The best set of this CPU that there is a kernel for.
+    fn own_set() -> Option<CpuSet> {
+        CpuSet::here().pop().and_then(set)
+    }
+
     #[test]
     fn equals_the_naive_twin() {
         let mut rng = SplitMix64::new(4);
-        for (heads, kv_heads, d) in [(4, 2, 16), (8, 2, 64), (2, 2, 48), (3, 1, 128)] {
-            if !is_available(d) {
-                continue; // nothing asks for it on such a CPU
-            }
+        let widths = [(4, 2, 16), (8, 2, 64), (2, 2, 48), (3, 1, 128)];
+        for (cpu, (heads, kv_heads, d)) in on_each_set(widths) {
             // (first cell, position): one text, then several whose cells lie apart
             for at in [
                 vec![(0, 0)],
@@ -342,7 +362,7 @@ mod tests {
                         nodes.input(GgmlType::I32, &[n]).unwrap(),
                     ];
                     let [a, b, c, e, f] = inputs;
-                    let out = nodes.context.cached_attention(a, b, c, e, f).unwrap();
+                    let out = nodes.context.cached_attention(cpu, a, [b, c], e, f).unwrap();
                     let (out, slots) = (nodes.output(out), inputs.map(Slot::of));
                     let mut plan = plan.finish().unwrap();
                     plan.data_mut::<f32>(slots[0]).copy_from_slice(&q);
@@ -373,10 +393,7 @@ mod tests {
     #[test]
     fn nothing_beside_queries_cells_and_results_is_touched() {
         let mut rng = SplitMix64::new(5);
-        for (heads, kv_heads, d) in [(1, 1, 16), (4, 2, 48), (3, 1, 128)] {
-            if !is_available(d) {
-                continue;
-            }
+        for (cpu, (heads, kv_heads, d)) in on_each_set([(1, 1, 16), (4, 2, 48), (3, 1, 128)]) {
             for cells in [1, 2, 15, 16, 17, 33] {
                 let last = cells as i32 - 1;
                 for at in [vec![], vec![(0, last)], vec![(last, 0), (last / 2, last - last / 2)]] {
@@ -395,7 +412,7 @@ mod tests {
                         let query = context.tensor(GgmlType::F32, &[at.len(), heads, d]).unwrap();
                         let numbers = || context.tensor(GgmlType::I32, &[at.len()]).unwrap();
                         let node = context
-                            .cached_attention(query, keys, values, numbers(), numbers())
+                            .cached_attention(cpu, query, [keys, values], numbers(), numbers())
                             .unwrap();
                         let cache: [&[u8]; 2] = match ty {
                             GgmlType::F32 => [&k_wide, &v_wide].map(|x| bytemuck::cast_slice(x)),
@@ -430,14 +447,12 @@ mod tests {
 
     #[test]
     fn cells_that_are_not_there_are_not_looked_for() {
-        if !is_available(16) {
-            return;
-        }
+        let Some(cpu) = own_set() else { return };
         let context = Context::new(8, 0).unwrap();
         let query = context.tensor(GgmlType::F32, &[3, 1, 16]).unwrap();
         let [keys, values] = [(); 2].map(|()| context.tensor(GgmlType::F32, &[2, 16]).unwrap());
         let [positions, firsts] = [(); 2].map(|()| context.tensor(GgmlType::I32, &[3]).unwrap());
-        let node = context.cached_attention(query, keys, values, positions, firsts).unwrap();
+        let node = context.cached_attention(cpu, query, [keys, values], positions, firsts).unwrap();
         let bytes = |x: &[i32]| -> Vec<u8> { bytemuck::cast_slice(x).to_vec() };
         let ones: Vec<u8> = bytemuck::cast_slice(&[1f32; 48]).to_vec();
         let (positions, firsts) = (bytes(&[-1, 0, i32::MAX]), bytes(&[0, i32::MAX, -1]));
@@ -449,21 +464,19 @@ mod tests {
 
     #[test]
     fn rows_with_gaps_do_not_fit() {
-        if !is_available(16) {
-            return;
-        }
+        let Some(cpu) = own_set() else { return };
         let context = Context::new(16, 0).unwrap();
         let query = context.tensor(GgmlType::F32, &[2, 1, 16]).unwrap();
         let numbers = context.tensor(GgmlType::I32, &[2]).unwrap();
         let cells = context.tensor(GgmlType::F32, &[16, 16, 16]).unwrap();
         let turned = context.middle(context.swap_outer(cells).unwrap(), 0).unwrap();
-        assert!(context.cached_attention(query, turned, turned, numbers, numbers).is_ok());
+        assert!(context.cached_attention(cpu, query, [turned; 2], numbers, numbers).is_ok());
         // SAFETY: operands and axes are valid.
         let turned = unsafe {
             let raw = llama_cpp_sys_2::ggml_transpose(context.raw(), turned.raw());
             Tensor::from_raw(raw, "a view").unwrap()
         };
-        let refused = context.cached_attention(query, turned, turned, numbers, numbers);
+        let refused = context.cached_attention(cpu, query, [turned; 2], numbers, numbers);
         assert!(refused.unwrap_err().to_string().contains("do not fit"));
     }
 }

@@ -14,6 +14,7 @@ use llama_cpp_sys_2 as sys;
 use mmx_converters::gguf::GgmlType;
 
 use crate::error::{Error, Result};
+use crate::kernel::cpu::CpuSet;
 use crate::kernel::custom::{self, Activations};
 use crate::wrap::context::Context;
 use crate::wrap::tensor::Tensor;
@@ -23,16 +24,12 @@ const LANES: usize = 16;
 /// Rows of a tile for several tokens.
 const ROWS: usize = 4;
 
-/// True when this CPU has what these kernels need.
-pub(crate) fn is_available() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    {
-        is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq")
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        false
-    }
+/// The instruction sets that this is written for.
+const SETS: [CpuSet; 1] = [CpuSet::Avx512];
+
+/// The set that is used where models are loaded for `cpu`.
+pub(crate) fn set(cpu: CpuSet) -> Option<CpuSet> {
+    cpu.best_of(&SETS)
 }
 
 /// True for matrices that these kernels can multiply.
@@ -47,12 +44,13 @@ pub(crate) fn fits(ty: GgmlType, shape: &[usize]) -> bool {
 
 impl Context {
     /// The products of activations with `weight` `[rows, cols]`: `[n, rows]`; with chosen experts
-    /// of `weight` `[experts, rows, cols]`: `[n, k, rows]`.
+    /// of `weight` `[experts, rows, cols]`: `[n, k, rows]`. `cpu`: a set that this CPU has.
     ///
     /// # Errors
     /// Shapes that do not fit, or no room.
     pub(crate) fn float_matmul<'c>(
         &'c self,
+        cpu: CpuSet,
         weight: Tensor<'c>,
         activations: Activations<'c>,
     ) -> Result<Tensor<'c>> {
@@ -62,7 +60,8 @@ impl Context {
             && element.is_some_and(|ty| weight.nb()[0] == ty.block_bytes())
             && element.is_some_and(|ty| Some(weight.nb()[1]) == ty.row_bytes(w[0]))
             && weight.nb()[2] == w[1] * weight.nb()[1];
-        let shape = activations.products(w[2], w[1], w[0]).filter(|_| rows_touch && is_available());
+        let available = set(cpu).is_some();
+        let shape = activations.products(w[2], w[1], w[0]).filter(|_| rows_touch && available);
         let shape = shape.ok_or_else(|| Error::Request {
             message: format!(
                 "dense product: shapes {:?} and {:?} do not fit",
@@ -328,7 +327,13 @@ mod tests {
     use crate::wrap::plan::{Plan, Slot};
     use mmx_converters::random::SplitMix64;
 
+    /// The sets of this CPU that there is a kernel for.
+    fn sets() -> impl Iterator<Item = CpuSet> {
+        SETS.into_iter().filter(|set| set.is_here())
+    }
+
     fn product(
+        cpu: CpuSet,
         (ty, weights, w_shape): (GgmlType, &[u8], &[usize]),
         numbers: &Numbers<'_>,
         threads: usize,
@@ -337,7 +342,7 @@ mod tests {
         let nodes = plan.nodes();
         let weight = nodes.input(ty, w_shape).unwrap();
         let inputs = numbers.inputs(&nodes);
-        let output = nodes.output(nodes.context.float_matmul(weight, inputs).unwrap());
+        let output = nodes.output(nodes.context.float_matmul(cpu, weight, inputs).unwrap());
         let (slots, weight) = (Numbers::slots(inputs), Slot::of(weight));
         let mut plan = plan.finish().unwrap();
         plan.data_mut::<u8>(weight).copy_from_slice(weights);
@@ -346,13 +351,11 @@ mod tests {
 
     #[test]
     fn products_equal_the_naive_twin_and_do_not_depend_on_their_neighbours() {
-        if !is_available() {
-            return; // nothing asks for it on such a CPU
-        }
         let mut rng = SplitMix64::new(12);
         let mut random =
             |n: usize| -> Vec<f32> { (0..n).map(|_| rng.next_f64() as f32 - 0.5).collect() };
-        for ty in [GgmlType::F32, GgmlType::F16, GgmlType::BF16] {
+        let types = [GgmlType::F32, GgmlType::F16, GgmlType::BF16];
+        for (cpu, ty) in sets().flat_map(|cpu| types.map(|ty| (cpu, ty))) {
             for (experts, rows, cols) in [(1, 4, 16), (1, 52, 512), (3, 24, 48)] {
                 let values = random(experts * rows * cols);
                 let bytes = quantize_rows(ty, &values, cols).unwrap();
@@ -380,7 +383,7 @@ mod tests {
                         .collect();
                     let numbers = Numbers { x: &x, shape: x_shape, chosen: ids };
                     for threads in [1, 3] {
-                        let found = product(weight, &numbers, threads);
+                        let found = product(cpu, weight, &numbers, threads);
                         for (found, expected) in found.iter().zip(&expected) {
                             let error = (f64::from(*found) - expected).abs();
                             assert!(error < 1e-5, "{}: {found} for {expected}", ty.name());
@@ -388,7 +391,7 @@ mod tests {
                         if experts == 1 {
                             let x = &x[(tokens - 1) * cols..];
                             let last = Numbers { x, shape: &[1, cols], chosen: None };
-                            let last = product(weight, &last, 1);
+                            let last = product(cpu, weight, &last, 1);
                             assert_eq!(found[(tokens - 1) * rows..], last);
                         }
                     }
@@ -399,13 +402,11 @@ mod tests {
 
     #[test]
     fn nothing_beside_matrix_activations_and_results_is_touched() {
-        if !is_available() {
-            return;
-        }
         let mut rng = SplitMix64::new(13);
         let mut random =
             |n: usize| -> Vec<f32> { (0..n).map(|_| rng.next_f64() as f32 - 0.5).collect() };
-        for ty in [GgmlType::F32, GgmlType::F16, GgmlType::BF16] {
+        let types = [GgmlType::F32, GgmlType::F16, GgmlType::BF16];
+        for (cpu, ty) in sets().flat_map(|cpu| types.map(|ty| (cpu, ty))) {
             // the smallest; rows that are no multiple of the larger tiles; more than stay in the
             // cache at a time
             for (experts, rows, cols) in [(1, 4, 16), (1, 20, 80), (1, 28, 16 * 1024), (3, 12, 48)]
@@ -430,7 +431,7 @@ mod tests {
                         let x_shape: &[usize] =
                             if experts > 1 { &x_shape } else { &[tokens, cols] };
                         let numbers = Numbers { x: &own, shape: x_shape, chosen: ids };
-                        let expected = product((ty, &bytes, w_shape), &numbers, 1);
+                        let expected = product(cpu, (ty, &bytes, w_shape), &numbers, 1);
 
                         let context = Context::new(8, 0).unwrap();
                         let weight = context.tensor(ty, w_shape).unwrap();
@@ -440,7 +441,7 @@ mod tests {
                         });
                         let x = if experts > 1 { x } else { context.middle(x, parts - 1).unwrap() };
                         let activations = Activations { x, chosen };
-                        let node = context.float_matmul(weight, activations).unwrap();
+                        let node = context.float_matmul(cpu, weight, activations).unwrap();
                         let mut operands = vec![bytemuck::cast_slice(&wide), &bytes[..]];
                         operands.extend(ids.map(|(ids, _)| bytemuck::cast_slice(ids)));
                         for threads in [1, 2, 9] {

@@ -15,6 +15,7 @@ use super::kv_cache::KvCache;
 use super::weights::{Ffn, Fused, Layer, Matrix, Weights};
 use crate::error::Result;
 use crate::kernel::attention;
+use crate::kernel::cpu::CpuSet;
 use crate::kernel::custom::Activations;
 use crate::wrap::context::Context;
 use crate::wrap::graph::Rope;
@@ -37,8 +38,13 @@ pub(super) struct Batch {
 
 impl Batch {
     /// `tokens` tokens, `past` cells in use after them, results of `outputs` of the tokens.
-    pub(super) fn new(config: &Config, tokens: usize, past: usize, outputs: usize) -> Self {
-        let past = if attention::is_available(config.head_dim) { 0 } else { past };
+    pub(super) fn new(
+        (cpu, config): (CpuSet, &Config),
+        tokens: usize,
+        past: usize,
+        outputs: usize,
+    ) -> Self {
+        let past = if attention::fits(cpu, config.head_dim) { 0 } else { past };
         Self { tokens, past, outputs, hidden: false }
     }
 }
@@ -235,7 +241,8 @@ impl<'c> Decoder<'c> {
         self.nodes.compute(written.1);
         let mask = match self.sight {
             Sight::Firsts(firsts) => {
-                return c.cached_attention(q, written.0, written.1, self.positions, firsts);
+                let cells = [written.0, written.1];
+                return c.cached_attention(w.cpu, q, cells, self.positions, firsts);
             }
             Sight::Mask(mask) => mask,
         };
@@ -325,7 +332,7 @@ impl<'c> Decoder<'c> {
         match matrix {
             Matrix::Plain(weight) => c.mul_mat(self.weights.get(*weight)?, x),
             Matrix::Float(weight) => {
-                c.float_matmul(self.weights.get(*weight)?, Activations::all(x))
+                c.float_matmul(self.weights.cpu, self.weights.get(*weight)?, Activations::all(x))
             }
             Matrix::Quant(packed) => c.quant_matmul(packed, Activations::all(x)),
         }
@@ -341,7 +348,9 @@ impl<'c> Decoder<'c> {
         let (c, activations) = (self.context, Activations::of_experts(x, chosen));
         match matrix {
             Matrix::Plain(weight) => c.mul_mat_id(self.weights.get(*weight)?, x, chosen),
-            Matrix::Float(weight) => c.float_matmul(self.weights.get(*weight)?, activations),
+            Matrix::Float(weight) => {
+                c.float_matmul(self.weights.cpu, self.weights.get(*weight)?, activations)
+            }
             Matrix::Quant(packed) => c.quant_matmul(packed, activations),
         }
     }

@@ -16,6 +16,7 @@ use super::options::LoadOptions;
 use super::weights::{Ffn, Fused, Layer, Matrix, Weight, Weights};
 use crate::error::Result;
 use crate::kernel::arena::{Arena, LINE};
+use crate::kernel::cpu::CpuSet;
 use crate::kernel::float_matmul;
 use crate::kernel::quant_matmul::{self, QuantMatrix};
 use crate::quant::dequantize_rows;
@@ -30,6 +31,7 @@ impl Weights {
     /// Checks the file's tensors against the family's table and takes them up.
     pub(super) fn load(gguf: Gguf, config: &Config, options: &LoadOptions) -> Result<Self> {
         check_tensors(&gguf, config)?;
+        let cpu = options.cpu.map_or_else(CpuSet::of_process, CpuSet::checked)?;
         let count = gguf.tensors().len();
         let split = match options.gpu_layers {
             0 => None,
@@ -44,7 +46,7 @@ impl Weights {
                 kinds.push((kind, Context::new(count, 0)?));
             }
         }
-        let own = options.repack && quant_matmul::is_available();
+        let own = options.repack && quant_matmul::set(cpu).is_some();
         // more than enough for each, joined or not: what is not used costs nothing
         let taken = gguf.tensors().iter().filter(|t| own && quant_matmul::takes(t.ty));
         let room = taken.map(|t| 2 * t.bytes + 2 * LINE).sum();
@@ -63,7 +65,8 @@ impl Weights {
             split,
             on_device: false,
             arena: if own { Some(Arena::new(room)?) } else { None },
-            dense: options.repack && float_matmul::is_available(),
+            dense: options.repack && float_matmul::set(cpu).is_some(),
+            cpu,
             copies: Vec::new(),
             later: Vec::new(),
         };
@@ -100,6 +103,7 @@ impl Weights {
             output,
             bytes_per_token,
             split,
+            cpu,
             later,
             stopped: AtomicBool::new(false),
             _buffers: buffers,
@@ -209,6 +213,7 @@ struct Loader<'g> {
     /// taken.
     arena: Option<Arena>,
     dense: bool,
+    cpu: CpuSet,
     copies: Vec<(Weight, Source)>,
     /// To be packed later.
     later: Vec<Arc<QuantMatrix>>,
@@ -308,16 +313,17 @@ impl Loader<'_> {
         if let Some(arena) = &mut self.arena
             && quant_matmul::arena_bytes(ty, &shape).is_some()
         {
-            let data = Source::Joined { tensors, experts };
+            let (data, cpu) = (Source::Joined { tensors, experts }, self.cpu);
             let pieces = data.pieces(self.gguf);
             // SAFETY: the pieces are the file's, which `Weights` drops last.
-            if let Some(later) = unsafe { QuantMatrix::in_file(arena, ty, &shape, &pieces)? } {
+            if let Some(later) = unsafe { QuantMatrix::in_file(cpu, arena, ty, &shape, &pieces)? } {
                 let later = Arc::new(later);
                 self.later.push(later.clone());
                 return Ok(Matrix::Quant(later));
             }
             // packed, they are not read again
-            let packed = QuantMatrix::new(arena, ty, &shape, &pieces, &|| self.gguf.give_back())?;
+            let read = || self.gguf.give_back();
+            let packed = QuantMatrix::new(cpu, arena, ty, &shape, &pieces, &read)?;
             return Ok(Matrix::Quant(Arc::new(packed)));
         }
         let dense = self.dense && float_matmul::fits(ty, &shape);

@@ -16,6 +16,7 @@ use llama_cpp_sys_2 as sys;
 use mmx_converters::gguf::Gguf;
 
 use crate::error::Result;
+use crate::kernel::cpu::CpuSet;
 use crate::kernel::quant_matmul::QuantMatrix;
 use crate::wrap::buffer::Buffer;
 use crate::wrap::context::Context;
@@ -82,6 +83,8 @@ pub(super) struct Weights {
     pub(super) output: Matrix,
     pub(super) bytes_per_token: usize,
     pub(super) split: Option<Split>,
+    /// The instruction set that our own kernels use.
+    pub(super) cpu: CpuSet,
     /// Read from the file until they are packed.
     pub(super) later: Vec<Arc<QuantMatrix>>,
     pub(super) stopped: AtomicBool,
@@ -137,6 +140,10 @@ impl Weights {
                 && layer.shared.iter().all(network)
         };
         ours(&self.output) && self.layers.iter().all(layer)
+    }
+
+    pub(super) fn cpu(&self) -> CpuSet {
+        self.cpu
     }
 
     pub(super) fn bytes_per_token(&self) -> usize {
