@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use common::{mmx_error, mmx_json, shared, text};
+use common::{TRAINS, mmx_error, mmx_json, shared, text};
 use serde_json::{Value, json};
 
 /// A folder to spoil things in, and an output that must survive.
@@ -102,21 +102,11 @@ fn openers<'a>(model: &'a str, out: &'a str, ids: &'a str) -> Vec<Vec<&'a str>> 
         vec!["export", model, "--hf", "f32", "--gguf", "f16", "--out", out, "--name", "m"],
         vec!["import", model, "--out", out],
         vec!["inspect", model],
-        #[cfg(feature = "train")]
-        vec![
-            "train",
-            "sft",
-            "--from",
-            model,
-            "--tokenizer",
-            text(&GOLDEN_TEXT.0),
-            "--data",
-            text(&GOLDEN_TEXT.1),
-            "--out",
-            out,
-        ],
     ];
-    if cfg!(feature = "train") {
+    if TRAINS {
+        let (tokenizer, data) = (text(&GOLDEN_TEXT.0), text(&GOLDEN_TEXT.1));
+        let training = ["train", "sft", "--from", model, "--tokenizer", tokenizer];
+        all.push([&training[..], &["--data", data, "--out", out]].concat());
         let turn = TURN.fetch_add(2, Ordering::Relaxed) % all.len();
         all.rotate_left(turn);
         all.truncate(2);
@@ -125,7 +115,6 @@ fn openers<'a>(model: &'a str, out: &'a str, ids: &'a str) -> Vec<Vec<&'a str>> 
 }
 
 /// A tokenizer and chats with nothing wrong in them.
-#[cfg(feature = "train")]
 static GOLDEN_TEXT: std::sync::LazyLock<(PathBuf, PathBuf)> =
     std::sync::LazyLock::new(|| (shared("golden"), shared("golden/sft.jsonl")));
 
@@ -333,15 +322,16 @@ fn outputs_that_cannot_be_written_leave_what_is_there() {
     let (taken, model, data) = (text(&taken), text(&model), text(&data));
     let below = scene.path("taken/below");
     let ids = scene.file("ids.json", "[1, 2, 3]");
-    let commands = [
+    let mut commands = vec![
         vec!["export", model, "--gguf", "f32", "--hf", "f32", "--out", taken],
         vec!["import", model, "--out", taken],
         vec!["tokenizer", "train", "--data", data, "--vocab-size", "300", "--out", taken],
         vec!["logits", model, "--ids", text(&ids), "--out", text(&below)],
-        #[cfg(feature = "train")]
-        vec!["train", "sft", "--from", model, "--data", data, "--out", taken],
     ];
-    refused(&scene, &commands[..4], &["taken"]);
+    refused(&scene, &commands, &["taken"]);
+    if TRAINS {
+        commands.push(vec!["train", "sft", "--from", model, "--data", data, "--out", taken]);
+    }
     refused(&scene, &commands, &[]);
 }
 
@@ -357,7 +347,7 @@ fn data_without_a_record_is_refused_by_every_command() {
     for (name, bytes) in [("empty.jsonl", ""), ("blank.jsonl", "\u{feff}\r\n \n\t\n")] {
         let path = scene.file(name, bytes);
         let path = text(&path);
-        let commands = [
+        let mut commands = vec![
             vec![
                 "tokenizer",
                 "train",
@@ -373,20 +363,11 @@ fn data_without_a_record_is_refused_by_every_command() {
             vec!["data", "check", "--stage", "sft", "--tokenizer", tokenizer, path],
             vec!["data", "show", "--stage", "sft", "--tokenizer", tokenizer, path],
             vec!["eval", model, "--exact", path],
-            #[cfg(feature = "train")]
-            vec![
-                "train",
-                "pretrain",
-                "--preset",
-                "tiny",
-                "--tokenizer",
-                tokenizer,
-                "--data",
-                path,
-                "--out",
-                out,
-            ],
         ];
+        if TRAINS {
+            let training = ["train", "pretrain", "--preset", "tiny", "--tokenizer", tokenizer];
+            commands.push([&training[..], &["--data", path, "--out", out]].concat());
+        }
         refused(&scene, &commands, &[name]);
     }
 }

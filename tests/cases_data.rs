@@ -413,7 +413,6 @@ fn packed_files_give_the_samples_and_faults_of_the_plain_one() {
     assert_says(&load("bad", &damaged).unwrap_err(), &["bad: expected a gzip archive"]);
 }
 
-#[cfg(feature = "train")]
 #[test]
 fn batches_from_kept_tokens_go_on_in_the_middle_of_an_epoch() {
     use mmx_data::batches::{Batches, Ordered, Packed};

@@ -1,5 +1,4 @@
 //! Faults that people met while training, each test named after its case, by `mmx train`.
-#![cfg(feature = "train")]
 
 mod common;
 

@@ -6,7 +6,7 @@ mod common;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use common::{mmx, mmx_error, mmx_json, mmx_ok, shared, text};
+use common::{chat, mmx, mmx_error, mmx_json, mmx_ok, shared, text};
 use serde_json::{Value, json};
 
 fn case(name: &str) -> PathBuf {
@@ -30,15 +30,6 @@ fn ids(stage: &str, path: &Path) -> Vec<Value> {
     let shown = mmx_json(&args.iter().copied().chain([text(path)]).collect::<Vec<_>>());
     let samples = shown["samples"].as_array().expect("samples");
     samples.iter().map(|sample| sample["ids"].clone()).collect()
-}
-
-/// A chat of one question as a line.
-fn chat(question: &str, answer: &str) -> String {
-    let turns = [
-        json!({"role": "user", "content": question}),
-        json!({"role": "assistant", "content": answer}),
-    ];
-    json!({ "conversations": turns }).to_string()
 }
 
 #[test]
@@ -327,135 +318,5 @@ fn random_system_prompts_follow_the_stage() {
         let found = systems(stage);
         // 20 % of 99, within four standard deviations
         assert!((4..=36).contains(&found), "{stage}: {found} of 99");
-    }
-}
-
-#[cfg(feature = "train")]
-mod training {
-    use super::*;
-
-    fn run(args: &[&str]) -> (Value, String) {
-        let args: Vec<&str> = args.iter().copied().chain(["--json"]).collect();
-        let out = mmx(&args);
-        let said = String::from_utf8(out.stderr).expect("UTF-8");
-        assert!(out.status.success(), "{args:?}: {said}");
-        (serde_json::from_slice(&out.stdout).expect("JSON"), said)
-    }
-
-    #[test]
-    fn resume_finished() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let (out, data, tokenizer) =
-            (dir.path().join("r"), shared("golden/pretrain.jsonl"), shared("golden"));
-        let commands =
-            fs_err::read_to_string(case("resume-finished/commands.txt")).expect("a case");
-        let commands: Vec<Vec<String>> = commands
-            .lines()
-            .map(|line| {
-                let word = |word: &str| match word {
-                    "golden" => text(&tokenizer).to_owned(),
-                    "golden/pretrain.jsonl" => text(&data).to_owned(),
-                    "r" => text(&out).to_owned(),
-                    other => other.to_owned(),
-                };
-                line.split_whitespace()
-                    .skip(1)
-                    .map(word)
-                    .chain(["--threads".into(), "1".into()])
-                    .collect()
-            })
-            .collect();
-        let go = |args: &[String]| run(&args.iter().map(String::as_str).collect::<Vec<_>>());
-        let (first, said) = go(&commands[0]);
-        // an epoch of so little data is one step
-        assert_eq!((&first["steps"], &first["total_steps"]), (&json!(1), &json!(1)));
-        let loss = first["loss"].as_f64().expect("a loss");
-        assert!(
-            said.contains("run: 1 optimizer step in 1 micro-step of 32 rows, 1 epoch,"),
-            "{said}"
-        );
-
-        // what the user put into the checkpoint stays
-        let checkpoint = PathBuf::from(first["checkpoint"].as_str().expect("a path"));
-        fs_err::write(checkpoint.join("notes.txt"), "mine").expect("a file");
-        let before = fs_err::metadata(checkpoint.join("model.safetensors")).expect("weights");
-        let (again, said) = go(&commands[1]);
-        let last = format!("nothing is left to do: 1 of 1 step, last loss {loss:.4}");
-        assert!(said.lines().any(|line| line == last), "{last}: {said}");
-        assert!(!said.contains("NaN") && !said.contains("steps in 0.0 s"), "{said}");
-        assert_eq!((&again["steps"], &again["total_steps"]), (&json!(0), &json!(1)));
-        assert_eq!((&again["loss"], &again["interrupted"]), (&Value::Null, &json!(false)));
-        assert_eq!(again["checkpoint"], first["checkpoint"]);
-        assert!(checkpoint.join("notes.txt").exists());
-        let after = fs_err::metadata(checkpoint.join("model.safetensors")).expect("weights");
-        assert_eq!(before.modified().expect("a time"), after.modified().expect("a time"));
-    }
-
-    /// Also where records are left out: none comes from the middle of the array.
-    #[test]
-    fn arrays_train_as_their_records_and_counts_are_singular_for_one() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let (tokenizer, model) = (shared("golden"), shared("golden/minimind2"));
-        let middle = case("json-array-file").join("middle.json");
-        let alpaca = case("json-array-file").join("alpaca.json");
-        let mut steps = Vec::new();
-        for (stage, data, samples) in
-            [("pretrain", &middle, "data: 2 samples,"), ("sft", &alpaca, "data: 1 sample,")]
-        {
-            let out = dir.path().join(stage);
-            let args = ["train", stage, "--from", text(&model), "--tokenizer", text(&tokenizer)];
-            let rest =
-                ["--data", text(data), "--out", text(&out), "--on-bad", "skip", "--accum", "1"];
-            let more =
-                ["--batch-size", "1", "--epochs", "1", "--max-seq-len", "64", "--device", "cpu"];
-            let all = args.iter().chain(&rest).chain(&more).chain(&["--threads", "1"]);
-            let (end, said) = run(&all.copied().collect::<Vec<_>>());
-            assert!(said.contains(samples) && !said.contains("left out"), "{said}");
-            assert!(
-                said.contains("run: 1 optimizer step in 1 micro-step of 1 row, 1 epoch,"),
-                "{said}"
-            );
-            assert!(said.lines().any(|line| line.starts_with("1 step in ")), "{said}");
-            steps.push(end["steps"].clone());
-        }
-        assert_eq!(steps, [1, 1]);
-    }
-
-    #[test]
-    fn a_run_says_how_many_samples_have_empty_answers() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let (tokenizer, model) = (shared("golden"), shared("golden/minimind2"));
-        let data = dir.path().join("empty.json");
-        fs_err::write(&data, format!("[{},\n{}]", chat("a", ""), chat("b", ""))).expect("a file");
-        let out = dir.path().join("run");
-        let args = ["train", "sft", "--from", text(&model), "--tokenizer", text(&tokenizer)];
-        let rest =
-            ["--data", text(&data), "--out", text(&out), "--max-steps", "1", "--threads", "1"];
-        let (_, said) =
-            run(&args.iter().chain(&rest).chain(&["--device", "cpu"]).copied().collect::<Vec<_>>());
-        let expected = "warning: 2 samples, which is all there are, have an empty answer, of which only the end is \
-                        learned: records 1, 2";
-        assert!(said.contains(expected), "{said}");
-    }
-
-    /// The configuration that is saved, and so what a resumed run is held to.
-    #[test]
-    fn a_runs_system_ratio_follows_the_stage() {
-        use mmx_data::Recipe;
-        use mmx_training::config::TrainConfig;
-        for (stage, ratio) in [
-            ("pretrain", 0.2),
-            ("sft", 0.2),
-            ("lora", 0.2),
-            ("distill", 0.2),
-            ("reason", 0.2),
-            ("dpo", 0.0),
-        ] {
-            let stage = mmx_training::stage::by_name(stage).expect("a stage");
-            let config = TrainConfig::new(stage.as_ref(), Recipe::R2026);
-            assert_eq!(config.system_ratio, ratio, "{}", stage.name());
-            // the fixtures of all stages hold rendered chats without empty thoughts: DPO takes them out too
-            assert_eq!(config.empty_think_ratio, 0.2, "{}", stage.name());
-        }
     }
 }

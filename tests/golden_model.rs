@@ -1,5 +1,4 @@
 //! The ladder's rung "ids to logits": the seven golden models in tch, float32 on CPU.
-#![cfg(feature = "train")]
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -10,15 +9,7 @@ use mmx_converters::tensor::{Dtype, TensorView};
 use mmx_training::model::{HostTensor, Model};
 use tch::{Device, Kind, Tensor};
 
-const MODELS: [&str; 7] = [
-    "golden/minimind2",
-    "golden/minimind2-moe",
-    "golden/minimind3",
-    "golden/minimind3-moe",
-    "golden-2026/minimind3",
-    "golden-2026/minimind3-moe",
-    "golden-2026/minimind3-moe-top2",
-];
+include!("fixtures/models.rs");
 
 fn shared(path: &str) -> PathBuf {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures")).join(path)
@@ -56,7 +47,7 @@ fn assert_close(what: &str, found: &Tensor, expected: &Tensor, tolerance: f64) {
 /// 2e-5: float32 sums of a few hundred terms in another order than PyTorch's eager kernels.
 #[test]
 fn logits_equal_the_reference() {
-    for name in MODELS {
+    for name in GOLDEN {
         let golden = tensors(&shared(name).join("forward.safetensors"));
         let logits = model(&shared(name), |_| ()).logits(&golden["input_ids"]).expect("logits");
         assert_close(name, &logits, &golden["logits"], 2e-5);
@@ -65,7 +56,7 @@ fn logits_equal_the_reference() {
 
 #[test]
 fn greedy_continuation_equals_the_reference() {
-    for name in MODELS {
+    for name in GOLDEN {
         let golden = tensors(&shared(name).join("forward.safetensors"));
         let expected: Vec<i64> = Vec::try_from(golden["greedy"].get(0)).expect("ids");
         let expected: Vec<u32> = expected.into_iter().map(|id| id as u32).collect();
@@ -78,7 +69,7 @@ fn greedy_continuation_equals_the_reference() {
 /// 1e-5 relative: one scalar, float32.
 #[test]
 fn balancing_loss_in_training_equals_the_reference() {
-    for name in MODELS {
+    for name in GOLDEN {
         let golden = tensors(&shared(name).join("forward.safetensors"));
         let expected = golden["train_aux_loss"].double_value(&[0]);
         let model = model(&shared(name), |_| ());
@@ -124,7 +115,7 @@ fn yarn_logits_equal_the_reference() {
 /// bfloat16 decides which expert a nearly tied router takes, and a position with another expert is another one's text.
 #[test]
 fn bfloat16_logits_are_near_the_float32_ones() {
-    for name in MODELS {
+    for name in GOLDEN {
         let golden = tensors(&shared(name).join("forward.safetensors"));
         let exact = model(&shared(name), |_| ());
         let host = exact.to_host().expect("weights");

@@ -1,6 +1,5 @@
 //! The ladder's rung "batches to loss, gradient norm and final weights" of the stages after fine-tuning:
 //! the reference's trajectories, float32 on CPU.
-#![cfg(feature = "train")]
 
 mod common;
 mod trajectory;

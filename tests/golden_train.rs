@@ -1,6 +1,5 @@
 //! The ladder's rung "batches to loss, gradient norm and final weights": the reference's trajectories,
 //! float32 on CPU.
-#![cfg(feature = "train")]
 
 mod common;
 mod trajectory;

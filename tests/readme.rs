@@ -1,6 +1,5 @@
 //! The commands of README and tutorial are run as they stand there, on little data and for two steps: a reader who copies
 //! them meets no error.
-#![cfg(feature = "train")]
 
 mod common;
 

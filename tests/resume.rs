@@ -1,7 +1,6 @@
 //! Interrupted and resumed runs end as the unbroken one, bit for bit; damaged checkpoints are noticed.
 //!
 //! `scripts/kill-test` kills each stage more often than a test should take: MMX_KILLS times.
-#![cfg(feature = "train")]
 
 mod common;
 mod interrupted;

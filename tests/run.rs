@@ -226,12 +226,6 @@ fn greedy_ids_of_the_golden_models_equal_the_other_engines() {
         let gguf = gguf_in(&out);
         let tokenizer = Tokenizer::open(&tokenizer).expect("a tokenizer");
         let judge = mmx_ggml::judge::LlamaModel::open(&gguf).expect("a GGUF for llama.cpp");
-        #[cfg(feature = "train")]
-        let native = {
-            let open = mmx_converters::Model::open(&model).expect("a golden model");
-            mmx_training::model::Model::from_model(&open, tch::Device::Cpu, tch::Kind::Float)
-                .expect("tch")
-        };
         let mut compared = 0;
         for prompt in ["Translate 一下: apples", "好😀", "3 apples", "a", "一下"] {
             let args = ["run", text(&gguf), "-p", prompt, "--raw", "--greedy", "-n", "40"];
@@ -241,7 +235,12 @@ fn greedy_ids_of_the_golden_models_equal_the_other_engines() {
             assert_eq!(report["prompt_tokens"], ids.len(), "{name}");
             let mut others = vec![("llama.cpp", judge.greedy(&ids, 40, 1).expect("greedy"))];
             #[cfg(feature = "train")]
-            others.push(("tch", native.greedy(&ids, 40).expect("greedy")));
+            others.push(("tch", {
+                use mmx_training::model::Model;
+                let open = mmx_converters::Model::open(&model).expect("a golden model");
+                let native = Model::from_model(&open, tch::Device::Cpu, tch::Kind::Float);
+                native.expect("tch").greedy(&ids, 40).expect("greedy")
+            }));
             for (engine, expected) in &mut others {
                 let known = |id: &u32| tokenizer.has_token(*id) && *id != 2;
                 let end = expected.iter().position(|id| !known(id)).unwrap_or(expected.len());

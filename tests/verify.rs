@@ -4,7 +4,7 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use common::{mmx, mmx_error, mmx_json, mmx_ok, reciting, shared, text};
+use common::{TRAINS, mmx, mmx_error, mmx_json, mmx_ok, reciting, shared, text};
 use serde_json::{Value, json};
 
 fn values(path: &std::path::Path, name: &str) -> (Vec<usize>, Vec<f32>) {
@@ -118,8 +118,7 @@ fn perplexity_is_the_same_in_every_engine_and_what_verify_says() {
     let short = eval(&[text(&f32_file)], &["--ctx", "32", "--stride", "8"]);
     assert_eq!(number(&short["rows"][0]["perplexity"]["tokens"]), tokens, "each token once");
     assert_ne!(number(&short["rows"][0]["perplexity"]["ppl"]), ppl);
-    #[cfg(feature = "train")]
-    {
+    if TRAINS {
         let source = dir.path().join("folder");
         fs_err::create_dir_all(&source).expect("a folder");
         for name in [

@@ -83,20 +83,3 @@ pub mod words;
 
 pub use error::{Error, Result};
 pub use model::Model;
-
-/// The source files that decide which text messages become and which ids a text becomes.
-///
-/// A cache of ids keeps a digest of them: other code may give other ids.
-pub const CODE_OF_TEXT: [&str; 11] = [
-    include_str!("random.rs"),
-    include_str!("chat/mod.rs"),
-    include_str!("chat/python.rs"),
-    include_str!("chat/tags.rs"),
-    include_str!("tokenizer/bytes.rs"),
-    include_str!("tokenizer/codec.rs"),
-    include_str!("tokenizer/encoder.rs"),
-    include_str!("tokenizer/fast.rs"),
-    include_str!("tokenizer/open.rs"),
-    include_str!("tokenizer/special.rs"),
-    include_str!("tokenizer/words.rs"),
-];

@@ -10,22 +10,25 @@ use mmx_converters::tensor::{Dtype, encode_f32};
 use mmx_converters::tokenizer::Tokenizer;
 use serde_json::{Value, json};
 
-/// The seven models with the reference's numbers.
-pub const GOLDEN: [&str; 7] = [
-    "golden/minimind2",
-    "golden/minimind2-moe",
-    "golden/minimind3",
-    "golden/minimind3-moe",
-    "golden-2026/minimind3",
-    "golden-2026/minimind3-moe",
-    "golden-2026/minimind3-moe-top2",
-];
+include!("../fixtures/models.rs");
+
+/// Whether `mmx-train` is built beside `mmx`.
+pub const TRAINS: bool = cfg!(feature = "train");
 
 /// A file of tests/fixtures; a missing one fails the test.
 pub fn shared(path: &str) -> PathBuf {
     let full = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures")).join(path);
     assert!(full.exists(), "{}: expected a fixture", full.display());
     full
+}
+
+/// A chat of one question as a line.
+pub fn chat(question: &str, answer: &str) -> String {
+    let turns = [
+        json!({"role": "user", "content": question}),
+        json!({"role": "assistant", "content": answer}),
+    ];
+    json!({ "conversations": turns }).to_string()
 }
 
 /// Runs mmx with colours and progress off.

@@ -1,15 +1,14 @@
-//! A model's dimensions and constants ([`Config`]), what must hold between them, and which layouts
-//! can carry them.
+//! A model's dimensions and constants ([`Config`]), and what the models of one family have in
+//! common ([`FamilySpec`]).
 
-use std::path::Path;
+use std::fmt;
 
-use super::family::Family;
-use super::weight::Layout;
-use crate::error::{Error, Result};
+use serde_json::Value as Json;
 
-/// Tensors a model may have by its configuration: the largest mixtures of experts have some 50
-/// thousand.
-const MAX_ROWS: usize = 1 << 18;
+use super::keys::{ArchKeys, Keys};
+use super::weight::Weight;
+use crate::error::Result;
+use crate::gguf;
 
 /// A model's dimensions and constants. Fields carry config.json's names.
 #[derive(Clone, Debug, PartialEq)]
@@ -102,107 +101,137 @@ pub enum AuxLoss {
     },
 }
 
-impl Config {
-    /// Constraints between the fields, and what bounds the table of a model's tensors: it is made
-    /// before they are looked for in a file.
-    ///
-    /// # Errors
-    /// The first one that does not hold, naming `path` and the key.
-    pub fn check(&self, path: &Path) -> Result<()> {
-        let fault = |key: &str, message: String| Err(Error::key(path, key, message));
-        if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
-            return fault(
-                "num_key_value_heads",
-                format!(
-                    "expected a divisor of num_attention_heads ({}), found {}",
-                    self.num_attention_heads, self.num_key_value_heads
-                ),
-            );
-        }
-        if !self.head_dim.is_multiple_of(2) {
-            return fault("head_dim", format!("expected an even number, found {}", self.head_dim));
-        }
-        if self.rms_norm_eps <= 0.0 {
-            return fault("rms_norm_eps", format!("expected > 0, found {}", self.rms_norm_eps));
-        }
-        if self.rope_theta <= 1.0 {
-            return fault("rope_theta", format!("expected > 1, found {}", self.rope_theta));
-        }
-        if let Some(moe) = &self.moe
-            && moe.num_experts_per_tok > moe.num_experts
-        {
-            return fault(
-                "num_experts_per_tok",
-                format!(
-                    "expected at most the number of experts ({}), found {}",
-                    moe.num_experts, moe.num_experts_per_tok
-                ),
-            );
-        }
-        let experts = self.moe.as_ref().map_or(0, |m| m.num_experts + m.shared_experts);
-        let rows = self.num_hidden_layers.saturating_mul(experts.saturating_mul(3) + 12);
-        if rows > MAX_ROWS {
-            return fault(
-                "num_hidden_layers",
-                format!("expected at most {MAX_ROWS} tensors in all, found some {rows}"),
-            );
-        }
-        Ok(())
+/// One of the model families that mmx trains; [`Family::ALL`] lists them. Each computes as a public
+/// architecture does: see [`Family::transformers_class`].
+#[derive(Clone, Copy)]
+pub struct Family(pub(super) &'static FamilySpec);
+
+/// What the models of one family have in common, a constant in the family's own file: names in
+/// every format, defaults, keys of its own, and what cannot be carried.
+pub(super) struct FamilySpec {
+    /// mmx's own name of the family (`kind` in config.json).
+    pub(super) name: &'static str,
+    /// The Transformers class that computes the same.
+    pub(super) transformers_class: &'static str,
+    /// `model_type` in that class's config.json.
+    pub(super) transformers_model_type: &'static str,
+    /// `general.architecture` in GGUF.
+    pub(super) gguf_arch: &'static str,
+    /// Other GGUF readers that lack this architecture (docs/formats/gguf.md, "Other readers").
+    pub(super) unknown_to: &'static [&'static str],
+    /// RMSNorm over `head_dim` on q and k, before the rotary positions.
+    pub(super) qk_norm: bool,
+    /// GGUF holds the rows of q and k permuted: this architecture rotates neighbouring pairs there.
+    pub(super) gguf_rotates_pairs: bool,
+    /// The Transformers class takes `head_dim` from config.json; without it a head is
+    /// hidden / heads wide.
+    pub(super) has_head_dim: bool,
+    /// `head_dim` where the Transformers class finds none; `None` is hidden / heads.
+    pub(super) transformers_head_dim: Option<usize>,
+    /// RMSNorm's epsilon where MiniMind's own config.json has none.
+    pub(super) minimind_rms_norm_eps: f64,
+    /// RMSNorm's epsilon where the Transformers class finds none.
+    pub(super) transformers_rms_norm_eps: f64,
+    /// Width of the feed-forward network where MiniMind's own config.json has none, by the hidden
+    /// size.
+    pub(super) intermediate_size: fn(usize) -> usize,
+    /// Refuses what the Transformers class can compute and the family cannot.
+    pub(super) check_config_json: fn(&Keys<'_>) -> Result<()>,
+    /// Keys that only this class's config.json has, in the order they are written.
+    pub(super) transformers_keys: fn(&Config) -> Vec<(&'static str, Json)>,
+    /// Routed experts in place of one feed-forward network.
+    pub(super) moe: Option<MoeSpec>,
+}
+
+/// What a family's mixture of experts needs beside [`FamilySpec`].
+pub(super) struct MoeSpec {
+    /// MiniMind's own mixture, by the width of the feed-forward network; presets use it.
+    pub(super) minimind: fn(usize) -> Moe,
+    /// A weight is divided by the sum also where a single expert is chosen (and so becomes 1).
+    pub(super) normalizes_single_expert: bool,
+    /// The Transformers class divides whatever config.json says, as every GGUF reader does.
+    pub(super) class_always_normalizes: bool,
+    /// Appends router and experts of one layer to the table.
+    pub(super) rows: fn(&Config, &Moe, usize, &mut Vec<Weight>),
+    /// Reads config.json's keys; the number is its `intermediate_size`.
+    pub(super) from_config_json: fn(&Keys<'_>, usize) -> Result<Moe>,
+    /// Keys of the Transformers class's config.json, after the family's.
+    pub(super) transformers_keys: fn(&Config, &Moe) -> Vec<(&'static str, Json)>,
+    /// Keys of MiniMind's own config.json.
+    pub(super) minimind_keys: fn(&Moe) -> Vec<(&'static str, Json)>,
+    /// `feed_forward_length` where a GGUF has none: of no use where experts have a width of their
+    /// own.
+    pub(super) gguf_feed_forward_length: Option<usize>,
+    /// Reads a GGUF's keys; the numbers are `head_dim` and `feed_forward_length`.
+    pub(super) from_gguf_keys: fn(&ArchKeys<'_>, usize, usize) -> Result<Moe>,
+    /// Keys of a GGUF, after the number of experts.
+    pub(super) gguf_keys: fn(&Config, &Moe) -> Vec<(&'static str, gguf::Value)>,
+}
+
+impl Family {
+    pub(super) fn spec(self) -> &'static FamilySpec {
+        self.0
     }
 
-    /// Refuses a model that `layout` cannot carry exactly.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] with the reason (docs/formats/transformers.md, docs/formats/gguf.md).
-    pub fn check_carried_by(&self, layout: Layout) -> Result<()> {
-        let refuse = |reason: String| {
-            let target = match layout {
-                Layout::Gguf => format!("GGUF architecture {}", self.family.gguf_arch()),
-                _ => format!("Transformers class {}", self.family.transformers_class()),
-            };
-            Err(Error::unsupported(target, reason))
-        };
-        if layout == Layout::Reference {
-            return Ok(());
-        }
-        if let Some(yarn) = self.rope_scaling.as_ref().filter(|_| layout == Layout::Gguf)
-            && (yarn.beta_fast, yarn.beta_slow) != (32.0, 1.0)
-        {
-            return refuse(format!(
-                "expected YaRN with beta_fast 32 and beta_slow 1, which readers assume, found {} and {}",
-                yarn.beta_fast, yarn.beta_slow
-            ));
-        }
-        let granite = self.family == Family::MiniMind2Moe;
-        if granite && self.head_dim * self.num_attention_heads != self.hidden_size {
-            return refuse(format!(
-                "it has no head_dim of its own: expected hidden_size / num_attention_heads = {}/{}, found {}",
-                self.hidden_size, self.num_attention_heads, self.head_dim
-            ));
-        }
-        let Some(moe) = &self.moe else { return Ok(()) };
-        let always_normalizes = granite || layout == Layout::Gguf;
-        if always_normalizes && !moe.norm_topk_prob && (granite || moe.num_experts_per_tok != 1) {
-            return refuse(
-                "it always divides the chosen experts' weights by their sum, and this model has \
-                 norm_topk_prob false"
-                    .to_owned(),
-            );
-        }
-        if always_normalizes && !moe.norm_topk_prob {
-            return refuse(
-                "with one expert per token its weight is always 1, and this model has norm_topk_prob \
-                 false, which makes the weight the bare probability"
-                    .to_owned(),
-            );
-        }
-        if granite && moe.num_experts_per_tok == 1 {
-            return refuse(
-                "with one expert per token its weight is always 1, and MiniMind2 weighs a single \
-                 expert by its bare probability (it divides only when num_experts_per_tok > 1)"
-                    .to_owned(),
-            );
-        }
-        Ok(())
+    /// mmx's own name of the family, as in `config.json` of the golden models (`kind`).
+    pub fn name(self) -> &'static str {
+        self.0.name
+    }
+
+    /// The Transformers class that computes the same (docs/formats/transformers.md).
+    pub fn transformers_class(self) -> &'static str {
+        self.0.transformers_class
+    }
+
+    /// `model_type` in Transformers' config.json.
+    pub fn transformers_model_type(self) -> &'static str {
+        self.0.transformers_model_type
+    }
+
+    /// `general.architecture` in GGUF.
+    pub fn gguf_arch(self) -> &'static str {
+        self.0.gguf_arch
+    }
+
+    /// Whether another GGUF reader, by its name in docs/formats/gguf.md, has the architecture.
+    pub fn is_known_to(self, reader: &str) -> bool {
+        !self.0.unknown_to.contains(&reader)
+    }
+
+    /// RMSNorm over head_dim on q and k, before the rotary positions.
+    pub fn qk_norm(self) -> bool {
+        self.0.qk_norm
+    }
+
+    /// Routed experts instead of one feed-forward network.
+    pub fn is_moe(self) -> bool {
+        self.0.moe.is_some()
+    }
+
+    /// Whether the chosen experts' weights are divided by their sum.
+    pub fn normalizes(self, moe: &Moe) -> bool {
+        let single = self.0.moe.as_ref().is_none_or(|of_family| of_family.normalizes_single_expert);
+        moe.norm_topk_prob && (moe.num_experts_per_tok > 1 || single)
+    }
+
+    /// GGUF's `llama` and `granitemoe` rotate neighbouring pairs, so rows of q and k are permuted
+    /// there ([`permute_rows`](super::rope::permute_rows)); `qwen3` and `qwen3moe` rotate halves,
+    /// as all of Transformers.
+    pub fn gguf_rotates_pairs(self) -> bool {
+        self.0.gguf_rotates_pairs
+    }
+}
+
+impl PartialEq for Family {
+    fn eq(&self, other: &Self) -> bool {
+        self.name() == other.name()
+    }
+}
+
+impl Eq for Family {}
+
+impl fmt::Debug for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }

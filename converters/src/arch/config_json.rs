@@ -5,11 +5,11 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::config::{AuxLoss, Config, Moe, RopeScaling};
-use super::family::Family;
+use super::config::{Config, Family, RopeScaling};
+use super::family::{minimind2, minimind2_moe, minimind3, minimind3_moe};
 use super::keys::Keys;
+use super::rotary;
 use super::weight::Layout;
-use super::{minimind2, minimind3, rotary};
 use crate::error::{Error, Result};
 use crate::tensor::Dtype;
 
@@ -38,22 +38,20 @@ impl Config {
         let keys = Keys { path, object };
         let mut warnings = Vec::new();
         let family = family(&keys)?;
-        let own = is_minimind(&keys);
+        let spec = family.spec();
+        let own = keys.is_minimind();
 
         let hidden = keys.usize_or(&["hidden_size", "dim"], None)?;
         let heads = keys.usize_or(&["num_attention_heads", "n_heads"], own.then_some(8))?;
         let kv_heads = keys
             .usize_or(&["num_key_value_heads", "n_kv_heads"], Some(if own { 2 } else { heads }))?;
-        // Transformers' Qwen3 classes default to 128; the others to hidden / heads
-        let default_head_dim = if family.qk_norm() && !own { 128 } else { (hidden / heads).max(1) };
+        let default_head_dim = spec.transformers_head_dim.filter(|_| !own);
+        let default_head_dim = default_head_dim.unwrap_or((hidden / heads).max(1));
         let head_dim = keys.usize_or(&["head_dim"], Some(default_head_dim))?;
-        let default_ffn = if family.qk_norm() {
-            minimind3::default_intermediate_size(hidden)
-        } else {
-            minimind2::default_intermediate_size(hidden)
-        };
-        let intermediate =
-            keys.usize_or(&["intermediate_size", "hidden_dim"], own.then_some(default_ffn))?;
+        let intermediate = keys.usize_or(
+            &["intermediate_size", "hidden_dim"],
+            own.then(|| (spec.intermediate_size)(hidden)),
+        )?;
         let max_position_embeddings =
             keys.usize_or(&["max_position_embeddings", "max_seq_len"], Some(32_768))?;
         let (rope_theta, rope_scaling) =
@@ -66,8 +64,8 @@ impl Config {
                 path.display()
             ));
         }
-        // all four stock classes default to 1e-6, MiniMind2 and v1 to 1e-5
-        let eps_default = if family.qk_norm() || !own { 1e-6 } else { 1e-5 };
+        let eps_default =
+            if own { spec.minimind_rms_norm_eps } else { spec.transformers_rms_norm_eps };
         let mut config = Self {
             family,
             vocab_size: keys.usize_or(&["vocab_size"], own.then_some(6400))?,
@@ -84,7 +82,10 @@ impl Config {
             rope_scaling,
             // absent means tied for MiniMind and Granite here, untied for Transformers' classes
             tie_word_embeddings: keys.bool_or("tie_word_embeddings", own)?,
-            moe: moe(&keys, family, intermediate)?,
+            moe: match &spec.moe {
+                Some(of_family) => Some((of_family.from_config_json)(&keys, intermediate)?),
+                None => None,
+            },
             bos_token_id: keys.ids_or("bos_token_id", &[1])?[0],
             eos_token_id: keys.ids_or("eos_token_id", &[2])?,
             pad_token_id: keys.ids_or("pad_token_id", &[0])?[0],
@@ -149,45 +150,13 @@ impl Config {
             rope["rope_theta"] = json!(self.rope_theta);
         }
         set("rope_parameters", rope);
-        match (self.family, &self.moe) {
-            (Family::MiniMind2, _) => {
-                set("mlp_bias", json!(false));
-                set("pretraining_tp", json!(1));
-                set("head_dim", json!(self.head_dim));
-            }
-            (Family::MiniMind2Moe, Some(moe)) => {
-                set("embedding_multiplier", json!(1.0));
-                set("residual_multiplier", json!(1.0));
-                set("logits_scaling", json!(1.0));
-                set("attention_multiplier", json!(1.0 / (self.head_dim as f64).sqrt()));
-                set("num_local_experts", json!(moe.num_experts));
-                set("num_experts_per_tok", json!(moe.num_experts_per_tok));
-                set("shared_intermediate_size", json!(moe.shared_experts * moe.intermediate_size));
-                let (alpha, per_sequence) = match moe.aux_loss {
-                    AuxLoss::PerSequence { alpha } => (alpha, true),
-                    AuxLoss::PerBatch { alpha } => (alpha, false),
-                    AuxLoss::Switch { coefficient } => (coefficient, false),
-                };
-                set("router_aux_loss_coef", json!(alpha));
-                set("output_router_logits", json!(false));
-                // MiniMind's own keys, which mmx reads back to go on training; other readers ignore
-                // them
-                set("seq_aux", json!(per_sequence));
-                set("n_shared_experts", json!(moe.shared_experts));
-            }
-            (_, moe) => {
-                set("head_dim", json!(self.head_dim));
-                set("use_sliding_window", json!(false));
-                set("sliding_window", Value::Null);
-                // the layer from which windows would begin: mistral.rs refuses a Qwen3 without it
-                set("max_window_layers", json!(self.num_hidden_layers));
-                if let Some(moe) = moe {
-                    self.moe3_json(moe, &mut set);
-                    set("decoder_sparse_step", json!(1));
-                    set("mlp_only_layers", json!([]));
-                    set("output_router_logits", json!(false));
-                }
-            }
+        let spec = self.family.spec();
+        let mut own = (spec.transformers_keys)(self);
+        if let (Some(moe), Some(of_family)) = (&self.moe, &spec.moe) {
+            own.extend((of_family.transformers_keys)(self, moe));
+        }
+        for (key, value) in own {
+            set(key, value);
         }
         Ok(Value::Object(out))
     }
@@ -205,35 +174,12 @@ impl Config {
         if let Some(yarn) = &self.rope_scaling {
             set("rope_scaling", yarn.to_json());
         }
-        match (&self.moe, self.family) {
-            (Some(moe), Family::MiniMind2Moe) => {
-                let (alpha, per_sequence) = match moe.aux_loss {
-                    AuxLoss::PerSequence { alpha } => (alpha, true),
-                    AuxLoss::PerBatch { alpha } => (alpha, false),
-                    AuxLoss::Switch { coefficient } => (coefficient, false),
-                };
-                set("n_routed_experts", json!(moe.num_experts));
-                set("num_experts_per_tok", json!(moe.num_experts_per_tok));
-                set("n_shared_experts", json!(moe.shared_experts));
-                set("norm_topk_prob", json!(moe.norm_topk_prob));
-                set("aux_loss_alpha", json!(alpha));
-                set("seq_aux", json!(per_sequence));
-                set("scoring_func", json!("softmax"));
+        if let (Some(moe), Some(of_family)) = (&self.moe, &self.family.spec().moe) {
+            for (key, value) in (of_family.minimind_keys)(moe) {
+                set(key, value);
             }
-            (Some(moe), _) => self.moe3_json(moe, &mut set),
-            (None, _) => {}
         }
         Value::Object(out)
-    }
-
-    fn moe3_json(&self, moe: &Moe, set: &mut impl FnMut(&str, Value) -> Option<Value>) {
-        set("num_experts", json!(moe.num_experts));
-        set("num_experts_per_tok", json!(moe.num_experts_per_tok));
-        set("moe_intermediate_size", json!(moe.intermediate_size));
-        set("norm_topk_prob", json!(moe.norm_topk_prob));
-        if let AuxLoss::Switch { coefficient } = moe.aux_loss {
-            set("router_aux_loss_coef", json!(coefficient));
-        }
     }
 
     fn shared_json(&self, set: &mut impl FnMut(&str, Value) -> Option<Value>, dtype: Dtype) {
@@ -279,34 +225,17 @@ impl RopeScaling {
     }
 }
 
-/// True for MiniMind's own config.json, false for that of a stock Transformers class.
-fn is_minimind(keys: &Keys<'_>) -> bool {
-    match keys.object.get("model_type").and_then(Value::as_str) {
-        Some(name) => name.starts_with("minimind"),
-        None => true,
-    }
-}
-
 fn family(keys: &Keys<'_>) -> Result<Family> {
     if let Some((key, kind)) = keys.find(&["kind"]) {
-        return Family::ALL.into_iter().find(|f| Some(f.name()) == kind.as_str()).ok_or_else(
-            || keys.error(&key, "minimind2, minimind2-moe, minimind3 or minimind3-moe", kind),
-        );
+        return Family::by(Family::name, kind.as_str().unwrap_or_default())
+            .map_err(|names| keys.error(&key, &names, kind));
     }
-    if !is_minimind(keys) {
-        let model_type = keys.object.get("model_type").and_then(Value::as_str).unwrap_or_default();
-        return Family::ALL
-            .into_iter()
-            .find(|f| f.transformers_model_type() == model_type)
-            .ok_or_else(|| {
-                Error::key(
-                    keys.path,
-                    "model_type",
-                    format!(
-                        "expected minimind, llama, granitemoeshared, qwen3 or qwen3_moe, found {model_type}"
-                    ),
-                )
-            });
+    if !keys.is_minimind() {
+        let found = keys.object.get("model_type").and_then(Value::as_str).unwrap_or_default();
+        return Family::by(Family::transformers_model_type, found).map_err(|names| {
+            let message = format!("expected minimind, {names}, found {found}");
+            Error::key(keys.path, "model_type", message)
+        });
     }
     // The 2026 reference's keys, and its epsilon where none is there, tell MiniMind-3 from
     // MiniMind2.
@@ -325,73 +254,14 @@ fn family(keys: &Keys<'_>) -> Result<Family> {
         None => keys.has_any(&["n_routed_experts", "num_experts"]),
     };
     Ok(match (third, moe) {
-        (false, false) => Family::MiniMind2,
-        (false, true) => Family::MiniMind2Moe,
-        (true, false) => Family::MiniMind3,
-        (true, true) => Family::MiniMind3Moe,
+        (false, false) => Family(&minimind2::SPEC),
+        (false, true) => Family(&minimind2_moe::SPEC),
+        (true, false) => Family(&minimind3::SPEC),
+        (true, true) => Family(&minimind3_moe::SPEC),
     })
 }
 
-fn moe(keys: &Keys<'_>, family: Family, intermediate: usize) -> Result<Option<Moe>> {
-    let own = is_minimind(keys);
-    Ok(match family {
-        Family::MiniMind2 | Family::MiniMind3 => None,
-        Family::MiniMind2Moe => {
-            let shared_width = match keys.find(&["shared_intermediate_size"]) {
-                Some((_, Value::Number(n))) if n.as_u64() == Some(0) => 0,
-                Some(_) => keys.usize_or(&["shared_intermediate_size"], None)?,
-                None => 0,
-            };
-            let shared_experts = match keys.find(&["n_shared_experts"]) {
-                Some((key, v)) => v
-                    .as_u64()
-                    .and_then(|n| usize::try_from(n).ok())
-                    .filter(|n| *n < 1 << 16)
-                    .ok_or_else(|| keys.error(&key, "a small whole number", v))?,
-                None if own => 1,
-                None => shared_width / intermediate,
-            };
-            if !own && shared_experts * intermediate != shared_width {
-                return Err(Error::key(
-                    keys.path,
-                    "shared_intermediate_size",
-                    format!(
-                        "expected a multiple of intermediate_size ({intermediate}), found {shared_width}"
-                    ),
-                ));
-            }
-            let alpha = keys.f64_or(&["aux_loss_alpha", "router_aux_loss_coef"], Some(0.1))?;
-            Some(Moe {
-                num_experts: keys
-                    .usize_or(&["n_routed_experts", "num_local_experts"], own.then_some(4))?,
-                num_experts_per_tok: keys.usize_or(&["num_experts_per_tok"], own.then_some(2))?,
-                intermediate_size: intermediate,
-                shared_experts,
-                // MiniMind divides only when k > 1; Granite's softmax over the chosen always does
-                norm_topk_prob: keys.bool_or("norm_topk_prob", true)?,
-                aux_loss: if keys.bool_or("seq_aux", true)? {
-                    AuxLoss::PerSequence { alpha }
-                } else {
-                    AuxLoss::PerBatch { alpha }
-                },
-            })
-        }
-        Family::MiniMind3Moe => Some(Moe {
-            num_experts: keys.usize_or(&["num_experts", "num_local_experts"], own.then_some(4))?,
-            num_experts_per_tok: keys.usize_or(&["num_experts_per_tok"], own.then_some(1))?,
-            intermediate_size: keys
-                .usize_or(&["moe_intermediate_size"], own.then_some(intermediate))?,
-            shared_experts: 0,
-            // Transformers' Qwen3MoeConfig defaults to false, the reference to true
-            norm_topk_prob: keys.bool_or("norm_topk_prob", own)?,
-            aux_loss: AuxLoss::Switch {
-                coefficient: keys.f64_or(&["router_aux_loss_coef"], Some(5e-4))?,
-            },
-        }),
-    })
-}
-
-/// A stock class may have parts that the four families never have: refuse them rather than drop
+/// A stock class may have parts that no family has: refuse them rather than drop
 /// them.
 fn reject_what_the_families_lack(keys: &Keys<'_>, family: Family) -> Result<()> {
     for key in ["attention_bias", "mlp_bias", "use_sliding_window"] {
@@ -399,37 +269,10 @@ fn reject_what_the_families_lack(keys: &Keys<'_>, family: Family) -> Result<()> 
             return Err(Error::key(keys.path, key, "expected false, found true"));
         }
     }
-    if family.qk_norm()
-        && let Some((key, Value::Array(kinds))) = keys.find(&["layer_types"])
-        && let Some(other) = kinds.iter().find(|kind| kind.as_str() != Some("full_attention"))
-    {
-        return Err(keys.error(&key, "\"full_attention\" for each layer", other));
-    }
     if let Some((key, v)) = keys.find(&["hidden_act"])
         && v.as_str() != Some("silu")
     {
         return Err(keys.error(&key, "\"silu\"", v));
     }
-    if family == Family::MiniMind2Moe && !is_minimind(keys) {
-        let hidden = keys.usize_or(&["hidden_size"], None)?;
-        let heads = keys.usize_or(&["num_attention_heads"], None)?;
-        let scale = 1.0 / ((hidden / heads) as f64).sqrt();
-        let wanted = [
-            ("embedding_multiplier", 1.0),
-            ("residual_multiplier", 1.0),
-            ("logits_scaling", 1.0),
-            ("attention_multiplier", scale),
-        ];
-        for (key, expected) in wanted {
-            let found = keys.f64_or(&[key], Some(1.0))?;
-            if (found - expected).abs() > 1e-6 * expected {
-                return Err(Error::key(
-                    keys.path,
-                    key,
-                    format!("expected {expected} (a MiniMind2 model), found {found}"),
-                ));
-            }
-        }
-    }
-    Ok(())
+    (family.spec().check_config_json)(keys)
 }

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use super::config::{AuxLoss, Config, Moe, RopeScaling};
-use super::family::Family;
+use super::config::{Config, Family, RopeScaling};
+use super::keys::ArchKeys;
 use super::weight::Layout;
 use crate::error::{Error, Result};
 use crate::gguf::{Metadata, Value};
@@ -46,60 +46,30 @@ impl Config {
             set("rope.scaling.original_context_length", int(yarn.original_max_position_embeddings));
             set("rope.scaling.attn_factor", float(ggml_attention_factor(yarn)));
         }
-        if let Some(moe) = &self.moe {
+        if let (Some(moe), Some(of_family)) = (&self.moe, &self.family.spec().moe) {
             set("expert_count", int(moe.num_experts));
             set("expert_used_count", int(moe.num_experts_per_tok));
-            if self.family == Family::MiniMind2Moe {
-                set(
-                    "expert_shared_feed_forward_length",
-                    int(moe.shared_experts * moe.intermediate_size),
-                );
-                set("attention.scale", float(1.0 / (self.head_dim as f64).sqrt()));
-                set("embedding_scale", Value::F32(1.0));
-                set("residual_scale", Value::F32(1.0));
-                set("logit_scale", Value::F32(1.0));
-            } else {
-                set("expert_feed_forward_length", int(moe.intermediate_size));
+            for (key, value) in (of_family.gguf_keys)(self, moe) {
+                set(key, value);
             }
         }
         Ok(keys)
     }
 
-    /// Reads the keys of a GGUF of one of the four architectures. `tied` is whether the file has no
+    /// Reads the keys of a GGUF of one of the families' architectures. `tied` is whether the file has no
     /// `output.weight`. Training-only settings (balancing loss) get the family's defaults.
     ///
     /// # Errors
     /// An unknown architecture, a missing key, a key of the wrong type or an impossible value.
     pub fn from_gguf_keys(metadata: &Metadata, path: &Path, tied: bool) -> Result<Self> {
         let found = metadata.string("general.architecture").unwrap_or("none");
-        let family = Family::ALL.into_iter().find(|f| f.gguf_arch() == found).ok_or_else(|| {
-            Error::key(
-                path,
-                "general.architecture",
-                format!("expected llama, granitemoe, qwen3 or qwen3moe, found {found}"),
-            )
+        let family = Family::by(Family::gguf_arch, found).map_err(|names| {
+            let message = format!("expected {names}, found {found}");
+            Error::key(path, "general.architecture", message)
         })?;
-        let name = |key: &str| format!("{}.{key}", family.gguf_arch());
-        let wrong = |key: &str, expected: &str, value: &Value| {
-            Error::key(path, name(key), format!("expected {expected}, found {}", value.describe()))
-        };
-        let none = |key: &str, expected: &str| {
-            Error::key(path, name(key), format!("expected {expected}, found none"))
-        };
-        let int = |key: &str, default: Option<usize>| match metadata.get(&name(key)) {
-            Some(v) => match v.as_u64() {
-                Some(n) if (1..1 << 31).contains(&n) => Ok(n as usize),
-                _ => Err(wrong(key, "a whole number from 1 to 2147483647", v)),
-            },
-            None => default.ok_or_else(|| none(key, "a whole number")),
-        };
-        let float = |key: &str, default: Option<f64>| match metadata.get(&name(key)) {
-            Some(v) => match v.as_f64() {
-                Some(x) if x.is_finite() => Ok(x),
-                _ => Err(wrong(key, "a number", v)),
-            },
-            None => default.ok_or_else(|| none(key, "a number")),
-        };
+        let keys = ArchKeys { path, metadata, arch: family.gguf_arch() };
+        let int = |key: &str, default| keys.usize_or(key, default);
+        let float = |key: &str, default| keys.f64_or(key, default);
         let hidden = int("embedding_length", None)?;
         let heads = int("attention.head_count", None)?;
         let head_dim = int("attention.key_length", Some((hidden / heads).max(1)))?;
@@ -109,69 +79,21 @@ impl Config {
             [("attention.value_length", value_dim), ("rope.dimension_count", rope_dim)]
         {
             if dim != head_dim {
-                return Err(Error::key(
-                    path,
-                    name(key),
+                return Err(keys.error(
+                    key,
                     format!("expected attention.key_length ({head_dim}), found {dim}"),
                 ));
             }
         }
-        if family == Family::MiniMind2Moe {
-            let scale = 1.0 / (head_dim as f64).sqrt();
-            let wanted = [
-                ("logit_scale", 1.0),
-                ("residual_scale", 1.0),
-                ("embedding_scale", 1.0),
-                ("attention.scale", scale),
-            ];
-            for (key, expected) in wanted {
-                let found = float(key, Some(expected))?;
-                // 0 stands for "none" in these keys
-                if found != 0.0 && (found - expected).abs() > 1e-6 * expected {
-                    return Err(Error::key(
-                        path,
-                        name(key),
-                        format!("expected {expected} (a MiniMind2 model), found {found}"),
-                    ));
-                }
-            }
-        }
         let tokens = metadata.get("tokenizer.ggml.tokens").and_then(Value::array_len);
+        let of_family = family.spec().moe.as_ref();
         let intermediate =
-            int("feed_forward_length", family.is_moe().then_some(1).filter(|_| family.qk_norm()))?;
-        let moe = if family.is_moe() {
-            let used = int("expert_used_count", None)?;
-            let (width, shared_experts, aux_loss) = if family == Family::MiniMind2Moe {
-                let shared = match metadata.get(&name("expert_shared_feed_forward_length")) {
-                    Some(v) if v.as_u64() == Some(0) => 0,
-                    _ => int("expert_shared_feed_forward_length", Some(intermediate))?,
-                };
-                if !shared.is_multiple_of(intermediate) {
-                    return Err(Error::key(
-                        path,
-                        name("expert_shared_feed_forward_length"),
-                        format!(
-                            "expected a multiple of feed_forward_length ({intermediate}), found {shared}"
-                        ),
-                    ));
-                }
-                (intermediate, shared / intermediate, AuxLoss::PerSequence { alpha: 0.1 })
-            } else {
-                let width = int("expert_feed_forward_length", Some((intermediate / used).max(1)))?;
-                (width, 0, AuxLoss::Switch { coefficient: 5e-4 })
-            };
-            Some(Moe {
-                num_experts: int("expert_count", None)?,
-                num_experts_per_tok: used,
-                intermediate_size: width,
-                shared_experts,
-                norm_topk_prob: true,
-                aux_loss,
-            })
-        } else {
-            None
+            int("feed_forward_length", of_family.and_then(|moe| moe.gguf_feed_forward_length))?;
+        let moe = match of_family {
+            Some(of_family) => Some((of_family.from_gguf_keys)(&keys, head_dim, intermediate)?),
+            None => None,
         };
-        let rope_scaling = match metadata.string(&name("rope.scaling.type")) {
+        let rope_scaling = match keys.text("rope.scaling.type") {
             None | Some("none") => None,
             Some("yarn") => {
                 let factor = float("rope.scaling.factor", None)?;
@@ -193,11 +115,8 @@ impl Config {
                 Some(yarn)
             }
             Some(other) => {
-                return Err(Error::key(
-                    path,
-                    name("rope.scaling.type"),
-                    format!("expected yarn or none, found {other}"),
-                ));
+                return Err(keys
+                    .error("rope.scaling.type", format!("expected yarn or none, found {other}")));
             }
         };
         let id = |key: &str, default: u32| {

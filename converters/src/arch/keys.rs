@@ -1,10 +1,11 @@
-//! Keys of config.json, read one by one.
+//! Keys of config.json ([`Keys`]) and of one architecture in a GGUF ([`ArchKeys`]), read one by one.
 
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
+use crate::gguf::{self, Metadata};
 
 /// Reads keys of one JSON object; every error names file, key, expected and found.
 pub(super) struct Keys<'a> {
@@ -69,5 +70,65 @@ impl Keys<'_> {
 
     pub(super) fn has_any(&self, names: &[&str]) -> bool {
         self.find(names).is_some()
+    }
+
+    /// True for MiniMind's own config.json, false for that of a stock Transformers class.
+    pub(super) fn is_minimind(&self) -> bool {
+        match self.object.get("model_type").and_then(Value::as_str) {
+            Some(name) => name.starts_with("minimind"),
+            None => true,
+        }
+    }
+}
+
+/// Reads `{arch}.*` keys of a GGUF; every error names file, key, expected and found.
+pub(super) struct ArchKeys<'a> {
+    pub(super) path: &'a Path,
+    pub(super) metadata: &'a Metadata,
+    pub(super) arch: &'static str,
+}
+
+impl ArchKeys<'_> {
+    pub(super) fn get(&self, key: &str) -> Option<&gguf::Value> {
+        self.metadata.get(&self.name(key))
+    }
+
+    pub(super) fn text(&self, key: &str) -> Option<&str> {
+        self.metadata.string(&self.name(key))
+    }
+
+    pub(super) fn error(&self, key: &str, message: String) -> Error {
+        Error::key(self.path, self.name(key), message)
+    }
+
+    pub(super) fn usize_or(&self, key: &str, default: Option<usize>) -> Result<usize> {
+        match self.get(key) {
+            Some(v) => match v.as_u64() {
+                Some(n) if (1..1 << 31).contains(&n) => Ok(n as usize),
+                _ => Err(self.wrong(key, "a whole number from 1 to 2147483647", v)),
+            },
+            None => default
+                .ok_or_else(|| self.error(key, "expected a whole number, found none".to_owned())),
+        }
+    }
+
+    pub(super) fn f64_or(&self, key: &str, default: Option<f64>) -> Result<f64> {
+        match self.get(key) {
+            Some(v) => match v.as_f64() {
+                Some(x) if x.is_finite() => Ok(x),
+                _ => Err(self.wrong(key, "a number", v)),
+            },
+            None => {
+                default.ok_or_else(|| self.error(key, "expected a number, found none".to_owned()))
+            }
+        }
+    }
+
+    fn name(&self, key: &str) -> String {
+        format!("{}.{key}", self.arch)
+    }
+
+    fn wrong(&self, key: &str, expected: &str, found: &gguf::Value) -> Error {
+        self.error(key, format!("expected {expected}, found {}", found.describe()))
     }
 }

@@ -12,13 +12,12 @@
 //! ([`assemble`]) carries every family both ways.
 
 pub mod assemble;
+mod check;
 mod config;
 mod config_json;
 mod family;
 mod gguf_keys;
 mod keys;
-mod minimind2;
-mod minimind3;
 pub mod presets;
 mod public;
 pub mod rope;
@@ -26,8 +25,7 @@ mod rotary;
 mod table;
 mod weight;
 
-pub use config::{AuxLoss, Config, Moe, RopeScaling};
-pub use family::Family;
+pub use config::{AuxLoss, Config, Family, Moe, RopeScaling};
 pub use public::{Public, gather, public_tensors};
 pub use table::weights;
 pub use weight::{Layout, Place, Role, Weight};

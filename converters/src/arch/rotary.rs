@@ -20,8 +20,8 @@
 use serde_json::{Map, Value};
 
 use super::config::RopeScaling;
+use super::family::minimind3::MINIMIND3_YARN;
 use super::keys::Keys;
-use super::minimind3::MINIMIND3_YARN;
 use crate::error::{Error, Result};
 
 /// Transformers' default for Llama, Qwen3 and Granite.

@@ -1,9 +1,7 @@
 //! The table of a model: every tensor it has, by its configuration.
 
 use super::config::Config;
-use super::family::Family;
 use super::weight::{Role, Row, Weight};
-use super::{minimind2, minimind3};
 
 /// The table of a model: every tensor once, in the order of the forward pass.
 pub fn weights(config: &Config) -> Vec<Weight> {
@@ -44,12 +42,9 @@ pub fn weights(config: &Config) -> Vec<Weight> {
             add("self_attn.k_norm", "attn_k_norm", &[head_dim], Role::Norm);
         }
         add("post_attention_layernorm", "ffn_norm", &[hidden], Role::Norm);
-        match (&config.moe, config.family) {
-            (Some(moe), Family::MiniMind2Moe) => {
-                minimind2::expert_rows(config, moe, layer, &mut rows)
-            }
-            (Some(moe), _) => minimind3::expert_rows(config, moe, layer, &mut rows),
-            (None, _) => {
+        match (&config.moe, &config.family.spec().moe) {
+            (Some(moe), Some(of_family)) => (of_family.rows)(config, moe, layer, &mut rows),
+            _ => {
                 let ffn = config.intermediate_size;
                 add("mlp.gate_proj", "ffn_gate", &[ffn, hidden], Role::Gate);
                 add("mlp.up_proj", "ffn_up", &[ffn, hidden], Role::Up);

@@ -8,6 +8,7 @@ pub mod folder;
 pub mod generation;
 mod open;
 pub mod run_folder;
+mod source;
 pub mod to_gguf;
 
 pub use open::*;

@@ -5,7 +5,7 @@
 use std::borrow::Cow;
 use std::path::Path;
 
-use crate::arch::{self, Config, Family, Layout, Public, Role, Weight, gather, public_tensors};
+use crate::arch::{self, Config, Layout, Public, Role, Weight, gather, public_tensors};
 use crate::error::{Error, Result};
 use crate::gguf::{self, Files, GgmlType, Metadata, TensorSpec, Value};
 use crate::model::fallback::{Fallback, Weights, range_fallback, refuse_fallbacks};
@@ -206,7 +206,7 @@ pub fn size_label(config: &Config, weights: &[Weight]) -> String {
             // shared experts belong to what every token uses
             let routed = |w: &&Weight| {
                 matches!(w.role, Role::Gate | Role::Up | Role::Down)
-                    && (config.family != Family::MiniMind2Moe || !w.name.contains("shared_experts"))
+                    && !w.name.contains("shared_experts")
             };
             let routed: usize = weights.iter().filter(routed).map(Weight::elements).sum();
             let one = total - routed + routed / moe.num_experts;

@@ -9,17 +9,7 @@ use mmx_converters::model::to_gguf::ToGguf;
 use mmx_converters::safetensors::SafeTensors;
 use mmx_ggml::{FileType, quant, recipe};
 
-/// The golden models: dense, with experts, with shared experts, top 1 and top 2, with and without
-/// q/k norms.
-pub(crate) const GOLDEN: [&str; 7] = [
-    "golden/minimind2",
-    "golden/minimind2-moe",
-    "golden/minimind3",
-    "golden/minimind3-moe",
-    "golden-2026/minimind3",
-    "golden-2026/minimind3-moe",
-    "golden-2026/minimind3-moe-top2",
-];
+include!("../../../tests/fixtures/models.rs");
 
 /// A file or folder of the shared fixtures.
 pub(crate) fn shared(path: &str) -> PathBuf {

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use mmx_converters::arch::{Config, Family, Layout, Role, public_tensors, weights};
+use mmx_converters::arch::{Config, Layout, Role, public_tensors, weights};
 use mmx_converters::words::counted;
 use mmx_ggml::{CpuSet, FileType};
 use serde::Serialize;
@@ -317,12 +317,16 @@ fn targets(config: &Config) -> Vec<Target> {
         all[1].note = format!("GPUs only: its attention on CPUs has no head size of {head}");
     }
     // read in their sources: docs/formats/gguf.md, "Other readers"
-    let candle = match family {
-        Family::MiniMind2Moe => Err(format!("it has no {arch}")),
-        _ => gguf.clone(),
-    };
-    all.push(target("candle", &arch, &candle, "its tokenizer adds a space before the text".into()));
-    all.push(target("mistral.rs", &arch, &gguf, "no IQ types; no adapters on llama".to_owned()));
+    for (reader, note) in [
+        ("candle", "its tokenizer adds a space before the text"),
+        ("mistral.rs", "no IQ types; no adapters on llama"),
+    ] {
+        let carried = match family.is_known_to(reader) {
+            true => gguf.clone(),
+            false => Err(format!("it has no {arch}")),
+        };
+        all.push(target(reader, &arch, &carried, note.to_owned()));
+    }
     all
 }
 

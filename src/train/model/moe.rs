@@ -37,9 +37,7 @@ impl MoeLayer {
                 .map(|i| expert("shared_experts", i))
                 .collect::<Result<_>>()?,
             top_k: moe.num_experts_per_tok as i64,
-            // MiniMind2 divides only when there is more than one
-            normalize: moe.norm_topk_prob
-                && (moe.num_experts_per_tok > 1 || family != Family::MiniMind2Moe),
+            normalize: family.normalizes(moe),
             aux_loss: moe.aux_loss,
         })
     }

@@ -145,13 +145,15 @@ macro_rules! shared {
                 let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
                 let offsets = _mm256_mullo_epi32(lanes, _mm256_set1_epi32(stride as i32));
                 let low = _mm256_set1_epi32(0xffff);
-                [0, 8].map(|lane| {
-                    let from = from.add(lane * stride).cast();
+                let mut halves = [_mm256_setzero_ps(); 2];
+                for (half, to) in halves.iter_mut().enumerate() {
+                    let from = from.add(8 * half * stride).cast();
                     let fours = _mm256_i32gather_epi32::<1>(from, offsets);
                     let twos = _mm256_packus_epi32(_mm256_and_si256(fours, low), low);
                     let twos = _mm256_permute4x64_epi64::<0b1000>(twos);
-                    _mm256_cvtph_ps(_mm256_castsi256_si128(twos))
-                })
+                    *to = _mm256_cvtph_ps(_mm256_castsi256_si128(twos));
+                }
+                halves
             }
         }
         #[inline(always)]
@@ -192,33 +194,37 @@ macro_rules! shared {
         #[inline(always)]
         unsafe fn rows(first: *const u8, stride: usize) -> [[__m256i; 2]; 4] {
             unsafe {
-                let row = |lane: usize| _mm_loadu_si128(first.add(lane * stride).cast());
-                // rows j and j + 4 in the two parts of a register
-                let pair = |j: usize| _mm256_set_m128i(row(j + 4), row(j));
-                // in each part, four rows of four numbers are turned into four columns
-                let [first, last] = [0, 8].map(|j| {
-                    let (a, b, c, d) = (pair(j), pair(j + 1), pair(j + 2), pair(j + 3));
+                let mut lines = [[_mm256_setzero_si256(); 2]; 4];
+                for half in 0..2 {
+                    // rows j and j + 4 in the two parts of a register
+                    let mut pairs = [_mm256_setzero_si256(); 4];
+                    for (j, pair) in pairs.iter_mut().enumerate() {
+                        let low = first.add((8 * half + j) * stride);
+                        let high = _mm_loadu_si128(low.add(4 * stride).cast());
+                        *pair = _mm256_set_m128i(high, _mm_loadu_si128(low.cast()));
+                    }
+                    // in each part, four rows of four numbers are turned into four columns
+                    let [a, b, c, d] = pairs;
                     let (ab, cd) = (_mm256_unpacklo_epi32(a, b), _mm256_unpacklo_epi32(c, d));
-                    let (ab_high, cd_high) =
-                        (_mm256_unpackhi_epi32(a, b), _mm256_unpackhi_epi32(c, d));
-                    [
-                        _mm256_unpacklo_epi64(ab, cd),
-                        _mm256_unpackhi_epi64(ab, cd),
-                        _mm256_unpacklo_epi64(ab_high, cd_high),
-                        _mm256_unpackhi_epi64(ab_high, cd_high),
-                    ]
-                });
-                [0, 1, 2, 3].map(|k| [first[k], last[k]])
+                    let (ef, gh) = (_mm256_unpackhi_epi32(a, b), _mm256_unpackhi_epi32(c, d));
+                    lines[0][half] = _mm256_unpacklo_epi64(ab, cd);
+                    lines[1][half] = _mm256_unpackhi_epi64(ab, cd);
+                    lines[2][half] = _mm256_unpacklo_epi64(ef, gh);
+                    lines[3][half] = _mm256_unpackhi_epi64(ef, gh);
+                }
+                lines
             }
         }
 
         #[inline(always)]
         unsafe fn round(from: *const f32, to: *mut i8) -> (f32, [i32; 2]) {
             unsafe {
-                let values = [0, 8, 16, 24].map(|at| _mm256_loadu_ps(from.add(at)));
-                let sign = _mm256_set1_ps(-0.0);
-                let [a, b, c, d] = values.map(|x| _mm256_andnot_ps(sign, x));
-                let most = _mm256_max_ps(_mm256_max_ps(a, b), _mm256_max_ps(c, d));
+                let mut values = [_mm256_setzero_ps(); 4];
+                let mut most = _mm256_setzero_ps();
+                for (i, value) in values.iter_mut().enumerate() {
+                    *value = _mm256_loadu_ps(from.add(8 * i));
+                    most = _mm256_max_ps(most, _mm256_andnot_ps(_mm256_set1_ps(-0.0), *value));
+                }
                 let most =
                     _mm_max_ps(_mm256_castps256_ps128(most), _mm256_extractf128_ps::<1>(most));
                 let most = _mm_max_ps(most, _mm_movehl_ps(most, most));
@@ -226,16 +232,22 @@ macro_rules! shared {
                 let largest = _mm_cvtss_f32(most);
                 let factor = if largest == 0.0 { 0.0 } else { 127.0 / largest };
                 let factor = _mm256_set1_ps(factor);
-                let [a, b, c, d] = values.map(|x| _mm256_cvtps_epi32(_mm256_mul_ps(x, factor)));
-                let sums = [_mm256_add_epi32(a, b), _mm256_add_epi32(c, d)].map(|eight| {
+                let mut numbers = [_mm256_setzero_si256(); 4];
+                for (number, value) in numbers.iter_mut().zip(values) {
+                    *number = _mm256_cvtps_epi32(_mm256_mul_ps(value, factor));
+                }
+                let [a, b, c, d] = numbers;
+                let mut sums = [0; 2];
+                for (half, sum) in sums.iter_mut().enumerate() {
+                    let eight = _mm256_add_epi32(numbers[2 * half], numbers[2 * half + 1]);
                     let four = _mm_add_epi32(
                         _mm256_castsi256_si128(eight),
                         _mm256_extracti128_si256::<1>(eight),
                     );
                     let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b01_00_11_10>(four));
                     let one = _mm_add_epi32(two, _mm_shuffle_epi32::<0b10_11_00_01>(two));
-                    _mm_cvtsi128_si32(one)
-                });
+                    *sum = _mm_cvtsi128_si32(one);
+                }
                 // packing takes halves of registers in turn: put right by the last step
                 let all = _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
                 let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
@@ -264,7 +276,10 @@ macro_rules! vnni {
         #[inline(always)]
         unsafe fn begin(start: Option<*const i32>) -> [__m256i; 2] {
             unsafe {
-                [start.map_or(_mm256_setzero_si256(), |start| _mm256_set1_epi32(start.read())); 2]
+                match start {
+                    Some(start) => [_mm256_set1_epi32(start.read()); 2],
+                    None => [_mm256_setzero_si256(); 2],
+                }
             }
         }
         #[inline(always)]
@@ -316,7 +331,7 @@ impl Vector for Avx2 {
         }
         unsafe {
             let signed = Self::xor(numbers, Self::splat(0x80));
-            [signed.map(|a| _mm256_abs_epi8(a)), signed]
+            [[_mm256_abs_epi8(signed[0]), _mm256_abs_epi8(signed[1])], signed]
         }
     }
     #[inline(always)]
@@ -345,7 +360,7 @@ impl Vector for Avx2 {
                 let products = _mm256_maddubs_epi16(unsigned[half], four);
                 new.short[half] = match k % pairs {
                     0 => products,
-                    _ => _mm256_add_epi16(sum.short[half], products),
+                    _ => _mm256_adds_epi16(sum.short[half], products),
                 };
                 if k % pairs == pairs - 1 {
                     let wide = _mm256_madd_epi16(new.short[half], _mm256_set1_epi16(1));

@@ -143,7 +143,12 @@ impl Vector for Avx512Vnni {
     }
     #[inline(always)]
     unsafe fn begin(start: Option<*const i32>) -> __m512i {
-        unsafe { start.map_or(_mm512_setzero_si512(), |start| _mm512_set1_epi32(start.read())) }
+        unsafe {
+            match start {
+                Some(start) => _mm512_set1_epi32(start.read()),
+                None => _mm512_setzero_si512(),
+            }
+        }
     }
     #[inline(always)]
     unsafe fn step(
@@ -164,16 +169,20 @@ impl Vector for Avx512Vnni {
     #[inline(always)]
     unsafe fn rows(first: *const u8, stride: usize) -> [__m512i; 4] {
         unsafe {
-            let row = |lane: usize| _mm_loadu_si128(first.add(lane * stride).cast());
             // rows j, j + 4, j + 8, j + 12 in the four parts of a register
-            let quarter = |j: usize| {
-                let all = _mm512_castsi128_si512(row(j));
-                let all = _mm512_inserti32x4::<1>(all, row(j + 4));
-                let all = _mm512_inserti32x4::<2>(all, row(j + 8));
-                _mm512_inserti32x4::<3>(all, row(j + 12))
-            };
+            let mut quarters = [_mm512_setzero_si512(); 4];
+            for (j, quarter) in quarters.iter_mut().enumerate() {
+                let from = first.add(j * stride);
+                let all = _mm512_castsi128_si512(_mm_loadu_si128(from.cast()));
+                let row = _mm_loadu_si128(from.add(4 * stride).cast());
+                let all = _mm512_inserti32x4::<1>(all, row);
+                let row = _mm_loadu_si128(from.add(8 * stride).cast());
+                let all = _mm512_inserti32x4::<2>(all, row);
+                let row = _mm_loadu_si128(from.add(12 * stride).cast());
+                *quarter = _mm512_inserti32x4::<3>(all, row);
+            }
             // in each part, four rows of four numbers are turned into four columns
-            let (a, b, c, d) = (quarter(0), quarter(1), quarter(2), quarter(3));
+            let [a, b, c, d] = quarters;
             let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
             let (ab_high, cd_high) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
             [

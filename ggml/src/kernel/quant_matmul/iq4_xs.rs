@@ -41,11 +41,13 @@ impl Layout for Iq4Xs {
             let whole = V::load_f16(at);
             let high = V::widen_u16(at.add(2 * LANES));
             let low = V::load(at.add(4 * LANES));
-            let scales = std::array::from_fn(|block| {
+            let mut scales = [whole; 8];
+            for (block, scale) in scales.iter_mut().enumerate() {
                 let low = V::and(V::shr(low, 4 * block as u32), V::splat_i32(15));
                 let high = V::and(V::shl(V::shr(high, 2 * block as u32), 4), V::splat_i32(0x30));
-                V::mul(V::float(V::add(V::or(low, high), V::splat_i32(-32))), whole)
-            });
+                let part = V::add(V::or(low, high), V::splat_i32(-32));
+                *scale = V::mul(V::float(part), whole);
+            }
             [scales; 2]
         }
     }

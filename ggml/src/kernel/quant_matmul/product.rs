@@ -7,6 +7,8 @@
 //! is the same to the last bit whatever is computed beside it.
 #![expect(unsafe_code, reason = "vector instructions")]
 
+use std::marker::PhantomData;
+
 use super::layout::{BLOCK, LANES, Layout, QUAD, QUADS};
 use super::planes;
 use super::vector::{Task, Vector};
@@ -51,7 +53,7 @@ pub(super) struct Tiles<'a, L, G, const T: usize, const FROM: u8> {
     pub(super) inputs: [Input; T],
     /// Where the rows of results begin.
     pub(super) outputs: [*mut f32; T],
-    pub(super) layout: std::marker::PhantomData<&'a L>,
+    pub(super) layout: PhantomData<&'a L>,
 }
 
 impl<L: Layout, G: Iterator<Item = (Rows, usize)>, const T: usize, const FROM: u8> Task
@@ -93,34 +95,38 @@ unsafe fn multiply<V: Vector, L: Layout, const T: usize, const FROM: u8>(
                         let at = block * L::PARTS;
                         let last = at + L::PARTS - 1;
                         let (scale, min) = ([scales[at], scales[last]], [mins[at], mins[last]]);
-                        let values = values.add(block * BLOCK * LANES * L::BITS / 8);
+                        let numbers = Packed::<L>(values.add(packed_at::<L>(block)), PhantomData);
                         let place = unit * (L::UNIT / BLOCK) + block;
-                        let quad = |k| number::<V, L>(values, k);
-                        add_block::<V, L, T>(quad, scale, min, inputs, place, &mut sums);
+                        add_block::<V, L, _, T>(&numbers, scale, min, inputs, place, &mut sums);
                     }
                 }
                 EXPANDED => {
                     let (value_bytes, scale_bytes) = expanded_bytes::<L>();
-                    let values = rows.values.add(unit * value_bytes);
+                    let numbers = Bytes(rows.values.add(unit * value_bytes));
                     let scales = rows.scales.add(unit * scale_bytes).cast::<f32>();
-                    let scale = |i: usize| V::load_f32(scales.add(i * LANES));
-                    let last = L::PARTS - 1;
-                    let min = if L::MINS {
-                        [scale(L::PARTS), scale(L::PARTS + last)]
-                    } else {
-                        [V::zero(); 2]
-                    };
-                    let scale = [scale(0), scale(last)];
-                    let quad = |k| V::load(values.add(k * QUAD));
-                    add_block::<V, L, T>(quad, scale, min, inputs, unit, &mut sums);
+                    let last = (L::PARTS - 1) * LANES;
+                    let scale = [V::load_f32(scales), V::load_f32(scales.add(last))];
+                    let mut min = [V::zero(); 2];
+                    if L::MINS {
+                        let mins = scales.add(L::PARTS * LANES);
+                        min = [V::load_f32(mins), V::load_f32(mins.add(last))];
+                    }
+                    add_block::<V, L, _, T>(&numbers, scale, min, inputs, unit, &mut sums);
                 }
                 _ => {
                     let from = rows.values.add(unit * L::UNIT_BYTES);
                     let scale = [V::gather_f16(from, rows.stride); 2];
                     let halves =
                         [V::rows(from.add(2), rows.stride), V::rows(from.add(18), rows.stride)];
-                    let quad = |k: usize| V::xor(halves[k / 4][k % 4], V::splat(0x80));
-                    add_block::<V, L, T>(quad, scale, [V::zero(); 2], inputs, unit, &mut sums);
+                    let min = [V::zero(); 2];
+                    add_block::<V, L, _, T>(
+                        &Turned::<V>(halves),
+                        scale,
+                        min,
+                        inputs,
+                        unit,
+                        &mut sums,
+                    );
                 }
             }
         }
@@ -128,19 +134,57 @@ unsafe fn multiply<V: Vector, L: Layout, const T: usize, const FROM: u8>(
     }
 }
 
-/// The numbers of four columns, as they are multiplied.
-///
-/// # Safety
-/// The CPU has the set; a block's values are there.
+/// Bytes of a unit's packed values before those of a block.
 #[inline(always)]
-unsafe fn number<V: Vector, L: Layout>(values: *const u8, four: usize) -> V::I {
-    // SAFETY: as the caller says.
-    unsafe {
-        let number = planes::quad::<V>(values, L::BITS, four);
-        match L::TABLE {
-            Some(table) => V::look_up(table, number),
-            None => number,
+fn packed_at<L: Layout>(block: usize) -> usize {
+    block * BLOCK * LANES * L::BITS / 8
+}
+
+/// The numbers of a block, as they are multiplied.
+trait Numbers<V: Vector> {
+    /// Those of four columns.
+    ///
+    /// # Safety
+    /// The CPU has the set; the block is there.
+    unsafe fn four(&self, four: usize) -> V::I;
+}
+
+/// Numbers in planes.
+struct Packed<L>(*const u8, PhantomData<L>);
+
+impl<V: Vector, L: Layout> Numbers<V> for Packed<L> {
+    #[inline(always)]
+    unsafe fn four(&self, four: usize) -> V::I {
+        // SAFETY: as the caller says.
+        unsafe {
+            let number = planes::quad::<V>(self.0, L::BITS, four);
+            match L::TABLE {
+                Some(table) => V::look_up(table, number),
+                None => number,
+            }
         }
+    }
+}
+
+/// Numbers laid out as bytes.
+struct Bytes(*const u8);
+
+impl<V: Vector> Numbers<V> for Bytes {
+    #[inline(always)]
+    unsafe fn four(&self, four: usize) -> V::I {
+        // SAFETY: as the caller says.
+        unsafe { V::load(self.0.add(four * QUAD)) }
+    }
+}
+
+/// Signed bytes, turned.
+struct Turned<V: Vector>([[V::I; 4]; 2]);
+
+impl<V: Vector> Numbers<V> for Turned<V> {
+    #[inline(always)]
+    unsafe fn four(&self, four: usize) -> V::I {
+        // SAFETY: as the caller says.
+        unsafe { V::xor(self.0[four / 4][four % 4], V::splat(0x80)) }
     }
 }
 
@@ -149,8 +193,8 @@ unsafe fn number<V: Vector, L: Layout>(values: *const u8, four: usize) -> V::I {
 /// # Safety
 /// The CPU has the set; the inputs have such a block.
 #[inline(always)]
-unsafe fn add_block<V: Vector, L: Layout, const T: usize>(
-    quad: impl Fn(usize) -> V::I,
+unsafe fn add_block<V: Vector, L: Layout, N: Numbers<V>, const T: usize>(
+    numbers: &N,
     scale: [V::F; 2],
     min: [V::F; 2],
     inputs: &[Input; T],
@@ -159,17 +203,18 @@ unsafe fn add_block<V: Vector, L: Layout, const T: usize>(
 ) {
     // SAFETY: as the caller says.
     unsafe {
-        let parts = L::PARTS;
-        let starts = L::OFFSET != 0 && !(V::SIGNED && L::VALUE_BITS == 8);
-        let start = |t: usize, part: usize| starts.then(|| inputs[t].starts.add(at * parts + part));
-        let mut dots: [[V::Sum; 2]; T] =
-            std::array::from_fn(|t| [0, 1].map(|part| V::begin(start(t, part % parts))));
+        let mut dots = [[V::begin(None); 2]; T];
+        for (dots, input) in dots.iter_mut().zip(inputs) {
+            for (part, dots) in dots.iter_mut().enumerate().take(L::PARTS) {
+                *dots = V::begin(start::<V, L>(input, at, part));
+            }
+        }
         // written out, so that every four's shifts are constants
         macro_rules! fours {
             ($($k:literal)*) => {$({
-                let weights = V::weights(quad($k), L::VALUE_BITS);
+                let weights = V::weights(numbers.four($k), L::VALUE_BITS);
                 let (part, k, of) =
-                    if parts == 1 { (0, $k, QUADS) } else { ($k / 4, $k % 4, QUADS / 2) };
+                    if L::PARTS == 1 { (0, $k, QUADS) } else { ($k / 4, $k % 4, QUADS / 2) };
                 for (dots, input) in dots.iter_mut().zip(inputs) {
                     let four = V::four(input.values.add(at * BLOCK + 4 * $k));
                     dots[part] = V::step(dots[part], weights, four, L::VALUE_BITS, k, of);
@@ -177,23 +222,38 @@ unsafe fn add_block<V: Vector, L: Layout, const T: usize>(
             })*};
         }
         fours!(0 1 2 3 4 5 6 7);
-        for (t, sum) in sums.iter_mut().enumerate() {
-            let factor = V::repeat(inputs[t].scales.add(at));
-            let float = |part: usize| V::float(V::end(dots[t][part], start(t, part)));
-            *sum = match parts {
-                1 => V::mul_add(float(0), V::mul(scale[0], factor), *sum),
-                _ => {
-                    let first = V::mul(float(0), scale[0]);
-                    V::mul_add(V::mul_add(float(1), scale[1], first), factor, *sum)
-                }
-            };
+        for ((dots, input), sum) in dots.iter().zip(inputs).zip(sums) {
+            let factor = V::repeat(input.scales.add(at));
+            let first = V::float(V::end(dots[0], start::<V, L>(input, at, 0)));
+            if L::PARTS == 1 {
+                *sum = V::mul_add(first, V::mul(scale[0], factor), *sum);
+            } else {
+                let last = V::float(V::end(dots[1], start::<V, L>(input, at, 1)));
+                let both = V::mul_add(last, scale[1], V::mul(first, scale[0]));
+                *sum = V::mul_add(both, factor, *sum);
+            }
             if L::MINS {
-                for (part, min) in min.into_iter().enumerate().take(parts) {
-                    *sum = V::mul_add(min, V::repeat(inputs[t].mins.add(at * parts + part)), *sum);
+                let mins = input.mins.add(at * L::PARTS);
+                *sum = V::mul_add(min[0], V::repeat(mins), *sum);
+                if L::PARTS > 1 {
+                    *sum = V::mul_add(min[1], V::repeat(mins.add(1)), *sum);
                 }
             }
         }
     }
+}
+
+/// What the sums of a part of a block begin at, if not at 0.
+///
+/// # Safety
+/// The input has such a block.
+#[inline(always)]
+unsafe fn start<V: Vector, L: Layout>(input: &Input, at: usize, part: usize) -> Option<*const i32> {
+    if L::OFFSET == 0 || (V::SIGNED && L::VALUE_BITS == 8) {
+        return None;
+    }
+    // SAFETY: as the caller says.
+    Some(unsafe { input.starts.add(at * L::PARTS + part) })
 }
 
 /// Lays packed rows out as bytes and float32 scales: worth it for many rows of activations.
@@ -204,7 +264,7 @@ pub(super) struct Expand<'a, L> {
     pub(super) rows: Rows,
     pub(super) values: *mut u8,
     pub(super) scales: *mut f32,
-    pub(super) layout: std::marker::PhantomData<&'a L>,
+    pub(super) layout: PhantomData<&'a L>,
 }
 
 impl<L: Layout> Task for Expand<'_, L> {
@@ -218,11 +278,11 @@ impl<L: Layout> Task for Expand<'_, L> {
                 let [scales, mins] = L::scales::<V>(self.rows.scales.add(unit * L::SCALES));
                 for block in 0..L::UNIT / BLOCK {
                     let place = unit * (L::UNIT / BLOCK) + block;
-                    let values = values.add(block * BLOCK * LANES * L::BITS / 8);
+                    let numbers = Packed::<L>(values.add(packed_at::<L>(block)), PhantomData);
                     let to = self.values.add(place * value_bytes);
                     macro_rules! fours {
                         ($($k:literal)*) => {
-                            $(V::store(to.add($k * QUAD), number::<V, L>(values, $k));)*
+                            $(V::store(to.add($k * QUAD), Numbers::<V>::four(&numbers, $k));)*
                         };
                     }
                     fours!(0 1 2 3 4 5 6 7);

@@ -47,12 +47,13 @@ impl Layout for Q2K {
         // SAFETY: as packed, and as the caller says.
         unsafe {
             let (whole, min) = (V::load_f16(at), V::negate(V::load_f16(at.add(2 * LANES))));
-            let part = |i: usize| V::widen_u8(at.add((4 + i) * LANES));
-            let low = V::splat_i32(15);
-            [
-                std::array::from_fn(|i| V::mul(V::float(V::and(part(i), low)), whole)),
-                std::array::from_fn(|i| V::mul(V::float(V::shr(part(i), 4)), min)),
-            ]
+            let (mut scales, mut mins) = ([whole; 16], [min; 16]);
+            for (i, (scale, min)) in scales.iter_mut().zip(&mut mins).enumerate() {
+                let both = V::widen_u8(at.add((4 + i) * LANES));
+                *scale = V::mul(V::float(V::and(both, V::splat_i32(15))), *scale);
+                *min = V::mul(V::float(V::shr(both, 4)), *min);
+            }
+            [scales, mins]
         }
     }
 }

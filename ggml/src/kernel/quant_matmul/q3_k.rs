@@ -44,24 +44,23 @@ impl Layout for Q3K {
 
     #[inline(always)]
     unsafe fn scales<V: Vector>(at: *const u8) -> [[V::F; 16]; 2] {
-        // Scale i has its low four bits in byte i % 8 of the first eight, the low half for the first eight
-        // scales; its upper two bits in byte i % 4 of the last four. Source: ggml-quants.c,
-        // dequantize_row_q3_K.
+        // Scale i has its low four bits in byte i % 8 of the first eight, the low half for the
+        // first eight scales; its upper two bits in byte i % 4 of the last four.
+        // Source: ggml-quants.c, dequantize_row_q3_K.
         // SAFETY: as packed, and as the caller says.
         unsafe {
             let whole = V::load_f16(at);
-            let line = |i: usize| V::load(at.add(2 * LANES + i * QUAD));
-            let scales = std::array::from_fn(|i| {
+            let words = at.add(2 * LANES);
+            let lines = [V::load(words), V::load(words.add(QUAD)), V::load(words.add(2 * QUAD))];
+            let mut scales = [whole; 16];
+            for (i, scale) in scales.iter_mut().enumerate() {
                 let byte = 8 * (i as u32 % 4);
-                let low = V::shr(line(i / 4 % 2), byte + 4 * (i as u32 / 8));
-                let high = match byte + 2 * (i as u32 / 4) {
-                    shift if shift < 4 => V::shl(line(2), 4 - shift),
-                    shift => V::shr(line(2), shift - 4),
-                };
+                let low = V::shr(lines[i / 4 % 2], byte + 4 * (i as u32 / 8));
+                let high = V::shl(V::shr(lines[2], byte + 2 * (i as u32 / 4)), 4);
                 let low = V::and(low, V::splat_i32(15));
-                let scale = V::or(low, V::and(high, V::splat_i32(0x30)));
-                V::mul(V::float(V::add(scale, V::splat_i32(-32))), whole)
-            });
+                let part = V::or(low, V::and(high, V::splat_i32(0x30)));
+                *scale = V::mul(V::float(V::add(part, V::splat_i32(-32))), whole);
+            }
             [scales; 2]
         }
     }

@@ -1,6 +1,7 @@
 //! q4_k: super-blocks of 256 columns: float16 scale and min, eight scales and mins of 6 bits each,
 //! and nibbles.
 #![expect(unsafe_code, reason = "vector instructions")]
+#![expect(clippy::needless_range_loop, reason = "indices name lines of several arrays")]
 
 use super::lanes::{all_side_by_side, beside};
 use super::layout::{LANES, Layout, QUAD};
@@ -68,24 +69,22 @@ pub(super) fn pack_scales(rows: &[u8], stride: usize, to: &mut [u8]) {
 pub(super) unsafe fn scales_and_mins<V: Vector>(at: *const u8) -> [[V::F; 8]; 2] {
     // SAFETY: as the caller says.
     unsafe {
-        let line = |i: usize| V::load(at.add((i + 1) * QUAD));
+        let lines = [V::load(at.add(QUAD)), V::load(at.add(2 * QUAD))];
+        let rest = V::load(at.add(3 * QUAD));
         let wholes = [V::load_f16(at), V::negate(V::load_f16(at.add(2 * LANES)))];
-        [0, 1].map(|which: usize| {
-            std::array::from_fn(|block| {
-                let shift = 8 * (block as u32 % 4);
-                let part = match block {
-                    0..4 => V::and(V::shr(line(which), shift), V::splat_i32(63)),
-                    _ => {
-                        let low = V::shr(line(2), shift + 4 * which as u32);
-                        let high = match shift {
-                            0 => V::shr(line(which), 2),
-                            _ => V::shr(line(which), shift + 2),
-                        };
-                        V::or(V::and(low, V::splat_i32(15)), V::and(high, V::splat_i32(0x30)))
-                    }
-                };
-                V::mul(V::float(part), wholes[which])
-            })
-        })
+        let mut all = [[wholes[0]; 8], [wholes[1]; 8]];
+        for which in 0..2 {
+            for block in 0..4 {
+                let shift = 8 * block as u32;
+                let part = V::and(V::shr(lines[which], shift), V::splat_i32(63));
+                all[which][block] = V::mul(V::float(part), wholes[which]);
+                let low = V::shr(rest, shift + 4 * which as u32);
+                let high = V::shr(lines[which], shift + 2);
+                let low = V::and(low, V::splat_i32(15));
+                let part = V::or(low, V::and(high, V::splat_i32(0x30)));
+                all[which][block + 4] = V::mul(V::float(part), wholes[which]);
+            }
+        }
+        all
     }
 }

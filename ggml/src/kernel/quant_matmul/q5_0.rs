@@ -2,7 +2,8 @@
 #![expect(unsafe_code, reason = "vector instructions")]
 
 use super::lanes::{beside, side_by_side};
-use super::layout::{BLOCK, Layout, QUAD};
+use super::layout::{BLOCK, LANES, Layout, QUAD, QUADS};
+use super::planes;
 use super::vector::Vector;
 
 /// Numbers stand for -16..15.
@@ -20,10 +21,8 @@ impl Layout for Q5_0 {
     #[inline(always)]
     unsafe fn pack<V: Vector>(rows: &[u8], stride: usize, values: &mut [u8], scales: &mut [u8]) {
         beside::<2>(rows, stride, 0, scales);
-        let (low, high) = values.split_at_mut(QUAD * BLOCK / 8);
         // SAFETY: as the caller says.
-        low.copy_from_slice(unsafe { side_by_side::<V>(rows, stride, 6) }.as_flattened());
-        fifth_bits(rows, stride, 2, high);
+        unsafe { pack_numbers::<V>(rows, stride, 2, 6, values) };
     }
 
     #[inline(always)]
@@ -34,21 +33,39 @@ impl Layout for Q5_0 {
     }
 }
 
-/// The plane of the fifth bits: those of a row are a number of 32 bits, `at` bytes from where the
-/// rows begin, column i in bit i.
+/// Packs numbers whose fifth bits are, per row, a number of 32 bits (column i in bit i) at `fifths`,
+/// and whose others are nibbles as in q4_0 at `nibbles`.
+///
+/// # Safety
+/// The CPU has the set.
 #[inline(always)]
-pub(super) fn fifth_bits(rows: &[u8], stride: usize, at: usize, to: &mut [u8]) {
-    for (lane, to) in to.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-        let mut row = [0; 4];
-        row.copy_from_slice(&rows[lane * stride + at..][..4]);
+pub(super) unsafe fn pack_numbers<V: Vector>(
+    rows: &[u8],
+    stride: usize,
+    fifths: usize,
+    nibbles: usize,
+    to: &mut [u8],
+) {
+    let mut bits = [[0; 4]; LANES];
+    beside::<4>(rows, stride, fifths, bits.as_flattened_mut());
+    for row in &mut bits {
         // bit 4 k + j becomes bit k of byte j: columns of fours turned into fours of columns
-        let bits = u32::from_le_bytes(row);
-        for (j, to) in to.iter_mut().enumerate() {
-            // the eight bits j, j + 4, .. gathered in the top byte: no two products meet
+        let bits = u32::from_le_bytes(*row);
+        for (j, to) in row.iter_mut().enumerate() {
             let every_fourth = bits >> j & 0x1111_1111;
             let pairs = (every_fourth | every_fourth >> 3) & 0x0303_0303;
             let fours = (pairs | pairs >> 6) & 0x000f_000f;
             *to = (fours | fours >> 12) as u8;
         }
     }
+    // SAFETY: as the caller says.
+    let lines = unsafe { side_by_side::<V>(rows, stride, nibbles) };
+    let mut numbers = [[0; QUAD]; QUADS];
+    for (four, numbers) in numbers.iter_mut().enumerate() {
+        let (line, half) = (&lines[four % 4], 4 * (four / 4));
+        for ((number, &nibbles), &bits) in numbers.iter_mut().zip(line).zip(bits.as_flattened()) {
+            *number = nibbles >> half & 15 | (bits >> four & 1) << 4;
+        }
+    }
+    planes::pack::<5>(&numbers, to);
 }

@@ -1,9 +1,9 @@
 //! q5_1: float16 scale and min, 32 fifth bits, and 32 nibbles as in q4_0.
 #![expect(unsafe_code, reason = "vector instructions")]
 
-use super::lanes::{beside, side_by_side};
-use super::layout::{BLOCK, LANES, Layout, QUAD};
-use super::q5_0::fifth_bits;
+use super::lanes::beside;
+use super::layout::{BLOCK, LANES, Layout};
+use super::q5_0::pack_numbers;
 use super::vector::Vector;
 
 /// Numbers from 0 to 31, with a min.
@@ -24,10 +24,8 @@ impl Layout for Q5_1 {
         let (scale, min) = scales.split_at_mut(2 * LANES);
         beside::<2>(rows, stride, 0, scale);
         beside::<2>(rows, stride, 2, min);
-        let (low, high) = values.split_at_mut(QUAD * BLOCK / 8);
         // SAFETY: as the caller says.
-        low.copy_from_slice(unsafe { side_by_side::<V>(rows, stride, 8) }.as_flattened());
-        fifth_bits(rows, stride, 4, high);
+        unsafe { pack_numbers::<V>(rows, stride, 4, 8, values) };
     }
 
     #[inline(always)]

@@ -50,9 +50,10 @@ impl Layout for Q6K {
         // SAFETY: as packed, and as the caller says.
         unsafe {
             let whole = V::load_f16(at);
-            let scales = std::array::from_fn(|part| {
-                V::mul(V::float(V::widen_i8(at.add(2 * LANES + part * LANES))), whole)
-            });
+            let mut scales = [whole; 16];
+            for (part, scale) in scales.iter_mut().enumerate() {
+                *scale = V::mul(V::float(V::widen_i8(at.add((2 + part) * LANES))), whole);
+            }
             [scales; 2]
         }
     }

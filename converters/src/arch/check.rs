@@ -1,0 +1,119 @@
+//! What must hold between a [`Config`]'s fields, and which layouts can carry a model exactly.
+
+use std::path::Path;
+
+use super::config::Config;
+use super::weight::Layout;
+use crate::error::{Error, Result};
+
+/// Tensors a model may have by its configuration: the largest mixtures of experts have some 50
+/// thousand.
+const MAX_ROWS: usize = 1 << 18;
+
+impl Config {
+    /// Constraints between the fields, and what bounds the table of a model's tensors: it is made
+    /// before they are looked for in a file.
+    ///
+    /// # Errors
+    /// The first one that does not hold, naming `path` and the key.
+    pub fn check(&self, path: &Path) -> Result<()> {
+        let fault = |key: &str, message: String| Err(Error::key(path, key, message));
+        if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
+            return fault(
+                "num_key_value_heads",
+                format!(
+                    "expected a divisor of num_attention_heads ({}), found {}",
+                    self.num_attention_heads, self.num_key_value_heads
+                ),
+            );
+        }
+        if !self.head_dim.is_multiple_of(2) {
+            return fault("head_dim", format!("expected an even number, found {}", self.head_dim));
+        }
+        if self.rms_norm_eps <= 0.0 {
+            return fault("rms_norm_eps", format!("expected > 0, found {}", self.rms_norm_eps));
+        }
+        if self.rope_theta <= 1.0 {
+            return fault("rope_theta", format!("expected > 1, found {}", self.rope_theta));
+        }
+        if let Some(moe) = &self.moe
+            && moe.num_experts_per_tok > moe.num_experts
+        {
+            return fault(
+                "num_experts_per_tok",
+                format!(
+                    "expected at most the number of experts ({}), found {}",
+                    moe.num_experts, moe.num_experts_per_tok
+                ),
+            );
+        }
+        let experts = self.moe.as_ref().map_or(0, |m| m.num_experts + m.shared_experts);
+        let rows = self.num_hidden_layers.saturating_mul(experts.saturating_mul(3) + 12);
+        if rows > MAX_ROWS {
+            return fault(
+                "num_hidden_layers",
+                format!("expected at most {MAX_ROWS} tensors in all, found some {rows}"),
+            );
+        }
+        Ok(())
+    }
+
+    /// Refuses a model that `layout` cannot carry exactly.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] with the reason (docs/formats/transformers.md, docs/formats/gguf.md).
+    pub fn check_carried_by(&self, layout: Layout) -> Result<()> {
+        let refuse = |reason: String| {
+            let target = match layout {
+                Layout::Gguf => format!("GGUF architecture {}", self.family.gguf_arch()),
+                _ => format!("Transformers class {}", self.family.transformers_class()),
+            };
+            Err(Error::unsupported(target, reason))
+        };
+        if layout == Layout::Reference {
+            return Ok(());
+        }
+        if let Some(yarn) = self.rope_scaling.as_ref().filter(|_| layout == Layout::Gguf)
+            && (yarn.beta_fast, yarn.beta_slow) != (32.0, 1.0)
+        {
+            return refuse(format!(
+                "expected YaRN with beta_fast 32 and beta_slow 1, which readers assume, found {} and {}",
+                yarn.beta_fast, yarn.beta_slow
+            ));
+        }
+        let spec = self.family.spec();
+        if !spec.has_head_dim && self.head_dim * self.num_attention_heads != self.hidden_size {
+            return refuse(format!(
+                "it has no head_dim of its own: expected hidden_size / num_attention_heads = {}/{}, found {}",
+                self.hidden_size, self.num_attention_heads, self.head_dim
+            ));
+        }
+        let (Some(moe), Some(of_family)) = (&self.moe, &spec.moe) else { return Ok(()) };
+        if layout != Layout::Gguf && !of_family.class_always_normalizes {
+            return Ok(());
+        }
+        let one = moe.num_experts_per_tok == 1;
+        if !moe.norm_topk_prob && !(one && of_family.normalizes_single_expert) {
+            return refuse(
+                "it always divides the chosen experts' weights by their sum, and this model has \
+                 norm_topk_prob false"
+                    .to_owned(),
+            );
+        }
+        if !moe.norm_topk_prob {
+            return refuse(
+                "with one expert per token its weight is always 1, and this model has norm_topk_prob \
+                 false, which makes the weight the bare probability"
+                    .to_owned(),
+            );
+        }
+        if one && !of_family.normalizes_single_expert {
+            return refuse(
+                "with one expert per token its weight is always 1, and MiniMind2 weighs a single \
+                 expert by its bare probability (it divides only when num_experts_per_tok > 1)"
+                    .to_owned(),
+            );
+        }
+        Ok(())
+    }
+}
