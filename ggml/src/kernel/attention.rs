@@ -111,10 +111,18 @@ fn kernel(cpu: CpuSet, half: bool) -> Option<Compute> {
 /// The CPU has AVX-512 F, BW, DQ, VL; for nodes made by `cached_attention`, whose operands are
 /// computed and of the shapes and types checked there, the cache of `E`.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 unsafe fn avx512<E: Element>(target: *mut sys::ggml_tensor, worker: Worker<'_>, _: *mut c_void) {
-    // SAFETY: as the caller says.
-    unsafe { turns::<Avx512, E, 4>(target, worker) }
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn compiled<E: Element>(
+        target: *mut sys::ggml_tensor,
+        worker: Worker<'_>,
+        scratch: &mut Scratch,
+    ) {
+        // SAFETY: as the caller says.
+        unsafe { turns::<Avx512, E, 4>(target, worker, scratch) }
+    }
+    // SAFETY: as the caller says. What a closure holds is not compiled for the set: it calls.
+    SCRATCH.with(|scratch| unsafe { compiled::<E>(target, worker, &mut scratch.borrow_mut()) });
 }
 
 /// [`avx512`] with AVX2.
@@ -122,10 +130,18 @@ unsafe fn avx512<E: Element>(target: *mut sys::ggml_tensor, worker: Worker<'_>, 
 /// # Safety
 /// As there, but AVX2, FMA, F16C.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn avx2<E: Element>(target: *mut sys::ggml_tensor, worker: Worker<'_>, _: *mut c_void) {
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn compiled<E: Element>(
+        target: *mut sys::ggml_tensor,
+        worker: Worker<'_>,
+        scratch: &mut Scratch,
+    ) {
+        // SAFETY: as the caller says.
+        unsafe { turns::<Avx2, E, 2>(target, worker, scratch) }
+    }
     // SAFETY: as the caller says.
-    unsafe { turns::<Avx2, E, 2>(target, worker) }
+    SCRATCH.with(|scratch| unsafe { compiled::<E>(target, worker, &mut scratch.borrow_mut()) });
 }
 
 thread_local! {
@@ -158,6 +174,7 @@ struct Cells {
 unsafe fn turns<V: Lanes, E: Element, const B: usize>(
     target: *mut sys::ggml_tensor,
     worker: Worker<'_>,
+    scratch: &mut Scratch,
 ) {
     // SAFETY: as the caller says; rows and heads are addressed by the strides of the tensors, and
     // cells beyond the last are left out, whatever positions and firsts say.
@@ -169,40 +186,33 @@ unsafe fn turns<V: Lanes, E: Element, const B: usize>(
         let pairs = group.div_ceil(2); // of heads that look at the same keys
         let items = heads / group * pairs;
         let cells = keys.ne[1] as usize;
-        SCRATCH.with(|scratch| {
-            let scratch = &mut *scratch.borrow_mut();
-            for item in worker.turns(items * tokens, 1).flatten() {
-                let (token, item) = (item / items, item % items);
-                let kv_head = item / pairs;
-                let head = kv_head * group + item % pairs * 2;
-                let both = head + 1 < (kv_head + 1) * group;
-                let position = *positions.data.cast::<i32>().add(token);
-                let start = *firsts.data.cast::<i32>().add(token);
-                let start = usize::try_from(start).map_or(cells, |start| start.min(cells));
-                let seen = usize::try_from(position).map_or(0, |at| at + 1).min(cells - start);
-                let first = start * keys.nb[1] + kv_head * head_dim * keys.nb[0];
-                // wrapping: where nothing is seen the first cell may be none
-                let of = |tensor: &sys::ggml_tensor| {
-                    tensor.data.cast::<u8>().wrapping_add(first).cast_const()
-                };
-                let cells = Cells { keys: of(keys), values: of(values), stride: keys.nb[1], seen };
-                let query = |head: usize| {
-                    q.data
-                        .cast::<u8>()
-                        .add(token * q.nb[2] + head * q.nb[1])
-                        .cast::<f32>()
-                        .cast_const()
-                };
-                let out = (*target).data.cast::<f32>().add((token * heads + head) * head_dim);
-                if both {
-                    let queries = [query(head), query(head + 1)];
-                    let out = [out, out.add(head_dim)];
-                    some_heads::<V, E, 2, B>(queries, &cells, head_dim, out, scratch);
-                } else {
-                    some_heads::<V, E, 1, B>([query(head)], &cells, head_dim, [out], scratch);
-                }
+        for item in worker.turns(items * tokens, 1).flatten() {
+            let (token, item) = (item / items, item % items);
+            let kv_head = item / pairs;
+            let head = kv_head * group + item % pairs * 2;
+            let both = head + 1 < (kv_head + 1) * group;
+            let position = *positions.data.cast::<i32>().add(token);
+            let start = *firsts.data.cast::<i32>().add(token);
+            let start = usize::try_from(start).map_or(cells, |start| start.min(cells));
+            let seen = usize::try_from(position).map_or(0, |at| at + 1).min(cells - start);
+            let first = start * keys.nb[1] + kv_head * head_dim * keys.nb[0];
+            // wrapping: where nothing is seen the first cell may be none
+            let of = |tensor: &sys::ggml_tensor| {
+                tensor.data.cast::<u8>().wrapping_add(first).cast_const()
+            };
+            let cells = Cells { keys: of(keys), values: of(values), stride: keys.nb[1], seen };
+            let query = |head: usize| {
+                let at = q.data.cast::<u8>().add(token * q.nb[2] + head * q.nb[1]);
+                at.cast::<f32>().cast_const()
+            };
+            let out = (*target).data.cast::<f32>().add((token * heads + head) * head_dim);
+            if both {
+                let (queries, out) = ([query(head), query(head + 1)], [out, out.add(head_dim)]);
+                some_heads::<V, E, 2, B>(queries, &cells, head_dim, out, scratch);
+            } else {
+                some_heads::<V, E, 1, B>([query(head)], &cells, head_dim, [out], scratch);
             }
-        });
+        }
     }
 }
 
