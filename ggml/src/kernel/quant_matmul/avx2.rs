@@ -268,6 +268,7 @@ macro_rules! vnni {
         type Sum = [__m256i; 2];
         const MOST: usize = 4;
         const SIGNED: bool = false;
+        const IN_TURNS: usize = 2;
 
         #[inline(always)]
         unsafe fn weights(numbers: [__m256i; 2], _bits: usize) -> [__m256i; 2] {
@@ -292,6 +293,20 @@ macro_rules! vnni {
             _of: usize,
         ) -> [__m256i; 2] {
             unsafe { [$dot(sum[0], weights[0], four), $dot(sum[1], weights[1], four)] }
+        }
+        #[inline(always)]
+        unsafe fn turn(
+            sum: [__m256i; 2],
+            weights: [__m256i; 2],
+            four: __m256i,
+            _bits: usize,
+            _last: bool,
+        ) -> [__m256i; 2] {
+            unsafe { [$dot(sum[0], weights[0], four), $dot(sum[1], weights[1], four)] }
+        }
+        #[inline(always)]
+        unsafe fn end_of_turns(sum: [__m256i; 2], _bits: usize) -> [__m256i; 2] {
+            sum
         }
         #[inline(always)]
         unsafe fn end(sum: [__m256i; 2], _start: Option<*const i32>) -> [__m256i; 2] {
@@ -323,16 +338,14 @@ impl Vector for Avx2 {
     type Sum = Sums;
     const MOST: usize = 4;
     const SIGNED: bool = true;
+    const IN_TURNS: usize = 1;
 
     #[inline(always)]
     unsafe fn weights(numbers: [__m256i; 2], bits: usize) -> [[__m256i; 2]; 2] {
         if bits < 8 {
             return [numbers; 2];
         }
-        unsafe {
-            let signed = Self::xor(numbers, Self::splat(0x80));
-            [[_mm256_abs_epi8(signed[0]), _mm256_abs_epi8(signed[1])], signed]
-        }
+        unsafe { [[_mm256_abs_epi8(numbers[0]), _mm256_abs_epi8(numbers[1])], numbers] }
     }
     #[inline(always)]
     unsafe fn begin(_start: Option<*const i32>) -> Sums {
@@ -372,6 +385,40 @@ impl Vector for Avx2 {
             }
         }
         new
+    }
+    #[inline(always)]
+    unsafe fn turn(
+        sum: Sums,
+        [unsigned, signed]: [[__m256i; 2]; 2],
+        four: __m256i,
+        bits: usize,
+        last: bool,
+    ) -> Sums {
+        let mut new = sum;
+        for half in 0..2 {
+            unsafe {
+                let four = if bits < 8 { four } else { _mm256_sign_epi8(four, signed[half]) };
+                let products = _mm256_maddubs_epi16(unsigned[half], four);
+                new.short[half] = match bits {
+                    5.. if bits == 8 || !last => products,
+                    _ => _mm256_add_epi16(sum.short[half], products),
+                };
+                if bits == 8 || bits > 4 && last {
+                    let wide = _mm256_madd_epi16(new.short[half], _mm256_set1_epi16(1));
+                    new.whole[half] = _mm256_add_epi32(sum.whole[half], wide);
+                }
+            }
+        }
+        new
+    }
+    #[inline(always)]
+    unsafe fn end_of_turns(mut sum: Sums, bits: usize) -> Sums {
+        if bits <= 4 {
+            for (whole, short) in sum.whole.iter_mut().zip(sum.short) {
+                *whole = unsafe { _mm256_madd_epi16(short, _mm256_set1_epi16(1)) };
+            }
+        }
+        sum
     }
     #[inline(always)]
     unsafe fn end(sum: Sums, start: Option<*const i32>) -> [__m256i; 2] {

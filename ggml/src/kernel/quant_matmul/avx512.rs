@@ -18,6 +18,7 @@ impl Vector for Avx512Vnni {
     type Sum = __m512i;
     const MOST: usize = 8;
     const SIGNED: bool = false;
+    const IN_TURNS: usize = 0;
 
     unsafe fn enter(task: impl Task) {
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma,f16c")]
@@ -160,6 +161,20 @@ impl Vector for Avx512Vnni {
         _of: usize,
     ) -> __m512i {
         unsafe { _mm512_dpbusd_epi32(sum, weights, four) }
+    }
+    #[inline(always)]
+    unsafe fn turn(
+        sum: __m512i,
+        weights: __m512i,
+        four: __m512i,
+        _bits: usize,
+        _last: bool,
+    ) -> __m512i {
+        unsafe { _mm512_dpbusd_epi32(sum, weights, four) }
+    }
+    #[inline(always)]
+    unsafe fn end_of_turns(sum: __m512i, _bits: usize) -> __m512i {
+        sum
     }
     #[inline(always)]
     unsafe fn end(sum: __m512i, _start: Option<*const i32>) -> __m512i {

@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "vector instructions")]
 
 use super::layout::{LANES, QUAD};
-use super::planes::Lines;
+use super::lines::Lines;
 use super::vector::Vector;
 
 /// 16 bytes of each of 16 rows, `at` bytes from where they begin: per four bytes 16 rows of them.

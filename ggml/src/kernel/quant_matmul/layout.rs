@@ -15,7 +15,7 @@ pub(super) const QUADS: usize = BLOCK / 4;
 /// How the blocks of a quantized type are packed.
 ///
 /// A weight is `scale * (number - OFFSET)`, or `scale * number + min`; its number is kept in
-/// [`Layout::BITS`] bits, in the planes of [`super::planes`], or is what [`Layout::TABLE`] has for
+/// [`Layout::BITS`] bits, in the lines of [`super::lines`], or is what [`Layout::TABLE`] has for
 /// them. Packed, a unit of 16 rows takes as many bytes as in the file.
 pub(super) trait Layout {
     /// Columns that a unit of the file holds, its bytes there.

@@ -10,8 +10,8 @@
 use std::marker::PhantomData;
 
 use super::layout::{BLOCK, LANES, Layout, QUAD, QUADS};
-use super::planes;
-use super::vector::{Task, Vector};
+use super::lines;
+use super::vector::{Task, Vector, written_out};
 
 /// Where a product's weights come from: packed; as they are in the file; packed and then laid out
 /// in bytes by [`Expand`].
@@ -85,6 +85,8 @@ unsafe fn multiply<V: Vector, L: Layout, const T: usize, const FROM: u8>(
     // SAFETY: units and blocks are within the rows, as the caller says.
     unsafe {
         let mut sums = [V::zero(); T];
+        // unknown to the compiler, so that it does not write the turns out
+        let turns = std::hint::black_box(QUADS / L::PARTS / 2);
         for unit in 0..rows.units {
             match FROM {
                 PACKED => {
@@ -96,7 +98,7 @@ unsafe fn multiply<V: Vector, L: Layout, const T: usize, const FROM: u8>(
                         let last = at + L::PARTS - 1;
                         let (scale, min) = ([scales[at], scales[last]], [mins[at], mins[last]]);
                         let numbers = Packed::<L>(values.add(packed_at::<L>(block)), PhantomData);
-                        let place = unit * (L::UNIT / BLOCK) + block;
+                        let place = (unit * (L::UNIT / BLOCK) + block, turns);
                         add_block::<V, L, _, T>(&numbers, scale, min, inputs, place, &mut sums);
                     }
                 }
@@ -111,7 +113,8 @@ unsafe fn multiply<V: Vector, L: Layout, const T: usize, const FROM: u8>(
                         let mins = scales.add(L::PARTS * LANES);
                         min = [V::load_f32(mins), V::load_f32(mins.add(last))];
                     }
-                    add_block::<V, L, _, T>(&numbers, scale, min, inputs, unit, &mut sums);
+                    let place = (unit, turns);
+                    add_block::<V, L, _, T>(&numbers, scale, min, inputs, place, &mut sums);
                 }
                 _ => {
                     let from = rows.values.add(unit * L::UNIT_BYTES);
@@ -119,14 +122,9 @@ unsafe fn multiply<V: Vector, L: Layout, const T: usize, const FROM: u8>(
                     let halves =
                         [V::rows(from.add(2), rows.stride), V::rows(from.add(18), rows.stride)];
                     let min = [V::zero(); 2];
-                    add_block::<V, L, _, T>(
-                        &Turned::<V>(halves),
-                        scale,
-                        min,
-                        inputs,
-                        unit,
-                        &mut sums,
-                    );
+                    let numbers = Turned::<V>(halves);
+                    let place = (unit, turns);
+                    add_block::<V, L, _, T>(&numbers, scale, min, inputs, place, &mut sums);
                 }
             }
         }
@@ -142,6 +140,9 @@ fn packed_at<L: Layout>(block: usize) -> usize {
 
 /// The numbers of a block, as they are multiplied.
 trait Numbers<V: Vector> {
+    /// True where it takes no constant to find those of four columns.
+    const BYTES: bool;
+
     /// Those of four columns.
     ///
     /// # Safety
@@ -149,16 +150,29 @@ trait Numbers<V: Vector> {
     unsafe fn four(&self, four: usize) -> V::I;
 }
 
-/// Numbers in planes.
+/// A table of numbers plus 128 as signed numbers.
+const fn signed(mut table: [u8; 16]) -> [u8; 16] {
+    let mut i = 0;
+    while i < 16 {
+        table[i] ^= 0x80;
+        i += 1;
+    }
+    table
+}
+
+/// Numbers as they are packed.
 struct Packed<L>(*const u8, PhantomData<L>);
 
 impl<V: Vector, L: Layout> Numbers<V> for Packed<L> {
+    const BYTES: bool = L::BITS == 8;
+
     #[inline(always)]
     unsafe fn four(&self, four: usize) -> V::I {
         // SAFETY: as the caller says.
         unsafe {
-            let number = planes::quad::<V>(self.0, L::BITS, four);
+            let number = lines::quad::<V>(self.0, L::BITS, four);
             match L::TABLE {
+                Some(table) if V::SIGNED => V::look_up(signed(table), number),
                 Some(table) => V::look_up(table, number),
                 None => number,
             }
@@ -170,6 +184,8 @@ impl<V: Vector, L: Layout> Numbers<V> for Packed<L> {
 struct Bytes(*const u8);
 
 impl<V: Vector> Numbers<V> for Bytes {
+    const BYTES: bool = true;
+
     #[inline(always)]
     unsafe fn four(&self, four: usize) -> V::I {
         // SAFETY: as the caller says.
@@ -181,14 +197,17 @@ impl<V: Vector> Numbers<V> for Bytes {
 struct Turned<V: Vector>([[V::I; 4]; 2]);
 
 impl<V: Vector> Numbers<V> for Turned<V> {
+    const BYTES: bool = false;
+
     #[inline(always)]
     unsafe fn four(&self, four: usize) -> V::I {
+        let number = self.0[four / 4][four % 4];
         // SAFETY: as the caller says.
-        unsafe { V::xor(self.0[four / 4][four % 4], V::splat(0x80)) }
+        if V::SIGNED { number } else { unsafe { V::xor(number, V::splat(0x80)) } }
     }
 }
 
-/// Adds the products of a block, the `at`-th of its rows.
+/// Adds the products of a block, the `at`-th of its rows, a part in `turns` turns of two fours.
 ///
 /// # Safety
 /// The CPU has the set; the inputs have such a block.
@@ -198,7 +217,7 @@ unsafe fn add_block<V: Vector, L: Layout, N: Numbers<V>, const T: usize>(
     scale: [V::F; 2],
     min: [V::F; 2],
     inputs: &[Input; T],
-    at: usize,
+    (at, turns): (usize, usize),
     sums: &mut [V::F; T],
 ) {
     // SAFETY: as the caller says.
@@ -209,19 +228,35 @@ unsafe fn add_block<V: Vector, L: Layout, N: Numbers<V>, const T: usize>(
                 *dots = V::begin(start::<V, L>(input, at, part));
             }
         }
-        // written out, so that every four's shifts are constants
-        macro_rules! fours {
-            ($($k:literal)*) => {$({
-                let weights = V::weights(numbers.four($k), L::VALUE_BITS);
-                let (part, k, of) =
-                    if L::PARTS == 1 { (0, $k, QUADS) } else { ($k / 4, $k % 4, QUADS / 2) };
-                for (dots, input) in dots.iter_mut().zip(inputs) {
-                    let four = V::four(input.values.add(at * BLOCK + 4 * $k));
-                    dots[part] = V::step(dots[part], weights, four, L::VALUE_BITS, k, of);
+        let per_part = QUADS / L::PARTS;
+        if L::PARTS <= V::IN_TURNS && N::BYTES && T > 1 {
+            for part in 0..L::PARTS {
+                for turn in 0..turns {
+                    for last in [false, true] {
+                        let k = part * per_part + 2 * turn + usize::from(last);
+                        let weights = V::weights(numbers.four(k), L::VALUE_BITS);
+                        for (dots, input) in dots.iter_mut().zip(inputs) {
+                            let four = V::four(input.values.add(at * BLOCK + 4 * k));
+                            let dots = &mut dots[part];
+                            *dots = V::turn(*dots, weights, four, L::VALUE_BITS, last);
+                        }
+                    }
                 }
-            })*};
+                for dots in &mut dots {
+                    dots[part] = V::end_of_turns(dots[part], L::VALUE_BITS);
+                }
+            }
+        } else {
+            // so that every four's shifts are constants
+            written_out!(k in [0 1 2 3 4 5 6 7], {
+                let weights = V::weights(numbers.four(k), L::VALUE_BITS);
+                for (dots, input) in dots.iter_mut().zip(inputs) {
+                    let four = V::four(input.values.add(at * BLOCK + 4 * k));
+                    let dots = &mut dots[k / per_part];
+                    *dots = V::step(*dots, weights, four, L::VALUE_BITS, k % per_part, per_part);
+                }
+            });
         }
-        fours!(0 1 2 3 4 5 6 7);
         for ((dots, input), sum) in dots.iter().zip(inputs).zip(sums) {
             let factor = V::repeat(input.scales.add(at));
             let first = V::float(V::end(dots[0], start::<V, L>(input, at, 0)));
@@ -280,12 +315,9 @@ impl<L: Layout> Task for Expand<'_, L> {
                     let place = unit * (L::UNIT / BLOCK) + block;
                     let numbers = Packed::<L>(values.add(packed_at::<L>(block)), PhantomData);
                     let to = self.values.add(place * value_bytes);
-                    macro_rules! fours {
-                        ($($k:literal)*) => {
-                            $(V::store(to.add($k * QUAD), Numbers::<V>::four(&numbers, $k));)*
-                        };
-                    }
-                    fours!(0 1 2 3 4 5 6 7);
+                    written_out!(k in [0 1 2 3 4 5 6 7], {
+                        V::store(to.add(k * QUAD), Numbers::<V>::four(&numbers, k));
+                    });
                     let to = self.scales.byte_add(place * scale_bytes);
                     for part in 0..L::PARTS {
                         let at = block * L::PARTS + part;

@@ -4,8 +4,8 @@
 
 use super::lanes::{all_side_by_side, beside};
 use super::layout::{LANES, Layout, QUAD};
-use super::planes;
-use super::vector::Vector;
+use super::lines;
+use super::vector::{Vector, written_out};
 
 /// Numbers from 0 to 3, with mins. Scales: 16 float16 scales and mins, then per 16 columns 16 bytes,
 /// the scale in the low half.
@@ -38,7 +38,7 @@ impl Layout for Q2K {
             for number in numbers.as_flattened_mut() {
                 *number = *number >> (2 * quarter) & 3;
             }
-            planes::pack::<2>(&numbers, to);
+            lines::pack::<2>(&numbers, to);
         }
     }
 
@@ -48,11 +48,11 @@ impl Layout for Q2K {
         unsafe {
             let (whole, min) = (V::load_f16(at), V::negate(V::load_f16(at.add(2 * LANES))));
             let (mut scales, mut mins) = ([whole; 16], [min; 16]);
-            for (i, (scale, min)) in scales.iter_mut().zip(&mut mins).enumerate() {
+            written_out!(i in [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15], {
                 let both = V::widen_u8(at.add((4 + i) * LANES));
-                *scale = V::mul(V::float(V::and(both, V::splat_i32(15))), *scale);
-                *min = V::mul(V::float(V::shr(both, 4)), *min);
-            }
+                scales[i] = V::mul(V::float(V::and(both, V::splat_i32(15))), whole);
+                mins[i] = V::mul(V::float(V::shr(both, 4)), min);
+            });
             [scales, mins]
         }
     }

@@ -3,8 +3,8 @@
 
 use super::lanes::{all_side_by_side, beside};
 use super::layout::{LANES, Layout, QUAD, QUADS};
-use super::planes;
-use super::vector::Vector;
+use super::lines;
+use super::vector::{Vector, written_out};
 
 /// Numbers stand for -4..3. Scales: 16 float16, then per row three times four bytes, as they are
 /// in the file.
@@ -38,7 +38,7 @@ impl Layout for Q3K {
             for (number, (low, high)) in numbers.as_flattened_mut().iter_mut().zip(bytes) {
                 *number = low >> (2 * quarter) & 3 | (high >> block & 1) << 2;
             }
-            planes::pack::<3>(&numbers, to);
+            lines::pack::<3>(&numbers, to);
         }
     }
 
@@ -53,14 +53,14 @@ impl Layout for Q3K {
             let words = at.add(2 * LANES);
             let lines = [V::load(words), V::load(words.add(QUAD)), V::load(words.add(2 * QUAD))];
             let mut scales = [whole; 16];
-            for (i, scale) in scales.iter_mut().enumerate() {
+            written_out!(i in [0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15], {
                 let byte = 8 * (i as u32 % 4);
                 let low = V::shr(lines[i / 4 % 2], byte + 4 * (i as u32 / 8));
                 let high = V::shl(V::shr(lines[2], byte + 2 * (i as u32 / 4)), 4);
                 let low = V::and(low, V::splat_i32(15));
                 let part = V::or(low, V::and(high, V::splat_i32(0x30)));
-                *scale = V::mul(V::float(V::add(part, V::splat_i32(-32))), whole);
-            }
+                scales[i] = V::mul(V::float(V::add(part, V::splat_i32(-32))), whole);
+            });
             [scales; 2]
         }
     }

@@ -1,5 +1,5 @@
 //! q4_0: a float16 scale and 32 nibbles; a column lies in the low half of a byte, the one 16
-//! further in the high half, which is how planes have it.
+//! further in the high half, as in packed lines.
 #![expect(unsafe_code, reason = "vector instructions")]
 
 use super::lanes::{beside, side_by_side};

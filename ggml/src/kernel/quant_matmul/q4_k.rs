@@ -1,7 +1,6 @@
 //! q4_k: super-blocks of 256 columns: float16 scale and min, eight scales and mins of 6 bits each,
 //! and nibbles.
 #![expect(unsafe_code, reason = "vector instructions")]
-#![expect(clippy::needless_range_loop, reason = "indices name lines of several arrays")]
 
 use super::lanes::{all_side_by_side, beside};
 use super::layout::{LANES, Layout, QUAD};

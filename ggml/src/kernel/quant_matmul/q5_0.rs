@@ -3,7 +3,7 @@
 
 use super::lanes::{beside, side_by_side};
 use super::layout::{BLOCK, LANES, Layout, QUAD, QUADS};
-use super::planes;
+use super::lines;
 use super::vector::Vector;
 
 /// Numbers stand for -16..15.
@@ -67,5 +67,5 @@ pub(super) unsafe fn pack_numbers<V: Vector>(
             *number = nibbles >> half & 15 | (bits >> four & 1) << 4;
         }
     }
-    planes::pack::<5>(&numbers, to);
+    lines::pack::<5>(&numbers, to);
 }

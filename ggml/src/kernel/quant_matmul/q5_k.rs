@@ -3,7 +3,7 @@
 
 use super::lanes::all_side_by_side;
 use super::layout::{Layout, QUAD, QUADS};
-use super::planes;
+use super::lines;
 use super::q4_k::{pack_scales, scales_and_mins};
 use super::vector::Vector;
 
@@ -39,7 +39,7 @@ impl Layout for Q5K {
             {
                 *number = low >> half & 15 | (high >> block & 1) << 4;
             }
-            planes::pack::<5>(&numbers, to);
+            lines::pack::<5>(&numbers, to);
         }
     }
 

@@ -4,7 +4,7 @@
 
 use super::lanes::{all_side_by_side, beside};
 use super::layout::{LANES, Layout, QUAD, QUADS};
-use super::planes;
+use super::lines;
 use super::vector::Vector;
 
 /// Numbers stand for -32..31. Scales: 16 float16, then per 16 columns 16 signed bytes.
@@ -41,7 +41,7 @@ impl Layout for Q6K {
             for (number, (low, high)) in numbers.as_flattened_mut().iter_mut().zip(bytes) {
                 *number = low >> (4 * (quarter / 2)) & 15 | (high >> (2 * quarter) & 3) << 4;
             }
-            planes::pack::<6>(&numbers, to);
+            lines::pack::<6>(&numbers, to);
         }
     }
 

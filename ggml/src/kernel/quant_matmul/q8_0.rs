@@ -1,5 +1,5 @@
-//! q8_0: a float16 scale and 32 signed bytes, kept plus 128, since VNNI multiplies unsigned bytes
-//! with signed ones.
+//! q8_0: a float16 scale and 32 signed bytes, kept plus 128 where VNNI multiplies unsigned
+//! bytes with signed ones.
 #![expect(unsafe_code, reason = "vector instructions")]
 
 use super::lanes::{all_side_by_side, beside};
@@ -24,8 +24,9 @@ impl Layout for Q8_0 {
         beside::<2>(rows, stride, 0, scales);
         // SAFETY: as the caller says.
         let lines = unsafe { all_side_by_side::<V>(rows, stride, 2) };
+        let flip = if V::SIGNED { 0 } else { 0x80 };
         for (to, &byte) in values.iter_mut().zip(lines.as_flattened()) {
-            *to = byte ^ 0x80;
+            *to = byte ^ flip;
         }
     }
 

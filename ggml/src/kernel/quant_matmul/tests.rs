@@ -5,30 +5,16 @@ use crate::quant::{dequantize_rows, quantize_rows};
 use crate::wrap::plan::{Plan, Slot};
 use mmx_converters::random::SplitMix64;
 
-const TYPES: [GgmlType; 12] = [
-    GgmlType::Q4_0,
-    GgmlType::Q4_1,
-    GgmlType::Q5_0,
-    GgmlType::Q5_1,
-    GgmlType::Q8_0,
-    GgmlType::Q2_K,
-    GgmlType::Q3_K,
-    GgmlType::Q4_K,
-    GgmlType::Q5_K,
-    GgmlType::Q6_K,
-    GgmlType::IQ4_NL,
-    GgmlType::IQ4_XS,
-];
-
 /// The sets of this CPU that there are products for. None on some CPUs: nothing packs a matrix
 /// there.
 fn sets() -> impl Iterator<Item = CpuSet> {
     SETS.iter().copied().filter(|set| set.is_here())
 }
 
-/// Each of these sets with each type.
+/// Each of these sets with each type that can be packed.
 fn each() -> impl Iterator<Item = (CpuSet, GgmlType)> {
-    sets().flat_map(|cpu| TYPES.map(|ty| (cpu, ty)))
+    let types = || GgmlType::ALL.iter().copied().filter(|&ty| takes(ty));
+    sets().flat_map(move |cpu| types().map(move |ty| (cpu, ty)))
 }
 
 /// The columns of a unit of the file.
@@ -278,6 +264,7 @@ fn rows_in_the_file_give_the_same_bits() {
 
 #[test]
 fn only_whole_groups_and_blocks_fit() {
+    assert_eq!(GgmlType::ALL.iter().filter(|&&ty| takes(ty)).count(), 12);
     assert!(arena_bytes(GgmlType::Q4_0, &[16, 32]).is_some());
     assert!(arena_bytes(GgmlType::Q4_0, &[24, 32]).is_none());
     assert!(arena_bytes(GgmlType::Q4_0, &[16, 48]).is_none());

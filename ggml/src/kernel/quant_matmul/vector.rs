@@ -4,6 +4,17 @@
 //! register of AVX-512, or two of AVX2. So matrices are packed in one order for all sets.
 #![expect(unsafe_code, reason = "vector instructions")]
 
+/// Writes a loop out, so that the index is a constant in each turn.
+macro_rules! written_out {
+    ($i:ident in [$($n:literal)*], $body:block) => {
+        $({
+            let $i: usize = $n;
+            $body
+        })*
+    };
+}
+pub(super) use written_out;
+
 /// Something that is computed with the registers of a set.
 pub(super) trait Task {
     /// Computes it; always inlined, so that it is compiled for the set of who calls it.
@@ -31,9 +42,14 @@ pub(super) trait Vector {
     type Sum: Copy;
     /// The most rows of activations that are multiplied at a time.
     const MOST: usize;
-    /// True where numbers of 8 bits are multiplied as signed ones, so that nothing is to be taken
-    /// from them.
+    /// True where numbers of 8 bits are kept and multiplied as signed ones, so that nothing is to be
+    /// taken from them; in other sets they are kept plus 128.
     const SIGNED: bool;
+
+    /// The most parts of a block that several rows of activations are multiplied with two fours of
+    /// columns a turn: written out, the compiler reorders it beyond the registers there are (a
+    /// third slower with AVX2 and one part; with two, turns are too short).
+    const IN_TURNS: usize;
 
     /// Runs a task compiled for this set.
     unsafe fn enter(task: impl Task);
@@ -79,7 +95,8 @@ pub(super) trait Vector {
 
     /// Four activations.
     unsafe fn four(from: *const i8) -> Self::X;
-    /// Numbers of `bits` bits, from 0 on, ready to be multiplied.
+    /// Numbers of `bits` bits, from 0 on (or signed, see [`Vector::SIGNED`]), ready to be
+    /// multiplied.
     unsafe fn weights(numbers: Self::I, bits: usize) -> Self::W;
     /// The sums of nothing; they begin at `start`, if not at 0.
     unsafe fn begin(start: Option<*const i32>) -> Self::Sum;
@@ -92,6 +109,16 @@ pub(super) trait Vector {
         k: usize,
         of: usize,
     ) -> Self::Sum;
+    /// Adds the products of a four of columns, the first or (`last`) second of a turn.
+    unsafe fn turn(
+        sum: Self::Sum,
+        weights: Self::W,
+        four: Self::X,
+        bits: usize,
+        last: bool,
+    ) -> Self::Sum;
+    /// The sums after the last turn.
+    unsafe fn end_of_turns(sum: Self::Sum, bits: usize) -> Self::Sum;
     /// The sums, of which `start` is that of [`Vector::begin`].
     unsafe fn end(sum: Self::Sum, start: Option<*const i32>) -> Self::I;
 
