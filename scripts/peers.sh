@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The real consumers on what mmx writes: TensorBoard, Transformers (no remote code), PEFT, torch, the hub's official client, vLLM,
-# Ollama, lm-evaluation-harness, llama.cpp and its tools; asked by the programs of scripts/peers and scripts/peers/judge. Installs what these
+# The real consumers on what mmx writes: TensorBoard, Transformers (no remote code), PEFT, TRL, MLX, torch, the hub's official
+# client, vLLM, Ollama, lm-evaluation-harness, llama.cpp and its tools; asked by the programs of scripts/peers and scripts/peers/judge. Installs what these
 # need once, into $MMX_CACHE. Called by scripts/test --peers; with --all (scripts/test --peers-all) also those that take long or much
 # disk.
 set -uo pipefail
@@ -79,6 +79,18 @@ several "$python" scripts/peers/export.py "$mmx" "$shared" "$work" "$judge"
 if doors=$(bash scripts/peers/doors.sh); then
   # shellcheck disable=SC2086 # two paths without blanks
   several "$python" scripts/peers/doors.py "$mmx" "$shared" "$work" $doors
+  four=$(head -1 <<<"$doors")
+  several "$python" scripts/peers/keys.py "$mmx" "$shared" "$work" "$four"
+  if llama_bin=$(bash scripts/peers/llama.sh) && jinja=$(bash scripts/peers/jinja_npm.sh); then
+    several "$python" scripts/peers/templates.py "$mmx" "$shared" "$work" "$four" "$llama_bin/llama-server" "$jinja"
+  else
+    failed=$((failed + 1)); echo "FAIL  installing llama-server or @huggingface/jinja"
+  fi
+  if trl=$(bash scripts/peers/trl.sh) && mlx=$(bash scripts/peers/mlx.sh); then
+    several "$python" scripts/peers/back.py "$mmx" "$shared" "$work" "$trl" "$mlx"
+  else
+    failed=$((failed + 1)); echo "FAIL  installing TRL or MLX"
+  fi
 else
   failed=$((failed + 1)); echo "FAIL  installing Transformers 4.57 and mistral.rs"
 fi

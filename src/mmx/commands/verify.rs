@@ -10,6 +10,7 @@ use serde_json::json;
 
 use crate::args::kinds;
 use crate::error::{Error, Result};
+use crate::format::Clock;
 use mmx_models::consumers::check;
 use mmx_models::engines::Kind;
 use mmx_models::verify::{Input, Report, Request, verify};
@@ -83,7 +84,9 @@ pub(crate) fn run(args: VerifyArgs, as_json: bool) -> Result<()> {
             }
             Input::Text(text)
         }
-        (None, Some(path)) => Input::Ids(crate::args::ids::read(path)?.rows),
+        (None, Some(path)) => {
+            Input::Ids { rows: crate::args::ids::read(path)?.rows, path: path.clone() }
+        }
         (None, None) => Input::Sample(args.tokens),
     };
     let consumers = args.consumers.then(|| check::Request {
@@ -99,9 +102,11 @@ pub(crate) fn run(args: VerifyArgs, as_json: bool) -> Result<()> {
         tolerance: args.tolerance,
         threads: args.threads,
     };
+    let mut clock = Clock::default();
     let report = verify(&request, &mut |path, kind| {
-        eprintln!("computing {} with {}", path.display(), kind.name());
+        clock.start(format!("computing {} with {}", path.display(), kind.name()));
     })?;
+    drop(clock);
     let checked = consumers.map(|asked| {
         check::check(&request.reference, &request.others, &asked, &mut |path, program| {
             eprintln!("asking {program} for {}", path.display());
