@@ -1,13 +1,17 @@
-//! Kernels of our own beside ggml's, as operations of a graph (`custom`): attention, products
-//! with float weights (`float_matmul`) and with quantized ones (`quant_matmul`); the instruction sets
-//! that they are written for (`cpu`).
+//! Kernels of our own beside ggml's, as operations of a graph (`custom`): attention, norms, rotary
+//! positions (`rope`), products with float weights (`float_matmul`) and with quantized ones
+//! (`quant_matmul`); the instruction sets that they are written for (`cpu`), and float32 numbers
+//! sixteen at a time on each (`vector`).
 
 pub(crate) mod arena;
 pub(crate) mod attention;
 pub(crate) mod cpu;
 pub(crate) mod custom;
 pub(crate) mod float_matmul;
+pub(crate) mod norm;
 pub(crate) mod quant_matmul;
+pub(crate) mod rope;
+pub(crate) mod vector;
 
 use self::cpu::CpuSet;
 

@@ -76,7 +76,7 @@ mod set;
 mod vector;
 
 use std::cell::RefCell;
-use std::ffi::{c_int, c_void};
+use std::ffi::c_void;
 use std::ops::Range;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -94,7 +94,7 @@ use self::set::{SETS, Set};
 use crate::error::{Error, Result};
 use crate::kernel::arena::{Arena, padded};
 use crate::kernel::cpu::CpuSet;
-use crate::kernel::custom::{self, Activations, CHUNK};
+use crate::kernel::custom::{Activations, CHUNK, Chosen, Worker};
 use crate::wrap::context::Context;
 use crate::wrap::tensor::Tensor;
 
@@ -245,7 +245,7 @@ struct Scratch {
     /// it.
     rounded: Rounded,
     /// Rows of activations and of results that belong together.
-    pairs: Vec<(u32, u32)>,
+    chosen: Chosen,
     /// Groups of rows packed, or laid out as bytes, for many tokens.
     groups: Vec<u64>,
 }
@@ -281,26 +281,18 @@ impl Context {
     }
 }
 
-/// Computes one thread's share of a product: some groups of rows (of every expert) for all tokens.
-unsafe extern "C" fn compute(
-    target: *mut sys::ggml_tensor,
-    index: c_int,
-    threads: c_int,
-    matrix: *mut c_void,
-) {
-    // SAFETY: ggml calls this for nodes made by quant_matmul only, whose matrix and operands are
+/// Computes one thread's turns at a product: some groups of rows (of every chosen expert) for all
+/// tokens.
+unsafe fn compute(target: *mut sys::ggml_tensor, worker: Worker<'_>, matrix: *mut c_void) {
+    // SAFETY: this is called for nodes made by quant_matmul only, whose matrix and operands are
     // alive, once the operands are computed; target is contiguous float32 of `rows` values per
-    // product, and each thread writes rows of its own groups only.
+    // product, and each thread writes rows of the groups of its own turns only.
     unsafe {
         let matrix = &*matrix.cast::<QuantMatrix>();
         let x = &*(*target).src[0];
         let tokens = (x.ne[1] * x.ne[2]) as usize;
-        let share = custom::share(matrix.rows / LANES, index, threads);
-        if share.is_empty() {
-            return;
-        }
         SCRATCH.with(|scratch| {
-            let Scratch { rounded, pairs, groups } = &mut *scratch.borrow_mut();
+            let Scratch { rounded, chosen, groups } = &mut *scratch.borrow_mut();
             let out = (*target).data.cast::<f32>();
             let (parts, offset) = layout!(matrix.ty, (L::PARTS, L::OFFSET), return);
             rounded.resize(tokens, matrix.cols, parts, offset);
@@ -309,10 +301,14 @@ unsafe extern "C" fn compute(
                 let row = std::slice::from_raw_parts(row, matrix.cols);
                 set::enter(matrix.set, RoundRow { row, to: rounded, token });
             }
-            for expert in 0..matrix.experts {
-                custom::pairs(x, (*target).src[1], expert, pairs);
-                let rows = Pairs { matrix, rounded, pairs, out };
-                layout!(matrix.ty, rows.products::<L>(expert, share.clone(), groups), ());
+            chosen.find(x, (*target).src[1], matrix.experts);
+            let of_each = matrix.rows / LANES;
+            for turn in worker.turns(chosen.len() * of_each, 1) {
+                for (at, share) in Chosen::parts(turn, of_each) {
+                    let (expert, pairs) = chosen.of(at);
+                    let rows = Pairs { matrix, rounded, pairs, out };
+                    layout!(matrix.ty, rows.products::<L>(expert, share, groups), ());
+                }
             }
         });
     }
