@@ -84,7 +84,9 @@ use self::activations::{RoundRow, Rounded};
 use self::by_type::layout;
 use self::layout::{BLOCK, LANES, Layout};
 use self::memory::{Group, InFile, Own};
-use self::product::{EXPANDED, Expand, FILE, Input, PACKED, Rows, Tiles, expanded_bytes};
+use self::product::{
+    DIRECT, EXPANDED, Expand, FILE, Input, PACKED, Rows, Tiles, expanded_bytes, is_expanded,
+};
 use self::set::{SETS, Set};
 use crate::error::{Error, Result};
 use crate::kernel::arena::{Arena, padded};
@@ -309,10 +311,6 @@ unsafe fn compute(target: *mut sys::ggml_tensor, worker: Worker<'_>, matrix: *mu
     }
 }
 
-/// The most rows of activations that packed weights are multiplied with as they are: for more they
-/// are laid out as bytes first.
-const DIRECT: usize = 4;
-
 /// Rows of activations that meet a matrix, or one of its experts, and where their results go.
 struct Pairs<'a> {
     matrix: &'a QuantMatrix,
@@ -350,8 +348,7 @@ impl Pairs<'_> {
         let Self { matrix, pairs, .. } = *self;
         let units = matrix.cols / L::UNIT;
         let blocks = matrix.cols / BLOCK;
-        let many = pairs.len() > DIRECT;
-        let expand = many && L::VALUE_BITS > L::BITS || many && L::BITS < 8;
+        let expand = is_expanded::<L>() && pairs.len() > DIRECT;
         let (value_bytes, scale_bytes) = expanded_bytes::<L>();
         let group_bytes = match expand {
             true => blocks * (value_bytes + scale_bytes),

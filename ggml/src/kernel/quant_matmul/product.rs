@@ -39,6 +39,15 @@ pub(super) struct Rows {
     pub(super) stride: usize,
 }
 
+/// The most rows of activations that packed weights are multiplied with as they are: for more they
+/// are laid out as bytes first.
+pub(super) const DIRECT: usize = 4;
+
+/// True for types that are laid out as bytes for many rows of activations.
+pub(super) const fn is_expanded<L: Layout>() -> bool {
+    L::BITS < 8
+}
+
 /// Bytes of an expanded block's numbers and of its scales and mins.
 pub(super) fn expanded_bytes<L: Layout>() -> (usize, usize) {
     (QUADS * QUAD, L::PARTS * (1 + usize::from(L::MINS)) * LANES * size_of::<f32>())
@@ -61,6 +70,17 @@ impl<L: Layout, G: Iterator<Item = (Rows, usize)>, const T: usize, const FROM: u
 {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
+        // what nobody asks for is not compiled
+        if const {
+            T > V::MOST
+                || match FROM {
+                    FILE => !L::IN_FILE,
+                    EXPANDED => !is_expanded::<L>(),
+                    _ => is_expanded::<L>() && T > DIRECT,
+                }
+        } {
+            unreachable!("{T} rows of activations, form {FROM}");
+        }
         for (rows, place) in self.groups {
             // SAFETY: as the task says.
             unsafe {
