@@ -8,6 +8,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use axum::http::StatusCode;
 
 use crate::error::ApiError;
+use crate::kept::Responses;
 use crate::options::Options;
 use crate::served_model::ServedModel;
 
@@ -16,6 +17,8 @@ pub(crate) struct App {
     pub(crate) options: Options,
     pub(crate) served: Vec<Arc<ServedModel>>,
     pub(crate) requests: Requests,
+    /// Responses that later requests may name.
+    pub(crate) kept: Responses,
     pub(crate) started: Instant,
     /// True where the server listens at an address that only this machine reaches.
     pub(crate) loopback: bool,
@@ -62,11 +65,11 @@ pub(crate) async fn blocking<T: Send + 'static>(
     })
 }
 
-/// Makes an id that no other answer of this process has.
+/// Makes an id that nothing else of this process has.
 pub(crate) fn new_id(prefix: &str) -> String {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    format!("{prefix}-{:x}{number:08x}", now())
+    format!("{prefix}{:x}{number:08x}", now())
 }
 
 /// The time in seconds since 1970.

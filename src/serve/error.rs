@@ -64,12 +64,40 @@ impl ApiError {
 
     /// Makes the response in the form of the API to which `path` belongs.
     pub(crate) fn at(self, path: &str) -> Response {
-        if is_ollamas(path) { self.ollama() } else { self.into_response() }
+        match path {
+            "/v1/messages" | "/v1/messages/count_tokens" => self.anthropic(),
+            path if is_ollamas(path) => self.ollama(),
+            _ => self.into_response(),
+        }
     }
 
     /// Makes the response in Ollama's form.
     pub(crate) fn ollama(self) -> Response {
         self.with(json!({"error": self.message}))
+    }
+
+    /// Makes the response in Anthropic's form, with its status 529 where the server is stopping.
+    pub(crate) fn anthropic(mut self) -> Response {
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            // 529, their "overloaded": clients come again
+            self.status = StatusCode::from_u16(529).unwrap_or(self.status);
+        }
+        self.with(self.anthropic_body())
+    }
+
+    /// The error's JSON body in Anthropic's form, also for one in the middle of a stream.
+    pub(crate) fn anthropic_body(&self) -> serde_json::Value {
+        let kind = match self.status.as_u16() {
+            401 => "authentication_error",
+            403 => "permission_error",
+            404 => "not_found_error",
+            413 => "request_too_large",
+            429 => "rate_limit_error",
+            503 | 529 => "overloaded_error",
+            400..500 => "invalid_request_error",
+            _ => "api_error",
+        };
+        json!({"type": "error", "error": {"type": kind, "message": self.message}})
     }
 
     fn with(&self, body: serde_json::Value) -> Response {

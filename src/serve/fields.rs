@@ -7,122 +7,18 @@ use serde_json::{Map, Number, Value};
 use crate::error::ApiError;
 use crate::request::messages::name_of;
 
-/// The fields of a request that were not taken yet.
+/// The fields of an object that were not taken yet.
 #[derive(Debug)]
-pub(crate) struct Fields(Map<String, Value>);
+pub(crate) struct Fields {
+    map: Map<String, Value>,
+    /// Where the object stands in the request, before a field's name: nothing, `options.`,
+    /// `tools[2].`.
+    place: String,
+}
 
 /// A field that is not supported, and the values (JSON) with which it changes nothing; null always
 /// does not.
 pub(crate) type Refused = (&'static str, &'static [&'static str]);
-
-/// Fields of texts, of any kind, that are not supported and would change the answer. Source: the
-/// references of OpenAI, llama.cpp's server and vLLM; the values are their defaults.
-pub(crate) const REFUSED: &[Refused] = &[
-    // OpenAI
-    ("audio", &[]),
-    ("function_call", &["\"none\"", "\"auto\""]),
-    ("functions", &["[]"]),
-    ("modalities", &["[\"text\"]"]),
-    ("suffix", &["\"\""]),
-    ("verbosity", &["\"medium\""]),
-    ("web_search_options", &[]),
-    // llama.cpp
-    ("dry_multiplier", &["0"]),
-    ("dynatemp_range", &["0"]),
-    ("grammar", &["\"\""]),
-    ("image_data", &["[]"]),
-    ("json_schema", &["{}"]),
-    ("lora", &["[]"]),
-    ("min_keep", &["0"]),
-    ("mirostat", &["0"]),
-    ("n_discard", &["0"]),
-    ("n_indent", &["0"]),
-    ("n_keep", &["0"]),
-    ("n_probs", &["0"]),
-    ("post_sampling_probs", &["false"]),
-    ("reasoning_format", &["\"auto\"", "\"deepseek\""]),
-    ("repeat_last_n", &["-1"]),
-    ("response_fields", &["[]"]),
-    ("return_progress", &["false"]),
-    ("return_tokens", &["false"]),
-    ("samplers", &[]),
-    ("t_max_predict_ms", &["0", "-1"]),
-    ("tfs_z", &["1"]),
-    ("top_n_sigma", &["-1", "0"]),
-    ("typical_p", &["1"]),
-    ("typ_p", &["1"]),
-    ("xtc_probability", &["0"]),
-    // vLLM and others
-    ("add_generation_prompt", &["true"]),
-    ("allowed_token_ids", &[]),
-    ("bad_words", &["[]"]),
-    ("chat_template", &[]),
-    ("continue_final_message", &["false"]),
-    ("documents", &["[]"]),
-    ("early_stopping", &["false"]),
-    ("guided_choice", &[]),
-    ("guided_grammar", &[]),
-    ("guided_json", &[]),
-    ("guided_regex", &[]),
-    ("include_reasoning", &["true"]),
-    ("include_stop_str_in_output", &["false"]),
-    ("length_penalty", &["1"]),
-    ("logits_processors", &["[]"]),
-    ("min_tokens", &["0"]),
-    ("mm_processor_kwargs", &["{}"]),
-    ("no_repeat_ngram_size", &["0"]),
-    ("prompt_logprobs", &[]),
-    ("reasoning", &[]),
-    ("return_token_ids", &["false"]),
-    ("return_tokens_as_token_ids", &["false"]),
-    ("skip_special_tokens", &["true"]),
-    ("smoothing_factor", &["0"]),
-    ("stop_token_ids", &["[]"]),
-    ("structured_outputs", &[]),
-    ("thinking", &[]),
-    ("top_a", &["0"]),
-    ("transforms", &["[]"]),
-    ("truncate_prompt_tokens", &[]),
-    ("use_beam_search", &["false"]),
-];
-
-/// Fields that change nothing in the answer: they are about accounts, caches, speed, or about
-/// something that must be turned on by another field first. Source: as of [`REFUSED`].
-pub(crate) const IGNORED: &[&str] = &[
-    // OpenAI
-    "metadata",
-    "prediction",
-    "prompt_cache_key",
-    "prompt_cache_retention",
-    "safety_identifier",
-    "service_tier",
-    "store",
-    "user",
-    // llama.cpp
-    "cache_prompt",
-    "dry_allowed_length",
-    "dry_base",
-    "dry_penalty_last_n",
-    "dry_sequence_breakers",
-    "dynatemp_exponent",
-    "id_slot",
-    "mirostat_eta",
-    "mirostat_tau",
-    "n_cache_reuse",
-    "slot_id",
-    "timings_per_token",
-    "xtc_threshold",
-    // vLLM and others
-    "cache_salt",
-    "draft_model",
-    "keep_alive",
-    "kv_transfer_params",
-    "priority",
-    "request_id",
-    "session_id",
-    "spaces_between_special_tokens",
-    "ttl",
-];
 
 impl Fields {
     /// Parses a request's body.
@@ -135,20 +31,48 @@ impl Fields {
             ApiError::new(status, format!("the request's JSON: {text}"))
         };
         match serde_json::from_slice(body).map_err(|e| fault(e.to_string()))? {
-            Value::Object(fields) => Ok(Self(fields)),
+            Value::Object(map) => Ok(Self { map, place: String::new() }),
             other => Err(fault(format!("expected an object, found {}", name_of(&other)))),
         }
     }
 
-    /// The fields of an object within a request.
-    pub(crate) fn of(fields: Map<String, Value>) -> Self {
-        Self(fields)
+    /// The fields of an object that stands within a request at `place`.
+    pub(crate) fn of(map: Map<String, Value>, place: &str) -> Self {
+        Self { map, place: format!("{place}.") }
+    }
+
+    /// The fields of the object at `place`.
+    ///
+    /// # Errors
+    /// 400 for something else.
+    pub(crate) fn at(value: Value, place: &str) -> Result<Self, ApiError> {
+        match value {
+            Value::Object(map) => Ok(Self::of(map, place)),
+            other => Err(wrong_type(place, "an object", &other)),
+        }
+    }
+
+    /// Takes an object, and gives its fields; none where it is not given.
+    pub(crate) fn within(&mut self, name: &str) -> Result<Self, ApiError> {
+        let place = self.place(name);
+        Ok(Self::of(self.object(name)?.unwrap_or_default(), &place))
+    }
+
+    /// The place of a field in the request.
+    pub(crate) fn place(&self, name: &str) -> String {
+        format!("{}{name}", self.place)
+    }
+
+    /// Makes a 400 that names a field.
+    pub(crate) fn fault(&self, name: &str, text: &str) -> ApiError {
+        let place = self.place(name);
+        ApiError::invalid(&place, format!("{place}: {text}"))
     }
 
     /// Takes a field of any type; nothing where it is missing or null.
     pub(crate) fn any(&mut self, name: &str) -> Option<Value> {
         // the others keep their order, and with it which of several faults is told
-        self.0.shift_remove(name).filter(|value| !value.is_null())
+        self.map.shift_remove(name).filter(|value| !value.is_null())
     }
 
     /// Takes a field whose value `of` can read; `expected` names its type for the error.
@@ -159,7 +83,7 @@ impl Fields {
         of: impl FnOnce(&Value) -> Option<T>,
     ) -> Result<Option<T>, ApiError> {
         let Some(value) = self.any(name) else { return Ok(None) };
-        of(&value).map(Some).ok_or_else(|| wrong_type(name, expected, &value))
+        of(&value).map(Some).ok_or_else(|| wrong_type(&self.place(name), expected, &value))
     }
 
     pub(crate) fn int(&mut self, name: &str) -> Result<Option<i64>, ApiError> {
@@ -176,6 +100,11 @@ impl Fields {
 
     pub(crate) fn text(&mut self, name: &str) -> Result<Option<String>, ApiError> {
         self.typed(name, "a string", |value| value.as_str().map(str::to_owned))
+    }
+
+    /// Takes a text; an empty one counts as not given, as Ollama's clients send it.
+    pub(crate) fn filled(&mut self, name: &str) -> Result<Option<String>, ApiError> {
+        Ok(self.text(name)?.filter(|text| !text.is_empty()))
     }
 
     pub(crate) fn list(&mut self, name: &str) -> Result<Option<Vec<Value>>, ApiError> {
@@ -204,30 +133,42 @@ impl Fields {
                 Some((_, first)) if *first == value => {}
                 Some((other, first)) => {
                     let text = format!(
-                        "{other} and {name} are one field: expected one value, found {first} and {value}"
+                        "{} and {name} are one field: expected one value, found {first} and {value}",
+                        self.place(other)
                     );
-                    return Err(ApiError::invalid(name, text));
+                    return Err(ApiError::invalid(&self.place(name), text));
                 }
             }
         }
         Ok(found)
     }
 
-    /// Looks at the fields that were not taken: fields of `refused` and [`REFUSED`], and names that
+    /// Drops fields that change nothing here.
+    pub(crate) fn ignore(&mut self, names: &[&str]) {
+        for name in names {
+            self.map.shift_remove(*name);
+        }
+    }
+
+    /// Looks at the fields that were not taken: `refused` ones, `ignored` ones, and names that
     /// nobody knows.
     ///
     /// # Errors
     /// 400 for the first field that would change the answer, or is not known.
-    pub(crate) fn finish(self, refused: &[Refused]) -> Result<(), ApiError> {
-        for (name, value) in self.0 {
-            if value.is_null() || IGNORED.contains(&name.as_str()) {
+    pub(crate) fn finish(
+        mut self,
+        refused: &[&[Refused]],
+        ignored: &[&str],
+    ) -> Result<(), ApiError> {
+        for (name, value) in std::mem::take(&mut self.map) {
+            if value.is_null() || ignored.contains(&name.as_str()) {
                 continue;
             }
-            let Some((_, neutral)) = refused.iter().chain(REFUSED).find(|(n, _)| *n == name) else {
-                let text = format!(
-                    "{name}: this field is not known here, and it may change the answer: leave it out"
-                );
-                return Err(ApiError::invalid(&name, text).coded("unknown_parameter"));
+            let known = refused.iter().copied().flatten().find(|(known, _)| *known == name);
+            let Some((_, neutral)) = known else {
+                let text =
+                    "this field is not known here, and it may change the answer: leave it out";
+                return Err(self.fault(&name, text).coded("unknown_parameter"));
             };
             let same = |json: &&str| serde_json::from_str(json).is_ok_and(|n| equal(&n, &value));
             if !neutral.iter().any(same) {
@@ -235,12 +176,16 @@ impl Fields {
                     Some(value) => format!(": leave it out or set it to {value}"),
                     None => ": leave it out".to_owned(),
                 };
-                let text =
-                    format!("{name}: not supported, and it would change the answer{instead}");
-                return Err(ApiError::invalid(&name, text).coded("unsupported_parameter"));
+                let text = format!("not supported, and it would change the answer{instead}");
+                return Err(self.fault(&name, &text).coded("unsupported_parameter"));
             }
         }
         Ok(())
+    }
+
+    /// True where a field of this name is left.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.map.get(name).is_some_and(|value| !value.is_null())
     }
 }
 
@@ -303,7 +248,10 @@ mod tests {
 
     #[test]
     fn what_would_change_the_answer_is_refused_and_what_would_not_passes() {
-        let finish = |value: Value| fields(&value).finish(&[("own", &["2"])]);
+        let finish = |value: Value| {
+            let own: &[Refused] = &[("own", &["2"]), ("mirostat", &["0"])];
+            fields(&value).finish(&[own], &["user"])
+        };
         assert!(finish(json!({"user": "x", "mirostat": 0.0, "own": 2, "typo": null})).is_ok());
         for (value, name, code) in [
             (json!({"user": 1, "mirostat": 2}), "mirostat", "unsupported_parameter"),
@@ -313,27 +261,6 @@ mod tests {
             let error = finish(value).unwrap_err();
             assert_eq!((error.param.as_deref(), error.code), (Some(name), Some(code)));
             assert!(error.message.starts_with(name), "{error:?}");
-        }
-    }
-
-    #[test]
-    fn no_field_is_in_two_tables_and_every_neutral_value_is_json() {
-        for (i, (name, neutral)) in REFUSED.iter().enumerate() {
-            assert!(!IGNORED.contains(name), "{name}");
-            assert!(REFUSED[..i].iter().all(|(other, _)| other != name), "{name}");
-            assert!(
-                neutral.iter().all(|json| serde_json::from_str::<Value>(json).is_ok()),
-                "{name}"
-            );
-        }
-    }
-    #[test]
-    fn the_page_of_the_apis_names_every_field() {
-        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/api.md");
-        let page = fs_err::read_to_string(page).unwrap();
-        let half = page.split("## Ollama's API").next().unwrap();
-        for name in REFUSED.iter().map(|(name, _)| name).chain(IGNORED) {
-            assert!(half.contains(&format!("`{name}`")), "{name}");
         }
     }
 }

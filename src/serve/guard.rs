@@ -26,8 +26,8 @@ const CONTAINERS: [&str; 3] =
     ["host.docker.internal", "gateway.docker.internal", "host.containers.internal"];
 
 /// Headers that pages may send, besides those that they ask for. Source: the browser clients of
-/// OpenAI and Ollama.
-const HEADERS: &str = "accept, api-key, authorization, content-type, idempotency-key, openai-beta, openai-organization, \
+/// OpenAI, Anthropic and Ollama.
+const HEADERS: &str = "accept, anthropic-beta, anthropic-dangerous-direct-browser-access, anthropic-version, api-key, authorization, content-type, idempotency-key, openai-beta, openai-organization, \
                        openai-project, user-agent, x-api-key, x-request-id, x-requested-with, x-stainless-arch, \
                        x-stainless-async, x-stainless-custom-poll-interval, x-stainless-helper-method, \
                        x-stainless-lang, x-stainless-os, x-stainless-package-version, x-stainless-poll-helper, \
@@ -101,13 +101,15 @@ fn check(app: &App, request: &Request) -> Result<(), ApiError> {
         return Ok(());
     }
     let key = app.options.api_key.as_deref().unwrap_or_default();
-    let given = headers
+    let bearer = headers
         .get(header::AUTHORIZATION)
         .and_then(|value| value.to_str().ok())
         .and_then(|value| value.split_once(' '))
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
         .map(|(_, key)| key.trim());
-    match given {
+    // Anthropic's clients have a header of their own
+    let own = || headers.get("x-api-key").and_then(|value| value.to_str().ok()).map(str::trim);
+    match bearer.or_else(own) {
         Some(given) if equal(given.as_bytes(), key.as_bytes()) => Ok(()),
         found => {
             let what = if found.is_some() { "another one" } else { "none" };

@@ -1,9 +1,9 @@
-//! The server of mmx: OpenAI's and Ollama's APIs and a web page over the runner.
+//! The server of mmx: OpenAI's, Anthropic's and Ollama's APIs and a web page over the runner.
 //!
 //! A request passes `guard`, is read by the handler of its address, checked and rendered in
 //! `request`, and becomes jobs in the queue of its model's `engine`, whose scheduler computes the
-//! jobs of all requests together. Events come back through a channel, and the protocol puts them
-//! into its own words, as one object or as a stream.
+//! jobs of all requests together. Events come back through a channel to the `answer`, whose parts
+//! the protocol puts into its own words, as one object or as a stream.
 //!
 //! ```
 //! use std::io::{Read, Write};
@@ -58,19 +58,25 @@
 //! |---|---|
 //! | `options`, `app` | the server's settings, and the state that all requests share |
 //! | `router`, `guard` | addresses and their handlers; what every request passes first |
-//! | `openai/`, `ollama` | the two protocols: a file for each of OpenAI's addresses |
-//! | `request/` | what both protocols ask for: a chat, raw texts, sampling, embeddings |
-//! | `fields` | a request's JSON field by field, and the fields that are refused or ignored |
+//! | `openai/`, `anthropic/`, `ollama/`, `llama` | the protocols: requests, and words for an answer |
+//! | `request/` | what all protocols ask for: a chat, tools, raw texts, sampling, embeddings |
+//! | `answer` | the state of an answer, which each protocol puts into its words |
+//! | `kept` | responses that later requests may name |
+//! | `fields` | a request's JSON object, field by field |
 //! | `served_model` | a model that is served: its name, its engine, prompts for it |
 //! | `engine/` | the thread of a model: jobs, the scheduler, sequences, grammars, counters |
 //! | `stream` | events to the bytes of a response |
 //! | `metrics`, `error` | counters for Prometheus; what a client is told when something fails |
 
+mod answer;
+mod anthropic;
 mod app;
 mod engine;
 mod error;
 mod fields;
 mod guard;
+mod kept;
+mod llama;
 mod metrics;
 mod ollama;
 mod openai;
@@ -122,6 +128,7 @@ pub fn run(options: Options, ready: impl FnOnce(SocketAddr, &[&str])) -> Result<
         let app = Arc::new(App {
             loopback: address.ip().is_loopback(),
             requests: Requests::default(),
+            kept: kept::Responses::default(),
             started: Instant::now(),
             served,
             options,

@@ -35,6 +35,7 @@ pub(crate) struct ServedModel {
 
 /// A rendered chat, and whether it ends inside a thought.
 pub(crate) struct Rendered {
+    pub(crate) text: String,
     pub(crate) ids: Vec<u32>,
     pub(crate) thinking: bool,
 }
@@ -94,7 +95,7 @@ impl ServedModel {
     }
 
     /// Renders messages to the ids of a prompt for an answer. Text of a message never becomes a
-    /// control token.
+    /// control token. `field` of the request holds the messages.
     ///
     /// # Errors
     /// 400: no template, or it refuses the messages.
@@ -103,27 +104,30 @@ impl ServedModel {
         messages: &[Value],
         tools: Option<Value>,
         variables: serde_json::Map<String, Value>,
+        field: &str,
     ) -> std::result::Result<Rendered, ApiError> {
         let tokenizer = self.tokenizer()?;
         if tokenizer.template().is_none() {
             let text = format!("{} has no chat template: use /v1/completions", self.id);
-            return Err(ApiError::invalid("messages", text));
+            return Err(ApiError::invalid(field, text));
         }
         let options = chat::Options { tools, add_generation_prompt: true, variables };
         let prompt = tokenizer
             .encode_chat(messages, &options)
-            .map_err(|e| ApiError::invalid("messages", e.to_string()))?;
+            .map_err(|e| ApiError::invalid(field, e.to_string()))?;
         let thinking = prompt.text.trim_end().ends_with("<think>");
-        Ok(Rendered { ids: prompt.ids, thinking })
+        Ok(Rendered { ids: prompt.ids, text: prompt.text, thinking })
     }
 
-    /// Makes the constraint of a text that must be JSON of a schema.
+    /// Makes the constraint of a text that must be JSON of a schema, which stands at `place` in the
+    /// request.
     pub(crate) fn constraint(
         &self,
         schema: Value,
+        place: &str,
         thinking: bool,
     ) -> std::result::Result<Constraint, ApiError> {
-        self.grammars()?.json(schema, after(thinking))
+        self.grammars()?.json(schema, place, after(thinking))
     }
 
     /// Makes the constraint of a text that must be calls of these tools.

@@ -27,6 +27,9 @@ const SILENCE: Duration = Duration::from_secs(5);
 
 /// A translation of the events of one request into a protocol's words.
 pub(crate) trait Translate: Send + 'static {
+    /// Adds what comes before any event.
+    fn open(&mut self, _out: &mut Vec<u8>) {}
+
     /// Adds what an event of text `index` becomes to `out`.
     fn event(&mut self, index: usize, event: Event, out: &mut Vec<u8>);
 
@@ -54,6 +57,11 @@ fn respond_after(
     let comments = content_type == EVENT_STREAM;
     let (sender, receiver) = channel::<Result<Bytes, Infallible>>(PIECES);
     tokio::spawn(async move {
+        let mut out = Vec::new();
+        translate.open(&mut out);
+        if !out.is_empty() && sender.send(Ok(out.into())).await.is_err() {
+            return;
+        }
         while !translate.is_done() {
             let next = tokio::select! {
                 next = events.recv() => next,
@@ -118,6 +126,12 @@ pub(crate) fn sse(out: &mut Vec<u8>, value: &Value) {
     out.extend_from_slice(b"data: ");
     out.extend_from_slice(value.to_string().as_bytes());
     out.extend_from_slice(b"\n\n");
+}
+
+/// Adds a server-sent event with a name.
+pub(crate) fn sse_named(out: &mut Vec<u8>, name: &str, value: &Value) {
+    out.extend_from_slice(format!("event: {name}\n").as_bytes());
+    sse(out, value);
 }
 
 /// A token as JSON, with its text and its bytes: a token may end inside a character.

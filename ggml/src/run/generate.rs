@@ -228,7 +228,8 @@ pub fn generate_shifting(
 pub struct StopFilter {
     stop: Vec<String>,
     held: String,
-    stopped: bool,
+    /// The stop string that was complete.
+    found: Option<usize>,
 }
 
 impl StopFilter {
@@ -242,17 +243,19 @@ impl StopFilter {
                 message: "stop: expected at least one character, found an empty text".to_owned(),
             });
         }
-        Ok(Self { stop, held: String::new(), stopped: false })
+        Ok(Self { stop, held: String::new(), found: None })
     }
 
     /// Adds text; gives what is certain now. Nothing after a stop.
     pub fn push(&mut self, text: &str) -> String {
-        if self.stopped {
+        if self.stopped() {
             return String::new();
         }
         self.held.push_str(text);
-        if let Some(at) = self.stop.iter().filter_map(|s| self.held.find(s.as_str())).min() {
-            self.stopped = true;
+        let places = self.stop.iter().enumerate();
+        let places = places.filter_map(|(index, s)| Some((self.held.find(s.as_str())?, index)));
+        if let Some((at, index)) = places.min() {
+            self.found = Some(index);
             self.held.truncate(at);
             return std::mem::take(&mut self.held);
         }
@@ -269,7 +272,12 @@ impl StopFilter {
 
     /// True once a stop string was complete.
     pub fn stopped(&self) -> bool {
-        self.stopped
+        self.found.is_some()
+    }
+
+    /// The index of the stop string that was complete.
+    pub fn found(&self) -> Option<usize> {
+        self.found
     }
 
     /// Ends a text without a stop: what was held back is text after all.

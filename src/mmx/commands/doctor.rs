@@ -88,7 +88,9 @@ fn of_model(model: &ModelReport) -> String {
     line!(text, "");
     for target in &model.targets {
         let mark = if target.ok { "ok" } else { "NO" };
-        line!(text, "{mark}  {:<12} {:<28} {}", target.runtime, target.form, target.note);
+        let version = target.version.unwrap_or_default();
+        let (runtime, form) = (target.runtime, &target.form);
+        line!(text, "{mark}  {runtime:<20} {version:<18} {form:<28} {}", target.note);
     }
     line!(text, "\nrows of matrices");
     for rows in &model.rows {

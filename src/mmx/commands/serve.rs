@@ -15,12 +15,13 @@ use crate::format;
 use crate::terminal::Terminal;
 use mmx_serve::Options;
 
-/// Serve models: OpenAI's and Ollama's APIs, and a web page to chat on
+/// Serve models: OpenAI's, Anthropic's and Ollama's APIs, and a web page to chat on
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
-The page is at the printed address; OpenAI's clients take it with /v1 as their base URL, Ollama's as
-their host. Requests are computed together, --parallel at a time; more wait in the queue, and beyond
-that get 429. Only this machine reaches the server unless --host says otherwise.
+The page is at the printed address; OpenAI's clients take it with /v1 as their base URL, Anthropic's
+as it is, Ollama's as their host. Requests are computed together, --parallel at a time; more wait in
+the queue, and beyond that get 429. Only this machine reaches the server unless --host says
+otherwise.
 
 Examples:
   mmx serve runs/sft/export/model-q4_0.gguf
@@ -83,7 +84,8 @@ pub(crate) struct ServeArgs {
     device: DeviceArgs,
 }
 
-/// An origin as browsers send it: scheme and host, without a path; `null` is that of a page from a file.
+/// An origin as browsers send it: scheme and host, without a path; `null` is that of a page from a
+/// file.
 fn origin(given: &str) -> Result<String> {
     let origin = given.trim_end_matches('/');
     let whole = origin.split_once("://").is_some_and(|(scheme, host)| {

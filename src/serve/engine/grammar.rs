@@ -1,6 +1,7 @@
 //! Grammars of texts that must be JSON of a schema or calls of tools, followed by masks over the
 //! vocabulary.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
@@ -51,6 +52,32 @@ fn spaced(schema: Value) -> Value {
     schema
 }
 
+/// The first reference of a schema that leads to itself through nothing but references: no text
+/// could ever fit there.
+pub(crate) fn endless_reference(schema: &Value) -> Option<String> {
+    let target = |reference: &str| schema.pointer(reference.strip_prefix('#')?);
+    let reference = |value: &Value| value.get("$ref").and_then(Value::as_str).map(str::to_owned);
+    let mut rest = vec![schema];
+    let mut ending = HashSet::new();
+    while let Some(value) = rest.pop() {
+        match value {
+            Value::Array(values) => rest.extend(values),
+            Value::Object(fields) => rest.extend(fields.values()),
+            _ => {}
+        }
+        let mut seen = HashSet::new();
+        let mut next = reference(value);
+        while let Some(found) = next.take_if(|found| !ending.contains(found)) {
+            next = target(&found).and_then(reference);
+            if let Some(again) = seen.replace(found) {
+                return Some(again);
+            }
+        }
+        ending.extend(seen);
+    }
+    None
+}
+
 struct Vocabulary(TokTrie);
 
 impl TokenizerEnv for Vocabulary {
@@ -84,14 +111,18 @@ impl Grammars {
         Ok(Self(factory))
     }
 
-    /// Compiles the grammar of JSON that a schema allows.
+    /// Compiles the grammar of JSON that a schema allows, which stands at `place` in the request.
     pub(crate) fn json(
         &self,
         schema: Value,
+        place: &str,
         after: Option<&'static str>,
     ) -> Result<Constraint, ApiError> {
+        if let Some(reference) = endless_reference(&schema) {
+            return Err(unfollowed(place, &format!("{reference} refers to itself")));
+        }
         let grammar = TopLevelGrammar::from_json_schema(spaced(schema));
-        self.compile(grammar, after).map_err(|why| unfollowed("response_format", &why))
+        self.compile(grammar, after).map_err(|why| unfollowed(place, &why))
     }
 
     /// Compiles the grammar of one call of the tools, or with `several` of one or more.
@@ -193,6 +224,7 @@ impl Constraint {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::Map;
 
     fn tokenizer() -> Tokenizer {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/golden");
@@ -220,12 +252,14 @@ mod tests {
             "type": "object", "properties": {"a": {"type": "integer"}, "b": {"enum": ["好", "x"]}},
             "required": ["a", "b"], "additionalProperties": false,
         });
-        let of = |text| accepts(|| grammars.json(schema.clone(), None).unwrap(), &tokenizer, text);
+        let of = |text| {
+            accepts(|| grammars.json(schema.clone(), "schema", None).unwrap(), &tokenizer, text)
+        };
         assert!(of(r#"{"a": 12, "b": "好"}"#));
         assert!(!of(r#"{"a": "12", "b": "好"}"#));
         assert!(!of(r#"{"a": 12, "b": "y"}"#));
         assert!(!of(r#"{"a": 12}"#));
-        let after = || grammars.json(schema.clone(), Some("</think>")).unwrap();
+        let after = || grammars.json(schema.clone(), "schema", Some("</think>")).unwrap();
         assert!(accepts(after, &tokenizer, r#"well </think>{"a": 1, "b": "x"}"#));
         assert!(!accepts(after, &tokenizer, r#"well </think>{"a": x"#));
     }
@@ -296,9 +330,27 @@ mod tests {
     }
 
     #[test]
+    fn a_reference_that_leads_to_itself_alone_is_found_and_a_recursive_type_is_none() {
+        let of = |to_a: &str, to_b: &str| {
+            json!({"properties": {"x": {"$ref": "#/$defs/a"}},
+                "$defs": {"a": {"$ref": to_a}, "b": {"$ref": to_b}}})
+        };
+        assert_eq!(endless_reference(&of("#/$defs/b", "#/$defs/a")).as_deref(), Some("#/$defs/a"));
+        assert!(endless_reference(&json!({"$ref": "#"})).is_some());
+        assert_eq!(endless_reference(&of("#/$defs/b", "#/$defs/none")), None);
+        let tree = json!({"type": "object", "properties": {"next": {"$ref": "#"}}});
+        assert_eq!(endless_reference(&tree), None);
+        // each reference of a long chain is followed once
+        let chain: Map<String, Value> = (0..100_000)
+            .map(|i| (format!("d{i}"), json!({"$ref": format!("#/$defs/d{}", i + 1)})))
+            .collect();
+        assert_eq!(endless_reference(&json!({"$defs": chain})), None);
+    }
+
+    #[test]
     fn a_schema_without_sense_is_the_requests_fault() {
         let grammars = Grammars::new(&tokenizer(), 512, 2).unwrap();
-        let error = grammars.json(json!({"type": "nonsense"}), None).err().unwrap();
+        let error = grammars.json(json!({"type": "nonsense"}), "schema", None).err().unwrap();
         assert_eq!(error.status, axum::http::StatusCode::BAD_REQUEST);
     }
 }

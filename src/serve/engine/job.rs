@@ -111,6 +111,8 @@ pub(crate) struct TokenLogprob {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Summary {
     pub(crate) finish: Finish,
+    /// Which of the stop strings ended it, if one did.
+    pub(crate) stop: Option<usize>,
     pub(crate) prompt_tokens: usize,
     /// Tokens of the prompt that another request had computed.
     pub(crate) cached_tokens: usize,

@@ -514,6 +514,7 @@ impl<'t> Scheduler<'t> {
         let read = run.read.unwrap_or_else(Instant::now);
         let summary = Summary {
             finish,
+            stop: sequence.stop(),
             prompt_tokens: run.job.prompt.len(),
             cached_tokens: run.cached,
             completion_tokens: sequence.tokens(),

@@ -96,6 +96,11 @@ impl<'t> Sequence<'t> {
         self.tokens
     }
 
+    /// Which of the stop strings ended the text, if one did.
+    pub(super) fn stop(&self) -> Option<usize> {
+        self.filter.found()
+    }
+
     /// Draft tokens for what follows the next token: at most `most`, and no more than can be used.
     /// `held` are the tokens that the text's slot has computed, of at most `n_ctx`.
     pub(super) fn draft(

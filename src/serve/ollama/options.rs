@@ -3,9 +3,24 @@
 //! versions and its Python client know. docs/api-ollama.md is the list for people; a test holds it
 //! against the tables below.
 
-use super::fields::{Fields, OBEYED};
 use crate::error::ApiError;
-use crate::request::sampling::{OneOrMany, Params};
+use crate::fields::Fields;
+use crate::request::sampling::{Names, OneOrMany, Params};
+
+/// Options that are obeyed.
+pub(super) const OBEYED: [&str; 11] = [
+    "num_predict",
+    "num_ctx",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repeat_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "stop",
+];
 
 /// Options that say how to compute, not what, or only count beside others that are refused.
 pub(super) const IGNORED: [&str; 17] = [
@@ -46,7 +61,7 @@ pub(super) fn params(mut options: Fields) -> Result<Params, ApiError> {
         let text = "not supported: expected true or nothing, found false";
         return Err(options.fault("penalize_newline", text));
     }
-    let max_tokens = match options.integer("num_predict")? {
+    let max_tokens = match options.int("num_predict")? {
         Some(-1 | -2) | None => None, // no limit; as much as the context holds
         Some(n) if n > 0 => Some(n),
         Some(n) => {
@@ -54,7 +69,7 @@ pub(super) fn params(mut options: Fields) -> Result<Params, ApiError> {
             return Err(options.fault("num_predict", &text));
         }
     };
-    let n_ctx = match options.integer("num_ctx")? {
+    let n_ctx = match options.int("num_ctx")? {
         None => None,
         Some(n) => match usize::try_from(n) {
             Ok(n) if n > 0 => Some(n),
@@ -63,7 +78,7 @@ pub(super) fn params(mut options: Fields) -> Result<Params, ApiError> {
             }
         },
     };
-    let seed = match options.integer("seed")? {
+    let seed = match options.int("seed")? {
         None | Some(-1) => None, // -1: choose one
         Some(n) if n >= 0 => Some(n),
         Some(n) => {
@@ -71,7 +86,7 @@ pub(super) fn params(mut options: Fields) -> Result<Params, ApiError> {
             return Err(options.fault("seed", &text));
         }
     };
-    let stop = match options.take("stop") {
+    let stop = match options.any("stop") {
         None => None,
         Some(value) => match OneOrMany::of(value, "stop") {
             Ok(OneOrMany::Many(texts)) if texts.is_empty() => None,
@@ -84,18 +99,24 @@ pub(super) fn params(mut options: Fields) -> Result<Params, ApiError> {
         n_ctx,
         temperature: options.number("temperature")?,
         top_p: options.number("top_p")?,
-        top_k: options.integer("top_k")?,
+        top_k: options.int("top_k")?,
         min_p: options.number("min_p")?,
         repetition_penalty: options.number("repeat_penalty")?,
         presence_penalty: options.number("presence_penalty")?,
         frequency_penalty: options.number("frequency_penalty")?,
         seed,
         stop,
+        names: Names {
+            max_tokens: "num_predict",
+            repetition_penalty: "repeat_penalty",
+            within: "options.",
+            ..Names::default()
+        },
         ..Params::default()
     };
     // here the penalties look at the whole text: another window counts only where there is a
     // penalty
-    let last = options.integer("repeat_last_n")?;
+    let last = options.int("repeat_last_n")?;
     let off = |penalty: Option<f64>, off: f64| penalty.is_none_or(|x| x == off);
     let none = off(params.repetition_penalty, 1.0)
         && off(params.presence_penalty, 0.0)
@@ -104,31 +125,20 @@ pub(super) fn params(mut options: Fields) -> Result<Params, ApiError> {
         let text = format!("expected -1 (the whole text) beside a penalty, found {n}");
         return Err(options.fault("repeat_last_n", &text));
     }
-    options.end()?;
+    options.finish(&[], &[])?;
     Ok(params)
 }
 
-/// Renames the fields in an error of the shared settings as Ollama calls them; `num_ctx` is the
+/// Adds to the error of a prompt that is too long which option limits it; `num_ctx` is the
 /// request's value.
-pub(super) fn in_ollamas_words(error: ApiError, num_ctx: Option<usize>) -> ApiError {
-    if let Some(n) = num_ctx.filter(|_| error.code == Some("context_length_exceeded")) {
-        let message = format!("{} (options.num_ctx: {n})", error.message);
-        return ApiError { message, ..error };
+pub(super) fn with_context(error: ApiError, num_ctx: Option<usize>) -> ApiError {
+    match num_ctx.filter(|_| error.code == Some("context_length_exceeded")) {
+        Some(n) => {
+            let message = format!("{} (options.num_ctx: {n})", error.message);
+            ApiError { message, ..error }
+        }
+        None => error,
     }
-    let place = match error.param.as_deref() {
-        Some("response_format") => "format".to_owned(),
-        Some("max_tokens" | "max_completion_tokens") => "options.num_predict".to_owned(),
-        Some("repetition_penalty") => "options.repeat_penalty".to_owned(),
-        Some(name) if OBEYED.contains(&name) => format!("options.{name}"),
-        _ => return error,
-    };
-    // the sentence without the name it has elsewhere
-    let named = |found: &str| Some(found.replace([' ', '-'], "_")) == error.param;
-    let text = match error.message.split_once(": ") {
-        Some((name, text)) if named(name) => text,
-        _ => error.message.as_str(),
-    };
-    ApiError { message: format!("{place}: {text}"), param: Some(place), ..error }
 }
 
 #[cfg(test)]
@@ -136,8 +146,8 @@ mod tests {
     use super::*;
 
     fn of(options: &str) -> Result<Params, ApiError> {
-        let mut body = Fields::of(format!("{{\"options\": {options}}}").as_bytes())?;
-        params(body.options()?)
+        let mut body = Fields::parse(format!("{{\"options\": {options}}}").as_bytes())?;
+        params(body.within("options")?)
     }
 
     #[test]

@@ -3,41 +3,80 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
-use mmx_ggml::run::Finish;
-use serde_json::{Value, json};
+use axum::response::Response;
+use mmx_converters::chat::answer::{Call, Piece};
+use serde_json::{Map, Value, json};
 
-use crate::app::{App, blocking, new_id, now};
-use crate::engine::{Event, Events, Summary, finish_name};
+use crate::answer::{Answer, Dialect, Text, Usage};
+use crate::app::{App, blocking, new_id};
+use crate::engine::{Summary, TokenLogprob};
 use crate::error::ApiError;
 use crate::fields::{Fields, Refused};
-use crate::openai::wire::{Usage, include_usage, sse_done};
-use crate::request::chat::{Ask, start, thinking_variables};
-use crate::request::sampling::{Params, check_logprobs, schema_of};
+use crate::openai::known;
+use crate::openai::wire::{
+    Head, LIMITS, effort, include_usage, logprobs_json, params, schema_of, sse_done, sse_fail,
+    timings, usage_json,
+};
+use crate::request::chat::{Ask, THINKING, start, thinking_variables};
+use crate::request::messages;
+use crate::request::sampling::check_logprobs;
+use crate::request::tools::{ToolChoice, Tools};
 use crate::served_model::ServedModel;
-use crate::stream::{EVENT_STREAM, Translate, collect, logprob_json, respond, sse};
-use mmx_converters::chat::answer::{Call, Piece, Splitter};
+use crate::stream::{EVENT_STREAM, sse};
 
 /// Fields that this address does not support, besides those that none does.
 const REFUSED: &[Refused] =
     &[("add_special_tokens", &["false"]), ("best_of", &["1"]), ("echo", &["false"])];
 
-/// Degrees of thinking in OpenAI's words. A model here thinks or does not.
-const EFFORTS: [&str; 6] = ["none", "minimal", "low", "medium", "high", "xhigh"];
+/// Reads the variables of the chat template, among them whether a thought is asked for.
+///
+/// # Errors
+/// 400 where two fields contradict each other.
+fn variables(fields: &mut Fields) -> Result<Map<String, Value>, ApiError> {
+    let mut variables = fields.object("chat_template_kwargs")?.unwrap_or_default();
+    if let Some(think) = think(fields)? {
+        let other = THINKING
+            .into_iter()
+            .find(|name| variables.get(*name).is_some_and(|value| *value != Value::Bool(think)));
+        if let Some(name) = other {
+            let place = format!("chat_template_kwargs.{name}");
+            let text = format!(
+                "{place} contradicts enable_thinking or reasoning_effort: found {} and {think}",
+                variables[name]
+            );
+            return Err(ApiError::invalid(&place, text));
+        }
+        variables.extend(thinking_variables(think));
+    }
+    Ok(variables)
+}
+
+/// Reads which tools may or must be called.
+fn tool_choice(value: Option<Value>) -> Result<ToolChoice, ApiError> {
+    match value {
+        None => Ok(ToolChoice::Auto),
+        Some(Value::String(word)) if word == "auto" => Ok(ToolChoice::Auto),
+        Some(Value::String(word)) if word == "none" => Ok(ToolChoice::None),
+        Some(Value::String(word)) if word == "required" => Ok(ToolChoice::Required),
+        Some(value) => match value.pointer("/function/name").and_then(Value::as_str) {
+            Some(name) => Ok(ToolChoice::Named(vec![name.to_owned()])),
+            None => {
+                let text = format!(
+                    "tool_choice: expected none, auto, required or a function, found {value}"
+                );
+                Err(ApiError::invalid("tool_choice", text))
+            }
+        },
+    }
+}
 
 /// Reads whether a thought is asked for, or none: `enable_thinking` as vLLM and llama.cpp have it,
 /// or OpenAI's effort.
 fn think(fields: &mut Fields) -> Result<Option<bool>, ApiError> {
     let asked = fields.flag("enable_thinking")?;
-    let Some(effort) = fields.text("reasoning_effort")? else { return Ok(asked) };
-    if !EFFORTS.contains(&effort.as_str()) {
-        let expected = EFFORTS.join(", ");
-        let text = format!("reasoning_effort: expected one of {expected}, found {effort}");
-        return Err(ApiError::invalid("reasoning_effort", text));
-    }
+    let Some(effort) = effort(fields, "reasoning_effort")? else { return Ok(asked) };
     match asked {
         Some(think) if think != (effort != "none") => {
             let text = format!(
@@ -54,297 +93,161 @@ pub(crate) async fn completions(
     State(app): State<Arc<App>>,
     body: Bytes,
 ) -> Result<Response, ApiError> {
-    let started = blocking(move || {
+    let (answer, events, stream) = blocking(move || {
         let mut fields = Fields::parse(&body)?;
         let model = fields.text("model")?;
         let messages = fields.list("messages")?.unwrap_or_default();
-        let params = Params::take(&mut fields)?;
-        let mut variables = fields.object("chat_template_kwargs")?.unwrap_or_default();
-        if let Some(think) = think(&mut fields)? {
-            variables.extend(thinking_variables(think));
-        }
+        let params = params(&mut fields, LIMITS)?;
+        let variables = variables(&mut fields)?;
         let logprobs = fields.flag("logprobs")?;
         let top = fields.int("top_logprobs")?;
         let top = top.map(|n| check_logprobs("top_logprobs", n)).transpose()?;
         if top.is_some() && logprobs != Some(true) {
-            return Err(ApiError::invalid(
-                "top_logprobs",
-                "top_logprobs: expected logprobs to be true",
-            ));
+            return Err(fields.fault("top_logprobs", "expected logprobs to be true"));
         }
         let logprobs = logprobs.unwrap_or(false);
         let stream = fields.flag("stream")?.unwrap_or(false);
-        let usage = include_usage(&mut fields)?;
+        let include_usage = include_usage(&mut fields)?;
         let schema = schema_of(fields.any("response_format"))?;
-        let tools = fields.list("tools")?;
-        let tool_choice = fields.any("tool_choice");
+        let tools = fields.list("tools")?.unwrap_or_default();
+        let choice = fields.any("tool_choice");
         let several_calls = fields.flag("parallel_tool_calls")?.unwrap_or(true);
-        fields.finish(REFUSED)?;
-        let chat = start(
-            &app,
-            Ask {
-                model,
-                messages,
-                params,
-                logprobs: logprobs.then(|| top.unwrap_or(0)),
-                schema,
-                tools,
-                tool_choice,
-                several_calls,
-                variables,
-            },
-        )?;
-        Ok((chat, stream, usage, logprobs))
+        fields.finish(&[REFUSED, known::REFUSED], known::IGNORED)?;
+        let served = app.find(model.as_deref())?;
+        let messages = messages::check(messages)?;
+        let mut tools = Tools::of(tools, tool_choice(choice)?)?;
+        tools.one_call = !several_calls;
+        let head = Head::new("chatcmpl-", "chat.completion", &served, include_usage);
+        let ask = Ask {
+            served: served.clone(),
+            messages,
+            field: "messages",
+            params,
+            logprobs: logprobs.then(|| top.unwrap_or(0)),
+            schema,
+            tools,
+            variables,
+        };
+        let chat = start(&app, ask)?;
+        Ok((Answer::new(ChatWords { head, served, logprobs }, chat.texts), chat.events, stream))
     })
     .await?;
-    let (chat, stream, include_usage, logprobs) = started;
-    let answer = Answer {
-        id: new_id("chatcmpl"),
-        created: now(),
-        left: chat.splitters.len(),
-        choices: chat.splitters.into_iter().map(Choice::new).collect(),
-        served: chat.served,
-        include_usage,
-        logprobs,
-        usage: Usage::default(),
-        broken: false,
-    };
-    if stream {
-        return Ok(respond(EVENT_STREAM, chat.events, answer));
-    }
-    answer.whole(chat.events).await
+    answer.respond(events, stream).await
 }
 
-/// One text of a request.
-struct Choice {
-    splitter: Splitter,
-    opened: bool,
-    calls: usize,
-    content: String,
-    thought: String,
-    tool_calls: Vec<Value>,
-    logprobs: Vec<Value>,
-    finish: &'static str,
-}
-
-impl Choice {
-    fn new(splitter: Splitter) -> Self {
-        Self {
-            splitter,
-            opened: false,
-            calls: 0,
-            content: String::new(),
-            thought: String::new(),
-            tool_calls: Vec::new(),
-            logprobs: Vec::new(),
-            finish: "stop",
-        }
-    }
-
-    fn finish_name(&self, finish: Finish) -> &'static str {
-        match finish_name(finish) {
-            "stop" if self.calls > 0 => "tool_calls",
-            name => name,
-        }
-    }
-}
-
-/// An answer in progress.
-struct Answer {
-    id: String,
-    created: u64,
+/// The words of chats.
+struct ChatWords {
+    head: Head,
     served: Arc<ServedModel>,
-    choices: Vec<Choice>,
-    left: usize,
-    include_usage: bool,
+    /// The tokens' probabilities were asked for.
     logprobs: bool,
-    usage: Usage,
-    broken: bool,
 }
 
-impl Answer {
-    /// Waits for all texts and answers with one object.
-    async fn whole(mut self, events: Events) -> Result<Response, ApiError> {
-        collect(events, self.left, |index, event| {
-            let Some(choice) = self.choices.get_mut(index) else { return };
-            let pieces = match event {
-                Event::Text(text, tokens) => {
-                    choice.logprobs.extend(tokens.iter().map(|t| logprob_json(&self.served, t)));
-                    choice.splitter.push(&text)
-                }
-                Event::Done(summary) => {
-                    self.usage.add(&summary, index > 0);
-                    choice.finish = finish_name(summary.finish);
-                    choice.splitter.finish()
-                }
-                Event::Prompt(_) | Event::Embedding(..) | Event::Failed(_) => return,
-            };
-            for piece in pieces {
-                match piece {
-                    Piece::Content(text) => choice.content.push_str(&text),
-                    Piece::Thought(text) => choice.thought.push_str(&text),
-                    Piece::Call(call) => choice.tool_calls.push(call_json(&call)),
-                }
-            }
-        })
-        .await?;
-        let logprobs = self.logprobs;
-        let choices: Vec<Value> = self
-            .choices
-            .into_iter()
-            .enumerate()
-            .map(|(index, choice)| {
-                let called = !choice.tool_calls.is_empty();
-                let mut message = json!({"role": "assistant", "content": choice.content});
-                if called && choice.content.is_empty() {
-                    message["content"] = Value::Null;
-                }
-                if !choice.thought.is_empty() {
-                    message["reasoning_content"] = choice.thought.into();
-                }
-                if called {
-                    message["tool_calls"] = choice.tool_calls.into();
-                }
-                let finish =
-                    if called && choice.finish == "stop" { "tool_calls" } else { choice.finish };
-                json!({
-                    "index": index,
-                    "message": message,
-                    "logprobs": logprobs.then(|| json!({"content": choice.logprobs})),
-                    "finish_reason": finish,
-                })
-            })
-            .collect();
-        Ok(Json(json!({
-            "id": self.id,
-            "object": "chat.completion",
-            "created": self.created,
-            "model": self.served.id,
-            "choices": choices,
-            "usage": self.usage.to_json(),
-            "timings": self.usage.timings(),
-        }))
-        .into_response())
-    }
-
-    fn chunk(&self, choices: Value) -> Value {
-        let mut chunk = json!({
-            "id": self.id,
-            "object": "chat.completion.chunk",
-            "created": self.created,
-            "model": self.served.id,
-            "choices": choices,
-        });
-        if self.include_usage {
-            chunk["usage"] = Value::Null;
-        }
-        chunk
-    }
-
-    fn delta(
+impl ChatWords {
+    fn chunk(
         &self,
         index: usize,
         delta: Value,
-        logprobs: Option<Value>,
+        tokens: &[TokenLogprob],
         finish: Option<&str>,
-    ) -> Value {
-        let mut choice = json!({"index": index, "delta": delta, "finish_reason": finish});
-        if self.logprobs {
-            choice["logprobs"] = logprobs.unwrap_or(Value::Null);
-        }
-        self.chunk(json!([choice]))
-    }
-
-    fn open(&mut self, index: usize, out: &mut Vec<u8>) {
-        if !self.choices[index].opened {
-            self.choices[index].opened = true;
-            sse(out, &self.delta(index, json!({"role": "assistant", "content": ""}), None, None));
-        }
-    }
-
-    fn pieces(
-        &mut self,
-        index: usize,
-        pieces: Vec<Piece>,
-        mut logprobs: Vec<Value>,
         out: &mut Vec<u8>,
     ) {
-        let mut deltas = Vec::new();
-        for piece in pieces {
-            deltas.push(match piece {
-                Piece::Content(text) => json!({"content": text}),
-                Piece::Thought(text) => json!({"reasoning_content": text}),
-                Piece::Call(call) => {
-                    let mut value = call_json(&call);
-                    value["index"] = self.choices[index].calls.into();
-                    self.choices[index].calls += 1;
-                    json!({"tool_calls": [value]})
-                }
-            });
+        let mut choice = json!({"index": index, "delta": delta, "finish_reason": finish});
+        if self.logprobs {
+            let tokens = logprobs_json(&self.served, tokens);
+            choice["logprobs"] =
+                if tokens.is_empty() { Value::Null } else { json!({"content": tokens}) };
         }
-        if deltas.is_empty() && !logprobs.is_empty() {
-            deltas.push(json!({"content": ""}));
-        }
-        for delta in deltas {
-            let tokens = std::mem::take(&mut logprobs);
-            let tokens = (!tokens.is_empty()).then(|| json!({"content": tokens}));
-            sse(out, &self.delta(index, delta, tokens, None));
-        }
-    }
-
-    fn done(&mut self, index: usize, summary: &Summary, out: &mut Vec<u8>) {
-        let rest = self.choices[index].splitter.finish();
-        self.pieces(index, rest, Vec::new(), out);
-        let finish = self.choices[index].finish_name(summary.finish);
-        sse(out, &self.delta(index, json!({}), None, Some(finish)));
-        self.usage.add(summary, index > 0);
-        self.left -= 1;
-        if self.left == 0 {
-            if self.include_usage {
-                let mut chunk = self.chunk(json!([]));
-                chunk["usage"] = self.usage.to_json();
-                chunk["timings"] = self.usage.timings();
-                sse(out, &chunk);
-            }
-            sse_done(out);
-        }
+        sse(out, &self.head.chunk(".chunk", json!([choice])));
     }
 }
 
-impl Translate for Answer {
-    fn event(&mut self, index: usize, event: Event, out: &mut Vec<u8>) {
-        if self.is_done() || index >= self.choices.len() {
-            return;
-        }
-        match event {
-            Event::Text(text, tokens) => {
-                self.open(index, out);
-                let logprobs = tokens.iter().map(|t| logprob_json(&self.served, t)).collect();
-                let pieces = self.choices[index].splitter.push(&text);
-                self.pieces(index, pieces, logprobs, out);
-            }
-            Event::Done(summary) => {
-                self.open(index, out);
-                self.done(index, &summary, out);
-            }
-            Event::Prompt(_) | Event::Embedding(..) => {}
-            Event::Failed(error) => {
-                self.broken = true;
-                sse(out, &error.body());
-                sse_done(out);
-            }
-        }
+impl Dialect for ChatWords {
+    const STREAM: &'static str = EVENT_STREAM;
+
+    fn begin(&mut self, index: usize, _text: &Text, out: &mut Vec<u8>) {
+        self.chunk(index, json!({"role": "assistant", "content": ""}), &[], None, out);
     }
 
-    fn is_done(&self) -> bool {
-        self.left == 0 || self.broken
+    fn delta(
+        &mut self,
+        index: usize,
+        text: &Text,
+        piece: &Piece,
+        tokens: &[TokenLogprob],
+        out: &mut Vec<u8>,
+    ) {
+        let delta = match piece {
+            Piece::Content(text) => json!({"content": text}),
+            Piece::Thought(text) => json!({"reasoning_content": text}),
+            Piece::Call(call) => {
+                let mut value = call_json(call);
+                value["index"] = text.calls.into();
+                json!({"tool_calls": [value]})
+            }
+        };
+        self.chunk(index, delta, tokens, None, out);
+    }
+
+    fn end(&mut self, index: usize, text: &Text, _summary: &Summary, out: &mut Vec<u8>) {
+        self.chunk(index, json!({}), &[], Some(finish(text)), out);
+    }
+
+    fn close(&mut self, usage: &Usage, out: &mut Vec<u8>) {
+        if self.head.include_usage {
+            let mut chunk = self.head.chunk(".chunk", json!([]));
+            chunk["usage"] = usage_json(usage);
+            chunk["timings"] = timings(usage);
+            sse(out, &chunk);
+        }
+        sse_done(out);
+    }
+
+    fn fail(&mut self, error: &ApiError, out: &mut Vec<u8>) {
+        sse_fail(error, out);
+    }
+
+    fn whole(self, texts: Vec<Text>, usage: &Usage) -> Value {
+        let choice = |(index, text): (usize, &Text)| {
+            let (content, thought) = (text.content(), text.thought());
+            let mut message = json!({"role": "assistant", "content": content});
+            if text.calls > 0 && content.is_empty() {
+                message["content"] = Value::Null;
+            }
+            if !thought.is_empty() {
+                message["reasoning_content"] = thought.into();
+            }
+            if text.calls > 0 {
+                message["tool_calls"] = text.called().map(call_json).collect();
+            }
+            let tokens = || json!({"content": logprobs_json(&self.served, text.tokens())});
+            json!({
+                "index": index,
+                "message": message,
+                "logprobs": self.logprobs.then(tokens),
+                "finish_reason": finish(text),
+            })
+        };
+        let choices = texts.iter().enumerate().map(choice).collect();
+        let mut whole = self.head.object("", choices);
+        whole["usage"] = usage_json(usage);
+        whole["timings"] = timings(usage);
+        whole
+    }
+}
+
+/// The word for how a text ended.
+fn finish(text: &Text) -> &'static str {
+    match text.finish() {
+        "stop" if text.calls > 0 => "tool_calls",
+        name => name,
     }
 }
 
 /// A call in OpenAI's form, in which arguments are JSON in a string.
 fn call_json(call: &Call) -> Value {
     json!({
-        "id": new_id("call"),
+        "id": new_id("call-"),
         "type": "function",
         "function": {"name": call.name, "arguments": call.arguments.to_string()},
     })

@@ -2,22 +2,26 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
+use mmx_converters::chat::answer::Piece;
 use mmx_converters::tokenizer::Tokenizer;
 use serde_json::{Map, Value, json};
 
-use crate::app::{App, blocking, new_id, now};
-use crate::engine::{Event, Events, Summary, TokenLogprob, finish_name};
+use crate::answer::{Answer, Dialect, Text, Usage};
+use crate::app::{App, blocking};
+use crate::engine::{Summary, TokenLogprob};
 use crate::error::ApiError;
 use crate::fields::{Fields, Refused};
-use crate::openai::wire::{Usage, include_usage, sse_done};
+use crate::openai::known;
+use crate::openai::wire::{
+    Head, LIMITS, include_usage, params, schema_of, sse_done, sse_fail, timings, usage_json,
+};
 use crate::request::input::Input;
-use crate::request::sampling::{Params, check_logprobs, schema_of};
+use crate::request::sampling::check_logprobs;
 use crate::served_model::ServedModel;
-use crate::stream::{EVENT_STREAM, Translate, collect, respond, sse};
+use crate::stream::{EVENT_STREAM, sse};
 
 /// Fields that this address does not support, besides those that none does.
 const REFUSED: &[Refused] = &[("add_special_tokens", &["true"])];
@@ -31,7 +35,7 @@ pub(crate) async fn completions(
         let mut fields = Fields::parse(&body)?;
         let model = fields.text("model")?;
         let prompt = Input::of(fields.any("prompt"), "prompt")?;
-        let mut params = Params::take(&mut fields)?;
+        let mut params = params(&mut fields, LIMITS)?;
         let logprobs = fields.int("logprobs")?;
         let logprobs = logprobs.map(|n| check_logprobs("logprobs", n)).transpose()?;
         let echo = fields.flag("echo")?.unwrap_or(false);
@@ -41,63 +45,32 @@ pub(crate) async fn completions(
         let include_usage = include_usage(&mut fields)?;
         let best_of = fields.int("best_of")?;
         if best_of.is_some_and(|best| best != params.n.unwrap_or(1)) {
-            let text =
-                "best_of: choosing among texts is not supported: leave it out or set it to n";
-            return Err(ApiError::invalid("best_of", text).coded("unsupported_parameter"));
+            let text = "choosing among texts is not supported: leave it out or set it to n";
+            return Err(fields.fault("best_of", text).coded("unsupported_parameter"));
         }
-        fields.finish(REFUSED)?;
+        fields.finish(&[REFUSED, known::REFUSED], known::IGNORED)?;
         let served = app.find(model.as_deref())?;
         let tokenizer = served.tokenizer()?;
-        let mut texts = Vec::new();
-        let mut choices = Vec::new();
+        let (mut texts, mut states, mut parts) = (Vec::new(), Vec::new(), Vec::new());
         for ids in prompt.ids(&served, "prompt")? {
             let checked = params.clone().check(&app, &served, ids.len(), "prompt")?;
             let echoed = echo.then(|| Echo { text: tokenizer.decode(&ids, false), first: ids[0] });
             for choice in 0..checked.choices {
-                let constraint =
-                    schema.clone().map(|schema| served.constraint(schema, false)).transpose()?;
-                let mut write = checked.to_write(choice, logprobs, constraint);
+                let constraint = schema.as_ref().map(|s| s.constraint(&served, false));
+                let mut write = checked.to_write(choice, logprobs, constraint.transpose()?);
                 write.echo_logprobs = echo && logprobs.is_some();
                 texts.push((ids.clone(), write));
-                choices.push(Choice {
-                    text: String::new(),
-                    echo: echoed.clone(),
-                    logprobs: Logprobs::default(),
-                    same_prompt: choice > 0,
-                    finish: "stop",
-                });
+                states.push(Text::new(None, choice > 0));
+                parts.push(Parts { echo: echoed.clone(), logprobs: Logprobs::default() });
             }
         }
         let events = served.write(&app.options, texts)?;
-        let answer = Answer {
-            id: new_id("cmpl"),
-            created: now(),
-            served,
-            left: choices.len(),
-            choices,
-            include_usage,
-            logprobs: logprobs.is_some(),
-            usage: Usage::default(),
-            broken: false,
-        };
-        Ok((answer, events, stream))
+        let head = Head::new("cmpl-", "text_completion", &served, include_usage);
+        let words = TextWords { head, served, parts, logprobs: logprobs.is_some() };
+        Ok((Answer::new(words, states), events, stream))
     })
     .await?;
-    if stream {
-        return Ok(respond(EVENT_STREAM, events, answer));
-    }
-    answer.whole(events).await
-}
-
-struct Choice {
-    text: String,
-    /// The prompt, as long as it is to be sent.
-    echo: Option<Echo>,
-    /// Probabilities that were not sent yet.
-    logprobs: Logprobs,
-    /// True for all texts after a prompt but the first.
-    same_prompt: bool,
-    finish: &'static str,
+    answer.respond(events, stream).await
 }
 
 /// A prompt that is a part of the answer.
@@ -154,143 +127,114 @@ impl Logprobs {
     }
 }
 
-struct Answer {
-    id: String,
-    created: u64,
+/// The words of raw texts.
+struct TextWords {
+    head: Head,
     served: Arc<ServedModel>,
-    choices: Vec<Choice>,
-    left: usize,
-    include_usage: bool,
+    /// One for each text.
+    parts: Vec<Parts>,
+    /// The tokens' probabilities were asked for.
     logprobs: bool,
-    usage: Usage,
-    broken: bool,
 }
 
-impl Answer {
-    async fn whole(mut self, events: Events) -> Result<Response, ApiError> {
-        collect(events, self.left, |index, event| {
-            match &event {
-                Event::Prompt(tokens) | Event::Text(_, tokens) => {
-                    self.add(index, matches!(event, Event::Prompt(_)), tokens);
-                }
-                _ => {}
-            }
-            let Some(choice) = self.choices.get_mut(index) else { return };
-            match event {
-                Event::Text(text, _) => choice.text.push_str(&text),
-                Event::Done(summary) => {
-                    choice.finish = finish_name(summary.finish);
-                    self.usage.add(&summary, choice.same_prompt);
-                }
-                Event::Prompt(_) | Event::Embedding(..) | Event::Failed(_) => {}
-            }
-        })
-        .await?;
-        let choices: Vec<Value> = self
-            .choices
-            .iter_mut()
-            .enumerate()
-            .map(|(index, choice)| {
-                let prompt = choice.echo.take().map_or_else(String::new, |echo| echo.text);
-                json!({
-                    "index": index,
-                    "text": prompt + &choice.text,
-                    "logprobs": self.logprobs.then(|| choice.logprobs.take()),
-                    "finish_reason": choice.finish,
-                })
-            })
-            .collect();
-        let mut whole = self.chunk(choices.into());
-        whole["usage"] = self.usage.to_json();
-        whole["timings"] = self.usage.timings();
-        Ok(Json(whole).into_response())
-    }
+/// What of a text is still to be sent.
+struct Parts {
+    /// The prompt, where it is a part of the answer.
+    echo: Option<Echo>,
+    logprobs: Logprobs,
+}
 
-    fn chunk(&self, choices: Value) -> Value {
-        let mut chunk = json!({
-            "id": self.id,
-            "object": "text_completion",
-            "created": self.created,
-            "model": self.served.id,
-            "choices": choices,
-        });
-        if self.include_usage {
-            chunk["usage"] = Value::Null;
-        }
-        chunk
-    }
-
-    /// Takes up the probabilities of a text's next tokens; of a prompt's, the first one has none.
-    fn add(&mut self, index: usize, prompt: bool, tokens: &[TokenLogprob]) {
-        let Some(choice) = self.choices.get_mut(index).filter(|_| self.logprobs) else { return };
+impl TextWords {
+    /// Takes up the probabilities of a prompt that is a part of the answer, or of the tokens after
+    /// it.
+    fn add<'t>(
+        &mut self,
+        index: usize,
+        prompt: bool,
+        tokens: impl IntoIterator<Item = &'t TokenLogprob>,
+    ) {
+        let Some(parts) = self.parts.get_mut(index).filter(|_| self.logprobs) else { return };
         let Ok(tokenizer) = self.served.tokenizer() else { return };
-        if let Some(echo) = choice.echo.as_ref().filter(|_| prompt) {
-            choice.logprobs.push(tokenizer, echo.first, None, true);
+        if let Some(echo) = parts.echo.as_ref().filter(|_| prompt) {
+            parts.logprobs.push(tokenizer, echo.first, None, true);
         }
         for token in tokens {
-            choice.logprobs.push(tokenizer, token.id, Some(token), prompt);
+            parts.logprobs.push(tokenizer, token.id, Some(token), prompt);
         }
     }
 
-    /// A chunk with the probabilities that were not sent yet.
-    fn text(&mut self, index: usize, text: &str, finish: Option<&str>) -> Value {
-        let logprobs = &mut self.choices[index].logprobs;
+    /// Adds a chunk with the probabilities that were not sent yet.
+    fn chunk(&mut self, index: usize, text: &str, finish: Option<&str>, out: &mut Vec<u8>) {
+        let logprobs = &mut self.parts[index].logprobs;
         let logprobs = (!logprobs.tokens.is_empty()).then(|| logprobs.take());
-        self.chunk(json!([
-            {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
-        ]))
-    }
-
-    fn echo(&mut self, index: usize, out: &mut Vec<u8>) {
-        if let Some(echo) = self.choices[index].echo.take() {
-            sse(out, &self.text(index, &echo.text, None));
-        }
-    }
-
-    fn done(&mut self, index: usize, summary: &Summary, out: &mut Vec<u8>) {
-        sse(out, &self.text(index, "", Some(finish_name(summary.finish))));
-        self.usage.add(summary, self.choices[index].same_prompt);
-        self.left -= 1;
-        if self.left == 0 {
-            if self.include_usage {
-                let mut chunk = self.chunk(json!([]));
-                chunk["usage"] = self.usage.to_json();
-                sse(out, &chunk);
-            }
-            sse_done(out);
-        }
+        let choice =
+            json!({"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish});
+        sse(out, &self.head.chunk("", json!([choice])));
     }
 }
 
-impl Translate for Answer {
-    fn event(&mut self, index: usize, event: Event, out: &mut Vec<u8>) {
-        if self.is_done() || index >= self.choices.len() {
-            return;
+impl Dialect for TextWords {
+    const STREAM: &'static str = EVENT_STREAM;
+
+    fn begin(&mut self, index: usize, text: &Text, out: &mut Vec<u8>) {
+        if self.parts[index].echo.is_some() {
+            self.add(index, true, &text.prompt);
         }
-        match event {
-            Event::Prompt(tokens) => {
-                self.add(index, true, &tokens);
-                self.echo(index, out);
-            }
-            Event::Text(text, tokens) => {
-                self.echo(index, out);
-                self.add(index, false, &tokens);
-                sse(out, &self.text(index, &text, None));
-            }
-            Event::Done(summary) => {
-                self.echo(index, out);
-                self.done(index, &summary, out);
-            }
-            Event::Embedding(..) => {}
-            Event::Failed(error) => {
-                self.broken = true;
-                sse(out, &error.body());
-                sse_done(out);
-            }
+        if let Some(echo) = self.parts[index].echo.take() {
+            self.chunk(index, &echo.text, None, out);
         }
     }
 
-    fn is_done(&self) -> bool {
-        self.left == 0 || self.broken
+    fn delta(
+        &mut self,
+        index: usize,
+        _text: &Text,
+        piece: &Piece,
+        tokens: &[TokenLogprob],
+        out: &mut Vec<u8>,
+    ) {
+        self.add(index, false, tokens);
+        if let Piece::Content(text) = piece {
+            self.chunk(index, text, None, out);
+        }
+    }
+
+    fn end(&mut self, index: usize, text: &Text, _summary: &Summary, out: &mut Vec<u8>) {
+        self.chunk(index, "", Some(text.finish()), out);
+    }
+
+    fn close(&mut self, usage: &Usage, out: &mut Vec<u8>) {
+        if self.head.include_usage {
+            let mut chunk = self.head.chunk("", json!([]));
+            chunk["usage"] = usage_json(usage);
+            sse(out, &chunk);
+        }
+        sse_done(out);
+    }
+
+    fn fail(&mut self, error: &ApiError, out: &mut Vec<u8>) {
+        sse_fail(error, out);
+    }
+
+    fn whole(mut self, texts: Vec<Text>, usage: &Usage) -> Value {
+        let mut choices = Vec::new();
+        for (index, text) in texts.iter().enumerate() {
+            if self.parts[index].echo.is_some() {
+                self.add(index, true, &text.prompt);
+            }
+            self.add(index, false, text.tokens());
+            let parts = &mut self.parts[index];
+            let prompt = parts.echo.take().map_or_else(String::new, |echo| echo.text);
+            choices.push(json!({
+                "index": index,
+                "text": prompt + &text.content(),
+                "logprobs": self.logprobs.then(|| parts.logprobs.take()),
+                "finish_reason": text.finish(),
+            }));
+        }
+        let mut whole = self.head.chunk("", choices.into());
+        whole["usage"] = usage_json(usage);
+        whole["timings"] = timings(usage);
+        whole
     }
 }

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use crate::app::App;
 use crate::error::ApiError;
 use crate::fields::{Fields, Refused};
+use crate::openai::known;
 use crate::request::embed::compute;
 use crate::request::input::Input;
 
@@ -37,7 +38,7 @@ pub(crate) async fn embeddings(
         }
     };
     let dimensions = fields.int("dimensions")?;
-    fields.finish(REFUSED)?;
+    fields.finish(&[REFUSED, known::REFUSED], known::IGNORED)?;
     let served = app.find(model.as_deref())?;
     let hidden = served.model.config().hidden_size;
     if let Some(n) = dimensions.filter(|&n| n != hidden as i64) {

@@ -3,5 +3,7 @@
 pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod embeddings;
+mod known;
 pub(crate) mod models;
+pub(crate) mod responses;
 mod wire;

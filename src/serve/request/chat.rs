@@ -1,152 +1,105 @@
-//! A chat as every protocol asks for it: checked, rendered and queued.
+//! A chat as every protocol asks for it: rendered and queued.
 
 use std::sync::Arc;
 
 use mmx_converters::chat::answer::Splitter;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
+use crate::answer::Text;
 use crate::app::App;
 use crate::engine::Events;
-use crate::engine::grammar::Function;
+use crate::engine::grammar::Constraint;
 use crate::error::ApiError;
-use crate::fields::wrong_type;
-use crate::request::messages;
 use crate::request::sampling::Params;
+use crate::request::tools::Tools;
 use crate::served_model::ServedModel;
 
 /// A queued chat: everything that a protocol needs to answer it.
 pub(crate) struct Chat {
-    pub(crate) served: Arc<ServedModel>,
     pub(crate) events: Events,
-    pub(crate) splitters: Vec<Splitter>,
+    pub(crate) texts: Vec<Text>,
+    /// Number of the prompt's tokens.
+    pub(crate) prompt_tokens: usize,
 }
 
 /// A request for a chat, in the words that all protocols share.
 pub(crate) struct Ask {
-    pub(crate) model: Option<String>,
+    pub(crate) served: Arc<ServedModel>,
+    /// Messages in the form of templates, checked.
     pub(crate) messages: Vec<Value>,
+    /// The request's field that holds the messages.
+    pub(crate) field: &'static str,
     pub(crate) params: Params,
     pub(crate) logprobs: Option<usize>,
-    pub(crate) schema: Option<Value>,
-    pub(crate) tools: Option<Vec<Value>>,
-    pub(crate) tool_choice: Option<Value>,
-    /// One answer may hold several calls.
-    pub(crate) several_calls: bool,
+    pub(crate) schema: Option<Schema>,
+    pub(crate) tools: Tools,
     /// Variables for the chat template.
     pub(crate) variables: Map<String, Value>,
 }
 
-/// Template variables that turn thinking on or off: MiniMind's own name and Qwen's.
-pub(crate) fn thinking_variables(think: bool) -> Map<String, Value> {
-    ["open_thinking", "enable_thinking"]
-        .map(|key| (key.to_owned(), think.into()))
-        .into_iter()
-        .collect()
+/// A JSON schema that an answer must fit.
+#[derive(Clone, Debug)]
+pub(crate) struct Schema {
+    pub(crate) value: Value,
+    /// The request's field that holds it.
+    pub(crate) place: &'static str,
 }
 
-/// Checks, renders and queues a chat.
+impl Schema {
+    /// Makes the constraint of a text that must fit it.
+    pub(crate) fn constraint(
+        &self,
+        served: &ServedModel,
+        thinking: bool,
+    ) -> Result<Constraint, ApiError> {
+        served.constraint(self.value.clone(), self.place, thinking)
+    }
+}
+
+/// Template variables that turn thinking on or off: MiniMind's own name and Qwen's.
+pub(crate) const THINKING: [&str; 2] = ["open_thinking", "enable_thinking"];
+
+/// The template variables [`THINKING`] with a value.
+pub(crate) fn thinking_variables(think: bool) -> Map<String, Value> {
+    THINKING.map(|key| (key.to_owned(), think.into())).into_iter().collect()
+}
+
+/// True where the template has a place for thoughts.
+pub(crate) fn thinks(served: &ServedModel) -> bool {
+    let words = ["<think>", "open_thinking", "enable_thinking"];
+    let template = served.model.tokenizer().ok().and_then(|t| t.template());
+    template.is_some_and(|t| words.iter().any(|word| t.source().contains(word)))
+}
+
+/// Renders a chat, checks what is asked against the prompt, and queues it.
 ///
 /// # Errors
-/// 400 with the field, 404 for an unknown model, 429 when the queue is full, 503 when the engine is
-/// gone.
+/// 400 with the field, 429 when the queue is full, 503 when the engine is gone.
 pub(crate) fn start(app: &App, ask: Ask) -> Result<Chat, ApiError> {
-    let served = app.find(ask.model.as_deref())?;
-    let messages = messages::check(ask.messages)?;
-    let choice = ToolChoice::of(ask.tool_choice)?;
-    let tools = ask.tools.filter(|t| !t.is_empty() && choice != ToolChoice::None);
-    let functions = functions(tools.as_deref().unwrap_or_default())?;
-    if tools.is_some() {
-        let knows = served.tokenizer()?.shows_tools();
-        if !knows {
-            let text = format!("tools: the chat template of {} has no place for tools", served.id);
-            return Err(ApiError::invalid("tools", text));
-        }
+    let Ask { served, tools, .. } = ask;
+    let any = !tools.functions.is_empty();
+    if any && !served.tokenizer()?.shows_tools() {
+        let text = format!("tools: the chat template of {} has no place for tools", served.id);
+        return Err(ApiError::invalid("tools", text));
     }
-    let rendered = served.render(&messages, tools.map(Value::Array), ask.variables)?;
-    let checked = ask.params.check(app, &served, rendered.ids.len(), "messages")?;
-    let forced: Option<Vec<Function>> = match &choice {
-        ToolChoice::None | ToolChoice::Auto => None,
-        ToolChoice::Required => Some(functions.clone()),
-        ToolChoice::Named(name) => {
-            Some(functions.iter().filter(|f| f.name == *name).cloned().collect())
-        }
-    };
-    if forced.as_ref().is_some_and(Vec::is_empty) {
-        return Err(ApiError::invalid(
-            "tool_choice",
-            "tool_choice: no such tool is among the tools",
-        ));
-    }
+    let shown = any.then(|| Value::Array(tools.shown.clone()));
+    let rendered = served.render(&ask.messages, shown, ask.variables, ask.field)?;
+    let checked = ask.params.check(app, &served, rendered.ids.len(), ask.field)?;
+    let forced = tools.forced()?;
     let mut texts = Vec::new();
     for index in 0..checked.choices {
         let constraint = match (&forced, &ask.schema) {
-            (Some(tools), _) => {
-                let several = ask.several_calls;
-                Some(served.call_constraint(tools, several, rendered.thinking)?)
+            (Some(forced), _) => {
+                Some(served.call_constraint(forced, !tools.one_call, rendered.thinking)?)
             }
-            (None, Some(schema)) => Some(served.constraint(schema.clone(), rendered.thinking)?),
+            (None, Some(schema)) => Some(schema.constraint(&served, rendered.thinking)?),
             (None, None) => None,
         };
         texts.push((rendered.ids.clone(), checked.to_write(index, ask.logprobs, constraint)));
     }
-    let splitter = Splitter::new(rendered.thinking, !functions.is_empty());
-    let splitters = vec![splitter; texts.len()];
+    let splitter = Splitter::new(rendered.thinking, any);
+    let states = (0..texts.len()).map(|index| Text::new(Some(splitter.clone()), index > 0));
+    let states = states.collect();
     let events = served.write(&app.options, texts)?;
-    Ok(Chat { served, events, splitters })
-}
-
-#[derive(Debug, PartialEq)]
-enum ToolChoice {
-    None,
-    Auto,
-    Required,
-    Named(String),
-}
-
-impl ToolChoice {
-    fn of(value: Option<Value>) -> Result<Self, ApiError> {
-        match value {
-            None | Some(Value::Null) => Ok(Self::Auto),
-            Some(Value::String(word)) if word == "auto" => Ok(Self::Auto),
-            Some(Value::String(word)) if word == "none" => Ok(Self::None),
-            Some(Value::String(word)) if word == "required" => Ok(Self::Required),
-            Some(value) => match value.pointer("/function/name").and_then(Value::as_str) {
-                Some(name) => Ok(Self::Named(name.to_owned())),
-                None => Err(ApiError::invalid(
-                    "tool_choice",
-                    format!(
-                        "tool_choice: expected none, auto, required or a function, found {value}"
-                    ),
-                )),
-            },
-        }
-    }
-}
-
-/// Reads names and argument schemas of the tools of a request.
-fn functions(tools: &[Value]) -> Result<Vec<Function>, ApiError> {
-    tools
-        .iter()
-        .enumerate()
-        .map(|(i, tool)| {
-            if let Some(kind) = tool.get("type").filter(|kind| *kind != "function") {
-                let place = format!("tools[{i}].type");
-                let text = format!("{place}: expected function, found {kind}");
-                return Err(ApiError::invalid(&place, text));
-            }
-            let function = tool.get("function").unwrap_or(tool);
-            let name = function.get("name").and_then(Value::as_str).filter(|n| !n.is_empty());
-            let name = name.ok_or_else(|| {
-                let place = format!("tools[{i}].function.name");
-                ApiError::invalid(&place, format!("{place}: expected a name, found none"))
-            })?;
-            let place = format!("tools[{i}].function.parameters");
-            let schema = match function.get("parameters") {
-                None | Some(Value::Null) => json!({"type": "object"}),
-                Some(schema @ Value::Object(_)) => schema.clone(),
-                Some(other) => return Err(wrong_type(&place, "a schema", other)),
-            };
-            Ok(Function { name: name.to_owned(), schema, place })
-        })
-        .collect()
+    Ok(Chat { events, texts: states, prompt_tokens: rendered.ids.len() })
 }

@@ -1,6 +1,5 @@
 //! Raw texts of a request, as text or as ids.
 
-use serde::Deserialize;
 use serde_json::Value;
 
 use crate::error::ApiError;
@@ -11,8 +10,7 @@ use crate::served_model::ServedModel;
 const PROMPTS: usize = 64;
 
 /// The texts of a request: a text or ids, or a list of either.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
+#[derive(Clone, Debug)]
 pub(crate) enum Input {
     Text(String),
     Texts(Vec<String>),

@@ -73,12 +73,14 @@ fn check_one(index: usize, message: Value) -> Result<Value, ApiError> {
     out.insert("role".into(), role.into());
     out.insert("content".into(), content.into());
     // Ollama's word for the thought is `thinking`
-    for (from, to) in
-        [("reasoning_content", "reasoning_content"), ("thinking", "reasoning_content")]
-    {
-        if let Some(Value::String(text)) = message.remove(from) {
-            out.insert(to.into(), text.into());
+    let texts = ["reasoning_content", "thinking"].map(|name| message.remove(name));
+    let mut thoughts = texts.into_iter().flatten().filter(Value::is_string);
+    if let Some(thought) = thoughts.next() {
+        if thoughts.next().is_some_and(|other| other != thought) {
+            let text = "this field and thinking are one: expected one value, found two";
+            return Err(fault(".reasoning_content", text.to_owned()));
         }
+        out.insert("reasoning_content".into(), thought);
     }
     if calls && let Some(calls) = message.remove("tool_calls") {
         out.insert("tool_calls".into(), calls);

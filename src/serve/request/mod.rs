@@ -5,3 +5,4 @@ pub(crate) mod embed;
 pub(crate) mod input;
 pub(crate) mod messages;
 pub(crate) mod sampling;
+pub(crate) mod tools;

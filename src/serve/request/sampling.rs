@@ -1,19 +1,18 @@
-//! Sampling settings of a request: the fields that all endpoints share, checked, with the model's
-//! own settings where a request says nothing.
+//! Sampling settings of a request, whatever names a protocol has for them: checked, with the
+//! model's own settings where the request says nothing.
 
 use mmx_converters::tokenizer::Tokenizer;
 use mmx_ggml::run::Sampling;
-use serde::Deserialize;
 use serde_json::Value;
 
 use crate::app::App;
 use crate::engine::Write;
 use crate::engine::grammar::Constraint;
 use crate::error::ApiError;
-use crate::fields::{Fields, integer, wrong_type};
+use crate::fields::{integer, wrong_type};
 use crate::served_model::ServedModel;
 
-/// Most stop strings that a request may have. Source: OpenAI.
+/// Most stop strings of a request to OpenAI's API. Source: OpenAI.
 const STOPS: usize = 4;
 /// Most texts that a request may ask for after one prompt.
 const CHOICES: usize = 16;
@@ -21,8 +20,7 @@ const CHOICES: usize = 16;
 const TOP_LOGPROBS: usize = 20;
 
 /// One text or a list of them.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
+#[derive(Clone, Debug)]
 pub(crate) enum OneOrMany {
     One(String),
     Many(Vec<String>),
@@ -51,7 +49,7 @@ impl OneOrMany {
     }
 }
 
-/// Sampling fields as a request has them: OpenAI's, and the usual ones that OpenAI lacks.
+/// Sampling settings as a request has them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Params {
     pub(crate) max_tokens: Option<i64>,
@@ -69,22 +67,41 @@ pub(crate) struct Params {
     pub(crate) ignore_end: Option<bool>,
     /// Tokens the text may have, prompt included (Ollama's `num_ctx`); at most the model's.
     pub(crate) n_ctx: Option<usize>,
-    /// The names by which this request calls fields that have several.
+    /// The names by which this request calls the fields.
     pub(crate) names: Names,
     /// The request may ask for no token at all: its prompt is an answer too.
     pub(crate) none_written: bool,
 }
 
-/// The names by which a request calls fields that have several.
+/// The names by which a request calls the fields that protocols call differently.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Names {
     pub(crate) max_tokens: &'static str,
     pub(crate) repetition_penalty: &'static str,
+    pub(crate) stop: &'static str,
+    /// Most stop strings that a request may have.
+    pub(crate) most_stops: usize,
+    /// Where all of them stand in the request: nothing, or `options.`.
+    pub(crate) within: &'static str,
 }
 
 impl Default for Names {
     fn default() -> Self {
-        Self { max_tokens: "max_tokens", repetition_penalty: "repetition_penalty" }
+        Self {
+            max_tokens: "max_tokens",
+            repetition_penalty: "repetition_penalty",
+            stop: "stop",
+            most_stops: STOPS,
+            within: "",
+        }
+    }
+}
+
+impl Names {
+    /// Makes a 400 that names a field.
+    fn fault(&self, name: &str, text: &str) -> ApiError {
+        let place = format!("{}{name}", self.within);
+        ApiError::invalid(&place, format!("{place}: {text}"))
     }
 }
 
@@ -99,45 +116,6 @@ pub(crate) struct Checked {
 }
 
 impl Params {
-    /// Takes the fields from a request.
-    ///
-    /// # Errors
-    /// 400 for a field of another type, or two names of one field with different values.
-    pub(crate) fn take(fields: &mut Fields) -> Result<Self, ApiError> {
-        let mut names = Names::default();
-        // n_predict is llama.cpp's name
-        let limits = ["max_completion_tokens", "max_tokens", "n_predict"];
-        let max_tokens = fields.either(&limits, Fields::int)?.map(|(name, n)| {
-            names.max_tokens = name;
-            n
-        });
-        let penalties = ["repetition_penalty", "repeat_penalty"];
-        let repetition_penalty = fields.either(&penalties, Fields::number)?.map(|(name, x)| {
-            names.repetition_penalty = name;
-            x
-        });
-        Ok(Self {
-            max_tokens,
-            temperature: fields.number("temperature")?,
-            top_p: fields.number("top_p")?,
-            top_k: fields.int("top_k")?,
-            min_p: fields.number("min_p")?,
-            repetition_penalty,
-            presence_penalty: fields.number("presence_penalty")?,
-            frequency_penalty: fields.number("frequency_penalty")?,
-            logit_bias: fields.any("logit_bias"),
-            seed: fields.int("seed")?,
-            stop: fields.any("stop").map(|value| OneOrMany::of(value, "stop")).transpose()?,
-            n: fields.int("n")?,
-            ignore_end: fields
-                .either(&["ignore_eos", "ignore_end"], Fields::flag)?
-                .map(|(_, flag)| flag),
-            n_ctx: None,
-            names,
-            none_written: false,
-        })
-    }
-
     /// Checks the fields for a prompt of `prompt` ids, which came in the request's field `field`.
     ///
     /// # Errors
@@ -165,9 +143,9 @@ impl Params {
         let max_tokens = match self.max_tokens {
             None | Some(-1) => most, // -1 is llama.cpp's and Ollama's "no limit"
             Some(0) if nothing => 0,
-            Some(n) => at_least_one(self.names.max_tokens, n)?.min(most),
+            Some(n) => at_least_one(&self.names, self.names.max_tokens, n)?.min(most),
         };
-        let choices = self.n.map_or(Ok(1), |n| at_least_one("n", n))?;
+        let choices = self.n.map_or(Ok(1), |n| at_least_one(&self.names, "n", n))?;
         if choices > CHOICES {
             return Err(ApiError::invalid(
                 "n",
@@ -175,12 +153,13 @@ impl Params {
             ));
         }
         let stop = self.stop.map(OneOrMany::into_vec).unwrap_or_default();
-        if stop.len() > STOPS {
-            let text = format!("stop: expected at most {STOPS} texts, found {}", stop.len());
-            return Err(ApiError::invalid("stop", text));
+        let most = self.names.most_stops;
+        if stop.len() > most {
+            let text = format!("expected at most {most} texts, found {}", stop.len());
+            return Err(self.names.fault(self.names.stop, &text));
         }
         if stop.iter().any(String::is_empty) {
-            return Err(ApiError::invalid("stop", "stop: expected texts, found an empty one"));
+            return Err(self.names.fault(self.names.stop, "expected texts, found an empty one"));
         }
         let own = &model.sampling;
         let bias = match self.logit_bias {
@@ -204,14 +183,14 @@ impl Params {
             seed: seed_of("seed", self.seed)?,
         };
         sampling.check().map_err(|error| {
-            // "top-p: expected ..": the part before the colon is the field, in other words
-            let text = error.to_string();
-            let (what, expected) = text.split_once(':').unwrap_or((&text, ""));
-            let field = match what.replace([' ', '-'], "_") {
-                name if name == "repeat_penalty" => self.names.repetition_penalty.to_owned(),
-                name => name,
+            let mmx_ggml::Error::Setting { name, expected, found } = error else {
+                return ApiError::invalid("sampling", error.to_string());
             };
-            ApiError::invalid(&field, format!("{field}:{expected}"))
+            let field = match name.as_str() {
+                "repeat_penalty" => self.names.repetition_penalty,
+                other => other,
+            };
+            self.names.fault(field, &format!("expected {expected}, found {found}"))
         })?;
         let vocab = model.model.config().vocab_size;
         if let Some((id, _)) = sampling.bias.iter().find(|(id, _)| *id as usize >= vocab) {
@@ -308,11 +287,9 @@ fn biases(value: Value, tokenizer: &Tokenizer) -> Result<Vec<(u32, f32)>, ApiErr
     Ok(out)
 }
 
-fn at_least_one(name: &str, n: i64) -> Result<usize, ApiError> {
-    usize::try_from(n)
-        .ok()
-        .filter(|&n| n > 0)
-        .ok_or_else(|| ApiError::invalid(name, format!("{name}: expected at least 1, found {n}")))
+fn at_least_one(names: &Names, name: &str, n: i64) -> Result<usize, ApiError> {
+    let fault = || names.fault(name, &format!("expected at least 1, found {n}"));
+    usize::try_from(n).ok().filter(|&n| n > 0).ok_or_else(fault)
 }
 
 /// Checks how many other tokens' probabilities are asked for.
@@ -320,62 +297,6 @@ pub(crate) fn check_logprobs(name: &str, n: i64) -> Result<usize, ApiError> {
     usize::try_from(n).ok().filter(|&n| n <= TOP_LOGPROBS).ok_or_else(|| {
         ApiError::invalid(name, format!("{name}: expected 0 to {TOP_LOGPROBS}, found {n}"))
     })
-}
-
-/// Parses a request's JSON. Whole numbers may be written as `5.0`, at the top and in `options`.
-///
-/// # Errors
-/// 400 where it is none, or a field has another type; the field is named.
-pub(crate) fn parse<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
-    let mut value: Value = serde_json::from_slice(body).map_err(|e| {
-        ApiError::new(axum::http::StatusCode::BAD_REQUEST, format!("the request's JSON: {e}"))
-    })?;
-    whole_numbers(&mut value);
-    if let Some(options) = value.get_mut("options") {
-        whole_numbers(options);
-    }
-    serde_path_to_error::deserialize(value).map_err(|e| {
-        let field = e.path().to_string();
-        let text = e.inner().to_string();
-        match field.as_str() {
-            "." => ApiError::new(axum::http::StatusCode::BAD_REQUEST, text),
-            _ => ApiError::invalid(&field, format!("{field}: {text}")),
-        }
-    })
-}
-
-/// Writes the whole numbers among an object's values as integers.
-fn whole_numbers(value: &mut Value) {
-    for value in value.as_object_mut().into_iter().flat_map(serde_json::Map::values_mut) {
-        if let Some(whole) = value.as_number().filter(|n| n.is_f64()).and_then(integer) {
-            *value = whole.into();
-        }
-    }
-}
-
-/// Reads the schema that OpenAI's `response_format` asks for; nothing for plain text.
-///
-/// # Errors
-/// 400 for another type, or a schema that is none.
-pub(crate) fn schema_of(format: Option<Value>) -> Result<Option<Value>, ApiError> {
-    let fault =
-        |text: String| ApiError::invalid("response_format", format!("response_format: {text}"));
-    let Some(format) = format.filter(|f| !f.is_null()) else { return Ok(None) };
-    match format.get("type").and_then(Value::as_str) {
-        Some("text") => Ok(None),
-        Some("json_object") => Ok(Some(serde_json::json!({"type": "object"}))),
-        Some("json_schema") => {
-            let schema = format.pointer("/json_schema/schema").or_else(|| format.get("schema"));
-            match schema {
-                Some(schema @ (Value::Object(_) | Value::Bool(_))) => Ok(Some(schema.clone())),
-                _ => Err(fault("expected a schema in json_schema.schema, found none".to_owned())),
-            }
-        }
-        other => Err(fault(format!(
-            "expected type text, json_object or json_schema, found {}",
-            other.unwrap_or("none")
-        ))),
-    }
 }
 
 #[cfg(test)]
@@ -421,23 +342,5 @@ mod tests {
             assert_eq!(error.param.as_deref(), Some("logit_bias"));
             assert!(error.message.contains(part), "{error:?}");
         }
-    }
-
-    #[test]
-    fn a_wrong_type_names_its_field() {
-        #[derive(Debug, Deserialize)]
-        struct Options {
-            num_predict: Option<i64>,
-        }
-        #[derive(Debug, Deserialize)]
-        struct Request {
-            options: Option<Options>,
-        }
-        let good: Request = parse(br#"{"options": {"num_predict": 5.0}}"#).unwrap();
-        assert_eq!(good.options.and_then(|o| o.num_predict), Some(5));
-        let error = parse::<Request>(br#"{"options": {"num_predict": "7"}}"#).unwrap_err();
-        assert_eq!(error.param.as_deref(), Some("options.num_predict"));
-        assert!(error.message.starts_with("options.num_predict: "), "{error:?}");
-        assert_eq!(parse::<Request>(b"{").unwrap_err().status, 400);
     }
 }
