@@ -188,15 +188,21 @@ unsafe fn turns<V: Lanes, E: Element, const HEADS: usize, const C: usize, const 
             [0, 1, 2, 3, 4].map(|i: usize| &*(*target).src[i]);
         let (head_dim, heads, tokens) = (q.ne[0] as usize, q.ne[1] as usize, q.ne[2] as usize);
         let group = heads / (keys.ne[0] as usize / head_dim);
-        let parts = group.div_ceil(HEADS); // of heads that look at the same keys
-        let items = heads / group * parts;
+        // heads at a time, of those that look at the same keys: fewer where threads would have none
+        let kv_heads = heads / group;
+        let mut most = HEADS;
+        while most > 1 && kv_heads * group.div_ceil(most) * tokens < 2 * worker.threads() {
+            most /= 2;
+        }
+        let parts = group.div_ceil(most);
+        let items = kv_heads * parts;
         let cells = keys.ne[1] as usize;
         for item in worker.turns(items * tokens, 1).flatten() {
             // the tokens of a head after one another: its cells stay in the second cache
             let (item, token) = (item / tokens, item % tokens);
             let (kv_head, part) = (item / parts, item % parts);
-            let first_head = kv_head * group + part * HEADS;
-            let count = HEADS.min(group - part * HEADS);
+            let first_head = kv_head * group + part * most;
+            let count = most.min(group - part * most);
             let position = *positions.data.cast::<i32>().add(token);
             let start = *firsts.data.cast::<i32>().add(token);
             let start = usize::try_from(start).map_or(cells, |start| start.min(cells));
