@@ -5,6 +5,7 @@ mod common;
 use std::path::{Path, PathBuf};
 
 use common::{mmx, mmx_error, shared, text};
+use mmx_converters::wire;
 use serde_json::Value;
 
 /// SFT on golden/minimind2 as the cases say: in order, no packing, 2025.
@@ -24,6 +25,31 @@ fn refs(args: &[String]) -> Vec<&str> {
 
 fn case(name: &str) -> PathBuf {
     shared("cases/files").join(name)
+}
+
+/// The caller ends while its child computes: a Ctrl-C that reached the caller alone.
+#[test]
+fn a_native_engine_whose_caller_has_ended_says_nothing() {
+    use std::io::Read as _;
+    use std::process::{Command, Stdio};
+    let mut child = Command::new(env!("CARGO_BIN_EXE_mmx-train"))
+        .args(["logits", "--serve", text(&shared("golden/minimind2"))])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("mmx-train starts");
+    let mut answers = child.stdout.take().expect("a pipe");
+    let vocab = wire::read_greeting(&mut answers).expect("a greeting").expect("a model");
+    let mut requests = child.stdin.take().expect("a pipe");
+    wire::write_ids(&mut requests, &[1; 400]).expect("a request");
+    // more than a pipe holds: it writes while nobody reads, and then nobody will
+    assert!(400 * vocab * 4 > 1 << 16);
+    drop(answers);
+    drop(requests);
+    let mut said = String::new();
+    child.stderr.take().expect("a pipe").read_to_string(&mut said).expect("UTF-8");
+    assert!(child.wait().expect("an end").success() && said.is_empty(), "{said}");
 }
 
 #[test]

@@ -4,27 +4,41 @@ mod common;
 
 use common::{mmx, mmx_error, mmx_ok};
 
-#[test]
-fn every_command_has_help_with_examples() {
-    let help = mmx_ok(&["help"]);
-    let commands: Vec<&str> = help
-        .lines()
+/// The commands that a help text lists.
+fn listed(help: &str) -> Vec<&str> {
+    help.lines()
         .skip_while(|line| *line != "Commands:")
         .skip(1)
         .take_while(|line| !line.is_empty())
         .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
         .filter_map(|line| line.split_whitespace().next())
-        .filter(|name| *name != "help" && *name != "version")
-        .collect();
+        .filter(|name| *name != "help")
+        .collect()
+}
+
+#[test]
+fn every_command_has_help_with_examples() {
+    let help = mmx_ok(&["help"]);
+    let commands = listed(&help);
     assert!(commands.contains(&"verify") && commands.len() > 1, "{help}");
+    let mut asked = 0;
     for name in commands {
         let help = mmx_ok(&[name, "--help"]);
-        let nested = help.contains("\nCommands:\n");
-        assert!(
-            nested || help.contains(&format!("mmx {name}")),
-            "mmx {name} --help shows no example:\n{help}"
-        );
+        let nested = listed(&help);
+        let below: Vec<(String, String)> = match nested.is_empty() {
+            true => vec![(format!("mmx {name}"), help.clone())],
+            false => nested
+                .into_iter()
+                .map(|below| (format!("mmx {name} {below}"), mmx_ok(&[name, below, "--help"])))
+                .collect(),
+        };
+        for (command, help) in below {
+            let examples = help.split_once("Examples:\n").map_or("", |(_, after)| after);
+            assert!(examples.contains(&command), "{command} --help shows no example:\n{help}");
+            asked += 1;
+        }
     }
+    assert!(asked > 22, "{asked} commands");
 }
 
 /// The notices go with every copy of the program: each crate with its licence, and the texts.

@@ -404,6 +404,58 @@ fn misuse_exits_with_2() {
     }
 }
 
+/// In the GGUF, in the Modelfile, and when the GGUF is run.
+#[test]
+fn a_greedy_model_stays_greedy() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, out) = (dir.path().join("source"), dir.path().join("out"));
+    copy(&shared("golden/minimind2"), &source);
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        fs_err::copy(shared("golden").join(name), source.join(name)).unwrap();
+    }
+    let settings = r#"{"do_sample": false, "temperature": 0.9, "repetition_penalty": 1.25}"#;
+    fs_err::write(source.join("generation_config.json"), settings).unwrap();
+    let args = ["export", text(&source), "--gguf", "f32", "--ollama", "--name", "m", "--out"];
+    json(&[&args[..], &[text(&out)]].concat());
+    let modelfile = fs_err::read_to_string(out.join("Modelfile")).unwrap();
+    for line in ["PARAMETER temperature 0", "PARAMETER repeat_penalty 1.25"] {
+        assert!(modelfile.lines().any(|found| found == line), "{line}: {modelfile}");
+    }
+    let gguf = out.join("m-131K-f32.gguf");
+    let file = Gguf::open(&gguf).unwrap();
+    let found = |key: &str| file.metadata().get(&format!("general.sampling.{key}"));
+    assert_eq!(found("temp").and_then(Key::as_f64), Some(0.0));
+    assert_eq!(found("penalty_repeat").and_then(Key::as_f64), Some(1.25));
+    let ids = |seed: &str| {
+        let args = ["run", text(&gguf), "-p", "one", "--raw", "-n", "12", "--seed", seed];
+        json(&args)["ids"].clone()
+    };
+    assert_eq!(ids("1"), ids("2"));
+}
+
+/// Also where the folder holds runs, and below folders of other things.
+#[test]
+fn a_folder_of_models_names_those_to_choose_from() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (model, tokenizer) = (shared("golden/minimind2"), shared("golden"));
+    let out = dir.path().join("export");
+    let args = ["export", text(&model), "--tokenizer", text(&tokenizer), "--hf", "f32", "--gguf"];
+    json(&[&args[..], &["f16", "--name", "m", "--out", text(&out)]].concat());
+    let said = mmx(&["inspect", text(&out)]);
+    let said = String::from_utf8(said.stderr).expect("UTF-8");
+    for name in ["hf-f32", "m-131K-f16.gguf"] {
+        assert!(said.contains(text(&out.join(name))), "{name} is not in: {said}");
+    }
+    let runs = dir.path().join("runs");
+    let checkpoint = runs.join("sft/checkpoint-000001");
+    fs_err::create_dir_all(&checkpoint).expect("a folder");
+    fs_err::write(checkpoint.join("config.json"), "{}").expect("a file");
+    for command in [&["run", text(&runs), "-p", "x"][..], &["inspect", text(&runs)]] {
+        let said = String::from_utf8(mmx(command).stderr).expect("UTF-8");
+        assert!(said.contains(text(&runs.join("sft"))) && said.contains("hint: "), "{said}");
+    }
+}
+
 #[test]
 fn without_a_model_the_newest_checkpoint_is_taken_and_named() {
     let dir = tempfile::tempdir().unwrap();

@@ -326,6 +326,12 @@ fn import_refuses_a_folder_that_holds_another_model_or_a_run() {
     said(&args);
     assert_eq!(fs_err::read_to_string(&notes).expect("kept"), "mine");
     let config = own.join("config.json");
+    // and not with another model, also where its own is unchanged; a copy of the source is no other
+    let other = ["import", text(&golden), "--out", text(&own)];
+    refused(dir.path(), &other, &[text(&own), "another model"]);
+    let copy = at("copy.gguf");
+    fs_err::copy(&gguf, &copy).expect("copied");
+    said(&["import", text(&copy), "--out", text(&own), "--dtype", "f16"]);
     let changed = fs_err::read_to_string(&config).expect("a file").replace("512", "1024");
     write(&config, changed);
     refused(dir.path(), &args, &[text(&config)]);

@@ -15,6 +15,16 @@ fn values(path: &std::path::Path, name: &str) -> (Vec<usize>, Vec<f32>) {
 
 /// 2e-5: float32 sums in another order than the reference's.
 #[test]
+fn ids_beyond_the_vocabulary_are_refused_and_their_file_is_named() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let ids = dir.path().join("ids.json");
+    fs_err::write(&ids, "[1, 2, 500000, 3]").expect("a file");
+    let model = shared("golden/minimind3");
+    let said = mmx_error(&["verify", text(&model), text(&model), "--ids", text(&ids)]);
+    assert!(said.contains(text(&ids)) && said.contains("found 500000"), "{said}");
+}
+
+#[test]
 fn logits_of_a_two_dimensional_list_equal_the_reference() {
     let folder = tempfile::tempdir().expect("a folder");
     let out = folder.path().join("logits.safetensors");

@@ -17,6 +17,16 @@ pub fn cpus() -> usize {
     })
 }
 
+/// Bounds the threads that tokenize, quantize and export by what [`cpus`] allows, where that is
+/// less than the pool would take by itself and `RAYON_NUM_THREADS` does not say otherwise. For a
+/// program's beginning: a pool that is there already stays as it is.
+pub fn bound_pool() {
+    let all = std::thread::available_parallelism().map_or(1, usize::from);
+    if cpus() < all && std::env::var_os("RAYON_NUM_THREADS").is_none() {
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(cpus()).build_global();
+    }
+}
+
 /// The least quota of this process's control groups and the groups around them, in whole CPUs, at
 /// least one; none where there is no quota, or no control groups. `root` is what lies above proc
 /// and sys.

@@ -25,6 +25,8 @@ pub enum Error {
         path: PathBuf,
         /// Where in the file, what was expected and what was found.
         message: String,
+        /// What to do about it.
+        hint: Option<String>,
     },
     /// A key of a configuration is missing or has an impossible value.
     #[error("{}: key {key}: {message}", path.display())]
@@ -51,6 +53,8 @@ pub enum Error {
         what: String,
         /// Why it cannot be carried.
         reason: String,
+        /// What to do about it.
+        hint: Option<String>,
     },
     /// A file that mmx did not write, or that was changed since, lies where one is to be written.
     #[error("{}: expected no file or one that mmx wrote, found one that mmx did not write or that was changed since", path.display())]
@@ -217,7 +221,7 @@ impl Error {
 
     /// Bytes that do not follow their format.
     pub fn format(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
-        Self::Format { path: path.as_ref().to_owned(), message: message.into() }
+        Self::Format { path: path.as_ref().to_owned(), message: message.into(), hint: None }
     }
 
     /// A key that is missing or impossible.
@@ -227,7 +231,7 @@ impl Error {
 
     /// Something that cannot be carried exactly.
     pub fn unsupported(what: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self::Unsupported { what: what.into(), reason: reason.into() }
+        Self::Unsupported { what: what.into(), reason: reason.into(), hint: None }
     }
 
     /// A failure in a sentence.
@@ -237,7 +241,18 @@ impl Error {
 
     /// A failure in a sentence, and what to do about it.
     pub fn failed_with_hint(message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self::Failed { message: message.into(), hint: Some(hint.into()) }
+        Self::failed(message).with_hint(hint)
+    }
+
+    /// This error with what to do about it; of the kinds that hold no hint it stays as it is.
+    pub fn with_hint(mut self, text: impl Into<String>) -> Self {
+        if let Self::Format { hint, .. }
+        | Self::Unsupported { hint, .. }
+        | Self::Failed { hint, .. } = &mut self
+        {
+            *hint = Some(text.into());
+        }
+        self
     }
 
     /// A setting with an impossible value.
@@ -263,17 +278,10 @@ impl Error {
     /// A hint: what the user can do about it, where that is known.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Format { message, .. } if message.contains("Git LFS pointer") => {
-                Some("fetch the real file with `git lfs pull`".to_owned())
-            }
-            Self::Format { message, .. } if message.contains("or a preset") => {
-                Some("`mmx import FILE --preset NAME --out DIR` says what it is".to_owned())
-            }
-            Self::Unsupported { reason, .. } if reason.contains("expected finite values") => {
-                Some("the model has diverged, or its file is damaged; --allow-non-finite takes it as it is".to_owned())
-            }
+            Self::Format { hint, .. }
+            | Self::Unsupported { hint, .. }
+            | Self::Failed { hint, .. } => hint.clone(),
             Self::Tensors { report, .. } => report.hint(),
-            Self::Failed { hint, .. } => hint.clone(),
             Self::OwnInput { .. } => Some("give the output another name".to_owned()),
             _ => None,
         }

@@ -84,7 +84,8 @@ fn refuse_lfs_pointer(bytes: &[u8], path: &Path) -> Result<()> {
     let text = String::from_utf8_lossy(&bytes[..bytes.len().min(1024)]);
     let size = text.lines().find_map(|line| line.strip_prefix("size ")?.trim().parse::<u64>().ok());
     let of = size.map_or_else(String::new, |n| format!(" of a file of {n} bytes"));
-    Err(Error::format(path, format!("expected the file itself, found a Git LFS pointer{of}")))
+    let message = format!("expected the file itself, found a Git LFS pointer{of}");
+    Err(Error::format(path, message).with_hint("fetch the real file with `git lfs pull`"))
 }
 
 /// Writes a file so that it appears whole or not at all: into a temporary file beside it, flushed,

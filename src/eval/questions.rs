@@ -1,10 +1,10 @@
 //! Multiple-choice questions from files, in the layouts that benchmarks are published in.
 //!
 //! In: CSV as C-Eval has it (`id,question,A,B,C,D,answer[,explanation]`) or CMMLU (a number without
-//! a heading, `Question,A,B,C,D,Answer`); JSON Lines as ARC and OpenBookQA have it, from Hugging
-//! Face (`question` or `question_stem`, `choices.text`, `choices.label`, `answerKey`) or from
-//! AllenAI (`question.stem`, `question.choices[].text`). Out: [`Subject`]s, each with its
-//! questions. A fault names file and line.
+//! a heading, `Question,A,B,C,D,Answer`); JSON Lines or one JSON array, of objects as ARC and
+//! OpenBookQA have them, from Hugging Face (`question` or `question_stem`, `choices.text`,
+//! `choices.label`, `answerKey`) or from AllenAI (`question.stem`, `question.choices[].text`). Out:
+//! [`Subject`]s, each with its questions. A fault names file and line.
 
 use std::path::{Path, PathBuf};
 
@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 use super::fault::fault_at;
 use mmx_converters::{Error, Result};
 use mmx_data::jsonl::{self, Fault, Line};
+use mmx_data::source::Blocks;
 
 /// A subject with its questions.
 #[derive(Clone, Debug, PartialEq)]
@@ -91,13 +92,13 @@ pub fn read(paths: &[PathBuf]) -> Result<Vec<Subject>> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Layout {
     Csv,
-    JsonLines,
+    Json,
 }
 
 fn layout(path: &Path) -> Option<Layout> {
     match path.extension()?.to_str()?.to_ascii_lowercase().as_str() {
         "csv" => Some(Layout::Csv),
-        "jsonl" | "ndjson" | "json" => Some(Layout::JsonLines),
+        "jsonl" | "ndjson" | "json" => Some(Layout::Json),
         _ => None,
     }
 }
@@ -123,15 +124,16 @@ fn read_file(path: &Path) -> Result<Vec<Question>> {
             path.display()
         ))
     })?;
-    let bytes = fs_err::read(path).map_err(|e| Error::io(path, e))?;
-    for line in jsonl::lines(&bytes) {
-        jsonl::utf8(&line).map_err(|fault| fault_at(path, fault))?;
-    }
     let mut questions = match layout {
-        Layout::Csv => read_csv(&bytes),
-        Layout::JsonLines => jsonl::lines(&bytes).map(|line| read_object(&line)).collect(),
-    }
-    .map_err(|fault| fault_at(path, fault))?;
+        Layout::Csv => {
+            let bytes = fs_err::read(path).map_err(|e| Error::io(path, e))?;
+            for line in jsonl::lines(&bytes) {
+                jsonl::utf8(&line).map_err(|fault| fault_at(path, fault))?;
+            }
+            read_csv(&bytes).map_err(|fault| fault_at(path, fault))?
+        }
+        Layout::Json => read_json(path)?,
+    };
     if questions.is_empty() {
         return Err(Error::failed(format!(
             "{}: expected at least one question, found none",
@@ -188,7 +190,7 @@ fn read_csv(bytes: &[u8]) -> Result<Vec<Question>, Fault> {
     let mut record = ByteRecord::new();
     let (mut line, mut counted) = (1, 0);
     loop {
-        // the reader stops within a line's end, and counts its lines so
+        // csv's reader may stop between \r and \n, and its own count of lines is off then
         let ends = bytes[reader.position().byte() as usize..].iter();
         let blank = ends.take_while(|b| matches!(b, b'\r' | b'\n')).count();
         let start = reader.position().byte() as usize + blank;
@@ -249,6 +251,17 @@ const LETTERS: usize = 26;
 /// The letter of an option: A, B, ...
 pub fn letter(option: usize) -> char {
     char::from(b'A' + (option % LETTERS) as u8)
+}
+
+fn read_json(path: &Path) -> Result<Vec<Question>> {
+    let mut questions = Vec::new();
+    let mut blocks = Blocks::open(path)?;
+    while let Some(block) = blocks.next_block()? {
+        for line in block.lines() {
+            questions.push(read_object(&line).map_err(|fault| fault_at(path, fault))?);
+        }
+    }
+    Ok(questions)
 }
 
 fn read_object(line: &Line<'_>) -> Result<Question, Fault> {
@@ -361,6 +374,14 @@ mod tests {
             .map(|q| (q.line, q.text.as_str(), q.options.len(), q.right))
             .collect();
         assert_eq!(found, [(1, "Why?", 3, 2), (3, "The sun", 2, 1), (4, "How?", 2, 0)]);
+        // one array, over any number of lines
+        let path = file(&dir, "ARC-Easy.json", &format!("[{hub},\n\n{book}, {allen}\n]\n"));
+        let array = read(&[path]).expect("a subject");
+        let texts = |subjects: &[Subject]| -> Vec<(usize, String)> {
+            subjects[0].questions.iter().map(|q| (q.right, q.text.clone())).collect()
+        };
+        assert_eq!(texts(&array), texts(&subjects));
+        assert_eq!(array[0].questions[1].line, 3);
         assert!(!subjects[0].is_chinese());
     }
 
@@ -394,6 +415,10 @@ mod tests {
         assert!(csv("").contains("expected at least one question"));
         let json = |text: &str| refused("x.jsonl", text);
         assert_eq!(json(r#"{"text": "a"}"#), ":1: expected key question, found text");
+        assert_eq!(
+            refused("x.json", "[\n{\"text\": 1}\n]"),
+            ":2: expected key question, found text"
+        );
         let choices = r#""question": "q", "choices": {"text": ["a", "b"], "label": ["1", "2"]}"#;
         assert!(json(&format!("{{{choices}}}")).contains(":1: expected key answerKey"));
         let error = json(&format!("{{{choices}, \"answerKey\": \"3\"}}"));

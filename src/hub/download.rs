@@ -86,7 +86,7 @@ fn fetch_all(
         )
     })?;
     let mut files = hub.files(repo, &commit)?;
-    // what another mmx took note of is not this folder's
+    // the list of files that mmx wrote elsewhere says nothing of this folder
     files.retain(|file| !file.path.ends_with(manifest::FILE_NAME));
     if !request.only.is_empty() {
         files.retain(|file| request.only.iter().any(|end| file.path.ends_with(end)));
@@ -158,7 +158,7 @@ pub fn cached(repo: &str) -> Result<PathBuf> {
     })?;
     let hub = Hub::from_environment();
     let plain = |text: &str| escaped(text, false).replace('%', "_");
-    // another hub's repository of the same name is another one
+    // hubs may have different repositories of one name: each hub has a folder
     let place = format!("{}--{}", plain(hub.endpoint()), plain(repo));
     let out = cache.join("hub").join(place).join(plain(revision));
     let request = Request {

@@ -183,7 +183,7 @@ fn check_folder(dir: &Path) -> Result<()> {
                 Gguf::open(&path)?;
                 models += 1;
             }
-            // those of the folder's model have been opened with it
+            // the weights beside config.json were checked when the model was opened above
             Some("safetensors") if path.parent() != Some(dir) || !shards::is_weights(&name) => {
                 SafeTensors::open(&path)?;
             }

@@ -1,7 +1,7 @@
 //! `mmx-train logits --serve`: the engine `native` of `mmx`. Requests come on stdin, answers go to
 //! stdout, in the words of [`mmx_converters::wire`].
 
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::PathBuf;
 
 use mmx_converters::{Model, wire};
@@ -31,27 +31,35 @@ pub(crate) struct LogitsArgs {
     dtype: String,
 }
 
-/// Serves until stdin ends. What fails is told to the caller, not printed.
+/// Serves until stdin ends. What fails is told to the caller, not printed; a caller that has ended
+/// needs no answer, and nobody is left to be told.
 ///
 /// # Errors
-/// The caller is gone.
+/// The pipes fail in another way.
 pub(crate) fn run(args: &LogitsArgs) -> Result<()> {
-    let mut out = BufWriter::new(std::io::stdout().lock());
-    let gone = |e| Error::failed(format!("logits: {e}"));
+    match serve(args) {
+        Err(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof) => {
+            Ok(())
+        }
+        served => served.map_err(|e| Error::failed(format!("logits: {e}"))),
+    }
+}
+
+fn serve(args: &LogitsArgs) -> io::Result<()> {
+    let mut out = BufWriter::new(io::stdout().lock());
     let model = match open(args) {
         Ok(model) => model,
-        Err(error) => return wire::write_error(&mut out, &error).map_err(gone),
+        Err(error) => return wire::write_error(&mut out, &error),
     };
-    wire::write_greeting(&mut out, model.vocab()).map_err(gone)?;
-    let mut requests = std::io::stdin().lock();
-    while let Some(ids) = wire::read_ids(&mut requests).map_err(gone)? {
+    wire::write_greeting(&mut out, model.vocab())?;
+    let mut requests = io::stdin().lock();
+    while let Some(ids) = wire::read_ids(&mut requests)? {
         match model.of(&ids) {
             Ok(logits) => wire::write_logits(&mut out, &logits),
             Err(error) => wire::write_error(&mut out, &error),
-        }
-        .map_err(gone)?;
+        }?;
     }
-    out.flush().map_err(gone)
+    out.flush()
 }
 
 fn open(args: &LogitsArgs) -> mmx_converters::Result<Logits> {

@@ -50,7 +50,7 @@ fn main() -> ExitCode {
         Some("about" | "logits") => (other(Other::parse()), Vec::new()),
         _ => {
             let args: Train = parse::parse(); // misuse: prints the usage and exits 2
-            bound_pool();
+            mmx_converters::cpus::bound_pool();
             let result = same_version().and_then(|()| flags::run(args.train));
             (result, error::options_of(&Train::command()))
         }
@@ -96,15 +96,4 @@ fn about(json: bool) -> Result<()> {
     }
     println!("mmx-train {VERSION}\nlibtorch {libtorch}\ndevice {}", device?);
     Ok(())
-}
-
-/// Bounds the threads that tokenize, quantize and export by what [`mmx_ggml::cpus`] allows, where
-/// that is less than the pool would take by itself and RAYON_NUM_THREADS does not say otherwise.
-fn bound_pool() {
-    let (most, all) =
-        (mmx_ggml::cpus(), std::thread::available_parallelism().map_or(1, usize::from));
-    if most < all && std::env::var_os("RAYON_NUM_THREADS").is_none() {
-        // a pool that is there already stays as it is
-        let _ = rayon::ThreadPoolBuilder::new().num_threads(most).build_global();
-    }
 }

@@ -78,6 +78,15 @@ impl Error {
                 let name = if options.contains(&option) { &option } else { name };
                 format!("{name}: expected {}, found {found}", spelled(expected, options))
             }
+            // what is said of a file names the file's keys, which are no options
+            Self::Library(
+                LibraryError::Io { .. }
+                | LibraryError::Format { .. }
+                | LibraryError::Key { .. }
+                | LibraryError::Tensors { .. }
+                | LibraryError::Tokenizer { .. }
+                | LibraryError::Template { .. },
+            ) => self.to_string(),
             other => spelled(&other.to_string(), options),
         }
     }
@@ -151,5 +160,15 @@ mod tests {
         assert_eq!((error.code(), Error::failed("x").code()), (2, 1));
         let error = Error::from(LibraryError::setting("stage", "one", "two"));
         assert_eq!(error.sentence(&options), "stage: expected one, found two");
+    }
+
+    #[test]
+    fn keys_of_files_are_not_spelled_as_options() {
+        let options = ["--seed".to_owned()];
+        let words = "unknown field `seed`, expected `model`";
+        let of_file = Error::from(LibraryError::format("tokenizer.json", words));
+        assert_eq!(of_file.sentence(&options), format!("tokenizer.json: {words}"));
+        let of_request = Error::failed("expected another `seed`");
+        assert_eq!(of_request.sentence(&options), "expected another --seed");
     }
 }

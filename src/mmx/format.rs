@@ -28,12 +28,58 @@ pub(crate) fn matrices(n: usize) -> String {
     if n == 1 { "1 matrix".to_owned() } else { format!("{n} matrices") }
 }
 
-/// A bar for bytes on their way; drawn on a terminal only.
-pub(crate) fn bytes_bar() -> indicatif::ProgressBar {
+/// Says on stderr what is being done; on a terminal with the time that it takes so far, which shows
+/// that it goes on where nothing tells how far it is.
+#[derive(Default)]
+pub(crate) struct Clock {
+    bar: Option<indicatif::ProgressBar>,
+}
+
+impl Clock {
+    /// Ends what was done and begins something else.
+    pub(crate) fn start(&mut self, doing: String) {
+        self.stop();
+        let bar = indicatif::ProgressBar::new_spinner();
+        if bar.is_hidden() {
+            eprintln!("{doing}");
+            return;
+        }
+        if let Ok(style) = indicatif::ProgressStyle::with_template("{msg}  {elapsed}") {
+            bar.set_style(style);
+        }
+        bar.set_message(doing);
+        bar.enable_steady_tick(std::time::Duration::from_secs(1));
+        self.bar = Some(bar);
+    }
+
+    /// The line stays, with the time that it took.
+    fn stop(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.abandon();
+        }
+    }
+}
+
+impl Drop for Clock {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Does a transfer with a bar of its bytes, done and in all, on a terminal. Afterwards it is gone.
+pub(crate) fn with_bytes_bar<T>(
+    transfer: impl FnOnce(&mut dyn FnMut(u64, u64)) -> mmx_converters::Result<T>,
+) -> Result<T> {
     let template = "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
     let style = indicatif::ProgressStyle::with_template(template);
     let style = style.unwrap_or_else(|_| indicatif::ProgressStyle::default_bar());
-    indicatif::ProgressBar::new(0).with_style(style)
+    let bar = indicatif::ProgressBar::new(0).with_style(style);
+    let done = transfer(&mut |done, all| {
+        bar.set_length(all);
+        bar.set_position(done);
+    })?;
+    bar.finish_and_clear();
+    Ok(done)
 }
 
 /// Writes text to stdout. A reader that has gone (`mmx inspect .. | head`) is no error.

@@ -20,20 +20,9 @@ fn main() -> ExitCode {
         return error::exit_code(commands::train::run(arguments), &[]);
     }
     let cli = parse::parse::<cli::Cli>(); // misuse: prints the usage and exits 2
-    bound_pool();
+    mmx_converters::cpus::bound_pool();
     let result = cli::run(cli);
     let options =
         if result.is_err() { error::options_of(&cli::Cli::command()) } else { Vec::new() };
     error::exit_code(result, &options)
-}
-
-/// Bounds the threads that tokenize, quantize and export by what [`mmx_ggml::cpus`] allows, where
-/// that is less than the pool would take by itself and RAYON_NUM_THREADS does not say otherwise.
-fn bound_pool() {
-    let (most, all) =
-        (mmx_ggml::cpus(), std::thread::available_parallelism().map_or(1, usize::from));
-    if most < all && std::env::var_os("RAYON_NUM_THREADS").is_none() {
-        // a pool that is there already stays as it is
-        let _ = rayon::ThreadPoolBuilder::new().num_threads(most).build_global();
-    }
 }

@@ -41,10 +41,12 @@
 //! | [`export`] | a checkpoint to Transformers folders, GGUFs, adapters, Modelfiles, model cards |
 //! | [`mod@quantize`], [`blocks`] | a GGUF to another type; ggml's quantizers for the writers |
 //! | [`imatrix`] | the importance matrix of a model on a text |
+//! | [`consumers`] | the programs that open what mmx writes: what each carries, and its text beside the runner's |
 //! | [`doctor`] | what this machine has, and what each runtime will make of a model |
 
 pub mod blocks;
 pub mod compare;
+pub mod consumers;
 pub mod doctor;
 pub mod engines;
 pub mod export;

@@ -244,7 +244,7 @@ fn check_imatrix(imatrix: &Imatrix, path: &Path, file: &Gguf) -> Result<()> {
 fn metadata(request: &Request, file: &Gguf, imatrix: Option<&Imatrix>) -> Metadata {
     let mut metadata = Metadata::new();
     for (key, value) in file.metadata().iter() {
-        // not those of an importance matrix or a split that the input was made with
+        // an importance matrix or a split of the input says nothing of this file
         if !key.starts_with("quantize.imatrix.") && !gguf::is_split_key(key) {
             metadata.set(key, value.clone());
         }

@@ -94,8 +94,13 @@ pub enum Input {
     Sample(usize),
     /// A text of the user's.
     Text(String),
-    /// Ids, one list per sequence.
-    Ids(Vec<Vec<u32>>),
+    /// Ids of the user's.
+    Ids {
+        /// The file that holds them.
+        path: PathBuf,
+        /// One list per sequence.
+        rows: Vec<Vec<u32>>,
+    },
 }
 
 /// The comparison of one form in one engine with the reference.
@@ -167,7 +172,7 @@ pub fn verify_form(
     progress: &mut dyn FnMut(&Path, Kind),
 ) -> Result<Report> {
     let allowed = |kind: &Kind| request.engines.is_empty() || request.engines.contains(kind);
-    // the reference is computed by its most faithful engine, whatever --engine says of the others
+    // the reference is computed by its most faithful engine; the request chooses those of the rest
     let kind = reference.engines()[0];
     // opened first: one that cannot be is known before anything is computed
     let others = request.others.iter().map(|p| Form::open(p)).collect::<Result<Vec<_>>>()?;
@@ -175,13 +180,14 @@ pub fn verify_form(
     let mut truth = engines::open(kind, reference, request.threads)?;
     let vocab = truth.vocab();
     let (ids, text) = input(request, truth.as_mut())?;
-    for &id in ids.iter().flatten() {
-        if id as usize >= vocab {
-            return Err(Error::failed(format!(
-                "ids: expected numbers below {vocab} (the vocabulary of {}), found {id}",
-                request.reference.display()
-            )));
-        }
+    if let Input::Ids { path, .. } = &request.input
+        && let Some(id) = ids.iter().flatten().find(|&&id| id as usize >= vocab)
+    {
+        return Err(Error::failed(format!(
+            "{}: expected ids below {vocab} (the vocabulary of {}), found {id}",
+            path.display(),
+            request.reference.display()
+        )));
     }
     let expected = logits(truth.as_mut(), &ids)?;
     let largest = expected.iter().fold(0f64, |m, v| m.max(f64::from(v.abs())));
@@ -283,7 +289,7 @@ fn row(
 /// The ids, and the text they came from.
 fn input(request: &Request, engine: &mut dyn Engine) -> Result<(Vec<Vec<u32>>, Option<String>)> {
     let (text, most) = match &request.input {
-        Input::Ids(rows) => return Ok((rows.clone(), None)),
+        Input::Ids { rows, .. } => return Ok((rows.clone(), None)),
         Input::Text(text) => (text.as_str(), usize::MAX),
         Input::Sample(n) => (SAMPLE_TEXT, *n),
     };

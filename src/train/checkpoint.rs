@@ -8,7 +8,8 @@
 //!     config.json model.safetensors tokenizer.json ...
 //!     training/optimizer.safetensors   first.NAME, second.NAME (and gradient.NAME), float32
 //!     training/state.json              written last: without it the folder is no checkpoint
-//!     (stage lora: adapter_config.json adapter_model.safetensors instead of config.json model.safetensors)
+//!     (stage lora: adapter_config.json adapter_model.safetensors
+//!      instead of config.json model.safetensors)
 //! DIR/checkpoint-000123.2/          2 micro-steps into the accumulation after step 123
 //! ```
 //! A checkpoint is written beside its place, flushed, and renamed: it is there whole or not at all.

@@ -261,7 +261,8 @@ impl Job {
             held_out_set.as_ref().map(|set| batches_of(&config, set, &held_out, false, padded));
 
         if let Some(path) = &self.request.dump_batches {
-            // padded as the reference builds them, also where the model is spared the padding
+            // counted with padding, as the reference builds batches, also where mmx computes none
+            // of it
             let mut dumped =
                 batches_of(&config, &dataset, &self.request.data, config.shuffle, true);
             session::dump_batches(path, dumped.as_mut(), config.epochs)?;

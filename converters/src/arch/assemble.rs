@@ -90,16 +90,20 @@ mod tests {
     fn blocks_tile_every_public_tensor() {
         for name in presets::NAMES {
             let mut config = presets::preset(name).expect("a known preset");
-            // the same table, small: only the sizes shrink
+            // a table of as many rows per layer, with small tensors
             (config.vocab_size, config.num_hidden_layers, config.head_dim) = (10, 2, 4);
             (config.hidden_size, config.intermediate_size) = (4 * config.num_attention_heads, 24);
             if let Some(moe) = &mut config.moe {
                 (moe.intermediate_size, moe.shared_experts) = (24, moe.shared_experts * 2);
             }
             let rows = weights(&config);
-            for layout in
-                [Layout::Reference, Layout::Transformers, Layout::Transformers5, Layout::Gguf]
-            {
+            for layout in [
+                Layout::Reference,
+                Layout::Transformers,
+                Layout::Transformers5,
+                Layout::Mlx,
+                Layout::Gguf,
+            ] {
                 let mut covered = std::collections::HashMap::new();
                 for row in &rows {
                     let place = row.place(layout);

@@ -117,7 +117,7 @@ pub(super) struct FamilySpec {
     pub(super) transformers_model_type: &'static str,
     /// `general.architecture` in GGUF.
     pub(super) gguf_arch: &'static str,
-    /// Other GGUF readers that lack this architecture (docs/formats/gguf.md, "Other readers").
+    /// Programs that lack this architecture (docs/consumers, docs/formats/gguf.md).
     pub(super) unknown_to: &'static [&'static str],
     /// RMSNorm over `head_dim` on q and k, before the rotary positions.
     pub(super) qk_norm: bool,
@@ -193,7 +193,7 @@ impl Family {
         self.0.gguf_arch
     }
 
-    /// Whether another GGUF reader, by its name in docs/formats/gguf.md, has the architecture.
+    /// Whether a program, by its name in docs/consumers, has the architecture.
     pub fn is_known_to(self, reader: &str) -> bool {
         !self.0.unknown_to.contains(&reader)
     }

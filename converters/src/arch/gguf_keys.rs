@@ -56,8 +56,8 @@ impl Config {
         Ok(keys)
     }
 
-    /// Reads the keys of a GGUF of one of the families' architectures. `tied` is whether the file has no
-    /// `output.weight`. Training-only settings (balancing loss) get the family's defaults.
+    /// Reads the keys of a GGUF of one of the families' architectures. `tied` is whether the file
+    /// has no `output.weight`. Training-only settings (balancing loss) get the family's defaults.
     ///
     /// # Errors
     /// An unknown architecture, a missing key, a key of the wrong type or an impossible value.

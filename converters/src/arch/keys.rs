@@ -1,4 +1,5 @@
-//! Keys of config.json ([`Keys`]) and of one architecture in a GGUF ([`ArchKeys`]), read one by one.
+//! Keys of config.json ([`Keys`]) and of one architecture in a GGUF ([`ArchKeys`]), read one by
+//! one.
 
 use std::path::Path;
 

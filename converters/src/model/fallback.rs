@@ -59,8 +59,8 @@ pub fn overflows(value: f32, ty: GgmlType) -> bool {
         // the f16 scale is the largest magnitude divided by the largest quantum
         GgmlType::Q8_0 => value > 127.0 * f16_max,
         GgmlType::Q4_0 => value > 8.0 * f16_max,
-        // every other type divides by something; its own quantizer says no where this is too
-        // generous
+        // a bound that holds for every other type; what a type cannot hold below it, its own
+        // quantizer refuses
         _ => value > f16_max,
     }
 }
@@ -142,6 +142,9 @@ pub fn refuse_not_finite(
     Err(Error::unsupported(
         format!("{}: tensor {name}", file.display()),
         format!("expected finite values, found {value} at {}", index(shape, at)),
+    )
+    .with_hint(
+        "the model has diverged, or its file is damaged; `allow_non_finite` takes it as it is",
     ))
 }
 

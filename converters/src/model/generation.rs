@@ -112,7 +112,11 @@ impl Generation {
     pub fn to_json(&self, config: &Config) -> Value {
         let mut out = Map::new();
         out.insert("bos_token_id".into(), json!(config.bos_token_id));
-        out.insert("eos_token_id".into(), json!(config.eos_token_id));
+        let eos = match config.eos_token_id.as_slice() {
+            [one] => json!(one),
+            many => json!(many),
+        };
+        out.insert("eos_token_id".into(), eos);
         out.insert("pad_token_id".into(), json!(config.pad_token_id));
         out.insert("do_sample".into(), json!(self.do_sample));
         let numbers = [
@@ -137,10 +141,15 @@ impl Generation {
     /// (docs/formats/gguf.md).
     pub fn to_gguf_keys(&self) -> Vec<(String, gguf::Value)> {
         let mut keys = Vec::new();
+        let mut set = |key: &str, value| keys.push((format!("general.sampling.{key}"), value));
         if !self.do_sample {
+            // what readers take for the most likely token
+            set("temp", gguf::Value::F32(0.0));
+            if let Some(x) = self.repetition_penalty {
+                set("penalty_repeat", gguf::Value::F32(x as f32));
+            }
             return keys;
         }
-        let mut set = |key: &str, value| keys.push((format!("general.sampling.{key}"), value));
         if let Some(k) = self.top_k.and_then(|k| i32::try_from(k).ok()) {
             set("top_k", gguf::Value::I32(k));
         }
@@ -166,9 +175,10 @@ impl Generation {
             (x as f32).to_string().parse::<f64>().ok()
         };
         let top_k = metadata.get("general.sampling.top_k").and_then(gguf::Value::as_u64);
+        let temperature = float("temp");
         let settings = Self {
-            do_sample: true,
-            temperature: float("temp"),
+            do_sample: temperature != Some(0.0),
+            temperature: temperature.filter(|t| *t != 0.0),
             top_p: float("top_p"),
             top_k: top_k.and_then(|k| u32::try_from(k).ok()),
             min_p: float("min_p"),
@@ -334,6 +344,26 @@ mod tests {
         }
         let expected = Generation { other: Map::new(), ..own };
         assert_eq!(Generation::from_gguf_keys(&metadata), Some(expected));
+    }
+
+    #[test]
+    fn greedy_stays_greedy_in_a_gguf() {
+        let greedy = Generation {
+            do_sample: false,
+            temperature: None,
+            top_p: None,
+            repetition_penalty: Some(1.1),
+            ..Generation::default()
+        };
+        // what it says beside has no meaning while nothing is drawn
+        let said = Generation { temperature: Some(0.6), top_k: Some(20), ..greedy.clone() };
+        let mut metadata = gguf::Metadata::new();
+        for (key, value) in said.to_gguf_keys() {
+            metadata.set(key, value);
+        }
+        let temperature = metadata.get("general.sampling.temp").and_then(gguf::Value::as_f64);
+        assert_eq!(temperature, Some(0.0));
+        assert_eq!(Generation::from_gguf_keys(&metadata), Some(greedy));
     }
 
     #[test]

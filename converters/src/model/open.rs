@@ -12,6 +12,7 @@ use crate::error::{Error, Result, TensorReport};
 use crate::gguf::{GgmlType, Gguf};
 use crate::model::adapter::{self, Adapters};
 use crate::model::generation::{self, Generation};
+use crate::model::run_folder;
 use crate::model::source::{
     Aside, EMBEDDING, HEAD, Source, Stored, compare, other_layer_count, plain_f32,
 };
@@ -54,13 +55,18 @@ impl Beside {
     fn read(dir: &Path, given: Option<Config>) -> Result<Option<Self>> {
         let path = dir.join("config.json");
         let (mut config, mut warnings) = match given {
-            Some(config) => (config, Vec::new()),
+            Some(config) => {
+                if path.exists() {
+                    arch::quantized::refuse_file(&path)?; // the weights beside it are that either way
+                }
+                (config, Vec::new())
+            }
             None if path.exists() => Config::read(&path)?,
             None => return Ok(None),
         };
         let (generation, stops) = Generation::read(dir)?.unwrap_or_default();
-        // the weights can be used without it: whoever needs the tokenizer opens it and hears the
-        // same
+        // weights can be used without a tokenizer: what is wrong with it is a warning here, and an
+        // error for whoever opens it
         let tokenizer = generation::tokenizer_eos(dir).unwrap_or_else(|error| {
             warnings.push(error.to_string());
             None
@@ -118,8 +124,7 @@ impl Model {
     }
 
     fn open_adapted(dir: &Path, config: Option<Config>) -> Result<Self> {
-        let adapters = Adapters::open(dir)?;
-        let base = adapters.base_path(dir)?;
+        let base = Adapters::base_path(dir)?;
         if adapter::is_adapter_folder(&base) {
             return Err(Error::key(
                 dir.join(adapter::CONFIG_NAME),
@@ -128,7 +133,7 @@ impl Model {
             ));
         }
         let mut model = Self::open_with(base, config)?;
-        adapters.check(dir, &model.weights)?;
+        let adapters = Adapters::open_for(dir, &model.config, &model.weights)?;
         model.path = dir.to_owned();
         model.adapters = Some(adapters);
         Ok(model)
@@ -166,10 +171,13 @@ impl Model {
 
     fn open_folder(dir: &Path, config: Option<Config>) -> Result<Self> {
         let mut beside = Beside::read(dir, config)?.ok_or_else(|| {
-            Error::format(
-                dir,
-                "expected config.json and model.safetensors in the folder, found no config.json",
-            )
+            let expected =
+                "expected config.json and model.safetensors in the folder, found no config.json";
+            let error = Error::format(dir, expected);
+            match choices(dir) {
+                Some(choices) => error.with_hint(choices),
+                None => error,
+            }
         })?;
         let has = |name: &str| dir.join(name).exists();
         let old = dir.join("pytorch_model.bin");
@@ -190,6 +198,7 @@ impl Model {
         let file = Pth::open(path)?;
         let mut beside = Beside::read(dir, config)?.ok_or_else(|| {
             Error::format(path, "expected its dimensions: a config.json beside it or a preset")
+                .with_hint("`mmx import FILE --preset NAME --out DIR` says what it is")
         })?;
         beside.warnings.extend(file.notes().iter().cloned());
         Self::check_beside(path, beside, Source::Pth(file))
@@ -197,7 +206,7 @@ impl Model {
 
     fn check_beside(path: &Path, beside: Beside, source: Source) -> Result<Self> {
         let Beside { config, generation, warnings } = beside;
-        let layouts = [Layout::Transformers, Layout::Reference, Layout::Transformers5];
+        let layouts = [Layout::Transformers, Layout::Reference, Layout::Transformers5, Layout::Mlx];
         Self::check(path, config, generation, warnings, &layouts, source)
     }
 
@@ -307,6 +316,21 @@ impl Model {
         }
         // the first of equals
         counts.iter().rev().max_by_key(|(_, n)| *n).map_or(Dtype::F32, |(dtype, _)| *dtype)
+    }
+
+    /// A mark by which the model is known again: of its tensors as the source holds them, its
+    /// adapters and its dimensions. Copies have the same one wherever they lie.
+    pub fn mark(&self) -> String {
+        let (bytes, tensors) = self.source.mark();
+        let mut hash = crc32fast::Hasher::new();
+        let config = self.config.to_minimind_json(Dtype::F32).to_string();
+        hash.update(format!("{bytes} {tensors} {config}").as_bytes());
+        for (module, adapter) in self.adapters.iter().flat_map(|adapters| &adapters.modules) {
+            hash.update(module.as_bytes());
+            hash.update(&tensor::encode_f32(&adapter.a, Dtype::F32));
+            hash.update(&tensor::encode_f32(&adapter.b, Dtype::F32));
+        }
+        format!("{bytes}-{:08x}", hash.finalize())
     }
 
     /// The adapters that are merged into the weights, if the model was opened with some.
@@ -458,4 +482,14 @@ impl Model {
             )),
         }
     }
+}
+
+/// A sentence with the models to choose from in a folder; nothing where there is none.
+fn choices(dir: &Path) -> Option<String> {
+    /// Models that one sentence names.
+    const SHOWN: usize = 12;
+    let found = run_folder::choices(dir);
+    let names: Vec<_> = found.iter().take(SHOWN).map(|path| path.display().to_string()).collect();
+    let more = if found.len() > SHOWN { ", ..." } else { "" };
+    (!names.is_empty()).then(|| format!("name the one that is meant: {}{more}", names.join(", ")))
 }

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::gguf;
 use crate::model::adapter;
 use crate::safetensors;
 
@@ -97,6 +98,32 @@ pub fn newest(root: &Path) -> Option<PathBuf> {
     found.into_iter().max().map(|(_, path)| path)
 }
 
+/// The models to choose from in a folder that is none itself: its GGUFs, its model folders and its
+/// runs, or else those of the folders below it. In the order of their names.
+pub fn choices(dir: &Path) -> Vec<PathBuf> {
+    /// Folders below `dir` that are looked into: runs/NAME/checkpoints.
+    const DEPTH: usize = 2;
+    let is_model = |path: &Path| {
+        let gguf = path.extension().is_some_and(|e| e == "gguf") && path.is_file();
+        let configured = ["config.json", adapter::CONFIG_NAME].map(|name| path.join(name));
+        (gguf && !gguf::is_further_part(path))
+            || configured.iter().any(|config| config.is_file())
+            || checkpoints(path).is_ok_and(|steps| !steps.is_empty())
+    };
+    let mut level = vec![dir.to_owned()];
+    for _ in 0..=DEPTH {
+        let entries = level.iter().filter_map(|dir| fs_err::read_dir(dir).ok()).flatten().flatten();
+        let (mut models, below): (Vec<PathBuf>, Vec<PathBuf>) =
+            entries.map(|entry| entry.path()).partition(|path| is_model(path));
+        if !models.is_empty() {
+            models.sort();
+            return models;
+        }
+        level = below.into_iter().filter(|path| path.is_dir()).collect();
+    }
+    Vec::new()
+}
+
 /// A run's folder, taken by this process for as long as the value lives.
 #[derive(Debug)]
 pub struct Claim(#[expect(dead_code, reason = "holds the lock")] Option<fs_err::File>);
@@ -159,6 +186,32 @@ mod tests {
         let adapters =
             model("lora/checkpoint-000001", "adapter_config.json", "adapter_model.safetensors");
         assert_eq!(newest(dir.path()), Some(adapters));
+    }
+
+    #[test]
+    fn the_models_to_choose_from_are_those_of_the_nearest_folders() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| dir.path().join(name);
+        for file in [
+            "export/m-q4_0.gguf",
+            "export/m-f16-00001-of-00002.gguf",
+            "export/m-f16-00002-of-00002.gguf",
+            "export/hf-f32/config.json",
+            "export/README.md",
+            "runs/sft/checkpoint-000010/config.json",
+            "runs/lora/adapter_config.json",
+            "runs/notes/a.txt",
+        ] {
+            fs_err::create_dir_all(at(file).parent().expect("a folder")).expect("a folder");
+            fs_err::write(at(file), "").expect("a file");
+        }
+        let exports = ["hf-f32", "m-f16-00001-of-00002.gguf", "m-q4_0.gguf"];
+        assert_eq!(choices(&at("export")), exports.map(|name| at("export").join(name)));
+        let runs = ["lora", "sft"].map(|name| at("runs").join(name));
+        assert_eq!(choices(&at("runs")), runs);
+        let all = [choices(&at("export")), runs.into()].concat();
+        assert_eq!(choices(dir.path()), all);
+        assert!(choices(&at("runs/notes")).is_empty() && choices(&at("none")).is_empty());
     }
 
     #[cfg(unix)]

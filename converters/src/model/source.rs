@@ -74,6 +74,20 @@ impl Source {
         Some(ty.map(|ty| (ty, shape)))
     }
 
+    /// The size and CRC-32 of all tensors, with their names, types and shapes.
+    pub(super) fn mark(&self) -> (u64, u32) {
+        let mut names = self.names();
+        names.sort_unstable();
+        let (mut hash, mut bytes) = (crc32fast::Hasher::new(), 0);
+        for name in names {
+            let Some(Ok(Stored { ty, shape, data })) = self.get(name) else { continue };
+            hash.update(format!("{name} {} {shape:?}\n", ty.name()).as_bytes());
+            hash.update(&data);
+            bytes += data.len() as u64;
+        }
+        (bytes, hash.finalize())
+    }
+
     /// A tensor with its bytes: in place, but for strided tensors of a `.pth`.
     pub(super) fn get(&self, name: &str) -> Option<Result<Stored<'_>, &'static str>> {
         let (ty, shape) = match self.info(name)? {

@@ -79,7 +79,7 @@ impl Fast {
 
     /// The ids of a text.
     pub(super) fn encode(&self, text: &str) -> Vec<u32> {
-        // of Chinese as of English about three bytes make a token
+        // about three bytes make a token, in Chinese as in English
         let mut ids = Vec::with_capacity(text.len() / 3 + 8);
         WORK.with_borrow_mut(|work| {
             if work.of != self.merges.number {
@@ -234,7 +234,7 @@ impl Merges {
         let mut next: Vec<usize> = (1..=count).collect();
         let mut before: Vec<usize> = (0..count).map(|i| i.wrapping_sub(1)).collect();
         let mut gone = vec![false; count];
-        // the heap gives its largest first: ranks and places are turned round
+        // the heap gives its largest first, and the lowest rank at the first place is wanted
         let mut heap = BinaryHeap::new();
         let push = |heap: &mut BinaryHeap<_>, ids: &[u32], at: usize, right: usize| {
             let pair = self.ranks.get(ids[at], ids[right]);

@@ -71,22 +71,20 @@ impl Sampling {
     /// # Errors
     /// The first such setting, with the range expected.
     pub fn check(&self) -> Result<()> {
-        let range = |name: &str, value: f64, fits: bool, expected: &str| {
-            if fits {
-                return Ok(());
-            }
-            Err(Error::Request { message: format!("{name}: expected {expected}, found {value}") })
+        let range = |name: &str, found: f64, fits: bool, expected: &'static str| match fits {
+            true => Ok(()),
+            false => Err(Error::Setting { name: name.to_owned(), expected, found }),
         };
         let (t, p, m, r) = (self.temperature, self.top_p, self.min_p, self.repeat_penalty);
         range("temperature", t, t.is_finite() && t >= 0.0, "0 (greedy) or more")?;
-        range("top-p", p, p > 0.0 && p <= 1.0, "more than 0, at most 1")?;
-        range("min-p", m, (0.0..=1.0).contains(&m), "0 to 1")?;
-        range("repeat penalty", r, r.is_finite() && r > 0.0, "more than 0")?;
+        range("top_p", p, p > 0.0 && p <= 1.0, "more than 0, at most 1")?;
+        range("min_p", m, (0.0..=1.0).contains(&m), "0 to 1")?;
+        range("repeat_penalty", r, r.is_finite() && r > 0.0, "more than 0")?;
         // OpenAI's own range
         let penalty =
             |name, value: f64| range(name, value, (-2.0..=2.0).contains(&value), "-2 to 2");
-        penalty("presence penalty", self.presence_penalty)?;
-        penalty("frequency penalty", self.frequency_penalty)?;
+        penalty("presence_penalty", self.presence_penalty)?;
+        penalty("frequency_penalty", self.frequency_penalty)?;
         match self.bias.iter().find(|(_, bias)| bias.is_nan()) {
             Some((id, bias)) => {
                 range(&format!("bias of id {id}"), f64::from(*bias), false, "a number")
@@ -480,9 +478,9 @@ mod tests {
     fn rejects_settings_without_sense() {
         let bad = |sampling: Sampling| Sampler::new(sampling, 2).unwrap_err().to_string();
         let greedy = Sampling::default;
-        assert!(bad(Sampling { top_p: 0.0, ..greedy() }).contains("top-p: expected more than 0"));
+        assert!(bad(Sampling { top_p: 0.0, ..greedy() }).contains("top_p: expected more than 0"));
         assert!(bad(Sampling { temperature: -1.0, ..greedy() }).contains("found -1"));
-        assert!(bad(Sampling { min_p: 2.0, ..greedy() }).contains("min-p"));
+        assert!(bad(Sampling { min_p: 2.0, ..greedy() }).contains("min_p"));
         assert!(bad(Sampling { repeat_penalty: f64::NAN, ..greedy() }).contains("NaN"));
     }
 }

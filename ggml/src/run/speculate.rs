@@ -199,11 +199,11 @@ mod tests {
         let mut failing = new();
         assert_eq!(steps_with_drafts(&mut failing, 0, 100), 6, "after 0, 3, 8, 17, 34, 67");
         assert_eq!(steps_with_drafts(&mut failing, 1, 330), 10);
-        // one that comes true after all ends it
+        // a draft that is accepted after all ends the pause
         while failing.draft(&text, 8).is_empty() {}
         failing.learn(3, 3);
         assert_eq!(steps_with_drafts(&mut failing, 0, 4), 2);
-        // a single draft token can be enough, and where there is room for none, none is made
+        // one draft token is worth a step too; without room for any, none is made
         assert_eq!(steps_with_drafts(&mut Drafter { width: 1, ..new() }, 1, 10), 10);
         assert!(new().draft(&text, 0).is_empty());
         assert_eq!(new().draft(&text, 2), [3, 1]);

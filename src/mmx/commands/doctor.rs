@@ -13,6 +13,9 @@ use mmx_models::doctor::{self, Finding, ModelReport};
 /// Show what mmx found on this machine, and what each runtime will make of a model
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
+`kernels` is what ggml was compiled for, `cpu set` the instruction set that mmx's own kernels use:
+the best there is, or what MMX_CPU=NAME in the environment says.
+
 Examples:
   mmx doctor
   mmx doctor runs/sft
@@ -85,7 +88,9 @@ fn of_model(model: &ModelReport) -> String {
     line!(text, "");
     for target in &model.targets {
         let mark = if target.ok { "ok" } else { "NO" };
-        line!(text, "{mark}  {:<12} {:<28} {}", target.runtime, target.form, target.note);
+        let version = target.version.unwrap_or_default();
+        let (runtime, form) = (target.runtime, &target.form);
+        line!(text, "{mark}  {runtime:<20} {version:<18} {form:<28} {}", target.note);
     }
     line!(text, "\nrows of matrices");
     for rows in &model.rows {

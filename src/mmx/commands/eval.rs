@@ -44,8 +44,8 @@ pub(crate) struct EvalArgs {
     /// Perplexity and bits per byte of this text (a text file whole, or the texts of JSON Lines)
     #[arg(long, value_name = "FILE")]
     ppl: Option<PathBuf>,
-    /// Multiple choice: C-Eval's or CMMLU's CSV, ARC's or OpenBookQA's JSON Lines; a folder stands
-    /// for its files
+    /// Multiple choice: C-Eval's or CMMLU's CSV, ARC's or OpenBookQA's JSON Lines (or one JSON
+    /// array of them); a folder stands for its files
     #[arg(long, value_name = "FILE", num_args = 1..)]
     choice: Vec<PathBuf>,
     /// Chats whose last turn is the one right answer

@@ -1,6 +1,6 @@
 //! `mmx export`: flags to an [`export::Request`], its report to the terminal.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args as _;
 use mmx_converters::tensor::Dtype;
@@ -11,6 +11,7 @@ use crate::args::kinds;
 use crate::error::{self, Error, Result};
 use crate::format::{self, line};
 use mmx_converters::model::run_folder;
+use mmx_models::consumers::check;
 use mmx_models::export::{self, AdapterForm, Report, Request, auto, card};
 
 /// Element types on the command line.
@@ -94,7 +95,8 @@ Examples:
   mmx export --gguf f16   # the newest checkpoint under runs/
   mmx export runs/first --gguf auto --max-kl 0.01 --text poems.txt
   mmx export runs/lora --adapter peft --hf bf16   # adapters alone, and merged
-  mmx export model.gguf --hf f32 --out back   # a GGUF to a Transformers folder")]
+  mmx export model.gguf --hf f32 --out back   # a GGUF to a Transformers folder
+  mmx export runs/first --hf bf16 --card checks.json   # with a table of `mmx verify --consumers --json`")]
 pub(crate) struct ExportArgs {
     /// A checkpoint or Transformers folder, a .gguf or a .pth; the newest checkpoint under runs/ if
     /// absent
@@ -180,6 +182,10 @@ pub(crate) struct ExportArgs {
     /// Replace files in OUT that mmx did not write, or that were changed since
     #[arg(long)]
     overwrite: bool,
+    /// For the model cards: a table of the programs the files were checked in, from what `mmx verify
+    /// --consumers --json` printed
+    #[arg(long, value_name = "CHECKS")]
+    card: Option<PathBuf>,
 }
 
 impl ExportArgs {
@@ -260,6 +266,7 @@ pub(crate) fn run(args: ExportArgs, json: bool) -> Result<()> {
         split_bytes: args.split_size,
         allow_non_finite: args.allow_non_finite,
         overwrite: args.overwrite,
+        checks: args.card.as_deref().map(checks).transpose()?,
     };
     unique(&mut request.hf);
     unique(&mut request.gguf);
@@ -294,6 +301,24 @@ pub(crate) fn run(args: ExportArgs, json: bool) -> Result<()> {
         Some(verified) => super::verify::refuse_bad(verified),
         None => Ok(()),
     }
+}
+
+/// The checks among what `mmx verify --consumers --json` printed.
+fn checks(path: &Path) -> Result<check::Report> {
+    let text = fs_err::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    let name = path.display();
+    let mut value: serde_json::Value = serde_json::from_str(&text).map_err(|e| {
+        Error::failed(format!("{name}: expected what `mmx verify --json` prints, found {e}"))
+    })?;
+    let Some(found) = value.get_mut("consumers").map(serde_json::Value::take) else {
+        return Err(Error::failed_with_hint(
+            format!("{name}: consumers: expected rows of programs, found none"),
+            "`mmx verify MODEL FILES.. --consumers --json` prints them",
+        ));
+    };
+    serde_json::from_value(found).map_err(|e| {
+        Error::failed(format!("{name}: consumers: expected rows of programs, found {e}"))
+    })
 }
 
 /// Drops repetitions, keeps the order.

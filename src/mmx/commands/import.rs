@@ -97,7 +97,7 @@ pub(crate) fn run(args: &ImportArgs, json: bool) -> Result<()> {
     };
     let layout = carrying_layout(&source.model.config);
     let tokenizer = source.tokenizer.is_some();
-    let mut manifest = free_place(args, &source.model.path, tokenizer, adapter::CONFIG_NAME)?;
+    let mut manifest = free_place(args, &source.model, tokenizer, adapter::CONFIG_NAME)?;
     let over = (&mut manifest, false);
     let written = source.write_folder(&args.out, layout, dtype, false, None, over)?;
     let seconds = begin.elapsed().as_secs_f64();
@@ -141,12 +141,13 @@ pub(crate) fn run(args: &ImportArgs, json: bool) -> Result<()> {
 
 /// Refuses a folder where the import would replace or mix with what is there: the source itself, a
 /// training run, another model (`other` is the configuration of the other kind), files that mmx did
-/// not write. Returns what mmx wrote there before.
-fn free_place(args: &ImportArgs, source: &Path, tokenizer: bool, other: &str) -> Result<Manifest> {
+/// not write, an import of another source. Returns what mmx wrote there before, with the source
+/// noted.
+fn free_place(args: &ImportArgs, source: &Model, tokenizer: bool, other: &str) -> Result<Manifest> {
     let out = &args.out;
     let given =
         [&args.base, &args.tokenizer, &args.config].into_iter().filter_map(Option::as_deref);
-    file::refuse_input(out, given.chain([source]))?;
+    file::refuse_input(out, given.chain([source.path.as_path()]))?;
     let run = run_folder::checkpoints(out)?.pop();
     let names = ["training", "metrics.jsonl", other].map(|name| out.join(name));
     if let Some(found) = run.into_iter().chain(names).find(|path| path.exists()) {
@@ -161,6 +162,19 @@ fn free_place(args: &ImportArgs, source: &Path, tokenizer: bool, other: &str) ->
     }
     let mut manifest = Manifest::open(out)?;
     refuse_foreign(folder::foreign_file(out, tokenizer, &mut manifest)?)?;
+    let mark = source.mark();
+    let taken = ["config.json", adapter::CONFIG_NAME].map(|name| out.join(name));
+    if taken.iter().any(|path| path.exists()) && manifest.origin() != Some(&mark) {
+        return Err(Error::failed_with_hint(
+            format!(
+                "{}: expected a new folder or an import of {}, found an import of another model",
+                out.display(),
+                args.source.display()
+            ),
+            OTHER_PLACE,
+        ));
+    }
+    manifest.set_origin(mark);
     Ok(manifest)
 }
 
@@ -190,8 +204,7 @@ fn adapters(
         return Err(Error::failed(format!("{}: expected adapters", args.source.display())));
     };
     let places = [adapter::CONFIG_NAME, adapter::WEIGHTS_NAME].map(|name| args.out.join(name));
-    let mut manifest =
-        free_place(args, &source.model.path, source.tokenizer.is_some(), "config.json")?;
+    let mut manifest = free_place(args, &source.model, source.tokenizer.is_some(), "config.json")?;
     for path in &places {
         refuse_foreign(if manifest.is_free(path)? { None } else { Some(path.clone()) })?;
     }

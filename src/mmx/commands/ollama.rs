@@ -8,14 +8,17 @@ use crate::error::{Error, Result};
 use crate::format::{self, line};
 use mmx_hub::ollama::Ollama;
 
-/// Make models of exports in a running Ollama
-#[derive(clap::Args, Debug)]
-#[command(after_help = "\
+/// What the help of the command and of `create` ends with.
+const EXAMPLES: &str = "\
 OLLAMA_HOST is the server's address (127.0.0.1:11434 without).
 
 Examples:
   mmx export runs/sft --gguf q4_0 --ollama --out export && mmx ollama create my-model export
-  OLLAMA_HOST=box:11434 mmx ollama create me/my-model export --modelfile Modelfile-q8_0")]
+  OLLAMA_HOST=box:11434 mmx ollama create me/my-model export --modelfile Modelfile-q8_0";
+
+/// Make models of exports in a running Ollama
+#[derive(clap::Args, Debug)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct OllamaArgs {
     #[command(subcommand)]
     command: OllamaCommand,
@@ -24,6 +27,7 @@ pub(crate) struct OllamaArgs {
 #[derive(Subcommand, Debug)]
 enum OllamaCommand {
     /// Make a model of an export's Modelfile and GGUF
+    #[command(after_help = EXAMPLES)]
     Create {
         /// The model's name, as `ollama run` takes it
         name: String,
@@ -49,13 +53,9 @@ pub(crate) fn run(args: OllamaArgs, json: bool) -> Result<()> {
         ));
     }
     let ollama = Ollama::from_environment();
-    let bar = format::bytes_bar();
-    let progress = &mut |done, all| {
-        bar.set_length(all);
-        bar.set_position(done);
-    };
-    let created = ollama.create(&name, &path, progress, &mut |status| eprintln!("{status}"))?;
-    bar.finish_and_clear();
+    let created = format::with_bytes_bar(|progress| {
+        ollama.create(&name, &path, progress, &mut |status| eprintln!("{status}"))
+    })?;
     if json {
         return format::print_json(&created);
     }

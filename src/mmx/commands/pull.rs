@@ -39,12 +39,7 @@ pub(crate) fn run(args: PullArgs, json: bool) -> Result<()> {
     let hub = Hub::from_environment();
     let request =
         Request { repo: args.repo, revision: args.revision, out: args.out, only: args.only };
-    let bar = format::bytes_bar();
-    let report = download(&hub, &request, &mut |done, all| {
-        bar.set_length(all);
-        bar.set_position(done);
-    })?;
-    bar.finish_and_clear();
+    let report = format::with_bytes_bar(|progress| download(&hub, &request, progress))?;
     if json {
         return format::print_json(&report);
     }

@@ -52,12 +52,7 @@ pub(crate) fn run(args: PushArgs, json: bool) -> Result<()> {
         private: args.private,
         message: args.message,
     };
-    let bar = format::bytes_bar();
-    let report = upload(&hub, &request, &mut |done, all| {
-        bar.set_length(all);
-        bar.set_position(done);
-    })?;
-    bar.finish_and_clear();
+    let report = format::with_bytes_bar(|progress| upload(&hub, &request, progress))?;
     if json {
         return format::print_json(&report);
     }

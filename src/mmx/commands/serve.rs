@@ -84,7 +84,8 @@ pub(crate) struct ServeArgs {
     device: DeviceArgs,
 }
 
-/// An origin as browsers send it: scheme and host, without a path; `null` is that of a page from a file.
+/// An origin as browsers send it: scheme and host, without a path; `null` is that of a page from a
+/// file.
 fn origin(given: &str) -> Result<String> {
     let origin = given.trim_end_matches('/');
     let whole = origin.split_once("://").is_some_and(|(scheme, host)| {

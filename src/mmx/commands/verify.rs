@@ -1,6 +1,8 @@
-//! `mmx verify`: the same ids through every form and engine.
+//! `mmx verify`: the same ids through every form and engine, and the forms in the programs that open
+//! them.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use mmx_converters::words::counted;
@@ -8,6 +10,8 @@ use serde_json::json;
 
 use crate::args::kinds;
 use crate::error::{Error, Result};
+use crate::format::Clock;
+use mmx_models::consumers::check;
 use mmx_models::engines::Kind;
 use mmx_models::verify::{Input, Report, Request, verify};
 
@@ -17,14 +21,20 @@ use mmx_models::verify::{Input, Report, Request, verify};
   mmx verify runs/sft export/hf-bf16 export/*.gguf
   mmx verify runs/sft model-q4_0.gguf --text poem.txt --json
   mmx verify model-f32.gguf model-f16.gguf --engine ggml --engine llama.cpp --tolerance 0.02
+  mmx verify runs/sft export/hf-bf16 export/*.gguf --consumers --json > checks.json
 
 A row is ok when its largest difference (f32) or its mean KL divergence in nats (16 bits and blocks) is within the
-limit for its type, and when the file's own tokenizer gives the same ids. Exit code 1 when a row is not.")]
+limit for its type, and when the file's own tokenizer gives the same ids. Exit code 1 when a row is not.
+
+--consumers asks the programs that are installed in a Python (Transformers, vLLM, llama-cpp-python, mistral.rs, MLX,
+CTranslate2, ONNX Runtime and its GenAI) for greedy text of 24 tokens, after a chat and after a text, and compares it
+with the runner's on the same file. Nothing is downloaded. `mmx export --card checks.json` puts the table into the
+model cards.")]
 pub(crate) struct VerifyArgs {
     /// The reference: a checkpoint, a Transformers folder or a GGUF
     reference: PathBuf,
     /// The forms to compare with it
-    #[arg(required = true)]
+    #[arg(required_unless_present = "consumers")]
     others: Vec<PathBuf>,
     /// Compare on this text, and give its perplexity
     #[arg(long, value_name = "FILE", conflicts_with_all = ["ids", "tokens"])]
@@ -45,12 +55,22 @@ pub(crate) struct VerifyArgs {
     /// Threads of the CPU engines
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = crate::args::values::at_least_one)]
     threads: usize,
+    /// Compare greedy text of the programs installed in a Python too, on the forms (on the reference
+    /// where there are none)
+    #[arg(long)]
+    consumers: bool,
+    /// The Python of --consumers
+    #[arg(long, value_name = "PYTHON", default_value = "python3")]
+    python: PathBuf,
+    /// Seconds that each program of --consumers has for a form
+    #[arg(long, value_name = "N", default_value_t = 300, value_parser = crate::args::values::at_least_one)]
+    consumer_timeout: usize,
 }
 
 /// Runs it.
 ///
 /// # Errors
-/// See [`verify`]; also when a row is not ok.
+/// See [`verify`] and [`check`]; also when a row is not ok.
 pub(crate) fn run(args: VerifyArgs, as_json: bool) -> Result<()> {
     if let Some(limit) = args.tolerance.filter(|limit| !(0.0..).contains(limit)) {
         return Err(Error::usage(format!("--tolerance: expected 0 or more, found {limit}")));
@@ -64,9 +84,16 @@ pub(crate) fn run(args: VerifyArgs, as_json: bool) -> Result<()> {
             }
             Input::Text(text)
         }
-        (None, Some(path)) => Input::Ids(crate::args::ids::read(path)?.rows),
+        (None, Some(path)) => {
+            Input::Ids { rows: crate::args::ids::read(path)?.rows, path: path.clone() }
+        }
         (None, None) => Input::Sample(args.tokens),
     };
+    let consumers = args.consumers.then(|| check::Request {
+        python: args.python,
+        timeout: Duration::from_secs(args.consumer_timeout as u64),
+        threads: args.threads,
+    });
     let request = Request {
         reference: args.reference,
         others: args.others,
@@ -75,15 +102,48 @@ pub(crate) fn run(args: VerifyArgs, as_json: bool) -> Result<()> {
         tolerance: args.tolerance,
         threads: args.threads,
     };
+    let mut clock = Clock::default();
     let report = verify(&request, &mut |path, kind| {
-        eprintln!("computing {} with {}", path.display(), kind.name());
+        clock.start(format!("computing {} with {}", path.display(), kind.name()));
     })?;
+    drop(clock);
+    let checked = consumers.map(|asked| {
+        check::check(&request.reference, &request.others, &asked, &mut |path, program| {
+            eprintln!("asking {program} for {}", path.display());
+        })
+    });
+    let checked = checked.transpose()?;
     if as_json {
-        println!("{}", to_json(&report));
+        let mut value = to_json(&report);
+        if let Some(checked) = &checked {
+            value["consumers"] = serde_json::to_value(checked)
+                .map_err(|e| Error::failed(format!("the result as JSON: {e}")))?;
+        }
+        println!("{value}");
     } else {
         print_table(&report);
+        if let Some(checked) = &checked {
+            print_consumers(checked);
+        }
     }
-    refuse_bad(&report)
+    refuse_bad(&report)?;
+    checked.map_or(Ok(()), |checked| refuse_wrong(&checked))
+}
+
+/// An error when a program was wrong.
+fn refuse_wrong(report: &check::Report) -> Result<()> {
+    let wrong: Vec<_> = report.rows.iter().filter(|row| !row.ok).collect();
+    match wrong.first() {
+        None => Ok(()),
+        Some(first) => Err(Error::failed(format!(
+            "{} of {} with another text than mmx, or none: {} {} on {}, ...",
+            wrong.len(),
+            counted(report.rows.len(), "program"),
+            first.consumer,
+            first.version,
+            first.path.display()
+        ))),
+    }
 }
 
 /// An error when a row is not ok.
@@ -106,7 +166,7 @@ pub(crate) fn to_json(report: &Report) -> serde_json::Value {
         .iter()
         .map(|row| {
             json!({
-                "path": row.path,
+                "path": row.path.to_string_lossy(), // JSON is UTF-8
                 "engine": row.engine.name(),
                 "type": row.ty.name(),
                 "max_abs_diff": row.difference.max_abs_diff,
@@ -121,13 +181,51 @@ pub(crate) fn to_json(report: &Report) -> serde_json::Value {
         })
         .collect();
     json!({
-        "reference": report.reference.0,
+        "reference": report.reference.0.to_string_lossy(),
         "reference_engine": report.reference.1.name(),
         "reference_ppl": report.reference_ppl,
         "tokens": report.tokens,
         "rows": rows,
         "ok": report.ok(),
     })
+}
+
+fn print_consumers(report: &check::Report) {
+    let chat = report.chat.as_ref().map_or(String::new(), |chat| format!("the chat {chat:?} and "));
+    println!(
+        "\nprograms of {}: greedy, {} after {chat}the text {:?}\n",
+        report.python.display(),
+        counted(report.tokens, "token"),
+        report.raw
+    );
+    let name = |row: &check::Row| {
+        let name = row.path.file_name().map(|n| n.to_string_lossy().into_owned());
+        name.unwrap_or_else(|| row.path.display().to_string())
+    };
+    let width = report.rows.iter().map(|r| name(r).chars().count()).max().unwrap_or(4).max(4);
+    println!(
+        "{:width$}  {:20}  {:9}  {:>7}  {:11}  as the reference",
+        "form", "program", "version", "seconds", "result"
+    );
+    for row in &report.rows {
+        let same = match row.as_reference {
+            Some(true) => "yes",
+            Some(false) => "no",
+            None => "-",
+        };
+        println!(
+            "{:width$}  {:20}  {:9}  {:>7.1}  {:11}  {same}",
+            name(row),
+            row.consumer,
+            row.version,
+            row.seconds,
+            row.outcome.words()
+        );
+        row.note.lines().for_each(|line| println!("{:width$}    {line}", ""));
+    }
+    if !report.not_installed.is_empty() {
+        println!("\nnot installed: {}", report.not_installed.join(", "));
+    }
 }
 
 pub(crate) fn print_table(report: &Report) {

@@ -1,16 +1,17 @@
 //! Findings about this machine, and about what each runtime will make of a model.
 //!
 //! In: this machine, and perhaps a model's configuration. Out: findings with the command that fixes
-//! what is missing; per runtime whether it carries the model, per file type what the file will
-//! really hold.
+//! what is missing; per runtime whether it carries the model (the table of
+//! [`consumers`](crate::consumers::table)), per file type what the file will really hold.
 
 use std::collections::BTreeMap;
 
 use mmx_converters::arch::{Config, Layout, Role, public_tensors, weights};
 use mmx_converters::words::counted;
-use mmx_ggml::FileType;
+use mmx_ggml::{CpuSet, FileType};
 use serde::Serialize;
 
+use crate::consumers::table::{CONSUMERS, Consumer};
 use crate::{blocks, trainer};
 
 /// A thing that mmx can use, found or not.
@@ -38,6 +39,9 @@ pub struct Target {
     pub ok: bool,
     /// The reason why not, or a remark.
     pub note: String,
+    /// The versions of the runtime that were tried; nothing for mmx itself, and for one that was
+    /// read in its sources.
+    pub version: Option<&'static str>,
 }
 
 /// The contents of a GGUF of a type.
@@ -90,10 +94,6 @@ pub struct ModelReport {
     pub types: Vec<TypeReport>,
 }
 
-/// Head sizes of vLLM's attention on CPUs. Source: vLLM 0.32;
-/// docs/formats/transformers.md, "vLLM on a CPU".
-const VLLM_CPU_HEADS: [usize; 11] = [32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512];
-
 /// Looks at the machine.
 pub fn machine() -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -112,7 +112,7 @@ pub fn machine() -> Vec<Finding> {
     findings.extend(runner());
     for (what, program, fix) in [
         ("Ollama", "ollama", "https://ollama.com/download, for `mmx ollama create`"),
-        ("Python", "python3", "apt-get install python3, for the peer tests only"),
+        ("Python", "python3", "apt-get install python3, for `mmx verify --consumers`"),
     ] {
         let found = in_path(program);
         findings.push(Finding {
@@ -181,6 +181,25 @@ fn runner() -> Vec<Finding> {
         fix: None,
         found: kernels.unwrap_or_else(|error| error.to_string()),
     }];
+    findings.push(match CpuSet::of_process() {
+        Ok(cpu) => {
+            let here = CpuSet::here().into_iter().map(CpuSet::name).collect::<Vec<_>>().join(", ");
+            let sets = mmx_ggml::kernel_sets(cpu).map(|(kind, set)| format!("{kind} {set}"));
+            Finding {
+                what: "cpu set",
+                ok: cpu != CpuSet::Portable,
+                fix: None,
+                found: format!("{cpu}: {} (this CPU: {here})", sets.join(", ")),
+            }
+        }
+        Err(error) => Finding {
+            what: "cpu set",
+            ok: false,
+            fix: Some("MMX_CPU=NAME, or no MMX_CPU for the best".to_owned()),
+            found: error.to_string(),
+        },
+    });
+    let before = findings.len();
     let devices = mmx_ggml::devices().unwrap_or_default();
     findings.extend(devices.into_iter().map(|device| Finding {
         what: "device",
@@ -194,7 +213,7 @@ fn runner() -> Vec<Finding> {
             device.free as f64 / 1e9
         ),
     }));
-    if findings.len() == 1 {
+    if findings.len() == before {
         findings.push(Finding {
             what: "device",
             ok: false,
@@ -274,41 +293,17 @@ pub fn model(config: &Config) -> ModelReport {
 }
 
 fn targets(config: &Config) -> Vec<Target> {
-    let family = config.family;
-    let carried = |layout| config.check_carried_by(layout).map_err(|error| error.to_string());
-    let (folder, gguf) = (carried(Layout::Transformers), carried(Layout::Gguf));
-    let class = family.transformers_class().to_owned();
-    let arch = family.gguf_arch().to_owned();
-    let target = |runtime, form: &str, carried: &Result<(), String>, note: String| Target {
-        runtime,
-        form: form.to_owned(),
-        ok: carried.is_ok(),
-        note: carried.as_ref().err().cloned().unwrap_or(note),
+    let target = |consumer: &Consumer| {
+        let carried = consumer.carries(config);
+        Target {
+            runtime: consumer.name,
+            form: consumer.form(config).to_owned(),
+            ok: carried.is_ok(),
+            note: carried.unwrap_or_else(|reason| reason),
+            version: consumer.tried,
+        }
     };
-    let plain = String::new;
-    let mut all = vec![
-        target("Transformers", &class, &folder, plain()),
-        target("vLLM", &class, &folder, plain()),
-        target("llama.cpp", &arch, &gguf, plain()),
-        target("Ollama", &arch, &gguf, "through the GGUF; `mmx ollama create`".to_owned()),
-        target("mmx", &arch, &gguf, plain()),
-    ];
-    let head = config.head_dim;
-    if folder.is_ok() && !VLLM_CPU_HEADS.contains(&head) {
-        all[1].note = format!("GPUs only: its attention on CPUs has no head size of {head}");
-    }
-    // read in their sources: docs/formats/gguf.md, "Other readers"
-    for (reader, note) in [
-        ("candle", "its tokenizer adds a space before the text"),
-        ("mistral.rs", "no IQ types; no adapters on llama"),
-    ] {
-        let carried = match family.is_known_to(reader) {
-            true => gguf.clone(),
-            false => Err(format!("it has no {arch}")),
-        };
-        all.push(target(reader, &arch, &carried, note.to_owned()));
-    }
-    all
+    CONSUMERS.iter().map(target).collect()
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! In: an open model, words of the user's, and the training state beside a checkpoint if there is
 //! one. Out: Markdown. No clock and no path goes into it: the same model gives the same card.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use mmx_converters::tensor::Dtype;
 use mmx_converters::words::counted;
@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use super::report::{Exported, dtype_name};
 pub use super::request::Words;
 use super::source::Source;
+use crate::consumers::check::{self, Outcome};
 use crate::verify;
 
 /// The card's file name.
@@ -25,6 +26,8 @@ pub(super) struct Card<'a> {
     pub(super) words: &'a Words,
     pub(super) source: &'a Source,
     pub(super) verified: Option<&'a verify::Report>,
+    /// What programs made of the files, and the digests of each file's weights.
+    pub(super) checks: Option<(&'a check::Report, &'a [(PathBuf, String)])>,
 }
 
 /// Quotes a string for YAML where it needs it: JSON's strings are YAML's.
@@ -62,6 +65,7 @@ impl Card<'_> {
         ));
         text.push_str(&self.training());
         text.push_str(&self.parity(Some(dtype)));
+        text.push_str(&self.checked(Some(dtype)));
         text
     }
 
@@ -87,6 +91,7 @@ impl Card<'_> {
         text.push_str(&format!("mmx: `mmx chat {first}`\n\n"));
         text.push_str(&self.training());
         text.push_str(&self.parity(None));
+        text.push_str(&self.checked(None));
         text
     }
 
@@ -170,6 +175,42 @@ impl Card<'_> {
         }
         text.push('\n');
         text
+    }
+
+    /// The section on the programs that were asked for a text, of the folder of one element type or
+    /// of the GGUFs. A row counts for a file of the same bytes, whatever its name.
+    fn checked(&self, dtype: Option<Dtype>) -> String {
+        let Some((report, digests)) = self.checks else { return String::new() };
+        let folder = dtype.map(|dtype| format!("hf-{}", dtype_name(dtype)));
+        let mut rows = String::new();
+        for (path, sha256) in digests {
+            let name = path.file_name().map(|n| n.to_string_lossy().into_owned());
+            let name = name.unwrap_or_default();
+            if folder.as_ref().map_or(name.ends_with(".gguf"), |folder| name == *folder) {
+                for row in report.rows.iter().filter(|row| row.sha256 == *sha256) {
+                    let why = match (row.outcome, row.note.lines().last()) {
+                        (Outcome::NearTie | Outcome::NotCarried, Some(why)) => format!(": {why}"),
+                        _ => String::new(),
+                    };
+                    let result = row.outcome.words().to_ascii_lowercase();
+                    let cells = [&row.consumer, &row.version].map(|cell| cell.replace('|', "\\|"));
+                    let why = why.replace('|', "\\|");
+                    rows.push_str(&format!(
+                        "| `{name}` | {} | {} | {result}{why} |\n",
+                        cells[0], cells[1]
+                    ));
+                }
+            }
+        }
+        if rows.is_empty() {
+            return rows;
+        }
+        let chat = if report.chat.is_some() { "a chat and " } else { "" };
+        format!(
+            "## Checked in\n\nGreedy text of {} after {chat}a text, against mmx's runner on the same \
+             file:\n\n| file | program | version | result |\n|---|---|---|---|\n{rows}\n",
+            counted(report.tokens, "token")
+        )
     }
 
     /// The section on the comparison, of the folder of one element type or of the GGUFs.

@@ -44,7 +44,7 @@ impl Chosen {
         let most = elements.into_values().max_by_key(|(_, n)| *n).map_or(GgmlType::F32, |m| m.0);
         let mut of_base = FileType::ALL.iter().copied().filter(|file| file.base() == most);
         let first = of_base.clone().next().unwrap_or(FileType::F32);
-        // the usual one of a family of mixtures
+        // of several recipes on one base type (q4_k_s, q4_k_m) the usual one
         of_base.find(|file| file.name().ends_with("_m")).unwrap_or(first)
     }
 

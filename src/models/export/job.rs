@@ -20,6 +20,7 @@ use super::report::{Exported, FileFallback, Report, dtype_name};
 use super::request::{AdapterForm, Request};
 use super::source::{Source, folder_of};
 use super::{card, modelfile};
+use crate::consumers::check::{self, weights_digest};
 use crate::open::Form;
 use crate::{blocks, verify};
 use mmx_converters::{Error, Result};
@@ -141,13 +142,7 @@ impl Job<'_> {
         }
         if request.split_bytes.is_some() && self.out.is_dir() {
             // how many parts there will be is not known yet: any that is there might be replaced
-            let whole = std::mem::take(&mut files);
-            for entry in fs_err::read_dir(&self.out).map_err(|e| Error::io(&self.out, e))? {
-                let path = entry.map_err(|e| Error::io(&self.out, e))?.path();
-                if whole.contains(&gguf::without_part(&path)) {
-                    files.push(path);
-                }
-            }
+            files = self.files_of(&files)?;
         }
         if request.pth {
             files.push(self.pth_path());
@@ -377,15 +372,26 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// Removes what an export before this one wrote of the same GGUF in other files, so that readers find one model. The
-    /// model that is exported stays, also where it is such a file.
+    /// The files in the output folder that hold one of these GGUFs, whole or a part of it.
+    fn files_of(&self, ggufs: &[PathBuf]) -> Result<Vec<PathBuf>> {
+        let mut found = Vec::new();
+        for entry in fs_err::read_dir(&self.out).map_err(|e| Error::io(&self.out, e))? {
+            let path = entry.map_err(|e| Error::io(&self.out, e))?.path();
+            if ggufs.contains(&gguf::without_part(&path)) {
+                found.push(path);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes what an export before this one wrote of the same GGUF in other files, so that
+    /// readers find one model. The model that is exported stays, also where it is such a file.
     fn drop_other_files(&mut self, whole: &Path, written: &[(PathBuf, u64)]) -> Result<()> {
         let full = |path: &Path| fs_err::canonicalize(path).ok().map(|p| gguf::without_part(&p));
         let source = full(&self.report.model);
         let mut dropped = false;
-        for entry in fs_err::read_dir(&self.out).map_err(|e| Error::io(&self.out, e))? {
-            let old = entry.map_err(|e| Error::io(&self.out, e))?.path();
-            let other = gguf::without_part(&old) == whole && written.iter().all(|(p, _)| *p != old);
+        for old in self.files_of(&[whole.to_owned()])? {
+            let other = written.iter().all(|(path, _)| *path != old);
             if other && full(&old) != source && self.manifest.is_own(&old)? {
                 fs_err::remove_file(&old).map_err(|e| Error::io(&old, e))?;
                 dropped = true;
@@ -397,7 +403,8 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// Path, type and text of each Modelfile; the first one is what `ollama create` finds by itself.
+    /// Path, type and text of each Modelfile; the first one is what `ollama create` finds by
+    /// itself.
     pub(super) fn modelfiles(&mut self) -> Result<Vec<(PathBuf, String, String)>> {
         let Some(ollama) = &self.request.ollama else { return Ok(Vec::new()) };
         let types = self.request.gguf.iter().map(FileType::to_string);
@@ -441,14 +448,35 @@ impl Job<'_> {
         Ok(())
     }
 
+    /// The digests of what was written, where there are checks for them.
+    fn checked_digests(&self) -> Result<Vec<(PathBuf, String)>> {
+        let Some(checks) = &self.request.checks else { return Ok(Vec::new()) };
+        let ggufs = self.report.files.iter().filter(|f| f.format == "gguf" && f.ty != "lora");
+        let folders = self.request.hf.iter().map(|&dtype| self.hf_folder(dtype));
+        let digests = folders
+            .chain(ggufs.map(|f| f.path.clone()))
+            .map(|path| Ok((path.clone(), weights_digest(&path)?)))
+            .collect::<Result<Vec<_>>>()?;
+        let known = |row: &check::Row| digests.iter().any(|(_, sha256)| *sha256 == row.sha256);
+        if !checks.rows.iter().any(known) {
+            return Err(Error::failed_with_hint(
+                "`card`: expected rows on the files of this export, found rows on others only",
+                "they are told by the SHA-256 of their weights: let `mmx verify` check these very files",
+            ));
+        }
+        Ok(digests)
+    }
+
     /// Writes README.md beside the GGUFs and into each Transformers folder.
     pub(super) fn write_cards(&mut self) -> Result<()> {
+        let digests = self.checked_digests()?;
         let card = card::Card {
             name: &self.name,
             license: self.request.license.as_deref(),
             words: &self.request.card,
             source: self.source,
             verified: self.report.verified.as_ref(),
+            checks: self.request.checks.as_ref().map(|checks| (checks, digests.as_slice())),
         };
         let ggufs: Vec<&Exported> =
             self.report.files.iter().filter(|f| f.format == "gguf" && f.ty != "lora").collect();

@@ -84,7 +84,7 @@ pub fn export(request: &Request) -> Result<Report> {
     job.check()?;
     let modelfiles = job.modelfiles()?;
     job.check_places()?;
-    // the longest part, which may find that there is no answer
+    // it takes longest, and may find that no file meets the goal: before anything is written
     let chosen = match &request.auto {
         Some(goal) => Some(job.choose(goal)?),
         None => None,

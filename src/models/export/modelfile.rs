@@ -35,13 +35,13 @@ pub(super) fn modelfile(
         ("min_p", generation.min_p.map(|x| x.to_string())),
         ("repeat_penalty", generation.repetition_penalty.map(|x| x.to_string())),
     ];
-    let greedy = ("temperature".to_owned(), "0".to_owned());
-    if generation.do_sample {
-        let given = settings.into_iter().filter_map(|(name, x)| Some((name.to_owned(), x?)));
-        file.parameters.extend(given);
-    } else {
-        file.parameters.push(greedy);
+    if !generation.do_sample {
+        file.parameters.push(("temperature".to_owned(), "0".to_owned()));
     }
+    // the penalty counts also where the most likely token is taken
+    let given =
+        settings.into_iter().filter(|(name, _)| generation.do_sample || *name == "repeat_penalty");
+    file.parameters.extend(given.filter_map(|(name, x)| Some((name.to_owned(), x?))));
     if ollama.template {
         if !is_minimind2_chat(template) {
             return Err(Error::failed(

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use mmx_converters::tensor::Dtype;
 use mmx_ggml::FileType;
 
+use crate::consumers::check::Report;
+
 /// A request for an export.
 #[derive(Clone, Debug, Default)]
 pub struct Request {
@@ -53,6 +55,8 @@ pub struct Request {
     pub allow_non_finite: bool,
     /// True where files that mmx did not write, or that were changed since, are replaced too.
     pub overwrite: bool,
+    /// What programs made of the files, for the model cards.
+    pub checks: Option<Report>,
 }
 
 /// A form in which adapters are written alone.

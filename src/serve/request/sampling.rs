@@ -183,14 +183,14 @@ impl Params {
             seed: seed_of("seed", self.seed)?,
         };
         sampling.check().map_err(|error| {
-            // "top-p: expected ..": the part before the colon is the field, in other words
-            let text = error.to_string();
-            let (what, expected) = text.split_once(':').unwrap_or((&text, ""));
-            let field = match what.replace([' ', '-'], "_") {
-                name if name == "repeat_penalty" => self.names.repetition_penalty.to_owned(),
-                name => name,
+            let mmx_ggml::Error::Setting { name, expected, found } = error else {
+                return ApiError::invalid("sampling", error.to_string());
             };
-            self.names.fault(&field, expected.trim_start())
+            let field = match name.as_str() {
+                "repeat_penalty" => self.names.repetition_penalty,
+                other => other,
+            };
+            self.names.fault(field, &format!("expected {expected}, found {found}"))
         })?;
         let vocab = model.model.config().vocab_size;
         if let Some((id, _)) = sampling.bias.iter().find(|(id, _)| *id as usize >= vocab) {

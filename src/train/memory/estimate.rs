@@ -203,13 +203,13 @@ fn kept_per_position(config: &Config, compute: Kind, adapted: bool) -> u64 {
     let hidden = config.hidden_size as u64;
     let query = (config.num_attention_heads * config.head_dim) as u64;
     let key = (config.num_key_value_heads * config.head_dim) as u64;
-    // before their norms, where queries and keys have one
+    // queries and keys as they are before their norms, in families that have these
     let normed = if config.family.qk_norm() { query + key } else { 0 };
     let feed_forward = match &config.moe {
         // gate, up and their product
         None => 3 * config.intermediate_size as u64,
-        // the same for each expert chosen, its input and its output; a shared one's input is there
-        // already
+        // gate, up and product of each expert chosen, with copies of its input and its output; a
+        // shared expert's input is the layer's own
         Some(moe) => {
             let (width, chosen) = (moe.intermediate_size as u64, moe.num_experts_per_tok as u64);
             chosen * (3 * width + 2 * hidden) + moe.shared_experts as u64 * 3 * width

@@ -33,7 +33,7 @@ pub struct Sample {
 impl Sample {
     /// The sample as TensorBoard's text panel shows it.
     pub fn to_markdown(&self) -> String {
-        // indented blocks: whatever the texts hold, they end where they end
+        // indented blocks, which no text can close from within
         let block = |text: &str| {
             text.lines().map(|line| format!("    {line}")).collect::<Vec<_>>().join("\n")
         };

@@ -14,6 +14,7 @@ pub(in crate::arch) const SPEC: FamilySpec = FamilySpec {
     transformers_class: "Qwen3MoeForCausalLM",
     transformers_model_type: "qwen3_moe",
     gguf_arch: "qwen3moe",
+    unknown_to: &["CTranslate2", "ONNX Runtime GenAI"],
     moe: Some(MoeSpec {
         minimind,
         normalizes_single_expert: true,
@@ -127,6 +128,13 @@ fn rows(config: &Config, moe: &Moe, layer: usize, rows: &mut Vec<Weight>) {
                 [experts, fused_rows, shape[1]],
                 expert,
                 first_row,
+                &shape,
+            ));
+            row.mlx = Some(Row::slice_of_stack(
+                format!("{base}.switch_mlp.{projection}.weight"),
+                [experts, shape[0], shape[1]],
+                expert,
+                0,
                 &shape,
             ));
             row.gguf = Row::slice_of_stack(

@@ -205,7 +205,7 @@ impl Adapters {
             // llama.cpp: an alpha of 0 stands for a scale of 1
             adapters.alpha = if alpha == 0.0 { adapters.rank as f64 } else { alpha };
         }
-        // an expert that only fills its stack has no adapter
+        // GGUF stacks all experts of a layer: zeros stand for one that has no adapter
         adapters.modules.retain(|_, adapter| !is_zero(adapter));
         adapters.check(path, weights)?;
         Ok(adapters)

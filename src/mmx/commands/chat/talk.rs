@@ -263,7 +263,7 @@ impl Talk {
             message["reasoning_content"] = thought.into();
         }
         self.messages.all.push(message);
-        // another answer, another draw
+        // the next answer draws other random numbers
         self.request.sampling = Sampling { seed: sampling.seed.wrapping_add(1), ..sampling };
         Ok(generated)
     }
