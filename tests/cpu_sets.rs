@@ -5,7 +5,7 @@ mod common;
 
 use std::process::{Command, Output};
 
-use common::{shared, text};
+use common::{mmx_json, shared, text};
 use mmx_ggml::CpuSet;
 use serde_json::Value;
 
@@ -24,11 +24,19 @@ fn json_on(cpu: CpuSet, args: &[&str]) -> Value {
 
 #[test]
 fn each_set_writes_the_same_text_and_is_named() {
+    let dir = tempfile::tempdir().unwrap();
     let model = shared("golden/minimind3");
-    let args = ["run", text(&model), "-p", "hello", "--raw", "--greedy", "-n", "12"];
-    let expected = json_on(CpuSet::Portable, &args);
+    let tokenizer = shared("golden/tokenizer.json");
+    let types = "f32,q8_0,q4_0";
+    let export = ["export", text(&model), "--tokenizer", text(&tokenizer), "--gguf", types];
+    mmx_json(&[&export[..], &["--name", "m", "--out", text(dir.path())]].concat());
     for cpu in CpuSet::here() {
-        assert_eq!(json_on(cpu, &args)["ids"], expected["ids"], "{cpu}");
+        for file in ["m-f32.gguf", "m-q8_0.gguf", "m-q4_0.gguf"] {
+            let file = dir.path().join(file);
+            let args = ["run", text(&file), "-p", "hello", "--raw", "--greedy", "-n", "12"];
+            let expected = &json_on(CpuSet::Portable, &args)["ids"];
+            assert_eq!(&json_on(cpu, &args)["ids"], expected, "{cpu}");
+        }
         let bench =
             ["bench", "--preset", "tiny", "--type", "q8_0", "-p", "4", "-n", "2", "-r", "1"];
         let report = json_on(cpu, &bench);

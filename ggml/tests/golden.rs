@@ -167,7 +167,7 @@ fn every_type_on_every_set_gives_llama_cpps_logits() {
         (config.hidden_size, config.intermediate_size) = (256, 512);
         (config.num_attention_heads, config.num_key_value_heads, config.head_dim) = (4, 2, 64);
         if let Some(moe) = &mut config.moe {
-            moe.intermediate_size = 256;
+            moe.intermediate_size = 512;
         }
         write_random_gguf(&path, &config, name.parse().unwrap(), 5).unwrap();
         let judge = LlamaModel::open(&path).unwrap().logits(&ids, 1).unwrap();

@@ -14,11 +14,15 @@ use std::sync::OnceLock;
 
 use crate::error::{Error, Result};
 
-/// An instruction set that kernels are written for, from the least to the best.
+/// An instruction set that kernels are written for, of each kind of CPU from the least to the best.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum CpuSet {
     /// None: everything is computed by ggml's kernels.
     Portable,
+    /// NEON: every 64-bit Arm CPU.
+    Neon,
+    /// NEON with the dot product: most since 2017 (Armv8.2), all of Apple's.
+    NeonDotprod,
     /// AVX2, FMA and F16C: Intel since 2013 (Haswell), AMD since 2017 (Zen).
     Avx2,
     /// AVX2 and, on 256 bits, VNNI: as AVX-VNNI (Intel since 2021, AMD since 2024) or as AVX-512
@@ -31,14 +35,23 @@ pub enum CpuSet {
 }
 
 impl CpuSet {
-    /// All sets, from the least to the best.
-    pub const ALL: [Self; 5] =
-        [Self::Portable, Self::Avx2, Self::Avx2Vnni, Self::Avx512, Self::Avx512Vnni];
+    /// All sets, of each kind of CPU from the least to the best.
+    pub const ALL: [Self; 7] = [
+        Self::Portable,
+        Self::Neon,
+        Self::NeonDotprod,
+        Self::Avx2,
+        Self::Avx2Vnni,
+        Self::Avx512,
+        Self::Avx512Vnni,
+    ];
 
     /// The name, as `MMX_CPU` takes it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Portable => "portable",
+            Self::Neon => "neon",
+            Self::NeonDotprod => "neon-dotprod",
             Self::Avx2 => "avx2",
             Self::Avx2Vnni => "avx2-vnni",
             Self::Avx512 => "avx512",
@@ -61,13 +74,25 @@ impl CpuSet {
             let avx512vnni = avx512 && is_x86_feature_detected!("avx512vnni");
             match self {
                 Self::Portable => true,
+                Self::Neon | Self::NeonDotprod => false,
                 Self::Avx2 => avx2,
                 Self::Avx2Vnni => avx512vnni || (avx2 && is_x86_feature_detected!("avxvnni")),
                 Self::Avx512 => avx512,
                 Self::Avx512Vnni => avx512vnni,
             }
         }
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        {
+            match self {
+                Self::Portable => true,
+                Self::Neon => std::arch::is_aarch64_feature_detected!("neon"),
+                Self::NeonDotprod => {
+                    Self::Neon.is_here() && std::arch::is_aarch64_feature_detected!("dotprod")
+                }
+                _ => false,
+            }
+        }
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         {
             self == Self::Portable
         }
@@ -116,8 +141,12 @@ impl CpuSet {
 
     /// True where a kernel for `other` may run where this set may.
     fn includes(self, other: Self) -> bool {
+        let is_arm = |set| matches!(set, Self::Neon | Self::NeonDotprod);
         // AVX-512 without VNNI has none on 256 bits either
-        other <= self && (self, other) != (Self::Avx512, Self::Avx2Vnni)
+        other == Self::Portable
+            || other <= self
+                && is_arm(other) == is_arm(self)
+                && (self, other) != (Self::Avx512, Self::Avx2Vnni)
     }
 
     /// The best of the sets that a kernel is written for which may run where this one may.
@@ -155,7 +184,7 @@ fn names(sets: &[CpuSet]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use CpuSet::{Avx2, Avx2Vnni, Avx512, Avx512Vnni, Portable};
+    use CpuSet::{Avx2, Avx2Vnni, Avx512, Avx512Vnni, Neon, NeonDotprod, Portable};
 
     #[test]
     fn a_kernel_takes_the_best_set_that_the_cpu_has() {
@@ -167,6 +196,9 @@ mod tests {
         assert_eq!(Avx512Vnni.best_of(&of), Some(Avx512Vnni));
         assert_eq!(Avx512Vnni.best_of(&[Avx2Vnni]), Some(Avx2Vnni));
         assert_eq!(Avx2Vnni.best_of(&[Avx512]), None);
+        assert_eq!(Avx2.best_of(&[Neon]), None);
+        assert_eq!(NeonDotprod.best_of(&[Neon]), Some(Neon));
+        assert_eq!(Neon.best_of(&[NeonDotprod, Avx2]), None);
     }
 
     #[test]

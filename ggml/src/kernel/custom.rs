@@ -56,6 +56,11 @@ struct Kernel {
 }
 
 impl<'a> Worker<'a> {
+    /// How many threads compute the node.
+    pub(crate) fn threads(self) -> usize {
+        self.threads
+    }
+
     /// This thread's turns at `n` things, at least `least` of them at a time. Every thread of the
     /// node has to ask once, with the same numbers, and to take turns until there are none.
     pub(crate) fn turns(self, n: usize, least: usize) -> impl Iterator<Item = Range<usize>> + 'a {
@@ -205,7 +210,8 @@ impl Chosen {
         chosen: *const sys::ggml_tensor,
         experts: usize,
     ) {
-        (self.pairs.clear(), self.ends.clear());
+        self.pairs.clear();
+        self.ends.clear();
         for expert in 0..experts {
             let before = self.pairs.len();
             // SAFETY: as the caller says.

@@ -25,9 +25,10 @@ Prefill reads N made-up tokens at once; decode writes N tokens one by one from a
 without sampling, with a float16 cache, as llama-bench does. Every figure is the median of --repeats.
 --llama runs llama.cpp on the same file and threads, in turns with mmx, with flash attention on and
 off, and gives the ratio to the better of the two. --streams measures several texts that are written
-together, as `mmx serve` does: the tokens per second of all of them. MMX_CPU=NAME in the environment
-has mmx's own kernels use a lesser instruction set (avx512-vnni, avx512, avx2-vnni, avx2, portable);
-ggml's stay what they were compiled for.
+together, as `mmx serve` does: the tokens per second of all of them.
+
+MMX_CPU=NAME in the environment has mmx's own kernels use a lesser instruction set: avx512-vnni,
+avx512, avx2-vnni, avx2, neon-dotprod, neon or portable. ggml's stay what they were compiled for.
 
 Examples:
   mmx bench model.gguf -p 512 -n 128 -t 2

@@ -31,6 +31,7 @@ struct Run(usize, u32, u32, u32);
 const NONE: Run = Run(0, 0, 0, 0);
 
 /// Where the bits of a four's numbers lie: at most three runs.
+#[inline(always)] // folded where the four is a constant
 const fn place(bits: usize, four: usize) -> [Run; 3] {
     let at = four as u32;
     match (bits, four) {

@@ -49,6 +49,7 @@ pub(super) const fn is_expanded<L: Layout>() -> bool {
 }
 
 /// Bytes of an expanded block's numbers and of its scales and mins.
+#[inline(always)]
 pub(super) fn expanded_bytes<L: Layout>() -> (usize, usize) {
     (QUADS * QUAD, L::PARTS * (1 + usize::from(L::MINS)) * LANES * size_of::<f32>())
 }
@@ -170,14 +171,15 @@ trait Numbers<V: Vector> {
     unsafe fn four(&self, four: usize) -> V::I;
 }
 
-/// A table of numbers plus 128 as signed numbers.
-const fn signed(mut table: [u8; 16]) -> [u8; 16] {
+/// The numbers that bits stand for, plus 128 or signed.
+const fn table<V: Vector, L: Layout>() -> Option<[u8; 16]> {
+    let Some(mut table) = L::TABLE else { return None };
     let mut i = 0;
-    while i < 16 {
+    while V::SIGNED && i < table.len() {
         table[i] ^= 0x80;
         i += 1;
     }
-    table
+    Some(table)
 }
 
 /// Numbers as they are packed.
@@ -191,8 +193,7 @@ impl<V: Vector, L: Layout> Numbers<V> for Packed<L> {
         // SAFETY: as the caller says.
         unsafe {
             let number = lines::quad::<V>(self.0, L::BITS, four);
-            match L::TABLE {
-                Some(table) if V::SIGNED => V::look_up(signed(table), number),
+            match const { table::<V, L>() } {
                 Some(table) => V::look_up(table, number),
                 None => number,
             }

@@ -1,19 +1,23 @@
 //! The sets that products are written for, and how to enter them.
 #![expect(unsafe_code, reason = "code for instructions that not every CPU has")]
 
-use super::vector::Task;
 #[cfg(target_arch = "x86_64")]
-use super::{
-    avx2::{Avx2, Avx2Vnni, Avx2Vnni512},
-    avx512::Avx512Vnni,
-    vector::Vector,
-};
+use super::avx2::{Avx2, Avx2Vnni, Avx2Vnni512};
+#[cfg(target_arch = "x86_64")]
+use super::avx512::Avx512Vnni;
+#[cfg(target_arch = "aarch64")]
+use super::neon::{Neon, NeonDotprod};
+use super::vector::Task;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use super::vector::Vector;
 use crate::kernel::cpu::CpuSet;
 
 /// The sets that there are products for.
 #[cfg(target_arch = "x86_64")]
 pub(super) const SETS: &[CpuSet] = &[CpuSet::Avx2, CpuSet::Avx2Vnni, CpuSet::Avx512Vnni];
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(target_arch = "aarch64")]
+pub(super) const SETS: &[CpuSet] = &[CpuSet::Neon, CpuSet::NeonDotprod];
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 pub(super) const SETS: &[CpuSet] = &[];
 
 /// A set that this CPU has.
@@ -37,7 +41,14 @@ pub(super) fn most(set: Set) -> usize {
             _ => Avx2::MOST,
         }
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    {
+        match set.0 {
+            CpuSet::NeonDotprod => NeonDotprod::MOST,
+            _ => Neon::MOST,
+        }
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     {
         let Set(_) = set;
         1
@@ -59,6 +70,14 @@ pub(super) unsafe fn enter(set: Set, task: impl Task) {
             _ => Avx2::enter(task),
         }
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: as above.
+    unsafe {
+        match set.0 {
+            CpuSet::NeonDotprod => NeonDotprod::enter(task),
+            _ => Neon::enter(task),
+        }
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = (set, task); // there is no Set
 }

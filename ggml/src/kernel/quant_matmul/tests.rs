@@ -73,7 +73,7 @@ fn products_equal_the_naive_twin_and_do_not_depend_on_their_neighbours() {
                 x[..BLOCK].fill(0.0); // a block without a largest value
                 let expected = naive(ty, &blocks, cols, &x);
                 let numbers = Numbers { x: &x, shape: &[tokens, cols], chosen: None };
-                for threads in [1, 2, 5] {
+                for threads in [1, 3] {
                     let found = product(&matrix, &numbers, threads);
                     for (found, expected) in found.iter().zip(&expected) {
                         let limit = 2e-5 * expected.abs().max(1.0);

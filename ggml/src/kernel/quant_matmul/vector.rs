@@ -1,7 +1,7 @@
 //! [`Vector`]: what a product needs of an instruction set.
 //!
 //! In every set a vector is 16 lanes of four bytes, one for each of 16 rows side by side: one
-//! register of AVX-512, or two of AVX2. So matrices are packed in one order for all sets.
+//! register of AVX-512, two of AVX2, four of NEON. So matrices are packed in one order for all sets.
 #![expect(unsafe_code, reason = "vector instructions")]
 
 /// Writes a loop out, so that the index is a constant in each turn.
