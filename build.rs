@@ -13,7 +13,10 @@ fn main() {
         println!("cargo::rustc-link-arg-bins=-Wl,--disable-new-dtags,-rpath,$ORIGIN/../lib");
     }
     if let Ok(lib) = std::env::var("DEP_MMX_TRAINING_LIBTORCH") {
-        println!("cargo::rustc-link-arg-bin=mmx-train=-Wl,-rpath,{lib}");
+        // a release goes to machines where libtorch lies elsewhere: LD_LIBRARY_PATH names it there
+        if !cfg!(feature = "dynamic") {
+            println!("cargo::rustc-link-arg-bin=mmx-train=-Wl,-rpath,{lib}");
+        }
         println!("cargo::rustc-link-arg-tests=-Wl,-rpath,{lib}");
         println!("cargo::rustc-link-arg-examples=-Wl,-rpath,{lib}");
     }

@@ -7,9 +7,10 @@
 //!
 //! # Limits
 //! A token and a head multiply each cell's key and value once: 4 operations per number of the cache
-//! that is read. Several heads look at the same keys: two of them are computed at a time, so that a
-//! cell is read (and made float32 of float16) once for both. The scores of four pairs of cell and
-//! head are summed up together, since the sum of one register takes as long as its products.
+//! that is read. Several heads look at the same keys: four of them (AVX2: two) are computed at a
+//! time with four (two) cells, so that a cell is read, and made float32 of float16, once for all, and
+//! a query once for all cells: half a load for each product. The scores of four pairs of cell and head
+//! are summed up together, since the sum of one register takes as long as its products.
 #![expect(unsafe_code, reason = "vector instructions, and a callback from C")]
 
 use std::cell::RefCell;
@@ -119,7 +120,7 @@ unsafe fn avx512<E: Element>(target: *mut sys::ggml_tensor, worker: Worker<'_>, 
         scratch: &mut Scratch,
     ) {
         // SAFETY: as the caller says.
-        unsafe { turns::<Avx512, E, 4>(target, worker, scratch) }
+        unsafe { turns::<Avx512, E, 4, 4, 4>(target, worker, scratch) }
     }
     // SAFETY: as the caller says. What a closure holds is not compiled for the set: it calls.
     SCRATCH.with(|scratch| unsafe { compiled::<E>(target, worker, &mut scratch.borrow_mut()) });
@@ -138,7 +139,7 @@ unsafe fn avx2<E: Element>(target: *mut sys::ggml_tensor, worker: Worker<'_>, _:
         scratch: &mut Scratch,
     ) {
         // SAFETY: as the caller says.
-        unsafe { turns::<Avx2, E, 2>(target, worker, scratch) }
+        unsafe { turns::<Avx2, E, 2, 2, 2>(target, worker, scratch) }
     }
     // SAFETY: as the caller says.
     SCRATCH.with(|scratch| unsafe { compiled::<E>(target, worker, &mut scratch.borrow_mut()) });
@@ -148,13 +149,16 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// The memory that a thread needs for two heads of a token.
+/// The most heads at a time.
+const MOST: usize = 4;
+
+/// The memory that a thread needs for some heads of a token.
 #[derive(Default)]
 struct Scratch {
     /// The queries, times the scale of scores.
-    queries: [Vec<f32>; 2],
+    queries: [Vec<f32>; MOST],
     /// A score for each cell, then its weight.
-    scores: [Vec<f32>; 2],
+    scores: [Vec<f32>; MOST],
 }
 
 /// The cells that a token looks at: where its first cell's part for a head begins.
@@ -166,12 +170,13 @@ struct Cells {
     seen: usize,
 }
 
-/// All turns of a thread; `B` registers of a value are added up at a time.
+/// All turns of a thread; `HEADS` heads and `C` cells of keys, or `B` registers of values, are
+/// computed at a time.
 ///
 /// # Safety
 /// As for [`avx512`]; the CPU has what `V` needs.
 #[inline(always)]
-unsafe fn turns<V: Lanes, E: Element, const B: usize>(
+unsafe fn turns<V: Lanes, E: Element, const HEADS: usize, const C: usize, const B: usize>(
     target: *mut sys::ggml_tensor,
     worker: Worker<'_>,
     scratch: &mut Scratch,
@@ -183,14 +188,21 @@ unsafe fn turns<V: Lanes, E: Element, const B: usize>(
             [0, 1, 2, 3, 4].map(|i: usize| &*(*target).src[i]);
         let (head_dim, heads, tokens) = (q.ne[0] as usize, q.ne[1] as usize, q.ne[2] as usize);
         let group = heads / (keys.ne[0] as usize / head_dim);
-        let pairs = group.div_ceil(2); // of heads that look at the same keys
-        let items = heads / group * pairs;
+        // heads at a time, of those that look at the same keys: fewer where threads would have none
+        let kv_heads = heads / group;
+        let mut most = HEADS;
+        while most > 1 && kv_heads * group.div_ceil(most) * tokens < 2 * worker.threads() {
+            most /= 2;
+        }
+        let parts = group.div_ceil(most);
+        let items = kv_heads * parts;
         let cells = keys.ne[1] as usize;
         for item in worker.turns(items * tokens, 1).flatten() {
-            let (token, item) = (item / items, item % items);
-            let kv_head = item / pairs;
-            let head = kv_head * group + item % pairs * 2;
-            let both = head + 1 < (kv_head + 1) * group;
+            // the tokens of a head after one another: its cells stay in the second cache
+            let (item, token) = (item / tokens, item % tokens);
+            let (kv_head, part) = (item / parts, item % parts);
+            let first_head = kv_head * group + part * most;
+            let count = most.min(group - part * most);
             let position = *positions.data.cast::<i32>().add(token);
             let start = *firsts.data.cast::<i32>().add(token);
             let start = usize::try_from(start).map_or(cells, |start| start.min(cells));
@@ -205,12 +217,22 @@ unsafe fn turns<V: Lanes, E: Element, const B: usize>(
                 let at = q.data.cast::<u8>().add(token * q.nb[2] + head * q.nb[1]);
                 at.cast::<f32>().cast_const()
             };
-            let out = (*target).data.cast::<f32>().add((token * heads + head) * head_dim);
-            if both {
-                let (queries, out) = ([query(head), query(head + 1)], [out, out.add(head_dim)]);
-                some_heads::<V, E, 2, B>(queries, &cells, head_dim, out, scratch);
-            } else {
-                some_heads::<V, E, 1, B>([query(head)], &cells, head_dim, [out], scratch);
+            let out = (*target).data.cast::<f32>().add(token * heads * head_dim);
+            let out = |head: usize| out.add(head * head_dim);
+            let (mut head, end) = (first_head, first_head + count);
+            while HEADS >= 4 && head + 4 <= end {
+                let heads = [head, head + 1, head + 2, head + 3];
+                let (queries, out) = (heads.map(query), heads.map(out));
+                some_heads::<V, E, 4, C, B>(queries, &cells, head_dim, out, scratch);
+                head += 4;
+            }
+            while head + 2 <= end {
+                let (queries, out) = ([head, head + 1].map(query), [head, head + 1].map(out));
+                some_heads::<V, E, 2, C, B>(queries, &cells, head_dim, out, scratch);
+                head += 2;
+            }
+            if head < end {
+                some_heads::<V, E, 1, C, B>([query(head)], &cells, head_dim, [out(head)], scratch);
             }
         }
     }
@@ -222,7 +244,7 @@ unsafe fn turns<V: Lanes, E: Element, const B: usize>(
 /// The CPU has what `V` needs; `queries` and `out` have `head_dim` numbers, a multiple of 16, and
 /// so have the keys and values of each cell.
 #[inline(always)]
-unsafe fn some_heads<V: Lanes, E: Element, const H: usize, const B: usize>(
+unsafe fn some_heads<V: Lanes, E: Element, const H: usize, const C: usize, const B: usize>(
     queries: [*const f32; H],
     cells: &Cells,
     head_dim: usize,
@@ -245,16 +267,9 @@ unsafe fn some_heads<V: Lanes, E: Element, const H: usize, const B: usize>(
         let queries: [*const f32; H] = std::array::from_fn(|h| scaled[h].as_ptr());
         let to: [*mut f32; H] = std::array::from_fn(|h| scores[h].as_mut_ptr());
         let mut cell = 0;
-        if H == 2 {
-            while cell + 2 <= cells.seen {
-                keys::<V, E, H, 2>(queries, cells, cell, head_dim, to);
-                cell += 2;
-            }
-        } else {
-            while cell + 4 <= cells.seen {
-                keys::<V, E, H, 4>(queries, cells, cell, head_dim, to);
-                cell += 4;
-            }
+        while cell + C <= cells.seen {
+            keys::<V, E, H, C>(queries, cells, cell, head_dim, to);
+            cell += C;
         }
         while cell < cells.seen {
             keys::<V, E, H, 1>(queries, cells, cell, head_dim, to);
@@ -266,9 +281,18 @@ unsafe fn some_heads<V: Lanes, E: Element, const H: usize, const B: usize>(
         }
         let weights: [*const f32; H] = std::array::from_fn(|h| scores[h].as_ptr());
         let mut at = 0;
+        // of few heads more registers: as many sums that do not wait for each other
+        while B >= 4 && H <= 2 && at + 6 * LANES <= head_dim {
+            values::<V, E, H, 6>(weights, cells, at, norm, out);
+            at += 6 * LANES;
+        }
         while at + B * LANES <= head_dim {
             values::<V, E, H, B>(weights, cells, at, norm, out);
             at += B * LANES;
+        }
+        while at + 2 * LANES <= head_dim {
+            values::<V, E, H, 2>(weights, cells, at, norm, out);
+            at += 2 * LANES;
         }
         while at < head_dim {
             values::<V, E, H, 1>(weights, cells, at, norm, out);
@@ -292,7 +316,7 @@ unsafe fn keys<V: Lanes, E: Element, const H: usize, const C: usize>(
     // SAFETY: as the caller says.
     unsafe {
         let keys = cells.keys.add(cell * cells.stride);
-        let mut sums = [V::splat(0.0); 4];
+        let mut sums = [[V::splat(0.0); C]; H];
         for at in (0..head_dim).step_by(LANES) {
             let mut query = [V::splat(0.0); H];
             for h in 0..H {
@@ -301,14 +325,16 @@ unsafe fn keys<V: Lanes, E: Element, const H: usize, const C: usize>(
             for c in 0..C {
                 let key: V = E::load(keys.add(c * cells.stride + at * E::SIZE));
                 for h in 0..H {
-                    sums[h * C + c] = query[h].mul_add(key, sums[h * C + c]);
+                    sums[h][c] = query[h].mul_add(key, sums[h][c]);
                 }
             }
         }
-        let sums = V::sums(sums);
-        for h in 0..H {
-            for c in 0..C {
-                *scores[h].add(cell + c) = sums[h * C + c];
+        let all = sums.as_flattened();
+        for first in (0..H * C).step_by(4) {
+            let at = |i: usize| (first + i).min(H * C - 1);
+            let of = V::sums([all[at(0)], all[at(1)], all[at(2)], all[at(3)]]);
+            for (i, &sum) in of.iter().enumerate().take(H * C - first) {
+                *scores[(first + i) / C].add(cell + (first + i) % C) = sum;
             }
         }
     }

@@ -56,6 +56,11 @@ struct Kernel {
 }
 
 impl<'a> Worker<'a> {
+    /// How many threads compute the node.
+    pub(crate) fn threads(self) -> usize {
+        self.threads
+    }
+
     /// This thread's turns at `n` things, at least `least` of them at a time. Every thread of the
     /// node has to ask once, with the same numbers, and to take turns until there are none.
     pub(crate) fn turns(self, n: usize, least: usize) -> impl Iterator<Item = Range<usize>> + 'a {

@@ -195,7 +195,7 @@ fn refuse_other_kinds(config: &Value, path: &Path, parameters: bool) -> Result<(
             Value::Array(list) => list.is_empty(),
             _ => false,
         };
-        if !empty && !(parameters && key == "target_parameters") {
+        if !(empty || parameters && key == "target_parameters") {
             let found = &config[key];
             return Err(Error::key(path, key, format!("expected none, found {found}")));
         }
