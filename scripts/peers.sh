@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# The real consumers on what mmx writes: TensorBoard, Transformers (no remote code), PEFT, torch, the hub's official client, vLLM,
-# Ollama, lm-evaluation-harness, llama.cpp and its tools; asked by the programs of scripts/peers and scripts/peers/judge. Installs what these
-# need once, into $MMX_CACHE. Called by scripts/test --peers.
+# The real consumers on what mmx writes: TensorBoard, Transformers (no remote code), PEFT, TRL, MLX, torch, the hub's official
+# client, vLLM, Ollama, lm-evaluation-harness, llama.cpp and its tools; asked by the programs of scripts/peers and scripts/peers/judge. Installs what these
+# need once, into $MMX_CACHE. Called by scripts/test --peers; with --all (scripts/test --peers-all) also those that take long or much
+# disk.
 set -uo pipefail
+all=${1:-}
 cd "$(dirname "$0")/.."
 set -e; . scripts/env.sh; set +e
 shared=$PWD/tests/fixtures
@@ -67,7 +69,7 @@ done
 # programs that print a line for each check of theirs: "ok    NAME: FACTS" or "FAIL  NAME" and why
 several() { # several COMMAND..
   local out
-  out=$(timeout 1200 "$@" 2>"$work/stderr")
+  out=$(timeout "${LIMIT:-1200}" "$@" 2>"$work/stderr")
   printf '%s\n' "$out"
   passed=$((passed + $(grep -c '^ok ' <<<"$out"))); failed=$((failed + $(grep -c '^FAIL ' <<<"$out")))
   grep -qE '^(ok|FAIL) ' <<<"$out" || { failed=$((failed + 1)); printf 'FAIL  %s\n' "$*"; tail -30 "$work/stderr"; }
@@ -77,6 +79,18 @@ several "$python" scripts/peers/export.py "$mmx" "$shared" "$work" "$judge"
 if doors=$(bash scripts/peers/doors.sh); then
   # shellcheck disable=SC2086 # two paths without blanks
   several "$python" scripts/peers/doors.py "$mmx" "$shared" "$work" $doors
+  four=$(head -1 <<<"$doors")
+  several "$python" scripts/peers/keys.py "$mmx" "$shared" "$work" "$four"
+  if llama_bin=$(bash scripts/peers/llama.sh) && jinja=$(bash scripts/peers/jinja_npm.sh); then
+    several "$python" scripts/peers/templates.py "$mmx" "$shared" "$work" "$four" "$llama_bin/llama-server" "$jinja"
+  else
+    failed=$((failed + 1)); echo "FAIL  installing llama-server or @huggingface/jinja"
+  fi
+  if trl=$(bash scripts/peers/trl.sh) && mlx=$(bash scripts/peers/mlx.sh); then
+    several "$python" scripts/peers/back.py "$mmx" "$shared" "$work" "$trl" "$mlx"
+  else
+    failed=$((failed + 1)); echo "FAIL  installing TRL or MLX"
+  fi
 else
   failed=$((failed + 1)); echo "FAIL  installing Transformers 4.57 and mistral.rs"
 fi
@@ -108,6 +122,9 @@ if vllm=$(bash scripts/peers/vllm.sh); then
 else
   failed=$((failed + 1)); echo "FAIL  installing vLLM"
 fi
+# each page of docs/consumers as it stands, and mmx verify --consumers: with what was installed above
+# shellcheck disable=SC2086 # --all, or nothing
+LIMIT=$([ -n "$all" ] && echo 7200 || echo 1200) several "$python" scripts/peers/consumers.py "$mmx" "$shared" "$work" "$MMX_CACHE" "$LIBTORCH" $all
 # the official clients of OpenAI and Ollama against `mmx serve`
 CLIENTS="openai==3.57.0 ollama==0.6.3"
 clients=$MMX_CACHE/clients-$(tr -c 'a-z0-9.\n' '-' <<<"$CLIENTS")

@@ -287,3 +287,27 @@ fn doctor_says_of_each_program_what_it_carries_and_the_version_that_was_tried() 
     let keys: Vec<&String> = target("MLX").as_object().expect("an object").keys().collect();
     assert_eq!(keys, ["runtime", "form", "ok", "note", "version"], "new fields at the end");
 }
+
+/// Linux lets names be any bytes; JSON does not.
+#[cfg(target_os = "linux")]
+#[test]
+fn verify_and_inspect_answer_in_json_also_for_a_name_that_is_no_utf8() {
+    use std::os::unix::ffi::OsStrExt;
+    let dir = tempfile::tempdir().expect("a folder");
+    let forms = exported(dir.path(), "golden/minimind2", &[]);
+    let odd = dir.path().join(std::ffi::OsStr::from_bytes(b"m\xff.gguf"));
+    fs_err::copy(&forms[1], &odd).expect("a file");
+    let run = |args: &[&str]| {
+        let out =
+            std::process::Command::new(env!("CARGO_BIN_EXE_mmx")).args(args).arg(&odd).output();
+        let out = out.expect("mmx starts");
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(out.status.success(), "{said}");
+        serde_json::from_slice::<Value>(&out.stdout).unwrap_or_else(|e| panic!("{e}: {said}"))
+    };
+    let report = run(&["verify", "--json", "--engine", "ggml", text(&forms[1])]);
+    let rows = report["rows"].as_array().expect("rows");
+    let shown = |value: &Value| value.as_str().expect("a path").ends_with("m\u{fffd}.gguf");
+    assert!(rows.iter().any(|row| shown(&row["path"])), "{report}");
+    assert!(shown(&run(&["inspect", "--json"])["path"]));
+}

@@ -727,3 +727,27 @@ fn soak() {
         grown / 1e6
     );
 }
+
+/// A framework's own limit of 2 MB would answer in plain text.
+#[test]
+fn a_body_of_more_than_two_megabytes_is_read_where_max_body_allows_it() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let model = golden(dir.path(), "golden", "minimind2");
+    let server = Server::start(&[text(&model), "--name", "m", "--max-body", "4000000"]);
+    let long = "a ".repeat(1_500_000);
+    for (path, body, status) in [
+        ("/tokenize", json!({"content": long}), 200),
+        ("/v1/completions", json!({"prompt": long}), 400),
+        ("/v1/chat/completions", json!({"messages": user(&long)}), 400),
+        ("/api/generate", json!({"prompt": long}), 400),
+    ] {
+        let answer = server.post(path, &body);
+        assert_eq!(answer.status, status, "{path}: {}", answer.text());
+        if status == 400 {
+            assert!(answer.text().contains("tokens"), "{path}: {}", answer.text());
+        }
+    }
+    let larger = server.post("/v1/completions", &json!({"prompt": "a ".repeat(2_100_000)}));
+    assert_eq!(larger.status, 413);
+    assert_eq!(larger.json()["error"]["code"], "body_too_large");
+}

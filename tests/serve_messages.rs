@@ -460,6 +460,14 @@ fn two_names_of_one_field_may_both_be_given_where_they_agree() {
         };
         assert!(names.iter().all(|name| body.contains(name)), "{path} {different}: {body}");
     }
+    let named = |name: &str| {
+        let messages = json!([{"role": "user", "content": "x"},
+            {"role": "tool", "content": "y", "tool_name": "f", "name": name}]);
+        server.post("/api/chat", &with(&ollama, json!({"messages": messages})))
+    };
+    assert_eq!(named("f").status, 200);
+    let message = named("g").json()["error"].as_str().expect("a sentence").to_owned();
+    assert!(message.starts_with("messages[1].tool_name: this field and name are one"), "{message}");
 }
 
 #[test]

@@ -247,7 +247,26 @@ fn exports_carry_what_the_readers_own_writers_write() {
         let layers = if qwen { config["num_hidden_layers"].clone() } else { Value::Null };
         assert_eq!(config["max_window_layers"], layers, "{golden}");
         assert_eq!(config.get("sliding_window"), qwen.then_some(&Value::Null), "{golden}");
+        let dense = config["model_type"] == "qwen3";
+        let kinds =
+            dense.then(|| vec!["full_attention"; layers.as_u64().expect("a number") as usize]);
+        assert_eq!(config.get("layer_types"), kinds.map(|kinds| json!(kinds)).as_ref(), "{golden}");
+        // TRL asks every mixture of experts for it
+        let experts = config.get("num_local_experts").or(config.get("num_experts"));
+        assert_eq!(config.get("num_experts"), experts, "{golden}");
+        assert_eq!(settings["padding_side"], "left", "{golden}");
+        let generation = read_json(&out.join("hf-f32/generation_config.json"));
+        assert_eq!(generation["eos_token_id"], config["eos_token_id"], "{golden}");
     }
+}
+
+#[test]
+fn a_padding_side_of_the_source_is_kept() {
+    let scene = Scene::new("golden/minimind2");
+    scene.change("tokenizer_config.json", |config| config["padding_side"] = "right".into());
+    let (_, out) = scene.export("out", &["--hf", "f32"]);
+    let settings = read_json(&out.join("hf-f32/tokenizer_config.json"));
+    assert_eq!(settings["padding_side"], "right");
 }
 
 #[test]

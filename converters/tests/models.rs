@@ -12,7 +12,8 @@ use mmx_converters::model::fallback::Fallback;
 use mmx_converters::model::folder::{self, Folder, Written};
 use mmx_converters::model::generation::Generation;
 use mmx_converters::model::to_gguf::ToGguf;
-use mmx_converters::tensor::Dtype;
+use mmx_converters::safetensors::{TensorSpec, write};
+use mmx_converters::tensor::{Dtype, encode_f32};
 use mmx_converters::{Error, Model, Result};
 use sha2::{Digest, Sha256};
 
@@ -117,6 +118,44 @@ fn checkpoint_to_transformers_and_back_is_bit_for_bit() {
         let again = fs_err::read(again.join("model.safetensors")).unwrap();
         assert!(bytes == again, "{name}: the same model gives the same bytes");
         assert_eq!(fs_err::read_dir(dir.path()).unwrap().count(), 3, "no temporary folder is left");
+    }
+}
+
+/// What others save of the same classes: Transformers 5 with experts fused, mlx-lm with them
+/// stacked.
+#[test]
+fn experts_are_read_as_transformers_5_and_mlx_pack_them() {
+    for name in GOLDEN {
+        let source = Model::open(shared(name)).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        for layout in [Layout::Transformers5, Layout::Mlx] {
+            let back = dir.path().join(format!("{layout:?}"));
+            write_folder(&source, &back, Layout::Transformers, Dtype::F32).unwrap();
+            let publics = arch::public_tensors(source.weights(), layout);
+            let spec = |public: &arch::Public| TensorSpec {
+                name: public.name.clone(),
+                dtype: Dtype::F32,
+                shape: public.shape.clone(),
+            };
+            let specs: Vec<TensorSpec> = publics.iter().map(spec).collect();
+            let file = back.join("model.safetensors");
+            fs_err::remove_file(&file).unwrap();
+            write(&file, &specs, &BTreeMap::new(), |i| {
+                arch::gather(&publics[i], source.weights(), layout, 4, |weight| {
+                    Ok(encode_f32(&source.weight_f32(weight)?, Dtype::F32).into())
+                })
+            })
+            .unwrap();
+            assert_eq!(
+                digests(&Model::open(&back).unwrap()),
+                digests(&source),
+                "{name} {layout:?}"
+            );
+        }
+        let stacked = source.config.moe.is_some() && source.config.family.qk_norm();
+        let publics = arch::public_tensors(source.weights(), Layout::Mlx);
+        let found = publics.iter().any(|p| p.name.ends_with("mlp.switch_mlp.up_proj.weight"));
+        assert_eq!(found, stacked, "{name}");
     }
 }
 

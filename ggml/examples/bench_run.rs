@@ -4,10 +4,12 @@
 //!   bench_run make PRESET TYPE TOKENIZER OUT      a GGUF with random weights
 //!   bench_run first mmx|llama|flash FILE THREADS  a fresh process from the file to its first token
 //!   bench_run speed FILE THREADS REPEATS wall|cpu prefill (512) and decode (128), in turns
+//!   bench_run batches FILE THREADS REPEATS wall|cpu SIZE..   steps of so many tokens, in turns
 //!   bench_run decode mmx|llama|flash FILE THREADS decode (128) of one engine
 //!
 //! Each prints one line of JSON. Memory is the process's largest, so `first` measures one engine
 //! each.
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
@@ -17,7 +19,7 @@ use mmx_converters::tokenizer::Tokenizer;
 use mmx_ggml::Clock;
 use mmx_ggml::judge::LlamaModel;
 use mmx_ggml::run::random_model::random_gguf;
-use mmx_ggml::run::{KvType, LoadOptions, Model, Session, SessionOptions, bench};
+use mmx_ggml::run::{KvType, LoadOptions, Model, Session, SessionOptions, bench, bench_steps};
 use serde_json::{Value, json};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -28,6 +30,8 @@ const FIRST_N_CTX: usize = 2048;
 /// As llama-bench's usual tests: pp512 and tg128.
 const PREFILL: usize = 512;
 const DECODE: usize = 128;
+/// Tokens read in steps of a few.
+const STEPS_TOKENS: usize = 128;
 
 fn main() -> Result<()> {
     let start = Instant::now();
@@ -44,6 +48,10 @@ fn main() -> Result<()> {
         ["speed", file, threads, repeats, clock] => {
             let clock = if clock == "cpu" { Clock::Cpu } else { Clock::Wall };
             speed(file.as_ref(), threads.parse()?, repeats.parse()?, clock)?
+        }
+        ["batches", file, threads, repeats, clock, ref sizes @ ..] => {
+            let clock = if clock == "cpu" { Clock::Cpu } else { Clock::Wall };
+            batches(file.as_ref(), threads.parse()?, repeats.parse()?, clock, sizes)?
         }
         ["decode", engine, file, threads] => decode(engine, file.as_ref(), threads.parse()?)?,
         _ => return Err("usage: see the head of ggml/examples/bench_run.rs".into()),
@@ -105,6 +113,34 @@ fn speed(file: &Path, threads: usize, repeats: usize, clock: Clock) -> Result<Va
         "bytes_per_token": bytes,
         "bytes_per_s": bandwidth,
     }))
+}
+
+/// Tokens per second in steps of each of `sizes` tokens, by size, a list of all repeats.
+fn batches(
+    file: &Path,
+    threads: usize,
+    repeats: usize,
+    clock: Clock,
+    sizes: &[&str],
+) -> Result<Value> {
+    let model = Model::load(file, LoadOptions::default())?;
+    let judge = LlamaModel::open(file)?;
+    let mut engines = vec![BTreeMap::<&str, Vec<f64>>::new(); 3];
+    for _ in 0..repeats {
+        for &name in sizes {
+            let size: usize = name.parse()?;
+            let steps = (STEPS_TOKENS / size.max(1)).max(1);
+            let rates = [
+                bench_steps(&model, size, steps, threads, clock)?,
+                judge.bench_steps(size, steps, threads, false, clock)?,
+                judge.bench_steps(size, steps, threads, true, clock)?,
+            ];
+            for (found, rate) in engines.iter_mut().zip(rates) {
+                found.entry(name).or_default().push(rate);
+            }
+        }
+    }
+    Ok(json!({"mmx": engines[0], "llama": engines[1], "flash": engines[2]}))
 }
 
 fn decode(engine: &str, file: &Path, threads: usize) -> Result<Value> {

@@ -489,6 +489,41 @@ impl LlamaModel {
         Ok(Speed { prefill, decode })
     }
 
+    /// Tokens per second of a text read in `steps` steps of `size` tokens, as [`LlamaModel::bench`]
+    /// reads a prompt.
+    ///
+    /// # Errors
+    /// What llama.cpp says.
+    pub fn bench_steps(
+        &self,
+        size: usize,
+        steps: usize,
+        threads: usize,
+        flash: bool,
+        clock: Clock,
+    ) -> Result<f64> {
+        let n_ctx = (size * steps).max(1);
+        let settings = Settings { n_ctx, threads, cache: sys::GGML_TYPE_F16, flash };
+        let pool = Pool::with_poll(threads, LLAMA_BENCH_POLL)?;
+        let mut context = self.context(&settings)?;
+        // SAFETY: variables are dropped in reverse order, the pool after the context.
+        unsafe { context.attach(&pool) };
+        let vocab = self.vocab_size().max(1);
+        let token = |i: usize| (i.wrapping_mul(2_654_435_761) >> 7) as u32 % vocab as u32;
+        let text: Vec<_> = (0..size * steps).map(token).collect();
+        let mut rate = 0.0;
+        for _warm_then_timed in 0..2 {
+            context.clear();
+            let start = clock.now();
+            for step in text.chunks(size.clamp(1, BATCH)) {
+                context.evaluate(step, false)?;
+                context.synchronize();
+            }
+            rate = text.len() as f64 / (clock.now() - start);
+        }
+        Ok(rate)
+    }
+
     fn check(&self, ids: &[u32]) -> Result<()> {
         let vocab = self.vocab_size();
         match ids.iter().find(|&&id| id as usize >= vocab) {

@@ -55,7 +55,7 @@
 //! - [`wrap`]: the C boundary: contexts, tensors, operations, memory, threads, devices, graphs
 //!   that are computed; the log
 //! - [`kernel`]: our own operations: attention, products with float and with quantized matrices
-//!   (a file for each type)
+//!   (a file for each type), and the instruction sets they are written for
 //! - [`quant`]: float32 to ggml's blocks and back, as llama-quantize writes them; collecting an
 //!   importance matrix
 //! - [`run`]: the runner: options, loader, weights, decoder (configuration to graph), cache,
@@ -72,6 +72,8 @@ pub mod version;
 pub mod wrap;
 
 pub use error::{Error, Result};
+pub use kernel::cpu::CpuSet;
+pub use kernel::kernel_sets;
 pub use mmx_converters as converters;
 pub use mmx_converters::cpus::cpus;
 pub use mmx_converters::quant::file_type::{Fallback, FileType, recipe};

@@ -18,9 +18,18 @@ TEXTS = [
     "The quick brown fox jumps over the lazy dog.",
     "从前有一个很小的模型，住在一个文件里。",
 ]
-# as Transformers writes a function's own description
-PARAMETERS = {"type": "object", "properties": {"city": {"type": "string", "description": "The city"}}, "required": ["city"]}
-TOOLS = [{"type": "function", "function": {"name": "get_weather", "description": "The weather in a city", "parameters": PARAMETERS}}]
+CITY = {"city": {"type": "string", "description": "The city"}}
+# as Transformers writes a function's own description, and in the order in which Ollama hands it to the template
+PARAMETERS = [
+    {"type": "object", "properties": CITY, "required": ["city"]},
+    {"type": "object", "required": ["city"], "properties": CITY},
+]
+
+
+def tools(parameters):
+    return [{"type": "function", "function": {"name": "get_weather", "description": "The weather in a city", "parameters": parameters}}]
+
+
 WEATHER = {"Paris": "sunny"}
 TIMES = 64  # each record so often
 # what the chat template says of tools: read by the tokenizer alone, so that such a prompt is not five hundred tokens
@@ -58,7 +67,8 @@ def records():
             {"role": "tool", "content": json.dumps({"weather": weather})},
             {"role": "assistant", "content": f"It is {weather} in {city}."},
         ]
-        yield {"messages": turns, "tools": TOOLS}
+        for parameters in PARAMETERS:
+            yield {"messages": turns, "tools": tools(parameters)}
 
 
 
@@ -75,8 +85,8 @@ def config(family):
     }  # fmt: skip
 
 
-def train(family, folder):
-    """Trains a model into `folder/runs/sft`; that path."""
+def train(family, folder, long):
+    """Trains a model into `folder/runs/sft`; that path. Its chats need few steps, its tools and thoughts more (`long`)."""
     os.makedirs(folder)
     at = lambda *parts: os.path.join(folder, *parts)
     with open(at("chats.jsonl"), "w") as file:
@@ -86,7 +96,7 @@ def train(family, folder):
         for text in [*TEXTS, *calls()] * TIMES:
             file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
     with open(at("tools.jsonl"), "w") as file:
-        for text in [ABOUT_TOOLS, json.dumps(TOOLS[0])] * 4:
+        for text in [ABOUT_TOOLS, json.dumps(tools(PARAMETERS[0])[0])] * 4:
             file.write(json.dumps({"text": text}) + "\n")
     with open(at("polite.jsonl"), "w") as file:  # what adapters learn: other answers
         for question, answer in (("Hello", "你好！有什么可以帮你？"), ("Who are you?", "Hello! How can I help you?")):
@@ -98,6 +108,6 @@ def train(family, folder):
     common = ["--batch-size", 4, "--accum", 1, "--epochs", 1000, "--seed", 1, "--device", "cpu"]
     mmx("train", "pretrain", "--config", at("config.json"), "--tokenizer", at("tokenizer"), "--data", at("text.jsonl"), "--lr", 4e-3,
         "--max-seq-len", 96, "--max-steps", 150, "--out", at("runs/pretrain"), *common)  # fmt: skip
-    mmx("train", "sft", "--from", at("runs/pretrain"), "--data", at("chats.jsonl"), "--lr", 2e-3, "--max-seq-len", 288, "--max-steps", 700,
+    mmx("train", "sft", "--from", at("runs/pretrain"), "--data", at("chats.jsonl"), "--lr", 2e-3, "--max-seq-len", 288, "--max-steps", 800 if long else 250,
         "--system-ratio", 0, "--empty-think-ratio", 1, "--out", at("runs/sft"), *common)  # fmt: skip
     return at("runs/sft")

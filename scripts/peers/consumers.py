@@ -3,8 +3,8 @@
 The pages of docs/consumers, run as they stand there: each page's blocks in order, in the Python that its `pip install`
 block describes (made once in CACHE), on exports of a small model that is trained here. Remarks in the page say the rest:
 
-  <!-- on: NAME -->       beside which Transformers (5.24.0, 4.57.6) the packages are installed, `torch` alone, or none; a folder
-                          of CACHE where there is no `pip install`
+  <!-- on: NAME -->       beside which Transformers (5.24.0, 4.57.6) the packages are installed, `torch` alone, or none; or the
+                          folder of CACHE in which another script has installed them
   <!-- part: all -->      only with --all: it takes long or much disk
   <!-- port: N -->        replaced by a free port
   <!-- until: URL -->     after a block: it is a server, started and left running until the page's end
@@ -58,10 +58,13 @@ class Page:
 
     def pythons(self):
         """The Pythons that the page runs in: (label, path), made if they are not there."""
-        packages = next((code for _, code, _ in self.blocks if code.startswith("pip install ")), None)
-        if packages is None:  # what another script installed, or programs alone
-            base = self.head.get("on")
-            return [("", os.path.join(CACHE, base, "bin/python") if base else sys.executable)]
+        base = self.head.get("on")
+        if not base:  # programs alone
+            return [("", sys.executable)]
+        other = os.path.join(CACHE, base, "bin/python")
+        if os.path.exists(other):
+            return [("", other)]
+        packages = next(code for _, code, _ in self.blocks if code.startswith("pip install "))
         words = packages.replace("\\\n", " ").split()[2:]
         return [(base, python_with(base, [w.strip("\"'") for w in words])) for base in self.head["on"].split(", ")]
 
@@ -112,7 +115,7 @@ def models(family):
     """A folder with `runs/sft` and `export`, as the pages have it, of one family."""
     folder = os.path.join(WORK, "consumers", family)
     if not os.path.isdir(folder):
-        run = consumer_model.train(family, folder)
+        run = consumer_model.train(family, folder, long=family == "minimind3")
         paths = export(run, "--hf", "f32", "--gguf", "f32", "--gguf", "q4_0", "--ollama", out=os.path.join(folder, "export"))
         for kind in ("f32", "q4_0"):
             os.symlink(os.path.basename(gguf_of(paths, kind)), os.path.join(folder, "export", f"model-{kind}.gguf"))
@@ -246,7 +249,8 @@ for page in pages:
         if "on" in page.head:
             pythons.setdefault(python, page.name)
 
-FAMILIES = ["minimind2", "minimind2-moe", "minimind3", "minimind3-moe"]
+# the pages use minimind3, and doors.py asks Transformers for every golden model
+FAMILIES = ["minimind2", "minimind3-moe"] + (["minimind2-moe", "minimind3"] if ALL else [])
 for python, name in [] if "--pages" in sys.argv else pythons.items():
     for family in FAMILIES:
 

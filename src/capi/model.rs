@@ -58,6 +58,7 @@ unsafe fn load_options(options: *const MmxModelOptions) -> Result<LoadOptions, F
         repack: options.repack,
         gpu_layers: options.gpu_layers,
         device: device.map(str::to_owned),
+        ..LoadOptions::default()
     })
 }
 

@@ -310,7 +310,7 @@ fn summary(outcome: &Outcome) -> String {
 
 fn to_json(outcome: &Outcome) -> serde_json::Value {
     json!({
-        "checkpoint": outcome.checkpoint,
+        "checkpoint": outcome.checkpoint.to_string_lossy(),
         "steps": outcome.steps,
         "total_steps": outcome.total_steps,
         "loss": outcome.loss,

@@ -76,7 +76,7 @@ impl ApiError {
         self.with(json!({"error": self.message}))
     }
 
-    /// Makes the response in Anthropic's form, with Anthropic's status where the server is at fault.
+    /// Makes the response in Anthropic's form, with its status 529 where the server is stopping.
     pub(crate) fn anthropic(mut self) -> Response {
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             // 529, their "overloaded": clients come again

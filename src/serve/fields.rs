@@ -191,8 +191,11 @@ impl Fields {
 
 /// The error for a field of another type than it must be.
 pub(crate) fn wrong_type(name: &str, expected: &str, found: &Value) -> ApiError {
+    /// Longest text that is shown, in bytes.
+    const SHOWN: usize = 32;
     let found = match found {
         Value::Number(number) => number.to_string(),
+        Value::String(text) if text.len() <= SHOWN => format!("a string, {found}"),
         other => name_of(other).to_owned(),
     };
     ApiError::invalid(name, format!("{name}: expected {expected}, found {found}"))

@@ -2,8 +2,8 @@
 //!
 //! A request passes `guard`, is read by the handler of its address, checked and rendered in
 //! `request`, and becomes jobs in the queue of its model's `engine`, whose scheduler computes the
-//! jobs of all requests together. Events come back through a channel to the `answer`, whose parts the
-//! protocol puts into its own words, as one object or as a stream.
+//! jobs of all requests together. Events come back through a channel to the `answer`, whose parts
+//! the protocol puts into its own words, as one object or as a stream.
 //!
 //! ```
 //! use std::io::{Read, Write};
@@ -58,7 +58,7 @@
 //! |---|---|
 //! | `options`, `app` | the server's settings, and the state that all requests share |
 //! | `router`, `guard` | addresses and their handlers; what every request passes first |
-//! | `openai/`, `anthropic/`, `ollama/`, `llama` | the protocols: their requests, and their words for an answer |
+//! | `openai/`, `anthropic/`, `ollama/`, `llama` | the protocols: requests, and words for an answer |
 //! | `request/` | what all protocols ask for: a chat, tools, raw texts, sampling, embeddings |
 //! | `answer` | the state of an answer, which each protocol puts into its words |
 //! | `kept` | responses that later requests may name |

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
@@ -59,6 +59,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
             let text = "this address takes another method";
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, text).at(uri.path())
         })
+        // the guard holds bodies to the server's own limit; axum's would be 2 MB, whatever that is
+        .layer(DefaultBodyLimit::disable())
         .layer(middleware::from_fn_with_state(app.clone(), guard::pass))
         .with_state(app)
 }

@@ -112,7 +112,7 @@ impl Start<'_> {
         };
         let path = match (self.from, &resumed) {
             (Some(from), _) => mmx_hub::resolve(from)?,
-            (None, Some((checkpoint, adapters))) => adapters.base_path(checkpoint)?,
+            (None, Some((checkpoint, _))) => Adapters::base_path(checkpoint)?,
             (None, None) => {
                 return Err(Error::setting("from", "the model to adapt", "none"));
             }

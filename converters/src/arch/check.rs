@@ -93,7 +93,7 @@ impl Config {
             return Ok(());
         }
         let one = moe.num_experts_per_tok == 1;
-        if !moe.norm_topk_prob && !(one && of_family.normalizes_single_expert) {
+        if !(moe.norm_topk_prob || one && of_family.normalizes_single_expert) {
             return refuse(
                 "it always divides the chosen experts' weights by their sum, and this model has \
                  norm_topk_prob false"

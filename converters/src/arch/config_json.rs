@@ -8,8 +8,8 @@ use serde_json::{Map, Value, json};
 use super::config::{Config, Family, RopeScaling};
 use super::family::{minimind2, minimind2_moe, minimind3, minimind3_moe};
 use super::keys::Keys;
-use super::rotary;
 use super::weight::Layout;
+use super::{quantized, rotary};
 use crate::error::{Error, Result};
 use crate::tensor::Dtype;
 
@@ -35,6 +35,7 @@ impl Config {
         let Some(object) = value.as_object() else {
             return Err(Error::format(path, "expected a JSON object"));
         };
+        quantized::refuse(object, path)?;
         let keys = Keys { path, object };
         let mut warnings = Vec::new();
         let family = family(&keys)?;

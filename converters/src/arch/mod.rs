@@ -20,6 +20,7 @@ mod gguf_keys;
 mod keys;
 pub mod presets;
 mod public;
+pub(crate) mod quantized;
 pub mod rope;
 mod rotary;
 mod table;

@@ -78,9 +78,13 @@ mod tests {
     fn every_weight_fills_exactly_one_public_tensor() {
         for name in presets::NAMES {
             let rows = weights(&presets::preset(name).expect("a known preset"));
-            for layout in
-                [Layout::Reference, Layout::Transformers, Layout::Transformers5, Layout::Gguf]
-            {
+            for layout in [
+                Layout::Reference,
+                Layout::Transformers,
+                Layout::Transformers5,
+                Layout::Mlx,
+                Layout::Gguf,
+            ] {
                 let publics = public_tensors(&rows, layout);
                 let mut used: Vec<usize> =
                     publics.iter().flat_map(|p| p.weights.iter().copied()).collect();
@@ -103,7 +107,7 @@ mod tests {
             (moe.intermediate_size, moe.shared_experts) = (6, 2);
         }
         let mut runs = 0;
-        for layout in [Layout::Transformers, Layout::Transformers5, Layout::Gguf] {
+        for layout in [Layout::Transformers, Layout::Transformers5, Layout::Mlx, Layout::Gguf] {
             for row in weights(&config) {
                 let place = row.place(layout);
                 let whole: Vec<u8> =

@@ -10,6 +10,8 @@ pub enum Layout {
     /// The stock class as Transformers 5 may save it: routed experts fused
     /// (`mlp.experts.gate_up_proj`, `experts.gate_up_proj`). Read only.
     Transformers5,
+    /// The stock class as mlx-lm saves it: routed experts stacked (`mlp.switch_mlp`). Read only.
+    Mlx,
     /// GGUF names; rows of q and k permuted where
     /// [`Family::gguf_rotates_pairs`](super::Family::gguf_rotates_pairs).
     Gguf,
@@ -104,6 +106,8 @@ pub struct Weight {
     pub transformers: Place,
     /// Where it lies as Transformers 5 may save it, if that differs.
     pub transformers5: Option<Place>,
+    /// Where it lies as mlx-lm saves it, if that differs.
+    pub mlx: Option<Place>,
     /// Where it lies in GGUF.
     pub gguf: Place,
     /// Rows are permuted per head in GGUF ([`permute_rows`](super::rope::permute_rows)): the number
@@ -120,6 +124,7 @@ impl Weight {
             Layout::Transformers5 => {
                 self.transformers5.clone().unwrap_or_else(|| self.transformers.clone())
             }
+            Layout::Mlx => self.mlx.clone().unwrap_or_else(|| self.transformers.clone()),
             Layout::Gguf => self.gguf.clone(),
         }
     }
@@ -145,6 +150,7 @@ impl Row {
         Weight {
             transformers: Place::whole(&name, shape),
             transformers5: None,
+            mlx: None,
             gguf: Place::whole(format!("{gguf}.weight"), shape),
             name,
             shape: shape.to_vec(),

@@ -112,7 +112,11 @@ impl Generation {
     pub fn to_json(&self, config: &Config) -> Value {
         let mut out = Map::new();
         out.insert("bos_token_id".into(), json!(config.bos_token_id));
-        out.insert("eos_token_id".into(), json!(config.eos_token_id));
+        let eos = match config.eos_token_id.as_slice() {
+            [one] => json!(one),
+            many => json!(many),
+        };
+        out.insert("eos_token_id".into(), eos);
         out.insert("pad_token_id".into(), json!(config.pad_token_id));
         out.insert("do_sample".into(), json!(self.do_sample));
         let numbers = [

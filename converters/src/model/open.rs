@@ -55,7 +55,12 @@ impl Beside {
     fn read(dir: &Path, given: Option<Config>) -> Result<Option<Self>> {
         let path = dir.join("config.json");
         let (mut config, mut warnings) = match given {
-            Some(config) => (config, Vec::new()),
+            Some(config) => {
+                if path.exists() {
+                    arch::quantized::refuse_file(&path)?; // the weights beside it are that either way
+                }
+                (config, Vec::new())
+            }
             None if path.exists() => Config::read(&path)?,
             None => return Ok(None),
         };
@@ -119,8 +124,7 @@ impl Model {
     }
 
     fn open_adapted(dir: &Path, config: Option<Config>) -> Result<Self> {
-        let adapters = Adapters::open(dir)?;
-        let base = adapters.base_path(dir)?;
+        let base = Adapters::base_path(dir)?;
         if adapter::is_adapter_folder(&base) {
             return Err(Error::key(
                 dir.join(adapter::CONFIG_NAME),
@@ -129,7 +133,7 @@ impl Model {
             ));
         }
         let mut model = Self::open_with(base, config)?;
-        adapters.check(dir, &model.weights)?;
+        let adapters = Adapters::open_for(dir, &model.config, &model.weights)?;
         model.path = dir.to_owned();
         model.adapters = Some(adapters);
         Ok(model)
@@ -202,7 +206,7 @@ impl Model {
 
     fn check_beside(path: &Path, beside: Beside, source: Source) -> Result<Self> {
         let Beside { config, generation, warnings } = beside;
-        let layouts = [Layout::Transformers, Layout::Reference, Layout::Transformers5];
+        let layouts = [Layout::Transformers, Layout::Reference, Layout::Transformers5, Layout::Mlx];
         Self::check(path, config, generation, warnings, &layouts, source)
     }
 

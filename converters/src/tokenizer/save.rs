@@ -66,6 +66,10 @@ impl Tokenizer {
         self.drop_unknown_specials(&mut map);
         // without it Transformers 4 adds token_type_ids, which generate() of these models refuses
         map.insert("model_input_names".into(), json!(["input_ids", "attention_mask"]));
+        // a batch is padded where generation does not go on; whoever set a side keeps it
+        if !map.contains_key("padding_side") {
+            map.insert("padding_side".into(), "left".into());
+        }
         map.insert("clean_up_tokenization_spaces".into(), Value::Bool(false));
         map.insert("tokenizer_class".into(), "PreTrainedTokenizerFast".into());
         map.insert("added_tokens_decoder".into(), Value::Object(self.added_tokens_decoder()));

@@ -1,52 +1,65 @@
-//! Attention over the cache as one ggml operation, for CPUs with AVX-512.
+//! Attention over the cache as one ggml operation.
 //!
 //! Each token looks at the cells of its own text up to its own position: no mask, no cells that do
 //! not count, so a graph depends neither on the length of the past nor on which texts are read
-//! together. Sums and softmax are float32, also over a float16 cache.
+//! together. Sums and softmax are float32, also over a float16 cache, and the same to the last bit
+//! on every instruction set.
+//!
+//! # Limits
+//! A token and a head multiply each cell's key and value once: 4 operations per number of the cache
+//! that is read. Several heads look at the same keys: four of them (AVX2: two) are computed at a
+//! time with four (two) cells, so that a cell is read, and made float32 of float16, once for all, and
+//! a query once for all cells: half a load for each product. The scores of four pairs of cell and head
+//! are summed up together, since the sum of one register takes as long as its products.
 #![expect(unsafe_code, reason = "vector instructions, and a callback from C")]
 
-use std::ffi::{c_int, c_void};
+use std::cell::RefCell;
+use std::ffi::c_void;
 
 use llama_cpp_sys_2 as sys;
 use mmx_converters::gguf::GgmlType;
 
 use crate::error::{Error, Result};
+use crate::kernel::cpu::CpuSet;
+use crate::kernel::custom::{Compute, Worker};
+#[cfg(target_arch = "x86_64")]
+use crate::kernel::vector::{Avx2, Avx512};
+use crate::kernel::vector::{Element, F16, F32, LANES, Lanes};
 use crate::wrap::context::Context;
 use crate::wrap::tensor::Tensor;
 
-/// Values of a register.
-const LANES: usize = 16;
-/// The widest head this is compiled for, registers.
-const WIDEST: usize = 8;
+/// The instruction sets that this is written for.
+const SETS: [CpuSet; 2] = [CpuSet::Avx2, CpuSet::Avx512];
 
-/// True when heads of this width can be computed here on this CPU.
-pub(crate) fn is_available(head_dim: usize) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    let has = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl");
-    #[cfg(not(target_arch = "x86_64"))]
-    let has = false;
-    has && head_dim.is_multiple_of(LANES) && (1..=WIDEST).contains(&(head_dim / LANES))
+/// The set that is used where models are loaded for `cpu`.
+pub(crate) fn set(cpu: CpuSet) -> Option<CpuSet> {
+    cpu.best_of(&SETS)
+}
+
+/// True when heads of this width can be computed here where models are loaded for `cpu`.
+pub(crate) fn fits(cpu: CpuSet, head_dim: usize) -> bool {
+    set(cpu).is_some() && head_dim.is_multiple_of(LANES) && head_dim > 0
 }
 
 impl Context {
     /// Attention of `q` `[n, heads, head_dim]` over the cells `keys`, `values`
     /// `[cells, kv_heads * head_dim]` (float32 or float16): token i over the `positions[i] + 1`
     /// cells from `firsts[i]` on (both i32), or as many of them as there are. Gives
-    /// `[n, heads * head_dim]`.
+    /// `[n, heads * head_dim]`. `cpu`: a set that this CPU has.
     ///
     /// # Errors
     /// Shapes or types that do not fit, a head width that is not available, or no room.
     pub(crate) fn cached_attention<'c>(
         &'c self,
+        cpu: CpuSet,
         q: Tensor<'c>,
-        keys: Tensor<'c>,
-        values: Tensor<'c>,
+        [keys, values]: [Tensor<'c>; 2],
         positions: Tensor<'c>,
         firsts: Tensor<'c>,
     ) -> Result<Tensor<'c>> {
         let [head_dim, heads, n, _] = q.ne();
         let row = keys.ne()[0];
-        let fits = is_available(head_dim)
+        let fits = fits(cpu, head_dim)
             && q.ty() == Some(GgmlType::F32)
             && q.nb()[0] == size_of::<f32>()
             && row.is_multiple_of(head_dim)
@@ -74,190 +87,317 @@ impl Context {
         }
         let operands = [q, keys, values, positions, firsts];
         let shape = [n, heads * head_dim];
+        let half = keys.ty() == Some(GgmlType::F16);
+        let compute = kernel(cpu, half)
+            .ok_or_else(|| Error::Request { message: format!("attention: no kernel for {cpu}") })?;
         // SAFETY: the operands are what `compute` takes, as checked; it has no user data.
         unsafe { self.custom("attention", &shape, &operands, compute, std::ptr::null_mut()) }
     }
 }
 
-/// One thread's share: every `threads`-th pair of token and head, so that long and short pasts mix.
-unsafe extern "C" fn compute(
-    target: *mut sys::ggml_tensor,
-    index: c_int,
-    threads: c_int,
-    _user: *mut c_void,
-) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: ggml calls this for nodes made by cached_attention only, whose operands are computed
-    // and of the shapes and types checked there.
-    unsafe {
-        macro_rules! widths {
-            ($($d:literal)*) => {
-                match (*(*target).src[0]).ne[0] as usize / LANES {
-                    $($d => avx512::share::<$d>(target, index as usize, threads as usize),)*
-                    _ => {}
-                }
-            };
-        }
-        widths!(1 2 3 4 5 6 7 8);
+/// The kernel for a set and an element type of the cache.
+fn kernel(cpu: CpuSet, half: bool) -> Option<Compute> {
+    match set(cpu)? {
+        #[cfg(target_arch = "x86_64")]
+        CpuSet::Avx512 => Some(if half { avx512::<F16> } else { avx512::<F32> }),
+        #[cfg(target_arch = "x86_64")]
+        CpuSet::Avx2 => Some(if half { avx2::<F16> } else { avx2::<F32> }),
+        _ => None,
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (target, index, threads);
 }
 
+/// Computes one thread's turns, with AVX-512.
+///
+/// # Safety
+/// The CPU has AVX-512 F, BW, DQ, VL; for nodes made by `cached_attention`, whose operands are
+/// computed and of the shapes and types checked there, the cache of `E`.
 #[cfg(target_arch = "x86_64")]
-#[expect(clippy::needless_range_loop, reason = "indices name registers of several arrays")]
-mod avx512 {
-    use std::arch::x86_64::*;
-    use std::cell::RefCell;
-
-    use llama_cpp_sys_2 as sys;
-
-    use super::LANES;
-
-    thread_local! {
-        /// Scores of one token and head.
-        static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-    }
-
-    /// e^x for x <= 0: 2^n times a polynomial in the rest, off by at most 2e-7 of the value.
-    #[target_feature(enable = "avx512f")]
-    fn exp(x: __m512) -> __m512 {
-        let x = _mm512_max_ps(x, _mm512_set1_ps(-87.0));
-        let n =
-            _mm512_roundscale_ps::<0>(_mm512_mul_ps(x, _mm512_set1_ps(std::f32::consts::LOG2_E)));
-        // ln 2 in two parts, the first one exact in few bits
-        let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693_359_4), x);
-        let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.121_944_4e-4), r);
-        let mut p = _mm512_set1_ps(1.0 / 720.0);
-        for c in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
-            p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
-        }
-        _mm512_scalef_ps(p, n)
-    }
-
-    /// Values `at..at + 16` of a row of the cache.
-    ///
-    /// # Safety
-    /// The CPU has AVX-512 F and VL; the row has these values.
-    #[target_feature(enable = "avx512f,avx512vl")]
-    unsafe fn load<const HALF: bool>(row: *const u8, at: usize) -> __m512 {
-        // SAFETY: this function's own condition.
-        unsafe {
-            if HALF {
-                _mm512_cvtph_ps(_mm256_loadu_si256(row.add(2 * at).cast()))
-            } else {
-                _mm512_loadu_ps(row.add(4 * at).cast())
-            }
-        }
-    }
-
-    /// # Safety
-    /// The CPU has AVX-512 F and VL; `target` is a node of `cached_attention` with computed
-    /// operands and heads of 16 * `D` values.
-    #[target_feature(enable = "avx512f,avx512vl")]
-    pub(super) unsafe fn share<const D: usize>(
+unsafe fn avx512<E: Element>(target: *mut sys::ggml_tensor, worker: Worker<'_>, _: *mut c_void) {
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn compiled<E: Element>(
         target: *mut sys::ggml_tensor,
-        index: usize,
-        threads: usize,
+        worker: Worker<'_>,
+        scratch: &mut Scratch,
     ) {
-        // SAFETY: as the caller says; rows and heads are addressed by the strides of the tensors,
-        // and cells beyond the last are left out, whatever positions and firsts say.
-        unsafe {
-            let [q, keys, values, positions, firsts] =
-                [0, 1, 2, 3, 4].map(|i: usize| &*(*target).src[i]);
-            let half = keys.type_ == sys::GGML_TYPE_F16;
-            let head_dim = D * LANES;
-            let heads = q.ne[1] as usize;
-            let group = heads / (keys.ne[0] as usize / head_dim);
-            let cells = keys.ne[1] as usize;
-            SCORES.with(|scores| {
-                let mut scores = scores.borrow_mut();
-                let mut item = index;
-                while item < heads * q.ne[2] as usize {
-                    let (token, head) = (item / heads, item % heads);
-                    let position = *positions.data.cast::<i32>().add(token);
-                    let start = *firsts.data.cast::<i32>().add(token);
-                    let start = usize::try_from(start).map_or(cells, |start| start.min(cells));
-                    let seen = usize::try_from(position).map_or(0, |at| at + 1).min(cells - start);
-                    let query = q.data.cast::<u8>().add(token * q.nb[2] + head * q.nb[1]);
-                    let first = start * keys.nb[1] + head / group * head_dim * keys.nb[0];
-                    // wrapping: where nothing is seen the first cell may be none
-                    let of = |tensor: &sys::ggml_tensor| {
-                        tensor.data.cast::<u8>().wrapping_add(first).cast_const()
-                    };
-                    let out = (*target).data.cast::<f32>().add((token * heads + head) * head_dim);
-                    let (k, v, stride) = (of(keys), of(values), keys.nb[1]);
-                    if half {
-                        one::<D, true>(query.cast(), k, v, stride, seen, out, &mut scores);
-                    } else {
-                        one::<D, false>(query.cast(), k, v, stride, seen, out, &mut scores);
-                    }
-                    item += threads;
-                }
-            });
+        // SAFETY: as the caller says.
+        unsafe { turns::<Avx512, E, 4, 4, 4>(target, worker, scratch) }
+    }
+    // SAFETY: as the caller says. What a closure holds is not compiled for the set: it calls.
+    SCRATCH.with(|scratch| unsafe { compiled::<E>(target, worker, &mut scratch.borrow_mut()) });
+}
+
+/// [`avx512`] with AVX2.
+///
+/// # Safety
+/// As there, but AVX2, FMA, F16C.
+#[cfg(target_arch = "x86_64")]
+unsafe fn avx2<E: Element>(target: *mut sys::ggml_tensor, worker: Worker<'_>, _: *mut c_void) {
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn compiled<E: Element>(
+        target: *mut sys::ggml_tensor,
+        worker: Worker<'_>,
+        scratch: &mut Scratch,
+    ) {
+        // SAFETY: as the caller says.
+        unsafe { turns::<Avx2, E, 2, 2, 2>(target, worker, scratch) }
+    }
+    // SAFETY: as the caller says.
+    SCRATCH.with(|scratch| unsafe { compiled::<E>(target, worker, &mut scratch.borrow_mut()) });
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// The most heads at a time.
+const MOST: usize = 4;
+
+/// The memory that a thread needs for some heads of a token.
+#[derive(Default)]
+struct Scratch {
+    /// The queries, times the scale of scores.
+    queries: [Vec<f32>; MOST],
+    /// A score for each cell, then its weight.
+    scores: [Vec<f32>; MOST],
+}
+
+/// The cells that a token looks at: where its first cell's part for a head begins.
+struct Cells {
+    keys: *const u8,
+    values: *const u8,
+    /// Bytes from cell to cell.
+    stride: usize,
+    seen: usize,
+}
+
+/// All turns of a thread; `HEADS` heads and `C` cells of keys, or `B` registers of values, are
+/// computed at a time.
+///
+/// # Safety
+/// As for [`avx512`]; the CPU has what `V` needs.
+#[inline(always)]
+unsafe fn turns<V: Lanes, E: Element, const HEADS: usize, const C: usize, const B: usize>(
+    target: *mut sys::ggml_tensor,
+    worker: Worker<'_>,
+    scratch: &mut Scratch,
+) {
+    // SAFETY: as the caller says; rows and heads are addressed by the strides of the tensors, and
+    // cells beyond the last are left out, whatever positions and firsts say.
+    unsafe {
+        let [q, keys, values, positions, firsts] =
+            [0, 1, 2, 3, 4].map(|i: usize| &*(*target).src[i]);
+        let (head_dim, heads, tokens) = (q.ne[0] as usize, q.ne[1] as usize, q.ne[2] as usize);
+        let group = heads / (keys.ne[0] as usize / head_dim);
+        // heads at a time, of those that look at the same keys: fewer where threads would have none
+        let kv_heads = heads / group;
+        let mut most = HEADS;
+        while most > 1 && kv_heads * group.div_ceil(most) * tokens < 2 * worker.threads() {
+            most /= 2;
+        }
+        let parts = group.div_ceil(most);
+        let items = kv_heads * parts;
+        let cells = keys.ne[1] as usize;
+        for item in worker.turns(items * tokens, 1).flatten() {
+            // the tokens of a head after one another: its cells stay in the second cache
+            let (item, token) = (item / tokens, item % tokens);
+            let (kv_head, part) = (item / parts, item % parts);
+            let first_head = kv_head * group + part * most;
+            let count = most.min(group - part * most);
+            let position = *positions.data.cast::<i32>().add(token);
+            let start = *firsts.data.cast::<i32>().add(token);
+            let start = usize::try_from(start).map_or(cells, |start| start.min(cells));
+            let seen = usize::try_from(position).map_or(0, |at| at + 1).min(cells - start);
+            let first = start * keys.nb[1] + kv_head * head_dim * keys.nb[0];
+            // wrapping: where nothing is seen the first cell may be none
+            let of = |tensor: &sys::ggml_tensor| {
+                tensor.data.cast::<u8>().wrapping_add(first).cast_const()
+            };
+            let cells = Cells { keys: of(keys), values: of(values), stride: keys.nb[1], seen };
+            let query = |head: usize| {
+                let at = q.data.cast::<u8>().add(token * q.nb[2] + head * q.nb[1]);
+                at.cast::<f32>().cast_const()
+            };
+            let out = (*target).data.cast::<f32>().add(token * heads * head_dim);
+            let out = |head: usize| out.add(head * head_dim);
+            let (mut head, end) = (first_head, first_head + count);
+            while HEADS >= 4 && head + 4 <= end {
+                let heads = [head, head + 1, head + 2, head + 3];
+                let (queries, out) = (heads.map(query), heads.map(out));
+                some_heads::<V, E, 4, C, B>(queries, &cells, head_dim, out, scratch);
+                head += 4;
+            }
+            while head + 2 <= end {
+                let (queries, out) = ([head, head + 1].map(query), [head, head + 1].map(out));
+                some_heads::<V, E, 2, C, B>(queries, &cells, head_dim, out, scratch);
+                head += 2;
+            }
+            if head < end {
+                some_heads::<V, E, 1, C, B>([query(head)], &cells, head_dim, [out(head)], scratch);
+            }
         }
     }
+}
 
-    /// One token and head: `q` `[head_dim]` over `seen` cells, `stride` bytes apart.
-    ///
-    /// # Safety
-    /// The CPU has AVX-512 F and VL; `q` and `out` have `D` * 16 values, `keys` and `values` as
-    /// many in each of `seen` rows.
-    #[target_feature(enable = "avx512f,avx512vl")]
-    unsafe fn one<const D: usize, const HALF: bool>(
-        q: *const f32,
-        keys: *const u8,
-        values: *const u8,
-        stride: usize,
-        seen: usize,
-        out: *mut f32,
-        scores: &mut Vec<f32>,
-    ) {
-        // SAFETY: this function's own condition; scores are made for `seen` cells, rounded up to
-        // whole registers.
-        unsafe {
-            let scale = _mm512_set1_ps(1.0 / ((D * LANES) as f32).sqrt());
-            let query: [__m512; D] =
-                std::array::from_fn(|d| _mm512_mul_ps(_mm512_loadu_ps(q.add(d * LANES)), scale));
-            let padded = seen.next_multiple_of(LANES);
-            scores.clear();
-            scores.resize(padded, f32::NEG_INFINITY);
-            for (cell, score) in scores[..seen].iter_mut().enumerate() {
-                let row = keys.add(cell * stride);
-                let mut sum = _mm512_mul_ps(query[0], load::<HALF>(row, 0));
-                for d in 1..D {
-                    sum = _mm512_fmadd_ps(query[d], load::<HALF>(row, d * LANES), sum);
+/// `H` heads of a token that look at the same keys.
+///
+/// # Safety
+/// The CPU has what `V` needs; `queries` and `out` have `head_dim` numbers, a multiple of 16, and
+/// so have the keys and values of each cell.
+#[inline(always)]
+unsafe fn some_heads<V: Lanes, E: Element, const H: usize, const C: usize, const B: usize>(
+    queries: [*const f32; H],
+    cells: &Cells,
+    head_dim: usize,
+    out: [*mut f32; H],
+    Scratch { queries: scaled, scores }: &mut Scratch,
+) {
+    // SAFETY: this function's own condition; scores are made for `seen` cells, rounded up to whole
+    // registers, and each is below that.
+    unsafe {
+        let scale = V::splat(1.0 / (head_dim as f32).sqrt());
+        let padded = cells.seen.next_multiple_of(LANES);
+        for h in 0..H {
+            scaled[h].resize(head_dim.max(scaled[h].len()), 0.0);
+            for at in (0..head_dim).step_by(LANES) {
+                V::load(queries[h].add(at)).mul(scale).store(scaled[h].as_mut_ptr().add(at));
+            }
+            scores[h].clear();
+            scores[h].resize(padded, f32::NEG_INFINITY);
+        }
+        let queries: [*const f32; H] = std::array::from_fn(|h| scaled[h].as_ptr());
+        let to: [*mut f32; H] = std::array::from_fn(|h| scores[h].as_mut_ptr());
+        let mut cell = 0;
+        while cell + C <= cells.seen {
+            keys::<V, E, H, C>(queries, cells, cell, head_dim, to);
+            cell += C;
+        }
+        while cell < cells.seen {
+            keys::<V, E, H, 1>(queries, cells, cell, head_dim, to);
+            cell += 1;
+        }
+        let mut norm = [V::splat(0.0); H];
+        for h in 0..H {
+            norm[h] = V::splat(1.0 / soft_max::<V>(&mut scores[h], cells.seen));
+        }
+        let weights: [*const f32; H] = std::array::from_fn(|h| scores[h].as_ptr());
+        let mut at = 0;
+        // of few heads more registers: as many sums that do not wait for each other
+        while B >= 4 && H <= 2 && at + 6 * LANES <= head_dim {
+            values::<V, E, H, 6>(weights, cells, at, norm, out);
+            at += 6 * LANES;
+        }
+        while at + B * LANES <= head_dim {
+            values::<V, E, H, B>(weights, cells, at, norm, out);
+            at += B * LANES;
+        }
+        while at + 2 * LANES <= head_dim {
+            values::<V, E, H, 2>(weights, cells, at, norm, out);
+            at += 2 * LANES;
+        }
+        while at < head_dim {
+            values::<V, E, H, 1>(weights, cells, at, norm, out);
+            at += LANES;
+        }
+    }
+}
+
+/// The scores of `C` cells from `cell` on.
+///
+/// # Safety
+/// As for [`some_heads`]; there are these cells, and scores for them.
+#[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "one index for several arrays of registers")]
+unsafe fn keys<V: Lanes, E: Element, const H: usize, const C: usize>(
+    queries: [*const f32; H],
+    cells: &Cells,
+    cell: usize,
+    head_dim: usize,
+    scores: [*mut f32; H],
+) {
+    // SAFETY: as the caller says.
+    unsafe {
+        let keys = cells.keys.add(cell * cells.stride);
+        let mut sums = [[V::splat(0.0); C]; H];
+        for at in (0..head_dim).step_by(LANES) {
+            let mut query = [V::splat(0.0); H];
+            for h in 0..H {
+                query[h] = V::load(queries[h].add(at));
+            }
+            for c in 0..C {
+                let key: V = E::load(keys.add(c * cells.stride + at * E::SIZE));
+                for h in 0..H {
+                    sums[h][c] = query[h].mul_add(key, sums[h][c]);
                 }
-                *score = _mm512_reduce_add_ps(sum);
             }
-            let mut largest = _mm512_set1_ps(f32::NEG_INFINITY);
-            for chunk in scores.chunks_exact(LANES) {
-                largest = _mm512_max_ps(largest, _mm512_loadu_ps(chunk.as_ptr()));
+        }
+        let all = sums.as_flattened();
+        for first in (0..H * C).step_by(4) {
+            let at = |i: usize| (first + i).min(H * C - 1);
+            let of = V::sums([all[at(0)], all[at(1)], all[at(2)], all[at(3)]]);
+            for (i, &sum) in of.iter().enumerate().take(H * C - first) {
+                *scores[(first + i) / C].add(cell + (first + i) % C) = sum;
             }
-            let largest = _mm512_set1_ps(_mm512_reduce_max_ps(largest));
-            let mut total = _mm512_setzero_ps();
-            for (i, chunk) in scores.chunks_exact_mut(LANES).enumerate() {
-                let score = _mm512_loadu_ps(chunk.as_ptr());
-                let left = seen - i * LANES;
-                let real = if left >= LANES { 0xffff } else { (1u16 << left) - 1 };
-                let weight = _mm512_maskz_mov_ps(real, exp(_mm512_sub_ps(score, largest)));
-                _mm512_storeu_ps(chunk.as_mut_ptr(), weight);
-                total = _mm512_add_ps(total, weight);
+        }
+    }
+}
+
+/// Scores to weights that are not yet divided by their sum, which is returned; those beyond `seen`
+/// become 0.
+///
+/// # Safety
+/// The CPU has what `V` needs.
+#[inline(always)]
+unsafe fn soft_max<V: Lanes>(scores: &mut [f32], seen: usize) -> f32 {
+    // SAFETY: as the caller says; chunks are of sixteen.
+    unsafe {
+        let mut largest = V::splat(f32::NEG_INFINITY);
+        for chunk in scores.chunks_exact(LANES) {
+            largest = largest.max(V::load(chunk.as_ptr()));
+        }
+        let largest = V::splat(largest.largest());
+        let mut total = V::splat(0.0);
+        for (i, chunk) in scores.chunks_exact_mut(LANES).enumerate() {
+            let weight = V::load(chunk.as_ptr()).sub(largest).exp().first(seen - i * LANES);
+            weight.store(chunk.as_mut_ptr());
+            total = total.add(weight);
+        }
+        total.sum()
+    }
+}
+
+/// `B` registers from number `at` on of the mean of all cells' values.
+///
+/// # Safety
+/// As for [`some_heads`]; there are as many weights as cells that are seen.
+#[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "one index for several arrays of registers")]
+unsafe fn values<V: Lanes, E: Element, const H: usize, const B: usize>(
+    weights: [*const f32; H],
+    cells: &Cells,
+    at: usize,
+    norm: [V; H],
+    out: [*mut f32; H],
+) {
+    // SAFETY: as the caller says.
+    unsafe {
+        let mut sums = [[V::splat(0.0); B]; H];
+        let first = cells.values.wrapping_add(at * E::SIZE);
+        for cell in 0..cells.seen {
+            let row = first.add(cell * cells.stride);
+            let mut weight = [V::splat(0.0); H];
+            for h in 0..H {
+                weight[h] = V::splat(*weights[h].add(cell));
             }
-            // even and odd cells apart: twice as many sums that do not wait for each other
-            let mut sums = [[_mm512_setzero_ps(); D]; 2];
-            for (cell, &weight) in scores[..seen].iter().enumerate() {
-                let row = values.add(cell * stride);
-                let weight = _mm512_set1_ps(weight);
-                for d in 0..D {
-                    let sum = &mut sums[cell % 2][d];
-                    *sum = _mm512_fmadd_ps(weight, load::<HALF>(row, d * LANES), *sum);
+            for b in 0..B {
+                let value: V = E::load(row.add(b * LANES * E::SIZE));
+                for h in 0..H {
+                    sums[h][b] = weight[h].mul_add(value, sums[h][b]);
                 }
             }
-            let norm = _mm512_set1_ps(1.0 / _mm512_reduce_add_ps(total));
-            for d in 0..D {
-                let sum = _mm512_add_ps(sums[0][d], sums[1][d]);
-                _mm512_storeu_ps(out.add(d * LANES), _mm512_mul_ps(sum, norm));
+        }
+        for h in 0..H {
+            for b in 0..B {
+                sums[h][b].mul(norm[h]).store(out[h].add(at + b * LANES));
             }
         }
     }
@@ -268,7 +408,6 @@ mod tests {
     use half::f16;
 
     use super::*;
-    use crate::kernel::custom::Compute;
     use crate::kernel::custom::trial::compute_apart;
     use crate::wrap::plan::{Plan, Slot};
     use crate::wrap::pool::Pool;
@@ -308,13 +447,26 @@ mod tests {
         out
     }
 
+    /// Each set of this CPU that there is a kernel for, with each width that is computed with it.
+    fn on_each_set<const N: usize>(
+        widths: [(usize, usize, usize); N],
+    ) -> Vec<(CpuSet, (usize, usize, usize))> {
+        let here = SETS.into_iter().filter(|set| set.is_here());
+        here.flat_map(|cpu| widths.map(|width| (cpu, width)))
+            .filter(|(cpu, (_, _, d))| fits(*cpu, *d))
+            .collect()
+    }
+
+    /// The best set of this CPU that there is a kernel for.
+    fn own_set() -> Option<CpuSet> {
+        CpuSet::here().pop().and_then(set)
+    }
+
     #[test]
     fn equals_the_naive_twin() {
         let mut rng = SplitMix64::new(4);
-        for (heads, kv_heads, d) in [(4, 2, 16), (8, 2, 64), (2, 2, 48), (3, 1, 128)] {
-            if !is_available(d) {
-                continue; // nothing asks for it on such a CPU
-            }
+        let widths = [(4, 2, 16), (8, 2, 64), (2, 2, 48), (3, 1, 128)];
+        for (cpu, (heads, kv_heads, d)) in on_each_set(widths) {
             // (first cell, position): one text, then several whose cells lie apart
             for at in [
                 vec![(0, 0)],
@@ -342,7 +494,7 @@ mod tests {
                         nodes.input(GgmlType::I32, &[n]).unwrap(),
                     ];
                     let [a, b, c, e, f] = inputs;
-                    let out = nodes.context.cached_attention(a, b, c, e, f).unwrap();
+                    let out = nodes.context.cached_attention(cpu, a, [b, c], e, f).unwrap();
                     let (out, slots) = (nodes.output(out), inputs.map(Slot::of));
                     let mut plan = plan.finish().unwrap();
                     plan.data_mut::<f32>(slots[0]).copy_from_slice(&q);
@@ -369,14 +521,65 @@ mod tests {
         }
     }
 
+    /// Heads of one, two, three and five registers (the widest that were once compiled for had
+    /// eight, so nine), one to five of them with the same keys.
+    #[test]
+    fn every_set_computes_the_same_bits_whatever_is_computed_beside() {
+        let mut rng = SplitMix64::new(6);
+        for (heads, kv_heads, d) in [(4, 2, 16), (3, 1, 32), (2, 2, 48), (5, 1, 80), (8, 2, 144)] {
+            let (at, cells) = ([(0, 30), (40, 7), (64, 31), (5, 0)], 96);
+            let mut random = |n: usize| -> Vec<f16> {
+                (0..n).map(|_| f16::from_f64(rng.next_f64() * 4.0 - 2.0)).collect()
+            };
+            let [q, k, v] =
+                [at.len() * heads, cells * kv_heads, cells * kv_heads].map(|rows| random(rows * d));
+            let wide = |x: &[f16]| x.iter().map(|x| x.to_f32()).collect::<Vec<_>>();
+            let [q, k_wide, v_wide] = [&q, &k, &v].map(|x| wide(x));
+            let attend = |cpu, half, range: std::ops::Range<usize>| {
+                let ty = if half { GgmlType::F16 } else { GgmlType::F32 };
+                let context = Context::new(8, 0).unwrap();
+                let shape = [cells, kv_heads * d];
+                let cache = [(); 2].map(|()| context.tensor(ty, &shape).unwrap());
+                let shape = [range.len(), heads, d];
+                let query = context.tensor(GgmlType::F32, &shape).unwrap();
+                let numbers = || context.tensor(GgmlType::I32, &[range.len()]).unwrap();
+                let node = context.cached_attention(cpu, query, cache, numbers(), numbers());
+                let (firsts, positions): (Vec<i32>, Vec<i32>) =
+                    at[range.clone()].iter().copied().unzip();
+                let cache: [&[u8]; 2] = match half {
+                    false => [&k_wide, &v_wide].map(|x| bytemuck::cast_slice(x)),
+                    true => [&k, &v].map(|x| bytemuck::cast_slice(x)),
+                };
+                let operands = [
+                    bytemuck::cast_slice(&q[range.start * heads * d..range.end * heads * d]),
+                    cache[0],
+                    cache[1],
+                    bytemuck::cast_slice(&positions),
+                    bytemuck::cast_slice(&firsts),
+                ];
+                let how = (kernel(cpu, half).unwrap(), std::ptr::null_mut());
+                compute_apart(node.unwrap(), &operands, how, 2)
+            };
+            let mut first: Option<Vec<f32>> = None;
+            for cpu in SETS.into_iter().filter(|set| set.is_here()) {
+                for half in [true, false] {
+                    // float16 numbers are the same as float32
+                    let all = attend(cpu, half, 0..at.len());
+                    assert_eq!(&all, first.get_or_insert_with(|| all.clone()), "{cpu}, {half}");
+                    for token in 0..at.len() {
+                        let alone = attend(cpu, half, token..token + 1);
+                        assert_eq!(alone, all[token * heads * d..][..heads * d]);
+                    }
+                }
+            }
+        }
+    }
+
     /// The last cell that is looked at is the last there is, of lengths around those of registers.
     #[test]
     fn nothing_beside_queries_cells_and_results_is_touched() {
         let mut rng = SplitMix64::new(5);
-        for (heads, kv_heads, d) in [(1, 1, 16), (4, 2, 48), (3, 1, 128)] {
-            if !is_available(d) {
-                continue;
-            }
+        for (cpu, (heads, kv_heads, d)) in on_each_set([(1, 1, 16), (4, 2, 48), (3, 1, 128)]) {
             for cells in [1, 2, 15, 16, 17, 33] {
                 let last = cells as i32 - 1;
                 for at in [vec![], vec![(0, last)], vec![(last, 0), (last / 2, last - last / 2)]] {
@@ -395,7 +598,7 @@ mod tests {
                         let query = context.tensor(GgmlType::F32, &[at.len(), heads, d]).unwrap();
                         let numbers = || context.tensor(GgmlType::I32, &[at.len()]).unwrap();
                         let node = context
-                            .cached_attention(query, keys, values, numbers(), numbers())
+                            .cached_attention(cpu, query, [keys, values], numbers(), numbers())
                             .unwrap();
                         let cache: [&[u8]; 2] = match ty {
                             GgmlType::F32 => [&k_wide, &v_wide].map(|x| bytemuck::cast_slice(x)),
@@ -413,7 +616,8 @@ mod tests {
                                 bytemuck::cast_slice(&firsts),
                             ];
                             for threads in [1, 3] {
-                                let how = (compute as Compute, std::ptr::null_mut());
+                                let compute = kernel(cpu, ty == GgmlType::F16).unwrap();
+                                let how = (compute, std::ptr::null_mut());
                                 let found = compute_apart(node, &operands, how, threads);
                                 assert_eq!(found.len(), expected.len());
                                 for (found, expected) in found.iter().zip(&expected) {
@@ -430,40 +634,36 @@ mod tests {
 
     #[test]
     fn cells_that_are_not_there_are_not_looked_for() {
-        if !is_available(16) {
-            return;
-        }
+        let Some(cpu) = own_set() else { return };
         let context = Context::new(8, 0).unwrap();
         let query = context.tensor(GgmlType::F32, &[3, 1, 16]).unwrap();
         let [keys, values] = [(); 2].map(|()| context.tensor(GgmlType::F32, &[2, 16]).unwrap());
         let [positions, firsts] = [(); 2].map(|()| context.tensor(GgmlType::I32, &[3]).unwrap());
-        let node = context.cached_attention(query, keys, values, positions, firsts).unwrap();
+        let node = context.cached_attention(cpu, query, [keys, values], positions, firsts).unwrap();
         let bytes = |x: &[i32]| -> Vec<u8> { bytemuck::cast_slice(x).to_vec() };
         let ones: Vec<u8> = bytemuck::cast_slice(&[1f32; 48]).to_vec();
         let (positions, firsts) = (bytes(&[-1, 0, i32::MAX]), bytes(&[0, i32::MAX, -1]));
         let operands = [&ones[..], &ones[..128], &ones[..128], &positions, &firsts];
-        let how = (compute as Compute, std::ptr::null_mut());
+        let how = (kernel(cpu, false).unwrap(), std::ptr::null_mut());
         let found = compute_apart(node, &operands, how, 1);
         assert!(found.iter().all(|x| x.is_nan()), "the mean of nothing: {found:?}");
     }
 
     #[test]
     fn rows_with_gaps_do_not_fit() {
-        if !is_available(16) {
-            return;
-        }
+        let Some(cpu) = own_set() else { return };
         let context = Context::new(16, 0).unwrap();
         let query = context.tensor(GgmlType::F32, &[2, 1, 16]).unwrap();
         let numbers = context.tensor(GgmlType::I32, &[2]).unwrap();
         let cells = context.tensor(GgmlType::F32, &[16, 16, 16]).unwrap();
         let turned = context.middle(context.swap_outer(cells).unwrap(), 0).unwrap();
-        assert!(context.cached_attention(query, turned, turned, numbers, numbers).is_ok());
+        assert!(context.cached_attention(cpu, query, [turned; 2], numbers, numbers).is_ok());
         // SAFETY: operands and axes are valid.
         let turned = unsafe {
             let raw = llama_cpp_sys_2::ggml_transpose(context.raw(), turned.raw());
             Tensor::from_raw(raw, "a view").unwrap()
         };
-        let refused = context.cached_attention(query, turned, turned, numbers, numbers);
+        let refused = context.cached_attention(cpu, query, [turned; 2], numbers, numbers);
         assert!(refused.unwrap_err().to_string().contains("do not fit"));
     }
 }

@@ -54,6 +54,39 @@ pub fn bench(
     Ok(Speed { prefill, decode })
 }
 
+/// Tokens per second of a text read in `steps` steps of `size` tokens; float16 cache. The same
+/// tokens as [`LlamaModel::bench_steps`](crate::judge::LlamaModel::bench_steps) takes.
+///
+/// # Errors
+/// See [`Session::new`] and [`Session::prefill`].
+pub fn bench_steps(
+    model: &Model,
+    size: usize,
+    steps: usize,
+    threads: usize,
+    clock: Clock,
+) -> Result<f64> {
+    let options = SessionOptions {
+        n_ctx: Some((size * steps).max(1)),
+        kv: KvType::F16,
+        threads: Some(threads),
+    };
+    let mut session = Session::new(model, options)?;
+    let vocab = model.config().vocab_size.max(1);
+    let token = |i: usize| (i.wrapping_mul(2_654_435_761) >> 7) as u32 % vocab as u32;
+    let text: Vec<_> = (0..size * steps).map(token).collect();
+    let mut rate = 0.0;
+    for _warm_then_timed in 0..2 {
+        session.truncate(0);
+        let start = clock.now();
+        for step in text.chunks(size.max(1)) {
+            session.prefill(step)?;
+        }
+        rate = text.len() as f64 / (clock.now() - start);
+    }
+    Ok(rate)
+}
+
 /// Tokens per second of `streams` texts together, one token of each in every step, `n_gen` steps
 /// after as many made-up tokens of prompt as `n_prompt`; float16 cache, without sampling.
 ///

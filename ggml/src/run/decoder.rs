@@ -15,7 +15,9 @@ use super::kv_cache::KvCache;
 use super::weights::{Ffn, Fused, Layer, Matrix, Weights};
 use crate::error::Result;
 use crate::kernel::attention;
+use crate::kernel::cpu::CpuSet;
 use crate::kernel::custom::Activations;
+use crate::kernel::rope::Angles;
 use crate::wrap::context::Context;
 use crate::wrap::graph::Rope;
 use crate::wrap::plan::{Nodes, Plan, Slot};
@@ -37,8 +39,13 @@ pub(super) struct Batch {
 
 impl Batch {
     /// `tokens` tokens, `past` cells in use after them, results of `outputs` of the tokens.
-    pub(super) fn new(config: &Config, tokens: usize, past: usize, outputs: usize) -> Self {
-        let past = if attention::is_available(config.head_dim) { 0 } else { past };
+    pub(super) fn new(
+        (cpu, config): (CpuSet, &Config),
+        tokens: usize,
+        past: usize,
+        outputs: usize,
+    ) -> Self {
+        let past = if attention::fits(cpu, config.head_dim) { 0 } else { past };
         Self { tokens, past, outputs, hidden: false }
     }
 }
@@ -105,7 +112,9 @@ impl Graph {
             Sight::Mask(tensor) => Sight::Mask(Slot::of(tensor)),
         };
         let context = nodes.context;
-        let rope = rope_of(config);
+        // beside a device, what one operation of ggml does stays where its layer lies
+        let cpu = if cache.pair().is_some() { CpuSet::Portable } else { weights.cpu };
+        let angles = context.angles(cpu, positions, rope_of(config))?;
         let decoder = Decoder {
             config,
             weights,
@@ -117,7 +126,8 @@ impl Graph {
             cells,
             sight,
             rows,
-            rope,
+            angles,
+            cpu,
         };
         let results = nodes.output(decoder.results(ids)?);
         Ok(Self {
@@ -170,7 +180,9 @@ struct Decoder<'c> {
     cells: Tensor<'c>,
     sight: Sight<Tensor<'c>>,
     rows: Option<Tensor<'c>>,
-    rope: Rope,
+    angles: Angles<'c>,
+    /// The instruction set of kernels that stand for one operation of ggml.
+    cpu: CpuSet,
 }
 
 impl<'c> Decoder<'c> {
@@ -192,10 +204,10 @@ impl<'c> Decoder<'c> {
                 x = c.get_rows(x, rows)?;
             }
             x = c.add(self.product(&layer.attn_output, attended)?, x)?;
-            let normed = c.rms_norm(x, w.get(layer.ffn_norm)?, self.eps())?;
+            let normed = c.norm(self.cpu, x, w.get(layer.ffn_norm)?, self.eps())?;
             x = c.add(self.feed_forward(normed, layer)?, x)?;
         }
-        let normed = c.rms_norm(x, w.get(w.output_norm)?, self.eps())?;
+        let normed = c.norm(self.cpu, x, w.get(w.output_norm)?, self.eps())?;
         if self.batch.hidden {
             return Ok(normed);
         }
@@ -207,7 +219,7 @@ impl<'c> Decoder<'c> {
         let (c, w, config) = (self.context, self.weights, self.config);
         let (n, head_dim) = (self.batch.tokens, config.head_dim);
         let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
-        let normed = c.rms_norm(x, w.get(layer.attn_norm)?, self.eps())?;
+        let normed = c.norm(self.cpu, x, w.get(layer.attn_norm)?, self.eps())?;
 
         let products = self.products(normed, &layer.qkv)?;
         let head_view = |which: usize, heads: usize| {
@@ -217,13 +229,13 @@ impl<'c> Decoder<'c> {
         let mut q = head_view(0, heads)?;
         let mut k = head_view(1, kv_heads)?;
         if let Some(gain) = layer.q_norm {
-            q = c.rms_norm(q, w.get(gain)?, self.eps())?;
+            q = c.norm(self.cpu, q, w.get(gain)?, self.eps())?;
         }
         if let Some(gain) = layer.k_norm {
-            k = c.rms_norm(k, w.get(gain)?, self.eps())?;
+            k = c.norm(self.cpu, k, w.get(gain)?, self.eps())?;
         }
-        let q = c.rope(q, self.positions, &self.rope)?;
-        let k = c.rope(k, self.positions, &self.rope)?;
+        let q = c.turn(q, &self.angles)?;
+        let k = c.turn(k, &self.angles)?;
 
         let (keys, values) = self.cache.layer(index)?;
         let k = c.reshape(k, &[n, kv_heads * head_dim])?;
@@ -235,7 +247,8 @@ impl<'c> Decoder<'c> {
         self.nodes.compute(written.1);
         let mask = match self.sight {
             Sight::Firsts(firsts) => {
-                return c.cached_attention(q, written.0, written.1, self.positions, firsts);
+                let cells = [written.0, written.1];
+                return c.cached_attention(w.cpu, q, cells, self.positions, firsts);
             }
             Sight::Mask(mask) => mask,
         };
@@ -324,9 +337,7 @@ impl<'c> Decoder<'c> {
         let c = self.context;
         match matrix {
             Matrix::Plain(weight) => c.mul_mat(self.weights.get(*weight)?, x),
-            Matrix::Float(weight) => {
-                c.float_matmul(self.weights.get(*weight)?, Activations::all(x))
-            }
+            Matrix::Float(matrix) => c.float_matmul(matrix, Activations::all(x)),
             Matrix::Quant(packed) => c.quant_matmul(packed, Activations::all(x)),
         }
     }
@@ -341,7 +352,7 @@ impl<'c> Decoder<'c> {
         let (c, activations) = (self.context, Activations::of_experts(x, chosen));
         match matrix {
             Matrix::Plain(weight) => c.mul_mat_id(self.weights.get(*weight)?, x, chosen),
-            Matrix::Float(weight) => c.float_matmul(self.weights.get(*weight)?, activations),
+            Matrix::Float(matrix) => c.float_matmul(matrix, activations),
             Matrix::Quant(packed) => c.quant_matmul(packed, activations),
         }
     }

@@ -11,6 +11,7 @@ use mmx_converters::gguf::GgmlType;
 
 use crate::error::{Error, Result};
 use crate::kernel::attention;
+use crate::kernel::cpu::CpuSet;
 use crate::wrap::buffer::{Buffer, BufferType, copy_within};
 use crate::wrap::context::Context;
 use crate::wrap::placement::{Pair, Split};
@@ -38,7 +39,7 @@ unsafe impl Send for KvCache {}
 impl KvCache {
     /// Memory for `cells` positions (rounded up to [`CELLS`]), each layer's beside its weights.
     pub(super) fn new(
-        config: &Config,
+        (cpu, config): (CpuSet, &Config),
         split: Option<Split>,
         cells: usize,
         ty: GgmlType,
@@ -71,7 +72,7 @@ impl KvCache {
         }
         // Cells that were never written are masked, but zero times an unknown value may be NaN. Our
         // own attention does not look at them: pages of a long context are touched once it is long.
-        if split.is_some() || !attention::is_available(config.head_dim) {
+        if split.is_some() || !attention::fits(cpu, config.head_dim) {
             buffers.iter_mut().for_each(Buffer::clear);
         }
         Ok(Self {

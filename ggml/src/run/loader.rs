@@ -16,7 +16,8 @@ use super::options::LoadOptions;
 use super::weights::{Ffn, Fused, Layer, Matrix, Weight, Weights};
 use crate::error::Result;
 use crate::kernel::arena::{Arena, LINE};
-use crate::kernel::float_matmul;
+use crate::kernel::cpu::CpuSet;
+use crate::kernel::float_matmul::{self, FloatMatrix};
 use crate::kernel::quant_matmul::{self, QuantMatrix};
 use crate::quant::dequantize_rows;
 use crate::wrap::buffer::{ALIGNMENT, Buffer, BufferType, fill};
@@ -30,6 +31,7 @@ impl Weights {
     /// Checks the file's tensors against the family's table and takes them up.
     pub(super) fn load(gguf: Gguf, config: &Config, options: &LoadOptions) -> Result<Self> {
         check_tensors(&gguf, config)?;
+        let cpu = options.cpu.map_or_else(CpuSet::of_process, CpuSet::checked)?;
         let count = gguf.tensors().len();
         let split = match options.gpu_layers {
             0 => None,
@@ -44,9 +46,13 @@ impl Weights {
                 kinds.push((kind, Context::new(count, 0)?));
             }
         }
-        let own = options.repack && quant_matmul::is_available();
+        let quant = options.repack && quant_matmul::set(cpu).is_some();
+        let float = options.repack && float_matmul::set(cpu).is_some();
         // more than enough for each, joined or not: what is not used costs nothing
-        let taken = gguf.tensors().iter().filter(|t| own && quant_matmul::takes(t.ty));
+        let takes = |t: &&TensorInfo| {
+            (quant && quant_matmul::takes(t.ty)) || (float && float_matmul::fits(t.ty, &t.shape))
+        };
+        let taken = gguf.tensors().iter().filter(takes);
         let room = taken.map(|t| 2 * t.bytes + 2 * LINE).sum();
         let parts = 0..gguf.files().count();
         // SAFETY: weights only lie there, and they are kept together with the file, which is
@@ -62,8 +68,10 @@ impl Weights {
             device: Context::new(2 * count, 0)?,
             split,
             on_device: false,
-            arena: if own { Some(Arena::new(room)?) } else { None },
-            dense: options.repack && float_matmul::is_available(),
+            arena: Arena::new(room)?,
+            quant,
+            float,
+            cpu,
             copies: Vec::new(),
             later: Vec::new(),
         };
@@ -100,6 +108,7 @@ impl Weights {
             output,
             bytes_per_token,
             split,
+            cpu,
             later,
             stopped: AtomicBool::new(false),
             _buffers: buffers,
@@ -205,13 +214,15 @@ struct Loader<'g> {
     split: Option<Split>,
     /// True while the weights that come next are to lie there.
     on_device: bool,
-    /// Our own kernels are preferred where they apply: memory for blocks, and whether floats are
-    /// taken.
-    arena: Option<Arena>,
-    dense: bool,
+    /// Our own kernels are preferred where they apply: memory for their weights, and whether
+    /// blocks and floats are taken.
+    arena: Arena,
+    quant: bool,
+    float: bool,
+    cpu: CpuSet,
     copies: Vec<(Weight, Source)>,
     /// To be packed later.
-    later: Vec<Arc<QuantMatrix>>,
+    later: Vec<Matrix>,
 }
 
 impl Loader<'_> {
@@ -266,12 +277,8 @@ impl Loader<'_> {
             let info = self.info(name)?;
             let rows = info.shape[info.shape.len().saturating_sub(2)];
             let at = groups.len();
-            // experts' floats that our own kernel multiplies where they lie would have to be copied
-            // to join
-            let apart =
-                info.shape.len() == 3 && self.dense && float_matmul::fits(info.ty, &info.shape);
             match groups.last_mut() {
-                Some((ty, members, total)) if *ty == info.ty && !apart => {
+                Some((ty, members, total)) if *ty == info.ty => {
                     outputs.push((at - 1, *total, rows));
                     members.push(name);
                     *total += rows;
@@ -305,25 +312,32 @@ impl Loader<'_> {
             self.copies.push((weight, Source::Joined { tensors, experts }));
             return Ok(Matrix::Plain(weight));
         }
-        if let Some(arena) = &mut self.arena
-            && quant_matmul::arena_bytes(ty, &shape).is_some()
-        {
+        let (cpu, arena) = (self.cpu, &mut self.arena);
+        if self.float && float_matmul::fits(ty, &shape) {
             let data = Source::Joined { tensors, experts };
             let pieces = data.pieces(self.gguf);
             // SAFETY: the pieces are the file's, which `Weights` drops last.
-            if let Some(later) = unsafe { QuantMatrix::in_file(arena, ty, &shape, &pieces)? } {
-                let later = Arc::new(later);
+            let matrix = unsafe { FloatMatrix::new(cpu, arena, ty, &shape, &pieces)? };
+            let matrix = Matrix::Float(Arc::new(matrix));
+            self.later.push(matrix.clone());
+            return Ok(matrix);
+        }
+        if self.quant && quant_matmul::arena_bytes(ty, &shape).is_some() {
+            let data = Source::Joined { tensors, experts };
+            let pieces = data.pieces(self.gguf);
+            // SAFETY: the pieces are the file's, which `Weights` drops last.
+            if let Some(later) = unsafe { QuantMatrix::in_file(cpu, arena, ty, &shape, &pieces)? } {
+                let later = Matrix::Quant(Arc::new(later));
                 self.later.push(later.clone());
-                return Ok(Matrix::Quant(later));
+                return Ok(later);
             }
             // packed, they are not read again
-            let packed = QuantMatrix::new(arena, ty, &shape, &pieces, &|| self.gguf.give_back())?;
+            let read = || self.gguf.give_back();
+            let packed = QuantMatrix::new(cpu, arena, ty, &shape, &pieces, &read)?;
             return Ok(Matrix::Quant(Arc::new(packed)));
         }
-        let dense = self.dense && float_matmul::fits(ty, &shape);
-        let own = |weight| if dense { Matrix::Float(weight) } else { Matrix::Plain(weight) };
         for (kind, context) in &self.kinds {
-            if !dense && is_supported(kernels()?.device, *kind, ty, &shape)? {
+            if is_supported(kernels()?.device, *kind, ty, &shape)? {
                 let weight = weight_of(context.tensor(ty, &shape)?, names[0]);
                 self.copies.push((weight, Source::Joined { tensors, experts }));
                 return Ok(Matrix::Plain(weight));
@@ -334,11 +348,11 @@ impl Loader<'_> {
             .all(|pair| pair[0].part == pair[1].part && pair[0].range().end == pair[1].offset);
         let joins = tensors.len() == 1 || (neighbours && experts == 1);
         if joins && let Some(weight) = self.in_place(&tensors[0], &shape)? {
-            return Ok(own(weight));
+            return Ok(Matrix::Plain(weight));
         }
         let weight = weight_of(self.plain.tensor(ty, &shape)?, names[0]);
         self.copies.push((weight, Source::Joined { tensors, experts }));
-        Ok(own(weight))
+        Ok(Matrix::Plain(weight))
     }
 
     /// A table of rows that are looked up: in the file's order.

@@ -21,7 +21,7 @@ mod slots;
 mod speculate;
 mod weights;
 
-pub use bench::{bench, bench_streams};
+pub use bench::{bench, bench_steps, bench_streams};
 pub use generate::{
     Finish, Generated, Generation, StopFilter, generate, generate_after, generate_shifting,
 };

@@ -14,6 +14,7 @@ use super::sampler::Sampling;
 use super::weights::Weights;
 use crate::error::Result;
 use crate::kernel::attention;
+use crate::kernel::cpu::CpuSet;
 use crate::wrap::device::Device;
 
 /// A model; cheap to clone, all clones share the weights.
@@ -124,8 +125,13 @@ impl Model {
     /// step: on CPUs that our own kernels are for, with matrices they are for.
     pub fn is_batch_invariant(&self) -> bool {
         self.device().is_none()
-            && attention::is_available(self.config().head_dim)
+            && attention::fits(self.cpu(), self.config().head_dim)
             && self.0.weights.are_batch_invariant()
+    }
+
+    /// The instruction set that our own kernels use for this model.
+    pub fn cpu(&self) -> CpuSet {
+        self.0.weights.cpu()
     }
 
     /// Bytes of weights that computing one token reads.

@@ -2,6 +2,7 @@
 
 use mmx_converters::arch::Config;
 
+use crate::kernel::cpu::CpuSet;
 use crate::wrap::pool::MAX_THREADS;
 
 /// The most positions of a context that nobody asked for: its memory is bounded.
@@ -19,11 +20,14 @@ pub struct LoadOptions {
     pub gpu_layers: usize,
     /// That device, one of [`devices`](crate::devices); nothing means the first.
     pub device: Option<String>,
+    /// The instruction set that our own kernels use, one that this CPU has; nothing means
+    /// [`CpuSet::of_process`].
+    pub cpu: Option<CpuSet>,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { repack: true, gpu_layers: 0, device: None }
+        Self { repack: true, gpu_layers: 0, device: None, cpu: None }
     }
 }
 

@@ -104,7 +104,12 @@ impl Slots {
             one: Pool::new(1)?,
             many,
             together: None,
-            cache: KvCache::new(config, model.weights().split(), cells.ok_or_else(too_many)?, ty)?,
+            cache: KvCache::new(
+                (model.cpu(), config),
+                model.weights().split(),
+                cells.ok_or_else(too_many)?,
+                ty,
+            )?,
             model: model.clone(),
             n_ctx,
             past: vec![0; slots],
@@ -299,7 +304,7 @@ impl Slots {
         let count = outputs.len();
         let past = rows.iter().map(|&(_, position, first)| first + position + 1).max();
         let past = cells_for(past.unwrap_or(1));
-        let mut batch = Batch::new(self.model.config(), tokens, past, count);
+        let mut batch = Batch::new((self.model.cpu(), self.model.config()), tokens, past, count);
         if self.cache.pair().is_some() {
             batch.past = past; // our own attention is for the CPU
         }

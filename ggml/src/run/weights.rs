@@ -16,6 +16,8 @@ use llama_cpp_sys_2 as sys;
 use mmx_converters::gguf::Gguf;
 
 use crate::error::Result;
+use crate::kernel::cpu::CpuSet;
+use crate::kernel::float_matmul::FloatMatrix;
 use crate::kernel::quant_matmul::QuantMatrix;
 use crate::wrap::buffer::Buffer;
 use crate::wrap::context::Context;
@@ -32,7 +34,7 @@ pub(super) enum Matrix {
     /// A matrix for ggml's own operations.
     Plain(Weight),
     /// Floats for our own kernel.
-    Float(Weight),
+    Float(Arc<FloatMatrix>),
     /// Blocks in an order for our own kernel.
     Quant(Arc<QuantMatrix>),
 }
@@ -82,8 +84,10 @@ pub(super) struct Weights {
     pub(super) output: Matrix,
     pub(super) bytes_per_token: usize,
     pub(super) split: Option<Split>,
+    /// The instruction set that our own kernels use.
+    pub(super) cpu: CpuSet,
     /// Read from the file until they are packed.
-    pub(super) later: Vec<Arc<QuantMatrix>>,
+    pub(super) later: Vec<Matrix>,
     pub(super) stopped: AtomicBool,
     // dropped in this order: memory, then descriptions, then the file the memory may be
     pub(super) _buffers: Vec<Buffer>,
@@ -111,9 +115,25 @@ impl Weights {
 
     /// Packs what was left in the file; may run while others compute.
     pub(super) fn pack(&self) {
+        // What has been packed is not read again; what has not is, meanwhile, and has to be brought
+        // back then: not too often.
+        const PART: usize = 8 << 20;
+        let mut kept = 0;
+        let mut read = |bytes: usize| {
+            kept += bytes;
+            if kept >= PART {
+                self.gguf.give_back();
+                kept = 0;
+            }
+        };
         for matrix in self.later.iter().take_while(|_| !self.stopped.load(Ordering::Relaxed)) {
-            matrix.pack(&|| self.gguf.give_back());
+            match matrix {
+                Matrix::Plain(_) => {}
+                Matrix::Float(matrix) => matrix.pack(&mut read),
+                Matrix::Quant(matrix) => matrix.pack(&|| self.gguf.give_back()),
+            }
         }
+        self.gguf.give_back();
     }
 
     /// Has [`Weights::pack`] end with the matrix it is at.
@@ -137,6 +157,10 @@ impl Weights {
                 && layer.shared.iter().all(network)
         };
         ours(&self.output) && self.layers.iter().all(layer)
+    }
+
+    pub(super) fn cpu(&self) -> CpuSet {
+        self.cpu
     }
 
     pub(super) fn bytes_per_token(&self) -> usize {

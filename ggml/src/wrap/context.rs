@@ -2,7 +2,10 @@
 //! from it.
 #![expect(unsafe_code, reason = "a context is a C object")]
 
+use std::any::Any;
+use std::cell::RefCell;
 use std::ptr::NonNull;
+use std::rc::Rc;
 
 use llama_cpp_sys_2 as sys;
 use mmx_converters::gguf::GgmlType;
@@ -17,6 +20,8 @@ use crate::wrap::tensor::{MAX_DIMS, Tensor, to_ne};
 pub struct Context {
     ptr: NonNull<sys::ggml_context>,
     size: usize,
+    /// What nodes refer to by its address, for as long as they may be computed.
+    kept: RefCell<Vec<Rc<dyn Any>>>,
 }
 
 // SAFETY: a context is plain memory; every change of it goes through a Context that one thread
@@ -49,7 +54,7 @@ impl Context {
         };
         // SAFETY: ggml allocates the memory itself since mem_buffer is null.
         match NonNull::new(unsafe { sys::ggml_init(params) }) {
-            Some(ptr) => Ok(Self { ptr, size }),
+            Some(ptr) => Ok(Self { ptr, size, kept: RefCell::default() }),
             None => Err(Error::Library {
                 doing: "ggml context".to_owned(),
                 message: format!("{size} bytes were refused"),
@@ -93,6 +98,14 @@ impl Context {
             doing: format!("ggml context: no room for {what}"),
             message: "the context was made for fewer tensors".to_owned(),
         })
+    }
+
+    /// Keeps what a node refers to as long as this context, where the pointer says.
+    pub(crate) fn keep<T: Any>(&self, thing: T) -> *const T {
+        let thing = Rc::new(thing);
+        let at = Rc::as_ptr(&thing);
+        self.kept.borrow_mut().push(thing);
+        at
     }
 
     pub(crate) fn raw(&self) -> *mut sys::ggml_context {

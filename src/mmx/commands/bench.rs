@@ -1,5 +1,6 @@
 //! `mmx bench`: how fast the runner reads and writes, beside llama.cpp if asked for.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -8,7 +9,7 @@ use mmx_converters::words::counted;
 use mmx_ggml::judge::{LlamaModel, Speed};
 use mmx_ggml::run::random_model::write_random_gguf;
 use mmx_ggml::run::{bench, bench_streams};
-use mmx_ggml::{Clock, FileType};
+use mmx_ggml::{Clock, FileType, kernel_sets};
 use serde_json::{Value, json};
 
 use crate::args::device::DeviceArgs;
@@ -25,6 +26,9 @@ without sampling, with a float16 cache, as llama-bench does. Every figure is the
 --llama runs llama.cpp on the same file and threads, in turns with mmx, with flash attention on and
 off, and gives the ratio to the better of the two. --streams measures several texts that are written
 together, as `mmx serve` does: the tokens per second of all of them.
+
+MMX_CPU=NAME in the environment has mmx's own kernels use a lesser instruction set: avx512-vnni,
+avx512, avx2-vnni, avx2, neon-dotprod, neon or portable. ggml's stay what they were compiled for.
 
 Examples:
   mmx bench model.gguf -p 512 -n 128 -t 2
@@ -126,6 +130,8 @@ pub(crate) fn run(args: BenchArgs, as_json: bool) -> Result<()> {
         "n_prompt": args.n_prompt,
         "n_gen": args.n_gen,
         "repeats": repeats,
+        "cpu": model.cpu().name(),
+        "kernels": kernel_sets(model.cpu()).into_iter().collect::<BTreeMap<_, _>>(),
     });
     if !together.is_empty() {
         let rows = args.streams.iter().zip(together).map(|(n, mut rates)| {
@@ -225,6 +231,11 @@ fn table(result: &Value) -> String {
             .map(|v| v.as_f64().map_or("-".to_owned(), |x| format!("{x:.2}x")));
         row("mmx / llama.cpp's best", [prefill, decode, String::new()]);
     }
+    text.push_str(&format!("\nmmx's kernels ({}):", result["cpu"].as_str().unwrap_or_default()));
+    let sets = result["kernels"].as_object().into_iter().flatten();
+    let sets = sets.map(|(kind, set)| format!(" {kind} {}", set.as_str().unwrap_or_default()));
+    text.push_str(&sets.collect::<Vec<_>>().join(","));
+    text.push('\n');
     text
 }
 

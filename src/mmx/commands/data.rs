@@ -171,7 +171,7 @@ fn check(args: &CheckArgs, as_json: bool) -> Result<()> {
             .iter()
             .map(|(path, f)| {
                 let mut fault =
-                    json!({ "file": path, "line": f.line, "message": f.message, "hint": f.hint });
+                    json!({ "file": path.to_string_lossy(), "line": f.line, "message": f.message, "hint": f.hint });
                 if let Some(record) = f.record {
                     fault["record"] = record.into();
                 }

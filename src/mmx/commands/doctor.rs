@@ -13,6 +13,9 @@ use mmx_models::doctor::{self, Finding, ModelReport};
 /// Show what mmx found on this machine, and what each runtime will make of a model
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
+`kernels` is what ggml was compiled for, `cpu set` the instruction set that mmx's own kernels use:
+the best there is, or what MMX_CPU=NAME in the environment says.
+
 Examples:
   mmx doctor
   mmx doctor runs/sft

@@ -331,7 +331,7 @@ fn run_exact(args: &EvalArgs, path: &Path, as_json: bool) -> Result<()> {
             .map(|a| json!({"line": a.question.line, "expected": a.question.answer, "found": a.found}))
             .collect();
         format::print_json(&json!({
-            "model": model_path, "questions": n, "right": right, "accuracy": share, "interval": [low, high],
+            "model": model_path.to_string_lossy(), "questions": n, "right": right, "accuracy": share, "interval": [low, high],
             "wrong": shown,
         }))?;
     } else {

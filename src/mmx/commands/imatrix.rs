@@ -69,7 +69,7 @@ pub(crate) fn run(args: &ImatrixArgs, json: bool) -> Result<()> {
     let seconds = begin.elapsed().as_secs_f64();
     if json {
         return format::print_json(&json!({
-            "path": args.out, "bytes": bytes, "entries": imatrix.entries.len(),
+            "path": args.out.to_string_lossy(), "bytes": bytes, "entries": imatrix.entries.len(),
             "chunks": imatrix.chunk_count, "chunk_tokens": imatrix.chunk_size,
             "seconds": seconds, "warnings": warnings,
         }));

@@ -227,7 +227,7 @@ fn adapters(
     warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
     if json {
         return format::print_json(&serde_json::json!({
-            "model": args.source, "files": files, "fallbacks": [], "warnings": warnings,
+            "model": args.source.to_string_lossy(), "files": files, "fallbacks": [], "warnings": warnings,
         }));
     }
     let mut text = String::new();

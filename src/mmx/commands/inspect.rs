@@ -314,7 +314,7 @@ fn print_json(path: &Path, args: &InspectArgs, shown: &Shown, files: &Files<'_>)
     let config = shown.config.as_ref();
     let parameters = config.map(Config::parameters);
     format::print_json(&json!({
-        "path": path,
+        "path": path.to_string_lossy(),
         "format": shown.format,
         "family": config.map(|c| c.family.name()),
         "architecture": architecture(shown),
@@ -323,7 +323,7 @@ fn print_json(path: &Path, args: &InspectArgs, shown: &Shown, files: &Files<'_>)
         "type": shown.file_type,
         "bytes": files.iter().map(|(_, (bytes, _))| bytes).sum::<u64>(),
         "files": files.iter().map(|(file, (bytes, digest))| {
-            json!({"path": file, "bytes": bytes, "sha256": digest})
+            json!({"path": file.to_string_lossy(), "bytes": bytes, "sha256": digest})
         }).collect::<Vec<_>>(),
         "keys": keys,
         "tensors": tensors.collect::<Vec<_>>(),

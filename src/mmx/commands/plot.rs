@@ -35,14 +35,14 @@ pub(crate) fn run(args: &PlotArgs, as_json: bool) -> Result<()> {
         let last = |points: &[(f64, f64)]| points.last().map(|point| point.1);
         let rows = runs.iter().zip(&args.runs).map(|(run, path)| {
             json!({
-                "run": path,
+                "run": path.to_string_lossy(),
                 "steps": run.lr.last().map(|point| point.0),
                 "loss": last(&run.loss),
                 "val_loss": last(&run.val_loss),
             })
         });
         let rows: Vec<_> = rows.collect();
-        println!("{}", json!({"path": args.out, "runs": rows}));
+        println!("{}", json!({"path": args.out.to_string_lossy(), "runs": rows}));
     } else {
         println!("{}", args.out.display());
     }

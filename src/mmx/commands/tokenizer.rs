@@ -192,7 +192,7 @@ fn run_train(args: &TrainArgs, as_json: bool) -> Result<()> {
     let bytes_per_token = sample.len() as f64 / tokens.max(1) as f64;
     if as_json {
         let report = json!({
-            "path": args.out, "vocab_size": tokenizer.vocab_size(), "texts": texts_read,
+            "path": args.out.to_string_lossy(), "vocab_size": tokenizer.vocab_size(), "texts": texts_read,
             "bytes": bytes_read, "distinct_words": words, "sampled": sampled,
             "bytes_per_token": bytes_per_token,
         });

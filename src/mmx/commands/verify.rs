@@ -166,7 +166,7 @@ pub(crate) fn to_json(report: &Report) -> serde_json::Value {
         .iter()
         .map(|row| {
             json!({
-                "path": row.path,
+                "path": row.path.to_string_lossy(), // JSON is UTF-8
                 "engine": row.engine.name(),
                 "type": row.ty.name(),
                 "max_abs_diff": row.difference.max_abs_diff,
@@ -181,7 +181,7 @@ pub(crate) fn to_json(report: &Report) -> serde_json::Value {
         })
         .collect();
     json!({
-        "reference": report.reference.0,
+        "reference": report.reference.0.to_string_lossy(),
         "reference_engine": report.reference.1.name(),
         "reference_ppl": report.reference_ppl,
         "tokens": report.tokens,

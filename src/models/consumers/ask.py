@@ -1,6 +1,6 @@
 """Greedy text of one program on one model, for `mmx verify --consumers`: the job comes as JSON on stdin, the answer goes to
 the file it names (what programs print on stdout is theirs). An empty job asks which of the programs are installed."""
-import importlib.metadata, importlib.util, json, os, subprocess, sys
+import importlib.metadata, importlib.util, json, os, runpy, sys
 
 job = json.load(sys.stdin)
 
@@ -174,8 +174,9 @@ def onnx_genai():
     import onnxruntime_genai as og
 
     folder = os.path.join(work, "genai")
-    build = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", path, "-o", folder, "-p", "fp32", "-e", "cpu", "-c", work]
-    subprocess.run(build, check=True, stdout=sys.stderr)
+    # in this process, which may be ended
+    sys.argv[1:] = ["-i", path, "-o", folder, "-p", "fp32", "-e", "cpu", "-c", work]
+    runpy.run_module("onnxruntime_genai.models.builder", run_name="__main__")
     model = og.Model(folder)
 
     def generate(ids):

@@ -1,6 +1,6 @@
 //! The programs that open what mmx writes: which form each reads, the versions that were tried, and
-//! what each cannot carry. `doctor` and [`verify`](super::verify) read it here, docs/consumers says
-//! how each is used.
+//! what each cannot carry; which families it has is said in each family's own file. `doctor` and
+//! [`check`](mod@super::check) read it here, docs/consumers says how each is used.
 
 use mmx_converters::arch::{Config, Layout};
 
@@ -51,7 +51,10 @@ impl Consumer {
         };
         config.check_carried_by(layout).map_err(|error| error.to_string())?;
         if !config.family.is_known_to(self.name) {
-            return Err(format!("it has no {}", self.form(config)));
+            return Err(match self.reads {
+                Reads::Folder => format!("it has no {}", config.family.transformers_model_type()),
+                Reads::Gguf | Reads::Both => format!("it has no {}", self.form(config)),
+            });
         }
         (self.own)(config)
     }
@@ -148,15 +151,22 @@ fn optimum(config: &Config) -> Result<String, String> {
     }
 }
 
-/// It takes the width of a Qwen3 head for 128, whatever the file says of it.
-const GGUF_LOADER_QWEN3_HEAD: usize = 128;
+/// Widths that the loader takes for given, whatever the file says: of a Qwen3's heads and of a
+/// Qwen3-MoE's experts. Source: Transformers 5.24, its map of GGUF keys has neither.
+const GGUF_LOADER: (usize, usize) = (128, 768);
 
 fn gguf_loader(config: &Config) -> Result<String, String> {
-    let (family, head) = (config.family, config.head_dim);
-    if family.qk_norm() && head != GGUF_LOADER_QWEN3_HEAD {
+    let (arch, (head, expert)) = (config.family.gguf_arch(), GGUF_LOADER);
+    let qwen3 = config.family.qk_norm();
+    let experts = config.moe.as_ref().filter(|moe| qwen3 && moe.intermediate_size != expert);
+    if qwen3 && config.head_dim != head {
+        let found = config.head_dim;
+        return Err(format!("it takes every {arch} for one with heads of {head}, found {found}"));
+    }
+    if let Some(moe) = experts {
+        let found = moe.intermediate_size;
         return Err(format!(
-            "it takes every {} for one with heads of {GGUF_LOADER_QWEN3_HEAD}, found {head}",
-            family.gguf_arch()
+            "it takes every {arch} for one with experts of {expert}, found {found}"
         ));
     }
     Ok("it computes in float32 what it reads".to_owned())
@@ -180,7 +190,7 @@ mod tests {
         assert_eq!(refusing("minimind3"), ["Transformers of GGUF"]);
         assert_eq!(
             refusing("minimind3-moe"),
-            ["Transformers of GGUF", "CTranslate2", "ONNX Runtime GenAI"]
+            ["Transformers of GGUF", "CTranslate2", "ONNX Runtime", "ONNX Runtime GenAI"]
         );
         assert_eq!(
             refusing("minimind2-moe"),
@@ -194,10 +204,19 @@ mod tests {
                 "ONNX Runtime GenAI"
             ]
         );
+        let carries = |name: &str, config: &Config| {
+            CONSUMERS.iter().find(|c| c.name == name).expect("a row").carries(config).is_ok()
+        };
+        let mut two = presets::preset("minimind3-moe").expect("a preset");
+        two.moe.as_mut().expect("experts").num_experts_per_tok = 2;
+        assert!(carries("ONNX Runtime", &two));
         let mut config = presets::preset("minimind3").expect("a preset");
         config.head_dim = 128;
-        let loader = CONSUMERS.iter().find(|c| c.name == "Transformers of GGUF").expect("a row");
-        assert!(loader.carries(&config).is_ok());
+        assert!(carries("Transformers of GGUF", &config));
+        two.head_dim = 128;
+        assert!(!carries("Transformers of GGUF", &two));
+        two.moe.as_mut().expect("experts").intermediate_size = 768;
+        assert!(carries("Transformers of GGUF", &two));
     }
 
     #[test]

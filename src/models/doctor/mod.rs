@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use mmx_converters::arch::{Config, Layout, Role, public_tensors, weights};
 use mmx_converters::words::counted;
-use mmx_ggml::FileType;
+use mmx_ggml::{CpuSet, FileType};
 use serde::Serialize;
 
 use crate::consumers::table::{CONSUMERS, Consumer};
@@ -181,6 +181,25 @@ fn runner() -> Vec<Finding> {
         fix: None,
         found: kernels.unwrap_or_else(|error| error.to_string()),
     }];
+    findings.push(match CpuSet::of_process() {
+        Ok(cpu) => {
+            let here = CpuSet::here().into_iter().map(CpuSet::name).collect::<Vec<_>>().join(", ");
+            let sets = mmx_ggml::kernel_sets(cpu).map(|(kind, set)| format!("{kind} {set}"));
+            Finding {
+                what: "cpu set",
+                ok: cpu != CpuSet::Portable,
+                fix: None,
+                found: format!("{cpu}: {} (this CPU: {here})", sets.join(", ")),
+            }
+        }
+        Err(error) => Finding {
+            what: "cpu set",
+            ok: false,
+            fix: Some("MMX_CPU=NAME, or no MMX_CPU for the best".to_owned()),
+            found: error.to_string(),
+        },
+    });
+    let before = findings.len();
     let devices = mmx_ggml::devices().unwrap_or_default();
     findings.extend(devices.into_iter().map(|device| Finding {
         what: "device",
@@ -194,7 +213,7 @@ fn runner() -> Vec<Finding> {
             device.free as f64 / 1e9
         ),
     }));
-    if findings.len() == 1 {
+    if findings.len() == before {
         findings.push(Finding {
             what: "device",
             ok: false,

@@ -461,7 +461,7 @@ impl Job<'_> {
         if !checks.rows.iter().any(known) {
             return Err(Error::failed_with_hint(
                 "`card`: expected rows on the files of this export, found rows on others only",
-                "`mmx verify MODEL FILES.. --consumers --json` on these files makes them",
+                "they are told by the SHA-256 of their weights: let `mmx verify` check these very files",
             ));
         }
         Ok(digests)

@@ -3,6 +3,8 @@
 //! An answer's text, thoughts and calls are one message; a tool's result, which is a block of a
 //! user's message here, is a message of its own.
 
+use std::collections::HashSet;
+
 use serde_json::{Value, json};
 
 use crate::error::ApiError;
@@ -73,9 +75,11 @@ pub(super) fn messages(found: Vec<Value>) -> Result<Vec<Value>, ApiError> {
 struct Conversation {
     messages: Vec<Value>,
     /// Ids of all calls.
-    calls: Vec<String>,
-    /// Ids of the last answer's calls that have no result yet.
-    waiting: Vec<String>,
+    calls: HashSet<String>,
+    /// Ids of the last answer's calls, in order.
+    last: Vec<String>,
+    /// Those of them that have no result yet.
+    waiting: HashSet<String>,
 }
 
 impl Conversation {
@@ -109,7 +113,7 @@ impl Conversation {
 
     fn result(&mut self, block: &mut Fields) -> Result<(), ApiError> {
         let id = required(block, "tool_use_id")?;
-        let Some(at) = self.waiting.iter().position(|waiting| *waiting == id) else {
+        if !self.waiting.remove(&id) {
             let text = match self.calls.contains(&id) {
                 true => {
                     format!("expected one result for each tool_use, right after it, found {id}")
@@ -117,8 +121,7 @@ impl Conversation {
                 false => format!("expected the id of a tool_use before it, found {id}"),
             };
             return Err(block.fault("tool_use_id", &text));
-        };
-        self.waiting.remove(at);
+        }
         let mut content = match block.any("content") {
             None => String::new(),
             Some(value) => text(value, &block.place("content"), "\n")?,
@@ -132,6 +135,7 @@ impl Conversation {
 
     fn assistant(&mut self, content: Value, place: &str) -> Result<(), ApiError> {
         self.expect_results(place)?;
+        self.last.clear();
         let (mut said, mut thought, mut calls) = (String::new(), String::new(), Vec::new());
         for mut block in blocks(content, place)? {
             match required(&mut block, "type")?.as_str() {
@@ -170,8 +174,9 @@ impl Conversation {
         let Some(input) = block.object("input")? else {
             return Err(block.fault("input", "expected an object, found none"));
         };
-        self.calls.push(id.clone());
-        self.waiting.push(id.clone());
+        self.calls.insert(id.clone());
+        self.waiting.insert(id.clone());
+        self.last.push(id.clone());
         let arguments = Value::Object(input).to_string();
         Ok(
             json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}),
@@ -180,7 +185,7 @@ impl Conversation {
 
     /// Refuses to go on while calls have no result.
     fn expect_results(&self, place: &str) -> Result<(), ApiError> {
-        match self.waiting.first() {
+        match self.last.iter().find(|id| self.waiting.contains(*id)) {
             None => Ok(()),
             Some(id) => {
                 let text = format!("{place}: expected a tool_result for {id} first, found none");

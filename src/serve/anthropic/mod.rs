@@ -1,6 +1,6 @@
-//! Anthropic's Messages API: `/v1/messages` and `/v1/messages/count_tokens`. Source: Anthropic's API
-//! reference, and the types and the stream of its Python client 2.14. docs/api-anthropic.md lists
-//! what is done with every field.
+//! Anthropic's Messages API: `/v1/messages` and `/v1/messages/count_tokens`. Source: Anthropic's
+//! API reference, and the types and the stream of its Python client 2.14. docs/api-anthropic.md
+//! lists what is done with every field.
 //!
 //! `blocks` reads messages, `request` everything else, and `words` writes the answer.
 

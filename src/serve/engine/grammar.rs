@@ -119,7 +119,8 @@ impl Grammars {
         after: Option<&'static str>,
     ) -> Result<Constraint, ApiError> {
         if let Some(reference) = endless_reference(&schema) {
-            return Err(unfollowed(place, &format!("{reference} refers to itself")));
+            let text = format!("{place}: no text fits the schema: {reference} refers to itself");
+            return Err(ApiError::invalid(place, text));
         }
         let grammar = TopLevelGrammar::from_json_schema(spaced(schema));
         self.compile(grammar, after).map_err(|why| unfollowed(place, &why))

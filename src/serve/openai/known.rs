@@ -1,5 +1,5 @@
-//! Fields that OpenAI's routes do not support, and those that change nothing. docs/api.md lists them
-//! for people.
+//! Fields that OpenAI's routes do not support, and those that change nothing. docs/api.md lists
+//! them for people.
 
 use crate::fields::Refused;
 

@@ -1,5 +1,5 @@
-//! Sampling settings of a request, whatever names a protocol has for them: checked, with the model's
-//! own settings where the request says nothing.
+//! Sampling settings of a request, whatever names a protocol has for them: checked, with the
+//! model's own settings where the request says nothing.
 
 use mmx_converters::tokenizer::Tokenizer;
 use mmx_ggml::run::Sampling;

@@ -91,9 +91,8 @@ pub(crate) fn schema(found: Option<&Value>, place: &str) -> Result<Value, ApiErr
         Some(schema @ Value::Object(_)) => match endless_reference(schema) {
             None => Ok(schema.clone()),
             Some(reference) => {
-                let text = format!(
-                    "{place}: expected a schema, found one in which {reference} refers to itself"
-                );
+                let text =
+                    format!("{place}: no text fits the schema: {reference} refers to itself");
                 Err(ApiError::invalid(place, text))
             }
         },

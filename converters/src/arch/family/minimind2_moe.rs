@@ -144,6 +144,7 @@ fn transformers_expert_keys(_: &Config, moe: &Moe) -> Vec<(&'static str, Value)>
     let (alpha, per_sequence) = balancing(moe);
     vec![
         ("num_local_experts", json!(moe.num_experts)),
+        ("num_experts", json!(moe.num_experts)), // TRL asks every mixture for it so
         ("num_experts_per_tok", json!(moe.num_experts_per_tok)),
         ("shared_intermediate_size", json!(moe.shared_experts * moe.intermediate_size)),
         ("router_aux_loss_coef", json!(alpha)),

@@ -49,11 +49,16 @@ pub(super) fn check_config_json(keys: &Keys<'_>) -> Result<()> {
 }
 
 pub(super) fn transformers_keys(config: &Config) -> Vec<(&'static str, Value)> {
-    vec![
+    let mut keys = vec![
         ("head_dim", json!(config.head_dim)),
         ("use_sliding_window", json!(false)),
         ("sliding_window", Value::Null),
         // the layer from which windows would begin: mistral.rs refuses a Qwen3 without it
         ("max_window_layers", json!(config.num_hidden_layers)),
-    ]
+    ];
+    if config.moe.is_none() {
+        let kinds = vec!["full_attention"; config.num_hidden_layers];
+        keys.push(("layer_types", json!(kinds))); // Qwen3-MoE has no such key
+    }
+    keys
 }

@@ -130,6 +130,13 @@ fn rows(config: &Config, moe: &Moe, layer: usize, rows: &mut Vec<Weight>) {
                 first_row,
                 &shape,
             ));
+            row.mlx = Some(Row::slice_of_stack(
+                format!("{base}.switch_mlp.{projection}.weight"),
+                [experts, shape[0], shape[1]],
+                expert,
+                0,
+                &shape,
+            ));
             row.gguf = Row::slice_of_stack(
                 format!("{blk}.{stack}_exps.weight"),
                 [experts, shape[0], shape[1]],

@@ -5,6 +5,7 @@
 //! Source: PEFT's documentation of the LoRA checkpoint format; MiniMind's `save_lora`.
 
 mod gguf;
+mod joined;
 mod peft;
 
 use std::collections::BTreeMap;
@@ -82,7 +83,7 @@ impl Adapters {
     /// adapter other than LoRA.
     pub fn open(path: &Path) -> Result<Self> {
         if path.is_dir() {
-            return Self::open_peft(path);
+            return Self::open_peft(path, None);
         }
         let adapters = Self::open_weights(path)?;
         adapters.check_uniform(path)?;
@@ -90,7 +91,8 @@ impl Adapters {
     }
 
     /// Opens whatever [`Adapters::open`] opens, and also a GGUF adapter, for the model of `config`,
-    /// whose table is `weights`; they fit it.
+    /// whose table is `weights`; they fit it. Adapters of PEFT beside a tensor that joins several
+    /// weights become one for each.
     ///
     /// # Errors
     /// As [`Adapters::open`] and [`Adapters::check`].
@@ -98,7 +100,10 @@ impl Adapters {
         if path.is_file() && file::Bytes::map(path)?.starts_with(b"GGUF") {
             return Self::open_gguf(path, config, weights);
         }
-        let adapters = Self::open(path)?;
+        let adapters = match path.is_dir() {
+            true => Self::open_peft(path, Some(weights))?,
+            false => Self::open(path)?,
+        };
         adapters.check(path, weights)?;
         Ok(adapters)
     }
@@ -334,17 +339,19 @@ impl Adapters {
         Ok(())
     }
 
-    /// Where the base model is: as the folder names it, or beside the folder.
+    /// Where the base model of a folder of adapters is: as the folder names it, or beside the
+    /// folder.
     ///
     /// # Errors
     /// A folder that names no base model, or one that is not there.
-    pub fn base_path(&self, dir: &Path) -> Result<PathBuf> {
+    pub fn base_path(dir: &Path) -> Result<PathBuf> {
         let config = dir.join(CONFIG_NAME);
         let key = "base_model_name_or_path";
-        let Some(base) = self.base.as_deref().filter(|base| !base.is_empty()) else {
+        let base = peft::settings(dir)?[key].as_str().unwrap_or_default().to_owned();
+        if base.is_empty() {
             return Err(Error::key(config, key, "expected the base model's path, found none"));
-        };
-        let places = [PathBuf::from(base), dir.join(base)];
+        }
+        let places = [PathBuf::from(&base), dir.join(&base)];
         match places.into_iter().find(|path| path.exists()) {
             Some(path) => Ok(path),
             None => Err(Error::key(

@@ -4,26 +4,29 @@
 //! `get_pattern_key` (which pattern is a module's) and `LoraLayer.update_layer` (scale alpha / r,
 //! with rslora alpha / sqrt(r)).
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use fancy_regex::Regex;
 use serde_json::Value;
 
-use super::{Adapters, CONFIG_NAME, OLD_WEIGHTS_NAME, WEIGHTS_NAME};
+use super::joined::{Joined, Part};
+use super::{Adapter, Adapters, CONFIG_NAME, OLD_WEIGHTS_NAME, WEIGHTS_NAME};
+use crate::arch::Weight;
 use crate::error::{Error, Result};
 
 impl Adapters {
-    /// Opens a folder with [`CONFIG_NAME`].
-    pub(super) fn open_peft(dir: &Path) -> Result<Self> {
+    /// Opens a folder with [`CONFIG_NAME`]. With the table of the model they belong to, adapters
+    /// beside joined tensors are split; without it those beside parameters are refused.
+    pub(super) fn open_peft(dir: &Path, weights: Option<&[Weight]>) -> Result<Self> {
         let path = dir.join(CONFIG_NAME);
-        let text = fs_err::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
-        let config: Value = serde_json::from_str(&text)
-            .map_err(|e| Error::format(&path, format!("expected JSON: {e}")))?;
-        refuse_other_kinds(&config, &path)?;
+        let config = settings(dir)?;
+        refuse_other_kinds(&config, &path, weights.is_some())?;
         let old = dir.join(OLD_WEIGHTS_NAME);
-        let weights = dir.join(WEIGHTS_NAME);
-        let weights = if !weights.exists() && old.exists() { old } else { weights };
-        let mut adapters = Self::open_weights(&weights)?;
+        let new = dir.join(WEIGHTS_NAME);
+        let file = if !new.exists() && old.exists() { old } else { new };
+        let mut adapters = Self::open_weights(&file)?;
+        let joined = adapters.split(&file, weights.unwrap_or_default())?;
         let rank = rank_of(&config["r"]).ok_or_else(|| {
             let found = &config["r"];
             Error::key(&path, "r", format!("expected a whole number above 0, found {found}"))
@@ -46,6 +49,7 @@ impl Adapters {
         };
         (adapters.rank, adapters.alpha) = (rank, effective(alpha, rank));
         for (module, adapter) in &mut adapters.modules {
+            let module = joined.get(module).unwrap_or(module); // as PEFT calls it
             let own = ranks.of(module, &path)?;
             let (expected, found) = (own.unwrap_or(rank), adapter.rank());
             if expected != found {
@@ -63,6 +67,29 @@ impl Adapters {
         Ok(adapters)
     }
 
+    /// Puts the parts of adapters beside joined tensors in their place; the tensors' names by the
+    /// parts' modules.
+    fn split(&mut self, file: &Path, weights: &[Weight]) -> Result<BTreeMap<String, String>> {
+        let mut joined = BTreeMap::new();
+        let table = Joined::of(weights);
+        for (module, adapter) in std::mem::take(&mut self.modules) {
+            let parts = table.parts(&module, &adapter);
+            let own = parts.is_empty().then(|| (module.clone(), adapter));
+            let mut all: Vec<(String, Adapter)> = own.into_iter().collect();
+            for Part { module: own, adapter, joined: tensor } in parts {
+                joined.insert(own.clone(), tensor);
+                all.push((own, adapter));
+            }
+            for (own, adapter) in all {
+                if self.modules.insert(own.clone(), adapter).is_some() {
+                    let message = format!("adapter {own}: expected once, found in {module} too");
+                    return Err(Error::format(file, message));
+                }
+            }
+        }
+        Ok(joined)
+    }
+
     /// Makes a rank and alpha that all adapters share those of the whole.
     fn settle(&mut self) {
         let alpha = self.alpha;
@@ -73,6 +100,13 @@ impl Adapters {
             self.modules.values_mut().for_each(|adapter| adapter.alpha = None);
         }
     }
+}
+
+/// The settings of a folder of adapters.
+pub(super) fn settings(dir: &Path) -> Result<Value> {
+    let path = dir.join(CONFIG_NAME);
+    let text = fs_err::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
+    serde_json::from_str(&text).map_err(|e| Error::format(&path, format!("expected JSON: {e}")))
 }
 
 fn number(value: &Value) -> Option<f64> {
@@ -132,8 +166,8 @@ impl<T: Copy> Patterns<T> {
     }
 }
 
-/// Refuses settings that change the arithmetic.
-fn refuse_other_kinds(config: &Value, path: &Path) -> Result<()> {
+/// Refuses settings that change the arithmetic; `parameters`: adapters beside parameters are read.
+fn refuse_other_kinds(config: &Value, path: &Path, parameters: bool) -> Result<()> {
     let kind = config["peft_type"].as_str();
     if kind != Some("LORA") {
         let found = &config["peft_type"];
@@ -161,7 +195,7 @@ fn refuse_other_kinds(config: &Value, path: &Path) -> Result<()> {
             Value::Array(list) => list.is_empty(),
             _ => false,
         };
-        if !empty {
+        if !(empty || parameters && key == "target_parameters") {
             let found = &config[key];
             return Err(Error::key(path, key, format!("expected none, found {found}")));
         }

@@ -2,8 +2,12 @@
 #![expect(unsafe_code, reason = "vector instructions")]
 
 use super::layout::BLOCK;
+use super::vector::{Task, Vector};
 
 /// Rows of activations, rounded.
+///
+/// A block has one or two parts ([`super::layout::Layout::PARTS`]); of each its sum is kept, since
+/// weights are numbers from 0 on, or have a min. Of values that are no numbers they may be any.
 #[derive(Default)]
 pub(super) struct Rounded {
     /// The number of values of a row.
@@ -12,49 +16,52 @@ pub(super) struct Rounded {
     pub(super) values: Vec<i8>,
     /// `[n, cols / 32]`: scales, rounded to float16 as q8_0 keeps them.
     pub(super) scales: Vec<f32>,
-    /// `[n, cols / 32]`: sums of a block's first and last 16 values, since weights are kept as
-    /// numbers from 0 on. Of values that are no numbers they may be any.
-    pub(super) sums: Vec<[i32; 2]>,
+    /// `[n, cols / 32, parts]`: a part's sum times minus the weights' offset.
+    pub(super) starts: Vec<i32>,
+    /// `[n, cols / 32, parts]`: a part's sum times the scale.
+    pub(super) mins: Vec<f32>,
+    parts: usize,
+    offset: i32,
 }
 
 impl Rounded {
     /// Makes room for `n` rows.
-    pub(super) fn resize(&mut self, n: usize, cols: usize) {
-        self.cols = cols;
+    pub(super) fn resize(&mut self, n: usize, cols: usize, parts: usize, offset: i32) {
+        (self.cols, self.parts, self.offset) = (cols, parts, offset);
+        let blocks = n * (cols / BLOCK);
         self.values.resize(n * cols, 0);
-        self.scales.resize(n * (cols / BLOCK), 0.0);
-        self.sums.resize(n * (cols / BLOCK), [0; 2]);
+        self.scales.resize(blocks, 0.0);
+        self.starts.resize(blocks * parts, 0);
+        self.mins.resize(blocks * parts, 0.0);
     }
+}
 
-    /// Rounds a row of float32: scale = largest / 127, ties to even, as ggml does on x86.
-    ///
-    /// # Safety
-    /// The CPU has AVX-512 F, BW, VL.
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    pub(super) unsafe fn round_row(&mut self, row: &[f32], token: usize) {
-        use std::arch::x86_64::*;
+/// Rounds a row of float32: scale = largest / 127, ties to even, as ggml does on x86.
+pub(super) struct RoundRow<'a> {
+    pub(super) row: &'a [f32],
+    pub(super) to: &'a mut Rounded,
+    pub(super) token: usize,
+}
 
-        let blocks = self.cols / BLOCK;
-        let out = &mut self.values[token * self.cols..][..self.cols];
-        let scales = &mut self.scales[token * blocks..][..blocks];
-        let sums = &mut self.sums[token * blocks..][..blocks];
-        let each = row.chunks_exact(BLOCK).zip(out.chunks_exact_mut(BLOCK));
-        for ((values, out), (scale, sums)) in each.zip(scales.iter_mut().zip(sums)) {
+impl Task for RoundRow<'_> {
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let Rounded { cols, parts, offset, .. } = *self.to;
+        let blocks = cols / BLOCK;
+        let out = &mut self.to.values[self.token * cols..][..cols];
+        let scales = &mut self.to.scales[self.token * blocks..][..blocks];
+        let starts = &mut self.to.starts[self.token * blocks * parts..][..blocks * parts];
+        let mins = &mut self.to.mins[self.token * blocks * parts..][..blocks * parts];
+        let each = self.row.chunks_exact(BLOCK).zip(out.chunks_exact_mut(BLOCK)).zip(scales);
+        let each = each.zip(starts.chunks_exact_mut(parts).zip(mins.chunks_exact_mut(parts)));
+        for (((values, out), scale), (starts, mins)) in each {
             // SAFETY: 32 values are there to be read, 32 bytes to be written.
-            unsafe {
-                let low = _mm512_loadu_ps(values.as_ptr());
-                let high = _mm512_loadu_ps(values.as_ptr().add(16));
-                let largest =
-                    _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(low), _mm512_abs_ps(high)));
-                let factor = if largest == 0.0 { 0.0 } else { 127.0 / largest };
-                let factor = _mm512_set1_ps(factor);
-                let low = _mm512_cvtps_epi32(_mm512_mul_ps(low, factor));
-                let high = _mm512_cvtps_epi32(_mm512_mul_ps(high, factor));
-                _mm_storeu_si128(out.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(low));
-                _mm_storeu_si128(out.as_mut_ptr().add(16).cast(), _mm512_cvtepi32_epi8(high));
-                *sums = [_mm512_reduce_add_epi32(low), _mm512_reduce_add_epi32(high)];
-                *scale = half::f16::from_f32(largest / 127.0).to_f32();
+            let (largest, [first, last]) = unsafe { V::round(values.as_ptr(), out.as_mut_ptr()) };
+            *scale = half::f16::from_f32(largest / 127.0).to_f32();
+            let sums = if parts == 1 { [first.wrapping_add(last), 0] } else { [first, last] };
+            for ((sum, start), min) in sums.into_iter().zip(starts).zip(mins) {
+                *start = sum.wrapping_mul(-offset);
+                *min = sum as f32 * *scale;
             }
         }
     }

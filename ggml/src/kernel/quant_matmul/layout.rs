@@ -1,52 +1,59 @@
 //! [`Layout`]: what each quantized type says of its packed form.
-#![expect(unsafe_code, reason = "a kernel takes pointers")]
+#![expect(unsafe_code, reason = "scales are read through pointers")]
 
-/// Rows side by side in a register.
+use super::vector::Vector;
+
+/// Rows side by side.
 pub(super) const LANES: usize = 16;
 /// Columns of a block of activations.
 pub(super) const BLOCK: usize = 32;
+/// Bytes of the same four columns of all rows.
+pub(super) const QUAD: usize = 4 * LANES;
+/// Such fours in a block.
+pub(super) const QUADS: usize = BLOCK / 4;
 
-/// How the blocks of a quantized type are packed, and how packed rows are multiplied.
+/// How the blocks of a quantized type are packed.
+///
+/// A weight is `scale * (number - OFFSET)`, or `scale * number + min`; its number is kept in
+/// [`Layout::BITS`] bits, in the lines of [`super::lines`], or is what [`Layout::TABLE`] has for
+/// them. Packed, a unit of 16 rows takes as many bytes as in the file.
 pub(super) trait Layout {
     /// Columns that a unit of the file holds, its bytes there.
     const UNIT: usize;
     const UNIT_BYTES: usize;
+    /// Bits of a number: 2, 3, 4, 5, 6 or 8.
+    const BITS: usize;
+    /// Scales of a block of 32 columns: 1, or 2 of 16 columns each.
+    const PARTS: usize;
+    /// What is taken from each number.
+    const OFFSET: i32;
+    /// True where weights have a min as well.
+    const MINS: bool = false;
+    /// The numbers that the bits stand for, if not for themselves: of 8 bits.
+    const TABLE: Option<[u8; 16]> = None;
+    /// True where rows can be read as they are in the file ([`super::product::FILE`]): a float16
+    /// scale, then 32 signed bytes.
+    const IN_FILE: bool = false;
+
     /// Bytes of numbers and of scales of a unit of 16 rows.
-    const VALUES: usize;
-    const SCALES: usize;
-    /// True where [`Layout::multiply`] can read rows as they are in the file.
-    const IN_FILE: bool;
+    const VALUES: usize = LANES * Self::UNIT * Self::BITS / 8;
+    const SCALES: usize = LANES * Self::UNIT_BYTES - Self::VALUES;
+    /// The bits of the numbers that are multiplied.
+    const VALUE_BITS: usize = if Self::TABLE.is_some() { 8 } else { Self::BITS };
+
+    /// A value for each scale of a unit.
+    type Each<V: Copy>: Copy + AsRef<[V]>;
 
     /// Puts units of the file side by side, one of each of 16 rows, which begin `stride` bytes
     /// apart.
-    fn pack(rows: &[u8], stride: usize, values: &mut [u8], scales: &mut [u8]);
-
-    /// The products of 16 rows with `T` tokens.
     ///
     /// # Safety
-    /// The CPU has AVX-512 F, BW, VL, VNNI; the tile's pointers are those of `units` units; `FILE`
-    /// only where the layout has it.
-    #[cfg(target_arch = "x86_64")]
-    unsafe fn multiply<const T: usize, const FILE: bool>(
-        tile: &Tile<T>,
-    ) -> [std::arch::x86_64::__m512; T];
-}
+    /// The CPU has the vector's set.
+    unsafe fn pack<V: Vector>(rows: &[u8], stride: usize, values: &mut [u8], scales: &mut [u8]);
 
-/// A group of 16 rows and `T` rounded rows of activations.
-pub(super) struct Tile<const T: usize> {
-    pub(super) units: usize,
-    /// The packed values; or, in a file, the first row's first block.
-    pub(super) values: *const u8,
-    pub(super) scales: *const u8,
-    /// Bytes from one row in the file to the next.
-    pub(super) stride: usize,
-    pub(super) inputs: [Input; T],
-}
-
-/// A rounded row of activations: where its values, scales and sums begin.
-#[derive(Clone, Copy)]
-pub(super) struct Input {
-    pub(super) values: *const i8,
-    pub(super) scales: *const f32,
-    pub(super) sums: *const [i32; 2],
+    /// The scales of a unit, of 16 rows each, and the mins (anything where there are none).
+    ///
+    /// # Safety
+    /// The CPU has the vector's set; [`Layout::SCALES`] bytes may be read.
+    unsafe fn scales<V: Vector>(at: *const u8) -> [Self::Each<V::F>; 2];
 }

@@ -1,6 +1,10 @@
 //! Where a packed matrix lies: in memory of its own, or in the file until it is packed.
-#![expect(unsafe_code, reason = "addresses in a file's map are shared by threads")]
+#![expect(
+    unsafe_code,
+    reason = "addresses in a file's map are shared by threads; vector instructions"
+)]
 
+use std::marker::PhantomData;
 use std::sync::Mutex;
 
 use mmx_converters::gguf::GgmlType;
@@ -8,6 +12,8 @@ use rayon::prelude::*;
 
 use super::by_type::layout;
 use super::layout::{LANES, Layout};
+use super::set::{self, Set};
+use super::vector::{Task, Vector};
 use crate::kernel::arena::Piece;
 
 /// The memory of a packed matrix.
@@ -42,17 +48,19 @@ impl Own {
     /// pages.
     pub(super) fn fill(
         &mut self,
+        set: Set,
         ty: GgmlType,
         cols: usize,
         groups: &[&[u8]],
         all_cores: bool,
         read: &dyn Fn(),
     ) {
-        layout!(ty, self.fill_as::<L>(cols, groups, all_cores, read), ());
+        layout!(ty, self.fill_as::<L>(set, cols, groups, all_cores, read), ());
     }
 
     fn fill_as<L: Layout>(
         &mut self,
+        set: Set,
         cols: usize,
         groups: &[&[u8]],
         all_cores: bool,
@@ -75,12 +83,12 @@ impl Own {
                 let groups = groups.par_iter().zip(values.zip(scales));
                 groups
                     .with_min_len(SHARE.div_ceil(group_bytes))
-                    .for_each(|(group, (values, scales))| pack::<L>(group, values, scales));
+                    .for_each(|(group, (values, scales))| pack::<L>(set, group, values, scales));
             } else {
                 let values = values.chunks_exact_mut(values_bytes);
                 let scales = scales.chunks_exact_mut(scales_bytes);
                 for (group, (values, scales)) in groups.iter().zip(values.zip(scales)) {
-                    pack::<L>(group, values, scales);
+                    pack::<L>(set, group, values, scales);
                 }
             }
             read();
@@ -89,11 +97,29 @@ impl Own {
 }
 
 /// Packs a group of rows side by side.
-pub(super) fn pack<L: Layout>(group: &[u8], values: &mut [u8], scales: &mut [u8]) {
-    let stride = group.len() / LANES;
-    let values = values.chunks_exact_mut(L::VALUES);
-    let scales = scales.chunks_exact_mut(L::SCALES);
-    for (unit, (values, scales)) in values.zip(scales).enumerate() {
-        L::pack(&group[unit * L::UNIT_BYTES..], stride, values, scales);
+pub(super) fn pack<L: Layout>(set: Set, group: &[u8], values: &mut [u8], scales: &mut [u8]) {
+    let task = Pack { group, values, scales, layout: PhantomData::<L> };
+    // SAFETY: a matrix's set is one that this CPU has; the task asks for nothing else.
+    unsafe { set::enter(set, task) }
+}
+
+/// A group of rows to be packed.
+struct Pack<'a, L> {
+    group: &'a [u8],
+    values: &'a mut [u8],
+    scales: &'a mut [u8],
+    layout: PhantomData<L>,
+}
+
+impl<L: Layout> Task for Pack<'_, L> {
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let stride = self.group.len() / LANES;
+        let values = self.values.chunks_exact_mut(L::VALUES);
+        let scales = self.scales.chunks_exact_mut(L::SCALES);
+        for (unit, (values, scales)) in values.zip(scales).enumerate() {
+            // SAFETY: as the caller says.
+            unsafe { L::pack::<V>(&self.group[unit * L::UNIT_BYTES..], stride, values, scales) };
+        }
     }
 }

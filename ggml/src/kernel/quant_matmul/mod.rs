@@ -1,54 +1,107 @@
-//! Quantized matrices in an order made for AVX-512 VNNI, and their product with float32 rows as a
-//! ggml operation.
+//! Quantized matrices with rows side by side, and their product with float32 rows as a ggml
+//! operation: every common type, for AVX2, AVX-VNNI, AVX-512 VNNI and NEON.
 //!
-//! ggml's own kernels on x86 look q4_0's nibbles up in a table 32 bytes at a time, and multiply
-//! q8_0 and q6_k row by row; with 16 rows side by side in one register, four columns each, VNNI
-//! multiplies 64 numbers in one instruction. The arithmetic is ggml's: activations are rounded to
-//! q8_0 blocks, products of a block are exact integers, scales are multiplied in float32; only the
-//! order of the float32 sums differs. A row's result is the same to the last bit whatever is
-//! computed beside it.
+//! ggml's own kernels multiply row by row, or turn eight rows' bytes with shuffles; with 16 rows
+//! side by side, four columns each, one broadcast of four activations meets all 16 and no sum is
+//! ever shuffled. The arithmetic is that of ggml's q8_0: activations are rounded in blocks of 32
+//! (where ggml's K and IQ4_XS kernels round them in blocks of 256, these are nearer to the truth),
+//! products of a block are exact integers, scales are multiplied in float32; only the order of the
+//! float32 sums differs. A row's result is the same to the last bit whatever is computed beside it.
+//!
+//! What a product of one row of activations costs per 32 weights: the bytes that have to come from
+//! memory or cache, as many as in the file, and the instructions of the compiled loop (Rust 1.95).
+//! On a Zen 5 core (AMD EPYC, November 2026, with the second thread of the machine busy) matrices
+//! that stay in the second cache take the nanoseconds beside them, ggml's own kernels for AVX2 (a
+//! row, or repacked rows where that is less) and for AVX-512 the last two; from memory, 30 bytes
+//! take one nanosecond there, which is the limit for q8_0 with every set, and for the others with
+//! AVX-512.
+//!
+//! | type | bytes | AVX2 | AVX2, VNNI | AVX-512 VNNI | ggml AVX2, AVX-512 |
+//! |---|---|---|---|---|---|
+//! | q8_0 | 34 | 7.2, 0.37 ns | 3.4, 0.27 ns | 1.6, 0.21 ns | 0.88, 0.86 ns |
+//! | q4_0 | 18 | 5.8, 0.26 | 4.4, 0.21 | 2.1, 0.15 | 0.72, 0.64 |
+//! | q4_1 | 20 | 5.8, 0.28 | 4.9, 0.22 | 2.4, 0.16 | 1.29, 1.33 |
+//! | q5_0 | 22 | 8.7, 0.39 | 6.6, 0.33 | 2.6, 0.16 | 1.21, 1.13 |
+//! | q5_1 | 24 | 8.4, 0.39 | 7.1, 0.34 | 2.9, 0.17 | 1.30, 1.42 |
+//! | iq4_nl | 18 | 9.6, 0.51 | 5.4, 0.28 | 2.6, 0.15 | 0.71, 0.61 |
+//! | q4_k | 18 | 7.6, 0.36 | 6.7, 0.32 | 3.1, 0.20 | 0.68, 0.62 |
+//! | q5_k | 22 | 10.3, 0.48 | 8.7, 0.43 | 3.6, 0.21 | 0.99, 0.93 |
+//! | q6_k | 26 | 10.0, 0.48 | 8.9, 0.45 | 3.4, 0.22 | 0.76, 0.68 |
+//! | q3_k | 14 | 9.7, 0.48 | 8.4, 0.41 | 3.6, 0.21 | 0.96, 0.92 |
+//! | q2_k | 10.5 | 9.6, 0.49 | 8.8, 0.43 | 3.8, 0.23 | 0.54, 0.56 |
+//! | iq4_xs | 17 | 10.7, 0.57 | 6.7, 0.33 | 3.2, 0.18 | 0.95, 0.94 |
+//!
+//! Of eight rows of activations each takes 0.2 to 0.3, 0.16 and 0.1 ns (8-bit numbers with AVX2 0.33;
+//! ggml's repacked q4_0, q4_k and iq4_nl 0.57 to 0.74 with AVX2, 0.25 to 0.43 with AVX-512).
+//!
+//! Tried and not kept: a plane of bits for each of 4, 2 and 1 bits, as ggml's blocks have them (a
+//! quarter more instructions for 5 and 6 bits); q6_k as bytes (a third more memory).
+//!
+//! A packed matrix is as large as in the file. For more rows of activations than [`DIRECT`], a
+//! group of rows is first laid out as bytes, so that all types read prompts at the speed of q8_0.
 //!
 //! Packing takes longer than reading a prompt. q8_0 can do without at first: its kernel also reads
 //! rows as they are in the file, to the same bits, at two thirds of the speed; they are packed once
 //! the first step is computed.
 //!
 //! In: a file's blocks, one matrix or a stack of experts. Out: nodes of a graph.
-#![expect(unsafe_code, reason = "vector instructions, and a callback from C")]
-#![cfg_attr(
-    target_arch = "x86_64",
-    expect(clippy::needless_range_loop, reason = "indices name registers of several arrays")
-)]
+#![expect(unsafe_code, reason = "a callback from C, and matrices that lie in a file")]
 
 mod activations;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod by_type;
+mod iq4_nl;
+mod iq4_xs;
 mod lanes;
 mod layout;
+mod lines;
 mod memory;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod product;
+mod q2_k;
+mod q3_k;
 mod q4_0;
+mod q4_1;
+mod q4_k;
+mod q5_0;
+mod q5_1;
+mod q5_k;
 mod q6_k;
 mod q8_0;
+mod set;
+mod vector;
 
 use std::cell::RefCell;
-use std::ffi::{c_int, c_void};
+use std::ffi::c_void;
 use std::ops::Range;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use llama_cpp_sys_2 as sys;
 use mmx_converters::gguf::GgmlType;
 
-use self::activations::Rounded;
+use self::activations::{RoundRow, Rounded};
 use self::by_type::layout;
-use self::layout::{BLOCK, Input, LANES, Layout, Tile};
+use self::layout::{BLOCK, LANES, Layout};
 use self::memory::{Group, InFile, Own};
+use self::product::{
+    DIRECT, EXPANDED, Expand, FILE, Input, PACKED, Rows, Tiles, expanded_bytes, is_expanded,
+};
+use self::set::{SETS, Set};
 use crate::error::{Error, Result};
 use crate::kernel::arena::{Arena, padded};
-use crate::kernel::custom::{self, Activations, CHUNK};
+use crate::kernel::cpu::CpuSet;
+use crate::kernel::custom::{Activations, CHUNK, Chosen, Worker};
 use crate::wrap::context::Context;
 use crate::wrap::tensor::Tensor;
 
 /// A quantized matrix, or experts' matrices one after the other, in groups of 16 rows.
 #[derive(Debug)]
 pub(crate) struct QuantMatrix {
+    set: Set,
     ty: GgmlType,
     experts: usize,
     rows: usize,
@@ -57,19 +110,9 @@ pub(crate) struct QuantMatrix {
     file: Option<InFile>,
 }
 
-/// True when this CPU can compute with packed matrices.
-pub(crate) fn is_available() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    {
-        is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("avx512vnni")
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        false
-    }
+/// The set that is used where models are loaded for `cpu`.
+pub(crate) fn set(cpu: CpuSet) -> Option<CpuSet> {
+    cpu.best_of(SETS)
 }
 
 /// The sizes of `[rows, cols]` or `[experts, rows, cols]`.
@@ -96,10 +139,10 @@ fn packed_bytes(ty: GgmlType, shape: &[usize]) -> Option<[usize; 2]> {
     )
 }
 
-/// True for types that can be packed; that takes at most twice the bytes they have, and a line for
-/// each matrix's two parts.
+/// True for types that can be packed; that takes the bytes they have, and a line for each matrix's
+/// two parts.
 pub(crate) fn takes(ty: GgmlType) -> bool {
-    matches!(ty, GgmlType::Q4_0 | GgmlType::Q8_0 | GgmlType::Q6_K)
+    layout!(ty, L::UNIT > 0, false)
 }
 
 /// Bytes of an arena that a packed matrix takes; nothing for a type or shape that cannot be packed.
@@ -109,12 +152,13 @@ pub(crate) fn arena_bytes(ty: GgmlType, shape: &[usize]) -> Option<usize> {
 
 impl QuantMatrix {
     /// Packs blocks of a type and shape that have [`arena_bytes`]; the rows may lie in several
-    /// pieces, which follow one another. `read` is called each time that some megabytes of them
+    /// pieces, which follow one another. `cpu`: a set that this CPU has. `read` is called each time that some megabytes of them
     /// have been read, and at the end.
     ///
     /// # Errors
     /// Another type, shape or number of bytes; an arena that is full.
     pub(crate) fn new(
+        cpu: CpuSet,
         arena: &mut Arena,
         ty: GgmlType,
         shape: &[usize],
@@ -126,6 +170,7 @@ impl QuantMatrix {
             message: format!("{found} bytes of {} for shape {shape:?}", ty.name()),
         };
         let [values, scales] = packed_bytes(ty, shape).ok_or_else(refused)?;
+        let set = Set::of(cpu).ok_or_else(refused)?;
         let [experts, rows, cols] = sizes(shape).ok_or_else(refused)?;
         let row_bytes = ty.row_bytes(cols).filter(|bytes| experts * rows * bytes == found);
         let group_bytes = LANES * row_bytes.ok_or_else(refused)?;
@@ -137,8 +182,8 @@ impl QuantMatrix {
         };
         let data = joined.as_ref().map_or_else(|| data.to_vec(), |joined| vec![joined]);
         let groups = data.iter().flat_map(|piece| piece.chunks_exact(group_bytes));
-        own.fill(ty, cols, &groups.collect::<Vec<_>>(), true, read);
-        Ok(Self { ty, experts, rows, cols, own: OnceLock::from(own), file: None })
+        own.fill(set, ty, cols, &groups.collect::<Vec<_>>(), true, read);
+        Ok(Self { set, ty, experts, rows, cols, own: OnceLock::from(own), file: None })
     }
 
     /// Takes up a matrix that [`QuantMatrix::pack`] will pack later: until then rows are read where
@@ -150,6 +195,7 @@ impl QuantMatrix {
     /// # Errors
     /// An arena that is full.
     pub(crate) unsafe fn in_file(
+        cpu: CpuSet,
         arena: &mut Arena,
         ty: GgmlType,
         shape: &[usize],
@@ -157,9 +203,10 @@ impl QuantMatrix {
     ) -> Result<Option<Self>> {
         let size = || {
             let [experts, rows, cols] = sizes(shape)?;
-            Some(([experts, rows, cols], packed_bytes(ty, shape)?, ty.row_bytes(cols)?))
+            let bytes = (packed_bytes(ty, shape)?, ty.row_bytes(cols)?);
+            Some(([experts, rows, cols], bytes, Set::of(cpu)?))
         };
-        let Some(([experts, rows, cols], [values, scales], row_bytes)) = size() else {
+        let Some(([experts, rows, cols], ([values, scales], row_bytes), set)) = size() else {
             return Ok(None);
         };
         let group_bytes = LANES * row_bytes;
@@ -173,7 +220,7 @@ impl QuantMatrix {
         let groups = data.iter().flat_map(|piece| piece.chunks_exact(group_bytes));
         let groups = groups.map(|group| Group(group.as_ptr())).collect();
         let file = Some(InFile { groups, room: Mutex::new(Some(own)) });
-        Ok(Some(Self { ty, experts, rows, cols, own: OnceLock::new(), file }))
+        Ok(Some(Self { set, ty, experts, rows, cols, own: OnceLock::new(), file }))
     }
 
     /// Packs what was left in the file, on one thread: others compute meanwhile. `read` as in
@@ -185,7 +232,8 @@ impl QuantMatrix {
         // SAFETY: a group's bytes are there, as whoever made the matrix said.
         let bytes =
             |group: &Group| unsafe { std::slice::from_raw_parts(group.0, LANES * row_bytes) };
-        own.fill(self.ty, self.cols, &groups.iter().map(bytes).collect::<Vec<_>>(), false, read);
+        let groups = groups.iter().map(bytes).collect::<Vec<_>>();
+        own.fill(self.set, self.ty, self.cols, &groups, false, read);
         let _ = self.own.set(own); // the room was there once, so this is the first
     }
 }
@@ -197,9 +245,9 @@ struct Scratch {
     /// it.
     rounded: Rounded,
     /// Rows of activations and of results that belong together.
-    pairs: Vec<(u32, u32)>,
-    /// Groups of rows of a file, packed for many tokens.
-    groups: Vec<u8>,
+    chosen: Chosen,
+    /// Groups of rows packed, or laid out as bytes, for many tokens.
+    groups: Vec<u64>,
 }
 
 thread_local! {
@@ -218,7 +266,7 @@ impl Context {
         activations: Activations<'c>,
     ) -> Result<Tensor<'c>> {
         let QuantMatrix { experts, rows, cols, .. } = *matrix;
-        let shape = activations.products(experts, rows, cols).filter(|_| is_available());
+        let shape = activations.products(experts, rows, cols);
         let shape = shape.ok_or_else(|| Error::Request {
             message: format!(
                 "packed product: shapes [{experts}, {rows}, {cols}] and {:?} do not fit",
@@ -233,167 +281,217 @@ impl Context {
     }
 }
 
-/// Computes one thread's share of a product: some groups of rows (of every expert) for all tokens.
-unsafe extern "C" fn compute(
-    target: *mut sys::ggml_tensor,
-    index: c_int,
-    threads: c_int,
-    matrix: *mut c_void,
-) {
-    // SAFETY: ggml calls this for nodes made by quant_matmul only, whose matrix and operands are
+/// Computes one thread's turns at a product: some groups of rows (of every chosen expert) for all
+/// tokens.
+unsafe fn compute(target: *mut sys::ggml_tensor, worker: Worker<'_>, matrix: *mut c_void) {
+    // SAFETY: this is called for nodes made by quant_matmul only, whose matrix and operands are
     // alive, once the operands are computed; target is contiguous float32 of `rows` values per
-    // product, and each thread writes rows of its own groups only.
+    // product, and each thread writes rows of the groups of its own turns only.
     unsafe {
         let matrix = &*matrix.cast::<QuantMatrix>();
         let x = &*(*target).src[0];
         let tokens = (x.ne[1] * x.ne[2]) as usize;
-        let share = custom::share(matrix.rows / LANES, index, threads);
-        if share.is_empty() {
-            return;
-        }
-        #[cfg(target_arch = "x86_64")]
         SCRATCH.with(|scratch| {
-            let Scratch { rounded, pairs, groups } = &mut *scratch.borrow_mut();
+            let Scratch { rounded, chosen, groups } = &mut *scratch.borrow_mut();
             let out = (*target).data.cast::<f32>();
-            rounded.resize(tokens, matrix.cols);
+            let (parts, offset) = layout!(matrix.ty, (L::PARTS, L::OFFSET), return);
+            rounded.resize(tokens, matrix.cols, parts, offset);
             for token in 0..tokens {
                 let row = x.data.cast::<u8>().add(token * x.nb[1]).cast::<f32>();
-                rounded.round_row(std::slice::from_raw_parts(row, matrix.cols), token);
+                let row = std::slice::from_raw_parts(row, matrix.cols);
+                set::enter(matrix.set, RoundRow { row, to: rounded, token });
             }
-            for expert in 0..matrix.experts {
-                custom::pairs(x, (*target).src[1], expert, pairs);
-                layout!(
-                    matrix.ty,
-                    products::<L>(matrix, rounded, pairs, expert, share.clone(), groups, out),
-                    ()
-                );
+            chosen.find(x, (*target).src[1], matrix.experts);
+            let of_each = matrix.rows / LANES;
+            for turn in worker.turns(chosen.len() * of_each, 1) {
+                for (at, share) in Chosen::parts(turn, of_each) {
+                    let (expert, pairs) = chosen.of(at);
+                    let rows = Pairs { matrix, rounded, pairs, out };
+                    layout!(matrix.ty, rows.products::<L>(expert, share, groups), ());
+                }
             }
         });
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = (tokens, share);
     }
 }
 
-/// The products of the groups `share` of an expert with rows of activations, each to its row of
-/// `out`.
-///
-/// # Safety
-/// The CPU has the features; the rows are there in `rounded` and in `out`.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn products<L: Layout>(
-    matrix: &QuantMatrix,
-    rounded: &Rounded,
-    pairs: &[(u32, u32)],
-    expert: usize,
-    share: Range<usize>,
-    scratch: &mut Vec<u8>,
+/// Rows of activations that meet a matrix, or one of its experts, and where their results go.
+struct Pairs<'a> {
+    matrix: &'a QuantMatrix,
+    rounded: &'a Rounded,
+    /// Of activations and of results.
+    pairs: &'a [(u32, u32)],
     out: *mut f32,
-) {
-    /// Rows of the largest tile; for more than these, a file's rows would be turned several times.
-    const MOST: usize = 8;
-    let units = matrix.cols / L::UNIT;
-    let group_bytes = units * (L::VALUES + L::SCALES);
-    let step = (CHUNK / group_bytes).max(1);
-    let before = expert * (matrix.rows / LANES);
-    let mut first = share.start;
-    while first < share.end {
-        let groups = first..(first + step).min(share.end);
-        let range = before + first..before + groups.end;
-        first = groups.end;
-        let at = match (matrix.own.get(), &matrix.file) {
-            (Some(own), _) => Place::Packed {
-                values: &own.values.bytes()[range.start * units * L::VALUES..],
-                scales: &own.scales.bytes()[range.start * units * L::SCALES..],
-            },
-            (None, None) => return, // made by none of the constructors
-            (None, Some(file)) if pairs.len() <= MOST => Place::InFile(&file.groups[range]),
-            (None, Some(file)) => {
-                scratch.resize(groups.len() * group_bytes, 0);
-                let (values, scales) = scratch.split_at_mut(groups.len() * units * L::VALUES);
-                let parts = values.chunks_exact_mut(units * L::VALUES);
-                let parts = parts.zip(scales.chunks_exact_mut(units * L::SCALES));
-                for (group, (values, scales)) in file.groups[range].iter().zip(parts) {
-                    // SAFETY: a group's bytes are there, as whoever made the matrix said.
-                    let group = unsafe {
-                        std::slice::from_raw_parts(group.0, LANES * units * L::UNIT_BYTES)
-                    };
-                    memory::pack::<L>(group, values, scales);
-                }
-                Place::Packed { values, scales }
-            }
+}
+
+/// The place of some groups of rows, from the first one on.
+#[derive(Clone, Copy)]
+enum Place<'a> {
+    /// In one of the forms of [`product`], with the bytes of a unit of each and the number of
+    /// units.
+    Memory {
+        values: &'a [u8],
+        scales: &'a [u8],
+        bytes: (usize, usize),
+        units: usize,
+    },
+    InFile(&'a [Group]),
+}
+
+impl Pairs<'_> {
+    /// The products of the groups `share` of an expert.
+    ///
+    /// # Safety
+    /// The rows are there in `rounded` and in `out`.
+    unsafe fn products<L: Layout>(
+        &self,
+        expert: usize,
+        share: Range<usize>,
+        scratch: &mut Vec<u64>,
+    ) {
+        let Self { matrix, pairs, .. } = *self;
+        let units = matrix.cols / L::UNIT;
+        let blocks = matrix.cols / BLOCK;
+        let expand = is_expanded::<L>() && pairs.len() > DIRECT;
+        let (value_bytes, scale_bytes) = expanded_bytes::<L>();
+        let group_bytes = match expand {
+            true => blocks * (value_bytes + scale_bytes),
+            false => units * (L::VALUES + L::SCALES),
         };
-        let mut rest = pairs;
+        let step = (CHUNK / group_bytes).max(1);
+        let before = expert * (matrix.rows / LANES);
+        let mut first = share.start;
+        while first < share.end && !pairs.is_empty() {
+            let groups = first..(first + step).min(share.end);
+            let range = before + first..before + groups.end;
+            first = groups.end;
+            match (matrix.own.get(), &matrix.file) {
+                (Some(own), _) => {
+                    let values = &own.values.bytes()[range.start * units * L::VALUES..];
+                    let scales = &own.scales.bytes()[range.start * units * L::SCALES..];
+                    if !expand {
+                        let bytes = (L::VALUES, L::SCALES);
+                        let at = Place::Memory { values, scales, bytes, units };
+                        // SAFETY: as the caller says.
+                        unsafe { self.each_tile::<L, PACKED>(groups, at) };
+                        continue;
+                    }
+                    scratch.resize((groups.len() * group_bytes).div_ceil(8), 0);
+                    let bytes: &mut [u8] = bytemuck::cast_slice_mut(scratch);
+                    let (to, to_scales) = bytes.split_at_mut(groups.len() * blocks * value_bytes);
+                    let rows = Rows {
+                        units: groups.len() * units,
+                        values: values.as_ptr(),
+                        scales: scales.as_ptr(),
+                        stride: 0,
+                    };
+                    let (values, scales) = (to.as_mut_ptr(), to_scales.as_mut_ptr().cast());
+                    let task = Expand::<L> { rows, values, scales, layout: Default::default() };
+                    // SAFETY: the groups follow one another; there is room for all of their blocks,
+                    // and scales begin at a multiple of 8 bytes.
+                    unsafe { set::enter(matrix.set, task) };
+                    let bytes = (value_bytes, scale_bytes);
+                    let at = Place::Memory { values: to, scales: to_scales, bytes, units: blocks };
+                    // SAFETY: as the caller says.
+                    unsafe { self.each_tile::<L, EXPANDED>(groups, at) };
+                }
+                (None, None) => return, // made by none of the constructors
+                (None, Some(file)) if pairs.len() <= IN_FILE => {
+                    // SAFETY: as the caller says; a matrix lies in a file only where its type can.
+                    unsafe {
+                        self.each_tile::<L, FILE>(groups, Place::InFile(&file.groups[range]))
+                    };
+                }
+                (None, Some(file)) => {
+                    scratch.resize((groups.len() * group_bytes).div_ceil(8), 0);
+                    let bytes: &mut [u8] = bytemuck::cast_slice_mut(scratch);
+                    let (values, scales) = bytes.split_at_mut(groups.len() * units * L::VALUES);
+                    let parts = values.chunks_exact_mut(units * L::VALUES);
+                    let parts = parts.zip(scales.chunks_exact_mut(units * L::SCALES));
+                    for (group, (values, scales)) in file.groups[range].iter().zip(parts) {
+                        // SAFETY: a group's bytes are there, as whoever made the matrix said.
+                        let group = unsafe {
+                            std::slice::from_raw_parts(group.0, LANES * units * L::UNIT_BYTES)
+                        };
+                        memory::pack::<L>(matrix.set, group, values, scales);
+                    }
+                    let bytes = (L::VALUES, L::SCALES);
+                    let at = Place::Memory { values, scales, bytes, units };
+                    // SAFETY: as the caller says.
+                    unsafe { self.each_tile::<L, PACKED>(groups, at) };
+                }
+            }
+        }
+    }
+
+    /// The products of some groups, a few rows of activations at a time.
+    ///
+    /// # Safety
+    /// As for [`Pairs::products`]; the place is one of that form.
+    unsafe fn each_tile<L: Layout, const FROM: u8>(&self, groups: Range<usize>, at: Place<'_>) {
+        let most = set::most(self.matrix.set);
+        let mut rest = self.pairs;
         macro_rules! tiles {
             ($($t:literal)*) => {$(
-                while let Some((tile, after)) = rest.split_first_chunk::<$t>() {
+                while $t <= most && let Some((tile, after)) = rest.split_first_chunk::<$t>() {
                     // SAFETY: as the caller says.
-                    unsafe { tiles::<L, $t>(matrix, rounded, tile, groups.clone(), at, out) };
+                    unsafe { self.tile::<L, $t, FROM>(tile, groups.clone(), at) };
                     rest = after;
                 }
             )*};
         }
         tiles!(8 4 2 1);
     }
-}
 
-/// The place of some groups of rows.
-#[cfg(target_arch = "x86_64")]
-#[derive(Clone, Copy)]
-enum Place<'a> {
-    /// From the first one on.
-    Packed {
-        values: &'a [u8],
-        scales: &'a [u8],
-    },
-    InFile(&'a [Group]),
-}
-
-/// The products of some groups with `T` rows.
-///
-/// # Safety
-/// As for [`products`].
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn tiles<L: Layout, const T: usize>(
-    matrix: &QuantMatrix,
-    rounded: &Rounded,
-    pairs: &[(u32, u32); T],
-    groups: Range<usize>,
-    at: Place<'_>,
-    out: *mut f32,
-) {
-    let (cols, units) = (rounded.cols, matrix.cols / L::UNIT);
-    let inputs = pairs.map(|(row, _)| {
-        let row = row as usize;
-        Input {
-            values: rounded.values[row * cols..].as_ptr(),
-            scales: rounded.scales[row * (cols / BLOCK)..].as_ptr(),
-            sums: rounded.sums[row * (cols / BLOCK)..].as_ptr(),
-        }
-    });
-    let stride = units * L::UNIT_BYTES;
-    for (i, group) in groups.enumerate() {
-        // SAFETY: group and rows are complete; the results' rows have `rows` values each.
-        unsafe {
-            let sums = match at {
-                Place::Packed { values, scales } => {
-                    let values = values[i * units * L::VALUES..].as_ptr();
-                    let scales = scales[i * units * L::SCALES..].as_ptr();
-                    L::multiply::<T, false>(&Tile { units, values, scales, stride, inputs })
-                }
-                Place::InFile(starts) => {
-                    let (values, scales) = (starts[i].0, std::ptr::null());
-                    L::multiply::<T, true>(&Tile { units, values, scales, stride, inputs })
-                }
-            };
-            for (sum, &(_, row)) in sums.into_iter().zip(pairs) {
-                let to = out.add(row as usize * matrix.rows + group * LANES);
-                std::arch::x86_64::_mm512_storeu_ps(to, sum);
+    /// The products of some groups with `T` rows.
+    ///
+    /// # Safety
+    /// As for [`Pairs::each_tile`].
+    unsafe fn tile<L: Layout, const T: usize, const FROM: u8>(
+        &self,
+        pairs: &[(u32, u32); T],
+        groups: Range<usize>,
+        at: Place<'_>,
+    ) {
+        let (cols, blocks) = (self.rounded.cols, self.rounded.cols / BLOCK);
+        let inputs = pairs.map(|(row, _)| {
+            let row = row as usize;
+            Input {
+                values: self.rounded.values[row * cols..].as_ptr(),
+                scales: self.rounded.scales[row * blocks..].as_ptr(),
+                starts: self.rounded.starts[row * blocks * L::PARTS..].as_ptr(),
+                mins: self.rounded.mins[row * blocks * L::PARTS..].as_ptr(),
             }
+        });
+        let outputs = pairs.map(|(_, row)| self.out.wrapping_add(row as usize * self.matrix.rows));
+        let stride = cols / L::UNIT * L::UNIT_BYTES;
+        let groups = groups.enumerate().map(|(i, group)| {
+            let rows = match at {
+                Place::Memory { values, scales, bytes, units } => Rows {
+                    units,
+                    values: values[i * units * bytes.0..].as_ptr(),
+                    scales: scales[i * units * bytes.1..].as_ptr(),
+                    stride,
+                },
+                Place::InFile(starts) => Rows {
+                    units: cols / L::UNIT,
+                    values: starts[i].0,
+                    scales: std::ptr::null(),
+                    stride,
+                },
+            };
+            (rows, group * LANES)
+        });
+        let layout = Default::default();
+        // SAFETY: groups and rows are complete; the results' rows have `rows` values each.
+        unsafe {
+            set::enter(self.matrix.set, Tiles::<L, _, T, FROM> { groups, inputs, outputs, layout });
         }
     }
 }
+
+/// Rows of activations that rows of a file are read for where they are: for more, they would be
+/// turned several times.
+const IN_FILE: usize = 8;
 
 #[cfg(test)]
 mod tests;

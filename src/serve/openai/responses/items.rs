@@ -3,6 +3,8 @@
 //! In: the field `input`, a text or items. Out: messages in the form of chat templates: an answer's
 //! reasoning, text and calls, which are items here, become one message.
 
+use std::collections::HashMap;
+
 use serde_json::{Map, Value, json};
 
 use crate::error::ApiError;
@@ -17,8 +19,10 @@ pub(super) struct Conversation {
     pub(super) messages: Vec<Value>,
     /// Reasoning whose answer is the next item.
     thought: Option<(String, String)>,
-    /// Ids of the calls, and whether each has its output.
-    calls: Vec<(String, bool)>,
+    /// Ids of the calls in order.
+    calls: Vec<String>,
+    /// Whether each call has its output.
+    answered: HashMap<String, bool>,
     /// The answer to which the next items may belong.
     answer: Option<Map<String, Value>>,
 }
@@ -26,16 +30,25 @@ pub(super) struct Conversation {
 impl Conversation {
     /// Goes on after messages.
     pub(super) fn after(messages: Vec<Value>) -> Self {
-        let mut calls: Vec<(String, bool)> = Vec::new();
+        let mut all = Self {
+            messages: Vec::new(),
+            thought: None,
+            calls: Vec::new(),
+            answered: HashMap::new(),
+            answer: None,
+        };
         for message in &messages {
             let id = |value: &Value| value.as_str().unwrap_or_default().to_owned();
             for call in message["tool_calls"].as_array().into_iter().flatten() {
-                calls.push((id(&call["id"]), false));
+                all.calls.push(id(&call["id"]));
+                all.answered.insert(id(&call["id"]), false);
             }
-            let answered = id(&message["tool_call_id"]);
-            calls.iter_mut().filter(|(id, _)| *id == answered).for_each(|(_, done)| *done = true);
+            if let Some(answered) = all.answered.get_mut(&id(&message["tool_call_id"])) {
+                *answered = true;
+            }
         }
-        Self { messages, thought: None, calls, answer: None }
+        all.messages = messages;
+        all
     }
 
     /// Adds the field `input`.
@@ -63,8 +76,8 @@ impl Conversation {
         }
         self.no_thought()?;
         self.close();
-        match self.calls.iter().find(|(_, answered)| !answered) {
-            Some((id, _)) => {
+        match self.calls.iter().find(|id| self.answered.get(*id) == Some(&false)) {
+            Some(id) => {
                 let text = format!("input: expected a function_call_output for {id}, found none");
                 Err(ApiError::invalid("input", text))
             }
@@ -159,7 +172,7 @@ impl Conversation {
 
     fn call(&mut self, fields: &mut Fields) -> Result<(), ApiError> {
         let id = required(fields, "call_id")?;
-        if self.calls.iter().any(|(other, _)| *other == id) {
+        if self.answered.contains_key(&id) {
             let text = format!("expected an id that no other call has, found {id} again");
             return Err(fields.fault("call_id", &text));
         }
@@ -169,7 +182,8 @@ impl Conversation {
             let text = "expected a JSON object in a string, found something else";
             return Err(fields.fault("arguments", text));
         }
-        self.calls.push((id.clone(), false));
+        self.calls.push(id.clone());
+        self.answered.insert(id.clone(), false);
         let call = json!({
             "id": id, "type": "function", "function": {"name": name, "arguments": arguments},
         });
@@ -183,16 +197,16 @@ impl Conversation {
     fn output(&mut self, fields: &mut Fields) -> Result<(), ApiError> {
         self.no_thought()?;
         let id = required(fields, "call_id")?;
-        match self.calls.iter_mut().find(|(call, _)| *call == id) {
+        match self.answered.insert(id.clone(), true) {
             None => {
                 let text = format!("expected the id of a call before it, found {id}");
                 return Err(fields.fault("call_id", &text));
             }
-            Some((_, true)) => {
+            Some(true) => {
                 let text = format!("expected one output for each call, found another for {id}");
                 return Err(fields.fault("call_id", &text));
             }
-            Some((_, answered)) => *answered = true,
+            Some(false) => {}
         }
         let content = content(fields, "output")?;
         fields.ignore(&["name"]);
