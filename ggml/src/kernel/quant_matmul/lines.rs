@@ -17,7 +17,7 @@
 #![expect(unsafe_code, reason = "vector instructions")]
 
 use super::layout::{QUAD, QUADS};
-use super::vector::Vector;
+use super::vector::{Vector, written_out};
 
 /// Numbers of 16 rows and 32 columns, a byte each, as lines.
 pub(super) type Lines = [[u8; QUAD]; QUADS];
@@ -57,14 +57,14 @@ const fn place(bits: usize, four: usize) -> [Run; 3] {
 pub(super) fn pack<const BITS: usize>(numbers: &Lines, to: &mut [u8]) {
     let lines = to.as_chunks_mut::<QUAD>().0;
     lines.as_flattened_mut().fill(0);
-    for (four, numbers) in numbers.iter().enumerate() {
+    written_out!(four in [0 1 2 3 4 5 6 7], {
         for Run(line, at, bits, first) in place(BITS, four) {
             let mask = ((1u16 << bits) - 1) as u8;
-            for (to, &number) in lines[line].iter_mut().zip(numbers) {
+            for (to, &number) in lines[line].iter_mut().zip(&numbers[four]) {
                 *to |= (number >> first & mask) << at;
             }
         }
-    }
+    });
 }
 
 /// Four columns of 16 rows, from lines of numbers of `bits` bits.

@@ -2,9 +2,9 @@
 #![expect(unsafe_code, reason = "vector instructions")]
 
 use super::lanes::{beside, side_by_side};
-use super::layout::{BLOCK, LANES, Layout, QUAD, QUADS};
+use super::layout::{BLOCK, Layout, QUAD, QUADS};
 use super::lines;
-use super::vector::Vector;
+use super::vector::{Vector, written_out};
 
 /// Numbers stand for -16..15.
 pub(super) struct Q5_0;
@@ -46,26 +46,23 @@ pub(super) unsafe fn pack_numbers<V: Vector>(
     nibbles: usize,
     to: &mut [u8],
 ) {
-    let mut bits = [[0; 4]; LANES];
-    beside::<4>(rows, stride, fifths, bits.as_flattened_mut());
-    for row in &mut bits {
-        // bit 4 k + j becomes bit k of byte j: columns of fours turned into fours of columns
-        let bits = u32::from_le_bytes(*row);
-        for (j, to) in row.iter_mut().enumerate() {
-            let every_fourth = bits >> j & 0x1111_1111;
-            let pairs = (every_fourth | every_fourth >> 3) & 0x0303_0303;
-            let fours = (pairs | pairs >> 6) & 0x000f_000f;
-            *to = (fours | fours >> 12) as u8;
-        }
-    }
-    // SAFETY: as the caller says.
-    let lines = unsafe { side_by_side::<V>(rows, stride, nibbles) };
+    let mut words = [0; QUAD];
+    beside::<4>(rows, stride, fifths, &mut words);
     let mut numbers = [[0; QUAD]; QUADS];
-    for (four, numbers) in numbers.iter_mut().enumerate() {
-        let (line, half) = (&lines[four % 4], 4 * (four / 4));
-        for ((number, &nibbles), &bits) in numbers.iter_mut().zip(line).zip(bits.as_flattened()) {
-            *number = nibbles >> half & 15 | (bits >> four & 1) << 4;
-        }
+    // SAFETY: lines of 64 bytes, and as the caller says.
+    unsafe {
+        let words = V::load(words.as_ptr());
+        let nibbles = side_by_side::<V>(rows, stride, nibbles);
+        written_out!(four in [0 1 2 3 4 5 6 7], {
+            // four bits become the fifth bits of four bytes
+            let bits = V::and(V::shr(words, 4 * four as u32), V::splat_i32(15));
+            let last = V::or(V::shl(bits, 14), V::shl(bits, 21));
+            let bits = V::or(V::or(bits, V::shl(bits, 7)), last);
+            let bits = V::shl(V::and(bits, V::splat(1)), 4);
+            let both = V::load(nibbles[four % 4].as_ptr());
+            let low = V::and(V::shr(both, 4 * (four / 4) as u32), V::splat(15));
+            V::store(numbers[four].as_mut_ptr(), V::or(low, bits));
+        });
     }
     lines::pack::<5>(&numbers, to);
 }
