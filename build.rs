@@ -17,7 +17,10 @@ fn main() {
         if !cfg!(feature = "dynamic") {
             println!("cargo::rustc-link-arg-bin=mmx-train=-Wl,-rpath,{lib}");
         }
-        println!("cargo::rustc-link-arg-tests=-Wl,-rpath,{lib}");
+        // cargo refuses this of a package without tests, such as the packed one
+        if std::path::Path::new("tests").is_dir() {
+            println!("cargo::rustc-link-arg-tests=-Wl,-rpath,{lib}");
+        }
         println!("cargo::rustc-link-arg-examples=-Wl,-rpath,{lib}");
     }
 }

@@ -271,7 +271,7 @@ fn doctor_says_of_each_program_what_it_carries_and_the_version_that_was_tried() 
     };
     for (name, ok, version) in [
         ("Transformers", true, json!("5.24.0, 4.57.6")),
-        ("MLX", false, json!("0.32.2")),
+        ("MLX", false, json!("0.32.2, 0.32.0")),
         ("mistral.rs", false, json!("0.9.5")),
         ("CTranslate2", false, json!("4.8.5")),
         ("Open WebUI", true, json!("0.12.4")),

@@ -77,6 +77,7 @@ def free_port():
 
 def python_with(base, packages):
     """A Python with packages beside those of a base, made once."""
+    assert base in ("none", "torch") or re.match(r"\d", base), f"{base}: another script installs it: run scripts/peers.sh"
     of_base = ("transformers", "torch") if base != "none" else ()
     packages = [p for p in packages if not re.match(rf"({'|'.join(of_base) or '-'})\b(?!-)", p)]
     peers = lambda version: os.path.join(CACHE, f"peers-{version}")

@@ -306,6 +306,7 @@ unsafe fn some_heads<V: Lanes, E: Element, const H: usize, const C: usize, const
 /// # Safety
 /// As for [`some_heads`]; there are these cells, and scores for them.
 #[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "one index for several arrays of registers")]
 unsafe fn keys<V: Lanes, E: Element, const H: usize, const C: usize>(
     queries: [*const f32; H],
     cells: &Cells,
@@ -369,6 +370,7 @@ unsafe fn soft_max<V: Lanes>(scores: &mut [f32], seen: usize) -> f32 {
 /// # Safety
 /// As for [`some_heads`]; there are as many weights as cells that are seen.
 #[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "one index for several arrays of registers")]
 unsafe fn values<V: Lanes, E: Element, const H: usize, const B: usize>(
     weights: [*const f32; H],
     cells: &Cells,

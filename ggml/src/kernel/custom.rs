@@ -210,7 +210,8 @@ impl Chosen {
         chosen: *const sys::ggml_tensor,
         experts: usize,
     ) {
-        (self.pairs.clear(), self.ends.clear());
+        self.pairs.clear();
+        self.ends.clear();
         for expert in 0..experts {
             let before = self.pairs.len();
             // SAFETY: as the caller says.

@@ -19,7 +19,6 @@ pub(crate) const LANES: usize = 16;
 /// # Safety
 /// Of every method: the CPU has the set's instructions, and sixteen numbers may be read or written
 /// where a pointer says, which need not be aligned.
-#[expect(clippy::missing_safety_doc, reason = "one condition for all of them, above")]
 pub(crate) trait Lanes: Copy {
     unsafe fn splat(x: f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;

@@ -231,8 +231,8 @@ fn installed(python: &Python, name: &Path) -> Result<Vec<Installed>> {
     let all: Vec<Installed> =
         asked().filter_map(|(c, asked)| Some((c, asked, found.get(c.name)?.clone()?))).collect();
     if all.is_empty() {
-        let names: Vec<_> =
-            asked().filter_map(|(_, asked)| asked.modules.last().copied()).collect();
+        let mut names: Vec<_> = asked().filter_map(|(_, a)| a.modules.first().copied()).collect();
+        names.dedup();
         return Err(Error::failed_with_hint(
             format!(
                 "{}: expected one of the packages {}, found none",

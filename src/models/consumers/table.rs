@@ -71,21 +71,21 @@ impl Consumer {
 /// All of them, in the order in which they are shown.
 #[rustfmt::skip]
 pub static CONSUMERS: [Consumer; 16] = [
-    python("Transformers", "5.24.0, 4.57.6", Reads::Folder, everything, "transformers", &["transformers"]),
+    python("Transformers", "5.24.0, 4.57.6", Reads::Folder, everything, "transformers", &["transformers", "torch"]),
     python("vLLM", "0.32.0", Reads::Folder, vllm, "vllm", &["vllm"]),
     program("llama.cpp", Some("b10488"), Reads::Gguf, everything),
     program("Ollama", Some("0.33.0"), Reads::Gguf, ollama),
     program("mmx", None, Reads::Gguf, everything),
     program("candle", None, Reads::Gguf, candle),
     python("mistral.rs", "0.9.5", Reads::Both, mistral_rs, "mistral_rs", &["mistralrs"]),
-    python("Transformers of GGUF", "5.24.0", Reads::Gguf, gguf_loader, "transformers_gguf", &["transformers", "gguf"]),
+    python("Transformers of GGUF", "5.24.0", Reads::Gguf, gguf_loader, "transformers_gguf", &["transformers", "torch", "gguf"]),
     python("llama-cpp-python", "0.3.36", Reads::Gguf, everything, "llama_cpp_python", &["llama_cpp"]),
     program("TRL", Some("1.16.0"), Reads::Folder, everything),
     program("PEFT", Some("0.21.2"), Reads::Folder, everything),
-    python("MLX", "0.32.2", Reads::Folder, everything, "mlx", &["mlx_lm"]),
-    python("CTranslate2", "4.8.5", Reads::Folder, everything, "ctranslate2", &["ctranslate2", "transformers"]),
+    python("MLX", "0.32.2, 0.32.0", Reads::Folder, everything, "mlx", &["mlx_lm"]),
+    python("CTranslate2", "4.8.5", Reads::Folder, everything, "ctranslate2", &["ctranslate2", "transformers", "torch"]),
     python("ONNX Runtime", "optimum-onnx 0.1.0", Reads::Folder, optimum, "onnx", &["optimum.onnxruntime"]),
-    python("ONNX Runtime GenAI", "0.18.0", Reads::Folder, everything, "onnx_genai", &["onnxruntime_genai"]),
+    python("ONNX Runtime GenAI", "0.18.0", Reads::Folder, everything, "onnx_genai", &["onnxruntime_genai", "transformers", "torch"]),
     program("Open WebUI", Some("0.12.4"), Reads::Gguf, served),
 ];
 
