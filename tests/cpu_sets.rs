@@ -27,13 +27,17 @@ fn each_set_writes_the_same_text_and_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let model = shared("golden/minimind3");
     let tokenizer = shared("golden/tokenizer.json");
-    let types = "f32,q8_0,q4_0";
-    let export = ["export", text(&model), "--tokenizer", text(&tokenizer), "--gguf", types];
-    mmx_json(&[&export[..], &["--name", "m", "--out", text(dir.path())]].concat());
+    let export =
+        ["export", text(&model), "--tokenizer", text(&tokenizer), "--out", text(dir.path())];
+    let types = ["--gguf", "f32", "--gguf", "q8_0", "--gguf", "q4_0"];
+    let report = mmx_json(&[&export[..], &types].concat());
+    let files =
+        report["files"].as_array().unwrap().iter().map(|file| file["path"].as_str().unwrap());
+    let files: Vec<&str> = files.filter(|path| path.ends_with(".gguf")).collect();
+    assert_eq!(files.len(), 3);
     for cpu in CpuSet::here() {
-        for file in ["m-f32.gguf", "m-q8_0.gguf", "m-q4_0.gguf"] {
-            let file = dir.path().join(file);
-            let args = ["run", text(&file), "-p", "hello", "--raw", "--greedy", "-n", "12"];
+        for file in &files {
+            let args = ["run", file, "-p", "hello", "--raw", "--greedy", "-n", "12"];
             let expected = &json_on(CpuSet::Portable, &args)["ids"];
             assert_eq!(&json_on(cpu, &args)["ids"], expected, "{cpu}");
         }
