@@ -69,7 +69,10 @@ impl Python {
         let file = |name: &str| fs_err::File::create(at(name)).map_err(|e| Error::io(at(name), e));
         let (stdout, stderr) = (file("stdout")?, file("stderr")?);
         let stdin = fs_err::File::open(at("job.json")).map_err(|e| Error::io(at("job.json"), e))?;
-        let status = self.run(stdin.into(), stdout.into(), stderr.into(), job_dir.path())?;
+        let status = self.run(
+            [stdin, stdout, stderr].map(fs_err::File::into_file).map(Stdio::from),
+            job_dir.path(),
+        )?;
         let Some(status) = status else { return Ok(Err(Fault::TimedOut)) };
         let found = fs_err::read(&answer).ok().filter(|_| status.success());
         Ok(match found.and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
@@ -82,16 +85,10 @@ impl Python {
     }
 
     /// Runs the script; nothing where it took too long and was ended.
-    fn run(
-        &self,
-        stdin: std::fs::File,
-        stdout: std::fs::File,
-        stderr: std::fs::File,
-        dir: &Path,
-    ) -> Result<Option<ExitStatus>> {
+    fn run(&self, [stdin, stdout, stderr]: [Stdio; 3], dir: &Path) -> Result<Option<ExitStatus>> {
         let mut command = Command::new(&self.program);
         command.args(["-c", SCRIPT]).current_dir(dir).env("PYTHONIOENCODING", "utf-8");
-        command.stdin(Stdio::from(stdin)).stdout(Stdio::from(stdout)).stderr(Stdio::from(stderr));
+        command.stdin(stdin).stdout(stdout).stderr(stderr);
         let start = Instant::now();
         let mut child = command.spawn().map_err(|e| {
             Error::failed_with_hint(
