@@ -17,7 +17,7 @@ use mmx_converters::gguf::{self, Gguf};
 use mmx_converters::quant::imatrix::Imatrix;
 
 use crate::error::{Error, Result};
-use crate::run::clock::Clock;
+use crate::run::clock::{Clock, made_up_token};
 use crate::wrap::cpu::kernels;
 use crate::wrap::log;
 use crate::wrap::pool::{MAX_THREADS, Pool, thread_count};
@@ -463,8 +463,8 @@ impl LlamaModel {
         let mut context = self.context(&settings)?;
         // SAFETY: variables are dropped in reverse order, the pool after the context.
         unsafe { context.attach(&pool) };
-        let vocab = self.vocab_size().max(1);
-        let token = |i: usize| (i.wrapping_mul(2_654_435_761) >> 7) as u32 % vocab as u32;
+        let vocab = self.vocab_size();
+        let token = |i| made_up_token(i, vocab);
         let prompt: Vec<_> = (0..n_prompt).map(token).collect();
 
         let mut prefill = 0.0;
@@ -508,8 +508,8 @@ impl LlamaModel {
         let mut context = self.context(&settings)?;
         // SAFETY: variables are dropped in reverse order, the pool after the context.
         unsafe { context.attach(&pool) };
-        let vocab = self.vocab_size().max(1);
-        let token = |i: usize| (i.wrapping_mul(2_654_435_761) >> 7) as u32 % vocab as u32;
+        let vocab = self.vocab_size();
+        let token = |i| made_up_token(i, vocab);
         let text: Vec<_> = (0..size * steps).map(token).collect();
         let mut rate = 0.0;
         for _warm_then_timed in 0..2 {

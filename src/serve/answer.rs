@@ -49,6 +49,21 @@ pub(crate) trait Dialect: Send + 'static {
     fn whole(self, texts: Vec<Text>, usage: &Usage) -> Value;
 }
 
+/// Tells a dialect whole texts as a stream would, for what it keeps of them; their events are
+/// dropped.
+pub(crate) fn retell(dialect: &mut impl Dialect, texts: &[Text]) {
+    let mut events = Vec::new();
+    for text in texts {
+        for part in &text.parts {
+            dialect.delta(0, text, &part.piece, &part.tokens, &mut events);
+        }
+        if let Some(summary) = &text.summary {
+            dialect.end(0, text, summary, &mut events);
+        }
+        events.clear();
+    }
+}
+
 /// A part of a text, with the probabilities of its tokens where they were asked for.
 #[derive(Clone, Debug)]
 pub(crate) struct Part {

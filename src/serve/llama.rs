@@ -46,8 +46,7 @@ pub(crate) async fn tokenize(
             let piece = std::str::from_utf8(bytes).map_or_else(|_| json!(bytes), Value::from);
             json!({"id": id, "piece": piece})
         };
-        let tokens: Value =
-            if pieces { ids.iter().map(piece).collect() } else { ids.clone().into() };
+        let tokens: Value = if pieces { ids.iter().map(piece).collect() } else { ids.into() };
         Ok(Json(json!({"tokens": tokens})))
     })
     .await

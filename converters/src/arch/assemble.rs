@@ -97,13 +97,7 @@ mod tests {
                 (moe.intermediate_size, moe.shared_experts) = (24, moe.shared_experts * 2);
             }
             let rows = weights(&config);
-            for layout in [
-                Layout::Reference,
-                Layout::Transformers,
-                Layout::Transformers5,
-                Layout::Mlx,
-                Layout::Gguf,
-            ] {
+            for layout in Layout::ALL {
                 let mut covered = std::collections::HashMap::new();
                 for row in &rows {
                     let place = row.place(layout);

@@ -78,13 +78,7 @@ mod tests {
     fn every_weight_fills_exactly_one_public_tensor() {
         for name in presets::NAMES {
             let rows = weights(&presets::preset(name).expect("a known preset"));
-            for layout in [
-                Layout::Reference,
-                Layout::Transformers,
-                Layout::Transformers5,
-                Layout::Mlx,
-                Layout::Gguf,
-            ] {
+            for layout in Layout::ALL {
                 let publics = public_tensors(&rows, layout);
                 let mut used: Vec<usize> =
                     publics.iter().flat_map(|p| p.weights.iter().copied()).collect();

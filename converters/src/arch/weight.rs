@@ -17,6 +17,13 @@ pub enum Layout {
     Gguf,
 }
 
+impl Layout {
+    /// All layouts.
+    #[cfg(test)]
+    pub(super) const ALL: [Self; 5] =
+        [Self::Reference, Self::Transformers, Self::Transformers5, Self::Mlx, Self::Gguf];
+}
+
 /// The block of a public tensor that one weight fills.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {

@@ -6,7 +6,7 @@ use super::session::Session;
 use super::slots::{BATCH, Part, Slots};
 use crate::error::Result;
 use crate::judge::Speed;
-use crate::run::clock::Clock;
+use crate::run::clock::{Clock, made_up_token};
 
 /// Prefill of `n_prompt` made-up tokens, then, from an empty cache, `n_gen` tokens one by one
 /// without sampling; float16 cache, one warm-up before each. The same tokens as
@@ -27,8 +27,8 @@ pub fn bench(
         threads: Some(threads),
     };
     let mut session = Session::new(model, options)?;
-    let vocab = model.config().vocab_size.max(1);
-    let token = |i: usize| (i.wrapping_mul(2_654_435_761) >> 7) as u32 % vocab as u32;
+    let vocab = model.config().vocab_size;
+    let token = |i| made_up_token(i, vocab);
     let prompt: Vec<_> = (0..n_prompt).map(token).collect();
 
     let mut prefill = 0.0;
@@ -72,8 +72,8 @@ pub fn bench_steps(
         threads: Some(threads),
     };
     let mut session = Session::new(model, options)?;
-    let vocab = model.config().vocab_size.max(1);
-    let token = |i: usize| (i.wrapping_mul(2_654_435_761) >> 7) as u32 % vocab as u32;
+    let vocab = model.config().vocab_size;
+    let token = |i| made_up_token(i, vocab);
     let text: Vec<_> = (0..size * steps).map(token).collect();
     let mut rate = 0.0;
     for _warm_then_timed in 0..2 {
@@ -107,8 +107,8 @@ pub fn bench_streams(
         threads: Some(threads),
     };
     let mut slots = Slots::new(model, options)?;
-    let vocab = model.config().vocab_size.max(1);
-    let token = |i: usize| (i.wrapping_mul(2_654_435_761) >> 7) as u32 % vocab as u32;
+    let vocab = model.config().vocab_size;
+    let token = |i| made_up_token(i, vocab);
     let mut rate = 0.0;
     for _warm_then_timed in 0..2 {
         for slot in 0..streams {

@@ -1,4 +1,4 @@
-//! The clock of a benchmark.
+//! What the benchmarks of both engines have in common: the clock, and the text that is read.
 #![cfg_attr(unix, expect(unsafe_code, reason = "the system's clock of this process"))]
 
 use std::sync::OnceLock;
@@ -30,6 +30,12 @@ impl Clock {
         static START: OnceLock<Instant> = OnceLock::new();
         START.get_or_init(Instant::now).elapsed().as_secs_f64()
     }
+}
+
+/// Token `i` of the made-up text of a benchmark: spread over the vocabulary, so that rows of the
+/// embedding are read from all over it.
+pub(crate) fn made_up_token(i: usize, vocab: usize) -> u32 {
+    (i.wrapping_mul(2_654_435_761) >> 7) as u32 % vocab.max(1) as u32
 }
 
 #[cfg(test)]

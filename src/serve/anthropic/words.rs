@@ -4,7 +4,7 @@ use mmx_converters::chat::answer::Piece;
 use mmx_ggml::run::Finish;
 use serde_json::{Value, json};
 
-use crate::answer::{Dialect, Text, Usage};
+use crate::answer::{Dialect, Text, Usage, retell};
 use crate::app::new_id;
 use crate::engine::{Summary, TokenLogprob};
 use crate::error::ApiError;
@@ -185,15 +185,7 @@ impl Dialect for MessageWords {
 
     fn whole(mut self, texts: Vec<Text>, usage: &Usage) -> Value {
         // the same blocks as a stream's, without its events
-        let mut events = Vec::new();
-        for text in &texts {
-            for part in &text.parts {
-                self.delta(0, text, &part.piece, &part.tokens, &mut events);
-            }
-            if let Some(summary) = &text.summary {
-                self.end(0, text, summary, &mut events);
-            }
-        }
+        retell(&mut self, &texts);
         self.message(json!(self.content), Some(&self.end), usage_json(usage))
     }
 }

@@ -4,6 +4,7 @@
 
 use super::lanes::{all_side_by_side, beside};
 use super::layout::{LANES, Layout, QUAD};
+use super::q4_1::pack_scale_and_min;
 use super::vector::Vector;
 
 /// Numbers from 0 to 15, with mins. Scales: 16 float16 scales and mins, then per row three times
@@ -47,9 +48,7 @@ impl Layout for Q4K {
 #[inline(always)]
 pub(super) fn pack_scales(rows: &[u8], stride: usize, to: &mut [u8]) {
     let (wholes, parts) = to.split_at_mut(4 * LANES);
-    let (scales, mins) = wholes.split_at_mut(2 * LANES);
-    beside::<2>(rows, stride, 0, scales);
-    beside::<2>(rows, stride, 2, mins);
+    pack_scale_and_min(rows, stride, wholes);
     for (i, to) in parts.chunks_exact_mut(4 * LANES).enumerate() {
         beside::<4>(rows, stride, 4 + 4 * i, to);
     }

@@ -6,7 +6,7 @@ use mmx_converters::chat::answer::{Call, Piece};
 use mmx_ggml::run::Finish;
 use serde_json::{Value, json};
 
-use crate::answer::{Dialect, Text, Usage};
+use crate::answer::{Dialect, Text, Usage, retell};
 use crate::app::{App, new_id, now};
 use crate::engine::{Summary, TokenLogprob};
 use crate::error::ApiError;
@@ -360,16 +360,7 @@ impl Dialect for ResponseWords {
 
     fn whole(mut self, texts: Vec<Text>, usage: &Usage) -> Value {
         // the same items as a stream's, without its events
-        let mut events = Vec::new();
-        for text in &texts {
-            for part in &text.parts {
-                self.delta(0, text, &part.piece, &part.tokens, &mut events);
-            }
-            if let Some(summary) = &text.summary {
-                self.end(0, text, summary, &mut events);
-            }
-            events.clear();
-        }
+        retell(&mut self, &texts);
         self.ended(usage).1
     }
 }
