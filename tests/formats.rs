@@ -262,8 +262,8 @@ fn quantize_gives_what_export_gives() {
 }
 
 /// Every quantized type moves the distribution equally far in our runner and in llama.cpp: 1e-3 nats, since both round
-/// activations to eight bits, but in other groups, and add in another order. Three positions of 48 may have another most
-/// likely token: random weights are full of near ties.
+/// activations to eight bits, but add in another order. The most likely token of one is that of the other, or as likely
+/// there up to 0.05 of a logit (largest found: 0.026; random weights are full of near ties).
 #[test]
 fn quantized_types_cost_the_same_in_the_runner_and_in_llama_cpp() {
     let dir = tempfile::tempdir().expect("a folder");
@@ -290,7 +290,17 @@ fn quantized_types_cost_the_same_in_the_runner_and_in_llama_cpp() {
         let apart = |key: &str| (number(one, key) - number(two, key)).abs();
         eprintln!("{file}: KL {:.2e}, top-1 {}", number(one, "mean_kl"), one["top1_agreement"]);
         assert!(apart("mean_kl") <= 1e-3, "{file}: KL {} and {}", one["mean_kl"], two["mean_kl"]);
-        assert!(apart("top1_agreement") <= 3.01 / 48.0, "{file}: {one} and {two}");
+        let ids = ids_of("golden/minimind2");
+        let [one, two] = ["ggml", "llama.cpp"].map(|engine| logits(Path::new(file), &ids, engine));
+        let vocab = one.len() / ids.len();
+        for (position, (one, two)) in one.chunks(vocab).zip(two.chunks(vocab)).enumerate() {
+            let best = |row: &[f32]| {
+                (0..vocab).max_by(|&a, &b| row[a].total_cmp(&row[b])).expect("a token")
+            };
+            let (mine, theirs) = (best(one), best(two));
+            let gap = (one[mine] - one[theirs]).max(two[theirs] - two[mine]);
+            assert!(gap <= 0.05, "{file}: position {position}: {mine} and {theirs}, {gap} apart");
+        }
     }
 }
 
