@@ -1,5 +1,5 @@
 """Shared pieces of the peer tests: running mmx, comparing logits, one line per check."""
-import json, os, subprocess, sys, traceback
+import json, os, re, subprocess, sys, time, traceback
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
@@ -29,6 +29,19 @@ def mmx(*args, env=None):
     if out.returncode:
         raise RuntimeError(f"mmx {' '.join(map(str, args))}: {out.stderr}")
     return json.loads(out.stdout)
+
+
+def serve(model, name, *options):
+    """`mmx serve` of a model, its cache in float32: the process, once it answers, and its address."""
+    log = os.path.join(WORK, f"serve-{os.path.basename(sys.argv[0])}.log")
+    with open(log, "w") as file:
+        server = subprocess.Popen([MMX, "serve", model, "--name", name, "--port", "0", "--kv", "f32", *options], stderr=file)
+    for _ in range(300):
+        if found := re.search(r"at (http://\S+)", open(log).read()):
+            return server, found.group(1)
+        time.sleep(0.1)
+    server.kill()
+    raise RuntimeError(f"mmx serve: {open(log).read()}")
 
 
 def export(model, *args, out):

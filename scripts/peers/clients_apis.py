@@ -4,27 +4,17 @@ The official clients of OpenAI (Responses) and Anthropic (Messages) against `mmx
 a loop, errors; the AI SDK of npm; and a coding agent's conversation through both.
 
 MODEL is a tiny one with random answers, so what is compared is the protocol."""
-import json, os, re, subprocess, sys, time
+import json, os, subprocess, sys
 from typing import Literal
 
 sys.path.insert(0, os.path.dirname(__file__))
-from check import MMX, SHARED, WORK, check, finish
+from check import SHARED, check, finish, serve
 
 import anthropic, openai
 from pydantic import BaseModel
 
 NAME = "m"
-log = os.path.join(WORK, "clients-apis.log")
-with open(log, "w") as file:
-    server = subprocess.Popen([MMX, "serve", sys.argv[4], "--name", NAME, "--port", "0", "--kv", "f32", "--ctx", "32768"], stderr=file)
-URL = None
-for _ in range(300):
-    found = re.search(r"at (http://\S+)", open(log).read())
-    if found:
-        URL = found.group(1)
-        break
-    time.sleep(0.1)
-assert URL, open(log).read()
+server, URL = serve(sys.argv[4], NAME, "--ctx", "32768")
 ours = openai.OpenAI(base_url=f"{URL}/v1", api_key="none", max_retries=0)
 theirs = anthropic.Anthropic(base_url=URL, api_key="none", max_retries=0)
 

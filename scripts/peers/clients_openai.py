@@ -4,28 +4,18 @@ OpenAI's Python client, LangChain's ChatOpenAI and LiteLLM against `mmx serve`, 
 probabilities of prompts, tools made from Pydantic models, seeds, and fields that these clients add by themselves.
 
 MODEL is a tiny one with random answers, so what is compared is the protocol."""
-import json, os, re, subprocess, sys, time
+import os, sys
 from typing import Literal, Optional
 
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # asks nobody for prices
 sys.path.insert(0, os.path.dirname(__file__))
-from check import MMX, WORK, check, finish
+from check import check, finish, serve
 
 import openai
 from pydantic import BaseModel, Field
 
 NAME = "me/my-model"
-log = os.path.join(WORK, "clients-openai.log")
-with open(log, "w") as file:
-    server = subprocess.Popen([MMX, "serve", sys.argv[4], "--name", NAME, "--port", "0", "--kv", "f32"], stderr=file)
-URL = None
-for _ in range(300):
-    found = re.search(r"at (http://\S+)", open(log).read())
-    if found:
-        URL = found.group(1)
-        break
-    time.sleep(0.1)
-assert URL, open(log).read()
+server, URL = serve(sys.argv[4], NAME)
 client = openai.OpenAI(base_url=f"{URL}/v1", api_key="none", max_retries=0)
 
 

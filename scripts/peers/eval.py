@@ -3,10 +3,10 @@
 `mmx eval` against the programs whose numbers it gives: llama-perplexity on the same text and settings, and
 lm-evaluation-harness on the exported Transformers folder and as a client of `mmx serve`, its tasks written as C-Eval's,
 CMMLU's and ARC's are."""
-import csv, json, math, os, random, re, subprocess, sys, time
+import csv, json, math, os, random, re, subprocess, sys
 
 sys.path.insert(0, os.path.dirname(__file__))
-from check import MMX, SHARED, WORK, check, export, finish, gguf_of, mmx
+from check import SHARED, WORK, check, export, finish, gguf_of, mmx, serve
 
 PERPLEXITY = os.path.abspath(sys.argv[4])
 HERE = os.path.join(WORK, "eval")
@@ -209,17 +209,10 @@ for name, folder in FOLDERS.items():
     def _(folder=folder, gguf=gguf):
         from lm_eval.models.openai_completions import LocalCompletionsAPI
 
-        log = os.path.join(HERE, "serve.log")
-        with open(log, "w") as file:
-            server = subprocess.Popen([MMX, "serve", gguf, "--name", "m", "--port", "0", "--kv", "f32"], stderr=file)
+        server, url = serve(gguf, "m")
         try:
-            for _ in range(300):
-                found = re.search(r"at (http://\S+)", open(log).read())
-                if found:
-                    break
-                time.sleep(0.1)
             def client(**settings):
-                where = {"base_url": f"{found.group(1)}/v1/completions", "model": "m", "max_length": 1024}
+                where = {"base_url": f"{url}/v1/completions", "model": "m", "max_length": 1024}
                 return LocalCompletionsAPI(**where, tokenizer=folder, tokenizer_backend="huggingface", **settings)
 
             # one text in a request, and several in each of several requests at a time
