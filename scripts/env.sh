@@ -66,3 +66,12 @@ if [ -z "${MMX_NO_TRAIN:-}" ]; then
   unset LIBTORCH_USE_PYTORCH
   say "libtorch $TORCH_VERSION: $LIBTORCH"
 fi
+
+# venv_beside_torch VENV: an empty virtual environment with the torch that is here already, rather than 5 GB once more
+venv_beside_torch() {
+  python3 -m venv --clear "$1" >&2 || missing "python3-venv" "sudo apt-get install python3-venv"
+  local site; site=$("$1/bin/python" -c 'import site; print(site.getsitepackages()[0])')
+  case $LIBTORCH in */site-packages/torch | */dist-packages/torch) dirname "$LIBTORCH" >"$site/torch.pth" ;; esac
+  "$1/bin/python" -c 'import torch' 2>/dev/null ||
+    "$1/bin/python" -m pip install --quiet --disable-pip-version-check "torch==$TORCH_VERSION" >&2
+}

@@ -10,11 +10,7 @@ MISTRAL=0.9.5
 four=$MMX_CACHE/peers-$TRANSFORMERS_4
 if ! "$four/bin/python" -c 'import transformers, torch, jinja2' 2>/dev/null; then
   say "installing transformers $TRANSFORMERS_4 (once)"
-  python3 -m venv --clear "$four" >&2
-  # the torch that is here already, rather than 5 GB once more
-  site=$("$four/bin/python" -c 'import site; print(site.getsitepackages()[0])')
-  case $LIBTORCH in */site-packages/torch | */dist-packages/torch) dirname "$LIBTORCH" >"$site/torch.pth" ;; esac
-  "$four/bin/python" -c 'import torch' 2>/dev/null || "$four/bin/python" -m pip install --quiet "torch==$TORCH_VERSION" >&2
+  venv_beside_torch "$four"
   "$four/bin/python" -m pip install --quiet --disable-pip-version-check "transformers==$TRANSFORMERS_4" jinja2 numpy safetensors >&2 ||
     missing "transformers $TRANSFORMERS_4" "$four/bin/python -m pip install transformers==$TRANSFORMERS_4 jinja2"
 fi
