@@ -1,5 +1,5 @@
 """What scripts/count-instructions counts and prints; started by it."""
-import argparse, json, os, re, shutil, subprocess, sys
+import argparse, glob, json, os, re, shutil, subprocess, sys
 
 TARGET = "aarch64-unknown-linux-gnu"
 # of each of our sets: the CPU that qemu plays, and what ggml is compiled for (its best for such a CPU)
@@ -15,7 +15,7 @@ PRODUCTS = {
     "llama": re.compile("mul_mat|vec_dot|ggml_gem[mv]|tinyBLAS|sgemm|quantize_|fp32_to_(fp16|bf16)"),
 }
 PRESET = "minimind2-small"
-STEPS = (2, 5)  # of the shorter and the longer run
+STEPS = (1, 2)  # of the shorter and the longer run
 
 
 def qemu(cpu, program, *arguments, plugin=None):
@@ -25,11 +25,36 @@ def qemu(cpu, program, *arguments, plugin=None):
     return subprocess.run([*command, program, *map(str, arguments)], check=True, stdout=subprocess.PIPE).stdout
 
 
+def flags(file):
+    """What CMake compiled ggml's kernels with, by name."""
+    return {name: value.split() for name, value in re.findall(r"^(C\w*) = *(.*)$", open(file).read(), re.M)}
+
+
+def compile_ggml(work, name):
+    """ggml's kernels for a set's instructions, as a library; cargo compiles them for armv8-a."""
+    builds = glob.glob(f"{os.environ['CARGO_TARGET_DIR']}/{TARGET}/release/build/llama-cpp-sys-2-*/out/build/ggml/src/CMakeFiles/ggml-cpu.dir")
+    if not builds:
+        sys.exit("error: expected ggml's build beside the program's, found none")
+    made = max(builds, key=os.path.getmtime)
+    known, folder = flags(f"{made}/flags.make"), f"{work}/ggml-{name}"
+    # source: the first of the folders that hold headers ends in ggml/src/..
+    source = next(flag[2:-2] for flag in known["C_INCLUDES"] if flag.endswith("/ggml/src/."))
+    os.mkdir(folder)
+    for at, found in enumerate(glob.glob(f"{made}/**/*.o", recursive=True)):
+        file = os.path.join(source, os.path.relpath(found, made).removesuffix(".o"))
+        compiler, language = ("gcc", "C") if file.endswith(".c") else ("g++", "CXX")
+        own = [re.sub("^-march=.*", f"-march={CPUS[name][1]}", flag) for part in ("DEFINES", "INCLUDES", "FLAGS") for flag in known[f"{language}_{part}"]]
+        subprocess.run([f"aarch64-linux-gnu-{compiler}", *own, "-g0", "-c", file, "-o", f"{folder}/{at}.o"], check=True)
+    subprocess.run(["aarch64-linux-gnu-ar", "rcs", f"{folder}/libggml-cpu-arm.a", *glob.glob(f"{folder}/*.o")], check=True)
+    return folder
+
+
 def build(work, name):
-    """bench_run with ggml compiled for a set's instructions: only ggml's kernels are compiled anew."""
-    env = {**os.environ, "GGML_CPU_ARM_ARCH": CPUS[name][1], "CMAKE_PROJECT_INCLUDE": os.path.realpath("scripts/ggml_arm_arch.cmake")}
-    command = ["cargo", "build", "--quiet", "--release", "--target", TARGET, "-p", "mmx-ggml", "--example", "bench_run"]
-    subprocess.run(command, env=env, check=True)
+    """bench_run with ggml's kernels for a set; those that cargo compiled for armv8-a are not linked then."""
+    command = ["cargo", "rustc", "--quiet", "--release", "--target", TARGET, "-p", "mmx-ggml", "--example", "bench_run"]
+    if CPUS[name][1] != "armv8-a":
+        command += ["--", "-L", f"native={compile_ggml(work, name)}", "-l", "static:+whole-archive,-bundle=ggml-cpu-arm"]
+    subprocess.run(command, check=True)
     program = f"{work}/bench_run-{name}"
     shutil.copy(f"{os.environ['CARGO_TARGET_DIR']}/{TARGET}/release/examples/bench_run", program)
     return program
@@ -58,8 +83,10 @@ def main():
     parser.add_argument("work")
     arguments = parser.parse_args()
     work, report = arguments.work, []
+    programs = {"neon": build(work, "neon")}  # the others take from it what does not depend on the set
+    programs |= {name: build(work, name) for name in arguments.cpus if name != "neon"}
     for name in arguments.cpus:
-        program, cpu = build(work, name), CPUS[name][0]
+        program, cpu = programs[name], CPUS[name][0]
         os.environ["MMX_CPU"] = name
         print(f"\n{name}: mmx / llama.cpp ({CPUS[name][1]}), instructions per 32 weights and token: products; all\n")
         print("| type |" + "".join(f" steps of {size} |" for size in arguments.sizes))
