@@ -168,8 +168,10 @@ fn steps(engine: &str, file: &Path, size: usize, n: usize) -> Result<Value> {
         let model = Model::load(file, LoadOptions::default())?;
         // what is read from the file at first is packed by a thread after the first step
         bench_steps(&model, size, 1, 1, Clock::Wall)?;
-        while is_running("packing") {
-            std::thread::sleep(std::time::Duration::from_millis(20));
+        let mut quiet = 0; // looks in a row: a thread has its name only once it runs
+        while quiet < 20 {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            quiet = if is_running("packing") { 0 } else { quiet + 1 };
         }
         bench_steps(&model, size, n, 1, Clock::Wall)?;
     } else {

