@@ -14,6 +14,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::error::{self, Error, Result};
+use crate::launch;
 use crate::terminal::{STOP, Terminal};
 
 /// Train a model: pretrain it from scratch, or go on from one with another stage
@@ -221,6 +222,10 @@ knobs! {
     /// Write all batches of the run here (safetensors: I.x, I.y, I.mask)
     #[arg(long, value_name = "FILE")]
     dump_batches: PathBuf,
+    /// Train with so many processes on this machine; torchrun, srun and mpirun start them on many
+    /// [default: 1]
+    #[arg(long, value_name = "N", value_parser = crate::values::at_least_one)]
+    processes: usize,
 }
 
 /// Runs the training.
@@ -243,6 +248,9 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
             Error::failed(format!("{}:{line} {message}", path.display()))
         })?;
         knobs = knobs.or(file);
+    }
+    if launch::wanted(knobs.processes)? {
+        return launch::run(knobs.processes.unwrap_or(1));
     }
     let config = knobs.resolve(stage)?;
     knobs.refuse_inputs(&args.data, &args.out, args.resume)?;
