@@ -32,7 +32,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
 use crate::model::HostTensor;
-use crate::optim::{AdamW, Part};
+use crate::optim::{Optimizer, Part};
 use crate::trainer::{Position, Trainer};
 use mmx_converters::digest;
 use mmx_converters::model::run_folder;
@@ -171,7 +171,7 @@ fn write_model(context: &Context<'_>, trainer: &Trainer<'_>, dir: &Path) -> Resu
     Ok(())
 }
 
-fn write_optimizer(optimizer: &AdamW, path: &Path) -> Result<()> {
+fn write_optimizer(optimizer: &Optimizer, path: &Path) -> Result<()> {
     let mut parts = vec![("first", Part::First), ("second", Part::Second)];
     if optimizer.accumulated() > 0 {
         parts.push(("gradient", Part::Gradient));

@@ -16,7 +16,7 @@
 //! | [`stage`] | a file for each stage: what is learned from a batch |
 //! | [`loss`] | cross-entropy, divergence and log-probabilities without whole logits |
 //! | [`trainer`] | the one loop: learning rate, forward, loss, backward, clip, step |
-//! | [`schedule`], [`optim`] | the learning rate of a micro-step; AdamW |
+//! | [`schedule`], [`optim`] | the learning rate of a micro-step; the update: AdamW |
 //! | [`session`] | a trainer from its position to its end, with checkpoints and validation |
 //! | [`checkpoint`] | a run's state in a model's folder, whole or not at all |
 //! | [`report`] | metrics.jsonl, TensorBoard's files, continued samples, the trace |

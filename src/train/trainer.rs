@@ -14,7 +14,7 @@ use tch::{Kind, Tensor};
 use crate::config::TrainConfig;
 use crate::error::{Error, Result, TorchError};
 use crate::model::Model;
-use crate::optim::{AdamW, Options};
+use crate::optim::{Optimizer, Options};
 use crate::schedule::Schedule;
 use crate::stage::{Loss, Part, Stage};
 use mmx_data::Batch;
@@ -133,7 +133,7 @@ pub struct Trainer<'a> {
     stage: &'a dyn Stage,
     config: TrainConfig,
     batches: &'a mut dyn Batches,
-    optimizer: AdamW,
+    optimizer: Optimizer,
     schedule: Schedule,
     plan: Plan,
     /// Micro-steps of each epoch.
@@ -183,7 +183,7 @@ impl<'a> Trainer<'a> {
             stage,
             config: config.clone(),
             batches,
-            optimizer: AdamW::new(&stage.trainable(model), options)?,
+            optimizer: Optimizer::new(&stage.trainable(model), options)?,
             schedule,
             plan,
             lengths,
@@ -214,12 +214,12 @@ impl<'a> Trainer<'a> {
     }
 
     /// The optimizer, whose state goes into checkpoints.
-    pub fn optimizer(&self) -> &AdamW {
+    pub fn optimizer(&self) -> &Optimizer {
         &self.optimizer
     }
 
     /// The optimizer, to restore its state; the position goes with it.
-    pub fn restore(&mut self, position: Position) -> &mut AdamW {
+    pub fn restore(&mut self, position: Position) -> &mut Optimizer {
         (self.position, self.whole) = (position, None);
         &mut self.optimizer
     }
