@@ -5,11 +5,10 @@
 //! batch's rows, and adds its gradients to those of the others before the optimizer steps. A process
 //! on its own is the case of one rank: then nothing here does anything.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use mmx_data::batches::Part;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::distributed::Group;
 use crate::error::{Error, Result, TorchError};
@@ -19,17 +18,17 @@ pub const LONG_WORK: Duration = Duration::from_secs(24 * 3600);
 
 /// The processes of a run; one, unless there is a group.
 #[derive(Clone, Debug, Default)]
-pub struct Ranks(Option<Arc<Group>>);
+pub struct Ranks(Option<(Group, Device)>);
 
 impl Ranks {
-    /// The processes of a group.
-    pub fn new(group: Arc<Group>) -> Self {
-        Self(Some(group))
+    /// The processes of a group that adds up tensors on `device`.
+    pub fn new(group: Group, device: Device) -> Self {
+        Self(Some((group, device)))
     }
 
     /// The group, where there is more than one process.
     pub fn group(&self) -> Option<&Group> {
-        self.0.as_deref()
+        self.0.as_ref().map(|(group, _)| group)
     }
 
     /// True of a process on its own.
@@ -61,7 +60,7 @@ impl Ranks {
     ///
     /// # Errors
     /// A process that is gone.
-    pub fn sum(&self, tensor: &Tensor) -> Result<()> {
+    pub fn sum(&self, tensor: &mut Tensor) -> Result<()> {
         match self.group() {
             Some(group) => group.all_reduce(tensor),
             None => Ok(()),
@@ -73,13 +72,12 @@ impl Ranks {
     /// # Errors
     /// A process that is gone.
     pub fn sum_numbers(&self, numbers: &[f64]) -> Result<Vec<f64>> {
-        let Some(group) = self.group() else { return Ok(numbers.to_vec()) };
+        let Some((group, device)) = &self.0 else { return Ok(numbers.to_vec()) };
         let doing = |e| Error::torch("numbers of all processes", &e);
-        let tensor = Tensor::f_from_slice(numbers).and_then(|t| t.f_to_device(group.device()));
-        let tensor = tensor.map_err(doing)?;
-        group.all_reduce(&tensor)?;
-        let host = tensor.f_to_kind(Kind::Double).and_then(|t| Vec::<f64>::try_from(&t));
-        host.map_err(doing)
+        let tensor = Tensor::f_from_slice(numbers).and_then(|t| t.f_to_device(*device));
+        let mut tensor = tensor.map_err(doing)?;
+        group.all_reduce(&mut tensor)?;
+        host_numbers(&tensor).map_err(doing)
     }
 
     /// The numbers that the first process gives, on all of them. All have to call it with as many.
@@ -110,6 +108,27 @@ impl Ranks {
         String::from_utf8(bytes).map_err(|_| Error::failed("rank 0: expected text, found none"))
     }
 
+    /// The places that all processes list, one process's after the other's, `most` of each. All have
+    /// to call it.
+    ///
+    /// # Errors
+    /// A process that is gone.
+    pub fn lists(&self, own: &[(u32, u32)], most: usize) -> Result<Vec<(u32, u32)>> {
+        let width = 1 + 2 * most;
+        let mut numbers = vec![0.0; self.size() * width];
+        let own = &own[..own.len().min(most)];
+        let row = [own.len() as u32].into_iter().chain(own.iter().flat_map(|&(a, b)| [a, b]));
+        for (place, number) in numbers[self.rank() * width..].iter_mut().zip(row) {
+            *place = f64::from(number);
+        }
+        let numbers = self.sum_numbers(&numbers)?;
+        let list = |row: &[f64]| -> Vec<(u32, u32)> {
+            let count = row.first().map_or(0, |&count| count as usize);
+            row[1..].chunks_exact(2).take(count).map(|p| (p[0] as u32, p[1] as u32)).collect()
+        };
+        Ok(numbers.chunks_exact(width).flat_map(list).collect())
+    }
+
     /// Waits until all processes are here, `what` being what some of them may be busy with.
     ///
     /// # Errors
@@ -120,6 +139,11 @@ impl Ranks {
             None => Ok(()),
         }
     }
+}
+
+/// Numbers of a tensor on the host, fetched at once.
+pub(crate) fn host_numbers(tensor: &Tensor) -> std::result::Result<Vec<f64>, tch::TchError> {
+    Vec::<f64>::try_from(&tensor.f_to_kind(Kind::Double)?.f_to_device(Device::Cpu)?)
 }
 
 /// What of the optimizer is divided among the processes.

@@ -337,9 +337,10 @@ impl Model {
         let doing = |e| Error::torch("balancing loss", &e);
         let statistics = Tensor::f_stack(layers, 1).map_err(doing)?; // [2, layers, experts]
         let of = |half| statistics.f_select(0, half);
-        let counts = of(0).and_then(|counts| counts.detach().f_contiguous()).map_err(doing)?;
-        let counts = counts.f_copy().map_err(doing)?;
-        self.ranks.sum(&counts)?;
+        // a copy: the sum over all is put in its place
+        let counts = of(0).and_then(|of| of.detach().f_mul_scalar(1.0));
+        let mut counts = counts.map_err(doing)?;
+        self.ranks.sum(&mut counts)?;
         let sums = of(1).map_err(doing)?;
         moe::loss_of_statistics(moe, &counts, &sums, positions).map_err(doing)
     }

@@ -44,14 +44,9 @@ impl AdamW {
         Ok(Self { options, first: zeros()?, second: zeros()?, range })
     }
 
-    /// The first moment of `len` values that begin at `start` of the flat buffers.
-    pub(super) fn first(&self, start: i64, len: i64) -> Result<Tensor, TchError> {
-        self.first.f_narrow(0, start - self.range.start, len)
-    }
-
-    /// The second moment, as [`AdamW::first`].
-    pub(super) fn second(&self, start: i64, len: i64) -> Result<Tensor, TchError> {
-        self.second.f_narrow(0, start - self.range.start, len)
+    /// A moment over the range.
+    pub(super) fn part(&self, second: bool) -> &Tensor {
+        if second { &self.second } else { &self.first }
     }
 
     /// Update number `steps`, from 1, of the flat buffers with the gradient times `clip`.

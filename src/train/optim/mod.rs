@@ -7,11 +7,14 @@
 
 mod adamw;
 
+use std::ops::Range;
+
 use tch::{Device, Kind, TchError, Tensor};
 
 use self::adamw::AdamW;
 use crate::error::{Error, Result, TorchError};
 use crate::model::{HostTensor, Variable, host_f32};
+use crate::ranks::{Reduce, Shard, Spread};
 
 pub use self::adamw::Options;
 
@@ -37,6 +40,11 @@ pub struct Optimizer {
     steps: u64,
     /// Micro-steps in `gradients`.
     accumulated: usize,
+    /// The processes that add their gradients up, and what of the state is divided among them.
+    spread: Spread,
+    /// The part of the flat buffers whose weights this process updates: all, unless the state is
+    /// divided.
+    own: Range<i64>,
 }
 
 /// The parts of the state that a checkpoint keeps, by the names of their buffers.
@@ -60,10 +68,24 @@ impl Optimizer {
     /// # Errors
     /// libtorch's: no memory for gradients and moments (three times the weights).
     pub fn new(variables: &[Variable], options: Options) -> Result<Self> {
-        Self::build(variables, options).map_err(|e| Error::torch("setting up the optimizer", &e))
+        Self::among(variables, options, Spread::default())
     }
 
-    fn build(variables: &[Variable], options: Options) -> Result<Self, TchError> {
+    /// Takes over `variables`, which all processes have: where the state is divided among them,
+    /// each holds its part.
+    ///
+    /// # Errors
+    /// See [`Optimizer::new`].
+    pub fn among(variables: &[Variable], options: Options, spread: Spread) -> Result<Self> {
+        Self::build(variables, options, spread)
+            .map_err(|e| Error::torch("setting up the optimizer", &e))
+    }
+
+    fn build(
+        variables: &[Variable],
+        options: Options,
+        spread: Spread,
+    ) -> Result<Self, TchError> {
         let device = variables.first().map_or(Device::Cpu, |v| v.tensor.device());
         let mut slots = Vec::with_capacity(variables.len());
         let mut end = 0;
@@ -72,6 +94,12 @@ impl Optimizer {
             let leaf = variable.tensor.shallow_clone();
             slots.push(Slot { name: variable.name.clone(), shape, start: end, len, leaf });
             end += (len + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+        }
+        let mut own = 0..end;
+        if spread.shard == Shard::Optimizer {
+            let (rank, size) = (spread.ranks.rank() as i64, spread.ranks.size() as i64);
+            let part = (end + size * ALIGNMENT - 1) / (size * ALIGNMENT) * ALIGNMENT;
+            (own, end) = (rank * part..(rank + 1) * part, size * part);
         }
         let zeros = || Tensor::f_zeros([end], (Kind::Float, device));
         let weights = zeros()?;
@@ -83,13 +111,18 @@ impl Optimizer {
             }
             Ok::<(), TchError>(())
         })?;
-        let (gradients, adamw) = (zeros()?, AdamW::new(options, 0..end, device)?);
-        Ok(Self { slots, weights, gradients, adamw, steps: 0, accumulated: 0 })
+        let (gradients, adamw) = (zeros()?, AdamW::new(options, own.clone(), device)?);
+        Ok(Self { slots, weights, gradients, adamw, steps: 0, accumulated: 0, spread, own })
     }
 
     /// Variables it changes.
     pub fn variables(&self) -> usize {
         self.slots.len()
+    }
+
+    /// True where this process holds all of the state.
+    pub fn is_whole(&self) -> bool {
+        self.spread.shard == Shard::Nothing
     }
 
     /// Optimizer steps taken.
@@ -108,6 +141,13 @@ impl Optimizer {
     /// libtorch's.
     pub fn accumulate(&mut self, loss: &Tensor, scale: f64) -> Result<()> {
         let add = || -> Result<(), TchError> {
+            if !loss.requires_grad() {
+                // a share of a batch without anything to learn
+                return match self.accumulated {
+                    0 => self.gradients.shallow_clone().f_zero_().map(drop),
+                    _ => Ok(()),
+                };
+            }
             let scaled =
                 if scale == 1.0 { loss.shallow_clone() } else { loss.f_mul_scalar(scale)? };
             let leaves: Vec<&Tensor> = self.slots.iter().map(|slot| &slot.leaf).collect();
@@ -132,6 +172,26 @@ impl Optimizer {
         add().map_err(|e| Error::torch("backward pass", &e))?;
         self.accumulated += 1;
         Ok(())
+    }
+
+    /// Adds the accumulated gradients of all processes up, which all have to call.
+    ///
+    /// # Errors
+    /// A process that is gone; libtorch's.
+    pub fn reduce(&mut self) -> Result<()> {
+        let ranks = &self.spread.ranks;
+        if ranks.alone() {
+            return Ok(());
+        }
+        let doing = |e| Error::torch("gradients of all processes", &e);
+        match self.spread.reduce {
+            Reduce::F32 => ranks.sum(&mut self.gradients),
+            Reduce::Bf16 => {
+                let mut half = self.gradients.f_to_kind(Kind::BFloat16).map_err(doing)?;
+                ranks.sum(&mut half)?;
+                tch::no_grad(|| self.gradients.f_copy_(&half)).map_err(doing)
+            }
+        }
     }
 
     /// The accumulated gradient's norm over all variables, a float64 scalar on the device: one
@@ -164,7 +224,20 @@ impl Optimizer {
         let (weights, gradients) = (&mut self.weights, &mut self.gradients);
         self.adamw
             .step(weights, gradients, lr, clip, self.steps)
-            .map_err(|e| Error::torch("optimizer step", &e))
+            .map_err(|e| Error::torch("optimizer step", &e))?;
+        self.gather(&self.weights)
+    }
+
+    /// Puts the parts that the processes have of a flat buffer into all of them, in place.
+    fn gather(&self, flat: &Tensor) -> Result<()> {
+        let (Some(group), Shard::Optimizer) = (self.spread.ranks.group(), self.spread.shard) else {
+            return Ok(());
+        };
+        // a copy: what is gathered must not lie in where it goes
+        let own = flat.f_narrow(0, self.own.start, self.own.end - self.own.start);
+        let own = tch::no_grad(|| own?.detach().f_mul_scalar(1.0));
+        let own = own.map_err(|e| Error::torch("weights of all processes", &e))?;
+        group.all_gather(&mut flat.detach(), &own)
     }
 
     /// Drops what has been accumulated.
@@ -172,33 +245,53 @@ impl Optimizer {
         self.accumulated = 0;
     }
 
-    /// The place of a part of a variable's state.
-    fn part(&self, part: Part, slot: &Slot) -> Result<Tensor, TchError> {
-        match part {
-            Part::First => self.adamw.first(slot.start, slot.len),
-            Part::Second => self.adamw.second(slot.start, slot.len),
-            Part::Gradient => self.gradients.f_narrow(0, slot.start, slot.len),
-        }
-    }
-
-    /// One part of the state on the host, per variable.
+    /// One part of the state of all processes on the first one's host, per variable; nothing on the
+    /// others, which all have to call it.
     ///
     /// # Errors
-    /// libtorch's.
+    /// libtorch's; a process that is gone.
     pub fn state(&self, part: Part) -> Result<Vec<HostTensor>> {
+        let reading = |e| Error::torch("reading the optimizer's state", &e);
+        let ranks = &self.spread.ranks;
+        let flat = match (part, ranks.alone()) {
+            (Part::Gradient, true) => self.gradients.shallow_clone(),
+            // parts of gradients that were not added up yet
+            (Part::Gradient, false) => {
+                let mut sum = self.gradients.f_mul_scalar(1.0).map_err(reading)?;
+                ranks.sum(&mut sum)?;
+                sum
+            }
+            (Part::First | Part::Second, _) => {
+                let own = self.adamw.part(part == Part::Second);
+                match self.spread.shard {
+                    Shard::Nothing => own.shallow_clone(),
+                    Shard::Optimizer => {
+                        let all = tch::no_grad(|| {
+                            let all = self.weights.detach().f_zeros_like()?;
+                            let mut place = all.f_narrow(0, self.own.start, own.numel() as i64)?;
+                            place.f_copy_(own)?;
+                            Ok(all)
+                        });
+                        let all = all.map_err(reading)?;
+                        self.gather(&all)?;
+                        all
+                    }
+                }
+            }
+        };
+        if !ranks.is_first() {
+            return Ok(Vec::new());
+        }
         let read = |slot: &Slot| -> Result<HostTensor, TchError> {
-            let values = host_f32(&self.part(part, slot)?)?;
+            let values = host_f32(&flat.f_narrow(0, slot.start, slot.len)?)?;
             let shape = slot.shape.iter().map(|&n| n as usize).collect();
             Ok(HostTensor { name: slot.name.clone(), shape, values })
         };
-        self.slots
-            .iter()
-            .map(read)
-            .collect::<Result<_, _>>()
-            .map_err(|e| Error::torch("reading the optimizer's state", &e))
+        self.slots.iter().map(read).collect::<Result<_, _>>().map_err(reading)
     }
 
-    /// Puts a part of a variable's state back, as [`Optimizer::state`] gave it.
+    /// Puts a part of a variable's state back, as [`Optimizer::state`] gave it: of a divided state,
+    /// what of it is this process's; of the accumulated gradient, all on the first process.
     ///
     /// # Errors
     /// An unknown variable, or another number of values.
@@ -211,11 +304,32 @@ impl Optimizer {
                 values.len()
             )));
         };
+        let (flat, range) = match part {
+            Part::Gradient if !self.spread.ranks.is_first() => return Ok(()),
+            Part::Gradient => (&self.gradients, 0..i64::MAX),
+            Part::First | Part::Second => (self.adamw.part(part == Part::Second), self.own.clone()),
+        };
+        let (from, to) = (slot.start.max(range.start), (slot.start + slot.len).min(range.end));
+        if from >= to {
+            return Ok(());
+        }
+        let values = &values[(from - slot.start) as usize..(to - slot.start) as usize];
         let copy = || -> Result<(), TchError> {
-            let mut target = self.part(part, slot)?;
+            let mut target = flat.f_narrow(0, from - range.start, to - from)?;
             target.f_copy_(&Tensor::f_from_slice(values)?)
         };
         tch::no_grad(copy).map_err(|e| Error::torch("restoring the optimizer's state", &e))
+    }
+
+    /// Gives all processes the first one's weights, which all have to call.
+    ///
+    /// # Errors
+    /// A process that is gone.
+    pub fn agree(&mut self) -> Result<()> {
+        match self.spread.ranks.group() {
+            Some(group) => group.broadcast(&mut self.weights, 0),
+            None => Ok(()),
+        }
     }
 
     /// Sets the counters that belong to restored state.
