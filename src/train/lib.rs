@@ -22,6 +22,7 @@
 //! | [`session`] | a trainer from its position to its end, with checkpoints and validation |
 //! | [`checkpoint`] | a run's state in a model's folder, whole or not at all |
 //! | [`report`] | metrics.jsonl, TensorBoard's files, continued samples, the trace |
+//! | [`distributed`] | many processes that train one model: how they meet, sums over all of them |
 //! | [`memory`] | how much there is and how much a run takes, before its first step |
 //! | [`logits`], [`about`] | answers for the engine `native`; libtorch's version and device |
 //! | [`threads`], [`error`] | libtorch's worker threads; its refusals as errors of mmx |
@@ -76,6 +77,7 @@
 pub mod about;
 pub mod checkpoint;
 pub mod config;
+pub mod distributed;
 pub mod error;
 pub mod job;
 mod kernel;
