@@ -223,3 +223,23 @@ impl Batches for Ordered<'_> {
         Ok(sizes.fold((0, 0), larger))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parts_of_all_ranks_are_every_row_once_in_order() {
+        for ranks in 1..=9 {
+            for rows in 0..=40 {
+                let parts = (0..ranks).map(|rank| Part { rank, ranks }.of(rows));
+                let parts: Vec<Range<usize>> = parts.collect();
+                let all: Vec<usize> = parts.iter().cloned().flatten().collect();
+                assert_eq!(all, (0..rows).collect::<Vec<_>>(), "{rows} rows, {ranks} ranks");
+                let sizes = parts.iter().map(Range::len);
+                let (least, most) = (sizes.clone().min(), sizes.max());
+                assert!(most <= least.map(|n| n + 1), "{rows} rows, {ranks} ranks: {parts:?}");
+            }
+        }
+    }
+}

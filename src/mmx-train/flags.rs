@@ -317,8 +317,13 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
         place,
         ..Request::new(config, args.data, args.out)
     };
-    let terminal = Terminal::spelling(error::options_of(&crate::Train::command()));
+    // the first of several processes speaks for all
+    let quiet = request.place.as_ref().is_some_and(|place| place.rank > 0);
+    let terminal = Terminal::spelling(error::options_of(&crate::Train::command())).quiet(quiet);
     let outcome = job::run(request, Arc::new(terminal), &STOP)?;
+    if quiet {
+        return Ok(());
+    }
     if args.json {
         println!("{}", to_json(&outcome));
     } else {
