@@ -90,6 +90,7 @@ use crate::memory::available::available;
 use crate::memory::estimate::{Estimate, Workload};
 use crate::memory::keep_memory;
 use crate::model::device;
+use crate::report::optimizer;
 use crate::session::{self, Session, Validation};
 use crate::stage::{self, Setup, Stage};
 use crate::start::{Models, Start};
@@ -272,7 +273,8 @@ impl Job {
             let source = batches_of(&config, &dataset, &self.request.data, config.shuffle, padded);
             let mut batches = Prefetcher::new(scope, source, config.epochs);
             keep_memory();
-            let trained = stage.trainable(&model).iter().map(|v| v.tensor.numel()).sum();
+            let trainable = stage.trainable(&model);
+            let trained = trainable.iter().map(|v| v.tensor.numel()).sum();
             let micro_steps = config
                 .max_steps
                 .map_or(usize::MAX, |steps| steps.saturating_mul(config.accumulation));
@@ -281,6 +283,7 @@ impl Job {
                 compute,
                 device,
                 trained,
+                moments: config.optimizer().moments(&trainable),
                 weights: model.config().parameters().0 + frozen_weights,
                 two_distributions: config.distill.is_some(),
                 largest: batches.largest(micro_steps)?,
@@ -295,6 +298,7 @@ impl Job {
             }
             let listener = self.listener.as_ref();
             announce(&trainer, &dataset, listener);
+            optimizer::announce(&trainer, &trainable, listener);
             listener.say(&estimate.describe(can_be_had));
             if let Some((_, state)) = &resumed {
                 let Position { step, micro_step, epoch, .. } = state.position;

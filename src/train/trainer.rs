@@ -11,10 +11,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor};
 
-use crate::config::TrainConfig;
+use crate::config::{OptimizerName, TrainConfig};
 use crate::error::{Error, Result, TorchError};
 use crate::model::Model;
-use crate::optim::{Optimizer, Options};
+use crate::optim::{Optimizer, Rates};
 use crate::schedule::Schedule;
 use crate::stage::{Loss, Part, Stage};
 use mmx_data::Batch;
@@ -77,8 +77,10 @@ impl Plan {
 pub struct MicroStep {
     /// The micro-step's number, from 0.
     pub step: usize,
-    /// Learning rate.
+    /// Learning rate; with Muon the hidden matrices'.
     pub lr: f64,
+    /// With Muon: AdamW's learning rate.
+    pub adam_lr: Option<f64>,
     /// The loss before it is divided by the accumulation; nothing when no token was learned.
     pub loss: Option<f64>,
     /// The gradient's norm before clipping, where the optimizer stepped.
@@ -95,6 +97,9 @@ impl MicroStep {
         let mut out = Map::new();
         out.insert("step".into(), json!(self.step));
         out.insert("lr".into(), json!(self.lr));
+        if let Some(lr) = self.adam_lr {
+            out.insert("adam_lr".into(), json!(lr));
+        }
         out.insert("loss".into(), json!(self.loss));
         out.insert("grad_norm".into(), json!(self.grad_norm));
         if self.loss.is_none() {
@@ -122,7 +127,7 @@ pub struct Report {
 /// A micro-step whose numbers are still on the device.
 struct Pending {
     step: usize,
-    lr: f64,
+    rates: Rates,
     loss: Loss,
     lines: Vec<(u32, u32)>,
 }
@@ -171,19 +176,21 @@ impl<'a> Trainer<'a> {
                 "lower `accum` or `batch_size`, or give more data",
             ));
         }
-        let options = Options { weight_decay: config.weight_decay, ..Options::default() };
+        let share = (config.warmup_share * plan.steps as f64).round() as usize;
         let schedule = Schedule {
+            decline: config.schedule,
             recipe,
-            lr: config.lr,
-            total: plan.micro_steps,
-            warmup: config.warmup * config.accumulation,
+            micro_steps: plan.micro_steps,
+            steps: plan.steps,
+            accumulation: config.accumulation,
+            warmup: if config.warmup > 0 { config.warmup } else { share },
         };
         Ok(Self {
             model,
             stage,
             config: config.clone(),
             batches,
-            optimizer: Optimizer::new(&stage.trainable(model), options)?,
+            optimizer: Optimizer::new(&stage.trainable(model), config.optimizer())?,
             schedule,
             plan,
             lengths,
@@ -201,6 +208,11 @@ impl<'a> Trainer<'a> {
     /// The position of the run.
     pub fn position(&self) -> Position {
         self.position
+    }
+
+    /// The learning rates over the run.
+    pub fn schedule(&self) -> Schedule {
+        self.schedule
     }
 
     /// The model that is trained.
@@ -251,9 +263,13 @@ impl<'a> Trainer<'a> {
             return Ok(None);
         }
         self.mark();
-        let Position { epoch, index, micro_step, .. } = self.position;
+        let Position { epoch, index, micro_step, step } = self.position;
         let batch = self.batches.batch(epoch, index)?;
-        let lr = self.schedule.lr(micro_step);
+        let peaks = self.config.rates();
+        let rates = Rates {
+            muon: self.schedule.lr(peaks.muon, micro_step, step),
+            adamw: self.schedule.lr(peaks.adamw, micro_step, step),
+        };
         let loss = self.stage.loss(self.model, &batch)?;
         if let Some(total) = &loss.total {
             self.optimizer.accumulate(total, 1.0 / self.config.accumulation as f64)?;
@@ -261,7 +277,7 @@ impl<'a> Trainer<'a> {
         let tokens = real_tokens(&batch, i64::from(self.model.config().pad_token_id));
         self.pending.push(Pending {
             step: micro_step,
-            lr,
+            rates,
             loss: loss.detached(),
             lines: batch.lines,
         });
@@ -273,7 +289,7 @@ impl<'a> Trainer<'a> {
         let due = in_epoch.is_multiple_of(self.config.accumulation)
             || (self.config.step_at_epoch_end && in_epoch == self.lengths[epoch]);
         if due {
-            self.step(lr, &mut report)?;
+            self.step(rates, &mut report)?;
         } else if self.position.micro_step == self.plan.micro_steps {
             // what is left at the end is not trained on, as the 2025 reference
             report.micro_steps = self.fetch()?;
@@ -290,7 +306,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// The optimizer step: clip, update, fetch what is to be shown.
-    fn step(&mut self, lr: f64, report: &mut Report) -> Result<()> {
+    fn step(&mut self, rates: Rates, report: &mut Report) -> Result<()> {
         self.position.step += 1;
         if self.optimizer.accumulated() == 0 {
             report.micro_steps = self.fetch()?; // no token was learned: no weight changes
@@ -313,7 +329,7 @@ impl<'a> Trainer<'a> {
             return Ok(());
         }
         self.whole = None;
-        self.optimizer.step(lr, norm, self.config.grad_clip)?;
+        self.optimizer.step(rates, norm, self.config.grad_clip)?;
         report.stepped = true;
         if let Some(last) = report.micro_steps.last_mut() {
             last.grad_norm = Some(norm);
@@ -357,10 +373,11 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// libtorch's.
     pub fn fetch(&mut self) -> Result<Vec<MicroStep>> {
+        let muon = self.config.optimizer == OptimizerName::Muon;
         self.pending
             .drain(..)
             .map(|pending| {
-                let Pending { step, lr, loss, .. } = pending;
+                let Pending { step, rates, loss, .. } = pending;
                 let fetch = || -> std::result::Result<MicroStep, tch::TchError> {
                     let scalar = |t: &Tensor| t.f_double_value(&[]);
                     let parts = loss.parts.iter().map(|(name, part)| {
@@ -377,7 +394,8 @@ impl<'a> Trainer<'a> {
                     });
                     Ok(MicroStep {
                         step,
-                        lr,
+                        lr: rates.muon,
+                        adam_lr: muon.then_some(rates.adamw),
                         loss: loss.total.as_ref().map(scalar).transpose()?,
                         grad_norm: None,
                         parts: parts.collect::<std::result::Result<_, tch::TchError>>()?,

@@ -1,19 +1,74 @@
 //! The optimizer: weights and gradients lie in two flat float32 buffers, so clipping, the update and
-//! a checkpoint are each one pass, and the norm before clipping is returned. An update's own state
-//! lies in buffers of its own, over the part of the flat ones that it changes: [`adamw`].
+//! a checkpoint are each one pass, and the norm before clipping is returned. Each variable goes to
+//! one of two updates, which hold their own state over the part of the buffers that they change:
+//! [`muon`] takes the hidden matrices where it is asked for, [`adamw`] all others.
 //!
 //! In: a scalar loss per micro-step ([`Optimizer::accumulate`]). Out: changed master weights
 //! ([`Optimizer::step`]).
 
 mod adamw;
+mod muon;
+mod slices;
 
+use mmx_converters::arch::{Role, Weight};
 use tch::{Device, Kind, TchError, Tensor};
 
 use self::adamw::AdamW;
+use self::muon::{Muon, Place};
 use crate::error::{Error, Result, TorchError};
 use crate::model::{HostTensor, Variable, host_f32};
 
-pub use self::adamw::Options;
+pub use self::adamw::AdamWOptions;
+pub use self::muon::MuonOptions;
+
+/// The updates and their constants.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Options {
+    /// Of every variable that is not Muon's.
+    pub adamw: AdamWOptions,
+    /// Of the hidden matrices; without it they are AdamW's too.
+    pub muon: Option<MuonOptions>,
+}
+
+impl Options {
+    /// Whether Muon changes what has this role: a matrix between hidden states.
+    fn is_muons(&self, role: Option<Role>) -> bool {
+        self.muon.is_some() && role.is_some_and(Role::is_hidden_matrix)
+    }
+
+    /// Values of the moments of `variables`: two for each of AdamW's weights, one for each of
+    /// Muon's.
+    pub fn moments(&self, variables: &[Variable]) -> usize {
+        let of = |v: &Variable| v.tensor.numel() * if self.is_muons(v.role) { 1 } else { 2 };
+        variables.iter().map(of).sum()
+    }
+
+    /// The same of a weight of a model that is not made yet.
+    pub(crate) fn moments_of(&self, weight: &Weight) -> u64 {
+        weight.elements() as u64 * if self.is_muons(Some(weight.role)) { 1 } else { 2 }
+    }
+}
+
+/// Muon's operations a step for each operation that the matrices' own forward and backward take for
+/// a token: the tokens a step at which both would take the same time. Zero without hidden matrices.
+pub fn muon_tokens(variables: &[Variable]) -> f64 {
+    let hidden = variables.iter().filter(|v| v.role.is_some_and(Role::is_hidden_matrix));
+    let (mut update, mut per_token) = (0.0, 0.0);
+    for (rows, columns) in hidden.filter_map(|v| v.tensor.size2().ok()) {
+        update += muon::operations(rows as usize, columns as usize);
+        per_token += 6.0 * (rows * columns) as f64;
+    }
+    if per_token > 0.0 { update / per_token } else { 0.0 }
+}
+
+/// The learning rates of a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rates {
+    /// Muon's.
+    pub muon: f64,
+    /// AdamW's.
+    pub adamw: f64,
+}
 
 /// Where a variable lies in the flat buffers.
 #[derive(Debug)]
@@ -33,6 +88,7 @@ pub struct Optimizer {
     weights: Tensor,
     gradients: Tensor,
     adamw: AdamW,
+    muon: Option<Muon>,
     /// Optimizer steps taken.
     steps: u64,
     /// Micro-steps in `gradients`.
@@ -42,12 +98,24 @@ pub struct Optimizer {
 /// The parts of the state that a checkpoint keeps, by the names of their buffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// Running mean of the gradient.
+    /// AdamW's running mean of the gradient.
     First,
-    /// Running mean of the squared gradient.
+    /// AdamW's running mean of the squared gradient.
     Second,
+    /// Muon's running mean of the gradient.
+    Momentum,
     /// What has been accumulated since the last step.
     Gradient,
+}
+
+impl Part {
+    /// All of them, with the prefix that a checkpoint puts before a variable's name.
+    pub const ALL: [(&'static str, Self); 4] = [
+        ("first", Self::First),
+        ("second", Self::Second),
+        ("momentum", Self::Momentum),
+        ("gradient", Self::Gradient),
+    ];
 }
 
 /// Starts of variables are multiples of this many floats (64 bytes: a cache line, an AVX-512
@@ -65,13 +133,34 @@ impl Optimizer {
 
     fn build(variables: &[Variable], options: Options) -> Result<Self, TchError> {
         let device = variables.first().map_or(Device::Cpu, |v| v.tensor.device());
+        // AdamW's first, then Muon's with those of one shape side by side
+        let mut order: Vec<usize> = (0..variables.len()).collect();
+        let key = |i: usize| match options.is_muons(variables[i].role) {
+            true => (true, variables[i].tensor.size()),
+            false => (false, Vec::new()),
+        };
+        order.sort_by_key(|&i| key(i));
+        let (mut starts, mut matrices) = (vec![0; variables.len()], Vec::new());
+        let (mut end, mut end_of_adamw) = (0, 0);
+        for i in order {
+            starts[i] = end;
+            let tensor = &variables[i].tensor;
+            if options.is_muons(variables[i].role) {
+                let (rows, columns) = tensor.size2()?;
+                let (rows, columns) = (rows as usize, columns as usize);
+                matrices.push(Place { start: end, rows, columns });
+            }
+            let len = tensor.numel() as i64;
+            end += (len + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+            if matrices.is_empty() {
+                end_of_adamw = end;
+            }
+        }
         let mut slots = Vec::with_capacity(variables.len());
-        let mut end = 0;
-        for variable in variables {
+        for (variable, start) in variables.iter().zip(starts) {
             let (shape, len) = (variable.tensor.size(), variable.tensor.numel() as i64);
             let leaf = variable.tensor.shallow_clone();
-            slots.push(Slot { name: variable.name.clone(), shape, start: end, len, leaf });
-            end += (len + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+            slots.push(Slot { name: variable.name.clone(), shape, start, len, leaf });
         }
         let zeros = || Tensor::f_zeros([end], (Kind::Float, device));
         let weights = zeros()?;
@@ -83,8 +172,9 @@ impl Optimizer {
             }
             Ok::<(), TchError>(())
         })?;
-        let (gradients, adamw) = (zeros()?, AdamW::new(options, 0..end, device)?);
-        Ok(Self { slots, weights, gradients, adamw, steps: 0, accumulated: 0 })
+        let (gradients, adamw) = (zeros()?, AdamW::new(options.adamw, 0..end_of_adamw, device)?);
+        let muon = options.muon.map(|options| Muon::new(options, matrices, device)).transpose()?;
+        Ok(Self { slots, weights, gradients, adamw, muon, steps: 0, accumulated: 0 })
     }
 
     /// Variables it changes.
@@ -156,15 +246,19 @@ impl Optimizer {
     ///
     /// # Errors
     /// libtorch's.
-    pub fn step(&mut self, lr: f64, norm: f64, max_norm: f64) -> Result<()> {
+    pub fn step(&mut self, rates: Rates, norm: f64, max_norm: f64) -> Result<()> {
         // eps as torch.nn.utils.clip_grad_norm_
         let clip = if max_norm > 0.0 { (max_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
         self.steps += 1;
         self.accumulated = 0;
         let (weights, gradients) = (&mut self.weights, &mut self.gradients);
-        self.adamw
-            .step(weights, gradients, lr, clip, self.steps)
-            .map_err(|e| Error::torch("optimizer step", &e))
+        let mut step = || -> Result<(), TchError> {
+            if let Some(muon) = &mut self.muon {
+                muon.step(weights, gradients, rates.muon, clip)?;
+            }
+            self.adamw.step(weights, gradients, rates.adamw, clip, self.steps)
+        };
+        step().map_err(|e| Error::torch("optimizer step", &e))
     }
 
     /// Drops what has been accumulated.
@@ -172,50 +266,68 @@ impl Optimizer {
         self.accumulated = 0;
     }
 
-    /// The place of a part of a variable's state.
-    fn part(&self, part: Part, slot: &Slot) -> Result<Tensor, TchError> {
+    /// The place of a part of a variable's state, where its update has that part.
+    fn part(&self, part: Part, slot: &Slot) -> Result<Option<Tensor>, TchError> {
         match part {
             Part::First => self.adamw.first(slot.start, slot.len),
             Part::Second => self.adamw.second(slot.start, slot.len),
-            Part::Gradient => self.gradients.f_narrow(0, slot.start, slot.len),
+            Part::Momentum => match &self.muon {
+                Some(muon) => muon.momentum(slot.start),
+                None => Ok(None),
+            },
+            Part::Gradient => self.gradients.f_narrow(0, slot.start, slot.len).map(Some),
         }
     }
 
-    /// One part of the state on the host, per variable.
+    /// One part of the state on the host, per variable that has it.
     ///
     /// # Errors
     /// libtorch's.
     pub fn state(&self, part: Part) -> Result<Vec<HostTensor>> {
-        let read = |slot: &Slot| -> Result<HostTensor, TchError> {
-            let values = host_f32(&self.part(part, slot)?)?;
+        let read = |slot: &Slot| -> Result<Option<HostTensor>, TchError> {
+            let Some(tensor) = self.part(part, slot)? else { return Ok(None) };
             let shape = slot.shape.iter().map(|&n| n as usize).collect();
-            Ok(HostTensor { name: slot.name.clone(), shape, values })
+            Ok(Some(HostTensor { name: slot.name.clone(), shape, values: host_f32(&tensor)? }))
         };
         self.slots
             .iter()
-            .map(read)
+            .filter_map(|slot| read(slot).transpose())
             .collect::<Result<_, _>>()
             .map_err(|e| Error::torch("reading the optimizer's state", &e))
+    }
+
+    /// The number of tensors that [`Optimizer::state`] gives.
+    pub fn tensors(&self, part: Part) -> usize {
+        self.slots.iter().filter(|slot| matches!(self.part(part, slot), Ok(Some(_)))).count()
     }
 
     /// Puts a part of a variable's state back, as [`Optimizer::state`] gave it.
     ///
     /// # Errors
-    /// An unknown variable, or another number of values.
+    /// A variable that is not known or has no such part, or another number of values.
     pub fn restore(&mut self, part: Part, name: &str, values: &[f32]) -> Result<()> {
+        let torch = |e: TchError| Error::torch("restoring the optimizer's state", &e);
         let slot = self.slots.iter().find(|slot| slot.name == name);
-        let Some(slot) = slot.filter(|slot| slot.len == values.len() as i64) else {
-            let expected = slot.map_or_else(|| "no such variable".into(), |s| s.len.to_string());
+        let target = match slot {
+            Some(slot) => self.part(part, slot).map_err(torch)?,
+            None => None,
+        };
+        let expected = match (slot, &target) {
+            (Some(_), Some(target)) if target.numel() == values.len() => None,
+            (Some(slot), Some(_)) => Some(slot.len.to_string()),
+            (Some(_), None) => Some("none of this kind".into()),
+            (None, _) => Some("no such variable".into()),
+        };
+        if let Some(expected) = expected {
             return Err(Error::failed(format!(
                 "optimizer state of {name}: expected {expected}, found {} values",
                 values.len()
             )));
-        };
+        }
         let copy = || -> Result<(), TchError> {
-            let mut target = self.part(part, slot)?;
-            target.f_copy_(&Tensor::f_from_slice(values)?)
+            target.map_or(Ok(()), |mut to| to.f_copy_(&Tensor::f_from_slice(values)?))
         };
-        tch::no_grad(copy).map_err(|e| Error::torch("restoring the optimizer's state", &e))
+        tch::no_grad(copy).map_err(torch)
     }
 
     /// Sets the counters that belong to restored state.
@@ -230,7 +342,11 @@ mod tests {
 
     fn variable(name: &str, values: &[f32]) -> Variable {
         let tensor = Tensor::from_slice(values).set_requires_grad(true);
-        Variable { name: name.into(), tensor }
+        Variable { name: name.into(), role: Some(Role::Norm), tensor }
+    }
+
+    fn rates(lr: f64) -> Rates {
+        Rates { muon: lr, adamw: lr }
     }
 
     /// Ten steps of sum(c * w^2) against the formulas written out in float64.
@@ -242,7 +358,8 @@ mod tests {
         let b = variable("b", &start[1..]);
         let (ca, cb) = (Tensor::from_slice(&[3.0f32]), Tensor::from_slice(&[0.2f32, -1.0, 40.0]));
         let variables = [a, b];
-        let options = Options { weight_decay: 0.1, ..Options::default() };
+        let adamw = AdamWOptions { weight_decay: 0.1, ..AdamWOptions::default() };
+        let options = Options { adamw, muon: None };
         let mut optimizer = Optimizer::new(&variables, options).expect("state");
         let (mut m, mut v) = ([0.0f64; 4], [0.0f64; 4]);
         for step in 1..=10 {
@@ -251,7 +368,7 @@ mod tests {
             optimizer.accumulate(&loss, 0.5).expect("gradient");
             optimizer.accumulate(&loss_again(&variables, &ca, &cb), 0.5).expect("gradient");
             let norm = optimizer.gradient_norm().expect("norm").double_value(&[]);
-            optimizer.step(1e-2, norm, 1.0).expect("step");
+            optimizer.step(rates(1e-2), norm, 1.0).expect("step");
 
             let g: Vec<f64> = (0..4).map(|i| 2.0 * c[i] * w[i]).collect();
             let expected = g.iter().map(|x| x * x).sum::<f64>().sqrt();
@@ -290,5 +407,69 @@ mod tests {
         assert_eq!(state[1].values, [0.0]);
         assert!(optimizer.restore(Part::First, "a", &[1.0]).is_err(), "too few");
         assert!(optimizer.restore(Part::First, "c", &[1.0]).is_err(), "unknown");
+    }
+
+    /// Matrices between others, of two shapes and not in their order.
+    fn with_matrices() -> Vec<Variable> {
+        let matrix = |name: &str, role, rows: usize, columns: usize| {
+            let values: Vec<f32> = (0..rows * columns).map(|i| (i as f32 * 0.7).cos()).collect();
+            let tensor = Tensor::from_slice(&values).view([rows as i64, columns as i64]);
+            Variable { name: name.into(), role: Some(role), tensor: tensor.set_requires_grad(true) }
+        };
+        vec![
+            matrix("embedding", Role::Embedding, 5, 4),
+            matrix("query", Role::Query, 4, 4),
+            variable("norm", &[1.0, 2.0, 3.0]),
+            matrix("gate", Role::Gate, 6, 4),
+            matrix("router", Role::Router, 2, 4),
+            matrix("output", Role::AttentionOutput, 4, 4),
+        ]
+    }
+
+    #[test]
+    fn muon_takes_the_hidden_matrices_and_each_variable_has_the_state_of_its_update() {
+        let variables = with_matrices();
+        let before: Vec<Vec<f32>> =
+            variables.iter().map(|v| host_f32(&v.tensor).expect("values")).collect();
+        let options = Options { muon: Some(MuonOptions::default()), ..Options::default() };
+        assert_eq!(options.moments(&variables), 2 * (20 + 3 + 8) + 16 + 24 + 16);
+        let mut optimizer = Optimizer::new(&variables, options).expect("state");
+        for (variable, before) in variables.iter().zip(&before) {
+            assert_eq!(&host_f32(&variable.tensor).expect("values"), before, "{}", variable.name);
+        }
+        let squares = variables.iter().map(|v| v.tensor.square().sum(Kind::Float));
+        let loss = squares.reduce(|a, b| a + b).expect("variables");
+        optimizer.accumulate(&loss, 1.0).expect("gradient");
+        // AdamW at rate 0: only Muon's change
+        optimizer.step(Rates { muon: 0.1, adamw: 0.0 }, 1.0, 0.0).expect("step");
+        let names = |part| -> Vec<String> {
+            let state = optimizer.state(part).expect("state");
+            assert!(state.iter().all(|t| t.values.iter().any(|v| *v != 0.0)), "{part:?}");
+            state.into_iter().map(|tensor| tensor.name).collect()
+        };
+        assert_eq!(names(Part::Momentum), ["query", "gate", "output"]);
+        assert_eq!(names(Part::First), ["embedding", "norm", "router"]);
+        assert_eq!(names(Part::Second), ["embedding", "norm", "router"]);
+        assert_eq!(names(Part::Gradient).len(), 6);
+        assert_eq!((optimizer.tensors(Part::First), optimizer.tensors(Part::Momentum)), (3, 3));
+        for (variable, before) in variables.iter().zip(&before) {
+            let changed = &host_f32(&variable.tensor).expect("values") != before;
+            let muons = ["query", "gate", "output"].contains(&variable.name.as_str());
+            assert_eq!(changed, muons, "{}", variable.name);
+        }
+        let error = optimizer.restore(Part::First, "query", &[0.0; 16]).expect_err("Muon's");
+        assert!(error.to_string().contains("query: expected none of this kind"), "{error}");
+        optimizer.restore(Part::Momentum, "query", &[0.5; 16]).expect("fits");
+        let state = optimizer.state(Part::Momentum).expect("state");
+        assert_eq!(state[0].values, [0.5; 16]);
+        assert_ne!(state[2].values, [0.5; 16], "the other of that shape");
+    }
+
+    #[test]
+    fn muons_cost_in_tokens_follows_the_shapes() {
+        let square = with_matrices().swap_remove(1);
+        // 5 (4 m^3 + 2 m^3) / (6 m^2) = 5 m
+        assert_eq!(muon_tokens(&[square]), 20.0);
+        assert_eq!(muon_tokens(&[variable("norm", &[1.0])]), 0.0);
     }
 }
