@@ -6,7 +6,8 @@
 //! ```text
 //! DIR/checkpoint-000123/            after optimizer step 123; the highest number is the newest
 //!     config.json model.safetensors tokenizer.json ...
-//!     training/optimizer.safetensors   first.NAME, second.NAME (and gradient.NAME), float32
+//!     training/optimizer.safetensors   first.NAME, second.NAME (and gradient.NAME), float32;
+//!                                      momentum.NAME instead where Muon changes NAME
 //!     training/state.json              written last: without it the folder is no checkpoint
 //!     (stage lora: adapter_config.json adapter_model.safetensors
 //!      instead of config.json model.safetensors)
@@ -53,7 +54,7 @@ pub struct State {
     pub mmx: String,
     /// The position of the run.
     pub position: Position,
-    /// Updates AdamW has made (its bias correction counts them).
+    /// Updates the optimizer has made (AdamW's bias correction counts them).
     pub optimizer_steps: u64,
     /// Micro-steps in the gradient kept.
     pub accumulated: usize,
@@ -192,12 +193,8 @@ fn write_model(context: &Context<'_>, trainer: &Trainer<'_>, dir: &Path) -> Resu
 
 /// The optimizer's state by the names of its file.
 fn optimizer_tensors(optimizer: &Optimizer) -> Result<Vec<HostTensor>> {
-    let mut parts = vec![("first", Part::First), ("second", Part::Second)];
-    if optimizer.accumulated() > 0 {
-        parts.push(("gradient", Part::Gradient));
-    }
     let mut tensors = Vec::new();
-    for (prefix, part) in parts {
+    for (prefix, part) in parts(optimizer.accumulated()) {
         for mut tensor in optimizer.state(part)? {
             tensor.name = format!("{prefix}.{}", tensor.name);
             tensors.push(tensor);
@@ -217,6 +214,11 @@ fn write_tensors(tensors: &[HostTensor], path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The parts of the optimizer's state that a checkpoint keeps, by prefix.
+fn parts(accumulated: usize) -> impl Iterator<Item = (&'static str, Part)> {
+    Part::ALL.into_iter().filter(move |(_, part)| *part != Part::Gradient || accumulated > 0)
+}
+
 /// Puts a checkpoint's optimizer state and position into a trainer whose model was loaded from it.
 ///
 /// # Errors
@@ -226,7 +228,8 @@ pub fn restore(checkpoint: &Path, state: &State, trainer: &mut Trainer<'_>) -> R
     let file = SafeTensors::open(&path)?;
     let optimizer = trainer.restore(state.position);
     let names: Vec<&str> = file.names().collect();
-    let wanted = optimizer.variables() * if state.accumulated > 0 { 3 } else { 2 };
+    let kept: Vec<(&str, Part)> = parts(state.accumulated).collect();
+    let wanted = kept.iter().map(|(_, part)| optimizer.tensors(*part)).sum::<usize>();
     if names.len() != wanted {
         return Err(Error::failed(format!(
             "{}: expected {wanted} tensors, found {}",
@@ -235,16 +238,15 @@ pub fn restore(checkpoint: &Path, state: &State, trainer: &mut Trainer<'_>) -> R
         )));
     }
     for full in names {
-        let part = match full.split_once('.') {
-            Some(("first", name)) => Some((Part::First, name)),
-            Some(("second", name)) => Some((Part::Second, name)),
-            Some(("gradient", name)) => Some((Part::Gradient, name)),
-            _ => None,
-        };
+        let part = full.split_once('.').and_then(|(prefix, name)| {
+            let (_, part) = kept.iter().find(|(of, _)| *of == prefix)?;
+            Some((*part, name))
+        });
         let (Some((part, name)), Some(view)) = (part, file.get(full)) else {
             return Err(Error::failed(format!(
-                "{}: tensor {full}: expected a name that begins with first., second. or gradient.",
-                path.display()
+                "{}: tensor {full}: expected a name that begins with {}.",
+                path.display(),
+                kept.iter().map(|(prefix, _)| *prefix).collect::<Vec<_>>().join("., ")
             )));
         };
         optimizer.restore(part, name, &view.to_f32())?;

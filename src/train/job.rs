@@ -92,6 +92,7 @@ use crate::memory::estimate::{Estimate, Workload};
 use crate::memory::keep_memory;
 use crate::model::device;
 use crate::ranks::{Ranks, Reduce, Shard, Spread};
+use crate::report::optimizer;
 use crate::report::samples::Prompts;
 use crate::session::{self, Session, Validation};
 use crate::stage::{self, Setup, Stage};
@@ -370,7 +371,8 @@ impl Job {
             let source = batches_of(&config, &dataset, &self.request.data, order, part);
             let mut batches = Prefetcher::new(scope, source, config.epochs);
             keep_memory();
-            let trained = stage.trainable(&model).iter().map(|v| v.tensor.numel()).sum();
+            let trainable = stage.trainable(&model);
+            let trained = trainable.iter().map(|v| v.tensor.numel()).sum();
             let micro_steps = config
                 .max_steps
                 .map_or(usize::MAX, |steps| steps.saturating_mul(config.accumulation));
@@ -379,6 +381,7 @@ impl Job {
                 compute,
                 device,
                 trained,
+                moments: config.optimizer().moments(&trainable),
                 weights: model.config().parameters().0 + frozen_weights,
                 two_distributions: config.distill.is_some(),
                 largest: batches.largest(micro_steps)?,
@@ -405,6 +408,7 @@ impl Job {
             trainer.agree()?;
             let listener = self.listener.as_ref();
             announce(&trainer, &dataset, listener);
+            optimizer::announce(&trainer, &trainable, listener);
             listener.say(&estimate.describe(can_be_had));
             if let Some((_, state)) = &resumed {
                 let Position { step, micro_step, epoch, .. } = state.position;

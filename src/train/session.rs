@@ -378,16 +378,28 @@ fn head(trainer: &Trainer<'_>) -> Map<String, Value> {
     set("stage", json!(config.stage));
     set("kind", json!(trainer.model().config().family.name()));
     set("recipe", json!(config.recipe));
-    set(
-        "optimizer",
-        json!({
-            "name": "AdamW",
-            "lr": config.lr,
-            "betas": [0.9, 0.999],
-            "eps": 1e-8,
-            "weight_decay": config.weight_decay,
+    let (options, rates) = (config.optimizer(), config.rates());
+    let adamw = json!({
+        "name": "AdamW",
+        "lr": rates.adamw,
+        "betas": [options.adamw.betas.0, options.adamw.betas.1],
+        "eps": options.adamw.eps,
+        "weight_decay": options.adamw.weight_decay,
+    });
+    let optimizer = match options.muon {
+        None => adamw,
+        Some(muon) => json!({
+            "name": "Muon",
+            "lr": rates.muon,
+            "weight_decay": muon.weight_decay,
+            "momentum": muon.momentum,
+            "nesterov": true,
+            "others": adamw,
         }),
-    );
+    };
+    set("optimizer", optimizer);
+    let warmup = trainer.schedule().warmup;
+    set("schedule", json!({ "name": config.schedule, "warmup_steps": warmup }));
     set("accumulation_steps", json!(config.accumulation));
     set("grad_clip", json!(config.grad_clip));
     head

@@ -10,11 +10,11 @@ use mmx_converters::words::counted;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use crate::config::TrainConfig;
+use crate::config::{OptimizerName, TrainConfig};
 use crate::error::{Error, Result};
-use crate::model::Model;
 use crate::micro_step::{self, Pending};
-use crate::optim::{Optimizer, Options};
+use crate::model::Model;
+use crate::optim::{Optimizer, Rates};
 use crate::ranks::{Ranks, Spread};
 use crate::schedule::Schedule;
 use crate::stage::Stage;
@@ -161,19 +161,25 @@ impl<'a> Trainer<'a> {
                 "lower `accum` or `batch_size`, or give more data",
             ));
         }
-        let options = Options { weight_decay: config.weight_decay, ..Options::default() };
+        let share = (config.warmup_share * plan.steps as f64).round() as usize;
         let schedule = Schedule {
+            decline: config.schedule,
             recipe,
-            lr: config.lr,
-            total: plan.micro_steps,
-            warmup: config.warmup * config.accumulation,
+            micro_steps: plan.micro_steps,
+            steps: plan.steps,
+            accumulation: config.accumulation,
+            warmup: if config.warmup > 0 { config.warmup } else { share },
         };
         Ok(Self {
             model,
             stage,
             config: config.clone(),
             batches,
-            optimizer: Optimizer::among(&stage.trainable(model), options, spread.clone())?,
+            optimizer: Optimizer::among(
+                &stage.trainable(model),
+                config.optimizer(),
+                spread.clone(),
+            )?,
             schedule,
             plan,
             lengths,
@@ -203,6 +209,11 @@ impl<'a> Trainer<'a> {
     /// The position of the run.
     pub fn position(&self) -> Position {
         self.position
+    }
+
+    /// The learning rates over the run.
+    pub fn schedule(&self) -> Schedule {
+        self.schedule
     }
 
     /// The model that is trained.
@@ -261,9 +272,13 @@ impl<'a> Trainer<'a> {
             return Ok(None);
         }
         self.mark();
-        let Position { epoch, index, micro_step, .. } = self.position;
+        let Position { epoch, index, micro_step, step } = self.position;
         let batch = self.batches.batch(epoch, index)?;
-        let lr = self.schedule.lr(micro_step);
+        let peaks = self.config.rates();
+        let rates = Rates {
+            muon: self.schedule.lr(peaks.muon, micro_step, step),
+            adamw: self.schedule.lr(peaks.adamw, micro_step, step),
+        };
         let loss = self.stage.loss(self.model, &batch)?;
         if let Some(total) = &loss.total {
             self.optimizer.accumulate(total, 1.0 / self.config.accumulation as f64)?;
@@ -271,7 +286,7 @@ impl<'a> Trainer<'a> {
         let tokens = real_tokens(&batch, i64::from(self.model.config().pad_token_id));
         self.pending.push(Pending {
             step: micro_step,
-            lr,
+            rates,
             loss: loss.detached(),
             lines: batch.lines,
             tokens,
@@ -287,7 +302,7 @@ impl<'a> Trainer<'a> {
         let due = in_epoch.is_multiple_of(self.config.accumulation)
             || (self.config.step_at_epoch_end && in_epoch == self.lengths[epoch]);
         if due {
-            self.step(lr, &mut report)?;
+            self.step(rates, &mut report)?;
         } else if self.position.micro_step == self.plan.micro_steps {
             // what is left at the end is not trained on, as the 2025 reference
             self.fetch_into(&mut report, None)?;
@@ -304,7 +319,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// The optimizer step: clip, update, fetch what is to be shown.
-    fn step(&mut self, lr: f64, report: &mut Report) -> Result<()> {
+    fn step(&mut self, rates: Rates, report: &mut Report) -> Result<()> {
         self.position.step += 1;
         if self.optimizer.accumulated() == 0 {
             self.fetch_into(report, None)?; // no token was learned: no weight changes
@@ -327,7 +342,7 @@ impl<'a> Trainer<'a> {
             return Ok(());
         }
         self.whole = None;
-        self.optimizer.step(lr, norm, self.config.grad_clip)?;
+        self.optimizer.step(rates, norm, self.config.grad_clip)?;
         report.stepped = true;
         if let Some(last) = report.micro_steps.last_mut() {
             last.grad_norm = Some(norm);
@@ -383,7 +398,10 @@ impl<'a> Trainer<'a> {
     fn fetch_into(&mut self, report: &mut Report, norm: Option<Tensor>) -> Result<Option<f64>> {
         let pending = std::mem::take(&mut self.pending);
         let flags = [self.wish.stop, self.wish.save];
-        let fetched = micro_step::fetch(&pending, &flags, norm, self.ranks())?;
+        let mut fetched = micro_step::fetch(&pending, &flags, norm, self.ranks())?;
+        if self.config.optimizer == OptimizerName::AdamW {
+            fetched.micro_steps.iter_mut().for_each(|micro| micro.adam_lr = None);
+        }
         report.micro_steps = fetched.micro_steps;
         if !self.ranks().alone() {
             report.tokens = fetched.tokens;
