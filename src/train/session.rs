@@ -319,8 +319,9 @@ impl Run {
         if self.saving || !trainer.rewind() || trainer.position() == self.saved.0 {
             return;
         }
-        // the others may be gone: nothing can be had of them
-        if !trainer.ranks().is_first() || !trainer.optimizer().is_whole() {
+        // unless all processes are here with the same error, nothing can be had of the others
+        let alone = trainer.ranks().is_first() && trainer.optimizer().is_whole();
+        if !alone && !trainer.failed_together() {
             return;
         }
         let step = trainer.position().step;

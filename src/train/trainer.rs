@@ -119,6 +119,7 @@ pub struct Trainer<'a> {
     pending: Vec<Pending>,
     spread: Spread,
     wish: Wish,
+    failed_together: bool,
 }
 
 impl<'a> Trainer<'a> {
@@ -188,12 +189,18 @@ impl<'a> Trainer<'a> {
             pending: Vec::new(),
             spread,
             wish: Wish::default(),
+            failed_together: false,
         })
     }
 
     /// The processes of the run.
     pub fn ranks(&self) -> &Ranks {
         &self.spread.ranks
+    }
+
+    /// True after an error that all processes have met at the same place.
+    pub fn failed_together(&self) -> bool {
+        self.failed_together
     }
 
     /// Says what this process wants all to do after the next optimizer step.
@@ -332,6 +339,7 @@ impl<'a> Trainer<'a> {
         if let Some(fault) = self.non_finite(norm, &report.micro_steps, &lines)? {
             self.optimizer.discard();
             if !self.config.skip_non_finite {
+                self.failed_together = true;
                 return Err(Error::failed_with_hint(
                     fault,
                     "the last checkpoint is from before it; lower `lr`, look at these lines, or leave \
