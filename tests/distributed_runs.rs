@@ -13,10 +13,15 @@ use common::{shared, text};
 use interrupted::End;
 use serde_json::Value;
 
+/// A port that nobody uses now.
+fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    listener.local_addr().expect("bound").port()
+}
+
 /// Starts the same command in `size` processes; one process alone is given no place.
 fn start(args: &[&str], size: usize) -> Vec<Child> {
-    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-    let port = port.local_addr().expect("bound").port();
+    let port = free_port();
     let start = |rank: usize| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mmx"));
         command.arg("train").args(args).args(["--device", "cpu", "--threads", "1", "--json"]);

@@ -32,10 +32,15 @@ use trajectory::{Recorded, assert_trajectory, config, json, model};
 /// What a rank does.
 const DOES: &str = "MMX_TEST_DOES";
 
+/// A port that nobody uses now.
+fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    listener.local_addr().expect("bound").port()
+}
+
 /// Starts `size` ranks that do the same, and waits until all have done it.
 fn run(does: &str, size: usize) {
-    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-    let port = port.local_addr().expect("bound").port();
+    let port = free_port();
     let start = |rank: usize| {
         let mut command = Command::new(std::env::current_exe().expect("this program"));
         command.args(["--exact", "rank", "--ignored", "--nocapture", "--test-threads=1"]);
