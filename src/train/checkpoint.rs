@@ -96,12 +96,8 @@ pub struct Context<'a> {
 /// that is gone.
 pub fn save(context: &Context<'_>, trainer: &Trainer<'_>) -> Result<PathBuf> {
     let dir = context.dir;
-    // of one process only later, when the weights' copy is gone
-    let gathered = match trainer.ranks().alone() {
-        true => None,
-        false => Some(optimizer_tensors(trainer.optimizer())?),
-    };
     if !trainer.ranks().is_first() {
+        attend(trainer.optimizer())?;
         return Ok(place(dir, trainer));
     }
     fs_err::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
@@ -114,12 +110,7 @@ pub fn save(context: &Context<'_>, trainer: &Trainer<'_>) -> Result<PathBuf> {
     write_model(context, trainer, &whole)?;
     let training = whole.join(TRAINING);
     fs_err::create_dir_all(&training).map_err(|e| Error::io(&training, e))?;
-    let state = match gathered {
-        Some(state) => state,
-        None => optimizer_tensors(trainer.optimizer())?,
-    };
-    write_tensors(&state, &training.join("optimizer.safetensors"))?;
-    drop(state);
+    write_optimizer(trainer.optimizer(), &training.join("optimizer.safetensors"))?;
     let state = State {
         format: FORMAT,
         mmx: env!("CARGO_PKG_VERSION").to_owned(),
@@ -191,32 +182,38 @@ fn write_model(context: &Context<'_>, trainer: &Trainer<'_>, dir: &Path) -> Resu
     Ok(())
 }
 
-/// The optimizer's state by the names of its file.
-fn optimizer_tensors(optimizer: &Optimizer) -> Result<Vec<HostTensor>> {
-    let mut tensors = Vec::new();
-    for (prefix, part) in parts(optimizer.accumulated()) {
-        for mut tensor in optimizer.state(part)? {
-            tensor.name = format!("{prefix}.{}", tensor.name);
-            tensors.push(tensor);
-        }
-    }
-    Ok(tensors)
+/// The tensors of the optimizer's state: part, prefix of the name in the file, name, shape.
+fn optimizer_tensors(optimizer: &Optimizer) -> Vec<(Part, &'static str, &str, Vec<usize>)> {
+    let of = |(prefix, part)| {
+        let tensors = optimizer.tensors(part);
+        tensors.map(move |(name, shape)| (part, prefix, name, shape))
+    };
+    parts(optimizer.accumulated()).flat_map(of).collect()
 }
 
-fn write_tensors(tensors: &[HostTensor], path: &Path) -> Result<()> {
+/// Writes the optimizer's state a tensor at a time; the other processes [`attend`].
+fn write_optimizer(optimizer: &Optimizer, path: &Path) -> Result<()> {
+    let tensors = optimizer_tensors(optimizer);
     let specs: Vec<TensorSpec> = tensors
         .iter()
-        .map(|t| TensorSpec { name: t.name.clone(), dtype: Dtype::F32, shape: t.shape.clone() })
+        .map(|(_, prefix, name, shape)| {
+            let name = format!("{prefix}.{name}");
+            TensorSpec { name, dtype: Dtype::F32, shape: shape.clone() }
+        })
         .collect();
+    // all of one type: in this order
     safetensors::write(path, &specs, &BTreeMap::new(), |i| {
-        Ok(bytemuck::cast_slice(&tensors[i].values).into())
+        let (part, _, name, _) = tensors[i];
+        let values = optimizer.state(part, name)?;
+        Ok(bytemuck::cast_slice(&values).to_vec().into())
     })?;
     Ok(())
 }
 
-/// The parts of the optimizer's state that a checkpoint keeps, by prefix.
-fn parts(accumulated: usize) -> impl Iterator<Item = (&'static str, Part)> {
-    Part::ALL.into_iter().filter(move |(_, part)| *part != Part::Gradient || accumulated > 0)
+/// Gives the first process what it has not of the state that it writes, in the same order.
+fn attend(optimizer: &Optimizer) -> Result<()> {
+    let tensors = optimizer_tensors(optimizer);
+    tensors.iter().try_for_each(|(part, _, name, _)| optimizer.state(*part, name).map(drop))
 }
 
 /// Puts a checkpoint's optimizer state and position into a trainer whose model was loaded from it.
@@ -229,7 +226,7 @@ pub fn restore(checkpoint: &Path, state: &State, trainer: &mut Trainer<'_>) -> R
     let optimizer = trainer.restore(state.position);
     let names: Vec<&str> = file.names().collect();
     let kept: Vec<(&str, Part)> = parts(state.accumulated).collect();
-    let wanted = kept.iter().map(|(_, part)| optimizer.tensors(*part)).sum::<usize>();
+    let wanted = kept.iter().map(|(_, part)| optimizer.tensors(*part).count()).sum::<usize>();
     if names.len() != wanted {
         return Err(Error::failed(format!(
             "{}: expected {wanted} tensors, found {}",

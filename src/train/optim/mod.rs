@@ -15,10 +15,10 @@ use mmx_converters::arch::{Role, Weight};
 use tch::{Device, Kind, TchError, Tensor};
 
 use self::adamw::AdamW;
-use self::division::{Division, Whole};
+use self::division::Division;
 use self::muon::{Muon, Place};
 use crate::error::{Error, Result, TorchError};
-use crate::model::{HostTensor, Variable, host_f32};
+use crate::model::{Variable, host_f32};
 use crate::ranks::{Reduce, Shard, Spread};
 
 pub use self::adamw::AdamWOptions;
@@ -204,13 +204,14 @@ impl Optimizer {
             Ok::<(), TchError>(())
         })?;
         let ranks = &spread.ranks;
+        let place = (ranks.rank(), ranks.size());
         let of_adamw = (spread.shard == Shard::Optimizer && !ranks.alone())
-            .then(|| Division::equal(0..end_of_adamw, ALIGNMENT, ranks));
+            .then(|| Division::equal(0..end_of_adamw, ALIGNMENT, place));
         let mut of_muon = None;
         if options.muon.is_some() && !ranks.alone() {
             let work = |m: &Place| (m.start, muon::operations(m.rows, m.columns));
             let items: Vec<_> = matrices.iter().map(work).collect();
-            let (division, own) = Division::by_work(end_of_adamw..end, &items, ranks);
+            let (division, own) = Division::by_work(end_of_adamw..end, &items, place);
             matrices = matrices[own].to_vec();
             of_muon = Some(division);
         }
@@ -400,56 +401,52 @@ impl Optimizer {
         Ok(held)
     }
 
-    /// A part of the state of all processes, where no single one has all of it.
-    fn gathered(&self, part: Part) -> Result<Option<Whole>> {
-        let reading = |e| Error::torch("reading the optimizer's state", &e);
-        let ranks = &self.spread.ranks;
-        let division = match part {
-            Part::First | Part::Second => &self.of_adamw,
-            Part::Momentum => &self.of_muon,
-            // gradients that were not added up yet
-            Part::Gradient if !ranks.alone() => {
-                let mut sum = self.gradients.f_mul_scalar(1.0).map_err(reading)?;
-                ranks.sum(&mut sum)?;
-                return Ok(Some(Whole::of(sum)));
-            }
-            Part::Gradient => &None,
-        };
-        let Some(division) = division else { return Ok(None) };
-        let held = self.slots.iter().filter_map(|slot| self.held(part, slot).transpose());
-        let held = held.collect::<Result<Vec<_>, TchError>>().map_err(reading)?;
-        division.whole(&held, &self.weights, ranks).map(Some)
+    /// The variables that have a part of the state, with their shapes.
+    pub fn tensors(&self, part: Part) -> impl Iterator<Item = (&str, Vec<usize>)> {
+        let slots = self.slots.iter().filter(move |slot| self.has(part, slot));
+        slots.map(|slot| {
+            (slot.name.as_str(), slot.shape.iter().map(|&n| n as usize).collect())
+        })
     }
 
-    /// One part of the state of all processes on the first one's host, per variable that has it;
-    /// nothing on the others, which all have to call it.
+    /// A part of a variable's state on the host of the first of several processes; on the others,
+    /// which all have to call it, nothing.
     ///
     /// # Errors
-    /// libtorch's; a process that is gone.
-    pub fn state(&self, part: Part) -> Result<Vec<HostTensor>> {
-        let gathered = self.gathered(part)?;
-        if !self.spread.ranks.is_first() {
-            return Ok(Vec::new());
-        }
-        let read = |slot: &Slot| -> Result<HostTensor, TchError> {
-            let tensor = match &gathered {
-                Some(whole) => Some(whole.cut(slot.start, slot.len)?),
-                None => self.held(part, slot)?.map(|(_, tensor)| tensor),
-            };
-            let values = tensor.map_or_else(|| Ok(Vec::new()), |tensor| host_f32(&tensor))?;
-            let shape = slot.shape.iter().map(|&n| n as usize).collect();
-            Ok(HostTensor { name: slot.name.clone(), shape, values })
+    /// A variable that has no such part; libtorch's; a process that is gone.
+    pub fn state(&self, part: Part, name: &str) -> Result<Vec<f32>> {
+        let reading = |e| Error::torch("reading the optimizer's state", &e);
+        let slot = self.slots.iter().find(|slot| slot.name == name && self.has(part, slot));
+        let Some(slot) = slot else {
+            return Err(Error::failed(format!("optimizer state of {name}: expected one of a variable that has it, found none")));
         };
-        let slots = self.slots.iter().filter(|slot| self.has(part, slot));
-        slots
-            .map(read)
-            .collect::<Result<_, _>>()
-            .map_err(|e| Error::torch("reading the optimizer's state", &e))
-    }
-
-    /// The number of tensors that [`Optimizer::state`] gives the first process.
-    pub fn tensors(&self, part: Part) -> usize {
-        self.slots.iter().filter(|slot| self.has(part, slot)).count()
+        let ranks = &self.spread.ranks;
+        let divided = match part {
+            Part::First | Part::Second => self.of_adamw.is_some(),
+            Part::Momentum => self.of_muon.is_some(),
+            Part::Gradient => !ranks.alone(), // not added up yet
+        };
+        let held = self.held(part, slot).map_err(reading)?;
+        let whole = match (divided, held) {
+            (false, Some((_, tensor))) => tensor,
+            (_, held) => {
+                let place = || -> Result<Tensor, TchError> {
+                    let all = Tensor::f_zeros([slot.len], (Kind::Float, self.weights.device()))?;
+                    if let Some((start, part)) = held {
+                        let (from, length) = (start - slot.start, part.numel() as i64);
+                        all.f_narrow(0, from, length)?.f_copy_(&part)?;
+                    }
+                    Ok(all)
+                };
+                let mut all = tch::no_grad(place).map_err(reading)?;
+                ranks.sum(&mut all)?;
+                all
+            }
+        };
+        match ranks.is_first() {
+            true => host_f32(&whole).map_err(reading),
+            false => Ok(Vec::new()),
+        }
     }
 
     /// Puts a part of a variable's state back, as [`Optimizer::state`] gave it: what of it this
@@ -554,9 +551,8 @@ mod tests {
         let variables = [variable("a", &[1.0, 2.0, 3.0]), variable("b", &[4.0])];
         let mut optimizer = Optimizer::new(&variables, Options::default()).expect("state");
         optimizer.restore(Part::Second, "a", &[7.0, 8.0, 9.0]).expect("fits");
-        let state = optimizer.state(Part::Second).expect("state");
-        assert_eq!(state[0].values, [7.0, 8.0, 9.0]);
-        assert_eq!(state[1].values, [0.0]);
+        let state = |name| optimizer.state(Part::Second, name).expect("state");
+        assert_eq!((state("a"), state("b")), (vec![7.0, 8.0, 9.0], vec![0.0]));
         assert!(optimizer.restore(Part::First, "a", &[1.0]).is_err(), "too few");
         assert!(optimizer.restore(Part::First, "c", &[1.0]).is_err(), "unknown");
     }
@@ -595,15 +591,18 @@ mod tests {
         // AdamW at rate 0: only Muon's change
         optimizer.step(Rates { muon: 0.1, adamw: 0.0 }, 1.0, 0.0).expect("step");
         let names = |part| -> Vec<String> {
-            let state = optimizer.state(part).expect("state");
-            assert!(state.iter().all(|t| t.values.iter().any(|v| *v != 0.0)), "{part:?}");
-            state.into_iter().map(|tensor| tensor.name).collect()
+            let names: Vec<String> = optimizer.tensors(part).map(|(n, _)| n.to_owned()).collect();
+            for name in &names {
+                let state = optimizer.state(part, name).expect("state");
+                assert!(state.iter().any(|v| *v != 0.0), "{part:?} of {name}");
+            }
+            names
         };
         assert_eq!(names(Part::Momentum), ["query", "gate", "output"]);
         assert_eq!(names(Part::First), ["embedding", "norm", "router"]);
         assert_eq!(names(Part::Second), ["embedding", "norm", "router"]);
         assert_eq!(names(Part::Gradient).len(), 6);
-        assert_eq!((optimizer.tensors(Part::First), optimizer.tensors(Part::Momentum)), (3, 3));
+        assert!(optimizer.state(Part::First, "query").is_err(), "it has none");
         for (variable, before) in variables.iter().zip(&before) {
             let changed = &host_f32(&variable.tensor).expect("values") != before;
             let muons = ["query", "gate", "output"].contains(&variable.name.as_str());
@@ -612,9 +611,9 @@ mod tests {
         let error = optimizer.restore(Part::First, "query", &[0.0; 16]).expect_err("Muon's");
         assert!(error.to_string().contains("query: expected none of this kind"), "{error}");
         optimizer.restore(Part::Momentum, "query", &[0.5; 16]).expect("fits");
-        let state = optimizer.state(Part::Momentum).expect("state");
-        assert_eq!(state[0].values, [0.5; 16]);
-        assert_ne!(state[2].values, [0.5; 16], "the other of that shape");
+        let state = |name| optimizer.state(Part::Momentum, name).expect("state");
+        assert_eq!(state("query"), [0.5; 16]);
+        assert_ne!(state("output"), [0.5; 16], "the other of that shape");
     }
 
     #[test]
