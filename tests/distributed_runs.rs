@@ -202,7 +202,10 @@ fn runs_go_on_with_another_number_of_processes_and_with_the_same_one_exactly() {
     let outs = ends(start(&args, 2));
     let said = String::from_utf8_lossy(&outs[0].stderr).into_owned();
     assert!(outs.iter().all(|out| !out.status.success()), "{said}");
-    assert!(said.contains("batch_size: was 4, now 2") && said.contains("--global-batch 8"), "{said}");
+    assert!(
+        said.contains("batch_size: was 4, now 2") && said.contains("--global-batch 8"),
+        "{said}"
+    );
 }
 
 fn copy(from: &Path, to: &Path) {

@@ -167,8 +167,7 @@ impl Golden<'_> {
         let adapters = (self.stage == "lora")
             .then(|| (start.clone(), Adapters::open(&start).expect("golden adapters")));
         let tokenizer = Tokenizer::open(shared(folder)).expect("a tokenizer");
-        let setup =
-            Setup { frozen, adapters, tokenizer: Some(&tokenizer), ..Setup::new(&config) };
+        let setup = Setup { frozen, adapters, tokenizer: Some(&tokenizer), ..Setup::new(&config) };
         stage.prepare(&mut model, setup).expect("made ready");
         (stage, config, model)
     }

@@ -263,8 +263,11 @@ impl Job {
             Some(rows) => {
                 let (accum, size) = (config.accumulation, ranks.size());
                 if !rows.is_multiple_of(accum) || rows < accum.saturating_mul(size) {
-                    let processes =
-                        if size > 1 { format!(" for each of {size} processes") } else { String::new() };
+                    let processes = if size > 1 {
+                        format!(" for each of {size} processes")
+                    } else {
+                        String::new()
+                    };
                     return Err(Error::setting(
                         "global_batch",
                         format!("a multiple of accum, {accum}, with a row{processes} in each"),
@@ -277,12 +280,7 @@ impl Job {
         Ok(config)
     }
 
-    fn train_among(
-        mut self,
-        ranks: &Ranks,
-        device: Device,
-        stop: &AtomicBool,
-    ) -> Result<Outcome> {
+    fn train_among(mut self, ranks: &Ranks, device: Device, stop: &AtomicBool) -> Result<Outcome> {
         let mut config = self.config(ranks)?;
         let claim = match self.request.out.is_dir() && ranks.is_first() {
             true => Some(run_folder::claim(&self.request.out)?),
@@ -632,7 +630,9 @@ fn announce(trainer: &Trainer<'_>, dataset: &Dataset, listener: &dyn Listener) {
     if !ranks.alone() {
         let each = match rows.is_multiple_of(ranks.size()) {
             true => format!("{} for each process", rows / ranks.size()),
-            false => format!("{} or {} for each process", rows / ranks.size(), rows / ranks.size() + 1),
+            false => {
+                format!("{} or {} for each process", rows / ranks.size(), rows / ranks.size() + 1)
+            }
         };
         listener.say(&format!(
             "global batch: {} an optimizer step: {each} x {} x {}",

@@ -108,7 +108,8 @@ pub(crate) fn fetch(
             let mut sums = flat(&tensors, device).map_err(reading)?;
             ranks.sum(&mut sums)?;
             let norm = norm.as_ref().map(|norm| norm.f_reshape([1])).transpose();
-            let all: Vec<Tensor> = [Some(sums), norm.map_err(reading)?].into_iter().flatten().collect();
+            let all: Vec<Tensor> =
+                [Some(sums), norm.map_err(reading)?].into_iter().flatten().collect();
             flat(&all, device).and_then(|all| host_numbers(&all)).map_err(reading)?
         }
     };

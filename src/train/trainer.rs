@@ -380,10 +380,8 @@ impl<'a> Trainer<'a> {
         let mut all = self.ranks().lists(&own[..own.len().min(SHOWN + 1)], SHOWN + 1)?;
         let more = if all.len() > SHOWN { ", ..." } else { "" };
         all.truncate(SHOWN);
-        let places: Vec<String> = all
-            .iter()
-            .map(|&(file, line)| format!("{}:{line}", self.batches.file(file)))
-            .collect();
+        let places: Vec<String> =
+            all.iter().map(|&(file, line)| format!("{}:{line}", self.batches.file(file))).collect();
         Ok(Some(format!(
             "step {}: {what}; its batch is {}{more}",
             self.position.step,

@@ -98,7 +98,8 @@ mod tests {
 
     #[test]
     fn work_is_divided_between_whole_items() {
-        let items: Vec<(i64, f64)> = (0..12).map(|i| (100 + i * 10, 1.0 + (i % 3) as f64)).collect();
+        let items: Vec<(i64, f64)> =
+            (0..12).map(|i| (100 + i * 10, 1.0 + (i % 3) as f64)).collect();
         for size in 1..=14 {
             let of = |rank| Division::by_work(100..220, &items, (rank, size));
             let parts: Vec<(Division, Range<usize>)> = (0..size).map(of).collect();

@@ -158,11 +158,7 @@ impl Optimizer {
             .map_err(|e| Error::torch("setting up the optimizer", &e))
     }
 
-    fn build(
-        variables: &[Variable],
-        options: Options,
-        spread: Spread,
-    ) -> Result<Self, TchError> {
+    fn build(variables: &[Variable], options: Options, spread: Spread) -> Result<Self, TchError> {
         let device = variables.first().map_or(Device::Cpu, |v| v.tensor.device());
         // AdamW's first, then Muon's with those of one shape side by side
         let mut order: Vec<usize> = (0..variables.len()).collect();
@@ -386,9 +382,7 @@ impl Optimizer {
                 Some(muon) => muon.momentum(slot.start)?.map(|moment| (slot.start, moment)),
                 None => None,
             },
-            Part::Gradient => {
-                Some((slot.start, self.gradients.f_narrow(0, slot.start, slot.len)?))
-            }
+            Part::Gradient => Some((slot.start, self.gradients.f_narrow(0, slot.start, slot.len)?)),
             Part::First | Part::Second => {
                 let (range, moment) = self.adamw.held(part == Part::Second);
                 let (from, to) = (slot.start.max(range.start), slot.end().min(range.end));
@@ -404,9 +398,7 @@ impl Optimizer {
     /// The variables that have a part of the state, with their shapes.
     pub fn tensors(&self, part: Part) -> impl Iterator<Item = (&str, Vec<usize>)> {
         let slots = self.slots.iter().filter(move |slot| self.has(part, slot));
-        slots.map(|slot| {
-            (slot.name.as_str(), slot.shape.iter().map(|&n| n as usize).collect())
-        })
+        slots.map(|slot| (slot.name.as_str(), slot.shape.iter().map(|&n| n as usize).collect()))
     }
 
     /// A part of a variable's state on the host of the first of several processes; on the others,
@@ -418,7 +410,9 @@ impl Optimizer {
         let reading = |e| Error::torch("reading the optimizer's state", &e);
         let slot = self.slots.iter().find(|slot| slot.name == name && self.has(part, slot));
         let Some(slot) = slot else {
-            return Err(Error::failed(format!("optimizer state of {name}: expected one of a variable that has it, found none")));
+            return Err(Error::failed(format!(
+                "optimizer state of {name}: expected one of a variable that has it, found none"
+            )));
         };
         let ranks = &self.spread.ranks;
         let divided = match part {
