@@ -229,6 +229,12 @@ impl Job {
     /// As many threads as were asked for; else this process's share of the cores.
     fn set_threads(&self) -> Result<()> {
         let here = self.request.place.as_ref().map_or(1, |place| place.local_size);
+        if here > 1 && std::env::var_os("RAYON_NUM_THREADS").is_none() {
+            let share = (mmx_converters::cpus::cpus() / here).max(1);
+            let threads = self.request.threads.unwrap_or(share);
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+            let _ = pool.build_global(); // it may run already
+        }
         if let Some(threads) = self.request.threads {
             let count = i32::try_from(threads)
                 .ok()

@@ -87,8 +87,6 @@ pub struct Outcome {
     pub seconds: f64,
     /// The run was asked to stop before its end.
     pub interrupted: bool,
-    /// The number of this process among those of the run; the first one, 0, speaks for all.
-    pub rank: usize,
 }
 
 /// Runs to the end, or until `stop` is set: then the checkpoint is taken at once, in the middle of
@@ -246,7 +244,6 @@ impl Run {
             tokens_per_s: tokens as f64 / seconds.max(1e-9),
             seconds,
             interrupted,
-            rank: trainer.ranks().rank(),
         })
     }
 
