@@ -184,7 +184,7 @@ fn write_model(context: &Context<'_>, trainer: &Trainer<'_>, dir: &Path) -> Resu
 
 /// The tensors of the optimizer's state: part, prefix of the name in the file, name, shape.
 fn optimizer_tensors(optimizer: &Optimizer) -> Vec<(Part, &'static str, &str, Vec<usize>)> {
-    let of = |(prefix, part)| {
+    let of = |(prefix, part): (&'static str, Part)| {
         let tensors = optimizer.tensors(part);
         tensors.map(move |(name, shape)| (part, prefix, name, shape))
     };
@@ -214,6 +214,11 @@ fn write_optimizer(optimizer: &Optimizer, path: &Path) -> Result<()> {
 fn attend(optimizer: &Optimizer) -> Result<()> {
     let tensors = optimizer_tensors(optimizer);
     tensors.iter().try_for_each(|(part, _, name, _)| optimizer.state(*part, name).map(drop))
+}
+
+/// The parts of the optimizer's state that a checkpoint keeps, by prefix.
+fn parts(accumulated: usize) -> impl Iterator<Item = (&'static str, Part)> {
+    Part::ALL.into_iter().filter(move |(_, part)| *part != Part::Gradient || accumulated > 0)
 }
 
 /// Puts a checkpoint's optimizer state and position into a trainer whose model was loaded from it.
