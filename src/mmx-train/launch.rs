@@ -104,10 +104,6 @@ fn start(rank: usize, count: usize, port: u16) -> std::io::Result<Rank> {
     for name in ["TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_RESTART_COUNT"] {
         command.env_remove(name); // of a torchrun around a single process
     }
-    if std::env::var_os("RAYON_NUM_THREADS").is_none() {
-        let threads = (mmx_converters::cpus::cpus() / count).max(1);
-        command.env("RAYON_NUM_THREADS", threads.to_string());
-    }
     command.stdin(Stdio::piped());
     if rank > 0 {
         command.stdout(Stdio::null()).stderr(Stdio::piped());

@@ -15,8 +15,10 @@
 //! | `kernel` | our own CPU operators behind the model, with their gradients |
 //! | [`stage`] | a file for each stage: what is learned from a batch |
 //! | [`loss`] | cross-entropy, divergence and log-probabilities without whole logits |
+//! | [`ranks`] | the processes of a run as the loop sees them: shares, sums over all, who writes |
 //! | [`trainer`] | the one loop: learning rate, forward, loss, backward, clip, step |
-//! | [`schedule`], [`optim`] | the learning rate of a micro-step; AdamW |
+//! | `micro_step` | the numbers of micro-steps, of all processes, brought to the host |
+//! | [`schedule`], [`optim`] | the learning rate of a micro-step; the update: AdamW |
 //! | [`session`] | a trainer from its position to its end, with checkpoints and validation |
 //! | [`checkpoint`] | a run's state in a model's folder, whole or not at all |
 //! | [`report`] | metrics.jsonl, TensorBoard's files, continued samples, the trace |
@@ -82,8 +84,10 @@ mod kernel;
 pub mod logits;
 pub mod loss;
 pub mod memory;
+mod micro_step;
 pub mod model;
 pub mod optim;
+pub mod ranks;
 pub mod report;
 pub mod schedule;
 pub mod session;

@@ -194,9 +194,15 @@ impl Place {
         }))
     }
 
-    /// The CPU threads of this process, where nobody has said how many: `usable` are the CPUs that
-    /// it may use, `machine` those of the machine.
-    pub fn share_of_threads(&self, usable: usize, machine: usize) -> usize {
+    /// The CPU threads of this process, where the user has not said how many.
+    pub fn default_threads(&self) -> usize {
+        let usable = mmx_converters::cpus::cpus();
+        let online = fs_err::read_to_string("/sys/devices/system/cpu/online").ok();
+        self.share_of_threads(usable, online.and_then(|list| count_of(&list)).unwrap_or(usable))
+    }
+
+    /// The CPU threads where a process may use `usable` of the machine's CPUs.
+    fn share_of_threads(&self, usable: usize, machine: usize) -> usize {
         match self.threads {
             Some(threads) => threads,
             None if self.own_cpus && usable < machine => usable,
@@ -270,6 +276,15 @@ fn first_host(list: &str) -> Option<String> {
         }
     }
     Some(host).filter(|host| !host.is_empty())
+}
+
+/// The length of a list of numbers and ranges: 6 of `0-3,8-9`.
+fn count_of(list: &str) -> Option<usize> {
+    let length = |range: &str| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        Some(last.parse::<usize>().ok()?.checked_sub(first.parse().ok()?)? + 1)
+    };
+    list.trim().split(',').map(length).sum()
 }
 
 /// A port for a job, so that two jobs of one machine hardly share one.
@@ -410,6 +425,15 @@ mod tests {
         }
         for list in ["", "gpu[03", ",a"] {
             assert_eq!(first_host(list), None, "{list}");
+        }
+    }
+
+    #[test]
+    fn lengths_of_lists() {
+        for (list, length) in
+            [("0-3,8-9\n", Some(6)), ("0", Some(1)), ("0-1,7", Some(3)), ("", None), ("3-1", None)]
+        {
+            assert_eq!(count_of(list), length, "{list}");
         }
     }
 
