@@ -95,6 +95,7 @@ else
   failed=$((failed + 1)); echo "FAIL  installing Transformers 4.57 and mistral.rs"
 fi
 several "$python" scripts/peers/events.py "$mmx" "$shared" "$work"
+several "$python" scripts/peers/muon.py "$mmx" "$shared" "$work"
 check "build test_hub" cargo build --quiet --release --example test_hub
 several "$python" scripts/peers/hub.py "$mmx" "$shared" "$work" target/release/examples/test_hub
 if ollama=$(bash scripts/peers/ollama.sh); then
