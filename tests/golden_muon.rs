@@ -5,9 +5,9 @@ mod common;
 mod trajectory;
 
 use common::{mmx, mmx_error, shared, text};
+use mmx_converters::arch::Role;
 use mmx_training::config::{Decline, OptimizerName, TrainConfig};
-use mmx_training::model::HostTensor;
-use mmx_training::optim::Part;
+use mmx_training::model::{HostTensor, Variable};
 use mmx_training::stage::Pretrain;
 use mmx_training::trainer::Trainer;
 use serde_json::Value;
@@ -76,15 +76,11 @@ fn assert_golden(folder: &str, kind: &str) {
         }
     }
 
-    let momenta = trainer.optimizer().state(Part::Momentum).expect("state");
-    let names: Vec<&str> = momenta.iter().map(|tensor| tensor.name.as_str()).collect();
-    let mut hidden: Vec<&str> = golden["hidden_matrices"]
-        .as_array()
-        .expect("names")
-        .iter()
-        .filter_map(Value::as_str)
-        .collect();
-    let (mut found, mut all) = (names.clone(), Vec::new());
+    let muons = |v: &&Variable| v.role.is_some_and(Role::is_hidden_matrix);
+    let mut found: Vec<&str> =
+        model.variables().iter().filter(muons).map(|v| v.name.as_str()).collect();
+    let names = golden["hidden_matrices"].as_array().expect("names");
+    let mut hidden: Vec<&str> = names.iter().filter_map(Value::as_str).collect();
     found.sort_unstable();
     hidden.sort_unstable();
     assert_eq!(found, hidden, "{kind}: the matrices that Muon changes");
@@ -99,9 +95,7 @@ fn assert_golden(folder: &str, kind: &str) {
         let sum = after.values.iter().map(|&v| f64::from(v)).sum::<f64>();
         let off = (sum - number(&expected["sum"])).abs() / number(&expected["abs"]);
         assert!(off <= 1e-4, "{kind}: {} sum {off:e} off", after.name);
-        all.push(off);
     }
-    assert!(!all.is_empty());
 }
 
 #[test]
