@@ -57,6 +57,8 @@ def run(*command, **options):
 
 def unpacked(package, corpus):
     """The folder of a package's files, unpacked beside and not installed: no root needed."""
+    if not shutil.which("apt-get"):
+        sys.exit("error: the text is missing\n\nhint: run this on Debian: its packages hold the text")
     depends = run("apt-cache", "depends", "--important", package, stdout=subprocess.PIPE).stdout
     real = re.findall(rf"Depends: ({re.sub(r'python3|postgresql', lambda m: m[0] + '[0-9.]*', package)}[-0-9.]*)$", depends, re.M)
     name = real[0] if real else package
