@@ -32,7 +32,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
-use crate::model::HostTensor;
 use crate::optim::{Optimizer, Part};
 use crate::trainer::{Position, Trainer};
 use mmx_converters::digest;
@@ -88,12 +87,18 @@ pub struct Context<'a> {
 }
 
 /// Writes the trainer's checkpoint and removes all but the newest `keep`, as far as they hold
-/// nothing else. Returns its folder.
+/// nothing else. Returns its folder. Where there are several processes all have to call it, and the
+/// first one writes.
 ///
 /// # Errors
-/// The system's refusal (a full disk): the checkpoints that were there are still there.
+/// The system's refusal (a full disk): the checkpoints that were there are still there. A process
+/// that is gone.
 pub fn save(context: &Context<'_>, trainer: &Trainer<'_>) -> Result<PathBuf> {
     let dir = context.dir;
+    if !trainer.ranks().is_first() {
+        attend(trainer.optimizer())?;
+        return Ok(place(dir, trainer));
+    }
     fs_err::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
     let staging = tempfile::Builder::new()
         .prefix(STAGING.0)
@@ -124,8 +129,7 @@ pub fn save(context: &Context<'_>, trainer: &Trainer<'_>) -> Result<PathBuf> {
     sync(&training)?;
     sync(&whole)?;
 
-    let place =
-        dir.join(run_folder::name(trainer.position().step, trainer.optimizer().accumulated()));
+    let place = place(dir, trainer);
     if place.exists() {
         if check(&place).is_ok() {
             return Ok(place); // a run that was resumed here and went no further
@@ -136,6 +140,11 @@ pub fn save(context: &Context<'_>, trainer: &Trainer<'_>) -> Result<PathBuf> {
     sync(dir)?;
     prune(dir, context.keep, &place, staging.path(), context.listener)?;
     Ok(place)
+}
+
+/// The folder of the trainer's checkpoint.
+pub fn place(dir: &Path, trainer: &Trainer<'_>) -> PathBuf {
+    dir.join(run_folder::name(trainer.position().step, trainer.optimizer().accumulated()))
 }
 
 /// The model's folder; with adapters attached, theirs: what is fixed lies where they say.
@@ -149,8 +158,6 @@ fn write_model(context: &Context<'_>, trainer: &Trainer<'_>, dir: &Path) -> Resu
         }
         return Ok(());
     }
-    let host: BTreeMap<String, HostTensor> =
-        model.to_host()?.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect();
     let layout = folder::carrying_layout(model.config());
     let folder = Folder {
         config: model.config(),
@@ -162,8 +169,8 @@ fn write_model(context: &Context<'_>, trainer: &Trainer<'_>, dir: &Path) -> Resu
         strict: true,
         shard_bytes: None,
     };
-    folder::write(dir, &folder, &mut |weight| match host.get(&weight.name) {
-        Some(tensor) => Ok((Dtype::F32, bytemuck::cast_slice(&tensor.values).into())),
+    folder::write(dir, &folder, &mut |weight| match model.weight_to_host(&weight.name)? {
+        Some(values) => Ok((Dtype::F32, bytemuck::cast_slice(&values).to_vec().into())),
         None => Err(mmx_converters::Error::format(
             dir,
             format!("tensor {}: expected in the model, found none", weight.name),
@@ -172,22 +179,38 @@ fn write_model(context: &Context<'_>, trainer: &Trainer<'_>, dir: &Path) -> Resu
     Ok(())
 }
 
+/// The tensors of the optimizer's state: part, prefix of the name in the file, name, shape.
+fn optimizer_tensors(optimizer: &Optimizer) -> Vec<(Part, &'static str, &str, Vec<usize>)> {
+    let of = |(prefix, part): (&'static str, Part)| {
+        let tensors = optimizer.tensors(part);
+        tensors.map(move |(name, shape)| (part, prefix, name, shape))
+    };
+    parts(optimizer.accumulated()).flat_map(of).collect()
+}
+
+/// Writes the optimizer's state a tensor at a time; the other processes [`attend`].
 fn write_optimizer(optimizer: &Optimizer, path: &Path) -> Result<()> {
-    let mut tensors = Vec::new();
-    for (prefix, part) in parts(optimizer.accumulated()) {
-        for mut tensor in optimizer.state(part)? {
-            tensor.name = format!("{prefix}.{}", tensor.name);
-            tensors.push(tensor);
-        }
-    }
+    let tensors = optimizer_tensors(optimizer);
     let specs: Vec<TensorSpec> = tensors
         .iter()
-        .map(|t| TensorSpec { name: t.name.clone(), dtype: Dtype::F32, shape: t.shape.clone() })
+        .map(|(_, prefix, name, shape)| {
+            let name = format!("{prefix}.{name}");
+            TensorSpec { name, dtype: Dtype::F32, shape: shape.clone() }
+        })
         .collect();
+    // all of one type: in this order
     safetensors::write(path, &specs, &BTreeMap::new(), |i| {
-        Ok(bytemuck::cast_slice(&tensors[i].values).into())
+        let (part, _, name, _) = tensors[i];
+        let values = optimizer.state(part, name)?;
+        Ok(bytemuck::cast_slice(&values).to_vec().into())
     })?;
     Ok(())
+}
+
+/// Gives the first process what it has not of the state that it writes, in the same order.
+fn attend(optimizer: &Optimizer) -> Result<()> {
+    let tensors = optimizer_tensors(optimizer);
+    tensors.iter().try_for_each(|(part, _, name, _)| optimizer.state(*part, name).map(drop))
 }
 
 /// The parts of the optimizer's state that a checkpoint keeps, by prefix.
@@ -205,7 +228,7 @@ pub fn restore(checkpoint: &Path, state: &State, trainer: &mut Trainer<'_>) -> R
     let optimizer = trainer.restore(state.position);
     let names: Vec<&str> = file.names().collect();
     let kept: Vec<(&str, Part)> = parts(state.accumulated).collect();
-    let wanted = kept.iter().map(|(_, part)| optimizer.tensors(*part)).sum::<usize>();
+    let wanted = kept.iter().map(|(_, part)| optimizer.tensors(*part).count()).sum::<usize>();
     if names.len() != wanted {
         return Err(Error::failed(format!(
             "{}: expected {wanted} tensors, found {}",

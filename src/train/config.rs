@@ -18,7 +18,7 @@ pub struct TrainConfig {
     pub recipe: String,
     /// Passes over the data.
     pub epochs: usize,
-    /// Rows per micro-step.
+    /// Rows per micro-step, of all processes together.
     pub batch_size: usize,
     /// Micro-steps per optimizer step.
     pub accumulation: usize,

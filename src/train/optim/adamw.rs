@@ -46,22 +46,9 @@ impl AdamW {
         Ok(Self { options, first: zeros()?, second: zeros()?, range })
     }
 
-    fn part(&self, of: &Tensor, start: i64, len: i64) -> Result<Option<Tensor>, TchError> {
-        match self.range.contains(&start) {
-            true => of.f_narrow(0, start - self.range.start, len).map(Some),
-            false => Ok(None),
-        }
-    }
-
-    /// The first moment of `len` values that begin at `start` of the flat buffers, if the range
-    /// holds them.
-    pub(super) fn first(&self, start: i64, len: i64) -> Result<Option<Tensor>, TchError> {
-        self.part(&self.first, start, len)
-    }
-
-    /// The second moment, as [`AdamW::first`].
-    pub(super) fn second(&self, start: i64, len: i64) -> Result<Option<Tensor>, TchError> {
-        self.part(&self.second, start, len)
+    /// What it changes of the flat buffers, and a moment over it.
+    pub(super) fn held(&self, second: bool) -> (&Range<i64>, &Tensor) {
+        (&self.range, if second { &self.second } else { &self.first })
     }
 
     /// Update number `steps`, from 1, of the flat buffers with the gradient times `clip`.

@@ -7,6 +7,7 @@
 //! ([`Optimizer::step`]).
 
 mod adamw;
+mod division;
 mod muon;
 mod slices;
 
@@ -14,9 +15,11 @@ use mmx_converters::arch::{Role, Weight};
 use tch::{Device, Kind, TchError, Tensor};
 
 use self::adamw::AdamW;
+use self::division::Division;
 use self::muon::{Muon, Place};
 use crate::error::{Error, Result, TorchError};
-use crate::model::{HostTensor, Variable, host_f32};
+use crate::model::{Variable, host_f32};
+use crate::ranks::{Reduce, Shard, Spread};
 
 pub use self::adamw::AdamWOptions;
 pub use self::muon::MuonOptions;
@@ -82,6 +85,12 @@ struct Slot {
     leaf: Tensor,
 }
 
+impl Slot {
+    fn end(&self) -> i64 {
+        self.start + self.len
+    }
+}
+
 /// The optimizer and its state.
 #[derive(Debug)]
 pub struct Optimizer {
@@ -94,6 +103,14 @@ pub struct Optimizer {
     steps: u64,
     /// Micro-steps in `gradients`.
     accumulated: usize,
+    /// The processes that add their gradients up.
+    spread: Spread,
+    /// Where Muon's matrices begin in the flat buffers.
+    end_of_adamw: i64,
+    /// How AdamW's weights are divided among them, where they are.
+    of_adamw: Option<Division>,
+    /// How Muon's matrices are, wherever there are several: each is a lot of work.
+    of_muon: Option<Division>,
 }
 
 /// The parts of the state that a checkpoint keeps, by the names of their buffers.
@@ -129,10 +146,20 @@ impl Optimizer {
     /// # Errors
     /// libtorch's: no memory for gradients and moments (three times the weights).
     pub fn new(variables: &[Variable], options: Options) -> Result<Self> {
-        Self::build(variables, options).map_err(|e| Error::torch("setting up the optimizer", &e))
+        Self::among(variables, options, Spread::default())
     }
 
-    fn build(variables: &[Variable], options: Options) -> Result<Self, TchError> {
+    /// Takes over `variables`, which all of several processes have: where the state is divided among
+    /// them, each holds its part.
+    ///
+    /// # Errors
+    /// See [`Optimizer::new`].
+    pub fn among(variables: &[Variable], options: Options, spread: Spread) -> Result<Self> {
+        Self::build(variables, options, spread)
+            .map_err(|e| Error::torch("setting up the optimizer", &e))
+    }
+
+    fn build(variables: &[Variable], options: Options, spread: Spread) -> Result<Self, TchError> {
         let device = variables.first().map_or(Device::Cpu, |v| v.tensor.device());
         // AdamW's first, then Muon's with those of one shape side by side
         let mut order: Vec<usize> = (0..variables.len()).collect();
@@ -173,14 +200,45 @@ impl Optimizer {
             }
             Ok::<(), TchError>(())
         })?;
-        let (gradients, adamw) = (zeros()?, AdamW::new(options.adamw, 0..end_of_adamw, device)?);
+        let ranks = &spread.ranks;
+        let place = (ranks.rank(), ranks.size());
+        let of_adamw = (spread.shard == Shard::Optimizer && !ranks.alone())
+            .then(|| Division::equal(0..end_of_adamw, ALIGNMENT, place));
+        let mut of_muon = None;
+        if options.muon.is_some() && !ranks.alone() {
+            let work = |m: &Place| (m.start, muon::operations(m.rows, m.columns));
+            let items: Vec<_> = matrices.iter().map(work).collect();
+            let (division, own) = Division::by_work(end_of_adamw..end, &items, place);
+            matrices = matrices[own].to_vec();
+            of_muon = Some(division);
+        }
+        let range = of_adamw.as_ref().map_or(0..end_of_adamw, Division::own);
+        let (gradients, adamw) = (zeros()?, AdamW::new(options.adamw, range, device)?);
         let muon = options.muon.map(|options| Muon::new(options, matrices, device)).transpose()?;
-        Ok(Self { slots, weights, gradients, adamw, muon, steps: 0, accumulated: 0 })
+        let (steps, accumulated) = (0, 0);
+        Ok(Self {
+            slots,
+            weights,
+            gradients,
+            adamw,
+            muon,
+            steps,
+            accumulated,
+            spread,
+            end_of_adamw,
+            of_adamw,
+            of_muon,
+        })
     }
 
     /// Variables it changes.
     pub fn variables(&self) -> usize {
         self.slots.len()
+    }
+
+    /// True where this process holds all of the state.
+    pub fn is_whole(&self) -> bool {
+        self.of_adamw.is_none() && self.of_muon.is_none()
     }
 
     /// Optimizer steps taken.
@@ -199,6 +257,13 @@ impl Optimizer {
     /// libtorch's.
     pub fn accumulate(&mut self, loss: &Tensor, scale: f64) -> Result<()> {
         let add = || -> Result<(), TchError> {
+            if !loss.requires_grad() {
+                // a share of a batch without anything to learn
+                return match self.accumulated {
+                    0 => self.gradients.shallow_clone().f_zero_().map(drop),
+                    _ => Ok(()),
+                };
+            }
             let scaled =
                 if scale == 1.0 { loss.shallow_clone() } else { loss.f_mul_scalar(scale)? };
             let leaves: Vec<&Tensor> = self.slots.iter().map(|slot| &slot.leaf).collect();
@@ -223,6 +288,26 @@ impl Optimizer {
         add().map_err(|e| Error::torch("backward pass", &e))?;
         self.accumulated += 1;
         Ok(())
+    }
+
+    /// Adds the accumulated gradients of all processes up, which all have to call.
+    ///
+    /// # Errors
+    /// A process that is gone; libtorch's.
+    pub fn reduce(&mut self) -> Result<()> {
+        let ranks = &self.spread.ranks;
+        if ranks.alone() {
+            return Ok(());
+        }
+        let doing = |e| Error::torch("gradients of all processes", &e);
+        match self.spread.reduce {
+            Reduce::F32 => ranks.sum(&mut self.gradients),
+            Reduce::Bf16 => {
+                let mut half = self.gradients.f_to_kind(Kind::BFloat16).map_err(doing)?;
+                ranks.sum(&mut half)?;
+                tch::no_grad(|| self.gradients.f_copy_(&half)).map_err(doing)
+            }
+        }
     }
 
     /// The accumulated gradient's norm over all variables, a float64 scalar on the device: one
@@ -259,7 +344,20 @@ impl Optimizer {
             }
             self.adamw.step(weights, gradients, rates.adamw, clip, self.steps)
         };
-        step().map_err(|e| Error::torch("optimizer step", &e))
+        step().map_err(|e| Error::torch("optimizer step", &e))?;
+        let divisions = [&self.of_adamw, &self.of_muon].into_iter().flatten();
+        divisions.map(|of| of.gather(&self.weights, &self.spread.ranks)).collect()
+    }
+
+    /// Gives all processes the first one's weights, which all have to call.
+    ///
+    /// # Errors
+    /// A process that is gone.
+    pub fn agree(&mut self) -> Result<()> {
+        match self.spread.ranks.group() {
+            Some(group) => group.broadcast(&mut self.weights, 0),
+            None => Ok(()),
+        }
     }
 
     /// Drops what has been accumulated.
@@ -267,68 +365,113 @@ impl Optimizer {
         self.accumulated = 0;
     }
 
-    /// The place of a part of a variable's state, where its update has that part.
-    fn part(&self, part: Part, slot: &Slot) -> Result<Option<Tensor>, TchError> {
+    /// Whether a variable has a part of the state, in whichever process.
+    fn has(&self, part: Part, slot: &Slot) -> bool {
+        let muons = self.muon.is_some() && slot.start >= self.end_of_adamw;
         match part {
-            Part::First => self.adamw.first(slot.start, slot.len),
-            Part::Second => self.adamw.second(slot.start, slot.len),
-            Part::Momentum => match &self.muon {
-                Some(muon) => muon.momentum(slot.start),
-                None => Ok(None),
-            },
-            Part::Gradient => self.gradients.f_narrow(0, slot.start, slot.len).map(Some),
+            Part::First | Part::Second => !muons,
+            Part::Momentum => muons,
+            Part::Gradient => true,
         }
     }
 
-    /// One part of the state on the host, per variable that has it.
+    /// What this process holds of a part of a variable's state: where that begins in the flat
+    /// buffers.
+    fn held(&self, part: Part, slot: &Slot) -> Result<Option<(i64, Tensor)>, TchError> {
+        let held = match part {
+            Part::Momentum => match &self.muon {
+                Some(muon) => muon.momentum(slot.start)?.map(|moment| (slot.start, moment)),
+                None => None,
+            },
+            Part::Gradient => Some((slot.start, self.gradients.f_narrow(0, slot.start, slot.len)?)),
+            Part::First | Part::Second => {
+                let (range, moment) = self.adamw.held(part == Part::Second);
+                let (from, to) = (slot.start.max(range.start), slot.end().min(range.end));
+                match from < to {
+                    true => Some((from, moment.f_narrow(0, from - range.start, to - from)?)),
+                    false => None,
+                }
+            }
+        };
+        Ok(held)
+    }
+
+    /// The variables that have a part of the state, with their shapes.
+    pub fn tensors(&self, part: Part) -> impl Iterator<Item = (&str, Vec<usize>)> {
+        let slots = self.slots.iter().filter(move |slot| self.has(part, slot));
+        slots.map(|slot| (slot.name.as_str(), slot.shape.iter().map(|&n| n as usize).collect()))
+    }
+
+    /// A part of a variable's state on the host of the first of several processes; on the others,
+    /// which all have to call it, nothing.
     ///
     /// # Errors
-    /// libtorch's.
-    pub fn state(&self, part: Part) -> Result<Vec<HostTensor>> {
-        let read = |slot: &Slot| -> Result<Option<HostTensor>, TchError> {
-            let Some(tensor) = self.part(part, slot)? else { return Ok(None) };
-            let shape = slot.shape.iter().map(|&n| n as usize).collect();
-            Ok(Some(HostTensor { name: slot.name.clone(), shape, values: host_f32(&tensor)? }))
+    /// A variable that has no such part; libtorch's; a process that is gone.
+    pub fn state(&self, part: Part, name: &str) -> Result<Vec<f32>> {
+        let reading = |e| Error::torch("reading the optimizer's state", &e);
+        let slot = self.slots.iter().find(|slot| slot.name == name && self.has(part, slot));
+        let Some(slot) = slot else {
+            return Err(Error::failed(format!(
+                "optimizer state of {name}: expected one of a variable that has it, found none"
+            )));
         };
-        self.slots
-            .iter()
-            .filter_map(|slot| read(slot).transpose())
-            .collect::<Result<_, _>>()
-            .map_err(|e| Error::torch("reading the optimizer's state", &e))
+        let ranks = &self.spread.ranks;
+        let divided = match part {
+            Part::First | Part::Second => self.of_adamw.is_some(),
+            Part::Momentum => self.of_muon.is_some(),
+            Part::Gradient => !ranks.alone(), // not added up yet
+        };
+        let held = self.held(part, slot).map_err(reading)?;
+        let whole = match (divided, held) {
+            (false, Some((_, tensor))) => tensor,
+            (_, held) => {
+                let place = || -> Result<Tensor, TchError> {
+                    let all = Tensor::f_zeros([slot.len], (Kind::Float, self.weights.device()))?;
+                    if let Some((start, part)) = held {
+                        let (from, length) = (start - slot.start, part.numel() as i64);
+                        all.f_narrow(0, from, length)?.f_copy_(&part)?;
+                    }
+                    Ok(all)
+                };
+                let mut all = tch::no_grad(place).map_err(reading)?;
+                ranks.sum(&mut all)?;
+                all
+            }
+        };
+        match ranks.is_first() {
+            true => host_f32(&whole).map_err(reading),
+            false => Ok(Vec::new()),
+        }
     }
 
-    /// The number of tensors that [`Optimizer::state`] gives.
-    pub fn tensors(&self, part: Part) -> usize {
-        self.slots.iter().filter(|slot| matches!(self.part(part, slot), Ok(Some(_)))).count()
-    }
-
-    /// Puts a part of a variable's state back, as [`Optimizer::state`] gave it.
+    /// Puts a part of a variable's state back, as [`Optimizer::state`] gave it: what of it this
+    /// process holds; of an accumulated gradient the first process all.
     ///
     /// # Errors
     /// A variable that is not known or has no such part, or another number of values.
     pub fn restore(&mut self, part: Part, name: &str, values: &[f32]) -> Result<()> {
-        let torch = |e: TchError| Error::torch("restoring the optimizer's state", &e);
         let slot = self.slots.iter().find(|slot| slot.name == name);
-        let target = match slot {
-            Some(slot) => self.part(part, slot).map_err(torch)?,
-            None => None,
+        let (slot, expected) = match slot {
+            Some(slot) if !self.has(part, slot) => (None, "none of this kind".into()),
+            Some(slot) if slot.len == values.len() as i64 => (Some(slot), String::new()),
+            Some(slot) => (None, slot.len.to_string()),
+            None => (None, "no such variable".into()),
         };
-        let expected = match (slot, &target) {
-            (Some(_), Some(target)) if target.numel() == values.len() => None,
-            (Some(slot), Some(_)) => Some(slot.len.to_string()),
-            (Some(_), None) => Some("none of this kind".into()),
-            (None, _) => Some("no such variable".into()),
-        };
-        if let Some(expected) = expected {
+        let Some(slot) = slot else {
             return Err(Error::failed(format!(
                 "optimizer state of {name}: expected {expected}, found {} values",
                 values.len()
             )));
+        };
+        if part == Part::Gradient && !self.spread.ranks.is_first() {
+            return Ok(());
         }
         let copy = || -> Result<(), TchError> {
-            target.map_or(Ok(()), |mut to| to.f_copy_(&Tensor::f_from_slice(values)?))
+            let Some((start, mut to)) = self.held(part, slot)? else { return Ok(()) };
+            let from = (start - slot.start) as usize;
+            to.f_copy_(&Tensor::f_from_slice(&values[from..from + to.numel()])?)
         };
-        tch::no_grad(copy).map_err(torch)
+        tch::no_grad(copy).map_err(|e| Error::torch("restoring the optimizer's state", &e))
     }
 
     /// Sets the counters that belong to restored state.
@@ -403,9 +546,8 @@ mod tests {
         let variables = [variable("a", &[1.0, 2.0, 3.0]), variable("b", &[4.0])];
         let mut optimizer = Optimizer::new(&variables, Options::default()).expect("state");
         optimizer.restore(Part::Second, "a", &[7.0, 8.0, 9.0]).expect("fits");
-        let state = optimizer.state(Part::Second).expect("state");
-        assert_eq!(state[0].values, [7.0, 8.0, 9.0]);
-        assert_eq!(state[1].values, [0.0]);
+        let state = |name| optimizer.state(Part::Second, name).expect("state");
+        assert_eq!((state("a"), state("b")), (vec![7.0, 8.0, 9.0], vec![0.0]));
         assert!(optimizer.restore(Part::First, "a", &[1.0]).is_err(), "too few");
         assert!(optimizer.restore(Part::First, "c", &[1.0]).is_err(), "unknown");
     }
@@ -444,15 +586,18 @@ mod tests {
         // AdamW at rate 0: only Muon's change
         optimizer.step(Rates { muon: 0.1, adamw: 0.0 }, 1.0, 0.0).expect("step");
         let names = |part| -> Vec<String> {
-            let state = optimizer.state(part).expect("state");
-            assert!(state.iter().all(|t| t.values.iter().any(|v| *v != 0.0)), "{part:?}");
-            state.into_iter().map(|tensor| tensor.name).collect()
+            let names: Vec<String> = optimizer.tensors(part).map(|(n, _)| n.to_owned()).collect();
+            for name in &names {
+                let state = optimizer.state(part, name).expect("state");
+                assert!(state.iter().any(|v| *v != 0.0), "{part:?} of {name}");
+            }
+            names
         };
         assert_eq!(names(Part::Momentum), ["query", "gate", "output"]);
         assert_eq!(names(Part::First), ["embedding", "norm", "router"]);
         assert_eq!(names(Part::Second), ["embedding", "norm", "router"]);
         assert_eq!(names(Part::Gradient).len(), 6);
-        assert_eq!((optimizer.tensors(Part::First), optimizer.tensors(Part::Momentum)), (3, 3));
+        assert!(optimizer.state(Part::First, "query").is_err(), "it has none");
         for (variable, before) in variables.iter().zip(&before) {
             let changed = &host_f32(&variable.tensor).expect("values") != before;
             let muons = ["query", "gate", "output"].contains(&variable.name.as_str());
@@ -461,9 +606,9 @@ mod tests {
         let error = optimizer.restore(Part::First, "query", &[0.0; 16]).expect_err("Muon's");
         assert!(error.to_string().contains("query: expected none of this kind"), "{error}");
         optimizer.restore(Part::Momentum, "query", &[0.5; 16]).expect("fits");
-        let state = optimizer.state(Part::Momentum).expect("state");
-        assert_eq!(state[0].values, [0.5; 16]);
-        assert_ne!(state[2].values, [0.5; 16], "the other of that shape");
+        let state = |name| optimizer.state(Part::Momentum, name).expect("state");
+        assert_eq!(state("query"), [0.5; 16]);
+        assert_ne!(state("output"), [0.5; 16], "the other of that shape");
     }
 
     #[test]
