@@ -32,7 +32,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
-use crate::model::HostTensor;
 use crate::optim::{Optimizer, Part};
 use crate::trainer::{Position, Trainer};
 use mmx_converters::digest;
@@ -159,8 +158,6 @@ fn write_model(context: &Context<'_>, trainer: &Trainer<'_>, dir: &Path) -> Resu
         }
         return Ok(());
     }
-    let host: BTreeMap<String, HostTensor> =
-        model.to_host()?.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect();
     let layout = folder::carrying_layout(model.config());
     let folder = Folder {
         config: model.config(),
@@ -172,8 +169,8 @@ fn write_model(context: &Context<'_>, trainer: &Trainer<'_>, dir: &Path) -> Resu
         strict: true,
         shard_bytes: None,
     };
-    folder::write(dir, &folder, &mut |weight| match host.get(&weight.name) {
-        Some(tensor) => Ok((Dtype::F32, bytemuck::cast_slice(&tensor.values).into())),
+    folder::write(dir, &folder, &mut |weight| match model.weight_to_host(&weight.name)? {
+        Some(values) => Ok((Dtype::F32, bytemuck::cast_slice(&values).to_vec().into())),
         None => Err(mmx_converters::Error::format(
             dir,
             format!("tensor {}: expected in the model, found none", weight.name),
