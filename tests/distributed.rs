@@ -3,10 +3,11 @@
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mmx_training::distributed::{Group, Place, connect};
 use mmx_training::error::Error;
+use mmx_training::model::device;
 use tch::{Device, Kind, Tensor};
 
 /// What a rank does, and how long it waits for others.
@@ -63,13 +64,22 @@ fn rank() {
     let does = std::env::var(DOES).expect("what to do");
     let limit = std::env::var(LIMIT).expect("a limit").parse().expect("a number");
     let place = Place::from_environment().expect("variables").expect("many processes");
-    let group = match connect(&place, Device::Cpu, Duration::from_secs(limit)) {
+    let device = match does.as_str() {
+        "on devices" => {
+            // loads libtorch's CUDA part, whether or not there is a device
+            let _ = device::pick(Some(&format!("cuda:{}", place.local_rank)));
+            Device::Cuda(place.local_rank)
+        }
+        _ => Device::Cpu,
+    };
+    let group = match connect(&place, device, Duration::from_secs(limit)) {
         Ok(group) => group,
         Err(error) => return println!("\nerror: {error}"),
     };
     let done = match does.as_str() {
         "sums" => sums(&group),
         "killed" | "killed master" => until_killed(&group, usize::from(does == "killed")),
+        "on devices" => group.all_reduce(&mut Tensor::ones([1000], (Kind::Float, device))),
         "fails" => fails(&group, true),
         "leaves" => fails(&group, false),
         "late for a sum" => late(&group, false),
@@ -262,4 +272,124 @@ fn two_processes_of_the_same_rank_are_refused() {
         let expected = format!("two processes are rank 1: {} and {}", host(), host());
         assert_eq!(said(&output, "error"), expected);
     }
+}
+
+/// NCCL's code is in a library of its own: it is loaded, and says that there are no devices.
+#[test]
+fn processes_on_cuda_devices_use_nccl() {
+    let _ = device::pick(Some("cuda")); // loads libtorch's CUDA part
+    let devices = tch::Cuda::device_count();
+    for (rank, output) in run("on devices", 2, &[], 60) {
+        if devices >= 2 {
+            assert_eq!(said(&output, "done"), rank.to_string());
+            continue;
+        }
+        let error = said(&output, "error");
+        let reasons = [
+            "ProcessGroupNCCL is only supported with GPUs, no GPUs found!",
+            "libmmx_nccl.so, which CUDA devices need among processes: expected beside mmx-train, found none",
+        ];
+        // two processes on one device are refused in NCCL's own words
+        let named = devices == 1 || reasons.iter().any(|reason| error.ends_with(reason));
+        assert!(named && error.starts_with("rank "), "{error}");
+    }
+}
+
+/// `mmx-train meet` with `--processes`.
+fn meet(more: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mmx-train"));
+    command.args(["meet", "--mb", "1"]).args(more).env("OMP_NUM_THREADS", "1");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// The processes that a launcher has started, in their order, once all are there.
+fn started(launcher: &Child, count: usize) -> Vec<String> {
+    let id = launcher.id();
+    let begun = Instant::now();
+    loop {
+        let children = fs_err::read_to_string(format!("/proc/{id}/task/{id}/children"));
+        let children = children.unwrap_or_default();
+        let children: Vec<String> = children.split_whitespace().map(str::to_owned).collect();
+        if children.len() == count {
+            return children;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(120), "{count} processes in two minutes");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Whether a process is there and has not ended: its parent may not have looked yet.
+fn is_alive(process: &str) -> bool {
+    let stat = fs_err::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with('Z'))
+}
+
+fn kill(signal: &str, process: &str) {
+    let sent = Command::new("kill").args([signal, process]).status();
+    assert!(sent.expect("kill").success(), "{signal} to {process}");
+}
+
+#[test]
+fn processes_that_mmx_starts_are_one_command() {
+    let output = meet(&["--processes", "3", "--json"]).output().expect("it runs");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), stderr.as_ref()), (Some(0), ""));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one object");
+    assert_eq!(report["processes"], 3);
+    assert_eq!(report["hosts"], serde_json::json!([host(), host(), host()]));
+}
+
+#[test]
+fn one_error_line_names_the_process_that_was_killed() {
+    for victim in [0, 1] {
+        let launcher =
+            meet(&["--processes", "3", "--times", "100000000"]).spawn().expect("it starts");
+        let processes = started(&launcher, 3);
+        std::thread::sleep(Duration::from_secs(2)); // most have met by then, and either is right
+        kill("-KILL", &processes[victim]);
+        let output = launcher.wait_with_output().expect("it ends");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let errors: Vec<&str> = stderr.lines().filter(|line| line.starts_with("error:")).collect();
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert_eq!(errors.len(), 1, "{stderr}");
+        assert!(errors[0].contains(&format!("rank {victim} ")), "{stderr}");
+        assert!(!processes.iter().any(|process| is_alive(process)), "no process is left");
+    }
+}
+
+#[test]
+fn a_signal_and_the_end_of_the_launcher_end_all_processes() {
+    for signal in ["-TERM", "-KILL"] {
+        let mut launcher =
+            meet(&["--processes", "2", "--times", "100000000"]).spawn().expect("it starts");
+        let processes = started(&launcher, 2);
+        kill(signal, &launcher.id().to_string());
+        let status = launcher.wait().expect("it ends");
+        assert_eq!(status.code(), (signal == "-TERM").then_some(130));
+        let begun = Instant::now();
+        while processes.iter().any(|process| is_alive(process)) {
+            assert!(begun.elapsed() < Duration::from_secs(60), "{signal}: no process is left");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+#[test]
+fn processes_within_a_launcher_are_misuse() {
+    let output = meet(&["--processes", "2"])
+        .env("RANK", "0")
+        .env("WORLD_SIZE", "4")
+        .output()
+        .expect("it runs");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let expected =
+        "error: --processes: expected without a launcher, found 2 within one that has started 4";
+    assert_eq!((output.status.code(), stderr.lines().next()), (Some(2), Some(expected)));
+    let output = meet(&[]).output().expect("it runs");
+    assert_eq!(output.status.code(), Some(2), "nobody to meet");
+    let output = meet(&[]).env("RANK", "x").output().expect("it runs");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let expected = "error: variable RANK: expected a whole number, found \"x\"";
+    assert_eq!((output.status.code(), stderr.lines().next()), (Some(1), Some(expected)));
 }

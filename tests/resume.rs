@@ -192,12 +192,18 @@ fn a_run_whose_process_is_killed_ends_bit_for_bit_as_the_unbroken_one() {
 #[test]
 fn a_stopped_run_saves_and_goes_on_exactly() {
     let dir = tempfile::tempdir().expect("a folder");
-    let unbroken = dir.path().join("unbroken");
-    interrupted::finish(command("sft", &unbroken));
-    let expected = End::of(&unbroken);
-    for signal in ["-INT", "-TERM"] {
-        let out = dir.path().join(signal);
-        let mut child = start(command("sft", &out));
+    // with several processes the one that started them is signalled
+    for (signal, processes) in [("-INT", "1"), ("-TERM", "1"), ("-TERM", "2")] {
+        let command = |out: &Path| {
+            let mut command = command("sft", out);
+            command.args(["--processes", processes]);
+            command
+        };
+        let unbroken = dir.path().join(format!("unbroken-{processes}"));
+        interrupted::finish(command(&unbroken));
+        let expected = End::of(&unbroken);
+        let out = dir.path().join(format!("{signal}-{processes}"));
+        let mut child = start(command(&out));
         let lines = || fs_err::read_to_string(out.join("metrics.jsonl")).unwrap_or_default();
         let begun = Instant::now();
         while lines().lines().count() < 3 {
@@ -217,8 +223,8 @@ fn a_stopped_run_saves_and_goes_on_exactly() {
             .pop()
             .expect("a checkpoint");
         checkpoint::check(&newest).expect("whole");
-        interrupted::finish(command("sft", &out));
-        End::of(&out).assert_same(&expected, signal);
+        interrupted::finish(command(&out));
+        End::of(&out).assert_same(&expected, &format!("{signal}, {processes} processes"));
     }
 }
 

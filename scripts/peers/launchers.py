@@ -46,11 +46,11 @@ def run(command, code=0, limit=300):
     return out
 
 
-def train(out, *more):
+def train(out, *more, epochs=2):
     golden = os.path.join(SHARED, "golden")
     return [
         MMX, "train", "pretrain", "--preset", "tiny", "--tokenizer", golden, "--data", os.path.join(golden, "pretrain.jsonl"),
-        "--batch-size", "2", "--accum", "1", "--epochs", "2", "--lr", "1e-3", "--max-seq-len", "64", "--dtype", "f32", "--device", "cpu",
+        "--batch-size", "2", "--accum", "1", "--epochs", epochs, "--lr", "1e-3", "--max-seq-len", "64", "--dtype", "f32", "--device", "cpu",
         "--threads", "1", "--out", out, *more,
     ]  # fmt: skip
 
@@ -89,7 +89,7 @@ for name, launcher in LAUNCHERS.items():
 
     @check(f"{name}: trains to the same bits as --processes")
     def _(name=name, launcher=launcher):
-        folder = os.path.join(HERE, name)
+        folder = os.path.join(HERE, f"run-{name}")
         run([*launcher, *train(folder)])
         assert weights(folder) == EXPECTED[0], f"{weights(folder)}, expected {EXPECTED[0]}"
 
@@ -97,11 +97,11 @@ for name, launcher in LAUNCHERS.items():
 @check("torchrun --max-restarts: a killed rank, and the same bits at the end")
 def _():
     folder = os.path.join(HERE, "restarted")
-    more = ["--save-every", "1", "--resume", "--epochs", "20"]
+    more = ["--save-every", "1", "--resume"]
     whole = os.path.join(HERE, "whole")
-    run([*LAUNCHERS["torchrun"], *train(whole, *more)])
-    command = [TORCHRUN, "--no-python", "--standalone", "--nproc-per-node", "2", "--max-restarts", "2", *train(folder, *more)]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    run([*LAUNCHERS["torchrun"], *train(whole, *more, epochs=20)])
+    command = [TORCHRUN, "--no-python", "--standalone", "--nproc-per-node", "2", "--max-restarts", "2", *train(folder, *more, epochs=20)]
+    child = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     killed = []
 
     def kill():

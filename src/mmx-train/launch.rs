@@ -4,7 +4,7 @@
 //! In: the number, and this program's own arguments. Out: rank 0's stdout, stderr and exit code. A
 //! signal goes to all of them; when one dies the others are ended.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -177,25 +177,30 @@ fn explain(ranks: &mut [Rank], first: usize) -> i32 {
     if SIGNALS.load(Ordering::Relaxed) > 0 && of_first.and_then(signal_of) == Some(15) {
         return 130; // 128 + SIGINT: stopped before there was anything to save
     }
-    if let Some(signal) = of_first.and_then(signal_of) {
-        eprintln!(
-            "rank {first} was ended by signal {signal}{}",
-            match signal {
-                9 => ": killed, perhaps for want of memory",
-                _ => "",
-            }
-        );
-    }
-    match status.and_then(|status| status.code()) {
-        Some(code) if code != 0 && !told => return code, // it has said why
-        _ => {}
+    let how = of_first.and_then(signal_of).map(|signal| {
+        let why = if signal == 9 { ": killed, perhaps for want of memory" } else { "" };
+        format!("rank {first} was ended by signal {signal}{why}")
+    });
+    let own_code = status.and_then(|status| status.code()).filter(|code| *code != 0 && !told);
+    match (own_code, how) {
+        // it has said why
+        (Some(code), None) => return code,
+        (Some(code), Some(how)) => {
+            eprintln!("{how}");
+            return code;
+        }
+        (None, Some(how)) => {
+            eprintln!("error: {how}");
+            return 1;
+        }
+        (None, None) => {}
     }
     let said = ranks[first].stderr.take().and_then(|thread| thread.join().ok());
     let said = said.unwrap_or_default();
     let lines = || said.lines().filter(|line| !line.trim().is_empty());
     let line = lines().find_map(|line| line.strip_prefix("error: ")).or(lines().next_back());
     let sentence = line.unwrap_or("it said nothing before its end");
-    let _ = writeln!(std::io::stderr(), "error: rank {first}: {sentence}");
+    eprintln!("error: rank {first}: {sentence}");
     of_first.and_then(|status| status.code()).filter(|code| *code != 0).unwrap_or(1)
 }
 

@@ -4,11 +4,13 @@
 #define USE_C10D_GLOO
 #include "c10d.h"
 
+#include <c10/util/Logging.h>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
 #include <condition_variable>
+#include <cstdlib>
 #include <mutex>
 
 C10_DECLARE_int(caffe2_log_level);
@@ -37,8 +39,13 @@ enum Operation { all_reduce, broadcast, all_gather, reduce_scatter };
 extern "C" {
 
 // c10d tells its errors twice: as exceptions, which mmx shows, and with stack traces on stderr, which it need not.
+// Whoever wants to see those sets libtorch's own variable.
 void mmx_c10d_quiet() {
-  FLAGS_caffe2_log_level = 3; // fatal errors only
+  if (::getenv("TORCH_CPP_LOG_LEVEL") != nullptr) {
+    c10::initLogging();
+  } else {
+    FLAGS_caffe2_log_level = 3; // fatal errors only
+  }
 }
 
 // Connects to the store at an address, or serves it there; keys are kept below `prefix`.
