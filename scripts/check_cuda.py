@@ -24,7 +24,10 @@ RUNS = [
     ("pretrain", "golden-2026/minimind3", "pretrain-minimind3", ["--accum", "3", "--lr", "5e-4"]),
     ("pretrain", "golden-2026/minimind3-moe", "pretrain-minimind3-moe", ["--accum", "3", "--lr", "5e-4"]),
     ("dpo", "golden/minimind2", "dpo-sum-minimind2", ["--accum", "1", "--logps", "sum", "--lr", "1e-4"]),
+    ("reason", "golden/minimind2", "reason-minimind2", ["--accum", "1", "--lr", "5e-4"]),
 ]
+# What two devices do to the same batches: each has two of a batch's four rows, NCCL adds the gradients
+TWO = [["--processes", "2"], ["--processes", "2", "--shard", "optimizer"]]
 # Largest differences allowed. float32: a GPU's products sum in another order than the reference's CPU, over 8 steps
 # whose differences feed each other (on the CPU 1e-5 holds; TF32 is off). bfloat16: 8 bits of mantissa in every
 # product, 0.4 % each, of both signs.
@@ -74,16 +77,20 @@ class Checks:
 
         self.check(f"logits {model} {dtype}", run)
 
-    def trajectory(self, stage, model, name, options, dtype, folder):
+    def trajectory(self, stage, model, name, options, dtype, folder, many=()):
+        """`many`: the options of several processes, which share a batch's four rows."""
+        rows = 4 // int(many[1]) if many else 4
+        run_name = "-".join([name, dtype, *(option.strip("-") for option in many)])
+
         def run():
             where, recipe = model.split("/")[0], "2026" if "2026" in model else "2025"
-            trace = f"{folder}/{name}-{dtype}.json"
+            trace = f"{folder}/{run_name}.json"
             self.mmx(
                 "train", stage, "--from", f"{SHARED}/{model}", "--tokenizer", f"{SHARED}/{where}",
                 "--data", f"{SHARED}/{where}/{stage}.jsonl", "--recipe", recipe, "--pack", "off", "--shuffle", "off",
-                "--batch-size", "4", "--epochs", "1", "--max-seq-len", "128" if recipe == "2025" else "160",
-                "--dtype", dtype, "--device", self.args.device, "--trace", trace, "--out", f"{folder}/{name}-{dtype}",
-                *options,
+                "--batch-size", str(rows), "--epochs", "1", "--max-seq-len", "128" if recipe == "2025" else "160",
+                "--dtype", dtype, "--device", self.args.device, "--trace", trace, "--out", f"{folder}/{run_name}",
+                *options, *many,
             )
             found = json.load(open(trace))
             expected = json.load(open(f"{SHARED}/{where}/train/{name}.json"))
@@ -97,7 +104,8 @@ class Checks:
             weights = max(abs(found["final"][n][key] - w[key]) / abs(w[key]) for n, w in expected["final"].items() for key in ("abs", "l2"))
             return [relative("loss"), relative("grad_norm"), weights], TRAJECTORY[dtype]
 
-        self.check(f"{stage} {name} {dtype} (loss, norm, weights)", run)
+        said = f" {' '.join(many)}" if many else ""
+        self.check(f"{stage} {name} {dtype}{said} (loss, norm, weights)", run)
 
 
 def bench(args):
@@ -141,6 +149,15 @@ def main():
                 checks.logits(model, dtype, folder)
             for run in RUNS:
                 checks.trajectory(*run, dtype, folder)
+        # each process takes the device of its number: a device asked for by number is one
+        found = {"cuda": torch.cuda.device_count(), "cpu": 0}.get(args.device, 1)
+        if found < 2:
+            print(f"training on two devices is left out: expected at least 2 CUDA devices, found {found}")
+        else:
+            for dtype in ("f32", "bf16"):
+                for many in TWO:
+                    for run in RUNS:
+                        checks.trajectory(*run, dtype, folder, many)
     if not args.no_bench:
         bench(args)
     print(f"check-cuda: {checks.passed} passed, {checks.failed} failed")

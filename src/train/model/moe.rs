@@ -82,7 +82,7 @@ impl MoeLayer {
         // stable: rows of one expert stay in token order, so sums come out the same every time
         let order = assigned.f_argsort_stable(true, 0, false)?;
         let rows_per_expert: Vec<i64> =
-            Vec::try_from(assigned.f_bincount(None::<Tensor>, self.experts.len() as i64)?)?;
+            Vec::try_from(occurrences(&assigned, self.experts.len() as i64)?)?;
         let of_token = if self.top_k == 1 {
             order.shallow_clone()
         } else {
@@ -158,9 +158,7 @@ impl MoeLayer {
         let tokens = Tensor::f_from_slice(&tokens)?.f_to_kind(kind)?.f_unsqueeze(1)?;
         let tokens = upload(&tokens, scores.device())?; // [groups, 1]
         let cell = of_token.f_unsqueeze(1)?.f_mul_scalar(experts)?.f_add(chosen)?; // [tokens, k]
-        let counts = cell
-            .f_reshape([-1])?
-            .f_bincount(None::<Tensor>, groups * experts)?
+        let counts = occurrences(&cell.f_reshape([-1])?, groups * experts)?
             .f_view([groups, experts])?
             .f_to_kind(kind)?;
         let sums = Tensor::f_zeros([groups, experts], (kind, scores.device()))?
@@ -178,4 +176,14 @@ impl MoeLayer {
             .f_sum(kind)?
             .f_mul_scalar(coefficient / groups.max(1) as f64)
     }
+}
+
+/// How often each of the numbers below `bins` occurs in `values`, int64 `[bins]`. On CUDA,
+/// libtorch's bincount would wait for the least and the largest of them first.
+fn occurrences(values: &Tensor, bins: i64) -> Torch<Tensor> {
+    Tensor::f_zeros([bins], (values.kind(), values.device()))?.f_scatter_add_(
+        0,
+        values,
+        &values.f_ones_like()?,
+    )
 }
