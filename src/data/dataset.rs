@@ -323,6 +323,14 @@ impl Dataset {
         self.files[file].length(entry)
     }
 
+    /// Targets of a sample that are learned, of which only the spans are read for this; of a
+    /// preference pair, those of both answers.
+    pub(crate) fn learned_of(&self, index: usize) -> usize {
+        let (file, entry) = self.place(index);
+        let entries = entry..entry + self.per_sample();
+        entries.map(|entry| self.files[file].targets(entry)).sum()
+    }
+
     /// Lets go of what was read of the files; it is read again when it is needed.
     pub(crate) fn give_back(&self) {
         self.files.iter().for_each(tokens::TokenFile::give_back);

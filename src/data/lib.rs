@@ -65,7 +65,7 @@ pub mod stages;
 pub mod texts;
 mod tokens;
 
-pub use batch::Batch;
+pub use batch::{Batch, Share};
 pub use cache::Cache;
 pub use dataset::Dataset;
 pub use jsonl::{Fault, Kind, Record};

@@ -95,8 +95,7 @@ impl Sample {
 
     /// Targets that are learned.
     pub fn targets(&self) -> u64 {
-        let targets = |span: &Range<u32>| span.end.saturating_sub(span.start.max(1));
-        self.spans.iter().map(targets).map(u64::from).sum()
+        targets(self.spans.iter().cloned())
     }
 
     /// Whether the id at a position is learned.
@@ -116,6 +115,11 @@ impl Sample {
             })
             .collect()
     }
+}
+
+/// Targets in spans of learned ids: id 0 is the target of nothing.
+pub(crate) fn targets(spans: impl Iterator<Item = Range<u32>>) -> u64 {
+    spans.map(|span| u64::from(span.end.saturating_sub(span.start.max(1)))).sum()
 }
 
 /// The empty thought that MiniMind-3's template renders before an answer without one.

@@ -8,7 +8,9 @@ use mmx_converters::model::adapter::Adapters;
 use mmx_converters::words::counted;
 use mmx_data::{OnBad, Recipe, StageInfo};
 use mmx_training::config::{self, TrainConfig};
+use mmx_training::distributed::Place;
 use mmx_training::job::{self, Outcome, Request};
+use mmx_training::ranks::{Reduce, Shard};
 use mmx_training::stage;
 use serde::Deserialize;
 use serde_json::json;
@@ -79,6 +81,24 @@ enum OnFault {
     Stop,
     /// Leave it out and say so
     Skip,
+}
+
+/// What is divided among processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum ShardFlag {
+    /// The moments
+    Optimizer,
+    /// The moments and the gradients
+    Gradients,
+}
+
+/// The type in which gradients travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum ReduceFlag {
+    F32,
+    Bf16,
 }
 
 /// Defines the options once: as flags, as keys of the recipe file, and how the two are merged.
@@ -190,6 +210,16 @@ knobs! {
     /// distill: softens both distributions [default: 1.5; 2025: 1]
     #[arg(long, value_name = "X")]
     temperature: f64,
+    /// Rows of an optimizer step over all processes and micro-steps, whatever their number [default:
+    /// batch-size x accum x processes]
+    #[arg(long, value_name = "N", value_parser = crate::values::at_least_one, conflicts_with = "batch_size")]
+    global_batch: usize,
+    /// Divide the optimizer's moments among the processes: less memory each [default: nothing]
+    #[arg(long, value_name = "optimizer")]
+    shard: ShardFlag,
+    /// The type in which gradients travel between processes [default: f32]
+    #[arg(long, value_name = "f32|bf16")]
+    reduce: ReduceFlag,
     /// What to compute in: auto, f32 or bf16; master weights are float32 [default: auto]
     #[arg(long, value_name = "TYPE")]
     dtype: String,
@@ -244,6 +274,10 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
         })?;
         knobs = knobs.or(file);
     }
+    if knobs.global_batch.is_some() && knobs.batch_size.is_some() {
+        return Err(Error::usage("--global-batch: expected without --batch-size, found both"));
+    }
+    let place = Place::from_environment()?;
     let config = knobs.resolve(stage)?;
     knobs.refuse_inputs(&args.data, &args.out, args.resume)?;
     let request = Request {
@@ -266,10 +300,30 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
         val: knobs.val,
         trace: knobs.trace,
         dump_batches: knobs.dump_batches,
+        global_batch: knobs.global_batch,
+        shard: match knobs.shard {
+            None => Shard::Nothing,
+            Some(ShardFlag::Optimizer) => Shard::Optimizer,
+            Some(ShardFlag::Gradients) => {
+                return Err(Error::usage(
+                    "--shard: expected optimizer, found gradients, which lie whole in every process",
+                ));
+            }
+        },
+        reduce: match knobs.reduce {
+            None | Some(ReduceFlag::F32) => Reduce::F32,
+            Some(ReduceFlag::Bf16) => Reduce::Bf16,
+        },
+        place,
         ..Request::new(config, args.data, args.out)
     };
-    let terminal = Terminal::spelling(error::options_of(&crate::Train::command()));
+    // the first of several processes speaks for all
+    let quiet = request.place.as_ref().is_some_and(|place| place.rank > 0);
+    let terminal = Terminal::spelling(error::options_of(&crate::Train::command())).quiet(quiet);
     let outcome = job::run(request, Arc::new(terminal), &STOP)?;
+    if quiet {
+        return Ok(());
+    }
     if args.json {
         println!("{}", to_json(&outcome));
     } else {

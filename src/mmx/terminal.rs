@@ -20,6 +20,8 @@ pub(crate) struct Terminal {
     shown: Mutex<Shown>,
     /// The options as which settings in sentences are spelled.
     options: Vec<String>,
+    /// Nothing is printed: another process speaks for this one.
+    quiet: bool,
 }
 
 #[derive(Debug, Default)]
@@ -35,6 +37,11 @@ impl Terminal {
         Self { options, ..Self::default() }
     }
 
+    /// One that prints nothing where `quiet`; Ctrl-C is caught all the same.
+    pub(crate) fn quiet(self, quiet: bool) -> Self {
+        Self { quiet, ..self }
+    }
+
     fn shown(&self) -> MutexGuard<'_, Shown> {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -43,6 +50,9 @@ impl Terminal {
 impl Listener for Terminal {
     /// Prints a line above the bar.
     fn say(&self, sentence: &str) {
+        if self.quiet {
+            return;
+        }
         let sentence = spelled(sentence, &self.options);
         match &self.shown().bar {
             Some(bar) => bar.suspend(|| eprintln!("{sentence}")),
@@ -52,6 +62,13 @@ impl Listener for Terminal {
 
     fn progress(&self, progress: Progress<'_>) {
         let mut shown = self.shown();
+        if self.quiet {
+            if let (Progress::Steps { .. }, false) = (progress, shown.steps) {
+                shown.steps = true;
+                catch_stop(None);
+            }
+            return;
+        }
         match progress {
             Progress::Bytes { doing, done, total } => {
                 let bar = shown.bar.get_or_insert_with(|| {
@@ -98,7 +115,7 @@ impl Shown {
         if !self.steps {
             self.steps = true;
             self.said = None;
-            catch_stop(bar);
+            catch_stop(Some(bar));
         } else if bar.is_hidden() {
             if self.said.is_none_or(|said| said.elapsed() >= EVERY) || done == total {
                 eprintln!("step {done}/{total}  {message}");
@@ -111,15 +128,19 @@ impl Shown {
     }
 }
 
-/// From now on Ctrl-C and SIGTERM ask for a checkpoint; before, they end the process.
-fn catch_stop(bar: &ProgressBar) {
-    let handler = || {
+/// From now on Ctrl-C and SIGTERM ask for a checkpoint; before, they end the process. Without a bar
+/// nothing is said.
+fn catch_stop(bar: Option<&ProgressBar>) {
+    let speaks = bar.is_some();
+    let handler = move || {
         if STOP.swap(true, Ordering::Relaxed) {
             std::process::exit(130); // 128 + SIGINT
         }
-        eprintln!("\nstopping after this micro-step; once more ends at once without saving");
+        if speaks {
+            eprintln!("\nstopping after this step; once more ends at once without saving");
+        }
     };
-    if let Err(error) = ctrlc::set_handler(handler) {
+    if let (Err(error), Some(bar)) = (ctrlc::set_handler(handler), bar) {
         bar.suspend(|| eprintln!("warning: Ctrl-C will end the run without saving: {error}"));
     }
 }

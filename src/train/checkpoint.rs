@@ -32,7 +32,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
 use crate::model::HostTensor;
-use crate::optim::{AdamW, Part};
+use crate::optim::{Optimizer, Part};
 use crate::trainer::{Position, Trainer};
 use mmx_converters::digest;
 use mmx_converters::model::run_folder;
@@ -87,12 +87,22 @@ pub struct Context<'a> {
 }
 
 /// Writes the trainer's checkpoint and removes all but the newest `keep`, as far as they hold
-/// nothing else. Returns its folder.
+/// nothing else. Returns its folder. Where there are several processes all have to call it, and the
+/// first one writes.
 ///
 /// # Errors
-/// The system's refusal (a full disk): the checkpoints that were there are still there.
+/// The system's refusal (a full disk): the checkpoints that were there are still there. A process
+/// that is gone.
 pub fn save(context: &Context<'_>, trainer: &Trainer<'_>) -> Result<PathBuf> {
     let dir = context.dir;
+    // of one process only later, when the weights' copy is gone
+    let gathered = match trainer.ranks().alone() {
+        true => None,
+        false => Some(optimizer_tensors(trainer.optimizer())?),
+    };
+    if !trainer.ranks().is_first() {
+        return Ok(place(dir, trainer));
+    }
     fs_err::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
     let staging = tempfile::Builder::new()
         .prefix(STAGING.0)
@@ -103,7 +113,12 @@ pub fn save(context: &Context<'_>, trainer: &Trainer<'_>) -> Result<PathBuf> {
     write_model(context, trainer, &whole)?;
     let training = whole.join(TRAINING);
     fs_err::create_dir_all(&training).map_err(|e| Error::io(&training, e))?;
-    write_optimizer(trainer.optimizer(), &training.join("optimizer.safetensors"))?;
+    let state = match gathered {
+        Some(state) => state,
+        None => optimizer_tensors(trainer.optimizer())?,
+    };
+    write_tensors(&state, &training.join("optimizer.safetensors"))?;
+    drop(state);
     let state = State {
         format: FORMAT,
         mmx: env!("CARGO_PKG_VERSION").to_owned(),
@@ -123,8 +138,7 @@ pub fn save(context: &Context<'_>, trainer: &Trainer<'_>) -> Result<PathBuf> {
     sync(&training)?;
     sync(&whole)?;
 
-    let place =
-        dir.join(run_folder::name(trainer.position().step, trainer.optimizer().accumulated()));
+    let place = place(dir, trainer);
     if place.exists() {
         if check(&place).is_ok() {
             return Ok(place); // a run that was resumed here and went no further
@@ -135,6 +149,11 @@ pub fn save(context: &Context<'_>, trainer: &Trainer<'_>) -> Result<PathBuf> {
     sync(dir)?;
     prune(dir, context.keep, &place, staging.path(), context.listener)?;
     Ok(place)
+}
+
+/// The folder of the trainer's checkpoint.
+pub fn place(dir: &Path, trainer: &Trainer<'_>) -> PathBuf {
+    dir.join(run_folder::name(trainer.position().step, trainer.optimizer().accumulated()))
 }
 
 /// The model's folder; with adapters attached, theirs: what is fixed lies where they say.
@@ -171,7 +190,8 @@ fn write_model(context: &Context<'_>, trainer: &Trainer<'_>, dir: &Path) -> Resu
     Ok(())
 }
 
-fn write_optimizer(optimizer: &AdamW, path: &Path) -> Result<()> {
+/// The optimizer's state by the names of its file.
+fn optimizer_tensors(optimizer: &Optimizer) -> Result<Vec<HostTensor>> {
     let mut parts = vec![("first", Part::First), ("second", Part::Second)];
     if optimizer.accumulated() > 0 {
         parts.push(("gradient", Part::Gradient));
@@ -183,6 +203,10 @@ fn write_optimizer(optimizer: &AdamW, path: &Path) -> Result<()> {
             tensors.push(tensor);
         }
     }
+    Ok(tensors)
+}
+
+fn write_tensors(tensors: &[HostTensor], path: &Path) -> Result<()> {
     let specs: Vec<TensorSpec> = tensors
         .iter()
         .map(|t| TensorSpec { name: t.name.clone(), dtype: Dtype::F32, shape: t.shape.clone() })

@@ -31,6 +31,8 @@ pub struct Workload<'a> {
     pub two_distributions: bool,
     /// Rows and positions of the largest batch.
     pub largest: (usize, usize),
+    /// Processes among which the moments are divided; 1 where each has all.
+    pub moments_among: usize,
 }
 
 /// The estimate: bytes by what takes them.
@@ -86,7 +88,7 @@ impl Estimate {
         let (hidden, distributions) =
             (config.hidden_size as u64, if work.two_distributions { 6 } else { 2 });
         let of_head = if trained > 0 { 2 * vocabulary * hidden } else { 0 };
-        let moments = 2 * trained;
+        let moments = 2 * trained / work.moments_among.max(1) as u64;
         let least = trained.saturating_add(moments).saturating_add(surely_kept);
         Self {
             program,
@@ -260,6 +262,7 @@ mod tests {
             weights: trained,
             two_distributions: false,
             largest,
+            moments_among: 1,
         }
     }
 

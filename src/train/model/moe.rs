@@ -1,4 +1,4 @@
-//! The mixture of experts: router, tokens grouped by expert, and the two balancing losses.
+//! The mixture of experts: router, tokens grouped by expert, and the balancing losses.
 //!
 //! Every assignment (token, expert) is one row. Rows are sorted by expert, each expert sees its own
 //! rows only, and the results are put back: work grows with the experts chosen, not with those
@@ -12,6 +12,44 @@ use super::ffn::Dense;
 use super::linear::Parts;
 use super::variable::{Torch, wide};
 use crate::error::Result;
+
+/// What a layer has to say about the balance of its experts, in training.
+#[derive(Debug)]
+pub(super) enum Balance {
+    /// Its balancing loss, a float32 scalar: the mean over the sequences that were seen.
+    Loss(Tensor),
+    /// Where tokens of other processes count too: how often each expert was chosen and the sum of
+    /// its scores, `[2, experts]`, from which [`loss_of_statistics`] makes the loss.
+    Statistics(Tensor),
+}
+
+/// True of a balancing loss whose value is no mean over sequences, so that it cannot be computed
+/// from parts of a batch one by one.
+pub(super) fn is_of_whole_batch(aux_loss: AuxLoss) -> bool {
+    match aux_loss {
+        AuxLoss::PerSequence { .. } => false,
+        AuxLoss::PerBatch { .. } | AuxLoss::Switch { .. } => true,
+    }
+}
+
+/// The balancing loss of all layers, from `counts` of the whole batch and the `sums` of scores of
+/// some of its tokens, `[layers, experts]` each: over the processes it adds up to the whole batch's.
+/// `positions`: tokens of the whole batch.
+pub(super) fn loss_of_statistics(
+    moe: &Moe,
+    counts: &Tensor,
+    sums: &Tensor,
+    positions: usize,
+) -> Torch<Tensor> {
+    let coefficient = match moe.aux_loss {
+        AuxLoss::PerSequence { alpha } | AuxLoss::PerBatch { alpha } => {
+            alpha / moe.num_experts_per_tok as f64
+        }
+        AuxLoss::Switch { coefficient } => coefficient,
+    };
+    let scale = coefficient * moe.num_experts as f64 / (positions.max(1) as f64).powi(2);
+    counts.f_mul(sums)?.f_sum(sums.kind())?.f_mul_scalar(scale)
+}
 
 /// One layer's mixture of experts.
 #[derive(Debug)]
@@ -42,13 +80,15 @@ impl MoeLayer {
         })
     }
 
-    /// `[batch, seq, hidden]` to the same; in training also the balancing loss.
+    /// `[batch, seq, hidden]` to the same; in training also the balance. `share`: the batch is a
+    /// share of a larger one.
     pub(super) fn forward(
         &self,
         x: &Tensor,
         train: bool,
         samples: Option<&[i64]>,
-    ) -> Torch<(Tensor, Option<Tensor>)> {
+        share: bool,
+    ) -> Torch<(Tensor, Option<Balance>)> {
         let (batch, seq, hidden) = x.size3()?;
         let wide = wide(x.kind());
         let tokens = x.f_reshape([batch * seq, hidden])?;
@@ -66,12 +106,17 @@ impl MoeLayer {
         for shared in &self.shared {
             out = out.f_add(&shared.forward(&tokens)?)?;
         }
-        let aux = match (train, samples) {
+        let balance = match (train, samples) {
             (false, _) => None,
-            (true, None) => Some(self.aux(&scores, &chosen, batch, seq)?),
-            (true, Some(samples)) => Some(self.aux_of_samples(&scores, &chosen, samples)?),
+            (true, _) if share && is_of_whole_batch(self.aux_loss) => {
+                Some(Balance::Statistics(self.statistics(&scores, &chosen)?))
+            }
+            (true, None) => Some(Balance::Loss(self.aux(&scores, &chosen, batch, seq)?)),
+            (true, Some(samples)) => {
+                Some(Balance::Loss(self.aux_of_samples(&scores, &chosen, samples)?))
+            }
         };
-        Ok((out.f_view([batch, seq, hidden])?, aux))
+        Ok((out.f_view([batch, seq, hidden])?, balance))
     }
 
     /// `tokens [tokens, hidden]`, `weights` and `chosen [tokens, k]` to `[tokens, hidden]`,
@@ -103,6 +148,16 @@ impl MoeLayer {
             .f_index_select(0, &back)?
             .f_view([count, self.top_k, hidden])?;
         outputs.f_mul(&weights.f_unsqueeze(-1)?)?.f_sum_dim_intlist(1, false, weights.kind())
+    }
+
+    /// See [`Balance::Statistics`]. `scores [tokens, experts]`, `chosen [tokens, k]`.
+    fn statistics(&self, scores: &Tensor, chosen: &Tensor) -> Torch<Tensor> {
+        let counts = chosen
+            .f_reshape([-1])?
+            .f_bincount(None::<Tensor>, self.experts.len() as i64)?
+            .f_to_kind(scores.kind())?;
+        let sums = scores.f_sum_dim_intlist(0, false, scores.kind())?;
+        Tensor::f_stack(&[counts, sums], 0) // [2, experts]
     }
 
     /// The balancing loss, a float32 scalar. Source: docs/models.md, mixture of experts.
