@@ -17,7 +17,7 @@ use mmx_converters::safetensors::SafeTensors;
 use mmx_converters::tokenizer::Tokenizer;
 use mmx_data::batches::{Batches, Part};
 use mmx_data::{Batch, Recipe, Share};
-use mmx_training::config::{DistillOptions, Logps, TrainConfig};
+use mmx_training::config::{DistillOptions, Logps, OptimizerName, TrainConfig};
 use mmx_training::distributed::{Place, connect};
 use mmx_training::model::{HostTensor, Model};
 use mmx_training::ranks::{Ranks, Reduce, Shard, Spread};
@@ -32,10 +32,15 @@ use trajectory::{Recorded, assert_trajectory, config, json, model};
 /// What a rank does.
 const DOES: &str = "MMX_TEST_DOES";
 
+/// A port that nobody uses now.
+fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    listener.local_addr().expect("bound").port()
+}
+
 /// Starts `size` ranks that do the same, and waits until all have done it.
 fn run(does: &str, size: usize) {
-    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-    let port = port.local_addr().expect("bound").port();
+    let port = free_port();
     let start = |rank: usize| {
         let mut command = Command::new(std::env::current_exe().expect("this program"));
         command.args(["--exact", "rank", "--ignored", "--nocapture", "--test-threads=1"]);
@@ -68,6 +73,7 @@ fn rank() {
         "goldens of 2026" => goldens(&ranks, "golden-2026"),
         "uneven" => uneven(&ranks),
         "spreads" => spreads(&ranks),
+        "muon" => muon(&ranks),
         other => panic!("{other}: unknown"),
     }
     ranks.meet("the end of the test").expect("all ranks");
@@ -91,6 +97,11 @@ fn rows_that_teach_nothing_and_ranks_without_rows_take_part() {
 #[test]
 fn divided_moments_change_no_bit_and_gradients_in_bfloat16_little() {
     [2, 3].iter().for_each(|&size| run("spreads", size));
+}
+
+#[test]
+fn muon_with_each_rank_a_share_of_the_matrices_is_muon() {
+    [2, 3].iter().for_each(|&size| run("muon", size));
 }
 
 /// A rank's share of a recorded batch: its rows, of preference pairs both.
@@ -156,15 +167,24 @@ impl Golden<'_> {
         let adapters = (self.stage == "lora")
             .then(|| (start.clone(), Adapters::open(&start).expect("golden adapters")));
         let tokenizer = Tokenizer::open(shared(folder)).expect("a tokenizer");
-        let setup =
-            Setup { frozen, adapters, tokenizer: Some(&tokenizer), ..Setup::new(&config) };
+        let setup = Setup { frozen, adapters, tokenizer: Some(&tokenizer), ..Setup::new(&config) };
         stage.prepare(&mut model, setup).expect("made ready");
         (stage, config, model)
     }
 
     /// Trains on shares of the batches, or alone.
     fn train(&self, spread: &Spread, batches: &[Batch]) -> (Vec<MicroStep>, Moved) {
+        self.train_with(spread, batches, OptimizerName::AdamW)
+    }
+
+    fn train_with(
+        &self,
+        spread: &Spread,
+        batches: &[Batch],
+        optimizer: OptimizerName,
+    ) -> (Vec<MicroStep>, Moved) {
         let (stage, config, mut model) = self.prepare();
+        let config = TrainConfig { optimizer, ..config };
         let start = model.to_host().expect("weights");
         let mut data = shares(batches, &spread.ranks, self.stage == "dpo");
         model.set_ranks(spread.ranks.clone());
@@ -379,4 +399,31 @@ fn spreads(ranks: &Ranks) {
         }
         assert!(steps != of_halves, "{name}: nothing was rounded");
     }
+}
+
+/// Each rank orthogonalizes its share of the matrices; with divided moments of the others too.
+fn muon(ranks: &Ranks) {
+    let golden = Golden {
+        folder: "golden",
+        recipe: Recipe::R2025,
+        stage: "pretrain",
+        name: "pretrain-minimind2",
+        batches: "pretrain",
+        kind: "minimind2",
+    };
+    let (batches, muon) = (golden.recorded(), OptimizerName::Muon);
+    let (expected, alone) = golden.train_with(&Spread::default(), &batches, muon);
+    let (steps, moved) = golden.train_with(&spread(ranks), &batches, muon);
+    let expected: Vec<Value> = expected.iter().map(MicroStep::to_json).collect();
+    let what = format!("muon, rank {} of {}", ranks.rank(), ranks.size());
+    assert_trajectory(&what, &steps, &serde_json::json!({ "steps": expected }));
+    moved.assert_close(&alone, &what);
+    let (of_adamw, _) = golden.train(&spread(ranks), &batches);
+    assert!(of_adamw.last() != steps.last(), "{what}: it is AdamW");
+    let sharded = Spread { shard: Shard::Optimizer, ..spread(ranks) };
+    let (of_shards, moved_shards) = golden.train_with(&sharded, &batches, muon);
+    assert!(steps == of_shards, "{what}: other numbers with divided moments");
+    assert_eq!(moved.bits(), moved_shards.bits(), "{what}");
+    let first = ranks.text_of_first(&moved.bits()).expect("rank 0's");
+    assert_eq!(moved.bits(), first, "{what}: other weights than rank 0's");
 }

@@ -217,9 +217,8 @@ impl Batches for Ordered<'_> {
     fn largest(&mut self, micro_steps: usize) -> Result<(usize, usize)> {
         let Self { dataset, batch_size, padded, part, .. } = *self;
         let batches = self.order(0).chunks(batch_size).take(micro_steps);
-        let sizes = batches.map(|indices| {
-            dataset.batch_size(&indices[own(part, 0..indices.len())], padded)
-        });
+        let sizes = batches
+            .map(|indices| dataset.batch_size(&indices[own(part, 0..indices.len())], padded));
         Ok(sizes.fold((0, 0), larger))
     }
 }

@@ -96,10 +96,8 @@ impl Dataset {
     /// See [`Dataset::packed_batch`].
     pub fn packed_share(&self, rows: &Rows, all: Range<usize>, own: Range<usize>) -> Batch {
         let samples = |range: &Range<usize>| rows.slice(range.start, range.end).flatten().copied();
-        let mut share = Share {
-            before: samples(&(all.start..own.start)).count(),
-            ..Share::default()
-        };
+        let mut share =
+            Share { before: samples(&(all.start..own.start)).count(), ..Share::default() };
         for index in samples(&all) {
             let length = self.tokens_of(index as usize).saturating_sub(1);
             share.sequences += usize::from(length > 0);

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use clap::{Args, CommandFactory as _, ValueEnum};
 use mmx_converters::model::adapter::Adapters;
 use mmx_converters::words::counted;
-use mmx_data::{OnBad, Recipe, StageInfo};
-use mmx_training::config::{self, TrainConfig};
+use mmx_data::{OnBad, StageInfo};
+use mmx_training::config::{self, Decline, MUON_BETAS, OptimizerName, TrainConfig};
 use mmx_training::distributed::Place;
 use mmx_training::job::{self, Outcome, Request};
 use mmx_training::ranks::{Reduce, Shard};
@@ -73,6 +73,27 @@ enum Logps {
     Sum,
 }
 
+/// What changes the hidden matrices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Optimizer {
+    /// As the references
+    #[value(name = "adamw")]
+    AdamW,
+    /// Orthogonalized momentum
+    Muon,
+}
+
+/// How the learning rate falls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Schedule {
+    /// To a tenth
+    Cosine,
+    /// To 0
+    Linear,
+}
+
 /// The action on a faulty record or number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -134,8 +155,9 @@ knobs! {
     /// Tokenizer's folder; without it the one beside --from
     #[arg(long, value_name = "DIR")]
     tokenizer: PathBuf,
-    /// The reference's conventions: 2025 or 2026 [default: 2026]
-    #[arg(long, value_name = "YEAR")]
+    /// The reference's conventions, 2025 or 2026; fast: pretraining with fewer tokens to the same
+    /// loss [default: 2026]
+    #[arg(long, value_name = "NAME")]
     recipe: String,
     /// Passes over the data
     #[arg(long, value_name = "N", value_parser = crate::values::at_least_one)]
@@ -152,7 +174,7 @@ knobs! {
     /// Peak learning rate
     #[arg(long, value_name = "X")]
     lr: f64,
-    /// AdamW's decoupled weight decay [default: 0.01]
+    /// Decoupled weight decay [default: 0.01; fast: 0.1]
     #[arg(long, value_name = "X")]
     weight_decay: f64,
     /// Largest gradient norm, 0 for none [default: 1]
@@ -164,7 +186,7 @@ knobs! {
     /// End after this many optimizer steps; the learning rate ends there too
     #[arg(long, value_name = "N")]
     max_steps: usize,
-    /// Optimizer steps over which the learning rate rises [default: 0]
+    /// Optimizer steps over which the learning rate rises [default: 0; fast: 3 % of all]
     #[arg(long, value_name = "N")]
     warmup: usize,
     /// Initial weights, order and augmentations [default: 1337]
@@ -251,6 +273,20 @@ knobs! {
     /// Write all batches of the run here (safetensors: I.x, I.y, I.mask)
     #[arg(long, value_name = "FILE")]
     dump_batches: PathBuf,
+    /// What changes the matrices between hidden states; all else is AdamW's. With muon --lr and
+    /// --weight-decay are these matrices' alone [default: adamw; fast: muon]
+    #[arg(long, value_name = "adamw|muon")]
+    optimizer: Optimizer,
+    /// muon: the peak learning rate of all else [default: --lr; fast: 0.004]
+    #[arg(long, value_name = "X")]
+    adam_lr: f64,
+    /// Decay of AdamW's two moments [default: 0.9,0.999; muon: 0.9,0.95]
+    #[arg(long, value_name = "X,Y")]
+    betas: String,
+    /// How the learning rate falls after its rise: the reference's cosine to a tenth, or a straight
+    /// line to 0 [default: cosine; fast: linear]
+    #[arg(long, value_name = "cosine|linear")]
+    schedule: Schedule,
 }
 
 /// Runs the training.
@@ -379,16 +415,22 @@ impl Knobs {
     /// Options over the stage's defaults; an element type that is to be chosen is not chosen yet.
     fn resolve(&self, stage: &str) -> Result<TrainConfig> {
         let knobs = self;
-        let recipe = match knobs.recipe.as_deref() {
-            None | Some("2026") => Recipe::R2026,
-            Some("2025") => Recipe::R2025,
-            Some(other) => {
-                return Err(Error::usage(format!(
-                    "--recipe: expected 2025 or 2026, found {other}"
-                )));
+        let recipe = knobs.recipe.as_deref().unwrap_or("2026");
+        let of_stage = stage::by_name(stage)?;
+        let mut config = TrainConfig::named(of_stage.as_ref(), recipe)?;
+        match knobs.optimizer {
+            Some(Optimizer::Muon) => {
+                config.optimizer = OptimizerName::Muon;
+                config.betas = MUON_BETAS;
             }
-        };
-        let mut config = TrainConfig::new(stage::by_name(stage)?.as_ref(), recipe);
+            Some(Optimizer::AdamW) if config.optimizer == OptimizerName::Muon => {
+                // Muon's learning rates are none for AdamW
+                let reference = TrainConfig::new(of_stage.as_ref(), config.recipe()?);
+                config.optimizer = OptimizerName::AdamW;
+                (config.lr, config.adam_lr) = (reference.lr, None);
+            }
+            Some(Optimizer::AdamW) | None => {}
+        }
         fn set<T: Clone>(target: &mut T, value: &Option<T>) {
             if let Some(value) = value {
                 *target = value.clone();
@@ -402,6 +444,22 @@ impl Knobs {
         set(&mut config.grad_clip, &knobs.grad_clip);
         set(&mut config.max_seq_len, &knobs.max_seq_len);
         set(&mut config.warmup, &knobs.warmup);
+        if knobs.warmup.is_some() {
+            config.warmup_share = 0.0;
+        }
+        config.adam_lr = knobs.adam_lr.or(config.adam_lr);
+        if let Some(text) = &knobs.betas {
+            let two = text.split_once(',').and_then(|(first, second)| {
+                Some((first.trim().parse().ok()?, second.trim().parse().ok()?))
+            });
+            let expected = || format!("--betas: expected two numbers, X,Y, found {text}");
+            config.betas = two.ok_or_else(|| Error::usage(expected()))?;
+        }
+        let schedule = knobs.schedule.map(|schedule| match schedule {
+            Schedule::Cosine => Decline::Cosine,
+            Schedule::Linear => Decline::Linear,
+        });
+        set(&mut config.schedule, &schedule);
         set(&mut config.seed, &knobs.seed);
         set(&mut config.system_ratio, &knobs.system_ratio);
         set(&mut config.empty_think_ratio, &knobs.empty_think_ratio);

@@ -6,7 +6,8 @@
 //! ```text
 //! DIR/checkpoint-000123/            after optimizer step 123; the highest number is the newest
 //!     config.json model.safetensors tokenizer.json ...
-//!     training/optimizer.safetensors   first.NAME, second.NAME (and gradient.NAME), float32
+//!     training/optimizer.safetensors   first.NAME, second.NAME (and gradient.NAME), float32;
+//!                                      momentum.NAME instead where Muon changes NAME
 //!     training/state.json              written last: without it the folder is no checkpoint
 //!     (stage lora: adapter_config.json adapter_model.safetensors
 //!      instead of config.json model.safetensors)
@@ -53,7 +54,7 @@ pub struct State {
     pub mmx: String,
     /// The position of the run.
     pub position: Position,
-    /// Updates AdamW has made (its bias correction counts them).
+    /// Updates the optimizer has made (AdamW's bias correction counts them).
     pub optimizer_steps: u64,
     /// Micro-steps in the gradient kept.
     pub accumulated: usize,
@@ -95,12 +96,8 @@ pub struct Context<'a> {
 /// that is gone.
 pub fn save(context: &Context<'_>, trainer: &Trainer<'_>) -> Result<PathBuf> {
     let dir = context.dir;
-    // of one process only later, when the weights' copy is gone
-    let gathered = match trainer.ranks().alone() {
-        true => None,
-        false => Some(optimizer_tensors(trainer.optimizer())?),
-    };
     if !trainer.ranks().is_first() {
+        attend(trainer.optimizer())?;
         return Ok(place(dir, trainer));
     }
     fs_err::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
@@ -113,12 +110,7 @@ pub fn save(context: &Context<'_>, trainer: &Trainer<'_>) -> Result<PathBuf> {
     write_model(context, trainer, &whole)?;
     let training = whole.join(TRAINING);
     fs_err::create_dir_all(&training).map_err(|e| Error::io(&training, e))?;
-    let state = match gathered {
-        Some(state) => state,
-        None => optimizer_tensors(trainer.optimizer())?,
-    };
-    write_tensors(&state, &training.join("optimizer.safetensors"))?;
-    drop(state);
+    write_optimizer(trainer.optimizer(), &training.join("optimizer.safetensors"))?;
     let state = State {
         format: FORMAT,
         mmx: env!("CARGO_PKG_VERSION").to_owned(),
@@ -190,31 +182,38 @@ fn write_model(context: &Context<'_>, trainer: &Trainer<'_>, dir: &Path) -> Resu
     Ok(())
 }
 
-/// The optimizer's state by the names of its file.
-fn optimizer_tensors(optimizer: &Optimizer) -> Result<Vec<HostTensor>> {
-    let mut parts = vec![("first", Part::First), ("second", Part::Second)];
-    if optimizer.accumulated() > 0 {
-        parts.push(("gradient", Part::Gradient));
-    }
-    let mut tensors = Vec::new();
-    for (prefix, part) in parts {
-        for mut tensor in optimizer.state(part)? {
-            tensor.name = format!("{prefix}.{}", tensor.name);
-            tensors.push(tensor);
-        }
-    }
-    Ok(tensors)
+/// The tensors of the optimizer's state: part, prefix of the name in the file, name, shape.
+fn optimizer_tensors(optimizer: &Optimizer) -> Vec<(Part, &'static str, &str, Vec<usize>)> {
+    let of = |(prefix, part)| {
+        let tensors = optimizer.tensors(part);
+        tensors.map(move |(name, shape)| (part, prefix, name, shape))
+    };
+    parts(optimizer.accumulated()).flat_map(of).collect()
 }
 
-fn write_tensors(tensors: &[HostTensor], path: &Path) -> Result<()> {
+/// Writes the optimizer's state a tensor at a time; the other processes [`attend`].
+fn write_optimizer(optimizer: &Optimizer, path: &Path) -> Result<()> {
+    let tensors = optimizer_tensors(optimizer);
     let specs: Vec<TensorSpec> = tensors
         .iter()
-        .map(|t| TensorSpec { name: t.name.clone(), dtype: Dtype::F32, shape: t.shape.clone() })
+        .map(|(_, prefix, name, shape)| {
+            let name = format!("{prefix}.{name}");
+            TensorSpec { name, dtype: Dtype::F32, shape: shape.clone() }
+        })
         .collect();
+    // all of one type: in this order
     safetensors::write(path, &specs, &BTreeMap::new(), |i| {
-        Ok(bytemuck::cast_slice(&tensors[i].values).into())
+        let (part, _, name, _) = tensors[i];
+        let values = optimizer.state(part, name)?;
+        Ok(bytemuck::cast_slice(&values).to_vec().into())
     })?;
     Ok(())
+}
+
+/// Gives the first process what it has not of the state that it writes, in the same order.
+fn attend(optimizer: &Optimizer) -> Result<()> {
+    let tensors = optimizer_tensors(optimizer);
+    tensors.iter().try_for_each(|(part, _, name, _)| optimizer.state(*part, name).map(drop))
 }
 
 /// Puts a checkpoint's optimizer state and position into a trainer whose model was loaded from it.
@@ -226,7 +225,8 @@ pub fn restore(checkpoint: &Path, state: &State, trainer: &mut Trainer<'_>) -> R
     let file = SafeTensors::open(&path)?;
     let optimizer = trainer.restore(state.position);
     let names: Vec<&str> = file.names().collect();
-    let wanted = optimizer.variables() * if state.accumulated > 0 { 3 } else { 2 };
+    let kept: Vec<(&str, Part)> = parts(state.accumulated).collect();
+    let wanted = kept.iter().map(|(_, part)| optimizer.tensors(*part).count()).sum::<usize>();
     if names.len() != wanted {
         return Err(Error::failed(format!(
             "{}: expected {wanted} tensors, found {}",
@@ -235,16 +235,15 @@ pub fn restore(checkpoint: &Path, state: &State, trainer: &mut Trainer<'_>) -> R
         )));
     }
     for full in names {
-        let part = match full.split_once('.') {
-            Some(("first", name)) => Some((Part::First, name)),
-            Some(("second", name)) => Some((Part::Second, name)),
-            Some(("gradient", name)) => Some((Part::Gradient, name)),
-            _ => None,
-        };
+        let part = full.split_once('.').and_then(|(prefix, name)| {
+            let (_, part) = kept.iter().find(|(of, _)| *of == prefix)?;
+            Some((*part, name))
+        });
         let (Some((part, name)), Some(view)) = (part, file.get(full)) else {
             return Err(Error::failed(format!(
-                "{}: tensor {full}: expected a name that begins with first., second. or gradient.",
-                path.display()
+                "{}: tensor {full}: expected a name that begins with {}.",
+                path.display(),
+                kept.iter().map(|(prefix, _)| *prefix).collect::<Vec<_>>().join("., ")
             )));
         };
         optimizer.restore(part, name, &view.to_f32())?;

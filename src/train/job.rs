@@ -92,6 +92,7 @@ use crate::memory::estimate::{Estimate, Workload};
 use crate::memory::keep_memory;
 use crate::model::device;
 use crate::ranks::{Ranks, Reduce, Shard, Spread};
+use crate::report::optimizer;
 use crate::report::samples::Prompts;
 use crate::session::{self, Session, Validation};
 use crate::stage::{self, Setup, Stage};
@@ -228,6 +229,12 @@ impl Job {
     /// As many threads as were asked for; else this process's share of the cores.
     fn set_threads(&self) -> Result<()> {
         let here = self.request.place.as_ref().map_or(1, |place| place.local_size);
+        if here > 1 && std::env::var_os("RAYON_NUM_THREADS").is_none() {
+            let share = (mmx_converters::cpus::cpus() / here).max(1);
+            let threads = self.request.threads.unwrap_or(share);
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+            let _ = pool.build_global(); // it may run already
+        }
         if let Some(threads) = self.request.threads {
             let count = i32::try_from(threads)
                 .ok()
@@ -262,8 +269,11 @@ impl Job {
             Some(rows) => {
                 let (accum, size) = (config.accumulation, ranks.size());
                 if !rows.is_multiple_of(accum) || rows < accum.saturating_mul(size) {
-                    let processes =
-                        if size > 1 { format!(" for each of {size} processes") } else { String::new() };
+                    let processes = if size > 1 {
+                        format!(" for each of {size} processes")
+                    } else {
+                        String::new()
+                    };
                     return Err(Error::setting(
                         "global_batch",
                         format!("a multiple of accum, {accum}, with a row{processes} in each"),
@@ -276,12 +286,7 @@ impl Job {
         Ok(config)
     }
 
-    fn train_among(
-        mut self,
-        ranks: &Ranks,
-        device: Device,
-        stop: &AtomicBool,
-    ) -> Result<Outcome> {
+    fn train_among(mut self, ranks: &Ranks, device: Device, stop: &AtomicBool) -> Result<Outcome> {
         let mut config = self.config(ranks)?;
         let claim = match self.request.out.is_dir() && ranks.is_first() {
             true => Some(run_folder::claim(&self.request.out)?),
@@ -370,7 +375,8 @@ impl Job {
             let source = batches_of(&config, &dataset, &self.request.data, order, part);
             let mut batches = Prefetcher::new(scope, source, config.epochs);
             keep_memory();
-            let trained = stage.trainable(&model).iter().map(|v| v.tensor.numel()).sum();
+            let trainable = stage.trainable(&model);
+            let trained = trainable.iter().map(|v| v.tensor.numel()).sum();
             let micro_steps = config
                 .max_steps
                 .map_or(usize::MAX, |steps| steps.saturating_mul(config.accumulation));
@@ -379,6 +385,7 @@ impl Job {
                 compute,
                 device,
                 trained,
+                moments: config.optimizer().moments(&trainable),
                 weights: model.config().parameters().0 + frozen_weights,
                 two_distributions: config.distill.is_some(),
                 largest: batches.largest(micro_steps)?,
@@ -405,6 +412,7 @@ impl Job {
             trainer.agree()?;
             let listener = self.listener.as_ref();
             announce(&trainer, &dataset, listener);
+            optimizer::announce(&trainer, &trainable, listener);
             listener.say(&estimate.describe(can_be_had));
             if let Some((_, state)) = &resumed {
                 let Position { step, micro_step, epoch, .. } = state.position;
@@ -542,6 +550,9 @@ fn same_everywhere(
     };
     let own = encode(&(config.clone(), sources.to_vec()))?;
     let first = ranks.text_of_first(&own)?;
+    if first == own {
+        return Ok(());
+    }
     let first: (TrainConfig, Vec<(String, String)>) = serde_json::from_str(&first)
         .map_err(|e| Error::failed(format!("rank 0's configuration: {e}")))?;
     let (mut changes, harmless) = first.0.differences(config);
@@ -625,7 +636,9 @@ fn announce(trainer: &Trainer<'_>, dataset: &Dataset, listener: &dyn Listener) {
     if !ranks.alone() {
         let each = match rows.is_multiple_of(ranks.size()) {
             true => format!("{} for each process", rows / ranks.size()),
-            false => format!("{} or {} for each process", rows / ranks.size(), rows / ranks.size() + 1),
+            false => {
+                format!("{} or {} for each process", rows / ranks.size(), rows / ranks.size() + 1)
+            }
         };
         listener.say(&format!(
             "global batch: {} an optimizer step: {each} x {} x {}",

@@ -6,6 +6,7 @@ use tch::{Device, Kind, TchError, Tensor};
 
 use crate::error::{Error, Result, TorchError};
 use crate::model::device::upload;
+use crate::optim::Rates;
 use crate::ranks::{Ranks, host_numbers};
 use crate::stage::{Loss, Part};
 use mmx_data::Share;
@@ -15,8 +16,10 @@ use mmx_data::Share;
 pub struct MicroStep {
     /// The micro-step's number, from 0.
     pub step: usize,
-    /// Learning rate.
+    /// Learning rate; with Muon the hidden matrices'.
     pub lr: f64,
+    /// With Muon: AdamW's learning rate.
+    pub adam_lr: Option<f64>,
     /// The loss before it is divided by the accumulation; nothing when no token was learned.
     pub loss: Option<f64>,
     /// The gradient's norm before clipping, where the optimizer stepped.
@@ -33,6 +36,9 @@ impl MicroStep {
         let mut out = Map::new();
         out.insert("step".into(), json!(self.step));
         out.insert("lr".into(), json!(self.lr));
+        if let Some(lr) = self.adam_lr {
+            out.insert("adam_lr".into(), json!(lr));
+        }
         out.insert("loss".into(), json!(self.loss));
         out.insert("grad_norm".into(), json!(self.grad_norm));
         if self.loss.is_none() {
@@ -46,7 +52,7 @@ impl MicroStep {
 /// A micro-step whose numbers are still on the device.
 pub(crate) struct Pending {
     pub(crate) step: usize,
-    pub(crate) lr: f64,
+    pub(crate) rates: Rates,
     pub(crate) loss: Loss,
     /// Where each sample comes from: (file's index, line).
     pub(crate) lines: Vec<(u32, u32)>,
@@ -102,7 +108,8 @@ pub(crate) fn fetch(
             let mut sums = flat(&tensors, device).map_err(reading)?;
             ranks.sum(&mut sums)?;
             let norm = norm.as_ref().map(|norm| norm.f_reshape([1])).transpose();
-            let all: Vec<Tensor> = [Some(sums), norm.map_err(reading)?].into_iter().flatten().collect();
+            let all: Vec<Tensor> =
+                [Some(sums), norm.map_err(reading)?].into_iter().flatten().collect();
             flat(&all, device).and_then(|all| host_numbers(&all)).map_err(reading)?
         }
     };
@@ -182,7 +189,8 @@ impl Pending {
         });
         MicroStep {
             step: self.step,
-            lr: self.lr,
+            lr: self.rates.muon,
+            adam_lr: Some(self.rates.adamw),
             loss,
             grad_norm: None,
             parts: parts.collect(),

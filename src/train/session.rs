@@ -87,8 +87,6 @@ pub struct Outcome {
     pub seconds: f64,
     /// The run was asked to stop before its end.
     pub interrupted: bool,
-    /// The number of this process among those of the run; the first one, 0, speaks for all.
-    pub rank: usize,
 }
 
 /// Runs to the end, or until `stop` is set: then the checkpoint is taken at once, in the middle of
@@ -246,7 +244,6 @@ impl Run {
             tokens_per_s: tokens as f64 / seconds.max(1e-9),
             seconds,
             interrupted,
-            rank: trainer.ranks().rank(),
         })
     }
 
@@ -319,8 +316,9 @@ impl Run {
         if self.saving || !trainer.rewind() || trainer.position() == self.saved.0 {
             return;
         }
-        // the others may be gone: nothing can be had of them
-        if !trainer.ranks().is_first() || !trainer.optimizer().is_whole() {
+        // unless all processes are here with the same error, nothing can be had of the others
+        let alone = trainer.ranks().is_first() && trainer.optimizer().is_whole();
+        if !alone && !trainer.failed_together() {
             return;
         }
         let step = trainer.position().step;
@@ -378,16 +376,28 @@ fn head(trainer: &Trainer<'_>) -> Map<String, Value> {
     set("stage", json!(config.stage));
     set("kind", json!(trainer.model().config().family.name()));
     set("recipe", json!(config.recipe));
-    set(
-        "optimizer",
-        json!({
-            "name": "AdamW",
-            "lr": config.lr,
-            "betas": [0.9, 0.999],
-            "eps": 1e-8,
-            "weight_decay": config.weight_decay,
+    let (options, rates) = (config.optimizer(), config.rates());
+    let adamw = json!({
+        "name": "AdamW",
+        "lr": rates.adamw,
+        "betas": [options.adamw.betas.0, options.adamw.betas.1],
+        "eps": options.adamw.eps,
+        "weight_decay": options.adamw.weight_decay,
+    });
+    let optimizer = match options.muon {
+        None => adamw,
+        Some(muon) => json!({
+            "name": "Muon",
+            "lr": rates.muon,
+            "weight_decay": muon.weight_decay,
+            "momentum": muon.momentum,
+            "nesterov": true,
+            "others": adamw,
         }),
-    );
+    };
+    set("optimizer", optimizer);
+    let warmup = trainer.schedule().warmup;
+    set("schedule", json!({ "name": config.schedule, "warmup_steps": warmup }));
     set("accumulation_steps", json!(config.accumulation));
     set("grad_clip", json!(config.grad_clip));
     head

@@ -10,11 +10,11 @@ use mmx_converters::words::counted;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use crate::config::TrainConfig;
+use crate::config::{OptimizerName, TrainConfig};
 use crate::error::{Error, Result};
-use crate::model::Model;
 use crate::micro_step::{self, Pending};
-use crate::optim::{Optimizer, Options};
+use crate::model::Model;
+use crate::optim::{Optimizer, Rates};
 use crate::ranks::{Ranks, Spread};
 use crate::schedule::Schedule;
 use crate::stage::Stage;
@@ -119,6 +119,7 @@ pub struct Trainer<'a> {
     pending: Vec<Pending>,
     spread: Spread,
     wish: Wish,
+    failed_together: bool,
 }
 
 impl<'a> Trainer<'a> {
@@ -161,19 +162,25 @@ impl<'a> Trainer<'a> {
                 "lower `accum` or `batch_size`, or give more data",
             ));
         }
-        let options = Options { weight_decay: config.weight_decay, ..Options::default() };
+        let share = (config.warmup_share * plan.steps as f64).round() as usize;
         let schedule = Schedule {
+            decline: config.schedule,
             recipe,
-            lr: config.lr,
-            total: plan.micro_steps,
-            warmup: config.warmup * config.accumulation,
+            micro_steps: plan.micro_steps,
+            steps: plan.steps,
+            accumulation: config.accumulation,
+            warmup: if config.warmup > 0 { config.warmup } else { share },
         };
         Ok(Self {
             model,
             stage,
             config: config.clone(),
             batches,
-            optimizer: Optimizer::among(&stage.trainable(model), options, spread.clone())?,
+            optimizer: Optimizer::among(
+                &stage.trainable(model),
+                config.optimizer(),
+                spread.clone(),
+            )?,
             schedule,
             plan,
             lengths,
@@ -182,12 +189,18 @@ impl<'a> Trainer<'a> {
             pending: Vec::new(),
             spread,
             wish: Wish::default(),
+            failed_together: false,
         })
     }
 
     /// The processes of the run.
     pub fn ranks(&self) -> &Ranks {
         &self.spread.ranks
+    }
+
+    /// True after an error that all processes have met at the same place.
+    pub fn failed_together(&self) -> bool {
+        self.failed_together
     }
 
     /// Says what this process wants all to do after the next optimizer step.
@@ -203,6 +216,11 @@ impl<'a> Trainer<'a> {
     /// The position of the run.
     pub fn position(&self) -> Position {
         self.position
+    }
+
+    /// The learning rates over the run.
+    pub fn schedule(&self) -> Schedule {
+        self.schedule
     }
 
     /// The model that is trained.
@@ -261,9 +279,13 @@ impl<'a> Trainer<'a> {
             return Ok(None);
         }
         self.mark();
-        let Position { epoch, index, micro_step, .. } = self.position;
+        let Position { epoch, index, micro_step, step } = self.position;
         let batch = self.batches.batch(epoch, index)?;
-        let lr = self.schedule.lr(micro_step);
+        let peaks = self.config.rates();
+        let rates = Rates {
+            muon: self.schedule.lr(peaks.muon, micro_step, step),
+            adamw: self.schedule.lr(peaks.adamw, micro_step, step),
+        };
         let loss = self.stage.loss(self.model, &batch)?;
         if let Some(total) = &loss.total {
             self.optimizer.accumulate(total, 1.0 / self.config.accumulation as f64)?;
@@ -271,7 +293,7 @@ impl<'a> Trainer<'a> {
         let tokens = real_tokens(&batch, i64::from(self.model.config().pad_token_id));
         self.pending.push(Pending {
             step: micro_step,
-            lr,
+            rates,
             loss: loss.detached(),
             lines: batch.lines,
             tokens,
@@ -287,7 +309,7 @@ impl<'a> Trainer<'a> {
         let due = in_epoch.is_multiple_of(self.config.accumulation)
             || (self.config.step_at_epoch_end && in_epoch == self.lengths[epoch]);
         if due {
-            self.step(lr, &mut report)?;
+            self.step(rates, &mut report)?;
         } else if self.position.micro_step == self.plan.micro_steps {
             // what is left at the end is not trained on, as the 2025 reference
             self.fetch_into(&mut report, None)?;
@@ -304,7 +326,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// The optimizer step: clip, update, fetch what is to be shown.
-    fn step(&mut self, lr: f64, report: &mut Report) -> Result<()> {
+    fn step(&mut self, rates: Rates, report: &mut Report) -> Result<()> {
         self.position.step += 1;
         if self.optimizer.accumulated() == 0 {
             self.fetch_into(report, None)?; // no token was learned: no weight changes
@@ -317,6 +339,7 @@ impl<'a> Trainer<'a> {
         if let Some(fault) = self.non_finite(norm, &report.micro_steps, &lines)? {
             self.optimizer.discard();
             if !self.config.skip_non_finite {
+                self.failed_together = true;
                 return Err(Error::failed_with_hint(
                     fault,
                     "the last checkpoint is from before it; lower `lr`, look at these lines, or leave \
@@ -327,7 +350,7 @@ impl<'a> Trainer<'a> {
             return Ok(());
         }
         self.whole = None;
-        self.optimizer.step(lr, norm, self.config.grad_clip)?;
+        self.optimizer.step(rates, norm, self.config.grad_clip)?;
         report.stepped = true;
         if let Some(last) = report.micro_steps.last_mut() {
             last.grad_norm = Some(norm);
@@ -357,10 +380,8 @@ impl<'a> Trainer<'a> {
         let mut all = self.ranks().lists(&own[..own.len().min(SHOWN + 1)], SHOWN + 1)?;
         let more = if all.len() > SHOWN { ", ..." } else { "" };
         all.truncate(SHOWN);
-        let places: Vec<String> = all
-            .iter()
-            .map(|&(file, line)| format!("{}:{line}", self.batches.file(file)))
-            .collect();
+        let places: Vec<String> =
+            all.iter().map(|&(file, line)| format!("{}:{line}", self.batches.file(file))).collect();
         Ok(Some(format!(
             "step {}: {what}; its batch is {}{more}",
             self.position.step,
@@ -383,7 +404,10 @@ impl<'a> Trainer<'a> {
     fn fetch_into(&mut self, report: &mut Report, norm: Option<Tensor>) -> Result<Option<f64>> {
         let pending = std::mem::take(&mut self.pending);
         let flags = [self.wish.stop, self.wish.save];
-        let fetched = micro_step::fetch(&pending, &flags, norm, self.ranks())?;
+        let mut fetched = micro_step::fetch(&pending, &flags, norm, self.ranks())?;
+        if self.config.optimizer == OptimizerName::AdamW {
+            fetched.micro_steps.iter_mut().for_each(|micro| micro.adam_lr = None);
+        }
         report.micro_steps = fetched.micro_steps;
         if !self.ranks().alone() {
             report.tokens = fetched.tokens;

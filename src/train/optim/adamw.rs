@@ -5,9 +5,11 @@ use std::ops::Range;
 use rayon::prelude::*;
 use tch::{Device, Kind, TchError, Tensor};
 
+use super::slices::slice;
+
 /// AdamW's constants. Source: torch.optim.AdamW's defaults, which both references keep.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Options {
+pub struct AdamWOptions {
     /// Decay of the two moments.
     pub betas: (f64, f64),
     /// Added to the root of the second moment.
@@ -16,7 +18,7 @@ pub struct Options {
     pub weight_decay: f64,
 }
 
-impl Default for Options {
+impl Default for AdamWOptions {
     fn default() -> Self {
         Self { betas: (0.9, 0.999), eps: 1e-8, weight_decay: 0.01 }
     }
@@ -25,7 +27,7 @@ impl Default for Options {
 /// The update and its state.
 #[derive(Debug)]
 pub(super) struct AdamW {
-    options: Options,
+    options: AdamWOptions,
     /// What it changes of the flat buffers.
     range: Range<i64>,
     /// Running means of the gradient and of its square, of the range's length.
@@ -36,7 +38,7 @@ pub(super) struct AdamW {
 impl AdamW {
     /// Moments of zero for a range of the flat buffers.
     pub(super) fn new(
-        options: Options,
+        options: AdamWOptions,
         range: Range<i64>,
         device: Device,
     ) -> Result<Self, TchError> {
@@ -44,9 +46,9 @@ impl AdamW {
         Ok(Self { options, first: zeros()?, second: zeros()?, range })
     }
 
-    /// A moment over the range.
-    pub(super) fn part(&self, second: bool) -> &Tensor {
-        if second { &self.second } else { &self.first }
+    /// What it changes of the flat buffers, and a moment over it.
+    pub(super) fn held(&self, second: bool) -> (&Range<i64>, &Tensor) {
+        (&self.range, if second { &self.second } else { &self.first })
     }
 
     /// Update number `steps`, from 1, of the flat buffers with the gradient times `clip`.
@@ -105,8 +107,8 @@ impl AdamW {
     fn step_cpu(&mut self, weights: &mut Tensor, gradients: &mut Tensor, update: &Update) {
         /// Floats a task works on: four buffers of 64 KiB stay in a core's cache.
         const CHUNK: usize = 1 << 14;
-        let (weights, gradients, first, second) =
-            flat::slices(weights, gradients, &mut self.first, &mut self.second);
+        let (weights, gradients) = (slice(weights), &*slice(gradients));
+        let (first, second) = (slice(&mut self.first), slice(&mut self.second));
         weights
             .par_chunks_mut(CHUNK)
             .zip(gradients.par_chunks(CHUNK))
@@ -142,40 +144,6 @@ impl Update {
     }
 }
 
-/// The one place that looks at a tensor's memory.
-mod flat {
-    #![expect(unsafe_code, reason = "libtorch gives raw pointers only")]
-
-    use tch::{Device, Kind, Tensor};
-
-    /// The elements of four flat float32 tensors on the CPU, made by [`super::super::Optimizer`]; empty for
-    /// others.
-    pub(super) fn slices<'a>(
-        a: &'a mut Tensor,
-        b: &'a mut Tensor,
-        c: &'a mut Tensor,
-        d: &'a mut Tensor,
-    ) -> (&'a mut [f32], &'a mut [f32], &'a mut [f32], &'a mut [f32]) {
-        (slice(a), slice(b), slice(c), slice(d))
-    }
-
-    fn slice(tensor: &mut Tensor) -> &mut [f32] {
-        let flat = tensor.device() == Device::Cpu
-            && tensor.kind() == Kind::Float
-            && tensor.dim() == 1
-            && tensor.is_contiguous();
-        if !flat || tensor.numel() == 0 {
-            return &mut [];
-        }
-        // SAFETY: a contiguous one-dimensional float32 CPU tensor is `numel` initialized floats at
-        // `data_ptr` (checked above). The four buffers, or those they are parts of, were allocated
-        // apart by `f_zeros`, so the slices do not overlap; the model's leaves view one of them,
-        // and no libtorch call is made while the slices live (they borrow the optimizer mutably,
-        // and this thread is inside `step_cpu`).
-        unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<f32>(), tensor.numel()) }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -199,7 +167,8 @@ mod tests {
         };
         let run = |device_kernels: bool| {
             let weights = Tensor::from_slice(&values);
-            let mut adamw = AdamW::new(Options::default(), 16..4800, Device::Cpu).expect("moments");
+            let mut adamw =
+                AdamW::new(AdamWOptions::default(), 16..4800, Device::Cpu).expect("moments");
             for _ in 0..5 {
                 let gradients = (&weights - &target) * 2.0;
                 let (mut w, mut g) = (weights.narrow(0, 16, 4784), gradients.narrow(0, 16, 4784));

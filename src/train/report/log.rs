@@ -296,6 +296,7 @@ mod tests {
         let micro = |loss| MicroStep {
             step: 0,
             lr: 0.5,
+            adam_lr: None,
             loss,
             grad_norm: Some(2.0),
             parts: vec![("ce", json!(loss))],
