@@ -94,6 +94,12 @@ if doors=$(bash scripts/peers/doors.sh); then
 else
   failed=$((failed + 1)); echo "FAIL  installing Transformers 4.57 and mistral.rs"
 fi
+# what starts many processes, and two machines as network namespaces
+need_debian mpirun openmpi-bin
+several "$python" scripts/peers/launchers.py "$mmx" "$shared" "$work" "$(dirname "$LIBTORCH")/../../../bin/torchrun" "$(command -v mpirun)"
+namespaces=$(bash scripts/check-namespaces)
+printf '%s\n' "$namespaces"
+passed=$((passed + $(grep -c '^ok ' <<<"$namespaces"))); failed=$((failed + $(grep -c '^FAIL ' <<<"$namespaces")))
 several "$python" scripts/peers/events.py "$mmx" "$shared" "$work"
 check "build test_hub" cargo build --quiet --release --example test_hub
 several "$python" scripts/peers/hub.py "$mmx" "$shared" "$work" target/release/examples/test_hub

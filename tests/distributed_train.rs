@@ -74,6 +74,7 @@ fn rank() {
         "uneven" => uneven(&ranks),
         "spreads" => spreads(&ranks),
         "muon" => muon(&ranks),
+        "not finite" => not_finite(&ranks),
         other => panic!("{other}: unknown"),
     }
     ranks.meet("the end of the test").expect("all ranks");
@@ -102,6 +103,11 @@ fn divided_moments_change_no_bit_and_gradients_in_bfloat16_little() {
 #[test]
 fn muon_with_each_rank_a_share_of_the_matrices_is_muon() {
     [2, 3].iter().for_each(|&size| run("muon", size));
+}
+
+#[test]
+fn a_share_that_is_not_finite_is_the_same_error_on_all_ranks() {
+    run("not finite", 2);
 }
 
 /// A rank's share of a recorded batch: its rows, of preference pairs both.
@@ -426,4 +432,44 @@ fn muon(ranks: &Ranks) {
     assert_eq!(moved.bits(), moved_shards.bits(), "{what}");
     let first = ranks.text_of_first(&moved.bits()).expect("rank 0's");
     assert_eq!(moved.bits(), first, "{what}: other weights than rank 0's");
+}
+
+/// One rank's share gives no number: all ranks name the lines of the whole batch, and leave their weights
+/// as they are.
+fn not_finite(ranks: &Ranks) {
+    for skip_non_finite in [false, true] {
+        let golden = Golden {
+            folder: "golden",
+            recipe: Recipe::R2025,
+            stage: "pretrain",
+            name: "pretrain-minimind2",
+            batches: "pretrain",
+            kind: "minimind2",
+        };
+        let (stage, config, model) = golden.prepare();
+        let config = TrainConfig { skip_non_finite, ..config };
+        let mut data = shares(&golden.recorded(), ranks, false);
+        let mut trainer = Trainer::among(&model, stage.as_ref(), &config, &mut data, spread(ranks))
+            .expect("a run");
+        trainer.agree().expect("the same weights");
+        if ranks.rank() == 1 {
+            let norm = &model.variables().last().expect("variables").tensor;
+            let _ = tch::no_grad(|| norm.shallow_clone().fill_(f64::NAN));
+        }
+        let before = Moved { start: Vec::new(), end: model.to_host().expect("weights") };
+        trainer.advance().expect("nothing is known yet");
+        let said = match (trainer.advance(), skip_non_finite) {
+            (Err(error), false) => error.to_string(),
+            (Ok(Some(report)), true) => report.warning.expect("a warning"),
+            (other, _) => panic!("{other:?}"),
+        };
+        let first = ranks.text_of_first(&said).expect("rank 0's");
+        assert_eq!(said, first, "another decision than rank 0's");
+        for part in ["micro-step 0 is NaN", "golden.jsonl:1,", "golden.jsonl:4"] {
+            assert!(said.contains(part), "{part:?} is not in {said:?}");
+        }
+        assert_eq!(trainer.failed_together(), !skip_non_finite);
+        let after = Moved { start: Vec::new(), end: model.to_host().expect("weights") };
+        assert_eq!(after.bits(), before.bits(), "a weight has changed");
+    }
 }

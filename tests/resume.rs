@@ -173,11 +173,19 @@ fn a_killed_run_of_each_stage_ends_bit_for_bit_as_the_unbroken_one() {
     let kills = number("MMX_KILLS").unwrap_or(2);
     let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let seed = number("MMX_KILL_SEED").unwrap_or(clock.expect("after 1970").as_secs());
+    let processes = number("MMX_PROCESSES").unwrap_or(1) as usize;
     for stage in STAGES {
-        let counts = kill_and_resume(stage, kills as usize, seed);
+        let counts = kill_and_resume(stage, kills as usize, seed, processes);
         eprintln!("{stage}: {counts:?}, seed {seed}");
         assert!(counts.ends > 0 && counts.within_a_write > 0, "{stage}, seed {seed}: {counts:?}");
     }
+}
+
+/// SIGKILL of one process of two: the other ends, and both go on from the last checkpoint.
+#[test]
+fn a_run_whose_process_is_killed_ends_bit_for_bit_as_the_unbroken_one() {
+    let counts = kill_and_resume("sft", 3, 7, 2);
+    assert!(counts.ends > 0 && counts.within_a_write > 0, "{counts:?}");
 }
 
 /// Ctrl-C and SIGTERM: a checkpoint, one sentence, exit code 1, and the run goes on from there exactly.

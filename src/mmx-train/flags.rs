@@ -16,6 +16,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::error::{self, Error, Result};
+use crate::launch;
 use crate::terminal::{STOP, Terminal};
 
 /// Train a model: pretrain it from scratch, or go on from one with another stage
@@ -287,6 +288,10 @@ knobs! {
     /// line to 0 [default: cosine; fast: linear]
     #[arg(long, value_name = "cosine|linear")]
     schedule: Schedule,
+    /// Train with so many processes on this machine; torchrun, srun and mpirun start them on many
+    /// [default: 1]
+    #[arg(long, value_name = "N", value_parser = crate::values::at_least_one)]
+    processes: usize,
 }
 
 /// Runs the training.
@@ -310,6 +315,9 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
         })?;
         knobs = knobs.or(file);
     }
+    if launch::wanted(knobs.processes)? {
+        return launch::run(knobs.processes.unwrap_or(1));
+    }
     if knobs.global_batch.is_some() && knobs.batch_size.is_some() {
         return Err(Error::usage("--global-batch: expected without --batch-size, found both"));
     }
@@ -326,7 +334,7 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
         adapter: knobs.adapter,
         teacher: knobs.teacher,
         device: knobs.device,
-        threads: knobs.threads,
+        threads: knobs.threads.or_else(|| place.as_ref().map(Place::default_threads)),
         on_bad: match knobs.on_bad {
             Some(OnFault::Skip) => OnBad::Skip,
             _ => OnBad::Error,

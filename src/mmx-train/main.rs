@@ -5,7 +5,9 @@
 #[path = "../mmx/error.rs"]
 mod error;
 mod flags;
+mod launch;
 mod logits;
+mod meet;
 #[path = "../mmx/parse.rs"]
 mod parse;
 #[path = "../mmx/args/stages.rs"]
@@ -42,12 +44,13 @@ enum Other {
     },
     /// Answer ids on stdin with logits on stdout
     Logits(logits::LogitsArgs),
+    Meet(meet::MeetArgs),
 }
 
 fn main() -> ExitCode {
     let first = std::env::args().nth(1);
     let (result, options) = match first.as_deref() {
-        Some("about" | "logits") => (other(Other::parse()), Vec::new()),
+        Some("about" | "logits" | "meet") => (other(Other::parse()), Vec::new()),
         _ => {
             let args: Train = parse::parse(); // misuse: prints the usage and exits 2
             mmx_converters::cpus::bound_pool();
@@ -63,6 +66,7 @@ fn other(other: Other) -> Result<()> {
     match other {
         Other::About { json } => about(json),
         Other::Logits(args) => logits::run(&args),
+        Other::Meet(args) => meet::run(&args),
     }
 }
 

@@ -32,7 +32,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
-use crate::model::HostTensor;
 use crate::optim::{Optimizer, Part};
 use crate::trainer::{Position, Trainer};
 use mmx_converters::digest;
@@ -159,8 +158,6 @@ fn write_model(context: &Context<'_>, trainer: &Trainer<'_>, dir: &Path) -> Resu
         }
         return Ok(());
     }
-    let host: BTreeMap<String, HostTensor> =
-        model.to_host()?.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect();
     let layout = folder::carrying_layout(model.config());
     let folder = Folder {
         config: model.config(),
@@ -172,8 +169,8 @@ fn write_model(context: &Context<'_>, trainer: &Trainer<'_>, dir: &Path) -> Resu
         strict: true,
         shard_bytes: None,
     };
-    folder::write(dir, &folder, &mut |weight| match host.get(&weight.name) {
-        Some(tensor) => Ok((Dtype::F32, bytemuck::cast_slice(&tensor.values).into())),
+    folder::write(dir, &folder, &mut |weight| match model.weight_to_host(&weight.name)? {
+        Some(values) => Ok((Dtype::F32, bytemuck::cast_slice(&values).to_vec().into())),
         None => Err(mmx_converters::Error::format(
             dir,
             format!("tensor {}: expected in the model, found none", weight.name),
@@ -184,7 +181,7 @@ fn write_model(context: &Context<'_>, trainer: &Trainer<'_>, dir: &Path) -> Resu
 
 /// The tensors of the optimizer's state: part, prefix of the name in the file, name, shape.
 fn optimizer_tensors(optimizer: &Optimizer) -> Vec<(Part, &'static str, &str, Vec<usize>)> {
-    let of = |(prefix, part)| {
+    let of = |(prefix, part): (&'static str, Part)| {
         let tensors = optimizer.tensors(part);
         tensors.map(move |(name, shape)| (part, prefix, name, shape))
     };
@@ -214,6 +211,11 @@ fn write_optimizer(optimizer: &Optimizer, path: &Path) -> Result<()> {
 fn attend(optimizer: &Optimizer) -> Result<()> {
     let tensors = optimizer_tensors(optimizer);
     tensors.iter().try_for_each(|(part, _, name, _)| optimizer.state(*part, name).map(drop))
+}
+
+/// The parts of the optimizer's state that a checkpoint keeps, by prefix.
+fn parts(accumulated: usize) -> impl Iterator<Item = (&'static str, Part)> {
+    Part::ALL.into_iter().filter(move |(_, part)| *part != Part::Gradient || accumulated > 0)
 }
 
 /// Puts a checkpoint's optimizer state and position into a trainer whose model was loaded from it.

@@ -111,11 +111,19 @@ pub(crate) struct Counts {
 }
 
 /// Kills a stage's run `kills` times, resuming it each time, and compares every end with the unbroken run's.
-/// Every second kill waits for a checkpoint to be under way; the others fall at any time.
-pub(crate) fn kill_and_resume(stage: &str, kills: usize, seed: u64) -> Counts {
+/// Every second kill waits for a checkpoint to be under way; the others fall at any time. With several
+/// processes one of them is killed, and the others end by themselves.
+pub(crate) fn kill_and_resume(stage: &str, kills: usize, seed: u64, processes: usize) -> Counts {
     let dir = tempfile::tempdir().expect("a folder");
     let unbroken = dir.path().join("unbroken");
     let begun = Instant::now();
+    let command = |stage: &str, out: &Path| {
+        let mut command = command(stage, out);
+        if processes > 1 {
+            command.args(["--processes", &processes.to_string()]);
+        }
+        command
+    };
     finish(command(stage, &unbroken));
     let (expected, whole) = (End::of(&unbroken), begun.elapsed());
     let mut random = Random(seed);
@@ -127,6 +135,10 @@ pub(crate) fn kill_and_resume(stage: &str, kills: usize, seed: u64) -> Counts {
         let mut child = start(command(stage, &out));
         let moment = whole.mul_f64(random.share());
         let write = counts.kills % 2 == 0;
+        let victim = match write {
+            true => counts.kills / 2 % processes, // rank 0, which writes, first
+            false => (random.share() * processes as f64) as usize % processes,
+        };
         let begun = Instant::now();
         let alive = loop {
             if let Some(status) = child.try_wait().expect("a child") {
@@ -134,8 +146,27 @@ pub(crate) fn kill_and_resume(stage: &str, kills: usize, seed: u64) -> Counts {
                 break false;
             }
             if begun.elapsed() >= moment && (!write || half_written(&out)) {
-                child.kill().expect("SIGKILL");
-                child.wait().expect("dead");
+                if processes == 1 {
+                    child.kill().expect("SIGKILL");
+                    child.wait().expect("dead");
+                    break true;
+                }
+                let Some(rank) = rank_of(&child, victim, processes) else {
+                    std::thread::sleep(Duration::from_millis(1));
+                    continue; // it is about to start, or to end
+                };
+                let sent = Command::new("kill").args(["-KILL", &rank.to_string()]).status();
+                if !sent.expect("kill").success() {
+                    continue;
+                }
+                let status = child.wait().expect("its end");
+                if status.success() {
+                    break false; // it had ended, and nobody had looked yet
+                }
+                let stderr = said(child);
+                assert_eq!(status.code(), Some(1), "{}: {stderr}", what(number));
+                let names = format!("rank {victim} ");
+                assert!(stderr.contains(&names), "{}, {names}: {stderr}", what(number));
                 break true;
             }
             std::thread::sleep(Duration::from_micros(200));
@@ -157,6 +188,14 @@ pub(crate) fn kill_and_resume(stage: &str, kills: usize, seed: u64) -> Counts {
     assert!(!half_written(&out), "{}: a half-written checkpoint was left", what(number));
     counts.ends += usize::from(killed_here);
     counts
+}
+
+/// The process that `--processes` has started as a rank, once all are there. It starts them in order.
+fn rank_of(launcher: &Child, rank: usize, processes: usize) -> Option<u32> {
+    let id = launcher.id();
+    let children = fs_err::read_to_string(format!("/proc/{id}/task/{id}/children")).ok()?;
+    let children: Vec<&str> = children.split_whitespace().collect();
+    (children.len() == processes).then(|| children[rank].parse().ok())?
 }
 
 /// What a child said on stderr.

@@ -3,6 +3,7 @@
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -53,6 +54,18 @@ unsafe extern "C" {
     ) -> Refusal;
     fn mmx_c10d_wait(pending: Pointer, limit_ms: i64, ended: *mut bool) -> Refusal;
     fn mmx_c10d_pending_free(pending: Pointer);
+}
+
+/// The library of `nccl.cpp`.
+const NCCL: &str = "libmmx_nccl.so";
+
+/// Where that library lies: beside this program, in `lib` beside its folder, or where it was built.
+fn nccl_library() -> Option<PathBuf> {
+    let program = std::env::current_exe().unwrap_or_default();
+    let folder = program.parent().unwrap_or(Path::new(""));
+    let built = option_env!("MMX_NCCL_FOLDER").map(PathBuf::from);
+    let folders = [Some(folder.to_owned()), folder.parent().map(|up| up.join("lib")), built];
+    folders.into_iter().flatten().map(|folder| folder.join(NCCL)).find(|path| path.is_file())
 }
 
 /// The first line of what libtorch said.
@@ -188,6 +201,39 @@ impl Backend {
             let store = store.0.as_ptr();
             mmx_c10d_gloo(store, own.as_ptr(), rank, size, millis(timeout), &raw mut out)
         })?;
+        owned(out).map(|handle| Self { handle, kept: AtomicBool::new(false) })
+    }
+
+    /// Connects over NCCL, between CUDA devices.
+    ///
+    /// The code is in a library of its own, which needs libtorch's CUDA part: that one has to be
+    /// loaded already.
+    pub(super) fn nccl(store: &Store, rank: usize, size: usize, timeout: Duration) -> Result<Self> {
+        type Make = unsafe extern "C" fn(Pointer, c_int, c_int, i64, *mut Pointer) -> Refusal;
+        let number = |n: usize| c_int::try_from(n).map_err(|_| format!("{n} processes"));
+        let (rank, size) = (number(rank)?, number(size)?);
+        let library = nccl_library().ok_or_else(|| {
+            format!("{NCCL}, which CUDA devices need among processes: expected beside mmx-train, found none")
+        })?;
+        let path = c_string(&library.to_string_lossy())?;
+        // SAFETY: a string that lives through the call; the library's initializers are libtorch's
+        // own, and it is never unloaded.
+        let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
+        let symbol = match handle.is_null() {
+            true => std::ptr::null_mut(),
+            // SAFETY: a library that is loaded, a constant string.
+            false => unsafe { libc::dlsym(handle, c"mmx_c10d_nccl".as_ptr()) },
+        };
+        if symbol.is_null() {
+            // SAFETY: after a failure of either call it is a string until the next one.
+            let reason = unsafe { CStr::from_ptr(libc::dlerror()) };
+            return Err(format!("{}: {}", library.display(), reason.to_string_lossy()));
+        }
+        // SAFETY: the function of nccl.cpp, which is built together with this file.
+        let make = unsafe { std::mem::transmute::<Pointer, Make>(symbol) };
+        let mut out = std::ptr::null_mut();
+        // SAFETY: a live store, and the place of the result lives through the call.
+        check(unsafe { make(store.0.as_ptr(), rank, size, millis(timeout), &raw mut out) })?;
         owned(out).map(|handle| Self { handle, kept: AtomicBool::new(false) })
     }
 

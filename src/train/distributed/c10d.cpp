@@ -2,39 +2,18 @@
 // Called from bridge.rs only. Every function returns null, or the first line of an error that `malloc` made; no
 // exception leaves this file.
 #define USE_C10D_GLOO
+#include "c10d.h"
+
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
 #include <condition_variable>
-#include <cstring>
-#include <exception>
 #include <mutex>
 
 C10_DECLARE_int(caffe2_log_level);
 
 namespace {
-
-using std::chrono::milliseconds;
-using Store = c10::intrusive_ptr<c10d::Store>;
-using Backend = c10::intrusive_ptr<c10d::Backend>;
-
-char *first_line(const char *message) {
-  return ::strndup(message, ::strcspn(message, "\n"));
-}
-
-template <class Call> char *guarded(Call call) {
-  try {
-    call();
-    return nullptr;
-  } catch (const c10::Error &error) {
-    return first_line(error.what_without_backtrace());
-  } catch (const std::exception &error) {
-    return first_line(error.what());
-  } catch (...) {
-    return first_line("an error of another kind");
-  }
-}
 
 // Set once an operation has ended, well or not.
 struct Ended {
@@ -47,6 +26,7 @@ struct Ended {
 struct Pending {
   c10::intrusive_ptr<c10d::Work> work;
   at::Tensor output, input;
+  int64_t part = -1; // the part of `input` that becomes `output` in the end
   std::shared_ptr<Ended> ended = std::make_shared<Ended>();
 };
 
@@ -131,6 +111,14 @@ char *mmx_c10d_start(const Backend *backend, int operation, const at::Tensor *ou
         pending->work = (*backend)->_allgather_base(pending->output, pending->input, {});
         break;
       case reduce_scatter:
+        if ((*backend)->getBackendName() == c10d::GLOO_BACKEND_NAME) {
+          // gloo's own is a sum and a copy too, but its work has no future
+          pending->part = (*backend)->getRank();
+          pending->input = input->clone();
+          tensors = {pending->input};
+          pending->work = (*backend)->allreduce(tensors, {});
+          break;
+        }
         pending->work = (*backend)->_reduce_scatter_base(pending->output, pending->input, {});
         break;
       default:
@@ -147,14 +135,18 @@ char *mmx_c10d_start(const Backend *backend, int operation, const at::Tensor *ou
 
 // Waits at most so long for an operation to end; `ended` says whether it has. On CUDA devices the host waits for
 // nothing: the stream does.
-char *mmx_c10d_wait(const Pending *pending, int64_t limit_ms, bool *ended) {
+char *mmx_c10d_wait(Pending *pending, int64_t limit_ms, bool *ended) {
   return guarded([&] {
     {
       auto &state = *pending->ended;
       std::unique_lock<std::mutex> lock(state.mutex);
       *ended = state.changed.wait_for(lock, milliseconds(limit_ms), [&] { return state.is; });
     }
-    if (*ended) pending->work->wait();
+    if (!*ended) return;
+    pending->work->wait();
+    if (pending->part < 0) return;
+    const auto count = pending->output.numel();
+    pending->output.copy_(pending->input.narrow(0, pending->part * count, count));
   });
 }
 

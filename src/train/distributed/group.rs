@@ -32,10 +32,10 @@ pub struct Group {
 #[derive(Debug)]
 struct Inner {
     place: Place,
-    backend: Backend,
+    backend: Arc<Backend>,
     /// Operations begin one after another, in one order on all ranks.
     order: Mutex<()>,
-    watch: Watch,
+    watch: Arc<Watch>,
     limit: Duration,
     // dropped after `watch` has said goodbye
     _hub: Option<Hub>,
@@ -99,11 +99,17 @@ pub fn connect(place: &Place, device: Device, timeout: Duration) -> Result<Group
     let watch = Watch::connect(address, token, (rank, size, &own_host), timeout)
         .map_err(|e| at(format!("rank 0 at {address}: {e}")))?;
     watch.all_here(timeout).map_err(Error::failed)?;
+    let longer = timeout + LONGER;
     let backend = match device {
-        Device::Cpu => Backend::gloo(&store, own, rank, size, timeout + LONGER),
-        other => Err(format!("expected a group of processes on cpu, found {other:?}")),
+        Device::Cpu => Backend::gloo(&store, own, rank, size, longer),
+        Device::Cuda(_) => Backend::nccl(&store, rank, size, longer),
+        other => Err(format!("expected processes on cpu or cuda devices, found {other:?}")),
     };
     let backend = backend.map_err(|reason| Error::failed(watch.explain(&reason)))?;
+    let (backend, watch) = (Arc::new(backend), Arc::new(watch));
+    if device.is_cuda() {
+        abort_with(&backend, &watch)?;
+    }
     Ok(Group {
         inner: Arc::new(Inner {
             place: place.clone(),
@@ -115,6 +121,24 @@ pub fn connect(place: &Place, device: Device, timeout: Duration) -> Result<Group
             _store: store,
         }),
     })
+}
+
+/// Ends what a device waits for once the run has failed: the host waits for the device, and would
+/// not hear of it.
+fn abort_with(backend: &Arc<Backend>, watch: &Arc<Watch>) -> Result<()> {
+    let (backend, watch) = (Arc::downgrade(backend), Arc::downgrade(watch));
+    let look = move || {
+        while let (Some(backend), Some(watch)) = (backend.upgrade(), watch.upgrade()) {
+            if watch.reason().is_some() {
+                let _ = backend.abort(); // there is a reason already
+                return;
+            }
+            drop((backend, watch));
+            std::thread::sleep(LOOK);
+        }
+    };
+    let started = std::thread::Builder::new().name("mmx-abort".into()).spawn(look);
+    started.map(drop).map_err(|e| Error::failed(format!("starting a thread: {e}")))
 }
 
 impl Group {
@@ -136,6 +160,11 @@ impl Group {
     /// A rank with its host, as sentences name it.
     pub fn name(&self, rank: usize) -> String {
         self.inner.watch.name(rank)
+    }
+
+    /// Every rank's host.
+    pub fn hosts(&self) -> Vec<String> {
+        self.inner.watch.hosts()
     }
 
     /// Sums a tensor over all ranks, in place: float32, bfloat16, float64 or int64.

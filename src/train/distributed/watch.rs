@@ -85,6 +85,11 @@ impl Watch {
         }
     }
 
+    /// Every rank's host.
+    pub(super) fn hosts(&self) -> Vec<String> {
+        self.shared.lock().hosts.clone()
+    }
+
     /// The reason why the run has ended, if it has failed somewhere.
     pub(super) fn reason(&self) -> Option<String> {
         self.shared.lock().reason.clone()

@@ -242,6 +242,16 @@ impl Model {
         &self.head
     }
 
+    /// A weight's values as float32 on the host; nothing where there is no weight of that name.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn weight_to_host(&self, name: &str) -> Result<Option<Vec<f32>>> {
+        let weight = self.variables.iter().find(|weight| weight.name == name);
+        let values = weight.map(|weight| host_f32(&weight.tensor)).transpose();
+        values.map_err(|e| Error::torch(format!("reading {name}"), &e))
+    }
+
     /// Every weight as float32 on the host, in the table's order; attached adapters after them.
     ///
     /// # Errors
