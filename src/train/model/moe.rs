@@ -5,11 +5,11 @@
 //! there are.
 
 use mmx_converters::arch::{AuxLoss, Family, Moe};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
-use super::device::upload;
 use super::ffn::Dense;
 use super::linear::Parts;
+use super::samples::Samples;
 use super::variable::{Torch, wide};
 use crate::error::Result;
 
@@ -86,7 +86,7 @@ impl MoeLayer {
         &self,
         x: &Tensor,
         train: bool,
-        samples: Option<&[i64]>,
+        samples: Option<&Samples>,
         share: bool,
     ) -> Torch<(Tensor, Option<Balance>)> {
         let (batch, seq, hidden) = x.size3()?;
@@ -152,9 +152,7 @@ impl MoeLayer {
 
     /// See [`Balance::Statistics`]. `scores [tokens, experts]`, `chosen [tokens, k]`.
     fn statistics(&self, scores: &Tensor, chosen: &Tensor) -> Torch<Tensor> {
-        let counts = chosen
-            .f_reshape([-1])?
-            .f_bincount(None::<Tensor>, self.experts.len() as i64)?
+        let counts = occurrences(&chosen.f_reshape([-1])?, self.experts.len() as i64)?
             .f_to_kind(scores.kind())?;
         let sums = scores.f_sum_dim_intlist(0, false, scores.kind())?;
         Tensor::f_stack(&[counts, sums], 0) // [2, experts]
@@ -195,23 +193,23 @@ impl MoeLayer {
     }
 
     /// The balancing loss where samples share a row: each sample counts as a sequence.
-    fn aux_of_samples(&self, scores: &Tensor, chosen: &Tensor, samples: &[i64]) -> Torch<Tensor> {
+    fn aux_of_samples(&self, scores: &Tensor, chosen: &Tensor, samples: &Samples) -> Torch<Tensor> {
         let (experts, kind) = (self.experts.len() as i64, scores.kind());
         // group of each token: its sample, or one for all
-        let (tokens, of_token): (Vec<i64>, Vec<i64>) = match self.aux_loss {
+        let all: i64 = samples.lengths().iter().sum();
+        let filled = |size: [i64; 1], value: i64| {
+            Tensor::f_full(size, value, (Kind::Int64, scores.device()))
+        };
+        let (groups, of_token, tokens) = match self.aux_loss {
             AuxLoss::PerSequence { .. } => {
-                let of = |(group, &n): (i64, &i64)| std::iter::repeat_n(group, n as usize);
-                (samples.to_vec(), (0i64..).zip(samples).flat_map(of).collect())
+                let (owners, lengths) = samples.owners()?;
+                (samples.lengths().len() as i64, owners.shallow_clone(), lengths.shallow_clone())
             }
             AuxLoss::PerBatch { .. } | AuxLoss::Switch { .. } => {
-                let all: i64 = samples.iter().sum();
-                (vec![all], vec![0; all as usize])
+                (1, filled([all], 0)?, filled([1], all)?)
             }
         };
-        let groups = tokens.len() as i64;
-        let of_token = upload(&Tensor::f_from_slice(&of_token)?, scores.device())?;
-        let tokens = Tensor::f_from_slice(&tokens)?.f_to_kind(kind)?.f_unsqueeze(1)?;
-        let tokens = upload(&tokens, scores.device())?; // [groups, 1]
+        let tokens = tokens.f_to_kind(kind)?.f_unsqueeze(1)?; // [groups, 1]
         let cell = of_token.f_unsqueeze(1)?.f_mul_scalar(experts)?.f_add(chosen)?; // [tokens, k]
         let counts = occurrences(&cell.f_reshape([-1])?, groups * experts)?
             .f_view([groups, experts])?
