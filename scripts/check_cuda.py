@@ -31,7 +31,9 @@ TWO = [["--processes", "2"], ["--processes", "2", "--shard", "optimizer"]]
 # Largest differences allowed. float32: a GPU's products sum in another order than the reference's CPU, over 8 steps
 # whose differences feed each other (on the CPU 1e-5 holds; TF32 is off). bfloat16: 8 bits of mantissa in every
 # product, 0.4 % each, of both signs.
-LOGITS = {"f32": 1e-4, "bf16": 0.05}  # f32: largest difference; bf16: mean difference over mean size
+# f32: largest difference; bf16: of the median position the mean difference, over the mean size (where two experts
+# score alike bfloat16 may choose the other one, and that position is off altogether: 2 of 96 of minimind3-moe)
+LOGITS = {"f32": 1e-4, "bf16": 0.05}
 TRAJECTORY = {"f32": (1e-4, 1e-3, 1e-3), "bf16": (2e-2, 0.2, 2e-2)}  # loss, gradient norm, final weights; relative
 
 
@@ -72,7 +74,7 @@ class Checks:
             self.mmx("logits", f"{SHARED}/{model}", "--ids", golden, "--out", out, *device)
             found, expected = tensors(out)["logits"], tensors(golden)["logits"]
             difference = (found - expected).abs()
-            off = difference.max() if dtype == "f32" else difference.mean() / expected.abs().mean()
+            off = difference.max() if dtype == "f32" else difference.mean(-1).median() / expected.abs().mean()
             return [off.item()], [LOGITS[dtype]]
 
         self.check(f"logits {model} {dtype}", run)

@@ -6,7 +6,7 @@
 //   sentence; this file reaches the same pages through a second mapping. Fresh memory is filled with NaN;
 // - an operator whose tensors are on several devices is refused;
 // - what waits for the device, and what is copied to it, is counted: FAKE_CUDA_COUNTS names a file that takes the
-//   counts as a JSON object when the program ends.
+//   counts as a JSON object when the program ends (of several processes a file each, which ends in the rank).
 //
 // It cannot show streams, races, limits of memory, or what CUDA's kernels compute.
 #include <ATen/EmptyTensor.h>
@@ -37,6 +37,7 @@
 #include <map>
 #include <mutex>
 #include <set>
+#include <string>
 #include <vector>
 
 namespace {
@@ -64,9 +65,10 @@ struct Counts {
   }
 
   void write() const {
-    const char *path = std::getenv("FAKE_CUDA_COUNTS");
-    if (path == nullptr || allocations[0] + allocations[1] == 0) return; // a program that used no device
-    FILE *file = std::fopen(path, "w");
+    const char *name = std::getenv("FAKE_CUDA_COUNTS"), *rank = std::getenv("RANK");
+    if (name == nullptr || allocations[0] + allocations[1] == 0) return; // a program that used no device
+    const std::string path = rank == nullptr ? name : std::string(name) + "-" + rank;
+    FILE *file = std::fopen(path.c_str(), "w");
     if (file == nullptr) return;
     std::fprintf(file,
                  "{\"operators\": %ld, \"scalars\": %ld, \"downloads\": %ld, \"waits\": %ld, \"uploads\": %ld, "
