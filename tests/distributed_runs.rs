@@ -158,13 +158,13 @@ fn fewer_samples_than_processes_are_trained_on_once_each() {
 fn runs_go_on_with_another_number_of_processes_and_with_the_same_one_exactly() {
     let dir = tempfile::tempdir().expect("a folder");
     let at = |name: &str| dir.path().join(name);
-    let run = |name: &str, size: usize, more: &[&str]| {
+    let run = |name: &str, size: usize, shard: &[&str]| {
         let (out, trace) = (at(name), at(&format!("{name}.json")));
         let more = ["--global-batch", "8", "--accum", "2", "--pack", "off"];
         let mut args = arguments("pretrain", &more);
         args.extend(["--save-every", "1", "--keep", "9", "--resume"].map(str::to_owned));
         args.extend(["--out", text(&out), "--trace", text(&trace)].map(str::to_owned));
-        args.extend(more.iter().map(|&arg| arg.to_owned()));
+        args.extend(shard.iter().map(|&arg| arg.to_owned()));
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         train(&args, size);
         (losses(&json(&trace)), out)

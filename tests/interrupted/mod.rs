@@ -1,4 +1,5 @@
 //! Runs of the built binary that are killed, stopped or starved, and whether they then end as the unbroken one.
+#![allow(dead_code, reason = "each test file uses its own part")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

@@ -63,8 +63,11 @@ impl Division {
         let doing = |e| Error::torch("parts of all processes", &e);
         let cut = |from: i64, to: i64| flat.detach().f_narrow(0, from, to - from);
         tch::no_grad(|| {
-            cut(self.region.start, self.own.start)?.f_zero_()?;
-            cut(self.own.end, self.region.end)?.f_zero_()
+            for (from, to) in [(self.region.start, self.own.start), (self.own.end, self.region.end)]
+            {
+                let _ = cut(from, to)?.f_zero_()?;
+            }
+            Ok(())
         })
         .map_err(doing)?;
         ranks.sum(&mut cut(self.region.start, self.region.end).map_err(doing)?)
