@@ -29,7 +29,7 @@ RUNS = [
     ("dpo", "golden/minimind2", "dpo-sum-minimind2", ["--accum", "1", "--logps", "sum", "--lr", "1e-4"]),
     ("reason", "golden/minimind2", "reason-minimind2", ["--accum", "1", "--lr", "5e-4"]),
 ]
-# What two devices do to the same batches: each has two of a batch's four rows, NCCL adds the gradients
+# What two devices do to the same batches: each has two of a batch's four rows, NCCL (on the CPU gloo) adds the gradients
 TWO = [["--processes", "2"], ["--processes", "2", "--shard", "optimizer"]]
 # Largest differences allowed. float32: a GPU's products sum in another order than the reference's CPU, over 8 steps
 # whose differences feed each other (on the CPU 1e-5 holds; TF32 is off). bfloat16: 8 bits of mantissa in every
@@ -158,8 +158,8 @@ def main():
                 checks.logits(model, dtype, folder)
             for run in RUNS:
                 checks.trajectory(*run, dtype, folder)
-        # each process takes the device of its number: a device asked for by number is one
-        found = {"cuda": torch.cuda.device_count(), "cpu": 0}.get(args.device, 1)
+        # each process takes the device of its number: a device asked for by number is one; the CPU is for all (gloo)
+        found = {"cuda": torch.cuda.device_count(), "cpu": 2}.get(args.device, 1)
         if found < 2:
             print(f"training on two devices is left out: expected at least 2 CUDA devices, found {found}")
         else:
