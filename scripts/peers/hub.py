@@ -90,17 +90,18 @@ def downloads():
 
 @check("huggingface_hub: what mmx keeps of a model it finds offline, whole, and counts as its own cache")
 def _():
-    path, fetched = opened("hf:me/from-mmx@v2")
-    assert fetched and path.startswith(os.path.join(os.environ["HF_HOME"], "hub", "models--me--from-mmx", "snapshots")), path
+    own = os.path.join(WORK, "hf-cache")
+    path, fetched = opened("hf:me/from-mmx@v2", HF_HUB_CACHE=own)
+    assert fetched and path.startswith(os.path.join(own, "models--me--from-mmx", "snapshots")), path
     names = sorted(os.listdir(path))
     before = downloads()
     for name in names:
-        again = huggingface_hub.hf_hub_download("me/from-mmx", name, revision="v2", endpoint=ENDPOINT, token="hf_test")
+        again = huggingface_hub.hf_hub_download("me/from-mmx", name, revision="v2", endpoint=ENDPOINT, token="hf_test", cache_dir=own)
         assert os.path.samefile(again, os.path.join(path, name)), again
-        offline = huggingface_hub.try_to_load_from_cache("me/from-mmx", name, revision="v2")
+        offline = huggingface_hub.try_to_load_from_cache("me/from-mmx", name, revision="v2", cache_dir=own)
         assert offline and os.path.samefile(offline, again), offline
     assert downloads() == before, "nothing is fetched twice"
-    cache = huggingface_hub.scan_cache_dir()
+    cache = huggingface_hub.scan_cache_dir(own)
     assert not cache.warnings, cache.warnings
     repo = next(r for r in cache.repos if r.repo_id == "me/from-mmx")
     return f"{len(names)} files; {repo.size_on_disk} bytes, {len(repo.revisions)} revision"
