@@ -101,7 +101,7 @@ several "$python" scripts/peers/events.py "$mmx" "$shared" "$work"
 check "build test_hub" cargo build --quiet --release --example test_hub
 several "$python" scripts/peers/hub.py "$mmx" "$shared" "$work" target/release/examples/test_hub
 if modelscope=$(bash scripts/peers/modelscope.sh); then
-  several "$modelscope" scripts/peers/modelscope.py "$mmx" "$shared" "$work" target/release/examples/test_hub
+  several "$modelscope" scripts/peers/hub_modelscope.py "$mmx" "$shared" "$work" target/release/examples/test_hub
 else
   failed=$((failed + 1)); echo "FAIL  installing modelscope"
 fi

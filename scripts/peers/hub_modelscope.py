@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""modelscope.py MMX SHARED WORK TEST_HUB
+"""hub_modelscope.py MMX SHARED WORK TEST_HUB
 ModelScope's client and mmx against the tests' hub, in one cache: what one fetches the other uses."""
 import os, subprocess, sys
 
