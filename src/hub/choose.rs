@@ -20,9 +20,9 @@ struct Whole<'a> {
     files: Vec<usize>,
 }
 
-/// Names of GGUFs that are no model of their own: what vision models bring, importance matrices,
-/// vocabularies, adapters.
-const ASIDE: [&str; 5] = ["mmproj", "imatrix", "ggml-vocab", "lora", "adapter"];
+/// Parts of the names of GGUFs that are no model of their own: what vision models bring, importance
+/// matrices, vocabularies, adapters.
+const ASIDE: [&str; 5] = ["mmproj", "imatrix", "vocab", "lora", "adapter"];
 /// Parts of a name that say a type, as llama.cpp's programs and the hub's pages spell it.
 const TYPES: [&str; 5] = ["f32", "f16", "bf16", "fp16", "fp32"];
 /// The type taken unless another is asked for.
@@ -136,10 +136,14 @@ fn is_small(path: &str, below: &str) -> bool {
 
 /// The usual type, else the smallest of four bits or more, else the largest of less.
 fn usual(repo: &str, ggufs: &[Whole<'_>]) -> Result<Choice> {
-    let models: Vec<&Whole<'_>> = ggufs
-        .iter()
-        .filter(|g| !ASIDE.iter().any(|aside| g.path.to_ascii_lowercase().contains(aside)))
-        .collect();
+    let is_aside = |g: &&Whole<'_>| {
+        let name = g.path.to_ascii_lowercase();
+        name.split(['-', '_', '.', '/']).any(|part| ASIDE.contains(&part))
+    };
+    let mut models: Vec<&Whole<'_>> = ggufs.iter().filter(|g| !is_aside(g)).collect();
+    if models.is_empty() {
+        models = ggufs.iter().collect();
+    }
     if let [one] = models.as_slice() {
         return Ok(taken(one, None));
     }
