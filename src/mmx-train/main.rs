@@ -48,6 +48,7 @@ enum Other {
 }
 
 fn main() -> ExitCode {
+    mmx_hub::listen(std::sync::Arc::new(terminal::Terminal::default()));
     let first = std::env::args().nth(1);
     let (result, options) = match first.as_deref() {
         Some("about" | "logits" | "meet") => (other(Other::parse()), Vec::new()),
