@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clap::{Args, CommandFactory as _, ValueEnum};
 use mmx_converters::model::adapter::Adapters;
 use mmx_converters::words::counted;
-use mmx_data::{OnBad, Recipe, StageInfo};
+use mmx_data::{Fields, OnBad, Recipe, StageInfo};
 use mmx_training::config::{self, TrainConfig};
 use mmx_training::job::{self, Outcome, Request};
 use mmx_training::stage;
@@ -14,6 +14,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::error::{self, Error, Result};
+use crate::talk::note;
 use crate::terminal::{STOP, Terminal};
 
 /// Train a model: pretrain it from scratch, or go on from one with another stage
@@ -33,8 +34,8 @@ pub(crate) struct TrainArgs {
     /// What to learn
     #[arg(value_name = "STAGE", value_parser = crate::stages::parser())]
     stage: &'static StageInfo,
-    /// Training data, JSON Lines or JSON arrays of records, also packed with gzip or zstd
-    /// (repeatable)
+    /// Training data: Parquet, CSV, JSON Lines or JSON arrays of records, the text ones also packed
+    /// with gzip or zstd (repeatable)
     #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
     data: Vec<PathBuf>,
     /// Put exactly one JSON object on stdout
@@ -199,6 +200,9 @@ knobs! {
     /// CPU threads [default: all cores]
     #[arg(long, value_name = "N", value_parser = crate::values::at_least_one)]
     threads: usize,
+    /// The data's key for one of the known names (text=content, output=answer.best); repeatable
+    #[arg(long, value_name = "NAME=KEY")]
+    field: Vec<String>,
     /// Optimizer steps between checkpoints [default: every ten minutes]
     #[arg(long, value_name = "N")]
     save_every: usize,
@@ -275,7 +279,7 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
     } else {
         println!("{}", outcome.checkpoint.display());
     }
-    eprintln!("{}", summary(&outcome));
+    note!("{}", summary(&outcome));
     if outcome.interrupted {
         return Err(Error::failed_with_hint(
             format!("interrupted after step {}; saved", outcome.total_steps),
@@ -351,6 +355,7 @@ impl Knobs {
         set(&mut config.seed, &knobs.seed);
         set(&mut config.system_ratio, &knobs.system_ratio);
         set(&mut config.empty_think_ratio, &knobs.empty_think_ratio);
+        config.fields = Fields::parse(knobs.field.as_deref().unwrap_or_default())?;
         config.max_steps = knobs.max_steps;
         if let Some(pack) = knobs.pack {
             config.pack = pack == Switch::On;

@@ -7,9 +7,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use log::Level;
 use mmx_converters::progress::{Listener, Progress};
 
 use crate::error::spelled;
+use crate::talk::says;
 
 /// Set by Ctrl-C and SIGTERM once a training is under way; a second one ends the process at once.
 pub(crate) static STOP: AtomicBool = AtomicBool::new(false);
@@ -43,6 +45,30 @@ impl Terminal {
 impl Listener for Terminal {
     /// Prints a line above the bar.
     fn say(&self, sentence: &str) {
+        if says(Level::Info) {
+            self.print(sentence);
+        }
+    }
+
+    fn warn(&self, warning: &str) {
+        if says(Level::Warn) {
+            self.print(&format!("warning: {warning}"));
+        }
+    }
+
+    fn progress(&self, progress: Progress<'_>) {
+        if says(Level::Info) {
+            self.show(progress);
+        } else if let Progress::Steps { .. } = progress
+            && !std::mem::replace(&mut self.shown().steps, true)
+        {
+            catch_stop(&ProgressBar::hidden());
+        }
+    }
+}
+
+impl Terminal {
+    fn print(&self, sentence: &str) {
         let sentence = spelled(sentence, &self.options);
         match &self.shown().bar {
             Some(bar) => bar.suspend(|| eprintln!("{sentence}")),
@@ -50,7 +76,7 @@ impl Listener for Terminal {
         }
     }
 
-    fn progress(&self, progress: Progress<'_>) {
+    fn show(&self, progress: Progress<'_>) {
         let mut shown = self.shown();
         match progress {
             Progress::Bytes { doing, done, total } => {
