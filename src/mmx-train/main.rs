@@ -52,6 +52,7 @@ enum Other {
 
 fn main() -> ExitCode {
     talk::hush_guarded_panics();
+    mmx_hub::listen(std::sync::Arc::new(terminal::Terminal::default()));
     let first = std::env::args().nth(1);
     let (result, options) = match first.as_deref() {
         Some("about" | "logits" | "options") => (other(Other::parse()), Vec::new()),

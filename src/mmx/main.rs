@@ -24,6 +24,7 @@ fn main() -> ExitCode {
     }
     let cli = parse::parse::<cli::Cli>(); // misuse: prints the usage and exits 2
     mmx_converters::cpus::bound_pool();
+    mmx_hub::listen(std::sync::Arc::new(terminal::Terminal::default()));
     let result = talk::begin(cli.talk).and_then(|()| cli::run(cli));
     let options =
         if result.is_err() { error::options_of(&cli::Cli::command()) } else { Vec::new() };
