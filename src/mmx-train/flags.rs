@@ -35,7 +35,7 @@ pub(crate) struct TrainArgs {
     #[arg(value_name = "STAGE", value_parser = crate::stages::parser())]
     stage: &'static StageInfo,
     /// Training data: Parquet, CSV, JSON Lines or JSON arrays of records, the text ones also packed
-    /// with gzip or zstd (repeatable)
+    /// with gzip or zstd; or hf:datasets/owner/name[/FILE] (repeatable)
     #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
     data: Vec<PathBuf>,
     /// Put exactly one JSON object on stdout
@@ -249,7 +249,19 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
         knobs = knobs.or(file);
     }
     let config = knobs.resolve(stage)?;
-    knobs.refuse_inputs(&args.data, &args.out, args.resume)?;
+    let data = mmx_hub::resolve_data(&args.data)?;
+    if let Some(val) = knobs.val.take() {
+        let mut files = mmx_hub::resolve_data(std::slice::from_ref(&val))?;
+        if files.len() > 1 {
+            return Err(Error::usage(format!(
+                "--val: expected one file, found {} of {}",
+                counted(files.len(), "file"),
+                val.display()
+            )));
+        }
+        knobs.val = files.pop();
+    }
+    knobs.refuse_inputs(&data, &args.out, args.resume)?;
     let request = Request {
         choose_dtype: matches!(knobs.dtype.as_deref(), None | Some("auto")),
         resume: args.resume,
@@ -270,7 +282,7 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
         val: knobs.val,
         trace: knobs.trace,
         dump_batches: knobs.dump_batches,
-        ..Request::new(config, args.data, args.out)
+        ..Request::new(config, data, args.out)
     };
     let terminal = Terminal::spelling(error::options_of(&crate::Train::command()));
     let outcome = job::run(request, Arc::new(terminal), &STOP)?;

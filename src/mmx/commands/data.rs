@@ -53,7 +53,8 @@ struct CheckArgs {
     /// A folder with tokenizer.json, a tokenizer.json, or a GGUF
     #[arg(long, value_name = "MODEL")]
     tokenizer: Option<PathBuf>,
-    /// Parquet, CSV, JSON Lines or JSON arrays of records; text also packed with gzip or zstd
+    /// Parquet, CSV, JSON Lines or JSON arrays of records, text also packed with gzip or zstd; or
+    /// hf:datasets/owner/name
     #[arg(required = true)]
     files: Vec<PathBuf>,
 }
@@ -136,8 +137,15 @@ impl Common {
 /// Unreadable files, a tokenizer that lacks what the stage needs; for `check` faulty lines.
 pub(crate) fn run(args: DataArgs, as_json: bool) -> Result<()> {
     match args.command {
-        Command::Check(args) => check(&args, as_json),
-        Command::Show(args) => show(&args, as_json),
+        Command::Check(args) => {
+            let files = mmx_hub::resolve_data(&args.files)?;
+            check(&CheckArgs { files, ..args }, as_json)
+        }
+        Command::Show(args) => {
+            // of a data set elsewhere the first file
+            let file = mmx_hub::resolve_data(std::slice::from_ref(&args.file))?.swap_remove(0);
+            show(&ShowArgs { file, ..args }, as_json)
+        }
     }
 }
 

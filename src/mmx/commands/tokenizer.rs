@@ -162,7 +162,7 @@ fn run_train(args: &TrainArgs, as_json: bool) -> Result<()> {
     let mut counts = WordCounts::new(args.word_memory << 20).cutting_out(specials)?;
     let (mut texts_read, mut bytes_read, mut sample) = (0usize, 0usize, String::new());
     let fields = Fields::parse(&args.field)?;
-    for path in &args.data {
+    for path in &mmx_hub::resolve_data(&args.data)? {
         texts::for_each_batch(path, &fields, |batch| {
             counts.add(batch)?;
             texts_read += batch.len();
