@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """hub.py MMX SHARED WORK TEST_HUB
 The official client and mmx against the tests' hub: what one uploads the other downloads, and the hub holds the same."""
-import os, subprocess, sys, filecmp
+import os, shutil, subprocess, sys, filecmp
 
 os.environ["HF_HUB_OFFLINE"] = "0"
 os.environ["HF_HUB_DISABLE_XET"] = "1"
@@ -14,7 +14,7 @@ ENDPOINT = server.stderr.readline().strip()
 os.environ["HF_ENDPOINT"] = ENDPOINT
 os.environ["HF_HOME"] = os.path.join(WORK, "hf-home")
 import huggingface_hub
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
 api = HfApi(endpoint=ENDPOINT, token="hf_test")
 env = {"HF_ENDPOINT": ENDPOINT, "HF_TOKEN": "hf_test"}
@@ -156,6 +156,25 @@ def _():
     assert unknown.returncode == 1 and "certificate" in unknown.stderr.lower(), unknown.stderr
     assert known.returncode == 0, known.stderr
     return unknown.stderr.splitlines()[0][:90]
+
+
+@check("huggingface_hub: a data set that it uploads is mmx's data, in the cache that both share")
+def _():
+    tables, local = os.path.join(SHARED, "tables"), os.path.join(WORK, "data-set")
+    os.makedirs(os.path.join(local, "data"), exist_ok=True)
+    shards = [f"data/train-0000{i}-of-00002.parquet" for i in range(2)]
+    for shard, name in zip(shards, ("texts-snappy", "texts-zstd")):
+        shutil.copy(os.path.join(tables, f"{name}.parquet"), os.path.join(local, shard))
+    api.create_repo("me/texts", repo_type="dataset", private=True)
+    api.upload_folder(repo_id="me/texts", repo_type="dataset", folder_path=local)
+    report = mmx("data", "check", "--stage", "pretrain", "hf:datasets/me/texts", env=env)
+    assert report["samples"] == 24, report
+    for shard in shards:
+        path = hf_hub_download("me/texts", shard, repo_type="dataset", local_files_only=True)
+        assert filecmp.cmp(path, os.path.join(local, shard), shallow=False), path
+    back = os.path.join(WORK, "data-back")
+    mmx("pull", "me/texts", "--dataset", "--out", back, env=env)
+    return f"{same(local, back)} files equal"
 
 
 server.terminate()

@@ -5,7 +5,7 @@ use std::ops::Range;
 use mmx_converters::random::Random;
 
 use crate::dataset::Dataset;
-use crate::jsonl::Kind;
+use crate::record::Kind;
 use crate::sample::{Recipe, Sample};
 
 /// The input of one micro-step. All arrays are `[batch, seq]`, row by row.

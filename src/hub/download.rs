@@ -14,6 +14,8 @@ use mmx_converters::{Error, Result};
 /// A request for a download.
 #[derive(Clone, Debug)]
 pub struct Request {
+    /// What the repository holds.
+    pub kind: Kind,
     /// `owner/name`.
     pub repo: String,
     /// A branch, tag or commit.
@@ -65,9 +67,9 @@ pub fn download(
     super::hub::check_name(&request.repo)?;
     super::hub::check_revision(&request.revision)?;
     let (repo, revision) = (&request.repo, &request.revision);
-    let commit = hub.commit_of(Kind::Model, repo, revision)?;
+    let commit = hub.commit_of(request.kind, repo, revision)?;
     let commit = commit.ok_or_else(|| hub.not_there(repo, revision))?;
-    let mut files = hub.files(Kind::Model, repo, &commit)?;
+    let mut files = hub.files(request.kind, repo, &commit)?;
     // the list of files that mmx wrote elsewhere says nothing of this folder
     files.retain(|file| !file.path.ends_with(manifest::FILE_NAME));
     if !request.only.is_empty() {
@@ -104,7 +106,7 @@ pub fn download(
             false => {
                 // the name says what it is a part of: another version's part is not gone on with
                 let part = path.with_file_name(format!(".mmx-{}.part", file.digest()));
-                let address = hub.address_of(Kind::Model, repo, &commit, &file.path);
+                let address = hub.address_of(request.kind, repo, &commit, &file.path);
                 let mut report = |here| progress(before + here, all);
                 fetch(&hub.client, &address, file, &part, &path, &mut report)?
             }

@@ -14,7 +14,8 @@
 //! fn tokenizer_of(repo: &str, out: PathBuf) -> mmx_converters::Result<download::Report> {
 //!     let hub = Hub::from_environment(); // HF_ENDPOINT and HF_TOKEN
 //!     let only = vec!["tokenizer.json".to_owned(), "tokenizer_config.json".to_owned()];
-//!     let request = Request { repo: repo.to_owned(), revision: "main".to_owned(), out, only };
+//!     let kind = hub::Kind::Model;
+//!     let request = Request { kind, repo: repo.to_owned(), revision: "main".to_owned(), out, only };
 //!     download::download(&hub, &request, &mut |done, all| eprintln!("{done} of {all} bytes"))
 //! }
 //!
@@ -31,6 +32,7 @@
 //! |---|---|
 //! | [`hub`] | a hub's repositories: commits, files, branches |
 //! | [`mod@snapshot`] | a repository's files in the cache shared with the official client, or from it |
+//! | [`dataset`] | `hf:datasets/owner/name` to the data files that it means |
 //! | [`download`] | a repository to a folder of the user's |
 //! | [`upload`] | a folder to a repository, as one commit |
 //! | [`modelscope`] | ModelScope's repositories and the cache of its client |
@@ -47,6 +49,7 @@
 mod cache;
 mod checked;
 mod choose;
+pub mod dataset;
 mod digest;
 pub mod download;
 pub mod environment;
@@ -62,4 +65,5 @@ pub mod snapshot;
 mod transfer;
 pub mod upload;
 
+pub use dataset::resolve_data;
 pub use resolve::{listen, resolve};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clap::{Args, CommandFactory as _, ValueEnum};
 use mmx_converters::model::adapter::Adapters;
 use mmx_converters::words::counted;
-use mmx_data::{OnBad, StageInfo};
+use mmx_data::{Fields, OnBad, StageInfo};
 use mmx_training::config::{self, Decline, MUON_BETAS, OptimizerName, TrainConfig};
 use mmx_training::distributed::Place;
 use mmx_training::job::{self, Outcome, Request};
@@ -17,6 +17,7 @@ use serde_json::json;
 
 use crate::error::{self, Error, Result};
 use crate::launch;
+use crate::talk::note;
 use crate::terminal::{STOP, Terminal};
 
 /// Train a model: pretrain it from scratch, or go on from one with another stage
@@ -36,8 +37,8 @@ pub(crate) struct TrainArgs {
     /// What to learn
     #[arg(value_name = "STAGE", value_parser = crate::stages::parser())]
     stage: &'static StageInfo,
-    /// Training data, JSON Lines or JSON arrays of records, also packed with gzip or zstd
-    /// (repeatable)
+    /// Training data: Parquet, CSV, JSON Lines or JSON arrays of records, the text ones also packed
+    /// with gzip or zstd; or hf:datasets/owner/name[/FILE] (repeatable)
     #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
     data: Vec<PathBuf>,
     /// Put exactly one JSON object on stdout
@@ -252,6 +253,9 @@ knobs! {
     /// CPU threads [default: all cores]
     #[arg(long, value_name = "N", value_parser = crate::values::at_least_one)]
     threads: usize,
+    /// The data's key for one of the known names (text=content, output=answer.best); repeatable
+    #[arg(long, value_name = "NAME=KEY")]
+    field: Vec<String>,
     /// Optimizer steps between checkpoints [default: every ten minutes]
     #[arg(long, value_name = "N")]
     save_every: usize,
@@ -323,9 +327,22 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
     }
     let place = Place::from_environment()?;
     let config = knobs.resolve(stage)?;
-    // models from a hub are fetched here, by one process of each machine: the others meet it then
-    if place.as_ref().is_none_or(|place| place.local_rank == 0) {
-        knobs.refuse_inputs(&args.data, &args.out, args.resume)?;
+    // what lies on a hub is fetched here, by one process of each machine: the others meet it then
+    let first_here = place.as_ref().is_none_or(|place| place.local_rank == 0);
+    let data = mmx_hub::resolve_data(&args.data)?;
+    if let Some(val) = knobs.val.take() {
+        let mut files = mmx_hub::resolve_data(std::slice::from_ref(&val))?;
+        if files.len() > 1 {
+            return Err(Error::usage(format!(
+                "--val: expected one file, found {} of {}",
+                counted(files.len(), "file"),
+                val.display()
+            )));
+        }
+        knobs.val = files.pop();
+    }
+    if first_here {
+        knobs.refuse_inputs(&data, &args.out, args.resume)?;
     }
     let request = Request {
         choose_dtype: matches!(knobs.dtype.as_deref(), None | Some("auto")),
@@ -362,7 +379,7 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
             Some(ReduceFlag::Bf16) => Reduce::Bf16,
         },
         place,
-        ..Request::new(config, args.data, args.out)
+        ..Request::new(config, data, args.out)
     };
     // the first of several processes speaks for all
     let quiet = request.place.as_ref().is_some_and(|place| place.rank > 0);
@@ -376,7 +393,7 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
     } else {
         println!("{}", outcome.checkpoint.display());
     }
-    eprintln!("{}", summary(&outcome));
+    note!("{}", summary(&outcome));
     if outcome.interrupted {
         return Err(Error::failed_with_hint(
             format!("interrupted after step {}; saved", outcome.total_steps),
@@ -474,6 +491,7 @@ impl Knobs {
         set(&mut config.seed, &knobs.seed);
         set(&mut config.system_ratio, &knobs.system_ratio);
         set(&mut config.empty_think_ratio, &knobs.empty_think_ratio);
+        config.fields = Fields::parse(knobs.field.as_deref().unwrap_or_default())?;
         config.max_steps = knobs.max_steps;
         if let Some(pack) = knobs.pack {
             config.pack = pack == Switch::On;

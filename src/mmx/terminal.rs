@@ -7,9 +7,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use log::Level;
 use mmx_converters::progress::{Listener, Progress};
 
 use crate::error::spelled;
+use crate::talk::says;
 
 /// Set by Ctrl-C and SIGTERM once a training is under way; a second one ends the process at once.
 pub(crate) static STOP: AtomicBool = AtomicBool::new(false);
@@ -50,9 +52,30 @@ impl Terminal {
 impl Listener for Terminal {
     /// Prints a line above the bar.
     fn say(&self, sentence: &str) {
-        if self.quiet {
-            return;
+        if !self.quiet && says(Level::Info) {
+            self.print(sentence);
         }
+    }
+
+    fn warn(&self, warning: &str) {
+        if !self.quiet && says(Level::Warn) {
+            self.print(&format!("warning: {warning}"));
+        }
+    }
+
+    fn progress(&self, progress: Progress<'_>) {
+        if !self.quiet && says(Level::Info) {
+            self.show(progress);
+        } else if let Progress::Steps { .. } = progress
+            && !std::mem::replace(&mut self.shown().steps, true)
+        {
+            catch_stop(None);
+        }
+    }
+}
+
+impl Terminal {
+    fn print(&self, sentence: &str) {
         let sentence = spelled(sentence, &self.options);
         match &self.shown().bar {
             Some(bar) => bar.suspend(|| eprintln!("{sentence}")),
@@ -60,15 +83,8 @@ impl Listener for Terminal {
         }
     }
 
-    fn progress(&self, progress: Progress<'_>) {
+    fn show(&self, progress: Progress<'_>) {
         let mut shown = self.shown();
-        if self.quiet {
-            if let (Progress::Steps { .. }, false) = (progress, shown.steps) {
-                shown.steps = true;
-                catch_stop(None);
-            }
-            return;
-        }
         match progress {
             Progress::Bytes { doing, done, total } => {
                 let bar = shown.bar.get_or_insert_with(|| {

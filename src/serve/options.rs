@@ -8,6 +8,8 @@ use axum::http::HeaderValue;
 use mmx_converters::progress::Listener;
 use mmx_ggml::run::{KvType, LoadOptions};
 
+use crate::request_log::RequestLog;
+
 /// Settings of a server: the models, the address, and the limits.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -50,6 +52,8 @@ pub struct Options {
     pub settings: Settings,
     /// Time that texts in progress have to end when the server is told to stop.
     pub grace: Duration,
+    /// Takes a line for each request, where one is wanted.
+    pub request_log: Option<RequestLog>,
     /// Hears warnings, and what the server is doing.
     pub listener: Arc<dyn Listener>,
 }

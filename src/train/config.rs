@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::optim::{AdamWOptions, MuonOptions, Options, Rates};
-use mmx_data::{Kind, Recipe, SampleOptions, StageInfo, stages};
+use mmx_data::{Fields, Kind, Recipe, SampleOptions, StageInfo, stages};
 
 /// A resolved training configuration. Resuming with another one would not continue the same run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,6 +46,9 @@ pub struct TrainConfig {
     pub system_ratio: f64,
     /// 2026: share of chats whose empty think blocks are kept.
     pub empty_think_ratio: f64,
+    /// Names of the data files' keys for those of the known forms.
+    #[serde(default)]
+    pub fields: Fields,
     /// The optimizer also steps at an epoch's end on what is left of an accumulation, its loss
     /// still divided by the whole accumulation. 2026: yes; 2025: no, it stays in the gradient.
     pub step_at_epoch_end: bool,
@@ -217,6 +220,7 @@ impl TrainConfig {
             dtype: "f32".into(),
             system_ratio: samples.system_ratio,
             empty_think_ratio: samples.empty_think_ratio,
+            fields: samples.fields,
             step_at_epoch_end: recipe == Recipe::R2026,
             skip_non_finite: false,
             optimizer: OptimizerName::AdamW,

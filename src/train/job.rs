@@ -109,7 +109,7 @@ pub struct Request {
     pub config: TrainConfig,
     /// The element type to compute in is measured, whatever the configuration says.
     pub choose_dtype: bool,
-    /// Training data, JSON Lines.
+    /// Training data: JSON Lines, JSON arrays, CSV or Parquet.
     pub data: Vec<PathBuf>,
     /// Folder of the run: checkpoints, metrics.jsonl, and tb/ for TensorBoard.
     pub out: PathBuf,
@@ -449,6 +449,7 @@ impl Job {
             system_ratio: config.system_ratio,
             empty_think_ratio: config.empty_think_ratio,
             seed: config.seed,
+            fields: config.fields.clone(),
             ..options
         })
     }

@@ -75,6 +75,24 @@ impl State {
         Some((file.bytes.to_vec(), file.sha256.is_some()))
     }
 
+    /// Makes a data set of these files, all of them kept outside git.
+    pub fn put_dataset(&mut self, name: &str, files: &[(&str, Vec<u8>)]) {
+        let file = |(path, bytes): &(&str, Vec<u8>)| {
+            let file = File {
+                git_id: git_id(bytes),
+                bytes: Arc::new(bytes.clone()),
+                sha256: Some(sha256(bytes)),
+            };
+            ((*path).to_owned(), file)
+        };
+        let files: BTreeMap<String, File> = files.iter().map(file).collect();
+        let commit = hex(&sha1::Sha1::digest(name.as_bytes()));
+        let mut repository = Repository::default();
+        repository.commits.insert(commit.clone(), files.clone());
+        repository.branches.insert("main".into(), Branch { commit, files });
+        self.repositories.insert(format!("datasets/{name}"), repository);
+    }
+
     /// True for a repository that was made private.
     pub fn is_private(&self, repo: &str) -> bool {
         self.repositories.get(repo).is_some_and(|r| r.private)
@@ -251,7 +269,7 @@ fn answer(request: &Request, state: &mut State, base: &str) -> Answer {
     match parts.as_slice() {
         // large files are addressed by signed links, which need no token
         ["_objects", rest @ ..] => object(request, rest, state),
-        ["api", "repos", "create"] | ["api", "models", ..] if !known => {
+        ["api", "repos", "create"] | ["api", "models" | "datasets", ..] if !known => {
             Answer::error(401, "Unauthorized", "expected a token, found none that is known")
         }
         // how many files were asked for
@@ -261,6 +279,20 @@ fn answer(request: &Request, state: &mut State, base: &str) -> Answer {
         ["api", "repos", "create"] => create(request, state, base),
         ["api", "models", owner, name, rest @ ..] => {
             api(request, &format!("{owner}/{name}"), rest, state, base)
+        }
+        ["api", "datasets", owner, name, rest @ ..] => {
+            api(request, &format!("datasets/{owner}/{name}"), rest, state, base)
+        }
+        ["datasets", owner, name, "resolve", revision, path @ ..] => {
+            let repo = format!("datasets/{owner}/{name}");
+            resolve(request, &repo, revision, &path.join("/"), state)
+        }
+        ["datasets", owner, git, "info", "lfs", "objects", "batch"] if git.ends_with(".git") => {
+            let _ = (owner, git);
+            batch(request, state, base)
+        }
+        ["api", "v1", "datasets", owner, name, rest @ ..] => {
+            modelscope(request, &format!("datasets/{owner}/{name}"), rest, state)
         }
         ["api", "v1", "models", owner, name, rest @ ..] => {
             modelscope(request, &format!("{owner}/{name}"), rest, state)
@@ -279,8 +311,9 @@ fn answer(request: &Request, state: &mut State, base: &str) -> Answer {
 fn create(request: &Request, state: &mut State, base: &str) -> Answer {
     let body: Value = serde_json::from_slice(&request.body).unwrap_or_default();
     let owner = body["organization"].as_str().unwrap_or("me");
+    let folder = if body["type"] == "dataset" { "datasets/" } else { "" };
     let name = match body["name"].as_str() {
-        Some(name) => format!("{owner}/{name}"),
+        Some(name) => format!("{folder}{owner}/{name}"),
         None => return Answer::error(400, "BadRequest", "expected a name"),
     };
     let private = body["private"].as_bool().or(body["visibility"].as_str().map(|v| v == "private"));
@@ -556,7 +589,7 @@ fn modelscope(request: &Request, repo: &str, rest: &[&str], state: &mut State) -
             let branches = json!([{"Revision": "master"}]);
             ok(json!({"RevisionMap": {"Branches": branches, "Tags": []}}))
         }
-        ["repo", "files"] => {
+        ["repo", "files" | "tree"] => {
             let Some((_, files)) = find(repository, branch) else {
                 return refused(404, &format!("no revision {revision}"));
             };

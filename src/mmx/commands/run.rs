@@ -13,6 +13,7 @@ use crate::args::device::DeviceArgs;
 use crate::args::values;
 use crate::error::{Error, Result};
 use crate::format;
+use crate::talk::note;
 use mmx_models::open::Form;
 
 /// Generate text from a prompt
@@ -205,7 +206,7 @@ pub(crate) fn run(args: RunArgs, as_json: bool) -> Result<()> {
     if args.ids {
         format::print(&format!("{:?}\n", generated.ids))?;
     }
-    eprintln!(
+    note!(
         "{} read at {prefill:.0}/s, {} written at {decode:.0}/s, {}, ended by {}",
         counted(generated.prompt_tokens, "token"),
         generated.ids.len(),

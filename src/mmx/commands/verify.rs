@@ -11,6 +11,7 @@ use serde_json::json;
 use crate::args::kinds;
 use crate::error::{Error, Result};
 use crate::format::Clock;
+use crate::talk::note;
 use mmx_models::consumers::check;
 use mmx_models::engines::Kind;
 use mmx_models::live;
@@ -132,7 +133,7 @@ pub(crate) fn run(args: VerifyArgs, as_json: bool) -> Result<()> {
     drop(clock);
     let checked = consumers.map(|asked| {
         check::check(&request.reference, &request.others, &asked, &mut |path, program| {
-            eprintln!("asking {program} for {}", path.display());
+            note!("asking {program} for {}", path.display());
         })
     });
     let checked = checked.transpose()?;
