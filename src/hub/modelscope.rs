@@ -199,11 +199,12 @@ pub fn snapshot(
     let mut paths = Vec::new();
     for file in chosen {
         let path = place(&folder, &file.path)?;
-        if !here && !(path.is_file() && differs_now(file, &path)?.is_none()) {
+        let whole = || Ok::<bool, Error>(path.is_file() && differs_now(file, &path)?.is_none());
+        if !here && !whole()? {
             let key = ["modelscope-hub-download-lock-v2", "file", kind.name(), repo, &file.path];
             let name = format!("file_{}.lock", of_bytes(key.join("\0").as_bytes()));
             let _lock = locked(&cache.join(".lock").join(name))?;
-            if !(path.is_file() && differs_now(file, &path)?.is_none()) {
+            if !whole()? {
                 let parent = path.parent().unwrap_or(&folder);
                 fs_err::create_dir_all(parent).map_err(|e| Error::io(parent, e))?;
                 let digest = file.sha256.as_deref().unwrap_or("unknown");

@@ -79,12 +79,12 @@ pub fn snapshot(
     let work = Work { hub, kind, repo, revision, file, copies, choose, listener };
     let there = work.copies.commit();
     if is_offline() {
-        return work.from_copies(there.as_deref()).map_err(|why| {
+        return work.copied(there.as_deref()).map_err(|why| {
             why.with_hint("HF_HUB_OFFLINE is set: without it the hub is asked for what is missing")
         });
     }
     if let Some(commit) = there.as_deref().filter(|_| cache::is_commit(revision))
-        && let Ok(whole) = work.from_copies(Some(commit))
+        && let Ok(whole) = work.copied(Some(commit))
     {
         return Ok(whole); // a commit never changes
     }
@@ -93,7 +93,7 @@ pub fn snapshot(
         true => match hub.commit_soon(kind, repo, revision)? {
             Ok(commit) => commit,
             Err(why) => {
-                let copy = work.from_copies(there.as_deref()).map_err(|_| why)?;
+                let copy = work.copied(there.as_deref()).map_err(|_| why)?;
                 let commit = copy.commit.get(..12).unwrap_or(&copy.commit);
                 listener.say(&format!(
                     "{repo}: {} does not answer: using the copy of {commit} that is here",
@@ -104,7 +104,7 @@ pub fn snapshot(
         },
     };
     let commit = commit.ok_or_else(|| hub.not_there(repo, revision))?;
-    work.from_hub(&commit)
+    work.fetched(&commit)
 }
 
 /// A request under way.
@@ -120,7 +120,7 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    fn from_hub(&self, commit: &str) -> Result<Snapshot> {
+    fn fetched(&self, commit: &str) -> Result<Snapshot> {
         let files = match self.copies.tree(commit) {
             Some(files) => files,
             None => {
@@ -188,9 +188,9 @@ impl Work<'_> {
     }
 
     /// The files of a commit that are here, chosen among.
-    fn from_copies(&self, commit: Option<&str>) -> Result<Snapshot> {
+    fn copied(&self, commit: Option<&str>) -> Result<Snapshot> {
         let Some(commit) = commit else {
-            return self.from_earlier();
+            return self.kept_earlier();
         };
         let folder = self.copies.snapshot(commit);
         let here = |file: &RemoteFile| place(&folder, &file.path).is_ok_and(|path| path.exists());
@@ -265,7 +265,7 @@ impl Work<'_> {
         Ok(fs_err::rename(&copy, blob).is_ok())
     }
 
-    fn from_earlier(&self) -> Result<Snapshot> {
+    fn kept_earlier(&self) -> Result<Snapshot> {
         let Some(folder) = self.earlier() else {
             return Err(Error::failed(format!(
                 "{}: expected a copy of revision {} in {}, found none",
