@@ -2,6 +2,10 @@
 //!
 //! Source: apache/parquet-format, README.md and LogicalTypes.md. Codecs: none, Snappy, gzip, zstd,
 //! LZ4; others are refused by name.
+#![expect(
+    clippy::disallowed_types,
+    reason = "the crate reads the standard library's files alone; fs_err opens them"
+)]
 
 use std::cell::Cell;
 use std::fs::File;
