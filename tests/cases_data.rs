@@ -198,6 +198,10 @@ fn sampler_ranks() {
         all.dedup();
         assert_eq!(all.len(), samples, "every sample at least once: {case}");
         assert_eq!(with_repeats - samples, number("train_repeats"), "{case}");
+        // what mmx trains and evaluates on: no repeats
+        let parts = (0..ranks).map(|rank| mmx_data::batches::Part { rank, ranks }.of(samples));
+        let once: Vec<u32> = parts.flat_map(|part| order[part].to_vec()).collect();
+        assert_eq!((once.len(), &once), (number("eval_total"), &order), "{case}");
     }
 }
 

@@ -128,3 +128,96 @@ fn a_runs_system_ratio_follows_the_stage() {
         assert_eq!(config.empty_think_ratio, 0.2, "{}", stage.name());
     }
 }
+
+/// The form of a file changes nothing: batches and weights are those of the same records as JSON Lines, and so are they
+/// where the run ended early and went on.
+#[test]
+fn tables_train_to_the_weights_of_their_records_as_lines_also_when_resumed() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (tokenizer, model) = (shared("golden-2026"), shared("golden-2026/minimind3"));
+    for (stage, lines, tables) in [
+        ("pretrain", "texts.jsonl", &["texts-snappy.parquet", "texts-v2.parquet"][..]),
+        ("sft", "chats.jsonl", &["chats.parquet", "chats-sharegpt.parquet"]),
+        ("dpo", "preferences.jsonl", &["preferences.parquet", "preferences-prompt.parquet"]),
+    ] {
+        fs_err::create_dir(dir.path().join(stage)).expect("a folder");
+        let train = |data: &str, resume: bool| -> (Vec<u8>, Vec<u8>) {
+            let data = shared("tables").join(data);
+            let out = dir.path().join(stage).join(data.file_name().expect("a name"));
+            let batches = out.with_extension("batches");
+            let mut args =
+                vec!["train", stage, "--from", text(&model), "--tokenizer", text(&tokenizer)];
+            args.extend([
+                "--data",
+                text(&data),
+                "--out",
+                text(&out),
+                "--batch-size",
+                "2",
+                "--accum",
+                "1",
+            ]);
+            args.extend([
+                "--epochs",
+                "2",
+                "--max-seq-len",
+                "64",
+                "--pack",
+                "off",
+                "--lr",
+                "1e-3",
+                "--dtype",
+                "f32",
+            ]);
+            args.extend(["--device", "cpu", "--threads", "1", "--save-every", "1", "--keep", "99"]);
+            if resume {
+                args.push("--resume");
+            } else {
+                args.extend(["--dump-batches", text(&batches)]);
+            }
+            let (end, said) = run(&args);
+            let checkpoint = PathBuf::from(end["checkpoint"].as_str().expect("a path"));
+            if !resume {
+                assert!(end["steps"].as_u64().is_some_and(|steps| steps >= 4), "{said}");
+            }
+            let read = |path: PathBuf| fs_err::read(path).expect("a file");
+            (read(checkpoint.join("model.safetensors")), read(batches))
+        };
+        let (weights, batches) = train(lines, false);
+        for table in tables {
+            let found = train(table, false);
+            assert!(found.1 == batches, "{table}: other batches");
+            assert!(found.0 == weights, "{table}: other weights");
+            // what came after the first step is lost
+            let out = dir.path().join(stage).join(table);
+            for entry in fs_err::read_dir(&out).expect("a run").flatten() {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                if name.starts_with("checkpoint-") && name != "checkpoint-000001" {
+                    fs_err::remove_dir_all(entry.path()).expect("removed");
+                }
+            }
+            assert!(train(table, true).0 == weights, "{table}: other weights after going on");
+        }
+    }
+}
+
+/// A name that is mapped may stand in the recipe file, and a run goes on with the same mapping alone.
+#[test]
+fn mapped_names_may_stand_in_a_recipe_file_and_are_part_of_the_run() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (tokenizer, model) = (shared("golden-2026"), shared("golden-2026/minimind3"));
+    let recipe = dir.path().join("recipe.toml");
+    fs_err::write(&recipe, "field = [\"text=page.body\"]\nmax-seq-len = 64\n").expect("a file");
+    let (data, out) = (shared("tables/body.parquet"), dir.path().join("run"));
+    let args = ["train", "pretrain", "--from", text(&model), "--tokenizer", text(&tokenizer)];
+    let rest = ["--data", text(&data), "--out", text(&out), "--device", "cpu", "--threads", "1"];
+    let more = ["--accum", "1", "--epochs", "1", "--recipe-file", text(&recipe)];
+    let all: Vec<&str> = args.into_iter().chain(rest).chain(more).collect();
+    let (_, said) = run(&all);
+    assert!(said.contains("data: 12 samples,"), "{said}");
+    fs_err::write(&recipe, "field = [\"text=title\"]\nmax-seq-len = 64\n").expect("a file");
+    let out = mmx(&[&all[..], &["--resume"]].concat());
+    let said = String::from_utf8(out.stderr).expect("UTF-8");
+    assert_eq!(out.status.code(), Some(1), "{said}");
+    assert!(said.contains("fields: was [\"text=page.body\"], now [\"text=title\"]"), "{said}");
+}

@@ -135,7 +135,8 @@ fn what_was_pushed_comes_back_and_is_not_sent_again() {
     // and as a model's name
     let cache = dir.path().join("cache");
     let args = ["inspect", "hf:me/gold@v2", "--json"];
-    let out = run(&hub, &args, &[("MMX_CACHE", text(&cache))]);
+    let caches = [("MMX_CACHE", text(&cache)), ("HF_HUB_CACHE", text(&cache))];
+    let out = run(&hub, &args, &caches);
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     let shown: Value = serde_json::from_slice(&out.stdout).expect("JSON");
     assert_eq!(shown["family"], "minimind2");
@@ -237,6 +238,16 @@ fn a_token_is_sent_and_asked_for() {
     assert!(error.contains("401") && error.contains("HF_TOKEN"), "{error}");
     let out = run(&hub, &["push", text(&export), "me/gold"], &[("HF_TOKEN", "hf_secret")]);
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    // the official client's login
+    let file = dir.path().join("token");
+    fs_err::write(&file, "hf_secret\n").expect("a file");
+    let login = [("HF_TOKEN_PATH", text(&file))];
+    let out = run(&hub, &["push", text(&export), "me/gold"], &login);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let out = run(&hub, &["doctor"], &login);
+    let shown = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(shown.contains(&format!("in {}", file.display())), "{shown}");
+    assert!(!shown.contains("hf_secret"), "a token is not shown");
     let gone = Server::start(0).address; // a server that nobody talks to is no server
     let closed = gone.replace(|c: char| c.is_ascii_digit(), "1");
     let out = run(&hub, &["pull", "me/gold", "--out", "x"], &[("HF_ENDPOINT", &closed)]);

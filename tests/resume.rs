@@ -19,7 +19,7 @@ use mmx_converters::error::{Error, Result};
 use mmx_converters::model::generation::Generation;
 use mmx_data::{Batch, Recipe, StageInfo};
 use mmx_training::checkpoint::{self, Context};
-use mmx_training::config::TrainConfig;
+use mmx_training::config::{Decline, OptimizerName, TrainConfig};
 use mmx_training::error::TorchError;
 use mmx_training::model::{HostTensor, Model};
 use mmx_training::session::{self, Session};
@@ -173,23 +173,37 @@ fn a_killed_run_of_each_stage_ends_bit_for_bit_as_the_unbroken_one() {
     let kills = number("MMX_KILLS").unwrap_or(2);
     let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let seed = number("MMX_KILL_SEED").unwrap_or(clock.expect("after 1970").as_secs());
+    let processes = number("MMX_PROCESSES").unwrap_or(1) as usize;
     for stage in STAGES {
-        let counts = kill_and_resume(stage, kills as usize, seed);
+        let counts = kill_and_resume(stage, kills as usize, seed, processes);
         eprintln!("{stage}: {counts:?}, seed {seed}");
         assert!(counts.ends > 0 && counts.within_a_write > 0, "{stage}, seed {seed}: {counts:?}");
     }
+}
+
+/// SIGKILL of one process of two: the other ends, and both go on from the last checkpoint.
+#[test]
+fn a_run_whose_process_is_killed_ends_bit_for_bit_as_the_unbroken_one() {
+    let counts = kill_and_resume("sft", 3, 7, 2);
+    assert!(counts.ends > 0 && counts.within_a_write > 0, "{counts:?}");
 }
 
 /// Ctrl-C and SIGTERM: a checkpoint, one sentence, exit code 1, and the run goes on from there exactly.
 #[test]
 fn a_stopped_run_saves_and_goes_on_exactly() {
     let dir = tempfile::tempdir().expect("a folder");
-    let unbroken = dir.path().join("unbroken");
-    interrupted::finish(command("sft", &unbroken));
-    let expected = End::of(&unbroken);
-    for signal in ["-INT", "-TERM"] {
-        let out = dir.path().join(signal);
-        let mut child = start(command("sft", &out));
+    // with several processes the one that started them is signalled
+    for (signal, processes) in [("-INT", "1"), ("-TERM", "1"), ("-TERM", "2")] {
+        let command = |out: &Path| {
+            let mut command = command("sft", out);
+            command.args(["--processes", processes]);
+            command
+        };
+        let unbroken = dir.path().join(format!("unbroken-{processes}"));
+        interrupted::finish(command(&unbroken));
+        let expected = End::of(&unbroken);
+        let out = dir.path().join(format!("{signal}-{processes}"));
+        let mut child = start(command(&out));
         let lines = || fs_err::read_to_string(out.join("metrics.jsonl")).unwrap_or_default();
         let begun = Instant::now();
         while lines().lines().count() < 3 {
@@ -209,8 +223,8 @@ fn a_stopped_run_saves_and_goes_on_exactly() {
             .pop()
             .expect("a checkpoint");
         checkpoint::check(&newest).expect("whole");
-        interrupted::finish(command("sft", &out));
-        End::of(&out).assert_same(&expected, signal);
+        interrupted::finish(command(&out));
+        End::of(&out).assert_same(&expected, &format!("{signal}, {processes} processes"));
     }
 }
 
@@ -420,17 +434,29 @@ fn the_golden_sft_command_writes_the_golden_trace_and_batches() {
 #[test]
 fn a_run_stopped_within_an_accumulation_goes_on_bit_for_bit() {
     let stage = stage::by_name("pretrain").expect("a stage");
-    let config = TrainConfig {
+    let adamw = TrainConfig {
         accumulation: 3,
         epochs: 2,
         ..TrainConfig::new(stage.as_ref(), Recipe::R2025)
     };
-    for kind in ["minimind2", "minimind2-moe"] {
+    let muon = TrainConfig {
+        optimizer: OptimizerName::Muon,
+        adam_lr: Some(1e-3),
+        schedule: Decline::Linear,
+        warmup_share: 0.3,
+        ..adamw.clone()
+    };
+    for (kind, config) in [
+        ("minimind2", &adamw),
+        ("minimind2-moe", &adamw),
+        ("minimind2", &muon),
+        ("minimind2-moe", &muon),
+    ] {
         let data = || Recorded::open("golden/train/pretrain-batches.safetensors");
         let whole = model(&format!("golden/{kind}"));
         let mut batches = data();
         let mut trainer =
-            Trainer::new(&whole, stage.as_ref(), &config, &mut batches).expect("a run");
+            Trainer::new(&whole, stage.as_ref(), config, &mut batches).expect("a run");
         let all = finish(&mut trainer);
 
         // 7 micro-steps: two optimizer steps and one micro-step; the tail of epoch 1 follows
@@ -438,7 +464,7 @@ fn a_run_stopped_within_an_accumulation_goes_on_bit_for_bit() {
         let first = model(&format!("golden/{kind}"));
         let mut batches = data();
         let mut trainer =
-            Trainer::new(&first, stage.as_ref(), &config, &mut batches).expect("a run");
+            Trainer::new(&first, stage.as_ref(), config, &mut batches).expect("a run");
         for _ in 0..7 {
             trainer.advance().expect("a micro-step");
         }
@@ -460,7 +486,7 @@ fn a_run_stopped_within_an_accumulation_goes_on_bit_for_bit() {
         let second = Model::from_model(&open, Device::Cpu, Kind::Float).expect("a model");
         let mut batches = data();
         let mut trainer =
-            Trainer::new(&second, stage.as_ref(), &config, &mut batches).expect("a run");
+            Trainer::new(&second, stage.as_ref(), config, &mut batches).expect("a run");
         checkpoint::restore(&path, &state, &mut trainer).expect("fits");
         let rest = finish(&mut trainer);
         assert_eq!(rest, all[7..], "{kind}");

@@ -105,7 +105,8 @@ fn broken_examples_are_still_commands() {
 #[test]
 fn version_says_what_mmx_was_built_with() {
     let short = mmx_ok(&["--version"]);
-    assert_eq!(short, format!("mmx {}\n", env!("CARGO_PKG_VERSION")));
+    // and the commit, where it is known: tests/shell.rs
+    assert!(short.starts_with(&format!("mmx {}", env!("CARGO_PKG_VERSION"))), "{short}");
     let long = mmx_ok(&["version"]);
     assert!(long.starts_with(&format!("mmx        {}\n", env!("CARGO_PKG_VERSION"))), "{long}");
     for name in ["commit", "target", "features", "llama.cpp", "ggml", "kernels", "libtorch"] {

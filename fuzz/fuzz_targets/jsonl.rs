@@ -3,15 +3,13 @@
 
 use libfuzzer_sys::fuzz_target;
 
-#[path = "../../src/data/jsonl.rs"]
-#[allow(dead_code)]
-mod jsonl;
+use mmx_data::{Fields, Kind, forms, jsonl};
 
 fuzz_target!(|data: &[u8]| {
     for line in jsonl::lines(data) {
         assert!(line.number > 0 && line.offset <= data.len());
-        for kind in [jsonl::Kind::Text, jsonl::Kind::Chat, jsonl::Kind::Preference] {
-            if let Err(fault) = jsonl::parse(&line, kind) {
+        for kind in [Kind::Text, Kind::Chat, Kind::Preference] {
+            if let Err(fault) = forms::parse(&line, kind, &Fields::default()) {
                 assert_eq!(fault.line, line.number);
                 assert!(!fault.message.is_empty());
             }

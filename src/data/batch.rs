@@ -1,9 +1,11 @@
 //! Batches of samples, in an order that depends on seed and epoch alone.
 
+use std::ops::Range;
+
 use mmx_converters::random::Random;
 
 use crate::dataset::Dataset;
-use crate::jsonl::Kind;
+use crate::record::Kind;
 use crate::sample::{Recipe, Sample};
 
 /// The input of one micro-step. All arrays are `[batch, seq]`, row by row.
@@ -24,12 +26,45 @@ pub struct Batch {
     /// Positions of each sample of a packed batch: they follow one another in a single row
     /// without padding. Empty: one sample per row.
     pub packed: Vec<usize>,
+    /// The batch of all ranks that this is a share of; nothing where it is the whole.
+    pub share: Option<Share>,
+}
+
+/// The whole batch of which a rank has a share.
+///
+/// A loss that divides by these numbers instead of the share's own adds up over the ranks to the
+/// loss of the whole batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Share {
+    /// Sequences of the whole: its rows, or its samples that have positions in shared rows.
+    pub sequences: usize,
+    /// Positions of the whole, padding included where rows are padded to the full length.
+    pub positions: usize,
+    /// Targets of the whole that are learned.
+    pub learned: usize,
+    /// Samples (of preference data, pairs) of the whole that come before this share.
+    pub before: usize,
 }
 
 impl Batch {
     /// Targets that are learned; 0 means a micro-step without trained tokens.
     pub fn trained_tokens(&self) -> usize {
         self.mask.iter().filter(|&&m| m != 0.0).count()
+    }
+
+    /// The whole batch that this is, or is a share of.
+    pub fn whole(&self) -> Share {
+        self.share.unwrap_or_else(|| Share {
+            sequences: self.sequences(),
+            positions: self.x.len(),
+            learned: self.trained_tokens(),
+            before: 0,
+        })
+    }
+
+    /// Sequences of this batch itself: rows, or samples of shared rows.
+    pub fn sequences(&self) -> usize {
+        if self.packed.is_empty() { self.batch } else { self.packed.len() }
     }
 }
 
@@ -44,8 +79,9 @@ impl Dataset {
         order
     }
 
-    /// The samples of one rank out of `ranks`: every rank gets the same number, so at most
-    /// `ranks - 1` samples of an epoch's order come twice. One rank: the order itself.
+    /// The samples of one rank out of `ranks` where every rank must have as many as the others, so
+    /// that at most `ranks - 1` samples of an epoch's order come twice. One rank: the order itself.
+    /// Training needs no such repeats: there each batch is divided ([`crate::batches::Part`]).
     pub fn rank_order(order: &[u32], rank: usize, ranks: usize) -> Vec<u32> {
         let ranks = ranks.max(1);
         let each = order.len().div_ceil(ranks);
@@ -76,6 +112,19 @@ impl Dataset {
             self.push_row(&mut batch, sample);
         }
         batch
+    }
+
+    /// A rank's share of the batch of the given samples: those at `own` among them. Shapes and
+    /// panics as [`Dataset::batch`]; a share may be without samples.
+    pub fn share(&self, indices: &[u32], own: Range<usize>, padded: bool) -> Batch {
+        let (rows, seq) = self.batch_size(indices, padded);
+        let share = Share {
+            sequences: rows,
+            positions: rows * seq,
+            learned: indices.iter().map(|&i| self.learned_of(i as usize)).sum(),
+            before: own.start,
+        };
+        Batch { share: Some(share), ..self.batch(&indices[own], padded) }
     }
 
     /// Rows and positions of [`Dataset::batch`], which is not read for this.

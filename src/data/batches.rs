@@ -1,6 +1,7 @@
 //! Sources of batches for the training loop: a position (epoch, index) always gives the same
 //! [`Batch`].
 
+use std::ops::Range;
 use std::path::PathBuf;
 
 use crate::batch::Batch;
@@ -37,9 +38,47 @@ pub trait Batches {
     }
 }
 
+/// The part of every batch that one of several processes trains on: rank `rank` of `ranks`.
+///
+/// A batch's rows are divided in their order, each once: as many for every rank, or for the first
+/// ones one more than for the others; for the last ones none where there are too few.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// The process's number, from 0.
+    pub rank: usize,
+    /// All processes.
+    pub ranks: usize,
+}
+
+impl Part {
+    /// The rows of this rank among `rows`.
+    pub fn of(self, rows: usize) -> Range<usize> {
+        let (each, more) = (rows / self.ranks, rows % self.ranks);
+        let start = |rank: usize| rank * each + rank.min(more);
+        start(self.rank)..start(self.rank + 1)
+    }
+}
+
+/// The rows of a rank among `range`, and all of them where there are no ranks.
+fn own(part: Option<Part>, range: Range<usize>) -> Range<usize> {
+    match part {
+        None => range,
+        Some(part) => {
+            let own = part.of(range.len());
+            range.start + own.start..range.start + own.end
+        }
+    }
+}
+
 /// The larger of two sizes, by positions in all.
 fn larger(a: (usize, usize), b: (usize, usize)) -> (usize, usize) {
     if b.0 * b.1 > a.0 * a.1 { b } else { a }
+}
+
+/// The rows of the batch of a number, of `rows` in all.
+fn nth(index: usize, batch_size: usize, rows: usize) -> Range<usize> {
+    let start = index.saturating_mul(batch_size).min(rows);
+    start..start.saturating_add(batch_size).min(rows)
 }
 
 /// A data set whose samples share rows, `batch_size` rows at a time.
@@ -62,6 +101,13 @@ impl<'a> Packed<'a> {
         Self { ordered: Ordered::new(dataset, files, seed, shuffle, batch_size, false), rows: None }
     }
 
+    /// See [`Ordered::part`].
+    #[must_use]
+    pub fn part(mut self, part: Option<Part>) -> Self {
+        self.ordered.part = part;
+        self
+    }
+
     fn rows(&mut self, epoch: usize) -> &Rows {
         let Ordered { dataset, seed, shuffle, .. } = self.ordered;
         if self.rows.as_ref().is_none_or(|(cached, _)| *cached != epoch) {
@@ -79,10 +125,13 @@ impl Batches for Packed<'_> {
     }
 
     fn batch(&mut self, epoch: usize, index: usize) -> Result<Batch> {
-        let (dataset, batch_size) = (self.ordered.dataset, self.ordered.batch_size);
+        let Ordered { dataset, batch_size, part, .. } = self.ordered;
         let rows = self.rows(epoch);
-        let start = index.saturating_mul(batch_size);
-        Ok(dataset.packed_batch(rows.slice(start, start.saturating_add(batch_size))))
+        let all = nth(index, batch_size, rows.len());
+        Ok(match part {
+            None => dataset.packed_batch(rows.slice(all.start, all.end)),
+            Some(_) => dataset.packed_share(rows, all.clone(), own(part, all)),
+        })
     }
 
     fn file(&self, index: u32) -> String {
@@ -90,12 +139,12 @@ impl Batches for Packed<'_> {
     }
 
     fn largest(&mut self, micro_steps: usize) -> Result<(usize, usize)> {
-        let batch_size = self.ordered.batch_size;
+        let Ordered { batch_size, part, .. } = self.ordered;
         let rows = self.rows(0);
-        let starts = (0..rows.len()).step_by(batch_size).take(micro_steps);
-        let sizes = starts.map(|start| {
-            let end = start.saturating_add(batch_size).min(rows.len());
-            (end - start, (start..end).map(|row| rows.used(row)).max().unwrap_or(0))
+        let batches = 0..rows.len().div_ceil(batch_size).min(micro_steps);
+        let sizes = batches.map(|index| {
+            let rows_here = own(part, nth(index, batch_size, rows.len()));
+            (rows_here.len(), rows_here.map(|row| rows.used(row)).max().unwrap_or(0))
         });
         Ok(sizes.fold((0, 0), larger))
     }
@@ -111,6 +160,7 @@ pub struct Ordered<'a> {
     shuffle: bool,
     batch_size: usize,
     padded: bool,
+    part: Option<Part>,
     /// The order of the epoch last asked for.
     order: Option<(usize, Vec<u32>)>,
 }
@@ -126,7 +176,13 @@ impl<'a> Ordered<'a> {
         padded: bool,
     ) -> Self {
         let files = files.to_vec();
-        Self { dataset, files, seed, shuffle, batch_size, padded, order: None }
+        Self { dataset, files, seed, shuffle, batch_size, padded, part: None, order: None }
+    }
+
+    /// These batches' shares of one rank: `batch_size` are then the samples of all ranks.
+    #[must_use]
+    pub fn part(self, part: Option<Part>) -> Self {
+        Self { part, ..self }
     }
 
     fn order(&mut self, epoch: usize) -> &[u32] {
@@ -144,11 +200,13 @@ impl Batches for Ordered<'_> {
     }
 
     fn batch(&mut self, epoch: usize, index: usize) -> Result<Batch> {
-        let (dataset, batch_size, padded) = (self.dataset, self.batch_size, self.padded);
+        let Self { dataset, batch_size, padded, part, .. } = *self;
         let order = self.order(epoch);
-        let start = index.saturating_mul(batch_size).min(order.len());
-        let end = start.saturating_add(batch_size).min(order.len());
-        Ok(dataset.batch(&order[start..end], padded))
+        let indices = &order[nth(index, batch_size, order.len())];
+        Ok(match part {
+            None => dataset.batch(indices, padded),
+            Some(part) => dataset.share(indices, part.of(indices.len()), padded),
+        })
     }
 
     fn file(&self, index: u32) -> String {
@@ -157,8 +215,30 @@ impl Batches for Ordered<'_> {
     }
 
     fn largest(&mut self, micro_steps: usize) -> Result<(usize, usize)> {
-        let (dataset, batch_size, padded) = (self.dataset, self.batch_size, self.padded);
+        let Self { dataset, batch_size, padded, part, .. } = *self;
         let batches = self.order(0).chunks(batch_size).take(micro_steps);
-        Ok(batches.map(|indices| dataset.batch_size(indices, padded)).fold((0, 0), larger))
+        let sizes = batches
+            .map(|indices| dataset.batch_size(&indices[own(part, 0..indices.len())], padded));
+        Ok(sizes.fold((0, 0), larger))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parts_of_all_ranks_are_every_row_once_in_order() {
+        for ranks in 1..=9 {
+            for rows in 0..=40 {
+                let parts = (0..ranks).map(|rank| Part { rank, ranks }.of(rows));
+                let parts: Vec<Range<usize>> = parts.collect();
+                let all: Vec<usize> = parts.iter().cloned().flatten().collect();
+                assert_eq!(all, (0..rows).collect::<Vec<_>>(), "{rows} rows, {ranks} ranks");
+                let sizes = parts.iter().map(Range::len);
+                let (least, most) = (sizes.clone().min(), sizes.max());
+                assert!(most <= least.map(|n| n + 1), "{rows} rows, {ranks} ranks: {parts:?}");
+            }
+        }
     }
 }

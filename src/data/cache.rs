@@ -10,14 +10,14 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use mmx_converters::tokenizer::Tokenizer;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::jsonl::Kind;
 use super::make::{Failure, Job, Place};
+use super::record::Kind;
 use super::sample::Encoder;
 use super::sample::SampleOptions;
 use super::tokens::{Key, TokenFile};
@@ -29,7 +29,7 @@ use mmx_converters::{Error, Result};
 ///
 /// It is part of a token file's key: raise it with every change by which the same line gives other
 /// ids or other spans. tests/text_version.rs fails where that was forgotten.
-pub const TEXT_VERSION: u32 = 1;
+pub const TEXT_VERSION: u32 = 2;
 
 /// Bytes that the kept files may take: the tokens of some 50 GB of text.
 const LIMIT: u64 = 20_000_000_000;
@@ -127,7 +127,10 @@ impl Cache {
         let kept = folder.join(format!("{}.tokens", digest::hexadecimal(&key[..16])));
         if kept.exists() {
             match TokenFile::open(&kept, &key) {
-                Ok(tokens) => return Ok(tokens),
+                Ok(tokens) => {
+                    log::debug!("{}: tokens found in {}", path.display(), kept.display());
+                    return Ok(tokens);
+                }
                 Err(why) => warnings.push(format!(
                     "{}: damaged ({why}): the tokens of {} are made again",
                     kept.display(),
@@ -135,6 +138,7 @@ impl Cache {
                 )),
             }
         }
+        let started = Instant::now();
         let made = fs_err::create_dir_all(folder).map_err(Failure::Write);
         let tokens = match made.and_then(|()| job.run(Place::Kept(&kept))) {
             Ok(tokens) => tokens,
@@ -155,6 +159,8 @@ impl Cache {
                 path.display()
             )));
         }
+        let seconds = started.elapsed().as_secs_f64();
+        log::debug!("{}: tokenized in {seconds:.2} s into {}", path.display(), kept.display());
         trim(folder, &kept, self.limit);
         Ok(tokens)
     }
@@ -185,6 +191,7 @@ impl Cache {
             "recipe": format!("{:?}", options.recipe),
             "kind": format!("{:?}", options.kind),
             "max_seq_len": options.max_seq_len,
+            "fields": options.fields,
             "chat": if options.kind == Kind::Text { json!(null) } else { chat },
         });
         Ok(Sha256::digest(parts.to_string()).into())

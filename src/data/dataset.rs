@@ -2,13 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
+use mmx_converters::digest::hexadecimal;
 use mmx_converters::tokenizer::Tokenizer;
 use mmx_converters::words::counted;
 
 use mmx_converters::{Error, Result};
+use sha2::{Digest as _, Sha256};
 
 use crate::cache::Cache;
-use crate::jsonl::{Fault, Kind};
+use crate::jsonl::Fault;
+use crate::record::Kind;
 use crate::sample::{self, OnBad, Recipe, Sample, SampleOptions};
 use crate::tokens;
 
@@ -323,6 +326,14 @@ impl Dataset {
         self.files[file].length(entry)
     }
 
+    /// Targets of a sample that are learned, of which only the spans are read for this; of a
+    /// preference pair, those of both answers.
+    pub(crate) fn learned_of(&self, index: usize) -> usize {
+        let (file, entry) = self.place(index);
+        let entries = entry..entry + self.per_sample();
+        entries.map(|entry| self.files[file].targets(entry)).sum()
+    }
+
     /// Lets go of what was read of the files; it is read again when it is needed.
     pub(crate) fn give_back(&self) {
         self.files.iter().for_each(tokens::TokenFile::give_back);
@@ -343,6 +354,22 @@ impl Dataset {
     /// Targets that are learned, of all samples.
     pub fn learned_tokens(&self) -> u64 {
         self.files.iter().map(|file| file.meta.learned).sum()
+    }
+
+    /// SHA-256 of all samples in file order: ids, spans, lengths before the cut and the numbers that
+    /// samples are known by. Files of the same records have the same, whatever their form.
+    pub fn digest(&self) -> String {
+        let mut digest = Sha256::new();
+        let entries = (0..self.len()).flat_map(|i| [Some(self.sample(i)), self.rejected(i)]);
+        for sample in entries.flatten() {
+            let spans = sample.spans.iter().flat_map(|span| [span.start, span.end]);
+            let head =
+                [sample.ids.len() as u32, sample.spans.len() as u32, sample.full_len, sample.line];
+            for number in head.into_iter().chain(sample.ids.iter().copied()).chain(spans) {
+                digest.update(number.to_le_bytes());
+            }
+        }
+        hexadecimal(&digest.finalize())
     }
 
     /// Tokens of every sample before it was cut, in no order; of preference pairs, of both answers.

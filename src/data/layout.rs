@@ -1,9 +1,14 @@
 //! The layout of records in a file, told from its beginning: one a line, the elements of one JSON
-//! array, or pretty-printed values one after another; or not at all: CSV, plain text.
+//! array, pretty-printed values one after another, or the rows of a CSV or TSV table; or not at all:
+//! plain text.
 //!
 //! In: bytes. Out: a [`Layout`], and of arrays and pretty-printed values the `Span` of each
 //! record, found by brackets and strings alone as the bytes come, so that memory does not grow with
 //! the file.
+
+use std::path::Path;
+
+use super::fields::NAMES;
 
 /// The layout of records in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +19,8 @@ pub enum Layout {
     Array,
     /// Values that go over several lines each, one after another, as pretty-printers write them.
     Values,
+    /// The rows of a table, whose cells this byte separates.
+    Table(u8),
 }
 
 const BOM: &[u8] = b"\xef\xbb\xbf";
@@ -26,8 +33,8 @@ pub(super) fn mark(text: &[u8]) -> usize {
 /// The layout of a text that begins with `head`.
 ///
 /// # Errors
-/// What the text is, where it holds no JSON at all.
-pub(super) fn layout(head: &[u8]) -> Result<Layout, String> {
+/// What the text is, where it holds neither JSON nor a table at all.
+pub(super) fn layout(head: &[u8], named_table: bool) -> Result<Layout, String> {
     let text = head[mark(head)..].trim_ascii_start();
     let (line, rest) = match text.iter().position(|&b| b == b'\n') {
         Some(end) => (&text[..end], Some(&text[end..])),
@@ -45,7 +52,10 @@ pub(super) fn layout(head: &[u8]) -> Result<Layout, String> {
             Ok(if pretty { Layout::Values } else { Layout::Lines })
         }
         Some(b'{') | None => Ok(Layout::Lines),
-        Some(_) => no_json(text).map_or(Ok(Layout::Lines), Err),
+        Some(_) => match separator(text, named_table) {
+            Some(separator) => Ok(Layout::Table(separator)),
+            None => no_json(text).map_or(Ok(Layout::Lines), Err),
+        },
     }
 }
 
@@ -67,31 +77,50 @@ fn open_brackets(line: &[u8]) -> Option<usize> {
     (!in_string).then_some(open)
 }
 
-/// What a text is whose first lines hold no JSON; nothing where one of them may.
-fn no_json(text: &[u8]) -> Option<String> {
+/// True for a table by the file's name, packed or not.
+pub(super) fn is_named_table(path: &Path) -> bool {
+    let packed = path.extension().is_some_and(|e| e == "gz" || e == "zst");
+    let name = if packed { path.with_extension("") } else { path.to_owned() };
+    name.extension().is_some_and(|e| e.eq_ignore_ascii_case("csv") || e.eq_ignore_ascii_case("tsv"))
+}
+
+/// The first lines that are not blank.
+fn first_lines(text: &[u8]) -> Vec<&[u8]> {
     /// Lines that are looked at.
     const LINES: usize = 20;
+    let lines = text.split(|&b| b == b'\n').map(<[u8]>::trim_ascii).filter(|l| !l.is_empty());
+    lines.take(LINES).collect()
+}
+
+/// The byte that separates the cells of a text that is a table: by its name, or by a first line
+/// that names a known key or is followed by cells. Nothing where it is none.
+fn separator(text: &[u8], named: bool) -> Option<u8> {
     /// Characters of a column's name, at most.
     const NAME: usize = 64;
-    let lines = text.split(|&b| b == b'\n').map(<[u8]>::trim_ascii).filter(|l| !l.is_empty());
-    let lines: Vec<&[u8]> = lines.take(LINES).collect();
-    if lines.iter().any(|line| line.starts_with(b"{") || line.starts_with(b"[")) {
-        return None;
-    }
+    let lines = first_lines(text);
     let header = std::str::from_utf8(lines.first()?).ok()?;
     let separator = ['\t', ',', ';'].into_iter().find(|c| header.contains(*c));
-    if let Some(separator) = separator {
-        let names: Vec<&str> =
-            header.split(separator).map(|name| name.trim().trim_matches('"')).collect();
-        let is_name = |name: &&str| {
-            let plain = |c: char| c.is_alphanumeric() || " _-.()".contains(c);
-            !name.is_empty() && name.chars().count() <= NAME && name.chars().all(plain)
-        };
-        let rows = lines[1..].iter().take(1).all(|row| row.contains(&(separator as u8)));
-        if names.iter().all(is_name) && rows {
-            let kind = if separator == '\t' { "TSV" } else { "CSV" };
-            return Some(format!("{kind} with the columns {}", names.join(", ")));
-        }
+    let names: Vec<&str> =
+        header.split(|c| Some(c) == separator).map(|name| name.trim().trim_matches('"')).collect();
+    let is_name = |name: &&str| {
+        let plain = |c: char| c.is_alphanumeric() || " _-.()".contains(c);
+        name.chars().count() <= NAME && name.chars().all(plain)
+    };
+    let byte = separator.map_or(b',', |c| c as u8);
+    if named || names.iter().all(is_name) && names.iter().any(|name| NAMES.contains(name)) {
+        return Some(byte);
+    }
+    let json = lines.iter().any(|line| line.starts_with(b"{") || line.starts_with(b"["));
+    let rows = lines[1..].iter().take(1).all(|row| row.contains(&byte));
+    let plain = names.iter().all(|name| is_name(name) && !name.is_empty());
+    (separator.is_some() && plain && rows && !json).then_some(byte)
+}
+
+/// What a text is whose first lines hold no JSON; nothing where one of them may.
+fn no_json(text: &[u8]) -> Option<String> {
+    let lines = first_lines(text);
+    if lines.iter().any(|line| line.starts_with(b"{") || line.starts_with(b"[")) {
+        return None;
     }
     // one or two lines may be damaged ones of a small file
     (lines.len() > 2).then(|| "text that is no JSON".to_owned())
@@ -99,15 +128,15 @@ fn no_json(text: &[u8]) -> Option<String> {
 
 /// The span of a record in its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Span {
+pub(crate) struct Span {
     /// Its number among the file's records, from 1.
-    pub(super) record: usize,
+    pub(crate) record: usize,
     /// The line it begins in, from 1.
-    pub(super) line: usize,
+    pub(crate) line: usize,
     /// Where it begins in the file, bytes.
-    pub(super) start: usize,
+    pub(crate) start: usize,
     /// Where it ends.
-    pub(super) end: usize,
+    pub(crate) end: usize,
 }
 
 /// The bytes that may come next outside of records.
@@ -231,7 +260,7 @@ impl Splitter {
         found.push(Span { record: self.records, line, start, end });
         self.expected = match self.layout {
             Layout::Array => Expected::Separator,
-            Layout::Lines | Layout::Values => Expected::Record,
+            Layout::Lines | Layout::Values | Layout::Table(_) => Expected::Record,
         };
     }
 
@@ -297,7 +326,7 @@ impl Splitter {
         }
         let whole = match self.layout {
             Layout::Array => self.expected == Expected::End,
-            Layout::Lines | Layout::Values => true,
+            Layout::Lines | Layout::Values | Layout::Table(_) => true,
         };
         match whole {
             true => Ok(()),
@@ -315,7 +344,7 @@ mod tests {
 
     /// Records as (number, line, text), the bytes coming `step` at a time.
     fn split(text: &str, step: usize) -> Result<Vec<(usize, usize, &str)>, String> {
-        let layout = layout(text.as_bytes())?;
+        let layout = layout(text.as_bytes(), false)?;
         let mut splitter = Splitter::new(layout, mark(text.as_bytes()));
         let mut found = Vec::new();
         for part in text.as_bytes()[mark(text.as_bytes())..].chunks(step) {
@@ -359,15 +388,35 @@ mod tests {
             "rubbish\n{\"text\": \"b\"}",
             "one damaged line",
         ] {
-            assert_eq!(layout(lines.as_bytes()), Ok(Layout::Lines), "{lines}");
+            assert_eq!(layout(lines.as_bytes(), false), Ok(Layout::Lines), "{lines}");
         }
     }
 
     #[test]
-    fn what_is_no_json_is_named() {
-        assert_eq!(layout(b"\xef\xbb\xbfa,b c\n1,2\n").unwrap_err(), "CSV with the columns a, b c");
-        assert_eq!(layout(b"\"x\"\ty\r\n1\t2").unwrap_err(), "TSV with the columns x, y");
-        assert_eq!(layout(b"Once, twice\nand again\nthrice").unwrap_err(), "text that is no JSON");
+    fn tables_are_told_by_their_header_and_text_by_having_none() {
+        for (text, separator) in [
+            (&b"\xef\xbb\xbfa,b c\n1,2\n"[..], b','),
+            (b"\"x\"\ty\r\n1\t2", b'\t'),
+            (b"id;text\n1;\"{\n[\"", b';'),
+            (b"text\nOnce, twice\n", b','),
+            (b"messages,source\n\"[\n{}]\",a", b','),
+        ] {
+            let found = layout(text, false);
+            assert_eq!(found, Ok(Layout::Table(separator)), "{}", String::from_utf8_lossy(text));
+        }
+        assert_eq!(layout(b"rubbish, of one line\n{}", false), Ok(Layout::Lines));
+        assert_eq!(layout(b"a!\n1", true), Ok(Layout::Table(b',')));
+        let prose = b"Once! Twice\nand again\nthrice";
+        assert_eq!(layout(prose, false).unwrap_err(), "text that is no JSON");
+        for (name, table) in [
+            ("a.csv", true),
+            ("a.TSV", true),
+            ("a.csv.gz", true),
+            ("csv", false),
+            ("a.json", false),
+        ] {
+            assert_eq!(is_named_table(Path::new(name)), table, "{name}");
+        }
     }
 
     #[test]

@@ -39,8 +39,12 @@
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | [`source`], [`layout`] | a file's text in blocks, unpacked; where its records lie |
-//! | [`jsonl`] | a record's text to a checked record, or a fault with its line |
+//! | [`source`] | a file's text, unpacked |
+//! | [`blocks`], [`layout`], `table` | a file in blocks of records; where they lie in text; rows of Parquet and CSV |
+//! | [`jsonl`] | a record's text to an object, or a fault with its line |
+//! | [`forms`], [`fields`], `convert`, `turns` | the one table of forms, names that are mapped, an object to a record, turns of chats |
+//! | [`mod@record`] | what a sample is made from, and the kinds of data |
+//! | [`preview`] | a look at a file's beginning: its form, its first records |
 //! | [`sample`] | a record to token ids and the spans that are learned |
 //! | `make`, `tokens` | a data file to a token file, in parallel; the token file's format |
 //! | [`cache`] | token files found again by everything they depend on |
@@ -52,23 +56,34 @@
 
 pub mod batch;
 pub mod batches;
+pub mod blocks;
 pub mod cache;
+mod convert;
 pub mod dataset;
+pub mod fields;
+pub mod forms;
 pub mod jsonl;
 pub mod layout;
 mod make;
 pub mod pack;
 pub mod prefetch;
+pub mod preview;
+pub mod record;
 pub mod sample;
 pub mod source;
 pub mod stages;
+mod table;
 pub mod texts;
 mod tokens;
+mod turns;
 
-pub use batch::Batch;
+pub use batch::{Batch, Share};
+pub use blocks::is_guarded;
 pub use cache::Cache;
 pub use dataset::Dataset;
-pub use jsonl::{Fault, Kind, Record};
+pub use fields::Fields;
+pub use jsonl::Fault;
 pub use pack::Rows;
+pub use record::{Kind, Record};
 pub use sample::{OnBad, Recipe, Sample, SampleOptions};
 pub use stages::{StageInfo, reason_tag_ids};

@@ -8,10 +8,11 @@ use mmx_converters::Error;
 use mmx_converters::progress::{Listener, Progress};
 use rayon::prelude::*;
 
+use super::blocks::{Block, Blocks};
+use super::forms;
 use super::jsonl::{self, Fault};
 use super::sample::Encoder;
 use super::sample::Sample;
-use super::source::{Block, Blocks};
 use super::tokens::{Key, TokenFile, Writer};
 
 /// A file to be tokenized.
@@ -77,17 +78,22 @@ impl Job<'_> {
     /// The next block is read while one is tokenized.
     fn write<W: Write, I: Read + Write + Seek>(&self, out: W, index: I) -> Result<(), Failure> {
         let mut writer = Writer::new(out, index, &self.key, self.wide).map_err(Failure::Write)?;
-        let mut blocks = Blocks::open(self.path).map_err(|e| Failure::Source(Box::new(e)))?;
+        let source = |e| Failure::Source(Box::new(e));
+        let (kind, fields) = (self.encoder.kind(), self.encoder.fields());
+        let mut blocks = Blocks::open_for(self.path, fields).map_err(source)?;
+        if let Some(columns) = blocks.columns() {
+            forms::check_columns(self.path, columns, kind, fields).map_err(source)?;
+        }
         let mut progress = Sight::of(self.path, self.listener);
-        let mut block = blocks.next_block().map_err(|e| Failure::Source(Box::new(e)))?;
+        let mut block = blocks.next_block().map_err(source)?;
         while let Some(current) = block {
             let (next, outcomes) =
                 rayon::join(|| blocks.next_block(), || outcomes(&current, self.encoder, self.file));
             for made in outcomes {
                 add(&mut writer, made).map_err(Failure::Write)?;
             }
-            progress.add(current.size() as u64);
-            block = next.map_err(|e| Failure::Source(Box::new(e)))?;
+            progress.add(current.read() as u64);
+            block = next.map_err(source)?;
         }
         writer.meta.counts_records = blocks.counts_records();
         progress.finish();
@@ -152,7 +158,7 @@ struct Made {
 fn outcomes(block: &Block, encoder: &Encoder<'_>, file: u32) -> Vec<Made> {
     let encode = |line: &jsonl::Line<'_>| {
         let (mut empty, mut tools_left_out) = (false, false);
-        let encoded = jsonl::parse(line, encoder.kind()).and_then(|record| {
+        let encoded = forms::parse(line, encoder.kind(), encoder.fields()).and_then(|record| {
             empty = record.has_empty_answer();
             tools_left_out = encoder.leaves_tools_out(&record);
             let of_line = |fault| Fault { line: line.number, record: line.record, ..fault };

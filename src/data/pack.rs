@@ -1,7 +1,9 @@
 //! Packing: several samples share a row, so that a batch of rows is about as many tokens each time.
 //! No token attends across samples and positions begin anew with each, so the loss is the same.
 
-use super::batch::Batch;
+use std::ops::Range;
+
+use super::batch::{Batch, Share};
 use super::dataset::Dataset;
 
 /// Rows that are filled at the same time: more pack tighter, fewer keep the order closer.
@@ -88,6 +90,23 @@ impl Dataset {
         done
     }
 
+    /// A rank's share of the batch of the packed rows `all`: the rows `own` of them.
+    ///
+    /// # Panics
+    /// See [`Dataset::packed_batch`].
+    pub fn packed_share(&self, rows: &Rows, all: Range<usize>, own: Range<usize>) -> Batch {
+        let samples = |range: &Range<usize>| rows.slice(range.start, range.end).flatten().copied();
+        let mut share =
+            Share { before: samples(&(all.start..own.start)).count(), ..Share::default() };
+        for index in samples(&all) {
+            let length = self.tokens_of(index as usize).saturating_sub(1);
+            share.sequences += usize::from(length > 0);
+            share.positions += length;
+            share.learned += self.learned_of(index as usize);
+        }
+        Batch { share: Some(share), ..self.packed_batch(rows.slice(own.start, own.end)) }
+    }
+
     /// Positions of a packed row: max_seq_len - 1, one per target.
     pub fn row_len(&self) -> usize {
         self.options.max_seq_len - 1
@@ -97,12 +116,12 @@ impl Dataset {
     /// leave free is not in it: padding would be computed, and learns nothing.
     ///
     /// # Shapes
-    /// `[1, positions of all samples]`, one position per target.
+    /// `[1, positions of all samples]`, one position per target; without positions `[0, 0]`.
     ///
     /// # Panics
     /// When an index is not below [`Dataset::len`] (a bug of the caller).
     pub fn packed_batch<'r>(&self, rows: impl Iterator<Item = &'r [u32]>) -> Batch {
-        let mut batch = Batch { batch: 1, ..Batch::default() };
+        let mut batch = Batch::default();
         for &index in rows.flatten() {
             let sample = self.sample(index as usize);
             let length = sample.ids.len().saturating_sub(1);
@@ -115,6 +134,7 @@ impl Dataset {
             batch.packed.extend((length > 0).then_some(length));
         }
         batch.seq = batch.x.len();
+        batch.batch = usize::from(batch.seq > 0);
         batch
     }
 }

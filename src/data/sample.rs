@@ -10,7 +10,9 @@ use mmx_converters::chat;
 use mmx_converters::tokenizer::{TokenKind, Tokenizer};
 use serde_json::{Map, Value};
 
-use super::jsonl::{Fault, Kind, Record};
+use super::fields::Fields;
+use super::jsonl::Fault;
+use super::record::{Kind, Record};
 use mmx_converters::random::Random;
 use mmx_converters::{Error, Result};
 
@@ -52,6 +54,8 @@ pub struct SampleOptions {
     pub empty_think_ratio: f64,
     /// Seed of the augmentations.
     pub seed: u64,
+    /// Names of the files' keys for those of the known forms.
+    pub fields: Fields,
 }
 
 impl SampleOptions {
@@ -65,6 +69,7 @@ impl SampleOptions {
             system_ratio: if kind == Kind::Preference { 0.0 } else { 0.2 },
             empty_think_ratio: 0.2,
             seed: 1337,
+            fields: Fields::default(),
         }
     }
 }
@@ -95,8 +100,7 @@ impl Sample {
 
     /// Targets that are learned.
     pub fn targets(&self) -> u64 {
-        let targets = |span: &Range<u32>| span.end.saturating_sub(span.start.max(1));
-        self.spans.iter().map(targets).map(u64::from).sum()
+        targets(self.spans.iter().cloned())
     }
 
     /// Whether the id at a position is learned.
@@ -116,6 +120,11 @@ impl Sample {
             })
             .collect()
     }
+}
+
+/// Targets in spans of learned ids: id 0 is the target of nothing.
+pub(crate) fn targets(spans: impl Iterator<Item = Range<u32>>) -> u64 {
+    spans.map(|span| u64::from(span.end.saturating_sub(span.start.max(1)))).sum()
 }
 
 /// The empty thought that MiniMind-3's template renders before an answer without one.
@@ -198,6 +207,11 @@ impl<'a> Encoder<'a> {
     /// What the files hold.
     pub fn kind(&self) -> Kind {
         self.options.kind
+    }
+
+    /// Names of the files' keys for those of the known forms.
+    pub fn fields(&self) -> &Fields {
+        &self.options.fields
     }
 
     /// The sample of a record; of a preference pair two, chosen first.

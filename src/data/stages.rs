@@ -6,7 +6,7 @@
 use mmx_converters::Result;
 use mmx_converters::tokenizer::Tokenizer;
 
-use crate::jsonl::Kind;
+use crate::record::Kind;
 
 /// One stage of training: its name, its data, and a sentence of help.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,17 +1,21 @@
 //! The texts of files, for training a tokenizer: streamed, so that memory does not grow with the
 //! file.
 //!
-//! JSON Lines or a JSON array of any kind mmx trains on (`text`; the contents and thoughts of
-//! chats; Alpaca's), or plain text; also packed with gzip or zstd.
+//! Records of any kind mmx trains on (`text`; the contents and thoughts of chats; Alpaca's; prompts
+//! with answers) as JSON Lines, a JSON array or a table, or plain text; also packed with gzip or
+//! zstd.
 
 use std::io::BufRead;
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::blocks::{Blocks, is_parquet};
+use super::fields::{Fields, NAMES};
 use super::jsonl::{self, Fault, Line};
 use super::layout;
-use super::source::{Blocks, Source};
+use super::source::Source;
+use super::turns;
 use mmx_converters::{Error, Result};
 
 /// Bytes of text handed over at once.
@@ -20,21 +24,28 @@ const BATCH_BYTES: usize = 4 << 20;
 /// A line of plain text longer than this is handed over in parts.
 const LONGEST_BYTES: usize = 1 << 20;
 
-/// True for JSON Lines by the file's name, packed or not; other files are plain text.
-pub fn is_json_lines(path: &Path) -> bool {
+/// True for a file of records: JSON Lines or a table by its name, packed or not, or Parquet by its
+/// first bytes; other files are plain text.
+pub fn has_records(path: &Path) -> bool {
     let packed = path.extension().is_some_and(|e| e == "gz" || e == "zst");
     let name = if packed { path.with_extension("") } else { path.to_owned() };
     name.extension().is_some_and(|e| e == "jsonl" || e == "json" || e == "ndjson")
+        || layout::is_named_table(path)
+        || is_parquet(path).unwrap_or(false)
 }
 
-/// Calls `each` with batches of texts until the file ends.
+/// Calls `each` with batches of texts until the file ends; `fields` maps names of records.
 ///
 /// # Errors
-/// A file that cannot be read, is not UTF-8, or (`.jsonl`, `.json`) holds a record without text,
-/// naming the line; whatever `each` returns.
-pub fn for_each_batch(path: &Path, each: impl FnMut(&[String]) -> Result<()>) -> Result<()> {
-    match is_json_lines(path) {
-        true => of_records(path, each),
+/// A file that cannot be read, is not UTF-8, or holds a record without text, naming its place;
+/// whatever `each` returns.
+pub fn for_each_batch(
+    path: &Path,
+    fields: &Fields,
+    each: impl FnMut(&[String]) -> Result<()>,
+) -> Result<()> {
+    match has_records(path) {
+        true => of_records(path, fields, each),
         false => of_lines(path, each),
     }
 }
@@ -47,12 +58,16 @@ fn faulty(path: &Path, fault: Fault) -> Error {
     }
 }
 
-fn of_records(path: &Path, mut each: impl FnMut(&[String]) -> Result<()>) -> Result<()> {
-    let mut blocks = Blocks::open(path)?;
+fn of_records(
+    path: &Path,
+    fields: &Fields,
+    mut each: impl FnMut(&[String]) -> Result<()>,
+) -> Result<()> {
+    let mut blocks = Blocks::open_for(path, fields)?;
     while let Some(block) = blocks.next_block()? {
         let (mut texts, mut size): (Vec<String>, usize) = (Vec::new(), 0);
         for line in block.lines() {
-            size += add_texts(&line, &mut texts).map_err(|fault| faulty(path, fault))?;
+            size += add_texts(&line, fields, &mut texts).map_err(|fault| faulty(path, fault))?;
             if size >= BATCH_BYTES {
                 each(&texts)?;
                 texts.clear();
@@ -67,7 +82,6 @@ fn of_records(path: &Path, mut each: impl FnMut(&[String]) -> Result<()>) -> Res
 }
 
 fn of_lines(path: &Path, mut each: impl FnMut(&[String]) -> Result<()>) -> Result<()> {
-    refuse_table(path)?;
     let mut file = Source::open(path)?;
     let (mut number, mut offset, mut bytes) = (0, 0, Vec::new());
     let (mut texts, mut size): (Vec<String>, usize) = (Vec::new(), 0);
@@ -79,8 +93,13 @@ fn of_lines(path: &Path, mut each: impl FnMut(&[String]) -> Result<()>) -> Resul
             break;
         }
         let mark = if offset == 0 { layout::mark(&bytes) } else { 0 };
-        let line =
-            Line { number: number + 1, record: None, offset: offset + mark, bytes: &bytes[mark..] };
+        let line = Line {
+            number: number + 1,
+            record: None,
+            offset: offset + mark,
+            bytes: &bytes[mark..],
+            damage: None,
+        };
         let text = jsonl::utf8(&line).map_err(|fault| faulty(path, fault))?;
         size += text.len();
         texts.push(text.to_owned());
@@ -93,21 +112,6 @@ fn of_lines(path: &Path, mut each: impl FnMut(&[String]) -> Result<()>) -> Resul
         }
     }
     if texts.is_empty() { Ok(()) } else { each(&texts) }
-}
-
-/// A table would be read as text with its commas.
-fn refuse_table(path: &Path) -> Result<()> {
-    let packed = path.extension().is_some_and(|e| e == "gz" || e == "zst");
-    let name = if packed { path.with_extension("") } else { path.to_owned() };
-    let kind = match name.extension().and_then(|e| e.to_str()) {
-        Some("csv") => "CSV",
-        Some("tsv") => "TSV",
-        _ => return Ok(()),
-    };
-    Err(Error::failed_with_hint(
-        format!("{}: expected text or JSON Lines, found a table ({kind})", path.display()),
-        "write each row as {\"text\": \"...\"} on a line of its own, or rename the file to .txt to read it as it stands",
-    ))
 }
 
 /// Reads up to and with the next line end, or about `longest` bytes; true when the line is whole.
@@ -143,8 +147,9 @@ fn read_line(
 }
 
 /// The texts of one record; returns their bytes.
-fn add_texts(line: &Line<'_>, texts: &mut Vec<String>) -> Result<usize, Fault> {
-    let object = jsonl::object(line)?;
+fn add_texts(line: &Line<'_>, fields: &Fields, texts: &mut Vec<String>) -> Result<usize, Fault> {
+    let mut object = jsonl::object(line)?;
+    fields.apply(&mut object);
     let before = texts.len();
     collect(&object, texts);
     if texts.len() == before {
@@ -153,7 +158,8 @@ fn add_texts(line: &Line<'_>, texts: &mut Vec<String>) -> Result<usize, Fault> {
             line: line.number,
             record: line.record,
             message: format!(
-                "expected key text, conversations, messages, chosen and rejected, or instruction and output, found {}",
+                "expected key text, conversations, messages, prompt and completion, chosen and rejected, or \
+                 instruction and output, found {}",
                 if found.is_empty() { "none".to_owned() } else { found.join(", ") }
             ),
             hint: None,
@@ -166,20 +172,22 @@ fn add_texts(line: &Line<'_>, texts: &mut Vec<String>) -> Result<usize, Fault> {
 fn collect(object: &Map<String, Value>, texts: &mut Vec<String>) {
     for (key, value) in object {
         match (key.as_str(), value) {
-            (
-                "text" | "content" | "value" | "reasoning_content" | "system",
-                Value::String(text),
-            ) => {
+            ("content" | "value" | "reasoning_content", Value::String(text)) => {
                 texts.push(text.clone());
             }
-            ("instruction" | "input" | "output", Value::String(text)) => texts.push(text.clone()),
             ("history", Value::Array(pairs)) => {
                 let of_pair = pairs.iter().filter_map(Value::as_array).flatten();
                 texts.extend(of_pair.filter_map(Value::as_str).map(str::to_owned));
             }
-            ("conversations" | "messages" | "chosen" | "rejected", Value::Array(turns)) => {
-                turns.iter().filter_map(Value::as_object).for_each(|turn| collect(turn, texts));
-            }
+            ("tools" | "history", _) => {}
+            (key, value) if NAMES.contains(&key) => match (turns::list(value), value) {
+                (Some(turns), _) => {
+                    turns.iter().filter_map(Value::as_object).for_each(|turn| collect(turn, texts));
+                }
+                (None, Value::String(text)) => texts.push(text.clone()),
+                (None, Value::Object(turn)) => collect(turn, texts),
+                _ => {}
+            },
             _ => {}
         }
     }
@@ -194,7 +202,7 @@ mod tests {
         let path = dir.path().join(name);
         fs_err::write(&path, content).unwrap();
         let mut all = Vec::new();
-        for_each_batch(&path, |batch| {
+        for_each_batch(&path, &Fields::default(), |batch| {
             all.extend_from_slice(batch);
             Ok(())
         })?;
@@ -216,8 +224,12 @@ mod tests {
         assert_eq!(texts("x.json", content.as_bytes()).unwrap(), ["a", "b", "c", "d", "e", "f"]);
         let error = texts("x.json", b"[{\"text\": \"a\"},\n{\"a\": 1}]").unwrap_err().to_string();
         assert!(error.contains("record 2 (line 2): expected key text"), "{error}");
-        let error = texts("x.csv", b"text\none\n").unwrap_err().to_string();
-        assert!(error.contains("found a table (CSV)"), "{error}");
+        assert_eq!(
+            texts("x.csv", b"text,id\none,1\n\"two\nthree\",2\n").unwrap(),
+            ["one", "two\nthree"]
+        );
+        let rows = b"prompt\tcompletion\na\t\"[{\"\"role\"\": \"\"assistant\"\", \"\"content\"\": \"\"b\"\"}]\"";
+        assert_eq!(texts("x.tsv", rows).unwrap(), ["a", "b"]);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 use std::fs::FileTimes;
 use std::io::{self, BufWriter, Read, Seek, Write};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
@@ -15,7 +16,7 @@ use mmx_converters::file::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::jsonl::Fault;
-use super::sample::Sample;
+use super::sample::{self, Sample};
 
 const MAGIC: [u8; 8] = *b"mmxtok01";
 const HEAD: usize = 8 + 32;
@@ -234,16 +235,34 @@ impl TokenFile {
         u32_at(self.entry(index), 16)
     }
 
+    /// Where a sample's ids begin and end, and where its spans end, which follow them.
+    fn place(&self, index: usize) -> (usize, usize, usize) {
+        let entry = self.entry(index);
+        let at = u64_at(entry, 0) as usize;
+        let (ids, spans) = (u32_at(entry, 8) as usize, u32_at(entry, 12) & !CONTROL);
+        let width = if self.meta.wide { 4 } else { 2 };
+        let spans_at = at + ids * width;
+        (at, spans_at, spans_at + spans as usize * 8)
+    }
+
+    fn spans(&self, from: usize, to: usize) -> impl Iterator<Item = Range<u32>> {
+        self.bytes[from..to].chunks_exact(8).map(|b| u32_at(b, 0)..u32_at(b, 4))
+    }
+
+    /// Targets of a sample that are learned.
+    pub(super) fn targets(&self, index: usize) -> usize {
+        self.touch(1);
+        let (_, from, to) = self.place(index);
+        sample::targets(self.spans(from, to)) as usize
+    }
+
     /// A sample; `file` is the index of its file in the data set.
     pub(super) fn sample(&self, index: usize, file: u32) -> Sample {
         self.touch(2);
         let entry = self.entry(index);
-        let at = u64_at(entry, 0) as usize;
-        let (ids, spans) = (u32_at(entry, 8) as usize, u32_at(entry, 12));
-        let width = if self.meta.wide { 4 } else { 2 };
-        let spans_at = at + ids * width;
+        let (at, spans_at, spans_end) = self.place(index);
+        let spans = u32_at(entry, 12);
         let ids = &self.bytes[at..spans_at];
-        let spans_end = spans_at + (spans & !CONTROL) as usize * 8;
         Sample {
             ids: match self.meta.wide {
                 true => ids.chunks_exact(4).map(|b| u32_at(b, 0)).collect(),
@@ -252,10 +271,7 @@ impl TokenFile {
                     .map(|b| u32::from(u16::from_le_bytes([b[0], b[1]])))
                     .collect(),
             },
-            spans: self.bytes[spans_at..spans_end]
-                .chunks_exact(8)
-                .map(|b| u32_at(b, 0)..u32_at(b, 4))
-                .collect(),
+            spans: self.spans(spans_at, spans_end).collect(),
             full_len: u32_at(entry, 16),
             has_control_text: spans & CONTROL != 0,
             file,

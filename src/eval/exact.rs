@@ -10,9 +10,10 @@ use mmx_ggml::run::{Model, Session, SessionOptions};
 use serde_json::Value;
 
 use mmx_converters::{Error, Result};
-use mmx_data::jsonl::{self, Fault, Kind, Record};
+use mmx_data::blocks::Blocks;
+use mmx_data::jsonl::Fault;
 use mmx_data::sample::messages_and_tools;
-use mmx_data::source::Blocks;
+use mmx_data::{Fields, Kind, Record, forms};
 use mmx_models::compare;
 
 /// A chat to be continued, and the continuation that is right.
@@ -49,6 +50,7 @@ impl Answered {
 pub fn read_questions(path: &Path) -> Result<Vec<Question>> {
     let fault = |fault: Fault| {
         let place = match fault.record {
+            Some(_) if fault.line == 0 => format!(" {}", fault.place()),
             Some(record) => format!("{}: record {record}", fault.line),
             None => fault.line.to_string(),
         };
@@ -58,7 +60,7 @@ pub fn read_questions(path: &Path) -> Result<Vec<Question>> {
     let mut blocks = Blocks::open(path)?;
     while let Some(block) = blocks.next_block()? {
         for line in block.lines() {
-            let record = jsonl::parse(&line, Kind::Chat).map_err(fault)?;
+            let record = forms::parse(&line, Kind::Chat, &Fields::default()).map_err(fault)?;
             let Record::Chat(mut messages) = record else { continue };
             let last = messages.pop().filter(|m| m["role"] == "assistant");
             let answer = last.as_ref().and_then(|m| m["content"].as_str());

@@ -17,8 +17,8 @@ use mmx_converters::tokenizer::Tokenizer;
 use super::fault::fault_at;
 use super::stats::Z95;
 use mmx_converters::{Error, Result};
-use mmx_data::jsonl;
 use mmx_data::texts;
+use mmx_data::{Fields, jsonl};
 use mmx_models::compare;
 use mmx_models::engines::Engine;
 
@@ -123,8 +123,8 @@ impl Text {
     /// A file that cannot be read, is not UTF-8 (with the line), or holds no text.
     pub fn read(path: &Path) -> Result<Self> {
         let mut documents = Vec::new();
-        if texts::is_json_lines(path) {
-            texts::for_each_batch(path, |batch| {
+        if texts::has_records(path) {
+            texts::for_each_batch(path, &Fields::default(), |batch| {
                 documents.extend_from_slice(batch);
                 Ok(())
             })?;

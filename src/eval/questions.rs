@@ -13,8 +13,8 @@ use serde_json::{Map, Value};
 
 use super::fault::fault_at;
 use mmx_converters::{Error, Result};
+use mmx_data::blocks::Blocks;
 use mmx_data::jsonl::{self, Fault, Line};
-use mmx_data::source::Blocks;
 
 /// A subject with its questions.
 #[derive(Clone, Debug, PartialEq)]
@@ -266,7 +266,7 @@ fn read_json(path: &Path) -> Result<Vec<Question>> {
 
 fn read_object(line: &Line<'_>) -> Result<Question, Fault> {
     let object = jsonl::object(line)?;
-    let number = line.number;
+    let number = if line.number == 0 { line.label() } else { line.number };
     let missing = |key: &str| {
         let found: Vec<&str> = object.keys().map(String::as_str).collect();
         fault(number, format!("expected key {key}, found {}", found.join(", ")))

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use ureq::http::Response;
+use ureq::tls::{RootCerts, TlsConfig};
 use ureq::{Agent, Body, SendBody};
 
 use mmx_converters::{Error, Result};
@@ -24,11 +25,19 @@ pub(super) struct Client {
 /// A header's name and value.
 pub(super) type Header<'a> = (&'a str, &'a str);
 
+impl std::fmt::Debug for Client {
+    /// The token is not shown.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").field("base", &self.base).finish_non_exhaustive()
+    }
+}
+
 impl Client {
     pub(super) fn new(base: &str, token: Option<String>) -> Self {
         let agent = Agent::config_builder()
             .http_status_as_error(false)
             .redirect_auth_headers(ureq::config::RedirectAuthHeaders::SameHost)
+            .tls_config(TlsConfig::builder().root_certs(authorities()).build())
             .user_agent(concat!("mmx/", env!("CARGO_PKG_VERSION")))
             .timeout_connect(Some(Duration::from_secs(20)))
             // loading or hashing a large file takes its time before the first byte of an answer
@@ -61,11 +70,32 @@ impl Client {
         path: &str,
         headers: &[Header<'_>],
     ) -> Result<Response<Body>> {
+        self.ask(method, path, headers, None)
+    }
+
+    /// Sends a GET whose answer is not waited for long: there is something else to go on with.
+    pub(super) fn get_soon(&self, path: &str, headers: &[Header<'_>]) -> Result<Response<Body>> {
+        self.ask("GET", path, headers, Some((Duration::from_secs(3), Duration::from_secs(10))))
+    }
+
+    /// Sends a GET or HEAD; `most` is the time for a connection and that for an answer.
+    fn ask(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[Header<'_>],
+        most: Option<(Duration, Duration)>,
+    ) -> Result<Response<Body>> {
         let (url, token) = self.address(path);
         let mut request = match method {
             "HEAD" => self.agent.head(&url),
             _ => self.agent.get(&url),
         };
+        if let Some((connect, answer)) = most {
+            let config = request.config();
+            let config = config.timeout_resolve(Some(connect)).timeout_connect(Some(connect));
+            request = config.timeout_recv_response(Some(answer)).build();
+        }
         if let Some(token) = token {
             request = request.header("Authorization", format!("Bearer {token}"));
         }
@@ -112,6 +142,20 @@ impl Client {
         let all = [if own { &[][..] } else { &json[..] }, headers].concat();
         self.send("POST", path, &all, &mut text.as_bytes(), text.len() as u64)
     }
+}
+
+/// The certificate authorities: the system's, to which a company adds its own; Mozilla's list where
+/// the system has none, as in a bare container. Proxies are ureq's own reading of `HTTPS_PROXY`,
+/// `ALL_PROXY` and `NO_PROXY`.
+fn authorities() -> RootCerts {
+    #[cfg(all(unix, not(target_vendor = "apple"), not(target_os = "android")))]
+    {
+        let found = openssl_probe::probe(); // SSL_CERT_FILE and SSL_CERT_DIR besides
+        if found.cert_file.is_none() && found.cert_dir.is_empty() {
+            return RootCerts::WebPki;
+        }
+    }
+    RootCerts::PlatformVerifier
 }
 
 fn unreachable_server(url: &str, error: &ureq::Error) -> Error {

@@ -4,15 +4,51 @@
 //! Source: the hub's HTTP interface as its official Python client uses it; the tests' server is
 //! held to that client by the peers.
 
-use std::path::PathBuf;
-
 use serde_json::Value;
+use ureq::Body;
+use ureq::http::Response;
 
+use super::environment::{Token, variable};
 use super::http::{Client, escaped, expect_ok, json};
 use mmx_converters::{Error, Result};
 
 /// Address of the hub unless `HF_ENDPOINT` names another.
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
+
+/// The kind of a repository.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Weights and what lies beside them.
+    Model,
+    /// Records.
+    Dataset,
+}
+
+impl Kind {
+    /// The kind's name in the hub's interface, and in the folders of its cache.
+    pub(super) fn plural(self) -> &'static str {
+        match self {
+            Self::Model => "models",
+            Self::Dataset => "datasets",
+        }
+    }
+
+    /// The kind's name.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::Dataset => "dataset",
+        }
+    }
+
+    /// The address of a repository's files begins with it.
+    pub(super) fn prefix(self) -> &'static str {
+        match self {
+            Self::Model => "",
+            Self::Dataset => "datasets/",
+        }
+    }
+}
 
 /// A hub, at its address and with a token.
 pub struct Hub {
@@ -32,18 +68,19 @@ pub struct RemoteFile {
     pub sha256: Option<String>,
 }
 
+impl RemoteFile {
+    /// The digest that names its contents: SHA-256, or its id in git. Letters and digits alone.
+    pub(super) fn digest(&self) -> String {
+        let digest = self.sha256.as_ref().unwrap_or(&self.git_id);
+        digest.chars().filter(char::is_ascii_alphanumeric).collect()
+    }
+}
+
 impl Hub {
     /// The hub of `HF_ENDPOINT`, with the token of `HF_TOKEN` or of the official client's login.
     pub fn from_environment() -> Self {
-        let variable = |name: &str| std::env::var(name).ok().filter(|text| !text.trim().is_empty());
         let endpoint = variable("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned());
-        let token = variable("HF_TOKEN").or_else(|| {
-            let home = variable("HF_HOME").map(PathBuf::from).or_else(|| {
-                Some(PathBuf::from(variable("HOME")?).join(".cache").join("huggingface"))
-            })?;
-            fs_err::read_to_string(home.join("token")).ok()
-        });
-        Self::new(&endpoint, token.map(|token| token.trim().to_owned()))
+        Self::new(&endpoint, Token::find().map(|token| token.text))
     }
 
     /// A hub by its address.
@@ -60,10 +97,35 @@ impl Hub {
     ///
     /// # Errors
     /// The server's refusal.
-    pub fn commit_of(&self, repo: &str, revision: &str) -> Result<Option<String>> {
-        let revision = escaped(revision, false);
-        let path = format!("/api/models/{}/revision/{revision}", escaped(repo, true));
-        let answer = self.client.get("GET", &path, &[])?;
+    pub fn commit_of(&self, kind: Kind, repo: &str, revision: &str) -> Result<Option<String>> {
+        let answer = self.client.get("GET", &lookup(kind, repo, revision), &[])?;
+        Self::commit_in(repo, answer)
+    }
+
+    /// The answer to whether a revision is there; without one where the hub is out of reach or
+    /// does not work, why.
+    ///
+    /// # Errors
+    /// The server's refusal.
+    pub(super) fn commit_soon(
+        &self,
+        kind: Kind,
+        repo: &str,
+        revision: &str,
+    ) -> Result<std::result::Result<Option<String>, Error>> {
+        match self.client.get_soon(&lookup(kind, repo, revision), &[]) {
+            Err(unreachable) => Ok(Err(unreachable)),
+            Ok(answer) if answer.status().is_server_error() => {
+                match expect_ok(&format!("{repo}: looking it up"), answer) {
+                    Err(broken) => Ok(Err(broken)),
+                    Ok(_) => Ok(Ok(None)),
+                }
+            }
+            Ok(answer) => Self::commit_in(repo, answer).map(Ok),
+        }
+    }
+
+    fn commit_in(repo: &str, answer: Response<Body>) -> Result<Option<String>> {
         if answer.status().as_u16() == 404 {
             return Ok(None);
         }
@@ -79,10 +141,11 @@ impl Hub {
     ///
     /// # Errors
     /// The server's refusal, or an answer of another form.
-    pub fn files(&self, repo: &str, revision: &str) -> Result<Vec<RemoteFile>> {
+    pub fn files(&self, kind: Kind, repo: &str, revision: &str) -> Result<Vec<RemoteFile>> {
         let doing = format!("{repo}: listing its files");
         let mut next = Some(format!(
-            "/api/models/{}/tree/{}?recursive=true",
+            "/api/{}/{}/tree/{}?recursive=true",
+            kind.plural(),
             escaped(repo, true),
             escaped(revision, false)
         ));
@@ -104,6 +167,23 @@ impl Hub {
         }
         files.sort_by(|a, b| a.path.cmp(&b.path));
         Ok(files)
+    }
+
+    /// The address of a file.
+    pub(super) fn address_of(&self, kind: Kind, repo: &str, commit: &str, path: &str) -> String {
+        let (repo, path) = (escaped(repo, true), escaped(path, true));
+        format!("/{}{repo}/resolve/{}/{path}", kind.prefix(), escaped(commit, false))
+    }
+
+    /// The error for a repository or revision that is not there.
+    pub(super) fn not_there(&self, repo: &str, revision: &str) -> Error {
+        Error::failed_with_hint(
+            format!(
+                "{repo}: expected a repository with revision {revision} on {}, found none",
+                self.endpoint()
+            ),
+            "for a private one HF_TOKEN must be set; HF_ENDPOINT names another hub",
+        )
     }
 
     /// Makes a model repository unless it is there.
@@ -138,6 +218,12 @@ impl Hub {
         }
         expect_ok(&format!("{repo}: creating branch {branch}"), answer).map(|_| ())
     }
+}
+
+/// The address at which a revision is looked up.
+fn lookup(kind: Kind, repo: &str, revision: &str) -> String {
+    let (repo, revision) = (escaped(repo, true), escaped(revision, false));
+    format!("/api/{}/{repo}/revision/{revision}", kind.plural())
 }
 
 fn remote_file(entry: &Value) -> Option<RemoteFile> {
@@ -180,10 +266,11 @@ pub fn check_name(repo: &str) -> Result<()> {
 /// name.
 ///
 /// # Errors
-/// Nothing, dots alone, spaces or control characters.
+/// Nothing, a part of dots alone, spaces, backslashes, colons or control characters.
 pub(super) fn check_revision(revision: &str) -> Result<()> {
-    let fit = revision.chars().any(|c| c != '.')
-        && !revision.contains(|c: char| c.is_whitespace() || c.is_control());
+    let inside = revision.split('/').all(|part| part.chars().any(|c| c != '.'));
+    let fit = inside
+        && !revision.contains(|c: char| c.is_whitespace() || c.is_control() || "\\:".contains(c));
     match fit {
         true => Ok(()),
         false => Err(Error::misuse(format!(
@@ -201,7 +288,7 @@ mod tests {
         for good in ["main", "v2.0", "refs/pr/1", "0123abc"] {
             check_revision(good).expect(good);
         }
-        for bad in ["", ".", "..", "a b", "a\n"] {
+        for bad in ["", ".", "..", "a b", "a\n", "a/../b", "/a", "a\\b", "C:x"] {
             assert!(check_revision(bad).expect_err(bad).is_misuse(), "{bad}");
         }
     }

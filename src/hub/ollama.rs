@@ -41,8 +41,7 @@ pub struct Created {
 impl Ollama {
     /// The Ollama of `OLLAMA_HOST`.
     pub fn from_environment() -> Self {
-        let host = std::env::var("OLLAMA_HOST").unwrap_or_default();
-        Self::new(&address(&host))
+        Self::new(&environment_address())
     }
 
     /// An Ollama by its address.
@@ -137,6 +136,11 @@ fn address(host: &str) -> String {
         (false, _) if host.contains("://") => format!("{scheme}://{rest}:80"),
         (false, _) => format!("{scheme}://{rest}:11434"),
     }
+}
+
+/// The address that `OLLAMA_HOST` says.
+pub(super) fn environment_address() -> String {
+    address(&std::env::var("OLLAMA_HOST").unwrap_or_default())
 }
 
 /// The body of `/api/create`.

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 
 use super::digest::{git_id, sha256};
 use super::http::{Counted, escaped, expect_ok, json as json_of};
-use super::hub::{Hub, RemoteFile};
+use super::hub::{Hub, Kind, RemoteFile};
 use mmx_converters::{Error, Result};
 
 /// Size in bytes above which files are kept outside git.
@@ -102,8 +102,8 @@ pub fn upload(hub: &Hub, request: &Request, progress: &mut dyn FnMut(u64, u64)) 
     for file in &mut local {
         file.id = if file.lfs { sha256(&file.file)? } else { git_id(&file.file)? };
     }
-    let before = match hub.commit_of(repo, &request.revision)? {
-        Some(_) => hub.files(repo, &request.revision)?,
+    let before = match hub.commit_of(Kind::Model, repo, &request.revision)? {
+        Some(_) => hub.files(Kind::Model, repo, &request.revision)?,
         None => Vec::new(),
     };
     let held: BTreeMap<&str, &RemoteFile> = before.iter().map(|f| (f.path.as_str(), f)).collect();
@@ -123,11 +123,11 @@ pub fn upload(hub: &Hub, request: &Request, progress: &mut dyn FnMut(u64, u64)) 
 
     // what the hub now says it holds
     let doing = format!("{repo}: after the upload");
-    let commit = hub.commit_of(repo, &request.revision)?;
+    let commit = hub.commit_of(Kind::Model, repo, &request.revision)?;
     let commit = commit.ok_or_else(|| {
         Error::failed(format!("{doing}: expected a commit in the answer, found none"))
     })?;
-    let after = hub.files(repo, &request.revision)?;
+    let after = hub.files(Kind::Model, repo, &request.revision)?;
     for file in &local {
         let found = after.iter().find(|remote| remote.path == file.path);
         if !found.is_some_and(|remote| is_same(file, remote)) {

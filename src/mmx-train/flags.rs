@@ -6,14 +6,18 @@ use std::sync::Arc;
 use clap::{Args, CommandFactory as _, ValueEnum};
 use mmx_converters::model::adapter::Adapters;
 use mmx_converters::words::counted;
-use mmx_data::{OnBad, Recipe, StageInfo};
-use mmx_training::config::{self, TrainConfig};
+use mmx_data::{Fields, OnBad, StageInfo};
+use mmx_training::config::{self, Decline, MUON_BETAS, OptimizerName, TrainConfig};
+use mmx_training::distributed::Place;
 use mmx_training::job::{self, Outcome, Request};
+use mmx_training::ranks::{Reduce, Shard};
 use mmx_training::stage;
 use serde::Deserialize;
 use serde_json::json;
 
 use crate::error::{self, Error, Result};
+use crate::launch;
+use crate::talk::note;
 use crate::terminal::{STOP, Terminal};
 
 /// Train a model: pretrain it from scratch, or go on from one with another stage
@@ -33,8 +37,8 @@ pub(crate) struct TrainArgs {
     /// What to learn
     #[arg(value_name = "STAGE", value_parser = crate::stages::parser())]
     stage: &'static StageInfo,
-    /// Training data, JSON Lines or JSON arrays of records, also packed with gzip or zstd
-    /// (repeatable)
+    /// Training data: Parquet, CSV, JSON Lines or JSON arrays of records, the text ones also packed
+    /// with gzip or zstd; or hf:datasets/owner/name[/FILE] (repeatable)
     #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
     data: Vec<PathBuf>,
     /// Put exactly one JSON object on stdout
@@ -71,6 +75,27 @@ enum Logps {
     Sum,
 }
 
+/// What changes the hidden matrices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Optimizer {
+    /// As the references
+    #[value(name = "adamw")]
+    AdamW,
+    /// Orthogonalized momentum
+    Muon,
+}
+
+/// How the learning rate falls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Schedule {
+    /// To a tenth
+    Cosine,
+    /// To 0
+    Linear,
+}
+
 /// The action on a faulty record or number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -79,6 +104,24 @@ enum OnFault {
     Stop,
     /// Leave it out and say so
     Skip,
+}
+
+/// What is divided among processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum ShardFlag {
+    /// The moments
+    Optimizer,
+    /// The moments and the gradients
+    Gradients,
+}
+
+/// The type in which gradients travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum ReduceFlag {
+    F32,
+    Bf16,
 }
 
 /// Defines the options once: as flags, as keys of the recipe file, and how the two are merged.
@@ -114,8 +157,9 @@ knobs! {
     /// Tokenizer's folder; without it the one beside --from
     #[arg(long, value_name = "DIR")]
     tokenizer: PathBuf,
-    /// The reference's conventions: 2025 or 2026 [default: 2026]
-    #[arg(long, value_name = "YEAR")]
+    /// The reference's conventions, 2025 or 2026; fast: pretraining with fewer tokens to the same
+    /// loss [default: 2026]
+    #[arg(long, value_name = "NAME")]
     recipe: String,
     /// Passes over the data
     #[arg(long, value_name = "N", value_parser = crate::values::at_least_one)]
@@ -132,7 +176,7 @@ knobs! {
     /// Peak learning rate
     #[arg(long, value_name = "X")]
     lr: f64,
-    /// AdamW's decoupled weight decay [default: 0.01]
+    /// Decoupled weight decay [default: 0.01; fast: 0.1]
     #[arg(long, value_name = "X")]
     weight_decay: f64,
     /// Largest gradient norm, 0 for none [default: 1]
@@ -144,7 +188,7 @@ knobs! {
     /// End after this many optimizer steps; the learning rate ends there too
     #[arg(long, value_name = "N")]
     max_steps: usize,
-    /// Optimizer steps over which the learning rate rises [default: 0]
+    /// Optimizer steps over which the learning rate rises [default: 0; fast: 3 % of all]
     #[arg(long, value_name = "N")]
     warmup: usize,
     /// Initial weights, order and augmentations [default: 1337]
@@ -190,6 +234,16 @@ knobs! {
     /// distill: softens both distributions [default: 1.5; 2025: 1]
     #[arg(long, value_name = "X")]
     temperature: f64,
+    /// Rows of an optimizer step over all processes and micro-steps, whatever their number [default:
+    /// batch-size x accum x processes]
+    #[arg(long, value_name = "N", value_parser = crate::values::at_least_one, conflicts_with = "batch_size")]
+    global_batch: usize,
+    /// Divide the optimizer's moments among the processes: less memory each [default: nothing]
+    #[arg(long, value_name = "optimizer")]
+    shard: ShardFlag,
+    /// The type in which gradients travel between processes [default: f32]
+    #[arg(long, value_name = "f32|bf16")]
+    reduce: ReduceFlag,
     /// What to compute in: auto, f32 or bf16; master weights are float32 [default: auto]
     #[arg(long, value_name = "TYPE")]
     dtype: String,
@@ -199,6 +253,9 @@ knobs! {
     /// CPU threads [default: all cores]
     #[arg(long, value_name = "N", value_parser = crate::values::at_least_one)]
     threads: usize,
+    /// The data's key for one of the known names (text=content, output=answer.best); repeatable
+    #[arg(long, value_name = "NAME=KEY")]
+    field: Vec<String>,
     /// Optimizer steps between checkpoints [default: every ten minutes]
     #[arg(long, value_name = "N")]
     save_every: usize,
@@ -221,6 +278,24 @@ knobs! {
     /// Write all batches of the run here (safetensors: I.x, I.y, I.mask)
     #[arg(long, value_name = "FILE")]
     dump_batches: PathBuf,
+    /// What changes the matrices between hidden states; all else is AdamW's. With muon --lr and
+    /// --weight-decay are these matrices' alone [default: adamw; fast: muon]
+    #[arg(long, value_name = "adamw|muon")]
+    optimizer: Optimizer,
+    /// muon: the peak learning rate of all else [default: --lr; fast: 0.004]
+    #[arg(long, value_name = "X")]
+    adam_lr: f64,
+    /// Decay of AdamW's two moments [default: 0.9,0.999; muon: 0.9,0.95]
+    #[arg(long, value_name = "X,Y")]
+    betas: String,
+    /// How the learning rate falls after its rise: the reference's cosine to a tenth, or a straight
+    /// line to 0 [default: cosine; fast: linear]
+    #[arg(long, value_name = "cosine|linear")]
+    schedule: Schedule,
+    /// Train with so many processes on this machine; torchrun, srun and mpirun start them on many
+    /// [default: 1]
+    #[arg(long, value_name = "N", value_parser = crate::values::at_least_one)]
+    processes: usize,
 }
 
 /// Runs the training.
@@ -244,8 +319,31 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
         })?;
         knobs = knobs.or(file);
     }
+    if launch::wanted(knobs.processes)? {
+        return launch::run(knobs.processes.unwrap_or(1));
+    }
+    if knobs.global_batch.is_some() && knobs.batch_size.is_some() {
+        return Err(Error::usage("--global-batch: expected without --batch-size, found both"));
+    }
+    let place = Place::from_environment()?;
     let config = knobs.resolve(stage)?;
-    knobs.refuse_inputs(&args.data, &args.out, args.resume)?;
+    // what lies on a hub is fetched here, by one process of each machine: the others meet it then
+    let first_here = place.as_ref().is_none_or(|place| place.local_rank == 0);
+    let data = mmx_hub::resolve_data(&args.data)?;
+    if let Some(val) = knobs.val.take() {
+        let mut files = mmx_hub::resolve_data(std::slice::from_ref(&val))?;
+        if files.len() > 1 {
+            return Err(Error::usage(format!(
+                "--val: expected one file, found {} of {}",
+                counted(files.len(), "file"),
+                val.display()
+            )));
+        }
+        knobs.val = files.pop();
+    }
+    if first_here {
+        knobs.refuse_inputs(&data, &args.out, args.resume)?;
+    }
     let request = Request {
         choose_dtype: matches!(knobs.dtype.as_deref(), None | Some("auto")),
         resume: args.resume,
@@ -256,7 +354,7 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
         adapter: knobs.adapter,
         teacher: knobs.teacher,
         device: knobs.device,
-        threads: knobs.threads,
+        threads: knobs.threads.or_else(|| place.as_ref().map(Place::default_threads)),
         on_bad: match knobs.on_bad {
             Some(OnFault::Skip) => OnBad::Skip,
             _ => OnBad::Error,
@@ -266,16 +364,36 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
         val: knobs.val,
         trace: knobs.trace,
         dump_batches: knobs.dump_batches,
-        ..Request::new(config, args.data, args.out)
+        global_batch: knobs.global_batch,
+        shard: match knobs.shard {
+            None => Shard::Nothing,
+            Some(ShardFlag::Optimizer) => Shard::Optimizer,
+            Some(ShardFlag::Gradients) => {
+                return Err(Error::usage(
+                    "--shard: expected optimizer, found gradients, which lie whole in every process",
+                ));
+            }
+        },
+        reduce: match knobs.reduce {
+            None | Some(ReduceFlag::F32) => Reduce::F32,
+            Some(ReduceFlag::Bf16) => Reduce::Bf16,
+        },
+        place,
+        ..Request::new(config, data, args.out)
     };
-    let terminal = Terminal::spelling(error::options_of(&crate::Train::command()));
+    // the first of several processes speaks for all
+    let quiet = request.place.as_ref().is_some_and(|place| place.rank > 0);
+    let terminal = Terminal::spelling(error::options_of(&crate::Train::command())).quiet(quiet);
     let outcome = job::run(request, Arc::new(terminal), &STOP)?;
+    if quiet {
+        return Ok(());
+    }
     if args.json {
         println!("{}", to_json(&outcome));
     } else {
         println!("{}", outcome.checkpoint.display());
     }
-    eprintln!("{}", summary(&outcome));
+    note!("{}", summary(&outcome));
     if outcome.interrupted {
         return Err(Error::failed_with_hint(
             format!("interrupted after step {}; saved", outcome.total_steps),
@@ -325,16 +443,22 @@ impl Knobs {
     /// Options over the stage's defaults; an element type that is to be chosen is not chosen yet.
     fn resolve(&self, stage: &str) -> Result<TrainConfig> {
         let knobs = self;
-        let recipe = match knobs.recipe.as_deref() {
-            None | Some("2026") => Recipe::R2026,
-            Some("2025") => Recipe::R2025,
-            Some(other) => {
-                return Err(Error::usage(format!(
-                    "--recipe: expected 2025 or 2026, found {other}"
-                )));
+        let recipe = knobs.recipe.as_deref().unwrap_or("2026");
+        let of_stage = stage::by_name(stage)?;
+        let mut config = TrainConfig::named(of_stage.as_ref(), recipe)?;
+        match knobs.optimizer {
+            Some(Optimizer::Muon) => {
+                config.optimizer = OptimizerName::Muon;
+                config.betas = MUON_BETAS;
             }
-        };
-        let mut config = TrainConfig::new(stage::by_name(stage)?.as_ref(), recipe);
+            Some(Optimizer::AdamW) if config.optimizer == OptimizerName::Muon => {
+                // Muon's learning rates are none for AdamW
+                let reference = TrainConfig::new(of_stage.as_ref(), config.recipe()?);
+                config.optimizer = OptimizerName::AdamW;
+                (config.lr, config.adam_lr) = (reference.lr, None);
+            }
+            Some(Optimizer::AdamW) | None => {}
+        }
         fn set<T: Clone>(target: &mut T, value: &Option<T>) {
             if let Some(value) = value {
                 *target = value.clone();
@@ -348,9 +472,26 @@ impl Knobs {
         set(&mut config.grad_clip, &knobs.grad_clip);
         set(&mut config.max_seq_len, &knobs.max_seq_len);
         set(&mut config.warmup, &knobs.warmup);
+        if knobs.warmup.is_some() {
+            config.warmup_share = 0.0;
+        }
+        config.adam_lr = knobs.adam_lr.or(config.adam_lr);
+        if let Some(text) = &knobs.betas {
+            let two = text.split_once(',').and_then(|(first, second)| {
+                Some((first.trim().parse().ok()?, second.trim().parse().ok()?))
+            });
+            let expected = || format!("--betas: expected two numbers, X,Y, found {text}");
+            config.betas = two.ok_or_else(|| Error::usage(expected()))?;
+        }
+        let schedule = knobs.schedule.map(|schedule| match schedule {
+            Schedule::Cosine => Decline::Cosine,
+            Schedule::Linear => Decline::Linear,
+        });
+        set(&mut config.schedule, &schedule);
         set(&mut config.seed, &knobs.seed);
         set(&mut config.system_ratio, &knobs.system_ratio);
         set(&mut config.empty_think_ratio, &knobs.empty_think_ratio);
+        config.fields = Fields::parse(knobs.field.as_deref().unwrap_or_default())?;
         config.max_steps = knobs.max_steps;
         if let Some(pack) = knobs.pack {
             config.pack = pack == Switch::On;

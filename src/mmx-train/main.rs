@@ -5,11 +5,15 @@
 #[path = "../mmx/error.rs"]
 mod error;
 mod flags;
+mod launch;
 mod logits;
+mod meet;
 #[path = "../mmx/parse.rs"]
 mod parse;
 #[path = "../mmx/args/stages.rs"]
 mod stages;
+#[path = "../mmx/talk.rs"]
+mod talk;
 #[path = "../mmx/terminal.rs"]
 mod terminal;
 #[path = "../mmx/args/values.rs"]
@@ -24,15 +28,17 @@ use mmx_models::trainer::{VERSION, VERSION_VARIABLE};
 
 /// Train a model: pretrain it from scratch, or go on from one with another stage
 #[derive(Parser, Debug)]
-#[command(name = "mmx-train", bin_name = "mmx train", version)]
+#[command(name = "mmx-train", bin_name = "mmx train", version = env!("MMX_VERSION_LINE"))]
 struct Train {
     #[command(flatten)]
     train: flags::TrainArgs,
+    #[command(flatten)]
+    talk: talk::TalkArgs,
 }
 
 /// The program's other commands, which `mmx` calls.
 #[derive(Parser, Debug)]
-#[command(name = "mmx-train", version)]
+#[command(name = "mmx-train", version = env!("MMX_VERSION_LINE"))]
 enum Other {
     /// Print what there is to train with
     About {
@@ -40,18 +46,25 @@ enum Other {
         #[arg(long)]
         json: bool,
     },
+    /// Print the options of training, for completions and manual pages
+    Options,
     /// Answer ids on stdin with logits on stdout
     Logits(logits::LogitsArgs),
+    Meet(meet::MeetArgs),
 }
 
 fn main() -> ExitCode {
+    talk::hush_guarded_panics();
+    mmx_hub::listen(std::sync::Arc::new(terminal::Terminal::default()));
     let first = std::env::args().nth(1);
     let (result, options) = match first.as_deref() {
-        Some("about" | "logits") => (other(Other::parse()), Vec::new()),
+        Some("about" | "logits" | "meet" | "options") => (other(Other::parse()), Vec::new()),
         _ => {
             let args: Train = parse::parse(); // misuse: prints the usage and exits 2
             mmx_converters::cpus::bound_pool();
-            let result = same_version().and_then(|()| flags::run(args.train));
+            let result = same_version()
+                .and_then(|()| talk::begin(args.talk))
+                .and_then(|()| flags::run(args.train));
             (result, error::options_of(&Train::command()))
         }
     };
@@ -62,7 +75,9 @@ fn other(other: Other) -> Result<()> {
     same_version()?;
     match other {
         Other::About { json } => about(json),
+        Other::Options => options(),
         Other::Logits(args) => logits::run(&args),
+        Other::Meet(args) => meet::run(&args),
     }
 }
 
@@ -75,6 +90,34 @@ fn same_version() -> Result<()> {
         )),
         _ => Ok(()),
     }
+}
+
+/// Prints the options of training as a list of JSON objects.
+fn options() -> Result<()> {
+    let command = parse::command::<Train>();
+    let of = |arg: &clap::Arg| {
+        let values = arg.get_possible_values();
+        let values: Vec<&str> = values.iter().map(|value| value.get_name()).collect();
+        let value = arg.get_value_names().and_then(|names| names.first()).map(|name| name.as_str());
+        let takes_value = arg.get_action().takes_values();
+        serde_json::json!({
+            "id": arg.get_id().as_str(),
+            "long": arg.get_long(),
+            "short": arg.get_short(),
+            "help": arg.get_help().map(ToString::to_string).unwrap_or_default(),
+            "value": value,
+            "many": matches!(arg.get_action(), clap::ArgAction::Append),
+            "required": arg.is_required_set(),
+            "takes_value": takes_value,
+            "is_path": matches!(value, Some("FILE" | "DIR" | "MODEL")),
+            "values": if takes_value { values } else { Vec::new() },
+        })
+    };
+    // those of both programs are known to mmx
+    let own = |arg: &&clap::Arg| !matches!(arg.get_id().as_str(), "json" | "verbose" | "quiet");
+    let options: Vec<_> = command.get_arguments().filter(own).map(of).collect();
+    println!("{}", serde_json::Value::from(options));
+    Ok(())
 }
 
 /// Prints the answer that [`mmx_models::trainer::About`] reads.

@@ -5,18 +5,22 @@
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    bench, chat, data, doctor, eval, export, imatrix, import, inspect, licenses, logits, ollama,
-    plot, pull, push, quantize, run, serve, tokenizer, train, verify, version,
+    bench, chat, completions, data, doctor, eval, export, imatrix, import, inspect, licenses,
+    logits, man, ollama, plot, pull, push, quantize, run, serve, tokenizer, train, verify, version,
 };
 use crate::error::Result;
+use crate::talk::TalkArgs;
+use crate::{parse, whole};
 
 /// Train tiny language models from scratch and put them everywhere, provably unchanged.
 #[derive(Parser, Debug)]
-#[command(name = "mmx", version, about, propagate_version = true)]
+#[command(name = "mmx", version = env!("MMX_VERSION_LINE"), about, propagate_version = true)]
 pub(crate) struct Cli {
     /// Put exactly one JSON object on stdout
     #[arg(long, global = true)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) talk: TalkArgs,
     /// What to do.
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -27,6 +31,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     Bench(bench::BenchArgs),
     Chat(chat::ChatArgs),
+    Completions(completions::CompletionsArgs),
     Data(data::DataArgs),
     Doctor(doctor::DoctorArgs),
     Eval(eval::EvalArgs),
@@ -36,6 +41,7 @@ pub(crate) enum Command {
     Inspect(inspect::InspectArgs),
     Licenses(licenses::LicensesArgs),
     Logits(logits::LogitsArgs),
+    Man(man::ManArgs),
     Ollama(ollama::OllamaArgs),
     Plot(plot::PlotArgs),
     Pull(pull::PullArgs),
@@ -62,6 +68,9 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Bench(args) => bench::run(args, cli.json),
         Command::Chat(args) => chat::run(args, cli.json),
+        Command::Completions(args) => {
+            completions::run(&args, whole::command(parse::command::<Cli>()))
+        }
         Command::Data(args) => data::run(args, cli.json),
         Command::Doctor(args) => doctor::run(&args, cli.json),
         Command::Eval(args) => eval::run(args, cli.json),
@@ -71,6 +80,7 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
         Command::Inspect(args) => inspect::run(&args, cli.json),
         Command::Licenses(args) => licenses::run(&args, cli.json),
         Command::Logits(args) => logits::run(args, cli.json),
+        Command::Man(args) => man::run(&args, whole::command(parse::command::<Cli>()), cli.json),
         Command::Ollama(args) => ollama::run(args, cli.json),
         Command::Plot(args) => plot::run(&args, cli.json),
         Command::Pull(args) => pull::run(args, cli.json),

@@ -5,6 +5,7 @@ use std::io::Write;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::talk::{note, says};
 
 /// A size in bytes: `512 B`, `15.4 MB`. Thousands, as disks and download pages count.
 pub(crate) fn bytes(n: u64) -> String {
@@ -39,9 +40,12 @@ impl Clock {
     /// Ends what was done and begins something else.
     pub(crate) fn start(&mut self, doing: String) {
         self.stop();
+        if !says(log::Level::Info) {
+            return;
+        }
         let bar = indicatif::ProgressBar::new_spinner();
         if bar.is_hidden() {
-            eprintln!("{doing}");
+            note!("{doing}");
             return;
         }
         if let Ok(style) = indicatif::ProgressStyle::with_template("{msg}  {elapsed}") {
@@ -73,7 +77,10 @@ pub(crate) fn with_bytes_bar<T>(
     let template = "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
     let style = indicatif::ProgressStyle::with_template(template);
     let style = style.unwrap_or_else(|_| indicatif::ProgressStyle::default_bar());
-    let bar = indicatif::ProgressBar::new(0).with_style(style);
+    let bar = match says(log::Level::Info) {
+        true => indicatif::ProgressBar::new(0).with_style(style),
+        false => indicatif::ProgressBar::hidden(),
+    };
     let done = transfer(&mut |done, all| {
         bar.set_length(all);
         bar.set_position(done);

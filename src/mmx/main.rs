@@ -9,19 +9,23 @@ mod format;
 mod parse;
 #[cfg(test)]
 mod parse_tests;
+mod talk;
 mod terminal;
+mod whole;
 
 use std::process::ExitCode;
 
 use clap::CommandFactory;
 
 fn main() -> ExitCode {
+    talk::hush_guarded_panics();
     if let Some(arguments) = commands::train::arguments(std::env::args_os().skip(1)) {
         return error::exit_code(commands::train::run(arguments), &[]);
     }
     let cli = parse::parse::<cli::Cli>(); // misuse: prints the usage and exits 2
     mmx_converters::cpus::bound_pool();
-    let result = cli::run(cli);
+    mmx_hub::listen(std::sync::Arc::new(terminal::Terminal::default()));
+    let result = talk::begin(cli.talk).and_then(|()| cli::run(cli));
     let options =
         if result.is_err() { error::options_of(&cli::Cli::command()) } else { Vec::new() };
     error::exit_code(result, &options)

@@ -7,9 +7,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use log::Level;
 use mmx_converters::progress::{Listener, Progress};
 
 use crate::error::spelled;
+use crate::talk::says;
 
 /// Set by Ctrl-C and SIGTERM once a training is under way; a second one ends the process at once.
 pub(crate) static STOP: AtomicBool = AtomicBool::new(false);
@@ -20,6 +22,8 @@ pub(crate) struct Terminal {
     shown: Mutex<Shown>,
     /// The options as which settings in sentences are spelled.
     options: Vec<String>,
+    /// Nothing is printed: another process speaks for this one.
+    quiet: bool,
 }
 
 #[derive(Debug, Default)]
@@ -35,6 +39,11 @@ impl Terminal {
         Self { options, ..Self::default() }
     }
 
+    /// One that prints nothing where `quiet`; Ctrl-C is caught all the same.
+    pub(crate) fn quiet(self, quiet: bool) -> Self {
+        Self { quiet, ..self }
+    }
+
     fn shown(&self) -> MutexGuard<'_, Shown> {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -43,6 +52,30 @@ impl Terminal {
 impl Listener for Terminal {
     /// Prints a line above the bar.
     fn say(&self, sentence: &str) {
+        if !self.quiet && says(Level::Info) {
+            self.print(sentence);
+        }
+    }
+
+    fn warn(&self, warning: &str) {
+        if !self.quiet && says(Level::Warn) {
+            self.print(&format!("warning: {warning}"));
+        }
+    }
+
+    fn progress(&self, progress: Progress<'_>) {
+        if !self.quiet && says(Level::Info) {
+            self.show(progress);
+        } else if let Progress::Steps { .. } = progress
+            && !std::mem::replace(&mut self.shown().steps, true)
+        {
+            catch_stop(None);
+        }
+    }
+}
+
+impl Terminal {
+    fn print(&self, sentence: &str) {
         let sentence = spelled(sentence, &self.options);
         match &self.shown().bar {
             Some(bar) => bar.suspend(|| eprintln!("{sentence}")),
@@ -50,7 +83,7 @@ impl Listener for Terminal {
         }
     }
 
-    fn progress(&self, progress: Progress<'_>) {
+    fn show(&self, progress: Progress<'_>) {
         let mut shown = self.shown();
         match progress {
             Progress::Bytes { doing, done, total } => {
@@ -98,7 +131,7 @@ impl Shown {
         if !self.steps {
             self.steps = true;
             self.said = None;
-            catch_stop(bar);
+            catch_stop(Some(bar));
         } else if bar.is_hidden() {
             if self.said.is_none_or(|said| said.elapsed() >= EVERY) || done == total {
                 eprintln!("step {done}/{total}  {message}");
@@ -111,15 +144,19 @@ impl Shown {
     }
 }
 
-/// From now on Ctrl-C and SIGTERM ask for a checkpoint; before, they end the process.
-fn catch_stop(bar: &ProgressBar) {
-    let handler = || {
+/// From now on Ctrl-C and SIGTERM ask for a checkpoint; before, they end the process. Without a bar
+/// nothing is said.
+fn catch_stop(bar: Option<&ProgressBar>) {
+    let speaks = bar.is_some();
+    let handler = move || {
         if STOP.swap(true, Ordering::Relaxed) {
             std::process::exit(130); // 128 + SIGINT
         }
-        eprintln!("\nstopping after this micro-step; once more ends at once without saving");
+        if speaks {
+            eprintln!("\nstopping after this step; once more ends at once without saving");
+        }
     };
-    if let Err(error) = ctrlc::set_handler(handler) {
+    if let (Err(error), Some(bar)) = (ctrlc::set_handler(handler), bar) {
         bar.suspend(|| eprintln!("warning: Ctrl-C will end the run without saving: {error}"));
     }
 }

@@ -38,6 +38,8 @@
 //! | [`trainer`] | where the program `mmx-train` is, and what it says of itself |
 //! | [`compare`] | distances of two sets of logits |
 //! | [`mod@verify`] | every form of a model in every engine against a reference |
+//! | `limit` | how far a form may be from the reference |
+//! | [`live`] | running servers against the reference: text token by token, probabilities |
 //! | [`export`] | a checkpoint to Transformers folders, GGUFs, adapters, Modelfiles, model cards |
 //! | [`mod@quantize`], [`blocks`] | a GGUF to another type; ggml's quantizers for the writers |
 //! | [`imatrix`] | the importance matrix of a model on a text |
@@ -51,6 +53,8 @@ pub mod doctor;
 pub mod engines;
 pub mod export;
 pub mod imatrix;
+mod limit;
+pub mod live;
 pub mod open;
 pub mod quantize;
 mod sample_text;

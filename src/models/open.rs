@@ -2,6 +2,7 @@
 //! itself as a GGUF in memory for the runner.
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use mmx_converters::Model;
 use mmx_converters::gguf::{GgmlType, Gguf, is_further_part};
@@ -75,8 +76,13 @@ impl Form {
     /// See [`Model::open`]; a folder of several exports, or of none but Transformers folders: they
     /// are named.
     pub fn open(path: &Path) -> Result<Self> {
+        let started = Instant::now();
+        let given = path;
         let path = mmx_hub::resolve(path)?;
-        Ok(Self::of(Model::open(exported(&path)?.unwrap_or(path))?))
+        let form = Self::of(Model::open(exported(&path)?.unwrap_or(path))?);
+        let (found, seconds) = (form.path().display(), started.elapsed().as_secs_f64());
+        log::debug!("{}: opened as {found} in {seconds:.3} s", given.display());
+        Ok(form)
     }
 
     /// Wraps a model that is open already.

@@ -52,6 +52,7 @@ pub fn command(doing: &str) -> Result<Command> {
             ),
         ));
     }
+    log::debug!("{doing}: starts {}", program.display());
     command.env(VERSION_VARIABLE, VERSION);
     let set = |name| std::env::var_os(name).is_some();
     if cfg!(target_os = "linux") && !set(SPINS.0) && !set("OMP_WAIT_POLICY") {

@@ -9,20 +9,15 @@ use std::path::{Path, PathBuf};
 
 use mmx_converters::gguf::GgmlType;
 
+pub use crate::limit::{Measure, default_limit};
+
 use crate::compare::{self, Difference};
 use crate::engines::{self, Engine, Kind};
+use crate::live;
 use crate::open::Form;
 use crate::sample_text::SAMPLE_TEXT;
 use mmx_converters::{Error, Result};
-
-/// The measure that decides whether a row is ok.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Measure {
-    /// Largest absolute difference of a logit.
-    MaxAbsDiff,
-    /// Mean KL divergence, nats.
-    MeanKl,
-}
+use mmx_hub::live::Server;
 
 impl Row {
     /// Why it is not ok, in words; nothing where it is.
@@ -36,36 +31,6 @@ impl Row {
             false if value <= self.tolerance => Some("other ids".to_owned()),
             false => Some(format!("{} > {:.1e}", self.measure.name(), self.tolerance)),
         }
-    }
-}
-
-impl Measure {
-    /// The measure's name in JSON.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::MaxAbsDiff => "max_abs_diff",
-            Self::MeanKl => "mean_kl",
-        }
-    }
-}
-
-/// The default measure and limit for weights of a type.
-///
-/// f32: the order of sums differs between engines (measured up to 1.3e-5 on the golden models, and
-/// growing with the size of the logits, so the limit is taken relative to the largest logit above
-/// 10). 16 bits and blocks: about ten times the mean KL measured on the golden models, whose rows
-/// are so short that they are the worst case (F16 < 3e-7, BF16 < 5e-4, Q8_0 < 1e-3, Q4_0 < 6.2e-2;
-/// docs/formats/gguf.md, "Quantized types").
-pub fn default_limit(ty: GgmlType, largest_logit: f64) -> (Measure, f64) {
-    match ty {
-        GgmlType::F32 | GgmlType::F64 => {
-            (Measure::MaxAbsDiff, 1e-4 * (largest_logit / 10.0).max(1.0))
-        }
-        GgmlType::F16 => (Measure::MeanKl, 1e-4),
-        GgmlType::BF16 => (Measure::MeanKl, 5e-3),
-        GgmlType::Q8_0 | GgmlType::Q6_K => (Measure::MeanKl, 1e-2),
-        GgmlType::Q5_0 | GgmlType::Q5_1 | GgmlType::Q5_K => (Measure::MeanKl, 0.2),
-        _ => (Measure::MeanKl, 0.6),
     }
 }
 
@@ -84,6 +49,8 @@ pub struct Request {
     pub tolerance: Option<f64>,
     /// Threads of the CPU engines.
     pub threads: usize,
+    /// Running servers to compare with, by their names (`ollama:NAME`, `openai:URL`).
+    pub servers: Vec<String>,
 }
 
 /// The input of the engines.
@@ -143,13 +110,24 @@ pub struct Report {
     pub sample: bool,
     /// One row per form and engine, in the order given.
     pub rows: Vec<Row>,
+    /// One row per running server, in the order given.
+    pub live: Vec<live::Row>,
 }
 
 impl Report {
     /// True when every row is ok.
     pub fn ok(&self) -> bool {
-        self.rows.iter().all(|row| row.ok)
+        self.rows.iter().all(|row| row.ok) && self.live.iter().all(|row| row.fault.is_none())
     }
+}
+
+/// What is computed or asked next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// A form in an engine.
+    Engine(Kind),
+    /// A running server.
+    Server,
 }
 
 /// Compares the forms of a model. `progress` hears of each row before it is computed.
@@ -157,7 +135,7 @@ impl Report {
 /// # Errors
 /// A form that no engine can open, ids beyond a vocabulary, a library's own failure. Differences
 /// are no errors.
-pub fn verify(request: &Request, progress: &mut dyn FnMut(&Path, Kind)) -> Result<Report> {
+pub fn verify(request: &Request, progress: &mut dyn FnMut(&Path, Step)) -> Result<Report> {
     verify_form(&Form::open(&request.reference)?, request, progress)
 }
 
@@ -169,14 +147,23 @@ pub fn verify(request: &Request, progress: &mut dyn FnMut(&Path, Kind)) -> Resul
 pub fn verify_form(
     reference: &Form,
     request: &Request,
-    progress: &mut dyn FnMut(&Path, Kind),
+    progress: &mut dyn FnMut(&Path, Step),
 ) -> Result<Report> {
     let allowed = |kind: &Kind| request.engines.is_empty() || request.engines.contains(kind);
     // the reference is computed by its most faithful engine; the request chooses those of the rest
     let kind = reference.engines()[0];
     // opened first: one that cannot be is known before anything is computed
     let others = request.others.iter().map(|p| Form::open(p)).collect::<Result<Vec<_>>>()?;
-    progress(&request.reference, kind);
+    let servers = request.servers.iter().map(|name| {
+        let unknown = || Error::misuse(format!("{name}: expected ollama:NAME or openai:URL"));
+        Server::named(name).unwrap_or_else(|| Err(unknown()))
+    });
+    let mut servers = servers.collect::<Result<Vec<_>>>()?;
+    let tokenizer = match servers.is_empty() {
+        true => None,
+        false => Some(reference.expect_tokenizer()?),
+    };
+    progress(&request.reference, Step::Engine(kind));
     let mut truth = engines::open(kind, reference, request.threads)?;
     let vocab = truth.vocab();
     let (ids, text) = input(request, truth.as_mut())?;
@@ -191,6 +178,20 @@ pub fn verify_form(
     }
     let expected = logits(truth.as_mut(), &ids)?;
     let largest = expected.iter().fold(0f64, |m, v| m.max(f64::from(v.abs())));
+    let mut live = Vec::new();
+    if let Some(tokenizer) = &tokenizer {
+        let mut truth = live::Reference {
+            engine: truth.as_mut(),
+            tokenizer,
+            ends: tokenizer.stop_ids(&reference.model.config.eos_token_id),
+            types: std::iter::once(reference).chain(&others).map(Form::weight_type).collect(),
+            tolerance: request.tolerance,
+        };
+        for server in &mut servers {
+            progress(Path::new(&server.name), Step::Server);
+            live.push(live::compare(server, &mut truth)?);
+        }
+    }
     drop(truth);
 
     let mut rows = Vec::new();
@@ -204,7 +205,7 @@ pub fn verify_form(
             return Err(engines::none_of(&request.engines, form));
         }
         for kind in kinds {
-            progress(path, kind);
+            progress(path, Step::Engine(kind));
             let mut engine = engines::open(kind, form, request.threads)?;
             rows.push(row(
                 request,
@@ -221,6 +222,7 @@ pub fn verify_form(
         tokens: ids.iter().map(Vec::len).sum(),
         sample: matches!(request.input, Input::Sample(_)),
         rows,
+        live,
     })
 }
 
@@ -351,13 +353,5 @@ mod tests {
         let ids = made_up_ids(64, 500);
         assert!(ids.iter().all(|&id| id < 500));
         assert!(ids.iter().collect::<std::collections::HashSet<_>>().len() > 40);
-    }
-
-    #[test]
-    fn limits_grow_with_the_rounding() {
-        let kl = |ty| default_limit(ty, 1.0).1;
-        assert!(kl(GgmlType::F16) < kl(GgmlType::BF16) && kl(GgmlType::BF16) < kl(GgmlType::Q8_0));
-        assert!(kl(GgmlType::Q8_0) < kl(GgmlType::Q4_0));
-        assert_eq!(default_limit(GgmlType::F32, 1.0), (Measure::MaxAbsDiff, 1e-4));
     }
 }

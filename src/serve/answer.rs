@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::engine::{Event, Events, Summary, TokenLogprob, finish_name};
 use crate::error::ApiError;
+use crate::request_log::Facts;
 use crate::stream::{Translate, collect, respond};
 
 /// The words of a protocol for the parts of an answer.
@@ -206,13 +207,15 @@ pub(crate) struct Answer<D> {
     left: usize,
     usage: Usage,
     broken: bool,
+    /// Of the request's log, where one is kept.
+    facts: Option<Facts>,
 }
 
 impl<D: Dialect> Answer<D> {
     /// Makes the answer of so many texts in a dialect.
     pub(crate) fn new(dialect: D, texts: Vec<Text>) -> Self {
         let left = texts.len();
-        Self { dialect, texts, left, usage: Usage::default(), broken: false }
+        Self { dialect, texts, left, usage: Usage::default(), broken: false, facts: None }
     }
 
     /// Responds as the texts' events come: piece by piece, or once all have ended.
@@ -224,6 +227,7 @@ impl<D: Dialect> Answer<D> {
         events: Events,
         stream: bool,
     ) -> Result<Response, ApiError> {
+        self.facts = Facts::current();
         if stream {
             return Ok(respond(D::STREAM, events, self));
         }
@@ -244,9 +248,17 @@ impl<D: Dialect> Answer<D> {
                 let rest = text.splitter.as_mut().map(Splitter::finish).unwrap_or_default();
                 text.extend(rest, Vec::new());
                 text.summary = Some(summary);
-                self.usage.add(&summary, text.same_prompt);
+                self.count(&summary, index);
             }
             Event::Embedding(..) | Event::Failed(_) => {}
+        }
+    }
+
+    /// Counts a text that has ended.
+    fn count(&mut self, summary: &Summary, index: usize) {
+        self.usage.add(summary, self.texts[index].same_prompt);
+        if let Some(facts) = &self.facts {
+            facts.tokens(self.usage.prompt, self.usage.completion);
         }
     }
 
@@ -302,7 +314,7 @@ impl<D: Dialect> Translate for Answer<D> {
                 self.pieces(index, rest, Vec::new(), out);
                 let text = &mut self.texts[index];
                 text.summary = Some(summary);
-                self.usage.add(&summary, text.same_prompt);
+                self.count(&summary, index);
                 self.dialect.end(index, &self.texts[index], &summary, out);
                 self.left -= 1;
                 if self.left == 0 {

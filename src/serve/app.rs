@@ -10,6 +10,7 @@ use axum::http::StatusCode;
 use crate::error::ApiError;
 use crate::kept::Responses;
 use crate::options::Options;
+use crate::request_log::Facts;
 use crate::served_model::ServedModel;
 
 /// The state that all requests share.
@@ -32,7 +33,12 @@ impl App {
         let bare = name.strip_suffix(":latest").unwrap_or(name);
         let found = self.served.iter().find(|m| m.id == name || m.id == bare);
         match (found, self.served.as_slice()) {
-            (Some(model), _) | (None, [model]) => Ok(model.clone()),
+            (Some(model), _) | (None, [model]) => {
+                if let Some(facts) = Facts::current() {
+                    facts.model(&model.id);
+                }
+                Ok(model.clone())
+            }
             _ => {
                 let known: Vec<_> = self.served.iter().map(|m| m.id.as_str()).collect();
                 let text = format!("model: expected one of {}, found {name:?}", known.join(", "));
@@ -59,7 +65,8 @@ impl Requests {
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| {
+    let facts = Facts::current();
+    tokio::task::spawn_blocking(move || Facts::within(facts, work)).await.unwrap_or_else(|_| {
         let status = StatusCode::INTERNAL_SERVER_ERROR;
         Err(ApiError::new(status, "the request could not be worked on: a fault of mmx"))
     })

@@ -30,6 +30,7 @@
 //!     threads: Some(1),
 //!     kv: KvType::F16,
 //!     speculate: 0,
+//!     prompt_cache: 0,
 //!     queue: 16,
 //!     max_body: 1 << 20,
 //!     max_tokens: 64,
@@ -38,6 +39,7 @@
 //!     allowed_hosts: Vec::new(),
 //!     settings: Settings { cors: "`cors`", allowed_host: "`allowed_hosts`" },
 //!     grace: Duration::from_secs(5),
+//!     request_log: None,
 //!     listener: Arc::new(Silent),
 //! };
 //! // `run` serves until the process is told to stop: here on a thread beside its client
@@ -66,6 +68,7 @@
 //! | `served_model` | a model that is served: its name, its engine, prompts for it |
 //! | `engine/` | the thread of a model: jobs, the scheduler, sequences, grammars, counters |
 //! | `stream` | events to the bytes of a response |
+//! | `request_log`, `logged` | a line a request, for whoever started the server |
 //! | `metrics`, `error` | counters for Prometheus; what a client is told when something fails |
 
 mod answer;
@@ -77,11 +80,13 @@ mod fields;
 mod guard;
 mod kept;
 mod llama;
+mod logged;
 mod metrics;
 mod ollama;
 mod openai;
 mod options;
 mod request;
+mod request_log;
 mod router;
 mod served_model;
 mod stream;
@@ -94,6 +99,7 @@ use app::{App, Requests};
 pub use guard::host_name;
 use mmx_converters::{Error, Result};
 pub use options::{Options, Settings};
+pub use request_log::{RequestLine, RequestLog};
 use served_model::ServedModel;
 
 /// Loads the models and serves until the process is told to stop. `ready` gets the address and the

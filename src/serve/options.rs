@@ -8,6 +8,8 @@ use axum::http::HeaderValue;
 use mmx_converters::progress::Listener;
 use mmx_ggml::run::{KvType, LoadOptions};
 
+use crate::request_log::RequestLog;
+
 /// Settings of a server: the models, the address, and the limits.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -31,6 +33,8 @@ pub struct Options {
     pub kv: KvType,
     /// Most tokens drafted ahead of a text (speculative decoding).
     pub speculate: usize,
+    /// Most bytes of a model's texts that lost their slot, kept so that they need not be read again.
+    pub prompt_cache: usize,
     /// Most texts that may wait for one model.
     pub queue: usize,
     /// Most bytes of a request's body.
@@ -48,6 +52,8 @@ pub struct Options {
     pub settings: Settings,
     /// Time that texts in progress have to end when the server is told to stop.
     pub grace: Duration,
+    /// Takes a line for each request, where one is wanted.
+    pub request_log: Option<RequestLog>,
     /// Hears warnings, and what the server is doing.
     pub listener: Arc<dyn Listener>,
 }

@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::app::App;
 use crate::error::ApiError;
 use crate::openai::{chat, completions, embeddings, models, responses};
-use crate::{anthropic, guard, llama, metrics, ollama};
+use crate::{anthropic, guard, llama, logged, metrics, ollama};
 
 /// The routes of both protocols, the page and `/metrics`, behind [`guard::pass`].
 pub(crate) fn router(app: Arc<App>) -> Router {
@@ -62,6 +62,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         // the guard holds bodies to the server's own limit; axum's would be 2 MB, whatever that is
         .layer(DefaultBodyLimit::disable())
         .layer(middleware::from_fn_with_state(app.clone(), guard::pass))
+        .layer(middleware::from_fn_with_state(app.clone(), logged::log))
         .with_state(app)
 }
 

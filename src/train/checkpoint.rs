@@ -6,7 +6,8 @@
 //! ```text
 //! DIR/checkpoint-000123/            after optimizer step 123; the highest number is the newest
 //!     config.json model.safetensors tokenizer.json ...
-//!     training/optimizer.safetensors   first.NAME, second.NAME (and gradient.NAME), float32
+//!     training/optimizer.safetensors   first.NAME, second.NAME (and gradient.NAME), float32;
+//!                                      momentum.NAME instead where Muon changes NAME
 //!     training/state.json              written last: without it the folder is no checkpoint
 //!     (stage lora: adapter_config.json adapter_model.safetensors
 //!      instead of config.json model.safetensors)
@@ -31,8 +32,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
-use crate::model::HostTensor;
-use crate::optim::{AdamW, Part};
+use crate::optim::{Optimizer, Part};
 use crate::trainer::{Position, Trainer};
 use mmx_converters::digest;
 use mmx_converters::model::run_folder;
@@ -53,7 +53,7 @@ pub struct State {
     pub mmx: String,
     /// The position of the run.
     pub position: Position,
-    /// Updates AdamW has made (its bias correction counts them).
+    /// Updates the optimizer has made (AdamW's bias correction counts them).
     pub optimizer_steps: u64,
     /// Micro-steps in the gradient kept.
     pub accumulated: usize,
@@ -87,12 +87,18 @@ pub struct Context<'a> {
 }
 
 /// Writes the trainer's checkpoint and removes all but the newest `keep`, as far as they hold
-/// nothing else. Returns its folder.
+/// nothing else. Returns its folder. Where there are several processes all have to call it, and the
+/// first one writes.
 ///
 /// # Errors
-/// The system's refusal (a full disk): the checkpoints that were there are still there.
+/// The system's refusal (a full disk): the checkpoints that were there are still there. A process
+/// that is gone.
 pub fn save(context: &Context<'_>, trainer: &Trainer<'_>) -> Result<PathBuf> {
     let dir = context.dir;
+    if !trainer.ranks().is_first() {
+        attend(trainer.optimizer())?;
+        return Ok(place(dir, trainer));
+    }
     fs_err::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
     let staging = tempfile::Builder::new()
         .prefix(STAGING.0)
@@ -123,8 +129,7 @@ pub fn save(context: &Context<'_>, trainer: &Trainer<'_>) -> Result<PathBuf> {
     sync(&training)?;
     sync(&whole)?;
 
-    let place =
-        dir.join(run_folder::name(trainer.position().step, trainer.optimizer().accumulated()));
+    let place = place(dir, trainer);
     if place.exists() {
         if check(&place).is_ok() {
             return Ok(place); // a run that was resumed here and went no further
@@ -135,6 +140,11 @@ pub fn save(context: &Context<'_>, trainer: &Trainer<'_>) -> Result<PathBuf> {
     sync(dir)?;
     prune(dir, context.keep, &place, staging.path(), context.listener)?;
     Ok(place)
+}
+
+/// The folder of the trainer's checkpoint.
+pub fn place(dir: &Path, trainer: &Trainer<'_>) -> PathBuf {
+    dir.join(run_folder::name(trainer.position().step, trainer.optimizer().accumulated()))
 }
 
 /// The model's folder; with adapters attached, theirs: what is fixed lies where they say.
@@ -148,8 +158,6 @@ fn write_model(context: &Context<'_>, trainer: &Trainer<'_>, dir: &Path) -> Resu
         }
         return Ok(());
     }
-    let host: BTreeMap<String, HostTensor> =
-        model.to_host()?.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect();
     let layout = folder::carrying_layout(model.config());
     let folder = Folder {
         config: model.config(),
@@ -161,8 +169,8 @@ fn write_model(context: &Context<'_>, trainer: &Trainer<'_>, dir: &Path) -> Resu
         strict: true,
         shard_bytes: None,
     };
-    folder::write(dir, &folder, &mut |weight| match host.get(&weight.name) {
-        Some(tensor) => Ok((Dtype::F32, bytemuck::cast_slice(&tensor.values).into())),
+    folder::write(dir, &folder, &mut |weight| match model.weight_to_host(&weight.name)? {
+        Some(values) => Ok((Dtype::F32, bytemuck::cast_slice(&values).to_vec().into())),
         None => Err(mmx_converters::Error::format(
             dir,
             format!("tensor {}: expected in the model, found none", weight.name),
@@ -171,26 +179,43 @@ fn write_model(context: &Context<'_>, trainer: &Trainer<'_>, dir: &Path) -> Resu
     Ok(())
 }
 
-fn write_optimizer(optimizer: &AdamW, path: &Path) -> Result<()> {
-    let mut parts = vec![("first", Part::First), ("second", Part::Second)];
-    if optimizer.accumulated() > 0 {
-        parts.push(("gradient", Part::Gradient));
-    }
-    let mut tensors = Vec::new();
-    for (prefix, part) in parts {
-        for mut tensor in optimizer.state(part)? {
-            tensor.name = format!("{prefix}.{}", tensor.name);
-            tensors.push(tensor);
-        }
-    }
+/// The tensors of the optimizer's state: part, prefix of the name in the file, name, shape.
+fn optimizer_tensors(optimizer: &Optimizer) -> Vec<(Part, &'static str, &str, Vec<usize>)> {
+    let of = |(prefix, part): (&'static str, Part)| {
+        let tensors = optimizer.tensors(part);
+        tensors.map(move |(name, shape)| (part, prefix, name, shape))
+    };
+    parts(optimizer.accumulated()).flat_map(of).collect()
+}
+
+/// Writes the optimizer's state a tensor at a time; the other processes [`attend`].
+fn write_optimizer(optimizer: &Optimizer, path: &Path) -> Result<()> {
+    let tensors = optimizer_tensors(optimizer);
     let specs: Vec<TensorSpec> = tensors
         .iter()
-        .map(|t| TensorSpec { name: t.name.clone(), dtype: Dtype::F32, shape: t.shape.clone() })
+        .map(|(_, prefix, name, shape)| {
+            let name = format!("{prefix}.{name}");
+            TensorSpec { name, dtype: Dtype::F32, shape: shape.clone() }
+        })
         .collect();
+    // all of one type: in this order
     safetensors::write(path, &specs, &BTreeMap::new(), |i| {
-        Ok(bytemuck::cast_slice(&tensors[i].values).into())
+        let (part, _, name, _) = tensors[i];
+        let values = optimizer.state(part, name)?;
+        Ok(bytemuck::cast_slice(&values).to_vec().into())
     })?;
     Ok(())
+}
+
+/// Gives the first process what it has not of the state that it writes, in the same order.
+fn attend(optimizer: &Optimizer) -> Result<()> {
+    let tensors = optimizer_tensors(optimizer);
+    tensors.iter().try_for_each(|(part, _, name, _)| optimizer.state(*part, name).map(drop))
+}
+
+/// The parts of the optimizer's state that a checkpoint keeps, by prefix.
+fn parts(accumulated: usize) -> impl Iterator<Item = (&'static str, Part)> {
+    Part::ALL.into_iter().filter(move |(_, part)| *part != Part::Gradient || accumulated > 0)
 }
 
 /// Puts a checkpoint's optimizer state and position into a trainer whose model was loaded from it.
@@ -202,7 +227,8 @@ pub fn restore(checkpoint: &Path, state: &State, trainer: &mut Trainer<'_>) -> R
     let file = SafeTensors::open(&path)?;
     let optimizer = trainer.restore(state.position);
     let names: Vec<&str> = file.names().collect();
-    let wanted = optimizer.variables() * if state.accumulated > 0 { 3 } else { 2 };
+    let kept: Vec<(&str, Part)> = parts(state.accumulated).collect();
+    let wanted = kept.iter().map(|(_, part)| optimizer.tensors(*part).count()).sum::<usize>();
     if names.len() != wanted {
         return Err(Error::failed(format!(
             "{}: expected {wanted} tensors, found {}",
@@ -211,16 +237,15 @@ pub fn restore(checkpoint: &Path, state: &State, trainer: &mut Trainer<'_>) -> R
         )));
     }
     for full in names {
-        let part = match full.split_once('.') {
-            Some(("first", name)) => Some((Part::First, name)),
-            Some(("second", name)) => Some((Part::Second, name)),
-            Some(("gradient", name)) => Some((Part::Gradient, name)),
-            _ => None,
-        };
+        let part = full.split_once('.').and_then(|(prefix, name)| {
+            let (_, part) = kept.iter().find(|(of, _)| *of == prefix)?;
+            Some((*part, name))
+        });
         let (Some((part, name)), Some(view)) = (part, file.get(full)) else {
             return Err(Error::failed(format!(
-                "{}: tensor {full}: expected a name that begins with first., second. or gradient.",
-                path.display()
+                "{}: tensor {full}: expected a name that begins with {}.",
+                path.display(),
+                kept.iter().map(|(prefix, _)| *prefix).collect::<Vec<_>>().join("., ")
             )));
         };
         optimizer.restore(part, name, &view.to_f32())?;

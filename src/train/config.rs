@@ -4,7 +4,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use mmx_data::{Kind, Recipe, SampleOptions, StageInfo, stages};
+use crate::optim::{AdamWOptions, MuonOptions, Options, Rates};
+use mmx_data::{Fields, Kind, Recipe, SampleOptions, StageInfo, stages};
 
 /// A resolved training configuration. Resuming with another one would not continue the same run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -13,17 +14,17 @@ pub struct TrainConfig {
     /// The stage's name: pretrain, sft, ...
     pub stage: String,
     /// 2025 or 2026: the reference's conventions (schedule, samples, what is left at an epoch's
-    /// end).
+    /// end); fast: 2026's samples, with what of the rest needs fewer tokens.
     pub recipe: String,
     /// Passes over the data.
     pub epochs: usize,
-    /// Rows per micro-step.
+    /// Rows per micro-step, of all processes together.
     pub batch_size: usize,
     /// Micro-steps per optimizer step.
     pub accumulation: usize,
-    /// Peak learning rate.
+    /// Peak learning rate; with Muon the hidden matrices'.
     pub lr: f64,
-    /// AdamW's decoupled weight decay, on all weights.
+    /// Decoupled weight decay: AdamW's on all weights, Muon's on the hidden matrices alone.
     pub weight_decay: f64,
     /// Largest global gradient norm; 0 for none.
     pub grad_clip: f64,
@@ -45,11 +46,29 @@ pub struct TrainConfig {
     pub system_ratio: f64,
     /// 2026: share of chats whose empty think blocks are kept.
     pub empty_think_ratio: f64,
+    /// Names of the data files' keys for those of the known forms.
+    #[serde(default)]
+    pub fields: Fields,
     /// The optimizer also steps at an epoch's end on what is left of an accumulation, its loss
     /// still divided by the whole accumulation. 2026: yes; 2025: no, it stays in the gradient.
     pub step_at_epoch_end: bool,
     /// A batch with a non-finite loss or gradient is left out instead of ending the run.
     pub skip_non_finite: bool,
+    /// What changes the hidden matrices.
+    #[serde(default)]
+    pub optimizer: OptimizerName,
+    /// With Muon: AdamW's peak learning rate, for everything else; nothing for `lr`.
+    #[serde(default)]
+    pub adam_lr: Option<f64>,
+    /// Decay of AdamW's two moments.
+    #[serde(default = "reference_betas")]
+    pub betas: (f64, f64),
+    /// How the learning rate falls.
+    #[serde(default)]
+    pub schedule: Decline,
+    /// Where `warmup` is 0: the share of all optimizer steps over which the learning rate rises.
+    #[serde(default)]
+    pub warmup_share: f64,
     /// The options of stage lora.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora: Option<LoraOptions>,
@@ -59,6 +78,33 @@ pub struct TrainConfig {
     /// The options of stage distill.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub distill: Option<DistillOptions>,
+}
+
+/// The optimizer of the hidden matrices; everything else is always AdamW's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerName {
+    /// AdamW, as the references.
+    #[default]
+    AdamW,
+    /// Orthogonalized momentum ([`crate::optim`]).
+    Muon,
+}
+
+/// How the learning rate falls from its peak.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Decline {
+    /// The reference's: in half a cosine to a tenth.
+    #[default]
+    Cosine,
+    /// In a straight line to 0.
+    Linear,
+}
+
+/// torch.optim.AdamW's, which both references keep.
+fn reference_betas() -> (f64, f64) {
+    AdamWOptions::default().betas
 }
 
 /// How an answer's log-probability is made from those of its tokens.
@@ -174,24 +220,76 @@ impl TrainConfig {
             dtype: "f32".into(),
             system_ratio: samples.system_ratio,
             empty_think_ratio: samples.empty_think_ratio,
+            fields: samples.fields,
             step_at_epoch_end: recipe == Recipe::R2026,
             skip_non_finite: false,
+            optimizer: OptimizerName::AdamW,
+            adam_lr: None,
+            betas: reference_betas(),
+            schedule: Decline::Cosine,
+            warmup_share: 0.0,
             lora: (stage.name == stages::LORA.name).then(|| LoraOptions::new(recipe)),
             dpo: (stage.name == stages::DPO.name).then(|| DpoOptions::new(recipe)),
             distill: (stage.name == stages::DISTILL.name).then(|| DistillOptions::new(recipe)),
         }
     }
 
-    /// The recipe as a value.
+    /// Turns the 2026 reference's values into those of recipe fast. Pretraining alone differs in
+    /// numbers: that Muon needs fewer tokens there has been measured (docs/performance.md).
+    fn make_fast(&mut self) {
+        self.recipe = FAST.to_owned();
+        if self.stage == stages::PRETRAIN.name {
+            self.optimizer = OptimizerName::Muon;
+            (self.lr, self.adam_lr) = (3e-3, Some(4e-3));
+            self.weight_decay = MuonOptions::default().weight_decay;
+            self.betas = MUON_BETAS;
+            self.schedule = Decline::Linear;
+            self.warmup_share = 0.03;
+        }
+    }
+
+    /// The configuration of a recipe's name over a stage's hyper-parameters: `defaults` gives those
+    /// of a reference.
     ///
     /// # Errors
-    /// Neither 2025 nor 2026.
-    pub fn recipe(&self) -> Result<Recipe> {
-        match self.recipe.as_str() {
-            "2025" => Ok(Recipe::R2025),
-            "2026" => Ok(Recipe::R2026),
-            other => Err(Error::setting("recipe", "2025 or 2026", other)),
+    /// Neither 2025, 2026 nor fast.
+    pub fn of_recipe(
+        recipe: &str,
+        stage: &StageInfo,
+        defaults: impl Fn(Recipe) -> Defaults,
+    ) -> Result<Self> {
+        let conventions = conventions(recipe)?;
+        let mut config = Self::of_defaults(stage, defaults(conventions), conventions);
+        if recipe == FAST {
+            config.make_fast();
         }
+        Ok(config)
+    }
+
+    /// The reference whose conventions the recipe follows.
+    ///
+    /// # Errors
+    /// Neither 2025, 2026 nor fast.
+    pub fn recipe(&self) -> Result<Recipe> {
+        conventions(&self.recipe)
+    }
+
+    /// The updates that change the weights.
+    pub fn optimizer(&self) -> Options {
+        let weight_decay = self.weight_decay;
+        let adamw = AdamWOptions { betas: self.betas, weight_decay, ..AdamWOptions::default() };
+        match self.optimizer {
+            OptimizerName::AdamW => Options { adamw, muon: None },
+            OptimizerName::Muon => Options {
+                adamw: AdamWOptions { weight_decay: 0.0, ..adamw },
+                muon: Some(MuonOptions { weight_decay, ..MuonOptions::default() }),
+            },
+        }
+    }
+
+    /// The peak learning rates.
+    pub fn rates(&self) -> Rates {
+        Rates { muon: self.lr, adamw: self.adam_lr.unwrap_or(self.lr) }
     }
 
     /// Refuses values that make no run.
@@ -223,7 +321,29 @@ impl TrainConfig {
         {
             number(option, share, (0.0..=1.0).contains(&share), "a share from 0 to 1")?;
         }
+        number(
+            "warmup_share",
+            self.warmup_share,
+            (0.0..=1.0).contains(&self.warmup_share),
+            "a share from 0 to 1",
+        )?;
+        let (first, second) = self.betas;
+        let decays = [first, second].iter().all(|beta| (0.0..1.0).contains(beta));
+        if !decays {
+            let found = format!("{first},{second}");
+            return Err(Error::setting("betas", "two numbers from 0 to below 1", found));
+        }
+        if let Some(lr) = self.adam_lr {
+            number("adam_lr", lr, lr > 0.0 && lr.is_finite(), "a number above 0")?;
+            if self.optimizer == OptimizerName::AdamW {
+                return Err(Error::setting("adam_lr", "none, but with `optimizer` muon", lr));
+            }
+        }
         if let Some(lora) = &self.lora {
+            if self.optimizer == OptimizerName::Muon {
+                let expected = "adamw with lora, whose factors are no hidden matrices";
+                return Err(Error::setting("optimizer", expected, "muon"));
+            }
             if lora.rank == 0 {
                 return Err(Error::setting("lora_rank", "at least 1", 0));
             }
@@ -271,6 +391,21 @@ impl TrainConfig {
     }
 }
 
+/// The decay of AdamW's moments beside Muon. Source: nanochat, modded-nanogpt.
+pub const MUON_BETAS: (f64, f64) = (0.9, 0.95);
+
+/// The name of mmx's own recipe.
+pub const FAST: &str = "fast";
+
+/// The reference whose conventions a recipe follows, for samples and what is left at an epoch's end.
+fn conventions(recipe: &str) -> Result<Recipe> {
+    match recipe {
+        "2025" => Ok(Recipe::R2025),
+        "2026" | FAST => Ok(Recipe::R2026),
+        other => Err(Error::setting("recipe", "2025, 2026 or fast", other)),
+    }
+}
+
 /// The recipe's name: 2025 or 2026.
 pub fn recipe_name(recipe: Recipe) -> &'static str {
     match recipe {
@@ -288,6 +423,7 @@ mod tests {
     fn rejects_values_that_make_no_run_and_names_the_option() {
         let good = TrainConfig::new(&Sft, Recipe::R2025);
         good.check().expect("the defaults");
+        let lora = TrainConfig::new(&crate::stage::Lora, Recipe::R2026);
         assert_eq!((good.lr, good.epochs, good.batch_size, good.accumulation), (5e-7, 2, 16, 1));
         for (bad, option) in [
             (TrainConfig { accumulation: 0, ..good.clone() }, "accum"),
@@ -295,6 +431,10 @@ mod tests {
             (TrainConfig { grad_clip: -1.0, ..good.clone() }, "grad_clip"),
             (TrainConfig { max_steps: Some(0), ..good.clone() }, "max_steps"),
             (TrainConfig { dtype: "f8".into(), ..good.clone() }, "dtype"),
+            (TrainConfig { recipe: "slow".into(), ..good.clone() }, "recipe"),
+            (TrainConfig { betas: (0.9, 1.0), ..good.clone() }, "betas"),
+            (TrainConfig { adam_lr: Some(1e-3), ..good.clone() }, "adam_lr"),
+            (TrainConfig { optimizer: OptimizerName::Muon, ..lora }, "optimizer"),
         ] {
             let error = bad.check().expect_err(option);
             assert!(error.to_string().starts_with(option), "{error}");
@@ -310,5 +450,42 @@ mod tests {
         assert_eq!(changes, ["batch_size: was 16, now 4", "lr: was 0.00001, now 0.5"]);
         assert_eq!(harmless, ["skip_non_finite: was false, now true"]);
         assert_eq!(was.differences(&was), Default::default());
+    }
+
+    #[test]
+    fn the_fast_recipe_is_muon_in_pretraining_and_the_2026_reference_elsewhere() {
+        let fast = TrainConfig::named(&crate::stage::Pretrain, "fast").expect("a recipe");
+        fast.check().expect("it runs");
+        assert_eq!(fast.optimizer, OptimizerName::Muon);
+        assert_eq!(fast.recipe().expect("conventions"), Recipe::R2026);
+        let options = fast.optimizer();
+        assert_eq!(options.adamw.weight_decay, 0.0);
+        assert_eq!(options.muon.expect("Muon").weight_decay, 0.1);
+        assert!(fast.pack && fast.step_at_epoch_end);
+
+        let sft = TrainConfig::named(&Sft, "fast").expect("a recipe");
+        let reference = TrainConfig::new(&Sft, Recipe::R2026);
+        assert_eq!(sft, TrainConfig { recipe: "fast".into(), ..reference });
+        assert!(TrainConfig::named(&Sft, "2024").is_err());
+    }
+
+    /// The state of a run before there was another optimizer.
+    #[test]
+    fn a_configuration_without_the_newer_fields_is_the_references() {
+        let config = TrainConfig::new(&Sft, Recipe::R2026);
+        let mut saved = serde_json::to_value(&config).expect("JSON");
+        let fields = saved.as_object_mut().expect("fields");
+        for newer in ["optimizer", "adam_lr", "betas", "schedule", "warmup_share"] {
+            fields.remove(newer).expect("a field");
+        }
+        let read: TrainConfig = serde_json::from_value(saved).expect("a configuration");
+        assert_eq!(read, config);
+        let muon = TrainConfig { optimizer: OptimizerName::Muon, adam_lr: Some(0.5), ..config };
+        let (mut changes, _) = read.differences(&muon);
+        changes.sort_unstable();
+        assert_eq!(
+            changes,
+            ["adam_lr: was null, now 0.5", "optimizer: was \"adamw\", now \"muon\""]
+        );
     }
 }

@@ -78,18 +78,22 @@ use mmx_converters::model::run_folder;
 use mmx_converters::progress::Listener;
 use mmx_converters::tokenizer::Tokenizer;
 use mmx_converters::words::counted;
-use mmx_data::batches::{Batches, Ordered, Packed};
+use mmx_data::batches::{Batches, Ordered, Packed, Part};
 use mmx_data::prefetch::Prefetcher;
 use mmx_data::{Cache, Dataset, OnBad, SampleOptions};
-use tch::Kind;
+use tch::{Device, Kind};
 
-use crate::checkpoint::{self, Context, State};
+use crate::checkpoint::{self, Context, Fault, State};
 use crate::config::TrainConfig;
+use crate::distributed::{self, Place, TIMEOUT};
 use crate::error::{Error, Result};
 use crate::memory::available::available;
 use crate::memory::estimate::{Estimate, Workload};
 use crate::memory::keep_memory;
 use crate::model::device;
+use crate::ranks::{Ranks, Reduce, Shard, Spread};
+use crate::report::optimizer;
+use crate::report::samples::Prompts;
 use crate::session::{self, Session, Validation};
 use crate::stage::{self, Setup, Stage};
 use crate::start::{Models, Start};
@@ -105,7 +109,7 @@ pub struct Request {
     pub config: TrainConfig,
     /// The element type to compute in is measured, whatever the configuration says.
     pub choose_dtype: bool,
-    /// Training data, JSON Lines.
+    /// Training data: JSON Lines, JSON arrays, CSV or Parquet.
     pub data: Vec<PathBuf>,
     /// Folder of the run: checkpoints, metrics.jsonl, and tb/ for TensorBoard.
     pub out: PathBuf,
@@ -141,6 +145,18 @@ pub struct Request {
     pub dump_batches: Option<PathBuf>,
     /// Where tokens are kept between runs.
     pub cache: Cache,
+    /// The place of this process among those of the run, each of which is given the same request;
+    /// nothing for a run of one process. The first one's listener hears all there is to say: what
+    /// the others' hear is the same.
+    pub place: Option<Place>,
+    /// Rows of an optimizer step over all processes and micro-steps, from which the rows of a
+    /// micro-step follow, whatever the configuration says: they are the same for any number of
+    /// processes. Without it the configuration's `batch_size` is each process's.
+    pub global_batch: Option<usize>,
+    /// What of the optimizer is divided among the processes.
+    pub shard: Shard,
+    /// The type in which gradients travel between the processes.
+    pub reduce: Reduce,
 }
 
 impl Request {
@@ -168,6 +184,10 @@ impl Request {
             trace: None,
             dump_batches: None,
             cache: Cache::user(),
+            place: None,
+            global_batch: None,
+            shard: Shard::Nothing,
+            reduce: Reduce::F32,
         }
     }
 }
@@ -192,32 +212,95 @@ struct Job {
 }
 
 impl Job {
-    fn train(mut self, stop: &AtomicBool) -> Result<Outcome> {
+    fn train(self, stop: &AtomicBool) -> Result<Outcome> {
+        self.set_threads()?;
+        let device = self.device()?;
+        let ranks = match &self.request.place {
+            Some(place) => Ranks::new(distributed::connect(place, device, TIMEOUT)?, device),
+            None => Ranks::default(),
+        };
+        let outcome = self.train_among(&ranks, device, stop);
+        if let (Err(error), Some(group)) = (&outcome, ranks.group()) {
+            group.fail(error); // the others need not wait for this one
+        }
+        outcome
+    }
+
+    /// As many threads as were asked for; else this process's share of the cores.
+    fn set_threads(&self) -> Result<()> {
+        let here = self.request.place.as_ref().map_or(1, |place| place.local_size);
+        if here > 1 && std::env::var_os("RAYON_NUM_THREADS").is_none() {
+            let share = (mmx_converters::cpus::cpus() / here).max(1);
+            let threads = self.request.threads.unwrap_or(share);
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+            let _ = pool.build_global(); // it may run already
+        }
         if let Some(threads) = self.request.threads {
             let count = i32::try_from(threads)
                 .ok()
                 .filter(|n| *n > 0)
                 .ok_or_else(|| Error::setting("threads", "at least 1", threads))?;
             tch::set_num_threads(count);
-        } else if let Ok(most) = i32::try_from(mmx_converters::cpus::cpus()) {
+        } else if let Ok(most) = i32::try_from((mmx_converters::cpus::cpus() / here.max(1)).max(1))
+        {
             // libtorch knows no quotas of control groups
             tch::set_num_threads(tch::get_num_threads().min(most));
         }
-        choose_kernels()?;
-        let device = device::pick(self.request.device.as_deref())?;
+        choose_kernels()
+    }
+
+    /// The device asked for; of several processes on a machine with several, each has its own.
+    fn device(&self) -> Result<Device> {
+        let name = self.request.device.as_deref();
+        match (device::pick(name)?, &self.request.place) {
+            (Device::Cuda(_), Some(place)) if matches!(name, None | Some("auto" | "cuda")) => {
+                device::pick(Some(&format!("cuda:{}", place.local_rank)))
+            }
+            (device, _) => Ok(device),
+        }
+    }
+
+    /// The configuration, whose batches are those of all processes.
+    fn config(&self, ranks: &Ranks) -> Result<TrainConfig> {
         let mut config = self.request.config.clone();
         config.check()?;
-        let claim = match self.request.out.is_dir() {
+        config.batch_size = match self.request.global_batch {
+            None => config.batch_size.saturating_mul(ranks.size()),
+            Some(rows) => {
+                let (accum, size) = (config.accumulation, ranks.size());
+                if !rows.is_multiple_of(accum) || rows < accum.saturating_mul(size) {
+                    let processes = if size > 1 {
+                        format!(" for each of {size} processes")
+                    } else {
+                        String::new()
+                    };
+                    return Err(Error::setting(
+                        "global_batch",
+                        format!("a multiple of accum, {accum}, with a row{processes} in each"),
+                        rows,
+                    ));
+                }
+                rows / accum
+            }
+        };
+        Ok(config)
+    }
+
+    fn train_among(mut self, ranks: &Ranks, device: Device, stop: &AtomicBool) -> Result<Outcome> {
+        let mut config = self.config(ranks)?;
+        let claim = match self.request.out.is_dir() && ranks.is_first() {
             true => Some(run_folder::claim(&self.request.out)?),
             false => None,
         };
-        let resumed = self.checkpoint()?;
+        let resumed = self.checkpoint(ranks)?;
         if self.request.choose_dtype {
             // measured once per run: measured again it might come out the other way
             config.dtype = match &resumed {
                 Some((_, state)) => state.config.dtype.clone(),
-                None => device::best_dtype(device)?.into(),
+                None if ranks.is_first() => device::best_dtype(device)?.into(),
+                None => String::new(),
             };
+            config.dtype = ranks.text_of_first(&config.dtype)?;
         }
         let compute = if config.dtype == "bf16" { Kind::BFloat16 } else { Kind::Float };
 
@@ -240,6 +323,7 @@ impl Job {
         let cache = self.request.cache.clone().heard_by(self.listener.clone());
         let mut sources = self.sources(&tokenizer, &cache)?;
         sources.extend(models.sources);
+        same_everywhere(ranks, &config, &sources)?;
         if let Some((path, state)) = &resumed {
             refuse_changes(path, state, &config, &sources, self.listener.as_ref())?;
         }
@@ -247,8 +331,14 @@ impl Job {
         let tags = Some(&tokenizer);
         let setup = Setup { config: &config, adapters, base, frozen, tokenizer: tags };
         self.stage.prepare(&mut model, setup)?;
+        model.set_ranks(ranks.clone());
 
         let options = self.sample_options(&config)?;
+        // tokenized once on each machine; the others find it done
+        let first_here = self.request.place.as_ref().is_none_or(|place| place.local_rank == 0);
+        if !first_here {
+            ranks.meet("the tokenizing of the data")?;
+        }
         let dataset = Dataset::load_cached(&self.request.data, &tokenizer, &options, &cache)?;
         dataset.warnings.iter().for_each(|warning| self.listener.warn(warning));
         let padded = self.stage.counts_padding(&model);
@@ -257,22 +347,36 @@ impl Job {
             true => None,
             false => Some(Dataset::load_cached(&held_out, &tokenizer, &options, &cache)?),
         };
-        let mut held_out_batches =
-            held_out_set.as_ref().map(|set| batches_of(&config, set, &held_out, false, padded));
+        if first_here {
+            ranks.meet("the tokenizing of the data")?;
+        }
+        let part = ranks.part();
+        let mut held_out_batches = held_out_set
+            .as_ref()
+            .map(|set| batches_of(&config, set, &held_out, (false, padded), part));
+        let prompts = match &held_out_set {
+            Some(set) if ranks.is_first() => {
+                let mut whole = batches_of(&config, set, &held_out, (false, padded), None);
+                Some(Prompts::new(whole.as_mut())?)
+            }
+            _ => None,
+        };
 
-        if let Some(path) = &self.request.dump_batches {
+        if let (Some(path), true) = (&self.request.dump_batches, ranks.is_first()) {
             // counted with padding, as the reference builds batches, also where mmx computes none
             // of it
-            let mut dumped =
-                batches_of(&config, &dataset, &self.request.data, config.shuffle, true);
+            let order = (config.shuffle, true);
+            let mut dumped = batches_of(&config, &dataset, &self.request.data, order, None);
             session::dump_batches(path, dumped.as_mut(), config.epochs)?;
         }
         let stage = self.stage.as_ref();
         std::thread::scope(|scope| {
-            let source = batches_of(&config, &dataset, &self.request.data, config.shuffle, padded);
+            let order = (config.shuffle, padded);
+            let source = batches_of(&config, &dataset, &self.request.data, order, part);
             let mut batches = Prefetcher::new(scope, source, config.epochs);
             keep_memory();
-            let trained = stage.trainable(&model).iter().map(|v| v.tensor.numel()).sum();
+            let trainable = stage.trainable(&model);
+            let trained = trainable.iter().map(|v| v.tensor.numel()).sum();
             let micro_steps = config
                 .max_steps
                 .map_or(usize::MAX, |steps| steps.saturating_mul(config.accumulation));
@@ -281,20 +385,34 @@ impl Job {
                 compute,
                 device,
                 trained,
+                moments: config.optimizer().moments(&trainable),
                 weights: model.config().parameters().0 + frozen_weights,
                 two_distributions: config.distill.is_some(),
                 largest: batches.largest(micro_steps)?,
+                moments_among: match self.request.shard {
+                    Shard::Nothing => 1,
+                    Shard::Optimizer => ranks.size(),
+                },
             });
-            let can_be_had = available(device);
+            let here = self.request.place.as_ref().map_or(1, |place| place.local_size as u64);
+            let can_be_had = match device {
+                // each process has its part of the machine's memory
+                Device::Cpu => available(device).map(|bytes| bytes / here.max(1)),
+                _ => available(device),
+            };
             if resumed.is_none() {
                 estimate.check(can_be_had)?; // what goes on has fitted before
             }
-            let mut trainer = Trainer::new(&model, stage, &config, &mut batches)?;
+            let Request { shard, reduce, .. } = self.request;
+            let spread = Spread { ranks: ranks.clone(), shard, reduce };
+            let mut trainer = Trainer::among(&model, stage, &config, &mut batches, spread)?;
             if let Some((path, state)) = &resumed {
                 checkpoint::restore(path, state, &mut trainer)?;
             }
+            trainer.agree()?;
             let listener = self.listener.as_ref();
             announce(&trainer, &dataset, listener);
+            optimizer::announce(&trainer, &trainable, listener);
             listener.say(&estimate.describe(can_be_had));
             if let Some((_, state)) = &resumed {
                 let Position { step, micro_step, epoch, .. } = state.position;
@@ -303,10 +421,9 @@ impl Job {
                 ));
             }
             let save_tokenizer = |dir: &Path| tokenizer.save(dir);
-            let validation = match &mut held_out_batches {
-                Some(batches) => Some(Validation::new(batches.as_mut(), &tokenizer)?),
-                None => None,
-            };
+            let validation = held_out_batches
+                .as_mut()
+                .map(|batches| Validation::new(batches.as_mut(), prompts, &tokenizer));
             let mut session = Session {
                 claim,
                 context: Context {
@@ -332,12 +449,35 @@ impl Job {
             system_ratio: config.system_ratio,
             empty_think_ratio: config.empty_think_ratio,
             seed: config.seed,
+            fields: config.fields.clone(),
             ..options
         })
     }
 
     /// The checkpoint to go on from, if that is asked for and there is one.
-    fn checkpoint(&self) -> Result<Option<(PathBuf, State)>> {
+    fn checkpoint(&self, ranks: &Ranks) -> Result<Option<(PathBuf, State)>> {
+        if ranks.is_first() {
+            let found = self.find_checkpoint()?;
+            let path = found.as_ref().map(|(path, _)| path.to_string_lossy().into_owned());
+            ranks.text_of_first(&path.unwrap_or_default())?;
+            return Ok(found);
+        }
+        // the first process's, also where a newer one was written meanwhile or is damaged
+        let path = ranks.text_of_first("")?;
+        if path.is_empty() {
+            return Ok(None);
+        }
+        match checkpoint::check(Path::new(&path)) {
+            Ok(state) => Ok(Some((path.into(), state))),
+            Err(Fault::Other(error)) => Err(*error),
+            Err(Fault::Damaged(what)) => Err(Error::failed_with_hint(
+                format!("{what}, where rank 0 finds the checkpoint {path}"),
+                "`out` has to be a folder that all machines see",
+            )),
+        }
+    }
+
+    fn find_checkpoint(&self) -> Result<Option<(PathBuf, State)>> {
         if !self.request.resume {
             let there = run_folder::checkpoints(&self.request.out)?;
             return match there.last() {
@@ -390,13 +530,48 @@ fn batches_of<'d>(
     config: &TrainConfig,
     dataset: &'d Dataset,
     files: &[PathBuf],
-    shuffle: bool,
-    padded: bool,
+    (shuffle, padded): (bool, bool),
+    part: Option<Part>,
 ) -> Box<dyn Batches + Send + 'd> {
     let (seed, size) = (config.seed, config.batch_size);
     match config.pack {
-        true => Box::new(Packed::new(dataset, files, seed, shuffle, size)),
-        false => Box::new(Ordered::new(dataset, files, seed, shuffle, size, padded)),
+        true => Box::new(Packed::new(dataset, files, seed, shuffle, size).part(part)),
+        false => Box::new(Ordered::new(dataset, files, seed, shuffle, size, padded).part(part)),
+    }
+}
+
+/// Processes that differ in what they learn from would train no model together.
+fn same_everywhere(
+    ranks: &Ranks,
+    config: &TrainConfig,
+    sources: &[(String, String)],
+) -> Result<()> {
+    let encode = |what: &(TrainConfig, Vec<(String, String)>)| {
+        serde_json::to_string(what).map_err(|e| Error::failed(format!("configuration: {e}")))
+    };
+    let own = encode(&(config.clone(), sources.to_vec()))?;
+    let first = ranks.text_of_first(&own)?;
+    if first == own {
+        return Ok(());
+    }
+    let first: (TrainConfig, Vec<(String, String)>) = serde_json::from_str(&first)
+        .map_err(|e| Error::failed(format!("rank 0's configuration: {e}")))?;
+    let (mut changes, harmless) = first.0.differences(config);
+    changes.extend(harmless);
+    let digests = |of: &[(String, String)]| of.iter().map(|(_, d)| d.clone()).collect::<Vec<_>>();
+    if digests(&first.1) != digests(sources) {
+        let other = sources.iter().zip(&first.1).find(|(own, first)| own.1 != first.1);
+        changes.push(match other {
+            Some(((name, _), _)) => format!("{name}: another content than rank 0's"),
+            None => format!("{}, rank 0 has {}", counted(sources.len(), "file"), first.1.len()),
+        });
+    }
+    match changes.is_empty() {
+        true => Ok(()),
+        false => Err(Error::failed(format!(
+            "expected what rank 0 trains with, found something else: {}",
+            changes.join("; ")
+        ))),
     }
 }
 
@@ -424,9 +599,19 @@ fn refuse_changes(
         harmless.iter().for_each(|change| listener.say(&format!("goes on with {change}")));
         return Ok(());
     }
+    let hint = match state.config.batch_size == config.batch_size {
+        true => String::new(),
+        false => format!(
+            "`global_batch` {} keeps its batches with any number of processes; else ",
+            state.config.batch_size * state.config.accumulation
+        ),
+    };
     Err(Error::failed_with_hint(
         format!("{}: cannot go on with other settings: {}", path.display(), changes.join("; ")),
-        "give the settings of the run's beginning, or start a new run with `from` and another `out`",
+        format!(
+            "{hint}give the settings of the run's beginning, or start a new run with `from` and \
+             another `out`"
+        ),
     ))
 }
 
@@ -448,6 +633,21 @@ fn announce(trainer: &Trainer<'_>, dataset: &Dataset, listener: &dyn Listener) {
     let tokens = dataset.tokens();
     let unit = if dataset.is_pairs() { "pair" } else { "sample" };
     listener.say(&format!("data: {}, {tokens} tokens per epoch", counted(dataset.len(), unit)));
+    let (ranks, rows) = (trainer.ranks(), config.batch_size);
+    if !ranks.alone() {
+        let each = match rows.is_multiple_of(ranks.size()) {
+            true => format!("{} for each process", rows / ranks.size()),
+            false => {
+                format!("{} or {} for each process", rows / ranks.size(), rows / ranks.size() + 1)
+            }
+        };
+        listener.say(&format!(
+            "global batch: {} an optimizer step: {each} x {} x {}",
+            counted(rows * config.accumulation, "row"),
+            counted(ranks.size(), "process"),
+            counted(config.accumulation, "micro-step"),
+        ));
+    }
     listener.say(&format!(
         "run: {} in {} of {}, {}, recipe {}",
         counted(plan.steps, "optimizer step"),

@@ -15,11 +15,14 @@
 //! | `kernel` | our own CPU operators behind the model, with their gradients |
 //! | [`stage`] | a file for each stage: what is learned from a batch |
 //! | [`loss`] | cross-entropy, divergence and log-probabilities without whole logits |
+//! | [`ranks`] | the processes of a run as the loop sees them: shares, sums over all, who writes |
 //! | [`trainer`] | the one loop: learning rate, forward, loss, backward, clip, step |
-//! | [`schedule`], [`optim`] | the learning rate of a micro-step; AdamW |
+//! | `micro_step` | the numbers of micro-steps, of all processes, brought to the host |
+//! | [`schedule`], [`optim`] | the learning rate of a micro-step; the update: AdamW |
 //! | [`session`] | a trainer from its position to its end, with checkpoints and validation |
 //! | [`checkpoint`] | a run's state in a model's folder, whole or not at all |
 //! | [`report`] | metrics.jsonl, TensorBoard's files, continued samples, the trace |
+//! | [`distributed`] | many processes that train one model: how they meet, sums over all of them |
 //! | [`memory`] | how much there is and how much a run takes, before its first step |
 //! | [`logits`], [`about`] | answers for the engine `native`; libtorch's version and device |
 //! | [`threads`], [`error`] | libtorch's worker threads; its refusals as errors of mmx |
@@ -74,14 +77,17 @@
 pub mod about;
 pub mod checkpoint;
 pub mod config;
+pub mod distributed;
 pub mod error;
 pub mod job;
 mod kernel;
 pub mod logits;
 pub mod loss;
 pub mod memory;
+mod micro_step;
 pub mod model;
 pub mod optim;
+pub mod ranks;
 pub mod report;
 pub mod schedule;
 pub mod session;

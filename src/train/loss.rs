@@ -22,12 +22,16 @@ pub struct Targets {
     ids: Tensor,
     /// Weights of the targets, float32 `[n]`; none when all weigh 1.
     weights: Option<Tensor>,
-    /// The number of learned targets, by which the weighted sum is divided.
+    /// The number of learned targets, by which the weighted sum is divided: of a share of a batch,
+    /// the whole batch's.
     count: usize,
+    /// There is none in this share of a batch.
+    none_here: bool,
 }
 
 impl Targets {
-    /// The learned targets, or nothing when there are none.
+    /// The learned targets, or nothing when there are none. A share of a batch has targets, perhaps
+    /// none of its own, where the whole batch has one; sums are divided by the number of all.
     ///
     /// # Errors
     /// libtorch's.
@@ -60,7 +64,7 @@ impl Targets {
             None => f32::from(u8::from(learned(i))),
         };
         let positions = 0..batch.mask.len();
-        let count = batch.trained_tokens();
+        let count = batch.whole().learned;
         if count == 0 {
             return Ok(None);
         }
@@ -74,21 +78,32 @@ impl Targets {
                 }
                 None => None,
             };
-            let all = rows.len() == batch.mask.len();
+            let (all, none_here) = (rows.len() == batch.mask.len(), rows.is_empty());
             let rows: Vec<i64> = rows.iter().map(|&i| i as i64).collect();
             let rows = match all {
                 true => None,
                 false => Some(upload(&Tensor::f_from_slice(&rows)?, device)?),
             };
             let ids = upload(&Tensor::f_from_slice(&ids)?, device)?;
-            Ok(Self { rows, ids, weights, count })
+            Ok(Self { rows, ids, weights, count, none_here })
         };
         build().map(Some).map_err(|e| Error::torch("targets to the device", &e))
     }
 
-    /// The number of learned targets.
+    /// The number of learned targets, of a share of a batch those of the whole batch.
     pub fn count(&self) -> usize {
         self.count
+    }
+
+    /// True of a share of a batch that has none of the batch's targets.
+    pub fn none_here(&self) -> bool {
+        self.none_here
+    }
+
+    /// The sum of what has no targets: zero, without a gradient.
+    fn nothing(&self) -> Result<Tensor> {
+        let zero = Tensor::f_zeros([], (Kind::Float, self.ids.device()));
+        zero.map_err(|e| Error::torch("loss", &e))
     }
 
     /// The hidden states before the learned targets: `[batch, seq, hidden]` to `[n, hidden]`.
@@ -119,6 +134,9 @@ const CHUNK: i64 = 512;
 /// # Errors
 /// libtorch's.
 pub fn cross_entropy(model: &Model, hidden: &Tensor, targets: &Targets) -> Result<Tensor> {
+    if targets.none_here {
+        return targets.nothing();
+    }
     let rows = targets.select(hidden)?; // [n, hidden]
     let (scale, wide) = (1.0 / targets.count as f64, wide(rows.kind()));
     let loss = || -> Result<Tensor, TchError> {
@@ -167,6 +185,10 @@ pub fn distillation(
     targets: &Targets,
     (alpha, temperature): (f64, f64),
 ) -> Result<Distillation> {
+    if targets.none_here {
+        let zero = || targets.nothing();
+        return Ok(Distillation { mixed: zero()?, ce: zero()?, kl: zero()? });
+    }
     let (rows, teacher_rows) = (targets.select(hidden)?, targets.select(teacher_hidden)?);
     let vocab = model.config().vocab_size as i64;
     let (scale, wide) = (1.0 / targets.count as f64, wide(rows.kind()));
@@ -209,6 +231,10 @@ pub fn distillation(
 /// # Errors
 /// libtorch's.
 pub fn log_probabilities(model: &Model, hidden: &Tensor, targets: &Targets) -> Result<Tensor> {
+    if targets.none_here {
+        let none = targets.nothing()?.f_repeat([0]); // [0]
+        return none.map_err(|e| Error::torch("log-probabilities", &e));
+    }
     let rows = targets.select(hidden)?.detach(); // [n, hidden]
     let read = || -> Result<Tensor, TchError> {
         let mut entropies = Vec::new();
@@ -237,7 +263,7 @@ pub fn of_log_probabilities(
     let rows = targets.select(hidden)?;
     let loss = || -> Result<Tensor, TchError> {
         let value = function(&logps)?;
-        if !rows.requires_grad() {
+        if !rows.requires_grad() || targets.none_here {
             return Ok(value.detach());
         }
         let derivative = Tensor::f_run_backward(&[&value], &[&logps], false, false)?;

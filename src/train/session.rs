@@ -1,5 +1,8 @@
 //! A run from its position to its end: logs, checkpoints, validation, a clean stop, and a last
 //! checkpoint when it cannot go on.
+//!
+//! Of several processes the first one alone writes and speaks; all of them come to the same places
+//! and decide the same.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,10 +16,11 @@ use serde_json::{Map, Value, json};
 use crate::checkpoint::{self, Context};
 use crate::error::{Error, Result, TorchError};
 use crate::model::Model;
+use crate::ranks::Ranks;
 use crate::report::log::{Metrics, Progress, trace};
 use crate::report::samples::Prompts;
 use crate::stage::{Part, Stage};
-use crate::trainer::{MicroStep, Position, Trainer};
+use crate::trainer::{MicroStep, Position, Trainer, Wish};
 use mmx_converters::model::run_folder::{self, Claim};
 use mmx_data::batches::Batches;
 
@@ -42,18 +46,20 @@ pub struct Session<'a> {
 /// them.
 pub struct Validation<'a> {
     batches: &'a mut dyn Batches,
-    prompts: Prompts,
+    /// Of the first process.
+    prompts: Option<Prompts>,
     tokenizer: &'a Tokenizer,
 }
 
 impl<'a> Validation<'a> {
-    /// The validation over batches that the tokenizer made.
-    ///
-    /// # Errors
-    /// See [`Batches::batch`].
-    pub fn new(batches: &'a mut dyn Batches, tokenizer: &'a Tokenizer) -> Result<Self> {
-        let prompts = Prompts::new(batches)?;
-        Ok(Self { batches, prompts, tokenizer })
+    /// The validation over batches that the tokenizer made, or this process's shares of them;
+    /// `prompts` are of whole ones, and continued by the process that has them.
+    pub fn new(
+        batches: &'a mut dyn Batches,
+        prompts: Option<Prompts>,
+        tokenizer: &'a Tokenizer,
+    ) -> Self {
+        Self { batches, prompts, tokenizer }
     }
 }
 
@@ -84,7 +90,8 @@ pub struct Outcome {
 }
 
 /// Runs to the end, or until `stop` is set: then the checkpoint is taken at once, in the middle of
-/// an accumulation if need be. What a killed run left half-written is removed first.
+/// an accumulation if need be; several processes, where `stop` may be set in any, end with the
+/// optimizer step. What a killed run left half-written is removed first.
 ///
 /// # Errors
 /// See [`Trainer::advance`] and [`checkpoint::save`]; files that cannot be written; another process
@@ -97,12 +104,18 @@ pub fn run(
     stop: &AtomicBool,
 ) -> Result<Outcome> {
     let dir = session.context.dir;
-    fs_err::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
-    let claim = match session.claim.take() {
-        Some(claim) => claim,
-        None => run_folder::claim(dir)?,
+    let claim = match trainer.ranks().is_first() {
+        true => {
+            fs_err::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
+            let claim = match session.claim.take() {
+                Some(claim) => claim,
+                None => run_folder::claim(dir)?,
+            };
+            checkpoint::sweep(dir)?;
+            Some(claim)
+        }
+        false => None,
     };
-    checkpoint::sweep(dir)?;
     // a run at its beginning has nothing to lose
     let saved = (trainer.position(), None);
     let mut run = Run { saved, saving: false, val_loss: None, last_save: Instant::now() };
@@ -135,40 +148,61 @@ impl Run {
         let dir = session.context.dir;
         let first = trainer.position();
         let nothing_left = first.micro_step >= trainer.plan().micro_steps;
-        let mut metrics = Metrics::open(dir, first.step)?;
-        let loss_before = metrics.last_loss();
+        let (alone, writes) = (trainer.ranks().alone(), trainer.ranks().is_first());
+        let mut metrics = match writes {
+            true => Some(Metrics::open(dir, first.step)?),
+            false => None,
+        };
+        let loss_before = metrics.as_ref().and_then(Metrics::last_loss);
+        let start = match session.trace {
+            Some(_) if writes => Some(trainer.model().to_host()?),
+            _ => None,
+        };
         let mut progress =
             Progress::new(trainer.plan(), trainer.position(), session.context.listener);
         let mut traced: Vec<MicroStep> = Vec::new();
         let (begun, mut tokens) = (Instant::now(), 0);
         let (mut loss, mut interrupted) = (None, false);
         loop {
-            if stop.load(Ordering::Relaxed) {
+            let asked = stop.load(Ordering::Relaxed);
+            if alone && asked {
                 interrupted = trainer.position().micro_step < trainer.plan().micro_steps;
                 break;
             }
+            let late = self.last_save.elapsed() >= SAVE_INTERVAL;
+            trainer.wish(Wish { stop: asked, save: late && writes });
             let before = trainer.position().step;
             let Some(report) = trainer.advance()? else { break };
             tokens += report.tokens;
-            metrics.read(report.tokens);
+            if let Some(metrics) = &mut metrics {
+                metrics.read(report.tokens);
+            }
             if let Some(warning) = &report.warning {
                 session.context.listener.warn(warning);
             }
             let step = trainer.position().step;
-            if step > before {
+            if step > before
+                && let Some(metrics) = &mut metrics
+            {
                 let summary = metrics.step(trainer.position(), &report.micro_steps)?;
                 progress.step(step, &summary);
                 loss = summary.loss.or(loss);
             }
-            if session.trace.is_some() {
+            let unfinished = trainer.position().micro_step < trainer.plan().micro_steps;
+            if report.agreed.stop {
+                interrupted = unfinished;
+                break;
+            }
+            if start.is_some() {
                 traced.extend(report.micro_steps);
             }
             let due = step > before
                 && match session.save_every {
                     Some(every) => step.is_multiple_of(every),
-                    None => self.last_save.elapsed() >= SAVE_INTERVAL,
+                    None if alone => self.last_save.elapsed() >= SAVE_INTERVAL,
+                    None => report.agreed.save,
                 };
-            if due && trainer.position().micro_step < trainer.plan().micro_steps {
+            if due && unfinished {
                 self.save(trainer, session)?;
                 self.validate(trainer, stage, session, &mut metrics, &progress)?;
             }
@@ -182,9 +216,9 @@ impl Run {
             // nothing was done: the checkpoint that was gone on from is this one, with whatever
             // lies in it
             _ if first.micro_step == trainer.position().micro_step => {
-                match checkpoint::newest(dir)?.0 {
-                    Some((path, state)) if state.position.micro_step == first.micro_step => path,
-                    _ => self.save(trainer, session)?,
+                match self.untouched(trainer, dir)? {
+                    Some(path) => path,
+                    None => self.save(trainer, session)?,
                 }
             }
             _ => self.save(trainer, session)?,
@@ -193,8 +227,8 @@ impl Run {
             self.validate(trainer, stage, session, &mut metrics, &progress)?;
         }
         progress.finish();
-        if let Some(path) = session.trace {
-            let trace = trace(head(trainer), &traced, &trainer.model().to_host()?);
+        if let (Some(path), Some(start)) = (session.trace, start) {
+            let trace = trace(head(trainer), &traced, &start, &trainer.model().to_host()?);
             let text = serde_json::to_string_pretty(&trace)
                 .map_err(|e| Error::failed(format!("{}: {e}", path.display())))?;
             mmx_converters::file::write_bytes(path, text.as_bytes())?;
@@ -213,9 +247,24 @@ impl Run {
         })
     }
 
+    /// The checkpoint that a run went on from which has nothing left to do, if it is there.
+    fn untouched(&self, trainer: &Trainer<'_>, dir: &Path) -> Result<Option<PathBuf>> {
+        let here = trainer.position().micro_step;
+        let found = match trainer.ranks().is_first() {
+            true => checkpoint::newest(dir)?.0,
+            false => None,
+        };
+        let found = found.filter(|(_, state)| state.position.micro_step == here);
+        let there = f64::from(u8::from(found.is_some()));
+        let there = trainer.ranks().numbers_of_first(&[there])?.first() == Some(&1.0);
+        Ok(there.then(|| found.map_or_else(|| checkpoint::place(dir, trainer), |(path, _)| path)))
+    }
+
+    /// All processes take part; the first one writes.
     fn save(&mut self, trainer: &Trainer<'_>, session: &Session<'_>) -> Result<PathBuf> {
         self.saving = true;
         let path = checkpoint::save(&session.context, trainer)?;
+        trainer.ranks().meet("the writing of a checkpoint")?;
         self.saving = false;
         self.saved = (trainer.position(), Some(path.clone()));
         self.last_save = Instant::now();
@@ -229,24 +278,29 @@ impl Run {
         trainer: &Trainer<'_>,
         stage: &dyn Stage,
         session: &mut Session<'_>,
-        metrics: &mut Metrics,
+        metrics: &mut Option<Metrics>,
         progress: &Progress<'_>,
     ) -> Result<()> {
         let Some(validation) = &mut session.validation else { return Ok(()) };
-        let (model, step) = (trainer.model(), trainer.position().step);
-        if let Some((of, loss)) = metrics.validated()
-            && of == step
-        {
-            // the model has not changed since the session before
-            self.val_loss = loss;
-            if let Some(loss) = loss {
+        let (model, step, ranks) = (trainer.model(), trainer.position().step, trainer.ranks());
+        // the model has not changed since the session before
+        let logged = metrics.as_ref().and_then(Metrics::validated).filter(|(of, _)| *of == step);
+        let known = ranks.numbers_of_first(&[f64::from(u8::from(logged.is_some()))])?;
+        if known.first() == Some(&1.0) {
+            self.val_loss = logged.and_then(|(_, loss)| loss);
+            if let Some(loss) = self.val_loss {
                 progress.say(&format!("step {step}  held-out loss {loss:.4}, as logged before"));
             }
             return Ok(());
         }
-        let loss = held_out_loss(stage, model, validation.batches)?;
-        let samples = validation.prompts.continued(model, validation.tokenizer)?;
-        metrics.validation(step, loss, &samples)?;
+        let loss = held_out_loss(stage, model, validation.batches, ranks)?;
+        let samples = match &validation.prompts {
+            Some(prompts) => prompts.continued(model, validation.tokenizer)?,
+            None => Vec::new(),
+        };
+        if let Some(metrics) = metrics {
+            metrics.validation(step, loss, &samples)?;
+        }
         if let Some(loss) = loss {
             progress.say(&format!("step {step}  held-out loss {loss:.4}"));
         }
@@ -260,6 +314,11 @@ impl Run {
     fn rescue(&mut self, trainer: &mut Trainer<'_>, session: &Session<'_>) {
         // what the disk has just refused it refuses again
         if self.saving || !trainer.rewind() || trainer.position() == self.saved.0 {
+            return;
+        }
+        // unless all processes are here with the same error, nothing can be had of the others
+        let alone = trainer.ranks().is_first() && trainer.optimizer().is_whole();
+        if !alone && !trainer.failed_together() {
             return;
         }
         let step = trainer.position().step;
@@ -276,14 +335,16 @@ impl Run {
 }
 
 /// Mean cross-entropy per learned token of all batches, without gradients; where the stage has no
-/// part `ce`, the mean of its loss over rows.
+/// part `ce`, the mean of its loss over rows. Of processes with shares of the batches each computes
+/// its own, and all learn the mean.
 ///
 /// # Errors
-/// libtorch's.
+/// libtorch's; another process that fails.
 pub fn held_out_loss(
     stage: &dyn Stage,
     model: &Model,
     batches: &mut dyn Batches,
+    ranks: &Ranks,
 ) -> Result<Option<f64>> {
     let (mut sum, mut count) = (0.0, 0usize);
     for index in 0..batches.micro_steps(0) {
@@ -296,11 +357,14 @@ pub fn held_out_loss(
         if let Some(tensor) = entropy.or(loss.total.as_ref()) {
             let value =
                 tensor.f_double_value(&[]).map_err(|e| Error::torch("held-out loss", &e))?;
-            let weight = if entropy.is_some() { loss.trained_tokens } else { batch.batch };
+            // of a share: what the mean of the whole batch counts as, of which this is a part
+            let rows = batch.share.map_or(batch.batch, |whole| whole.sequences);
+            let weight = if entropy.is_some() { loss.trained_tokens } else { rows };
             sum += value * weight as f64;
             count += weight;
         }
     }
+    let sum = ranks.sum_numbers(&[sum])?.first().copied().unwrap_or(sum);
     Ok((count > 0).then(|| sum / count as f64))
 }
 
@@ -312,16 +376,28 @@ fn head(trainer: &Trainer<'_>) -> Map<String, Value> {
     set("stage", json!(config.stage));
     set("kind", json!(trainer.model().config().family.name()));
     set("recipe", json!(config.recipe));
-    set(
-        "optimizer",
-        json!({
-            "name": "AdamW",
-            "lr": config.lr,
-            "betas": [0.9, 0.999],
-            "eps": 1e-8,
-            "weight_decay": config.weight_decay,
+    let (options, rates) = (config.optimizer(), config.rates());
+    let adamw = json!({
+        "name": "AdamW",
+        "lr": rates.adamw,
+        "betas": [options.adamw.betas.0, options.adamw.betas.1],
+        "eps": options.adamw.eps,
+        "weight_decay": options.adamw.weight_decay,
+    });
+    let optimizer = match options.muon {
+        None => adamw,
+        Some(muon) => json!({
+            "name": "Muon",
+            "lr": rates.muon,
+            "weight_decay": muon.weight_decay,
+            "momentum": muon.momentum,
+            "nesterov": true,
+            "others": adamw,
         }),
-    );
+    };
+    set("optimizer", optimizer);
+    let warmup = trainer.schedule().warmup;
+    set("schedule", json!({ "name": config.schedule, "warmup_steps": warmup }));
     set("accumulation_steps", json!(config.accumulation));
     set("grad_clip", json!(config.grad_clip));
     head

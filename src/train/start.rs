@@ -144,7 +144,8 @@ impl Start<'_> {
         let open = mmx_converters::Model::open(path)?;
         open.warnings.iter().for_each(|warning| self.listener.warn(warning));
         check_vocabulary(&open.config, self.tokenizer, path)?;
-        check_model(&open.config, trained, self.device)?;
+        let optimizer = self.train.optimizer();
+        check_model(&open.config, trained.then_some(&optimizer), self.device)?;
         Ok((Model::from_model(&open, self.device, self.compute)?, open.generation.clone()))
     }
 
@@ -180,7 +181,7 @@ impl Start<'_> {
                 ));
             }
         };
-        check_model(&config, true, self.device)?;
+        check_model(&config, Some(&self.train.optimizer()), self.device)?;
         Model::random(&config, self.train.seed, self.device, self.compute)
     }
 }

@@ -8,17 +8,20 @@
 
 use mmx_converters::words::counted;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
-use crate::config::TrainConfig;
-use crate::error::{Error, Result, TorchError};
+use crate::config::{OptimizerName, TrainConfig};
+use crate::error::{Error, Result};
+use crate::micro_step::{self, Pending};
 use crate::model::Model;
-use crate::optim::{AdamW, Options};
+use crate::optim::{Optimizer, Rates};
+use crate::ranks::{Ranks, Spread};
 use crate::schedule::Schedule;
-use crate::stage::{Loss, Part, Stage};
+use crate::stage::Stage;
 use mmx_data::Batch;
 use mmx_data::batches::Batches;
+
+pub use crate::micro_step::MicroStep;
 
 /// A position in a run: everything before it is done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,39 +75,6 @@ impl Plan {
     }
 }
 
-/// One micro-step's numbers, on the host.
-#[derive(Clone, Debug, PartialEq)]
-pub struct MicroStep {
-    /// The micro-step's number, from 0.
-    pub step: usize,
-    /// Learning rate.
-    pub lr: f64,
-    /// The loss before it is divided by the accumulation; nothing when no token was learned.
-    pub loss: Option<f64>,
-    /// The gradient's norm before clipping, where the optimizer stepped.
-    pub grad_norm: Option<f64>,
-    /// Parts of the loss.
-    pub parts: Vec<(&'static str, Value)>,
-    /// Learned targets.
-    pub trained_tokens: usize,
-}
-
-impl MicroStep {
-    /// The numbers in the golden format.
-    pub fn to_json(&self) -> Value {
-        let mut out = Map::new();
-        out.insert("step".into(), json!(self.step));
-        out.insert("lr".into(), json!(self.lr));
-        out.insert("loss".into(), json!(self.loss));
-        out.insert("grad_norm".into(), json!(self.grad_norm));
-        if self.loss.is_none() {
-            out.insert("note".into(), json!("no trained tokens"));
-        }
-        out.extend(self.parts.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
-        Value::Object(out)
-    }
-}
-
 /// The report of one micro-step, and of all up to the optimizer step that ended with it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Report {
@@ -117,14 +87,18 @@ pub struct Report {
     pub tokens: usize,
     /// A sentence for the user: a batch that was left out.
     pub warning: Option<String>,
+    /// What processes wished for before the optimizer step, where there are several.
+    pub agreed: Wish,
 }
 
-/// A micro-step whose numbers are still on the device.
-struct Pending {
-    step: usize,
-    lr: f64,
-    loss: Loss,
-    lines: Vec<(u32, u32)>,
+/// What a process wants all to do after the next optimizer step. They agree on it with the step's
+/// numbers, so that all do it at the same place of the run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wish {
+    /// End the run.
+    pub stop: bool,
+    /// Save a checkpoint.
+    pub save: bool,
 }
 
 /// A run in progress.
@@ -133,7 +107,7 @@ pub struct Trainer<'a> {
     stage: &'a dyn Stage,
     config: TrainConfig,
     batches: &'a mut dyn Batches,
-    optimizer: AdamW,
+    optimizer: Optimizer,
     schedule: Schedule,
     plan: Plan,
     /// Micro-steps of each epoch.
@@ -143,18 +117,35 @@ pub struct Trainer<'a> {
     /// while one is under way, and within an accumulation that was restored.
     whole: Option<Position>,
     pending: Vec<Pending>,
+    spread: Spread,
+    wish: Wish,
+    failed_together: bool,
 }
 
 impl<'a> Trainer<'a> {
-    /// A run at its beginning.
+    /// A run at its beginning, in one process.
     ///
     /// # Errors
-    /// A configuration that makes no run, or one without a single optimizer step; libtorch's.
+    /// See [`Trainer::among`].
     pub fn new(
         model: &'a Model,
         stage: &'a dyn Stage,
         config: &TrainConfig,
         batches: &'a mut dyn Batches,
+    ) -> Result<Self> {
+        Self::among(model, stage, config, batches, Spread::default())
+    }
+
+    /// A run at its beginning, among processes whose batches are shares of the same ones.
+    ///
+    /// # Errors
+    /// A configuration that makes no run, or one without a single optimizer step; libtorch's.
+    pub fn among(
+        model: &'a Model,
+        stage: &'a dyn Stage,
+        config: &TrainConfig,
+        batches: &'a mut dyn Batches,
+        spread: Spread,
     ) -> Result<Self> {
         config.check()?;
         let recipe = config.recipe()?;
@@ -171,26 +162,50 @@ impl<'a> Trainer<'a> {
                 "lower `accum` or `batch_size`, or give more data",
             ));
         }
-        let options = Options { weight_decay: config.weight_decay, ..Options::default() };
+        let share = (config.warmup_share * plan.steps as f64).round() as usize;
         let schedule = Schedule {
+            decline: config.schedule,
             recipe,
-            lr: config.lr,
-            total: plan.micro_steps,
-            warmup: config.warmup * config.accumulation,
+            micro_steps: plan.micro_steps,
+            steps: plan.steps,
+            accumulation: config.accumulation,
+            warmup: if config.warmup > 0 { config.warmup } else { share },
         };
         Ok(Self {
             model,
             stage,
             config: config.clone(),
             batches,
-            optimizer: AdamW::new(&stage.trainable(model), options)?,
+            optimizer: Optimizer::among(
+                &stage.trainable(model),
+                config.optimizer(),
+                spread.clone(),
+            )?,
             schedule,
             plan,
             lengths,
             position: Position::default(),
             whole: None,
             pending: Vec::new(),
+            spread,
+            wish: Wish::default(),
+            failed_together: false,
         })
+    }
+
+    /// The processes of the run.
+    pub fn ranks(&self) -> &Ranks {
+        &self.spread.ranks
+    }
+
+    /// True after an error that all processes have met at the same place.
+    pub fn failed_together(&self) -> bool {
+        self.failed_together
+    }
+
+    /// Says what this process wants all to do after the next optimizer step.
+    pub fn wish(&mut self, wish: Wish) {
+        self.wish = wish;
     }
 
     /// Steps and micro-steps of the whole run.
@@ -201,6 +216,11 @@ impl<'a> Trainer<'a> {
     /// The position of the run.
     pub fn position(&self) -> Position {
         self.position
+    }
+
+    /// The learning rates over the run.
+    pub fn schedule(&self) -> Schedule {
+        self.schedule
     }
 
     /// The model that is trained.
@@ -214,14 +234,22 @@ impl<'a> Trainer<'a> {
     }
 
     /// The optimizer, whose state goes into checkpoints.
-    pub fn optimizer(&self) -> &AdamW {
+    pub fn optimizer(&self) -> &Optimizer {
         &self.optimizer
     }
 
     /// The optimizer, to restore its state; the position goes with it.
-    pub fn restore(&mut self, position: Position) -> &mut AdamW {
+    pub fn restore(&mut self, position: Position) -> &mut Optimizer {
         (self.position, self.whole) = (position, None);
         &mut self.optimizer
+    }
+
+    /// Gives all processes the weights of the first one, so that they begin with the same ones.
+    ///
+    /// # Errors
+    /// Another process that fails.
+    pub fn agree(&mut self) -> Result<()> {
+        self.optimizer.agree()
     }
 
     /// Goes back to the end of the last optimizer step, after an error: what was accumulated since
@@ -251,9 +279,13 @@ impl<'a> Trainer<'a> {
             return Ok(None);
         }
         self.mark();
-        let Position { epoch, index, micro_step, .. } = self.position;
+        let Position { epoch, index, micro_step, step } = self.position;
         let batch = self.batches.batch(epoch, index)?;
-        let lr = self.schedule.lr(micro_step);
+        let peaks = self.config.rates();
+        let rates = Rates {
+            muon: self.schedule.lr(peaks.muon, micro_step, step),
+            adamw: self.schedule.lr(peaks.adamw, micro_step, step),
+        };
         let loss = self.stage.loss(self.model, &batch)?;
         if let Some(total) = &loss.total {
             self.optimizer.accumulate(total, 1.0 / self.config.accumulation as f64)?;
@@ -261,22 +293,26 @@ impl<'a> Trainer<'a> {
         let tokens = real_tokens(&batch, i64::from(self.model.config().pad_token_id));
         self.pending.push(Pending {
             step: micro_step,
-            lr,
+            rates,
             loss: loss.detached(),
             lines: batch.lines,
+            tokens,
+            share: batch.share,
         });
         self.position.micro_step += 1;
         self.position.index += 1;
 
+        // those of all processes are known with the step
+        let tokens = if self.ranks().alone() { tokens } else { 0 };
         let mut report = Report { tokens, ..Report::default() };
         let in_epoch = index + 1;
         let due = in_epoch.is_multiple_of(self.config.accumulation)
             || (self.config.step_at_epoch_end && in_epoch == self.lengths[epoch]);
         if due {
-            self.step(lr, &mut report)?;
+            self.step(rates, &mut report)?;
         } else if self.position.micro_step == self.plan.micro_steps {
             // what is left at the end is not trained on, as the 2025 reference
-            report.micro_steps = self.fetch()?;
+            self.fetch_into(&mut report, None)?;
         }
         self.mark();
         Ok(Some(report))
@@ -290,19 +326,20 @@ impl<'a> Trainer<'a> {
     }
 
     /// The optimizer step: clip, update, fetch what is to be shown.
-    fn step(&mut self, lr: f64, report: &mut Report) -> Result<()> {
+    fn step(&mut self, rates: Rates, report: &mut Report) -> Result<()> {
         self.position.step += 1;
         if self.optimizer.accumulated() == 0 {
-            report.micro_steps = self.fetch()?; // no token was learned: no weight changes
+            self.fetch_into(report, None)?; // no token was learned: no weight changes
             return Ok(());
         }
+        self.optimizer.reduce()?;
         let norm = self.optimizer.gradient_norm()?;
-        let norm = norm.f_double_value(&[]).map_err(|e| Error::torch("gradient norm", &e))?;
         let lines: Vec<Vec<(u32, u32)>> = self.pending.iter().map(|p| p.lines.clone()).collect();
-        report.micro_steps = self.fetch()?;
-        if let Some(fault) = self.non_finite(norm, &report.micro_steps, &lines) {
+        let norm = self.fetch_into(report, Some(norm))?.unwrap_or(f64::NAN);
+        if let Some(fault) = self.non_finite(norm, &report.micro_steps, &lines)? {
             self.optimizer.discard();
             if !self.config.skip_non_finite {
+                self.failed_together = true;
                 return Err(Error::failed_with_hint(
                     fault,
                     "the last checkpoint is from before it; lower `lr`, look at these lines, or leave \
@@ -313,7 +350,7 @@ impl<'a> Trainer<'a> {
             return Ok(());
         }
         self.whole = None;
-        self.optimizer.step(lr, norm, self.config.grad_clip)?;
+        self.optimizer.step(rates, norm, self.config.grad_clip)?;
         report.stepped = true;
         if let Some(last) = report.micro_steps.last_mut() {
             last.grad_norm = Some(norm);
@@ -327,7 +364,7 @@ impl<'a> Trainer<'a> {
         norm: f64,
         micro_steps: &[MicroStep],
         lines: &[Vec<(u32, u32)>],
-    ) -> Option<String> {
+    ) -> Result<Option<String>> {
         let bad = micro_steps.iter().position(|m| m.loss.is_some_and(|loss| !loss.is_finite()));
         let (what, lines) = match bad {
             Some(i) => {
@@ -335,58 +372,48 @@ impl<'a> Trainer<'a> {
                 (format!("the loss of micro-step {} is {loss}", micro_steps[i].step), &lines[i..=i])
             }
             None if !norm.is_finite() => (format!("the gradient's norm is {norm}"), lines),
-            None => return None,
+            None => return Ok(None),
         };
         /// Places in one message.
         const SHOWN: usize = 32;
-        let places: Vec<String> = lines
-            .iter()
-            .flatten()
-            .map(|&(file, line)| format!("{}:{line}", self.batches.file(file)))
-            .collect();
-        let more = if places.len() > SHOWN { ", ..." } else { "" };
-        Some(format!(
+        let own: Vec<(u32, u32)> = lines.iter().flatten().copied().collect();
+        let mut all = self.ranks().lists(&own[..own.len().min(SHOWN + 1)], SHOWN + 1)?;
+        let more = if all.len() > SHOWN { ", ..." } else { "" };
+        all.truncate(SHOWN);
+        let places: Vec<String> =
+            all.iter().map(|&(file, line)| format!("{}:{line}", self.batches.file(file))).collect();
+        Ok(Some(format!(
             "step {}: {what}; its batch is {}{more}",
             self.position.step,
-            places[..places.len().min(SHOWN)].join(", ")
-        ))
+            places.join(", ")
+        )))
     }
 
     /// Fetches the numbers of the micro-steps since the last fetch.
     ///
     /// # Errors
-    /// libtorch's.
+    /// libtorch's; another process that fails.
     pub fn fetch(&mut self) -> Result<Vec<MicroStep>> {
-        self.pending
-            .drain(..)
-            .map(|pending| {
-                let Pending { step, lr, loss, .. } = pending;
-                let fetch = || -> std::result::Result<MicroStep, tch::TchError> {
-                    let scalar = |t: &Tensor| t.f_double_value(&[]);
-                    let parts = loss.parts.iter().map(|(name, part)| {
-                        let value = match part {
-                            Part::Scalar(tensor) => json!(scalar(tensor)?),
-                            Part::PerSample(tensor) => {
-                                let values = Vec::<f64>::try_from(tensor.f_to_kind(Kind::Double)?)?;
-                                json!(values)
-                            }
-                            Part::Zero => json!(0.0),
-                            Part::Count(count) => json!(count),
-                        };
-                        Ok((*name, value))
-                    });
-                    Ok(MicroStep {
-                        step,
-                        lr,
-                        loss: loss.total.as_ref().map(scalar).transpose()?,
-                        grad_norm: None,
-                        parts: parts.collect::<std::result::Result<_, tch::TchError>>()?,
-                        trained_tokens: loss.trained_tokens,
-                    })
-                };
-                fetch().map_err(|e| Error::torch("reading the loss", &e))
-            })
-            .collect()
+        let mut report = Report::default();
+        self.fetch_into(&mut report, None)?;
+        Ok(report.micro_steps)
+    }
+
+    /// Puts the numbers of the micro-steps since the last fetch, of all processes, into a report;
+    /// they come to the host at once, with the gradient's norm, which is returned.
+    fn fetch_into(&mut self, report: &mut Report, norm: Option<Tensor>) -> Result<Option<f64>> {
+        let pending = std::mem::take(&mut self.pending);
+        let flags = [self.wish.stop, self.wish.save];
+        let mut fetched = micro_step::fetch(&pending, &flags, norm, self.ranks())?;
+        if self.config.optimizer == OptimizerName::AdamW {
+            fetched.micro_steps.iter_mut().for_each(|micro| micro.adam_lr = None);
+        }
+        report.micro_steps = fetched.micro_steps;
+        if !self.ranks().alone() {
+            report.tokens = fetched.tokens;
+            report.agreed = Wish { stop: fetched.flags[0], save: fetched.flags[1] };
+        }
+        Ok(fetched.norm)
     }
 }
 

@@ -1,5 +1,5 @@
-//! A small Hugging Face hub for tests: repositories, branches, commits, large files, ranges. What it answers is held
-//! to the truth by the official Python client (scripts/peers.sh).
+//! A small Hugging Face hub for tests: repositories, branches, commits, large files, ranges; and the same repositories
+//! as ModelScope shows them. What it answers is held to the truth by the official Python clients (scripts/peers.sh).
 #![allow(dead_code, unreachable_pub, reason = "each user takes a part")]
 
 use std::collections::{BTreeMap, HashMap};
@@ -52,6 +52,10 @@ pub struct State {
     parts: BTreeMap<(String, u64), Vec<u8>>,
     /// `PUT` bodies that came whole.
     pub uploads: usize,
+    /// Files that were asked for.
+    pub downloads: Vec<String>,
+    /// Every request, `METHOD path`.
+    pub requests: Vec<String>,
     /// `Range` headers seen.
     pub ranges: Vec<String>,
     /// Commits made.
@@ -69,6 +73,24 @@ impl State {
     pub fn file(&self, repo: &str, branch: &str, path: &str) -> Option<(Vec<u8>, bool)> {
         let file = self.repositories.get(repo)?.branches.get(branch)?.files.get(path)?;
         Some((file.bytes.to_vec(), file.sha256.is_some()))
+    }
+
+    /// Makes a data set of these files, all of them kept outside git.
+    pub fn put_dataset(&mut self, name: &str, files: &[(&str, Vec<u8>)]) {
+        let file = |(path, bytes): &(&str, Vec<u8>)| {
+            let file = File {
+                git_id: git_id(bytes),
+                bytes: Arc::new(bytes.clone()),
+                sha256: Some(sha256(bytes)),
+            };
+            ((*path).to_owned(), file)
+        };
+        let files: BTreeMap<String, File> = files.iter().map(file).collect();
+        let commit = hex(&sha1::Sha1::digest(name.as_bytes()));
+        let mut repository = Repository::default();
+        repository.commits.insert(commit.clone(), files.clone());
+        repository.branches.insert("main".into(), Branch { commit, files });
+        self.repositories.insert(format!("datasets/{name}"), repository);
     }
 
     /// True for a repository that was made private.
@@ -110,6 +132,8 @@ struct Request {
     method: String,
     /// Without the query, decoded by segments.
     path: Vec<String>,
+    /// What stands after the question mark.
+    query: HashMap<String, String>,
     headers: HashMap<String, String>,
     body: Vec<u8>,
 }
@@ -186,9 +210,15 @@ fn read_request(
     if headers.get("expect").is_some_and(|v| v.eq_ignore_ascii_case("100-continue")) {
         out.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").ok()?;
     }
-    let path = target.split('?').next()?;
+    let (path, query) = target.split_once('?').unwrap_or((&target, ""));
     let decode =
         |part: &str| percent_encoding::percent_decode_str(part).decode_utf8_lossy().into_owned();
+    let pair = |pair: &str| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (decode(name), decode(&value.replace('+', " ")))
+    };
+    let query = query.split('&').map(pair).collect();
+    state.lock().ok()?.requests.push(format!("{method} {path}"));
     let path: Vec<String> = path.split('/').skip(1).map(decode).collect();
     let large = method == "PUT";
     let cut = if large { state.lock().ok()?.cut_upload.take() } else { None };
@@ -213,7 +243,7 @@ fn read_request(
             return None; // the connection ends here
         }
     }
-    Some(Request { method, path, headers, body })
+    Some(Request { method, path, query, headers, body })
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -239,14 +269,33 @@ fn answer(request: &Request, state: &mut State, base: &str) -> Answer {
     match parts.as_slice() {
         // large files are addressed by signed links, which need no token
         ["_objects", rest @ ..] => object(request, rest, state),
-        ["api", "repos", "create"] | ["api", "models", ..] if !known => {
+        ["api", "repos", "create"] | ["api", "models" | "datasets", ..] if !known => {
             Answer::error(401, "Unauthorized", "expected a token, found none that is known")
         }
+        // how many files were asked for
+        ["_downloads"] => Answer::new(200, state.downloads.len().to_string()),
         ["api", "whoami-v2"] => Answer::json(&json!({"name": "me", "type": "user", "orgs": []})),
         ["api", "validate-yaml"] => Answer::json(&json!({"errors": [], "warnings": []})),
         ["api", "repos", "create"] => create(request, state, base),
         ["api", "models", owner, name, rest @ ..] => {
             api(request, &format!("{owner}/{name}"), rest, state, base)
+        }
+        ["api", "datasets", owner, name, rest @ ..] => {
+            api(request, &format!("datasets/{owner}/{name}"), rest, state, base)
+        }
+        ["datasets", owner, name, "resolve", revision, path @ ..] => {
+            let repo = format!("datasets/{owner}/{name}");
+            resolve(request, &repo, revision, &path.join("/"), state)
+        }
+        ["datasets", owner, git, "info", "lfs", "objects", "batch"] if git.ends_with(".git") => {
+            let _ = (owner, git);
+            batch(request, state, base)
+        }
+        ["api", "v1", "datasets", owner, name, rest @ ..] => {
+            modelscope(request, &format!("datasets/{owner}/{name}"), rest, state)
+        }
+        ["api", "v1", "models", owner, name, rest @ ..] => {
+            modelscope(request, &format!("{owner}/{name}"), rest, state)
         }
         [owner, git, "info", "lfs", "objects", "batch"] if git.ends_with(".git") => {
             let _ = (owner, git);
@@ -262,8 +311,9 @@ fn answer(request: &Request, state: &mut State, base: &str) -> Answer {
 fn create(request: &Request, state: &mut State, base: &str) -> Answer {
     let body: Value = serde_json::from_slice(&request.body).unwrap_or_default();
     let owner = body["organization"].as_str().unwrap_or("me");
+    let folder = if body["type"] == "dataset" { "datasets/" } else { "" };
     let name = match body["name"].as_str() {
-        Some(name) => format!("{owner}/{name}"),
+        Some(name) => format!("{folder}{owner}/{name}"),
         None => return Answer::error(400, "BadRequest", "expected a name"),
     };
     let private = body["private"].as_bool().or(body["visibility"].as_str().map(|v| v == "private"));
@@ -517,6 +567,50 @@ fn object(request: &Request, rest: &[&str], state: &mut State) -> Answer {
     }
 }
 
+/// The same repositories by ModelScope's interface; `master` is the main branch there.
+fn modelscope(request: &Request, repo: &str, rest: &[&str], state: &mut State) -> Answer {
+    let refused = |status: u16, message: &str| {
+        let mut answer =
+            Answer::json(&json!({"Code": status, "Message": message, "Success": false}));
+        answer.status = status;
+        answer
+    };
+    let ok = |data: Value| {
+        Answer::json(&json!({"Code": 200, "Data": data, "Message": "success", "Success": true}))
+    };
+    let revision = request.query.get("Revision").map_or("master", String::as_str).to_owned();
+    let branch = if revision == "master" { "main" } else { &revision };
+    let Some(repository) = state.repositories.get(repo) else {
+        return refused(404, &format!("no repository {repo}"));
+    };
+    match rest {
+        [] => ok(json!({"Name": repo, "Path": repo, "Id": 1})),
+        ["revisions"] => {
+            let branches = json!([{"Revision": "master"}]);
+            ok(json!({"RevisionMap": {"Branches": branches, "Tags": []}}))
+        }
+        ["repo", "files" | "tree"] => {
+            let Some((_, files)) = find(repository, branch) else {
+                return refused(404, &format!("no revision {revision}"));
+            };
+            let entry = |(path, file): (&String, &File)| {
+                let name = path.rsplit('/').next().unwrap_or(path);
+                json!({"Path": path, "Name": name, "Type": "blob", "Size": file.bytes.len(),
+                       "Sha256": sha256(&file.bytes), "IsLFS": file.sha256.is_some(),
+                       "Revision": "0123456789abcdef", "CommittedDate": 1})
+            };
+            let files: Vec<Value> = files.iter().map(entry).collect();
+            ok(json!({"Files": files}))
+        }
+        ["repo"] => {
+            let path = request.query.get("FilePath").cloned().unwrap_or_default();
+            let branch = branch.to_owned();
+            resolve(request, repo, &branch, &path, state)
+        }
+        _ => refused(404, "no such address"),
+    }
+}
+
 fn resolve(request: &Request, repo: &str, revision: &str, path: &str, state: &mut State) -> Answer {
     let Some(repository) = state.repositories.get(repo) else {
         return Answer::error(404, "RepoNotFound", &format!("no repository {repo}"));
@@ -559,6 +653,9 @@ fn resolve(request: &Request, repo: &str, revision: &str, path: &str, state: &mu
         status = 206;
     }
     let length = bytes.len();
+    if request.method == "GET" {
+        state.downloads.push(path.to_owned());
+    }
     if request.method == "GET" && file.sha256.is_some() {
         if std::mem::take(&mut state.spoil_download) {
             bytes[length / 2] ^= 1;

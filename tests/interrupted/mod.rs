@@ -1,4 +1,5 @@
 //! Runs of the built binary that are killed, stopped or starved, and whether they then end as the unbroken one.
+#![allow(dead_code, reason = "each test file uses its own part")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -10,7 +11,8 @@ use crate::common::{shared, text};
 
 /// What each stage trains, tiny: packed rows where the stage has them, accumulations that an epoch's end cuts
 /// short, a checkpoint with every optimizer step.
-pub(crate) const STAGES: [&str; 6] = ["pretrain", "sft", "lora", "dpo", "distill", "reason"];
+pub(crate) const STAGES: [&str; 7] =
+    ["pretrain", "pretrain with muon", "sft", "lora", "dpo", "distill", "reason"];
 
 /// The command line of a stage; `--resume` goes on from what is there, or begins.
 pub(crate) fn command(stage: &str, out: &Path) -> Command {
@@ -19,6 +21,7 @@ pub(crate) fn command(stage: &str, out: &Path) -> Command {
 
 /// The same with so many checkpoints kept.
 pub(crate) fn keeping(stage: &str, out: &Path, keep: &str) -> Command {
+    let (stage, optimizer) = stage.split_once(" with ").unwrap_or((stage, "adamw"));
     let (model, teacher) = (shared("golden/minimind2"), shared("golden/minimind3"));
     let (tokenizer, data) = (shared("golden"), format!("golden/{}.jsonl", data_of(stage)));
     let data = shared(&data);
@@ -31,6 +34,7 @@ pub(crate) fn keeping(stage: &str, out: &Path, keep: &str) -> Command {
     };
     command.args(["--batch-size", "1", "--accum", "3", "--epochs", "3", "--lr", "1e-3"]);
     command.args(["--max-seq-len", "96", "--dtype", "f32", "--device", "cpu", "--threads", "1"]);
+    command.args(["--optimizer", optimizer]);
     command.args(["--save-every", "1", "--keep", keep, "--resume", "--out", text(out)]);
     // no second start of the process: every moment until the kill is the run's own
     command.env("GOMP_SPINCOUNT", "1000").stdin(Stdio::null()).stdout(Stdio::null());
@@ -111,11 +115,19 @@ pub(crate) struct Counts {
 }
 
 /// Kills a stage's run `kills` times, resuming it each time, and compares every end with the unbroken run's.
-/// Every second kill waits for a checkpoint to be under way; the others fall at any time.
-pub(crate) fn kill_and_resume(stage: &str, kills: usize, seed: u64) -> Counts {
+/// Every second kill waits for a checkpoint to be under way; the others fall at any time. With several
+/// processes one of them is killed, and the others end by themselves.
+pub(crate) fn kill_and_resume(stage: &str, kills: usize, seed: u64, processes: usize) -> Counts {
     let dir = tempfile::tempdir().expect("a folder");
     let unbroken = dir.path().join("unbroken");
     let begun = Instant::now();
+    let command = |stage: &str, out: &Path| {
+        let mut command = command(stage, out);
+        if processes > 1 {
+            command.args(["--processes", &processes.to_string()]);
+        }
+        command
+    };
     finish(command(stage, &unbroken));
     let (expected, whole) = (End::of(&unbroken), begun.elapsed());
     let mut random = Random(seed);
@@ -127,6 +139,10 @@ pub(crate) fn kill_and_resume(stage: &str, kills: usize, seed: u64) -> Counts {
         let mut child = start(command(stage, &out));
         let moment = whole.mul_f64(random.share());
         let write = counts.kills % 2 == 0;
+        let victim = match write {
+            true => counts.kills / 2 % processes, // rank 0, which writes, first
+            false => (random.share() * processes as f64) as usize % processes,
+        };
         let begun = Instant::now();
         let alive = loop {
             if let Some(status) = child.try_wait().expect("a child") {
@@ -134,8 +150,27 @@ pub(crate) fn kill_and_resume(stage: &str, kills: usize, seed: u64) -> Counts {
                 break false;
             }
             if begun.elapsed() >= moment && (!write || half_written(&out)) {
-                child.kill().expect("SIGKILL");
-                child.wait().expect("dead");
+                if processes == 1 {
+                    child.kill().expect("SIGKILL");
+                    child.wait().expect("dead");
+                    break true;
+                }
+                let Some(rank) = rank_of(&child, victim, processes) else {
+                    std::thread::sleep(Duration::from_millis(1));
+                    continue; // it is about to start, or to end
+                };
+                let sent = Command::new("kill").args(["-KILL", &rank.to_string()]).status();
+                if !sent.expect("kill").success() {
+                    continue;
+                }
+                let status = child.wait().expect("its end");
+                if status.success() {
+                    break false; // it had ended, and nobody had looked yet
+                }
+                let stderr = said(child);
+                assert_eq!(status.code(), Some(1), "{}: {stderr}", what(number));
+                let names = format!("rank {victim} ");
+                assert!(stderr.contains(&names), "{}, {names}: {stderr}", what(number));
                 break true;
             }
             std::thread::sleep(Duration::from_micros(200));
@@ -157,6 +192,14 @@ pub(crate) fn kill_and_resume(stage: &str, kills: usize, seed: u64) -> Counts {
     assert!(!half_written(&out), "{}: a half-written checkpoint was left", what(number));
     counts.ends += usize::from(killed_here);
     counts
+}
+
+/// The process that `--processes` has started as a rank, once all are there. It starts them in order.
+fn rank_of(launcher: &Child, rank: usize, processes: usize) -> Option<u32> {
+    let id = launcher.id();
+    let children = fs_err::read_to_string(format!("/proc/{id}/task/{id}/children")).ok()?;
+    let children: Vec<&str> = children.split_whitespace().collect();
+    (children.len() == processes).then(|| children[rank].parse().ok())?
 }
 
 /// What a child said on stderr.

@@ -143,7 +143,7 @@ fn assert_close(what: &str, found: &Value, expected: &Value, tolerance: f64) {
 
 /// Final weights' sum (relative to the absolute sum where it cancels), absolute sum and L2 norm to 1e-4.
 pub(crate) fn assert_final(what: &str, weights: &[HostTensor], golden: &Value) {
-    let found = mmx_training::report::log::trace(serde_json::Map::new(), &[], weights);
+    let found = mmx_training::report::log::trace(serde_json::Map::new(), &[], &[], weights);
     assert_final_json(what, &found, golden);
 }
 

@@ -97,6 +97,18 @@ pub enum Role {
     Down,
 }
 
+impl Role {
+    /// True for the matrices between hidden states, experts' included: neither embedding nor head,
+    /// norm or router.
+    pub fn is_hidden_matrix(self) -> bool {
+        match self {
+            Self::Embedding | Self::Head | Self::Norm | Self::Router => false,
+            Self::Query | Self::Key | Self::Value | Self::AttentionOutput => true,
+            Self::Gate | Self::Up | Self::Down => true,
+        }
+    }
+}
+
 /// One row of a family's table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Weight {

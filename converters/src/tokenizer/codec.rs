@@ -14,7 +14,7 @@ use super::token::{Token, TokenKind};
 use crate::chat::{self, Template};
 use crate::error::{Error, Result};
 
-/// A byte-level BPE tokenizer with its special tokens and chat template.
+/// A byte-level BPE tokenizer (or SentencePiece's BPE from a GGUF) with its special tokens and chat template.
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
     /// The file it came from, which messages name.
@@ -44,6 +44,8 @@ pub(super) enum Text {
     Read(Vec<u8>),
     /// Made from a GGUF's arrays, written when it is asked for.
     Made(Made),
+    /// There is none of SentencePiece's tokenizers; these bytes tell one from another.
+    Pieces(Vec<u8>),
 }
 
 /// The ids that have a role in a text: beginning, end, padding, unknown.
@@ -259,11 +261,24 @@ impl Tokenizer {
         &self.path
     }
 
-    /// tokenizer.json, byte for byte as read (or as built from a GGUF).
+    /// Refuses to write a tokenizer that is read from GGUFs alone.
+    pub(super) fn refuse_pieces(&self, what: &str) -> Result<()> {
+        match &self.json {
+            Text::Pieces(_) => Err(Error::unsupported(
+                format!("{}: {what}", self.path.display()),
+                "SentencePiece's BPE is read from a GGUF, and not written",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// tokenizer.json, byte for byte as read (or as built from a GGUF). Of SentencePiece's
+    /// tokenizers, which have none here, the vocabulary in a form of mmx's own.
     pub fn json(&self) -> &[u8] {
         match &self.json {
             Text::Read(json) => json,
             Text::Made(made) => made.json(&self.tokens),
+            Text::Pieces(bytes) => bytes,
         }
     }
 

@@ -14,6 +14,7 @@ use tokenizers::{AddedToken, Tokenizer as Library};
 
 use super::fast::Fast;
 use super::special::is_control;
+use super::spm::Spm;
 use crate::error::{Error, Result};
 
 /// An encoder in both forms; the library's objects are large and slow to make, so they are made
@@ -22,6 +23,7 @@ use crate::error::{Error, Result};
 pub(super) enum Encoder {
     Fast { full: Fast, plain: Fast },
     Library { full: Box<Library>, plain: Box<Library> },
+    Pieces(Spm),
 }
 
 impl Encoder {
@@ -44,6 +46,7 @@ impl Encoder {
     pub(super) fn encode(&self, text: &str, plain: bool) -> std::result::Result<Vec<u32>, String> {
         match self {
             Self::Fast { full, plain: other } => Ok(if plain { other } else { full }.encode(text)),
+            Self::Pieces(spm) => Ok(spm.encode(text, plain)),
             Self::Library { full, plain: other } => {
                 let library = if plain { other } else { full };
                 let encoding = library.encode_fast(text, false).map_err(|e| e.to_string())?;
@@ -56,6 +59,12 @@ impl Encoder {
 impl From<[Fast; 2]> for Encoder {
     fn from([full, plain]: [Fast; 2]) -> Self {
         Self::Fast { full, plain }
+    }
+}
+
+impl From<Spm> for Encoder {
+    fn from(spm: Spm) -> Self {
+        Self::Pieces(spm)
     }
 }
 

@@ -16,6 +16,7 @@ use serde_json::Value;
 
 use super::bytes::char_of;
 use super::special::is_control;
+use super::split::{Pre, Split};
 use super::words::Words;
 
 /// A tokenizer's merges and its added tokens.
@@ -40,6 +41,10 @@ struct Merges {
     bytes: [u32; 256],
     /// Rank and result of a pair.
     ranks: Pairs,
+    /// How a text is cut into words; GPT-2's way without.
+    split: Option<Split>,
+    /// The tokens that a word is taken whole as, by their bytes.
+    whole: HashMap<Vec<u8>, u32>,
 }
 
 impl Fast {
@@ -49,19 +54,27 @@ impl Fast {
         let added = added(json, ids)?;
         let vocab = json.pointer("/model/vocab")?.as_object()?;
         let id = |text: &str| u32::try_from(vocab.get(text)?.as_u64()?).ok();
-        Self::new(&merges(json)?, id, &added)
+        Self::new(&merges(json)?, id, &added, None)
     }
 
-    /// Makes the two encoders of byte-level BPE with GPT-2's regex and nothing before or after: its
-    /// merges, the ids of its tokens, and the added tokens, each with its id and whether it is a
-    /// control token. Nothing without a token for each byte, or where a merge is of or to something
+    /// Makes the two encoders of byte-level BPE with nothing before or after: its merges, the ids of
+    /// its tokens, the added tokens, each with its id and whether it is a control token, and another
+    /// pre-tokenizer than GPT-2's with the tokens by their bytes. Nothing without a token for each byte, or where a merge is of or to something
     /// that is no token.
     pub(super) fn new(
         merges: &[(&str, &str)],
         id: impl Fn(&str) -> Option<u32>,
         added: &[(&str, u32, bool)],
+        other: Option<(&Pre, HashMap<Vec<u8>, u32>)>,
     ) -> Option<[Self; 2]> {
-        let merges = Arc::new(Merges::new(merges, id)?);
+        let mut made = Merges::new(merges, id)?;
+        if let Some((pre, tokens)) = other {
+            made.split = Some(Split::of(pre)?);
+            if pre.whole_words {
+                made.whole = tokens;
+            }
+        }
+        let merges = Arc::new(made);
         let with = |control: bool| {
             let kept = added.iter().filter(|added| control || !added.2);
             let (texts, of): (Vec<&str>, Vec<u32>) = kept.map(|added| (added.0, added.1)).unzip();
@@ -161,32 +174,39 @@ impl Merges {
         }
         static NUMBER: AtomicU64 = AtomicU64::new(1);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        Some(Self { number, bytes, ranks })
+        Some(Self { number, bytes, ranks, split: None, whole: HashMap::new() })
     }
 
     /// Appends the ids of a text without added tokens.
     fn plain(&self, text: &str, work: &mut Work, ids: &mut Vec<u32>) {
-        for word in Words::new(text) {
-            let word = word.as_bytes();
-            let Some(key) = key(word) else {
-                self.word(word, &mut work.symbols);
-                ids.extend_from_slice(&work.symbols.ids);
-                continue;
-            };
-            let kept = &mut work.kept[place(key)];
-            if kept.key != key {
-                self.word(word, &mut work.symbols);
-                let made = &work.symbols.ids;
-                if made.len() > kept.ids.len() {
-                    ids.extend_from_slice(made);
-                    continue;
-                }
-                kept.key = key;
-                kept.count = made.len() as u32;
-                kept.ids[..made.len()].copy_from_slice(made);
+        match &self.split {
+            None => Words::new(text).for_each(|word| self.known(word.as_bytes(), work, ids)),
+            Some(split) => {
+                split.words(text).iter().for_each(|word| self.known(word.as_bytes(), work, ids));
             }
-            ids.extend_from_slice(&kept.ids[..kept.count as usize]);
         }
+    }
+
+    /// Appends the ids of a word, which may be kept from before.
+    fn known(&self, word: &[u8], work: &mut Work, ids: &mut Vec<u32>) {
+        let Some(key) = key(word) else {
+            self.word(word, &mut work.symbols);
+            ids.extend_from_slice(&work.symbols.ids);
+            return;
+        };
+        let kept = &mut work.kept[place(key)];
+        if kept.key != key {
+            self.word(word, &mut work.symbols);
+            let made = &work.symbols.ids;
+            if made.len() > kept.ids.len() {
+                ids.extend_from_slice(made);
+                return;
+            }
+            kept.key = key;
+            kept.count = made.len() as u32;
+            kept.ids[..made.len()].copy_from_slice(made);
+        }
+        ids.extend_from_slice(&kept.ids[..kept.count as usize]);
     }
 
     /// Merges a word's bytes: the pair of the lowest rank first, of equal ones the leftmost.
@@ -195,6 +215,10 @@ impl Merges {
         /// quadratic time.
         const SHORT: usize = 96;
         symbols.ids.clear();
+        if let Some(id) = self.whole.get(word) {
+            symbols.ids.push(*id);
+            return;
+        }
         symbols.ids.extend(word.iter().map(|&byte| self.bytes[usize::from(byte)]));
         if word.len() > SHORT {
             self.long(symbols);

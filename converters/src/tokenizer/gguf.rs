@@ -12,11 +12,14 @@ use serde_json::{Map, Value as Json};
 use super::around::Around;
 use super::bytes::Alphabet;
 use super::codec::{Text, Tokenizer};
+use super::encoder::Encoder;
 use super::fast::Fast;
 use super::json::Made;
 use super::named::gguf_name;
 use super::open::Parts;
 use super::special::is_control;
+use super::split;
+use super::spm::{self, Spm};
 use super::token::{Token, TokenKind};
 use crate::arch::Config;
 use crate::error::{Error, Result};
@@ -29,8 +32,37 @@ const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
 const UNUSED: i32 = 5;
 
-/// Names of llama.cpp whose regex is GPT-2's.
-const GPT2_REGEX: [&str; 3] = ["gpt-2", "trillion", "granite-docling"];
+/// Names of llama.cpp whose regex is GPT-2's. Source: as for those of `split`.
+const GPT2_REGEX: [&str; 9] = [
+    "gpt-2",
+    "trillion",
+    "granite-docling",
+    "phi-2",
+    "gigachat",
+    "a.x-4.0",
+    "mellum",
+    "mpt",
+    "olmo",
+];
+
+/// Texts of tokens that end a text in models of others, whose files name one end at most. Source:
+/// llama.cpp b10488, llama-vocab.cpp, the ids at which it stops.
+const ENDS: [&str; 14] = [
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<|flush|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|eom_id|>",
+    "<EOT>",
+    "_<EOT>",
+    "<｜end▁of▁sentence｜>",
+    "<end_of_utterance>",
+];
 
 impl Tokenizer {
     /// The `tokenizer.*` keys of a GGUF, in order, one token per row of the model's embedding.
@@ -40,9 +72,10 @@ impl Tokenizer {
     /// post-processor that adds more than bos and eos, BPE without merges, added tokens that strip
     /// blanks, more tokens than rows.
     pub fn to_gguf_keys(&self, config: &Config) -> Result<Vec<(String, Value)>> {
+        self.refuse_pieces("GGUF tokenizer")?;
         let json: Json =
             serde_json::from_slice(self.json()).map_err(|e| self.fault(e.to_string()))?;
-        self.check_carried(&json)?;
+        let pre = self.check_carried(&json)?;
         let merges = self.merges(&json)?;
         if config.vocab_size < self.vocab_size() {
             return Err(self.fault(format!(
@@ -81,7 +114,7 @@ impl Tokenizer {
         let [add_bos, add_eos] = self.added_by_gguf(bos, main_eos)?;
         let mut keys = vec![
             (key("model"), Value::String("gpt2".into())),
-            (key("pre"), Value::String("gpt-2".into())),
+            (key("pre"), Value::String(pre.into())),
             (key("tokens"), Value::Strings(texts)),
             (key("token_type"), Value::I32s(types)),
             (key("merges"), Value::Strings(merges)),
@@ -140,9 +173,9 @@ impl Tokenizer {
         ))
     }
 
-    /// Refuses every part of tokenizer.json that GGUF's `gpt-2` does not stand for, but for the
-    /// post-processor.
-    fn check_carried(&self, json: &Json) -> Result<()> {
+    /// The name of the pre-tokenizer in GGUFs; refuses every part of tokenizer.json that this name
+    /// does not stand for, but for the post-processor.
+    fn check_carried(&self, json: &Json) -> Result<&'static str> {
         let refuse = |part: &str, why: &str| {
             Err(Error::unsupported(
                 format!("{}: GGUF tokenizer", self.path.display()),
@@ -151,37 +184,49 @@ impl Tokenizer {
         };
         let null = Json::Null;
         let get = |pointer: &str| json.pointer(pointer).unwrap_or(&null);
-        if !get("/normalizer").is_null() {
+        let named = split::of_json(get("/pre_tokenizer"));
+        let name = named.map_or("gpt-2", |(name, _)| name);
+        // Qwen's files compose characters first; llama.cpp, whose name it is, does not
+        let composes = name == "qwen2" && get("/normalizer/type") == "NFC";
+        if !get("/normalizer").is_null() && !composes {
             let name = part_name(get("/normalizer"));
             return refuse("normalizer", &format!("{name} has no GGUF name, only none has"));
         }
-        let pre = only(get("/pre_tokenizer"), "pretokenizers");
-        if pre.get("type").and_then(Json::as_str) != Some("ByteLevel") {
-            let name = part_name(get("/pre_tokenizer"));
-            return refuse(
-                "pre_tokenizer",
-                &format!("{name} has no known GGUF name, only ByteLevel has"),
-            );
-        }
-        // ByteLevel's own defaults are true for both
-        if pre.get("add_prefix_space").and_then(Json::as_bool) != Some(false) {
-            return refuse(
-                "pre_tokenizer",
-                "ByteLevel with add_prefix_space has no known GGUF name",
-            );
-        }
-        if pre.get("use_regex").and_then(Json::as_bool) == Some(false) {
-            return refuse("pre_tokenizer", "ByteLevel without use_regex has no known GGUF name");
+        if named.is_none() {
+            let pre = only(get("/pre_tokenizer"), "pretokenizers");
+            if pre.get("type").and_then(Json::as_str) != Some("ByteLevel") {
+                let name = part_name(get("/pre_tokenizer"));
+                return refuse(
+                    "pre_tokenizer",
+                    &format!("{name} has no known GGUF name, only ByteLevel and some others have"),
+                );
+            }
+            // ByteLevel's own defaults are true for both
+            if pre.get("add_prefix_space").and_then(Json::as_bool) != Some(false) {
+                return refuse(
+                    "pre_tokenizer",
+                    "ByteLevel with add_prefix_space has no known GGUF name",
+                );
+            }
+            if pre.get("use_regex").and_then(Json::as_bool) == Some(false) {
+                return refuse(
+                    "pre_tokenizer",
+                    "ByteLevel without use_regex has no known GGUF name",
+                );
+            }
         }
         for key in ["continuing_subword_prefix", "end_of_word_suffix"] {
             if get(&format!("/model/{key}")).as_str().is_some_and(|s| !s.is_empty()) {
                 return refuse(&format!("model.{key}"), "has no GGUF key");
             }
         }
-        for key in ["byte_fallback", "ignore_merges"] {
-            if get(&format!("/model/{key}")).as_bool() == Some(true) {
-                return refuse(&format!("model.{key}"), "is not part of GGUF's gpt-2 tokenizer");
-            }
+        if get("/model/byte_fallback").as_bool() == Some(true) {
+            return refuse("model.byte_fallback", "is not part of GGUF's gpt2 tokenizer");
+        }
+        let whole = named.is_some_and(|(_, pre)| pre.whole_words);
+        if get("/model/ignore_merges").as_bool().unwrap_or(false) != whole {
+            let why = format!("is not what {name} stands for in a GGUF ({whole})");
+            return refuse("model.ignore_merges", &why);
         }
         if get("/model/dropout").as_f64().is_some_and(|p| p > 0.0) {
             return refuse("model.dropout", "makes ids random");
@@ -197,7 +242,7 @@ impl Tokenizer {
                 }
             }
         }
-        Ok(())
+        Ok(name)
     }
 
     /// The merges as `left right`, from either spelling of tokenizer.json.
@@ -235,8 +280,8 @@ impl Tokenizer {
     /// The tokenizer that a GGUF's keys describe.
     ///
     /// # Errors
-    /// Missing or malformed keys, another tokenizer model than byte-level BPE, another
-    /// pre-tokenizer than GPT-2's, merges that are missing or name unknown tokens.
+    /// Missing or malformed keys, another tokenizer model than byte-level BPE or SentencePiece's BPE,
+    /// a pre-tokenizer that is not known, merges that are missing or name unknown tokens.
     pub fn from_gguf(metadata: &Metadata, path: &Path) -> Result<Self> {
         let missing = |key: &str, expected: &str| {
             let found = metadata.get(key).map_or("none".to_owned(), Value::describe);
@@ -244,15 +289,21 @@ impl Tokenizer {
         };
         let string = |key: &str| metadata.string(key).ok_or_else(|| missing(key, "a string"));
         let model = string("tokenizer.ggml.model")?;
-        if model != "gpt2" {
-            return Err(missing("tokenizer.ggml.model", "\"gpt2\" (byte-level BPE)"));
-        }
-        let pre = metadata.string("tokenizer.ggml.pre").unwrap_or_default();
-        if !GPT2_REGEX.contains(&pre) {
+        if model != "gpt2" && model != "llama" {
             return Err(missing(
-                "tokenizer.ggml.pre",
-                "\"gpt-2\" (another pre-tokenizer splits text otherwise, and its ids would be wrong)",
+                "tokenizer.ggml.model",
+                "\"gpt2\" (byte-level BPE) or \"llama\" (SentencePiece's BPE)",
             ));
+        }
+        let pieces = model == "llama";
+        let name = metadata.string("tokenizer.ggml.pre").unwrap_or_default();
+        let pre = if pieces { None } else { split::of_gguf(name) };
+        if !pieces && pre.is_none() && !GPT2_REGEX.contains(&name) {
+            let expected = format!(
+                "one of gpt-2, {} (another pre-tokenizer splits text otherwise, and its ids would be wrong)",
+                split::names()
+            );
+            return Err(missing("tokenizer.ggml.pre", &expected));
         }
         let tokens_key = "tokenizer.ggml.tokens";
         let Some(Value::Strings(texts)) = metadata.get(tokens_key) else {
@@ -292,7 +343,8 @@ impl Tokenizer {
             settings.insert(key.into(), text.map_or(Json::Null, Json::from));
         }
         let template = metadata.string("tokenizer.chat_template").map(str::to_owned);
-        let tokens = tokens(path, texts, &types)?;
+        let bytes_of = if pieces { spm::bytes_of } else { byte_level };
+        let tokens = tokens(path, texts, &types, &bytes_of)?;
         let ids: HashMap<String, u32> = (0..)
             .zip(&tokens)
             .filter_map(|(id, token)| Some((token.as_ref()?.text.clone(), id)))
@@ -303,11 +355,13 @@ impl Tokenizer {
         }
         let pairs = pairs(path, merges)?;
         let mut around = Around::default();
-        for (key, name, ids) in [
-            ("tokenizer.ggml.add_bos_token", "bos_token_id", &mut around.before),
-            ("tokenizer.ggml.add_eos_token", "eos_token_id", &mut around.after),
+        // what llama.cpp does where the file does not say
+        let bos = pieces || pre.is_some_and(|pre| pre.bos);
+        for (key, name, ids, usual) in [
+            ("tokenizer.ggml.add_bos_token", "bos_token_id", &mut around.before, bos),
+            ("tokenizer.ggml.add_eos_token", "eos_token_id", &mut around.after, false),
         ] {
-            if metadata.get(key).and_then(Value::as_bool) == Some(true) {
+            if metadata.get(key).and_then(Value::as_bool).unwrap_or(usual) {
                 let id =
                     id_of(name)?.filter(|&id| matches!(tokens.get(id as usize), Some(Some(_))));
                 let expected = format!("the id of a token, for {key} is true");
@@ -320,18 +374,36 @@ impl Tokenizer {
             .filter(|(_, token)| token.kind != TokenKind::Normal)
             .map(|(id, token)| (token.text.as_str(), id, token.kind == TokenKind::Control))
             .collect();
-        let fast = Fast::new(&pairs, |text| ids.get(text).copied(), &added);
         let special = (0..).zip(&types).filter(|(_, kind)| matches!(**kind, CONTROL | UNKNOWN));
         let made = Made {
             special: special.map(|(id, _)| id).collect(),
             merges: merges.to_vec(),
             around: around.clone(),
+            pre,
             text: OnceLock::new(),
         };
-        let mut tokenizer = match fast {
-            Some(fast) => {
-                let json = Text::Made(made);
-                let parts = Parts { json, encoder: fast.into(), tokens, ids, around };
+        let scores = match pieces {
+            true => scores(metadata, texts.len())
+                .map_err(|expected| missing("tokenizer.ggml.scores", &expected))?,
+            false => Vec::new(),
+        };
+        let encoder: Option<Encoder> = if pieces {
+            let prefix = metadata.get("tokenizer.ggml.add_space_prefix").and_then(Value::as_bool);
+            let spm =
+                Spm::new(&tokens, &scores, id_of("unknown_token_id")?, prefix.unwrap_or(true));
+            let spm = spm.ok_or_else(|| missing(tokens_key, "added tokens that can be found"))?;
+            Some(spm.into())
+        } else {
+            let other = pre.map(|pre| (pre, whole_words(pre, &tokens)));
+            Fast::new(&pairs, |text| ids.get(text).copied(), &added, other).map(Encoder::from)
+        };
+        let mut tokenizer = match encoder {
+            Some(encoder) => {
+                let json = match pieces {
+                    true => Text::Pieces(pieces_digest(texts, &types, &scores)),
+                    false => Text::Made(made),
+                };
+                let parts = Parts { json, encoder, tokens, ids, around };
                 Self::of_parts(path, parts, settings, template)
             }
             // the library says what is wrong with it
@@ -343,7 +415,12 @@ impl Tokenizer {
                 .flatten()
                 .collect();
         tokenizer.specials.eos = tokenizer.stop_ids(&ends);
-        if merges.is_empty()
+        if pieces || pre.is_some() {
+            let known: Vec<u32> = ENDS.iter().filter_map(|text| tokenizer.id_of(text)).collect();
+            tokenizer.specials.eos = tokenizer.stop_ids(&known);
+        }
+        if !pieces
+            && merges.is_empty()
             && let Some(token) = tokenizer.tokens.iter().flatten().find(|t| is_merged(t))
         {
             return Err(tokenizer.fault(format!(
@@ -378,9 +455,44 @@ fn part_name(part: &Json) -> String {
     part.get("type").and_then(Json::as_str).unwrap_or("none").to_owned()
 }
 
+/// The bytes of a token in the byte-level alphabet; a text outside it stands for itself.
+fn byte_level(text: &str) -> Vec<u8> {
+    static ALPHABET: OnceLock<Alphabet> = OnceLock::new();
+    let alphabet = ALPHABET.get_or_init(Alphabet::new);
+    alphabet.bytes(text).unwrap_or_else(|| text.as_bytes().to_vec())
+}
+
+/// The normal tokens by their bytes, where a word that is one is taken whole.
+fn whole_words(pre: &split::Pre, tokens: &[Option<Token>]) -> HashMap<Vec<u8>, u32> {
+    let tokens = if pre.whole_words { tokens } else { &[] };
+    let normal = (0..).zip(tokens).filter_map(|(id, token)| Some((id, token.as_ref()?)));
+    let normal = normal.filter(|(_, token)| token.kind == TokenKind::Normal);
+    normal.map(|(id, token)| (token.bytes.clone(), id)).collect()
+}
+
+/// The scores of SentencePiece's tokens.
+fn scores(metadata: &Metadata, count: usize) -> std::result::Result<Vec<f32>, String> {
+    match metadata.get("tokenizer.ggml.scores") {
+        Some(Value::F32s(scores)) if scores.len() == count => Ok(scores.clone()),
+        _ => Err(format!("{count} f32, one per token")),
+    }
+}
+
+/// What tells such a tokenizer from another one; there is no tokenizer.json of it.
+fn pieces_digest(texts: &[String], types: &[i32], scores: &[f32]) -> Vec<u8> {
+    let line = |((text, kind), score): ((&String, &i32), &f32)| {
+        format!("{text:?} {kind} {:08x}\n", score.to_bits())
+    };
+    texts.iter().zip(types).zip(scores).map(line).collect::<String>().into_bytes()
+}
+
 /// The tokens of a GGUF's arrays.
-fn tokens(path: &Path, texts: &[String], types: &[i32]) -> Result<Vec<Option<Token>>> {
-    let alphabet = Alphabet::new();
+fn tokens(
+    path: &Path,
+    texts: &[String],
+    types: &[i32],
+    bytes_of: &dyn Fn(&str) -> Vec<u8>,
+) -> Result<Vec<Option<Token>>> {
     let token = |(id, (text, kind)): (usize, (&String, &i32))| {
         let special = match *kind {
             UNUSED => return Ok(None),
@@ -394,7 +506,7 @@ fn tokens(path: &Path, texts: &[String], types: &[i32]) -> Result<Vec<Option<Tok
         }
         let as_is = || text.as_bytes().to_vec();
         let (bytes, kind) = match special {
-            None => (alphabet.bytes(text).unwrap_or_else(as_is), TokenKind::Normal),
+            None => (bytes_of(text), TokenKind::Normal),
             Some(special) if is_control(text, special) => (as_is(), TokenKind::Control),
             Some(_) => (as_is(), TokenKind::UserDefined),
         };

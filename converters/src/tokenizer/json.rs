@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 use serde_json::{Map, Value, json};
 
 use super::around::Around;
+use super::split::Pre;
 use super::token::{Token, TokenKind};
 
 /// The parts of a tokenizer.json that a GGUF's arrays hold beside the tokens.
@@ -16,6 +17,8 @@ pub(super) struct Made {
     /// The merges, each as `left right`.
     pub(super) merges: Vec<String>,
     pub(super) around: Around,
+    /// Another pre-tokenizer than GPT-2's.
+    pub(super) pre: Option<&'static Pre>,
     pub(super) text: OnceLock<Vec<u8>>,
 }
 
@@ -45,9 +48,28 @@ impl Made {
                 _ => "",
             };
             let post = self.around.json(text_of);
-            format!("{:#}", tokenizer_json(added, vocab, merges, post)).into_bytes()
+            let mut json = tokenizer_json(added, vocab, merges, post);
+            if let Some(pre) = self.pre {
+                json["pre_tokenizer"] = pre_tokenizer(pre);
+                json["model"]["ignore_merges"] = pre.whole_words.into();
+            }
+            format!("{json:#}").into_bytes()
         })
     }
+}
+
+/// A pre-tokenizer as the tokenizers library spells it.
+fn pre_tokenizer(pre: &Pre) -> Value {
+    let split = |pattern: &&str| {
+        json!({
+            "type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false,
+        })
+    };
+    let mut all: Vec<Value> = pre.patterns.iter().map(split).collect();
+    all.push(json!({
+        "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false,
+    }));
+    json!({"type": "Sequence", "pretokenizers": all})
 }
 
 /// A tokenizer.json of MiniMind's kind: byte-level BPE with GPT-2's regex.

@@ -20,6 +20,8 @@ mod open;
 mod protect;
 mod save;
 mod special;
+mod split;
+mod spm;
 mod stream;
 mod token;
 pub mod train;

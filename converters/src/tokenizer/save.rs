@@ -15,8 +15,9 @@ impl Tokenizer {
     /// one template, chat_template.jinja with the same text as in tokenizer_config.json.
     ///
     /// # Errors
-    /// A folder or file that cannot be written.
+    /// A folder or file that cannot be written; a tokenizer that is read from GGUFs alone.
     pub fn save(&self, dir: &Path) -> Result<()> {
+        self.refuse_pieces("tokenizer.json")?;
         fs_err::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
         write_bytes(&dir.join("tokenizer.json"), self.json())?;
         let mut text = serde_json::to_string_pretty(&self.config_json())

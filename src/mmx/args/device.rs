@@ -4,6 +4,7 @@ use mmx_ggml::devices;
 use mmx_ggml::run::{LoadOptions, Model};
 
 use crate::error::{Error, Result};
+use crate::talk::{note, warning};
 use mmx_models::open::Form;
 
 /// The options that say where layers are computed.
@@ -33,7 +34,7 @@ impl DeviceArgs {
     /// # Errors
     /// Layers for the CPU, a model the runner cannot load.
     pub(crate) fn load_with(&self, form: &Form, repack: bool) -> Result<Model> {
-        form.model.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+        form.model.warnings.iter().for_each(|warning| warning!("{warning}"));
         let options = LoadOptions { repack, ..self.load_options()? };
         let model = Model::from_gguf(form.to_gguf()?, options)?;
         announce(model.placement());
@@ -65,6 +66,6 @@ impl DeviceArgs {
 /// Says where layers went, if not to the CPU.
 pub(crate) fn announce(placement: Option<String>) {
     if let Some(placement) = placement {
-        eprintln!("{placement}");
+        note!("{placement}");
     }
 }

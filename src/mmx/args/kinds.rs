@@ -26,6 +26,30 @@ impl From<Engine> for engines::Kind {
     }
 }
 
+/// An engine, or a running server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Judged {
+    /// An engine of mmx's
+    In(Engine),
+    /// `ollama:NAME` or `openai:URL[#MODEL]`
+    At(String),
+}
+
+/// Reads an engine or the name of a server.
+///
+/// # Errors
+/// Neither.
+pub(crate) fn judged(text: &str) -> std::result::Result<Judged, String> {
+    if text.starts_with("ollama:") || text.starts_with("openai:") {
+        return Ok(Judged::At(text.to_owned()));
+    }
+    Engine::from_str(text, false).map(Judged::In).map_err(|_| {
+        let names = Engine::value_variants().iter().filter_map(Engine::to_possible_value);
+        let names: Vec<_> = names.map(|name| name.get_name().to_owned()).collect();
+        format!("expected {}, ollama:NAME or openai:URL[#MODEL]", names.join(", "))
+    })
+}
+
 /// The form in which adapters are written alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum AdapterForm {

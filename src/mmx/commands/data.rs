@@ -13,9 +13,13 @@ use serde_json::{Value, json};
 use crate::args::stages;
 use crate::commands::tokenizer;
 use crate::error::{Error, Result};
+use crate::talk::warning;
 use crate::terminal::Terminal;
-use mmx_data::source::Blocks;
-use mmx_data::{Cache, Dataset, Fault, OnBad, Recipe, SampleOptions, StageInfo, jsonl};
+use mmx_data::blocks::Blocks;
+use mmx_data::preview::Preview;
+use mmx_data::{
+    Cache, Dataset, Fault, Fields, OnBad, Recipe, Record, SampleOptions, StageInfo, forms, jsonl,
+};
 
 /// Check training data, or show what is learned from it
 #[derive(Args, Debug)]
@@ -40,6 +44,7 @@ enum Command {
 #[command(after_help = "Examples:
   mmx data check --stage sft chats.jsonl
   mmx data check --stage dpo --tokenizer tok --recipe 2025 --max-seq-len 1024 pairs.jsonl
+  mmx data check --stage sft --field instruction=question --field output=answer qa.parquet
 
 Exit code 1 when a line is faulty.")]
 struct CheckArgs {
@@ -48,7 +53,8 @@ struct CheckArgs {
     /// A folder with tokenizer.json, a tokenizer.json, or a GGUF
     #[arg(long, value_name = "MODEL")]
     tokenizer: Option<PathBuf>,
-    /// JSON Lines or JSON arrays of records, also packed with gzip or zstd
+    /// Parquet, CSV, JSON Lines or JSON arrays of records, text also packed with gzip or zstd; or
+    /// hf:datasets/owner/name
     #[arg(required = true)]
     files: Vec<PathBuf>,
 }
@@ -66,12 +72,12 @@ struct ShowArgs {
     /// A folder with tokenizer.json, a tokenizer.json, or a GGUF
     #[arg(long, value_name = "MODEL")]
     tokenizer: PathBuf,
-    /// JSON Lines or a JSON array of records, also packed with gzip or zstd
+    /// Parquet, CSV, JSON Lines or a JSON array of records; text also packed with gzip or zstd
     file: PathBuf,
     /// Samples to show
     #[arg(short = 'n', long, value_name = "N", default_value_t = 3)]
     samples: usize,
-    /// Only the sample of this line; of a JSON array, the record of this number
+    /// Only the sample of this line; of a JSON array or a table, the record of this number
     #[arg(long, value_name = "N")]
     line: Option<u32>,
     /// When to use colours
@@ -90,6 +96,9 @@ struct Common {
     /// Tokens a sample is cut to; the stage's own default unless given
     #[arg(long, value_name = "N")]
     max_seq_len: Option<usize>,
+    /// The files' key for one of the known names (text=content, output=answer.best); repeatable
+    #[arg(long, value_name = "NAME=KEY")]
+    field: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -108,16 +117,17 @@ enum When {
 }
 
 impl Common {
-    fn options(&self) -> SampleOptions {
+    fn options(&self) -> Result<SampleOptions> {
         let recipe = match self.recipe {
             RecipeName::R2025 => Recipe::R2025,
             RecipeName::R2026 => Recipe::R2026,
         };
         let max_seq_len = self.max_seq_len.unwrap_or(self.stage.max_seq_len);
-        SampleOptions {
+        Ok(SampleOptions {
             on_bad: OnBad::Skip,
+            fields: Fields::parse(&self.field)?,
             ..SampleOptions::new(recipe, self.stage.kind, max_seq_len)
-        }
+        })
     }
 }
 
@@ -127,8 +137,15 @@ impl Common {
 /// Unreadable files, a tokenizer that lacks what the stage needs; for `check` faulty lines.
 pub(crate) fn run(args: DataArgs, as_json: bool) -> Result<()> {
     match args.command {
-        Command::Check(args) => check(&args, as_json),
-        Command::Show(args) => show(&args, as_json),
+        Command::Check(args) => {
+            let files = mmx_hub::resolve_data(&args.files)?;
+            check(&CheckArgs { files, ..args }, as_json)
+        }
+        Command::Show(args) => {
+            // of a data set elsewhere the first file
+            let file = mmx_hub::resolve_data(std::slice::from_ref(&args.file))?.swap_remove(0);
+            show(&ShowArgs { file, ..args }, as_json)
+        }
     }
 }
 
@@ -136,7 +153,7 @@ fn check(args: &CheckArgs, as_json: bool) -> Result<()> {
     let (faults, report, lines) = match &args.tokenizer {
         Some(path) => {
             let tokenizer = tokenizer::open(path)?;
-            let options = args.common.options();
+            let options = args.common.options()?;
             let (data, faults) = Dataset::examine(
                 &args.files,
                 &tokenizer,
@@ -144,7 +161,7 @@ fn check(args: &CheckArgs, as_json: bool) -> Result<()> {
                 &Cache::user().heard_by(Arc::new(Terminal::default())),
             )?;
             for warning in &data.warnings {
-                eprintln!("warning: {warning}");
+                warning!("{warning}");
             }
             let (report, lines) = measure(&data, args.files.len() == 1);
             (faults, report, lines)
@@ -165,6 +182,9 @@ fn check(args: &CheckArgs, as_json: bool) -> Result<()> {
         }
     };
     let report_is_empty = report["samples"] == 0;
+    let (kind, fields) = (args.common.stage.kind, Fields::parse(&args.common.field)?);
+    let look = |path: &PathBuf| Preview::of(path, kind, &fields, SHOWN);
+    let previews = args.files.iter().map(look).collect::<Result<Vec<_>, _>>()?;
     if as_json {
         let mut report = report;
         report["faults"] = faults
@@ -175,20 +195,34 @@ fn check(args: &CheckArgs, as_json: bool) -> Result<()> {
                 if let Some(record) = f.record {
                     fault["record"] = record.into();
                 }
+                if f.line == 0 {
+                    fault["line"] = Value::Null; // a file without lines
+                }
                 fault
             })
             .collect();
+        report["files"] = previews.iter().map(preview_json).collect();
         println!("{report}");
     } else {
         for (path, fault) in &faults {
-            let record = fault.record.map_or_else(String::new, |n| format!("record {n}: "));
-            println!("{}:{}: {record}{}", path.display(), fault.line, fault.message);
+            let place = match fault.record {
+                Some(_) if fault.line == 0 => format!(" {}", fault.place()),
+                Some(record) => format!("{}: record {record}", fault.line),
+                None => fault.line.to_string(),
+            };
+            println!("{}:{place}: {}", path.display(), fault.message);
             if let Some(hint) = &fault.hint {
                 println!("    {hint}");
             }
         }
         for line in lines {
             println!("{line}");
+        }
+        for preview in &previews {
+            println!("{}: {}", preview.path.display(), preview.in_words());
+            for (number, record) in &preview.samples {
+                println!("{number:>4}  {}", in_lines(record).join("\n      "));
+            }
         }
     }
     match faults.len() {
@@ -208,6 +242,55 @@ fn check(args: &CheckArgs, as_json: bool) -> Result<()> {
     }
 }
 
+/// Records that `check` shows of each file.
+const SHOWN: usize = 3;
+
+fn preview_json(preview: &Preview) -> Value {
+    let samples = preview.samples.iter().map(|(number, record)| {
+        let content = match record {
+            Record::Text(text) => json!({ "text": text }),
+            Record::Chat(turns) => json!({ "conversations": turns }),
+            Record::Preference { chosen, rejected } => {
+                json!({ "chosen": chosen, "rejected": rejected })
+            }
+        };
+        json!({ "number": number, "record": content })
+    });
+    let forms: Vec<Value> =
+        preview.forms.iter().map(|form| json!({ "name": form.name, "keys": form.keys })).collect();
+    json!({
+        "path": preview.path.to_string_lossy(), "kind": preview.file, "forms": forms,
+        "samples": samples.collect::<Vec<_>>(),
+    })
+}
+
+/// A record as it was read, a line a turn, long ones shortened.
+fn in_lines(record: &Record) -> Vec<String> {
+    /// Characters of a line.
+    const WIDTH: usize = 90;
+    let short = |text: &str| {
+        let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        match line.char_indices().nth(WIDTH) {
+            Some((end, _)) => format!("{}...", &line[..end]),
+            None => line,
+        }
+    };
+    let turns = |side: &str, turns: &[Value]| -> Vec<String> {
+        let of_turn = |turn: &Value| {
+            let word = |key: &str| turn[key].as_str().unwrap_or_default();
+            short(&format!("{side}{}: {}", word("role"), word("content")))
+        };
+        turns.iter().map(of_turn).collect()
+    };
+    match record {
+        Record::Text(text) => vec![short(text)],
+        Record::Chat(chat) => turns("", chat),
+        Record::Preference { chosen, rejected } => {
+            [turns("chosen ", chosen), turns("rejected ", rejected)].concat()
+        }
+    }
+}
+
 /// Files without a single record are a fault too: an empty download, the wrong file.
 fn nothing(files: &[PathBuf]) -> Error {
     let files: Vec<String> = files.iter().map(|path| path.display().to_string()).collect();
@@ -220,12 +303,16 @@ fn without_tokenizer(
     args: &CheckArgs,
 ) -> Result<(usize, Vec<(PathBuf, usize)>, Vec<(PathBuf, Fault)>)> {
     let (mut records, mut empty, mut faults) = (0, Vec::new(), Vec::new());
+    let (kind, fields) = (args.common.stage.kind, Fields::parse(&args.common.field)?);
     for path in &args.files {
-        let mut blocks = Blocks::open(path)?;
+        let mut blocks = Blocks::open_for(path, &fields)?;
+        if let Some(columns) = blocks.columns() {
+            forms::check_columns(path, columns, kind, &fields)?;
+        }
         while let Some(block) = blocks.next_block()? {
             let lines = block.lines();
             let check = |line: &jsonl::Line<'_>| {
-                let record = jsonl::parse(line, args.common.stage.kind);
+                let record = forms::parse(line, kind, &fields);
                 record.map(|record| record.has_empty_answer().then(|| line.label()))
             };
             let found: Vec<std::result::Result<Option<usize>, Fault>> =
@@ -267,6 +354,7 @@ fn measure(data: &Dataset, one: bool) -> (Value, Vec<String>) {
         "nothing_to_learn": data.nothing_to_learn.iter().map(|(_, line)| *line).collect::<Vec<_>>(),
         "empty_answers": data.empty_answers.iter().map(|(_, line)| *line).collect::<Vec<_>>(),
         "packed_rows": rows, "packing_gain": gain, "tools_left_out": data.tools_left_out,
+        "samples_sha256": data.digest(),
     });
     let mut lines = vec![
         format!(
@@ -304,7 +392,7 @@ fn measure(data: &Dataset, one: bool) -> (Value, Vec<String>) {
 
 fn show(args: &ShowArgs, as_json: bool) -> Result<()> {
     let tokenizer = tokenizer::open(&args.tokenizer)?;
-    let options = args.common.options();
+    let options = args.common.options()?;
     let files = std::slice::from_ref(&args.file);
     let (data, faults) = Dataset::examine(
         files,

@@ -12,6 +12,7 @@ use crate::args::device::{self, DeviceArgs};
 use crate::args::kinds;
 use crate::error::{Error, Result};
 use crate::format;
+use crate::talk::note;
 use mmx_eval::choice::{self, Request};
 use mmx_eval::perplexity::{self, Cut, Text};
 use mmx_eval::prompt::{By, Style};
@@ -140,7 +141,7 @@ pub(crate) fn run(args: EvalArgs, as_json: bool) -> Result<()> {
     let report = Report { rows: &rows, text: text.as_ref().zip(cut), choice: request.as_ref() };
     if let Some(path) = &args.html {
         report::write(&report, path)?;
-        eprintln!("{}: a page with tables and plots", path.display());
+        note!("{}: a page with tables and plots", path.display());
     }
     if as_json {
         return format::print_json(&show::to_json(&report));

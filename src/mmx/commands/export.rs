@@ -10,6 +10,7 @@ use mmx_ggml::FileType;
 use crate::args::kinds;
 use crate::error::{self, Error, Result};
 use crate::format::{self, line};
+use crate::talk::{note, warning};
 use mmx_converters::model::run_folder;
 use mmx_models::consumers::check;
 use mmx_models::export::{self, AdapterForm, Report, Request, auto, card};
@@ -226,7 +227,7 @@ pub(crate) fn run(args: ExportArgs, json: bool) -> Result<()> {
         Some(path) => (path, args.out),
         None => {
             let path = export::newest_checkpoint(std::path::Path::new("runs"))?;
-            eprintln!("model: {} (the newest checkpoint under runs/)", path.display());
+            note!("model: {} (the newest checkpoint under runs/)", path.display());
             // a checkpoint gives way to newer ones; its run stays
             let run = run_folder::run_of(&path).unwrap_or(&path);
             let out = args.out.unwrap_or_else(|| run.join("export"));
@@ -250,7 +251,7 @@ pub(crate) fn run(args: ExportArgs, json: bool) -> Result<()> {
             base_model: args.base_model,
             datasets: args.dataset,
         },
-        progress: Some(|step| eprintln!("{step}")),
+        progress: Some(|step| note!("{step}")),
         model: Some(model),
         out,
         tokenizer: args.tokenizer,
@@ -281,7 +282,7 @@ pub(crate) fn run(args: ExportArgs, json: bool) -> Result<()> {
     let options = error::options_of(&ExportArgs::augment_args(clap::Command::new("export")));
     for warning in &mut report.warnings {
         *warning = error::spelled(warning, &options);
-        eprintln!("warning: {warning}");
+        warning!("{warning}");
     }
     if json {
         let mut value = serde_json::to_value(&report)

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use crate::error::{Error, Result};
 use crate::format::{self, line};
+use crate::talk::warning;
 use mmx_models::imatrix::{Request, collect};
 
 /// Collect a model's importance matrix on a text, for `mmx quantize`, `mmx export` and
@@ -65,7 +66,7 @@ pub(crate) fn run(args: &ImatrixArgs, json: bool) -> Result<()> {
     })?;
     bar.finish_and_clear();
     let warnings = imatrix.warnings();
-    warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+    warnings.iter().for_each(|warning| warning!("{warning}"));
     let seconds = begin.elapsed().as_secs_f64();
     if json {
         return format::print_json(&json!({

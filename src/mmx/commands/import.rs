@@ -12,6 +12,7 @@ use mmx_converters::tensor::Dtype;
 
 use crate::error::{Error, Result};
 use crate::format::{self, line};
+use crate::talk::warning;
 use mmx_converters::model::run_folder;
 use mmx_models::export::{Exported, FileFallback, Report, Source, dtype_name};
 
@@ -118,7 +119,7 @@ pub(crate) fn run(args: &ImportArgs, json: bool) -> Result<()> {
         verified: None,
         warnings,
     };
-    report.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+    report.warnings.iter().for_each(|warning| warning!("{warning}"));
     if json {
         return format::print_json(&report);
     }
@@ -224,7 +225,7 @@ fn adapters(
         files.push(Exported { path, format: "peft", ty: "f32".to_owned(), bytes, seconds });
     }
     let warnings = source.model.warnings.clone();
-    warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+    warnings.iter().for_each(|warning| warning!("{warning}"));
     if json {
         return format::print_json(&serde_json::json!({
             "model": args.source.to_string_lossy(), "files": files, "fallbacks": [], "warnings": warnings,

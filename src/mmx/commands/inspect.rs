@@ -16,6 +16,7 @@ use serde_json::json;
 
 use crate::error::{Error, Result};
 use crate::format::{self, line};
+use crate::talk::warning;
 use mmx_converters::digest;
 
 /// Show what a model's files hold: keys, tensors, sizes, digests
@@ -76,7 +77,7 @@ pub(crate) fn run(args: &InspectArgs, json: bool) -> Result<()> {
     };
     let files = shown.files.iter().map(|file| Ok((file, size_and_digest(file)?)));
     let files: Vec<_> = files.collect::<Result<_>>()?;
-    shown.notes.iter().for_each(|note| eprintln!("warning: {note}"));
+    shown.notes.iter().for_each(|note| warning!("{note}"));
     if json {
         return print_json(path, args, &shown, &files);
     }

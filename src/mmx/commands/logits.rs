@@ -10,6 +10,7 @@ use serde_json::json;
 
 use crate::args::kinds;
 use crate::error::{Error, Result};
+use crate::talk::warning;
 use mmx_models::engines::{self, Kind};
 use mmx_models::open::Form;
 
@@ -58,7 +59,7 @@ pub(crate) fn run(args: LogitsArgs, as_json: bool) -> Result<()> {
         )));
     }
     let form = Form::open(&args.model)?.for_ids();
-    form.model.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+    form.model.warnings.iter().for_each(|warning| warning!("{warning}"));
     mmx_converters::file::refuse_input(&args.out, [form.path(), &args.ids])?;
     let kind = args.engine.map_or_else(|| form.engines()[0], Kind::from);
     let plain = args.device == "cpu" && args.dtype == "f32";

@@ -2,6 +2,7 @@
 
 pub(crate) mod bench;
 pub(crate) mod chat;
+pub(crate) mod completions;
 pub(crate) mod data;
 pub(crate) mod doctor;
 pub(crate) mod eval;
@@ -11,6 +12,7 @@ pub(crate) mod import;
 pub(crate) mod inspect;
 pub(crate) mod licenses;
 pub(crate) mod logits;
+pub(crate) mod man;
 pub(crate) mod ollama;
 pub(crate) mod plot;
 pub(crate) mod pull;

@@ -6,6 +6,7 @@ use clap::Subcommand;
 
 use crate::error::{Error, Result};
 use crate::format::{self, line};
+use crate::talk::note;
 use mmx_hub::ollama::Ollama;
 
 /// What the help of the command and of `create` ends with.
@@ -54,7 +55,7 @@ pub(crate) fn run(args: OllamaArgs, json: bool) -> Result<()> {
     }
     let ollama = Ollama::from_environment();
     let created = format::with_bytes_bar(|progress| {
-        ollama.create(&name, &path, progress, &mut |status| eprintln!("{status}"))
+        ollama.create(&name, &path, progress, &mut |status| note!("{status}"))
     })?;
     if json {
         return format::print_json(&created);

@@ -6,6 +6,7 @@ use mmx_ggml::FileType;
 
 use crate::error::Result;
 use crate::format::{self, line};
+use crate::talk::warning;
 use mmx_models::quantize::{Request, quantize};
 
 /// Turn a GGUF into one of another type, byte for byte as llama-quantize
@@ -55,7 +56,7 @@ pub(crate) fn run(args: &QuantizeArgs, json: bool) -> Result<()> {
         split_bytes: args.split_size,
         allow_non_finite: args.allow_non_finite,
     })?;
-    report.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+    report.warnings.iter().for_each(|warning| warning!("{warning}"));
     if json {
         return format::print_json(&report);
     }

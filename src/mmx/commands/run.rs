@@ -13,6 +13,7 @@ use crate::args::device::DeviceArgs;
 use crate::args::values;
 use crate::error::{Error, Result};
 use crate::format;
+use crate::talk::note;
 use mmx_models::open::Form;
 
 /// Generate text from a prompt
@@ -24,9 +25,10 @@ are not given are the model's own (generation_config.json, general.sampling.* of
 Examples:
   mmx run runs/sft/export/model-q4_0.gguf -p \"What is 7 + 5?\"
   mmx run model.gguf -p \"Once upon a time\" --raw -n 100 --temperature 0.8 --seed 1
+  mmx run hf:me/my-model-GGUF:q8_0 -p \"Hello\"
   echo \"Tell a story\" | mmx run runs/sft -p - --greedy --json")]
 pub(crate) struct RunArgs {
-    /// A checkpoint, a Transformers folder or a GGUF
+    /// A checkpoint, a Transformers folder, a GGUF, hf:owner/name, ms:owner/name or ollama:NAME
     model: PathBuf,
     /// The prompt; - reads it from stdin
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
@@ -204,7 +206,7 @@ pub(crate) fn run(args: RunArgs, as_json: bool) -> Result<()> {
     if args.ids {
         format::print(&format!("{:?}\n", generated.ids))?;
     }
-    eprintln!(
+    note!(
         "{} read at {prefill:.0}/s, {} written at {decode:.0}/s, {}, ended by {}",
         counted(generated.prompt_tokens, "token"),
         generated.ids.len(),

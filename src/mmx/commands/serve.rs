@@ -1,6 +1,7 @@
 //! `mmx serve`: models over HTTP.
 
-use std::path::PathBuf;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +13,9 @@ use crate::args::values;
 use crate::commands::run::Kv;
 use crate::error::{Error, Result};
 use crate::format;
+use crate::talk::{note, says, warning};
 use crate::terminal::Terminal;
-use mmx_serve::Options;
+use mmx_serve::{Options, RequestLine, RequestLog};
 
 /// Serve models: OpenAI's, Anthropic's and Ollama's APIs, and a web page to chat on
 #[derive(clap::Args, Debug)]
@@ -80,6 +82,14 @@ pub(crate) struct ServeArgs {
     /// Let requests in that reach this machine by this name (* for any); may be repeated
     #[arg(long, value_name = "NAME")]
     allowed_host: Vec<String>,
+    /// Memory of each model for texts whose place others took, MiB: a conversation that comes back
+    /// is not read again. 0: none
+    #[arg(long, value_name = "MIB", default_value_t = 256)]
+    prompt_cache: usize,
+    /// Append a JSON object a line for each request to this file, or a line to stderr with `-`:
+    /// time, path, status, model, tokens and seconds, nothing of what is asked and answered
+    #[arg(long, value_name = "FILE")]
+    request_log: Option<PathBuf>,
     #[command(flatten)]
     device: DeviceArgs,
 }
@@ -100,6 +110,64 @@ fn origin(given: &str) -> Result<String> {
             "--cors: expected an origin such as https://app.example, or *, found {given}"
         ))),
     }
+}
+
+/// The log of requests that is asked for; `-v` asks for lines on stderr.
+///
+/// # Errors
+/// A file that cannot be opened.
+fn request_log(path: Option<&Path>) -> Result<Option<RequestLog>> {
+    let path = match path {
+        Some(path) if path != "-" => path.to_owned(),
+        None if !says(log::Level::Debug) => return Ok(None),
+        _ => return Ok(Some(RequestLog::new(|line| eprintln!("{}", in_words(line))))),
+    };
+    let file = fs_err::OpenOptions::new().create(true).append(true).open(&path);
+    let file = std::sync::Mutex::new((file.map_err(|e| Error::io(&path, e))?, false));
+    Ok(Some(RequestLog::new(move |line| {
+        let mut text = as_json(line).to_string();
+        text.push('\n');
+        let mut held = file.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let (file, failed) = &mut *held;
+        // a full disk stops no answer, and is told once
+        if let Err(error) = file.write_all(text.as_bytes())
+            && !std::mem::replace(failed, true)
+        {
+            warning!("{}: {error}: requests are not logged", path.display());
+        }
+    })))
+}
+
+fn as_json(line: &RequestLine) -> serde_json::Value {
+    json!({
+        "time": line.time.to_rfc3339_opts(chrono::SecondsFormat::Millis, true),
+        "method": line.method,
+        "path": line.path,
+        "status": line.status,
+        "model": line.model,
+        "prompt_tokens": line.tokens.map(|(prompt, _)| prompt),
+        "completion_tokens": line.tokens.map(|(_, completion)| completion),
+        "began_s": rounded(line.began),
+        "seconds": rounded(line.ended),
+        "bytes": line.bytes,
+        "whole": line.whole,
+    })
+}
+
+/// Seconds to the tenth of a millisecond.
+fn rounded(seconds: f64) -> f64 {
+    (seconds * 1e4).round() / 1e4
+}
+
+fn in_words(line: &RequestLine) -> String {
+    let time = line.time.to_rfc3339_opts(chrono::SecondsFormat::Millis, true);
+    let model = line.model.as_deref().map_or(String::new(), |model| format!(", {model}"));
+    let tokens = line.tokens.map_or(String::new(), |(prompt, completion)| {
+        format!(", {prompt} tokens in, {completion} out")
+    });
+    let cut = if line.whole { "" } else { ", the client left" };
+    let RequestLine { method, path, status, ended, .. } = line;
+    format!("{time} {method} {path} {status} in {ended:.3} s{model}{tokens}{cut}")
 }
 
 /// Runs it.
@@ -141,6 +209,7 @@ pub(crate) fn run(args: ServeArgs, as_json: bool) -> Result<()> {
         threads: args.threads,
         kv: KvType::from(args.kv),
         speculate: args.speculate,
+        prompt_cache: args.prompt_cache.saturating_mul(1 << 20),
         queue: args.queue,
         max_body: args.max_body,
         max_tokens: args.max_tokens,
@@ -149,10 +218,11 @@ pub(crate) fn run(args: ServeArgs, as_json: bool) -> Result<()> {
         allowed_hosts,
         settings: mmx_serve::Settings { cors: "--cors", allowed_host: "--allowed-host" },
         grace: Duration::from_secs(args.grace),
+        request_log: request_log(args.request_log.as_deref())?,
     };
     mmx_serve::run(options, |address, names| {
         let url = format!("http://{address}");
-        eprintln!("serving {} at {url}", names.join(", "));
+        note!("serving {} at {url}", names.join(", "));
         if as_json {
             // a reader that has gone does not stop the server
             let _ = format::print_json(&json!({"url": url, "models": names}));

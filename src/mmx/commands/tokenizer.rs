@@ -14,7 +14,8 @@ use mmx_converters::words::counted;
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
-use mmx_data::texts;
+use crate::talk::{note, warning};
+use mmx_data::{Fields, texts};
 
 /// Train a tokenizer, or see what one makes of a text
 #[derive(Args, Debug)]
@@ -60,6 +61,9 @@ struct TrainArgs {
     /// Replace a tokenizer in --out that mmx did not write, or that was changed since
     #[arg(long)]
     overwrite: bool,
+    /// The data's key for one of the known names, such as text=content; repeatable
+    #[arg(long, value_name = "NAME=KEY")]
+    field: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -113,7 +117,7 @@ pub(crate) fn open(path: &Path) -> Result<Tokenizer> {
         Tokenizer::open(path)?
     };
     for warning in &tokenizer.warnings {
-        eprintln!("warning: {warning}");
+        warning!("{warning}");
     }
     Ok(tokenizer)
 }
@@ -157,8 +161,9 @@ fn run_train(args: &TrainArgs, as_json: bool) -> Result<()> {
     const SAMPLE_BYTES: usize = 1 << 20;
     let mut counts = WordCounts::new(args.word_memory << 20).cutting_out(specials)?;
     let (mut texts_read, mut bytes_read, mut sample) = (0usize, 0usize, String::new());
-    for path in &args.data {
-        texts::for_each_batch(path, |batch| {
+    let fields = Fields::parse(&args.field)?;
+    for path in &mmx_hub::resolve_data(&args.data)? {
+        texts::for_each_batch(path, &fields, |batch| {
             counts.add(batch)?;
             texts_read += batch.len();
             bytes_read += batch.iter().map(String::len).sum::<usize>();
@@ -181,7 +186,7 @@ fn run_train(args: &TrainArgs, as_json: bool) -> Result<()> {
     let (words, sampled) = (counts.len(), counts.is_sampled());
     let tokenizer = train(counts, args.vocab_size, specials)?;
     for warning in &tokenizer.warnings {
-        eprintln!("warning: {warning}");
+        warning!("{warning}");
     }
     tokenizer.save(&args.out)?;
     for path in folder::tokenizer_files(&args.out) {
@@ -200,7 +205,7 @@ fn run_train(args: &TrainArgs, as_json: bool) -> Result<()> {
         return Ok(());
     }
     if sampled {
-        eprintln!("note: the text has too many distinct words to keep; rare ones were sampled");
+        note!("note: the text has too many distinct words to keep; rare ones were sampled");
     }
     println!(
         "{}: {} from {} ({}, {}); {bytes_per_token:.2} bytes per token",
@@ -245,7 +250,7 @@ fn run_show(args: &ShowArgs, as_json: bool) -> Result<()> {
         (Some(path), _) => {
             let (messages, options) = read_chat(path)?;
             if options.tools.is_some() && !tokenizer.shows_tools() {
-                eprintln!(
+                note!(
                     "warning: {}: the chat template renders nothing of the tools",
                     tokenizer.path().display()
                 );

@@ -11,9 +11,11 @@ use serde_json::json;
 use crate::args::kinds;
 use crate::error::{Error, Result};
 use crate::format::Clock;
+use crate::talk::note;
 use mmx_models::consumers::check;
 use mmx_models::engines::Kind;
-use mmx_models::verify::{Input, Report, Request, verify};
+use mmx_models::live;
+use mmx_models::verify::{Input, Report, Request, Step, verify};
 
 /// Compare the logits of several forms of a model, in every engine that can open them
 #[derive(Args, Debug)]
@@ -22,9 +24,14 @@ use mmx_models::verify::{Input, Report, Request, verify};
   mmx verify runs/sft model-q4_0.gguf --text poem.txt --json
   mmx verify model-f32.gguf model-f16.gguf --engine ggml --engine llama.cpp --tolerance 0.02
   mmx verify runs/sft export/hf-bf16 export/*.gguf --consumers --json > checks.json
+  mmx verify runs/sft export/*.gguf --engine ollama:my-model --engine openai:http://127.0.0.1:8000
 
 A row is ok when its largest difference (f32) or its mean KL divergence in nats (16 bits and blocks) is within the
 limit for its type, and when the file's own tokenizer gives the same ids. Exit code 1 when a row is not.
+
+A running server (Ollama, vLLM, llama-server, mmx serve) is asked for greedy text of 24 tokens, after a text and in a
+chat; the reference follows it token by token. Its row has the probabilities that it returns against the reference's,
+and the first token that the reference would not have taken. OLLAMA_HOST is Ollama's address, OPENAI_API_KEY a key.
 
 --consumers asks the programs that are installed in a Python (Transformers, vLLM, llama-cpp-python, mistral.rs, MLX,
 CTranslate2, ONNX Runtime and its GenAI) for greedy text of 24 tokens, after a chat and after a text, and compares it
@@ -34,7 +41,7 @@ pub(crate) struct VerifyArgs {
     /// The reference: a checkpoint, a Transformers folder or a GGUF
     reference: PathBuf,
     /// The forms to compare with it
-    #[arg(required_unless_present = "consumers")]
+    #[arg(required_unless_present_any = ["consumers", "engines"])]
     others: Vec<PathBuf>,
     /// Compare on this text, and give its perplexity
     #[arg(long, value_name = "FILE", conflicts_with_all = ["ids", "tokens"])]
@@ -46,9 +53,10 @@ pub(crate) struct VerifyArgs {
     /// Compare on at most so many tokens of a built-in text
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = crate::args::values::at_least_one)]
     tokens: usize,
-    /// Only these engines (repeatable)
-    #[arg(long = "engine", value_name = "ENGINE")]
-    engines: Vec<kinds::Engine>,
+    /// Only these engines (repeatable): native, ggml, llama.cpp; and running servers besides,
+    /// ollama:NAME or openai:URL[#MODEL]
+    #[arg(long = "engine", value_name = "ENGINE", value_parser = kinds::judged)]
+    engines: Vec<kinds::Judged>,
     /// Largest absolute difference of a logit, in place of the limit for the type
     #[arg(long, value_name = "X")]
     tolerance: Option<f64>,
@@ -94,22 +102,38 @@ pub(crate) fn run(args: VerifyArgs, as_json: bool) -> Result<()> {
         timeout: Duration::from_secs(args.consumer_timeout as u64),
         threads: args.threads,
     });
+    let (mut engines, mut servers) = (Vec::new(), Vec::new());
+    for judged in args.engines {
+        match judged {
+            kinds::Judged::In(engine) => engines.push(Kind::from(engine)),
+            kinds::Judged::At(name) => servers.push(name),
+        }
+    }
+    if args.others.is_empty() && servers.is_empty() && consumers.is_none() {
+        return Err(Error::usage(
+            "OTHERS: expected forms to compare with the reference, or a server, found none",
+        ));
+    }
     let request = Request {
         reference: args.reference,
         others: args.others,
-        engines: args.engines.into_iter().map(Kind::from).collect(),
+        engines,
+        servers,
         input,
         tolerance: args.tolerance,
         threads: args.threads,
     };
     let mut clock = Clock::default();
-    let report = verify(&request, &mut |path, kind| {
-        clock.start(format!("computing {} with {}", path.display(), kind.name()));
+    let report = verify(&request, &mut |path, step| {
+        clock.start(match step {
+            Step::Engine(kind) => format!("computing {} with {}", path.display(), kind.name()),
+            Step::Server => format!("asking {}", path.display()),
+        });
     })?;
     drop(clock);
     let checked = consumers.map(|asked| {
         check::check(&request.reference, &request.others, &asked, &mut |path, program| {
-            eprintln!("asking {program} for {}", path.display());
+            note!("asking {program} for {}", path.display());
         })
     });
     let checked = checked.transpose()?;
@@ -149,10 +173,11 @@ fn refuse_wrong(report: &check::Report) -> Result<()> {
 /// An error when a row is not ok.
 pub(crate) fn refuse_bad(report: &Report) -> Result<()> {
     let bad = report.rows.iter().filter(|row| !row.ok).count();
+    let bad = bad + report.live.iter().filter(|row| row.fault.is_some()).count();
     if bad > 0 {
         return Err(Error::failed(format!(
             "{bad} of {} {} beyond {} limit",
-            counted(report.rows.len(), "comparison"),
+            counted(report.rows.len() + report.live.len(), "comparison"),
             if bad == 1 { "is" } else { "are" },
             if bad == 1 { "its" } else { "their" }
         )));
@@ -179,6 +204,7 @@ pub(crate) fn to_json(report: &Report) -> serde_json::Value {
                 "ok": row.ok,
             })
         })
+        .chain(report.live.iter().map(live_json))
         .collect();
     json!({
         "reference": report.reference.0.to_string_lossy(),
@@ -187,6 +213,35 @@ pub(crate) fn to_json(report: &Report) -> serde_json::Value {
         "tokens": report.tokens,
         "rows": rows,
         "ok": report.ok(),
+    })
+}
+
+/// A server's row: the fields of a form's, and what only a server's has.
+fn live_json(row: &live::Row) -> serde_json::Value {
+    let first = row.first.as_ref().map(|first| {
+        json!({
+            "prompt": first.prompt,
+            "position": first.position,
+            "expected": first.expected,
+            "found": first.found,
+            "logit_gap": first.gap,
+        })
+    });
+    json!({
+        "path": row.server,
+        "engine": row.kind,
+        "type": row.ty,
+        "max_abs_diff": row.max_abs_diff,
+        "mean_kl": row.mean_kl,
+        "top1_agreement": row.top1_agreement,
+        "ppl": null,
+        "tokens_equal": row.tokens_equal,
+        "measure": row.measure.name(),
+        "tolerance": row.tolerance,
+        "ok": row.fault.is_none(),
+        "tokens": row.tokens,
+        "first_difference": first,
+        "not_returned": row.not_returned,
     })
 }
 
@@ -247,7 +302,9 @@ pub(crate) fn print_table(report: &Report) {
         path.file_name()
             .map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned())
     };
-    let width = report.rows.iter().map(|r| name(&r.path).chars().count()).max().unwrap_or(4).max(4);
+    let names = report.rows.iter().map(|row| name(&row.path));
+    let names = names.chain(report.live.iter().map(|row| row.server.clone()));
+    let width = names.map(|name| name.chars().count()).max().unwrap_or(4).max(4);
     println!(
         "{:width$}  {:9}  {:5}  {:>9}  {:>9}  {:>6}{}  {:>6}  ok",
         "form",
@@ -280,6 +337,30 @@ pub(crate) fn print_table(report: &Report) {
                 id(expected),
                 id(found)
             );
+        }
+    }
+    for row in &report.live {
+        let number = |x: Option<f64>| x.map_or("-".to_owned(), |x| format!("{x:.2e}"));
+        println!(
+            "{:width$}  {:9}  {:5}  {:>9}  {:>9}  {:>5.1}%{}  {:>6}  {}",
+            row.server,
+            row.kind,
+            row.ty.as_deref().unwrap_or("-"),
+            number(row.max_abs_diff),
+            number(row.mean_kl),
+            100.0 * row.top1_agreement,
+            column("-"),
+            row.tokens_equal.map_or("-", |equal| if equal { "equal" } else { "DIFFER" }),
+            row.fault.as_ref().map_or("ok".to_owned(), |fault| format!("NO: {fault}")),
+        );
+        if let Some(first) = &row.first {
+            println!(
+                "{:width$}  first differing token: {} of the {}, expected {:?}, found {:?} ({:.1e} of a logit below)",
+                "", first.position, first.prompt, first.expected, first.found, first.gap
+            );
+        }
+        if !row.not_returned.is_empty() {
+            println!("{:width$}  not returned: {}", "", row.not_returned.join("; "));
         }
     }
 }

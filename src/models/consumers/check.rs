@@ -18,9 +18,9 @@ use crate::open::Form;
 /// Tokens of each text.
 const TOKENS: usize = 24;
 /// The user's message of the chat.
-const CHAT: &str = "hello 你好";
+pub(crate) const CHAT: &str = "hello 你好";
 /// The text to go on after.
-const RAW: &str = "Once upon a time";
+pub(crate) const RAW: &str = "Once upon a time";
 /// Positions that the programs are told to make room for.
 const CONTEXT: usize = 512;
 

@@ -122,12 +122,18 @@ pub fn machine() -> Vec<Finding> {
             found: found.unwrap_or_else(|| format!("no {program} in PATH")),
         });
     }
-    let token = std::env::var_os("HF_TOKEN").is_some_and(|token| !token.is_empty());
+    let token = mmx_hub::environment::Token::find().map(|token| token.place);
     findings.push(Finding {
         what: "hub token",
-        ok: token,
-        found: if token { "HF_TOKEN is set" } else { "HF_TOKEN is not set" }.to_owned(),
-        fix: (!token).then(|| "export HF_TOKEN=..., for `mmx push` and private models".to_owned()),
+        ok: token.is_some(),
+        fix: token.is_none().then(|| {
+            "hf auth login, or export HF_TOKEN=..., for `mmx push` and private models".to_owned()
+        }),
+        found: match token {
+            Some(place) if place == "HF_TOKEN" => "HF_TOKEN is set".to_owned(),
+            Some(file) => format!("in {file}"),
+            None => "HF_TOKEN is not set, and nobody is logged in".to_owned(),
+        },
     });
     findings
 }

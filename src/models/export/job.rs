@@ -438,6 +438,7 @@ impl Job<'_> {
             input: verify::Input::Sample(TOKENS),
             tolerance: None,
             threads: 1,
+            servers: Vec::new(),
         };
         let base = self.request.base.as_deref();
         let tokenizer = self.request.tokenizer.as_deref();

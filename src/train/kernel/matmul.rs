@@ -35,6 +35,16 @@ impl<'a> Matrix<'a> {
         Self { values, rows: columns, columns: rows, row: column, column: row }
     }
 
+    /// Some of its rows.
+    pub(super) fn cut_rows(self, rows: Range<usize>) -> Self {
+        self.cut(rows, 0..self.columns)
+    }
+
+    /// Some of its columns.
+    pub(super) fn cut_columns(self, columns: Range<usize>) -> Self {
+        self.cut(0..self.rows, columns)
+    }
+
     fn cut(self, rows: Range<usize>, columns: Range<usize>) -> Self {
         if rows.is_empty() || columns.is_empty() {
             return Self { values: &[], rows: rows.len(), columns: columns.len(), ..self };

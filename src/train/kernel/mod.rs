@@ -13,6 +13,7 @@ mod element;
 mod matmul;
 mod memory;
 mod norm;
+pub(crate) mod orthogonal;
 mod parallel;
 mod rope;
 mod swiglu;
@@ -21,6 +22,7 @@ pub(crate) use attention::attention;
 pub(crate) use cross_entropy::cross_entropy_and_gradient;
 pub(crate) use matmul::{add_mm, linear, linears, mm};
 pub(crate) use norm::{add_norm, norm};
+pub(crate) use parallel::parallel;
 pub(crate) use rope::rope;
 pub(crate) use swiglu::swiglu;
 

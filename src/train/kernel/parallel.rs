@@ -16,7 +16,7 @@ unsafe extern "C" {
 
 /// Calls `part` with ranges that make up `0..count`, none of them shorter than `grain` if there are
 /// several.
-pub(super) fn parallel<F: Fn(Range<usize>) + Sync>(count: usize, grain: usize, part: F) {
+pub(crate) fn parallel<F: Fn(Range<usize>) + Sync>(count: usize, grain: usize, part: F) {
     unsafe extern "C" fn call<F: Fn(Range<usize>)>(state: *const c_void, begin: i64, end: i64) {
         // SAFETY: `state` is the `part` of `parallel`, which waits until every call has returned.
         let part = unsafe { &*state.cast::<F>() };

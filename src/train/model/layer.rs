@@ -7,7 +7,8 @@ use tch::Tensor;
 use super::attention::Attention;
 use super::ffn::Dense;
 use super::linear::{Norm, Parts};
-use super::moe::MoeLayer;
+use super::moe::{Balance, MoeLayer};
+use super::samples::Samples;
 use super::variable::Torch;
 use crate::error::Result;
 
@@ -29,16 +30,17 @@ pub(super) enum FeedForward {
 
 impl FeedForward {
     /// The network's output: `[batch, seq, hidden]` to the same shape; in training also a mixture's
-    /// balancing loss.
+    /// balance. `share`: the batch is a share of a larger one.
     pub(super) fn forward(
         &self,
         x: &Tensor,
         train: bool,
-        samples: Option<&[i64]>,
-    ) -> Torch<(Tensor, Option<Tensor>)> {
+        samples: Option<&Samples>,
+        share: bool,
+    ) -> Torch<(Tensor, Option<Balance>)> {
         match self {
             Self::Dense(dense) => Ok((dense.forward(x)?, None)),
-            Self::Moe(mixture) => mixture.forward(x, train, samples),
+            Self::Moe(mixture) => mixture.forward(x, train, samples, share),
         }
     }
 }

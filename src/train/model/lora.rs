@@ -159,7 +159,7 @@ impl Lora {
                     Ok(tensor.f_to_device(device)?.set_requires_grad(true))
                 };
                 let tensor = leaf().map_err(|e| Error::torch(format!("loading {name}"), &e))?;
-                variables.push(Variable { name, tensor });
+                variables.push(Variable { name, role: None, tensor });
             }
             modules.push(module);
         }

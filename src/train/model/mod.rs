@@ -18,18 +18,23 @@ mod linear;
 mod lora;
 mod moe;
 mod rope;
+mod samples;
 mod variable;
 
-use mmx_converters::arch::{Config, weights};
+use mmx_converters::arch::{Config, Moe, weights};
 use mmx_converters::error::TensorReport;
 use mmx_converters::tensor::{Dtype, TensorView};
+use mmx_data::{Batch, Share};
 use tch::{Device, Kind, Tensor};
 
 use self::layer::{Layer, layers};
 use self::linear::{Norm, Parts, linear};
+use self::moe::Balance;
 use self::rope::Rope;
+use self::samples::Samples;
 use self::variable::{Torch, variable};
 use crate::error::{Error, Result, TorchError};
+use crate::ranks::Ranks;
 
 pub use self::lora::{Lora, Target};
 pub use self::variable::{HostTensor, Variable};
@@ -49,6 +54,8 @@ pub struct Model {
     rope: Rope,
     /// Attached adapters: the layers' linears hold their tensors.
     lora: Option<Lora>,
+    /// The processes that each have a share of a batch.
+    ranks: Ranks,
 }
 
 /// The output of the layers, before the head.
@@ -57,7 +64,7 @@ pub struct Hidden {
     /// `[batch, seq, hidden]`, after the final norm, in the compute type.
     pub hidden: Tensor,
     /// The balancing losses' sum over layers, a float32 scalar; none for dense models or outside
-    /// training.
+    /// training. Of a share of a batch, its share of the whole batch's.
     pub aux: Option<Tensor>,
 }
 
@@ -173,8 +180,25 @@ impl Model {
         };
         let norm = parts.norm("model.norm", eps)?;
         let rope = Rope::new(&config, device);
-        let lora = None;
-        Ok(Self { config, device, compute, variables, embedding, layers, norm, head, rope, lora })
+        let (lora, ranks) = (None, Ranks::default());
+        Ok(Self {
+            config,
+            device,
+            compute,
+            variables,
+            embedding,
+            layers,
+            norm,
+            head,
+            rope,
+            lora,
+            ranks,
+        })
+    }
+
+    /// Says which processes have shares of a batch: balancing losses count what all of them see.
+    pub fn set_ranks(&mut self, ranks: Ranks) {
+        self.ranks = ranks;
     }
 
     /// Puts adapters beside the linear layers they are for; the weights themselves are then fixed.
@@ -220,6 +244,16 @@ impl Model {
         &self.head
     }
 
+    /// A weight's values as float32 on the host; nothing where there is no weight of that name.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn weight_to_host(&self, name: &str) -> Result<Option<Vec<f32>>> {
+        let weight = self.variables.iter().find(|weight| weight.name == name);
+        let values = weight.map(|weight| host_f32(&weight.tensor)).transpose();
+        values.map_err(|e| Error::torch(format!("reading {name}"), &e))
+    }
+
     /// Every weight as float32 on the host, in the table's order; attached adapters after them.
     ///
     /// # Errors
@@ -243,7 +277,7 @@ impl Model {
     /// # Errors
     /// libtorch's: an id beyond the vocabulary, memory.
     pub fn hidden(&self, ids: &Tensor, train: bool) -> Result<Hidden> {
-        self.forward_hidden(ids, &[], train).map_err(|e| Error::torch("forward pass", &e))
+        self.forward_hidden(ids, &[], train, None)
     }
 
     /// The final hidden states of samples that follow one another, `packed` being the number of
@@ -255,10 +289,95 @@ impl Model {
     /// libtorch's, as [`Model::hidden`]; samples that are more or fewer positions than there are
     /// ids.
     pub fn hidden_packed(&self, ids: &Tensor, packed: &[usize], train: bool) -> Result<Hidden> {
-        self.forward_hidden(ids, packed, train).map_err(|e| Error::torch("forward pass", &e))
+        self.forward_hidden(ids, packed, train, None)
     }
 
-    fn forward_hidden(&self, ids: &Tensor, packed: &[usize], train: bool) -> Torch<Hidden> {
+    /// The final hidden states of a batch's ids, which is perhaps the share that one of several
+    /// processes has, perhaps without rows: all processes have to call this, as the balancing loss
+    /// may be of what all of them see.
+    ///
+    /// # Errors
+    /// libtorch's, as [`Model::hidden`]; in training another process that fails.
+    pub fn hidden_of(&self, ids: &Tensor, batch: &Batch, train: bool) -> Result<Hidden> {
+        self.forward_hidden(ids, &batch.packed, train, batch.share.map(|share| (share, batch)))
+    }
+
+    fn forward_hidden(
+        &self,
+        ids: &Tensor,
+        packed: &[usize],
+        train: bool,
+        share: Option<(Share, &Batch)>,
+    ) -> Result<Hidden> {
+        let doing = |e| Error::torch("forward pass", &e);
+        let (hidden, balances) = match ids.numel() {
+            0 if share.is_some() => self.no_rows(train).map_err(doing)?,
+            _ => self.through_layers(ids, packed, train, share.is_some()).map_err(doing)?,
+        };
+        let (mut aux, mut statistics) = (None, Vec::new());
+        for balance in balances {
+            match (balance, aux) {
+                (Balance::Loss(loss), None) => aux = Some(loss),
+                (Balance::Loss(loss), Some(sum)) => {
+                    aux = Some(Tensor::f_add(&sum, &loss).map_err(doing)?);
+                }
+                (Balance::Statistics(layer), before) => {
+                    statistics.push(layer);
+                    aux = before;
+                }
+            }
+        }
+        if let Some((whole, batch)) = share {
+            aux = match statistics.is_empty() {
+                // a mean over sequences: it counts as many as the share has
+                true => {
+                    let part = batch.sequences() as f64 / whole.sequences.max(1) as f64;
+                    aux.map(|aux| aux.f_mul_scalar(part)).transpose().map_err(doing)?
+                }
+                false => Some(self.balance(&statistics, whole.positions)?),
+            };
+        }
+        Ok(Hidden { hidden, aux })
+    }
+
+    /// The share's part of a balancing loss of the whole batch, whose positions' choices are counted
+    /// over all processes.
+    fn balance(&self, layers: &[Tensor], positions: usize) -> Result<Tensor> {
+        let Some(moe) = &self.config.moe else {
+            return Err(Error::failed("balancing loss: expected a mixture of experts, found none"));
+        };
+        let doing = |e| Error::torch("balancing loss", &e);
+        let statistics = Tensor::f_stack(layers, 1).map_err(doing)?; // [2, layers, experts]
+        let of = |half| statistics.f_select(0, half);
+        // a copy: the sum over all is put in its place
+        let counts = of(0).and_then(|of| of.detach().f_mul_scalar(1.0));
+        let mut counts = counts.map_err(doing)?;
+        self.ranks.sum(&mut counts)?;
+        let sums = of(1).map_err(doing)?;
+        moe::loss_of_statistics(moe, &counts, &sums, positions).map_err(doing)
+    }
+
+    /// What a share without rows gives: no hidden state, and a balance of nothing.
+    fn no_rows(&self, train: bool) -> Torch<(Tensor, Vec<Balance>)> {
+        let kind = (wide(self.compute), self.device);
+        let hidden = self.config.hidden_size as i64;
+        let hidden = Tensor::f_zeros([0, 0, hidden], (self.compute, self.device))?;
+        let balance = |moe: &Moe| match moe::is_of_whole_batch(moe.aux_loss) {
+            true => Tensor::f_zeros([2, moe.num_experts as i64], kind).map(Balance::Statistics),
+            false => Tensor::f_zeros([], kind).map(Balance::Loss),
+        };
+        let mixtures = self.config.moe.iter().filter(|_| train);
+        let balances = mixtures.flat_map(|moe| self.layers.iter().map(move |_| balance(moe)));
+        Ok((hidden, balances.collect::<Torch<_>>()?))
+    }
+
+    fn through_layers(
+        &self,
+        ids: &Tensor,
+        packed: &[usize],
+        train: bool,
+        share: bool,
+    ) -> Torch<(Tensor, Vec<Balance>)> {
         let (batch, seq) = ids.size2()?;
         let lengths: Vec<i64> = packed.iter().map(|&length| length as i64).collect();
         let (rope, samples) = match lengths.iter().max() {
@@ -267,7 +386,10 @@ impl Model {
                 let positions: Vec<i64> = lengths.iter().flat_map(|&length| 0..length).collect();
                 let positions = Tensor::f_from_slice(&positions)?.f_view([batch, seq])?;
                 let positions = device::upload(&positions, self.device)?;
-                (self.rope.tables_at(&positions, longest)?, Some(lengths.as_slice()))
+                (
+                    self.rope.tables_at(&positions, longest)?,
+                    Some(Samples::new(lengths, self.device)),
+                )
             }
         };
         // [batch, seq] -> [batch, seq, hidden], float32: the residual stream
@@ -278,19 +400,17 @@ impl Model {
             Some(layer) => layer.input_norm.forward(&x, self.compute)?,
             None => self.norm.forward(&x, self.compute)?,
         };
-        let mut aux: Option<Tensor> = None;
+        let mut balances = Vec::new();
         for (layer, next_norm) in self.layers.iter().zip(&mut norms) {
-            let mixed = layer.attention.forward(&normed, &rope, samples)?;
+            let mixed = layer.attention.forward(&normed, &rope, samples.as_ref())?;
             (x, normed) = layer.post_attention_norm.add(&x, &mixed, self.compute)?;
-            let (out, layer_aux) = layer.feed_forward.forward(&normed, train, samples)?;
+            let (out, balance) =
+                layer.feed_forward.forward(&normed, train, samples.as_ref(), share)?;
             (x, normed) = next_norm.add(&x, &out, self.compute)?;
-            aux = match (aux, layer_aux) {
-                (Some(sum), Some(more)) => Some(sum.f_add(&more)?),
-                (sum, more) => sum.or(more),
-            };
+            balances.extend(balance);
         }
         debug_assert_eq!(x.size(), [batch, seq, self.config.hidden_size as i64]);
-        Ok(Hidden { hidden: normed, aux })
+        Ok((normed, balances))
     }
 
     /// Hidden states `[.., hidden]` to float32 logits `[.., vocab]`.

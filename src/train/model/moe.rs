@@ -1,17 +1,55 @@
-//! The mixture of experts: router, tokens grouped by expert, and the two balancing losses.
+//! The mixture of experts: router, tokens grouped by expert, and the balancing losses.
 //!
 //! Every assignment (token, expert) is one row. Rows are sorted by expert, each expert sees its own
 //! rows only, and the results are put back: work grows with the experts chosen, not with those
 //! there are.
 
 use mmx_converters::arch::{AuxLoss, Family, Moe};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
-use super::device::upload;
 use super::ffn::Dense;
 use super::linear::Parts;
+use super::samples::Samples;
 use super::variable::{Torch, wide};
 use crate::error::Result;
+
+/// What a layer has to say about the balance of its experts, in training.
+#[derive(Debug)]
+pub(super) enum Balance {
+    /// Its balancing loss, a float32 scalar: the mean over the sequences that were seen.
+    Loss(Tensor),
+    /// Where tokens of other processes count too: how often each expert was chosen and the sum of
+    /// its scores, `[2, experts]`, from which [`loss_of_statistics`] makes the loss.
+    Statistics(Tensor),
+}
+
+/// True of a balancing loss whose value is no mean over sequences, so that it cannot be computed
+/// from parts of a batch one by one.
+pub(super) fn is_of_whole_batch(aux_loss: AuxLoss) -> bool {
+    match aux_loss {
+        AuxLoss::PerSequence { .. } => false,
+        AuxLoss::PerBatch { .. } | AuxLoss::Switch { .. } => true,
+    }
+}
+
+/// The balancing loss of all layers, from `counts` of the whole batch and the `sums` of scores of
+/// some of its tokens, `[layers, experts]` each: over the processes it adds up to the whole batch's.
+/// `positions`: tokens of the whole batch.
+pub(super) fn loss_of_statistics(
+    moe: &Moe,
+    counts: &Tensor,
+    sums: &Tensor,
+    positions: usize,
+) -> Torch<Tensor> {
+    let coefficient = match moe.aux_loss {
+        AuxLoss::PerSequence { alpha } | AuxLoss::PerBatch { alpha } => {
+            alpha / moe.num_experts_per_tok as f64
+        }
+        AuxLoss::Switch { coefficient } => coefficient,
+    };
+    let scale = coefficient * moe.num_experts as f64 / (positions.max(1) as f64).powi(2);
+    counts.f_mul(sums)?.f_sum(sums.kind())?.f_mul_scalar(scale)
+}
 
 /// One layer's mixture of experts.
 #[derive(Debug)]
@@ -42,13 +80,15 @@ impl MoeLayer {
         })
     }
 
-    /// `[batch, seq, hidden]` to the same; in training also the balancing loss.
+    /// `[batch, seq, hidden]` to the same; in training also the balance. `share`: the batch is a
+    /// share of a larger one.
     pub(super) fn forward(
         &self,
         x: &Tensor,
         train: bool,
-        samples: Option<&[i64]>,
-    ) -> Torch<(Tensor, Option<Tensor>)> {
+        samples: Option<&Samples>,
+        share: bool,
+    ) -> Torch<(Tensor, Option<Balance>)> {
         let (batch, seq, hidden) = x.size3()?;
         let wide = wide(x.kind());
         let tokens = x.f_reshape([batch * seq, hidden])?;
@@ -66,12 +106,17 @@ impl MoeLayer {
         for shared in &self.shared {
             out = out.f_add(&shared.forward(&tokens)?)?;
         }
-        let aux = match (train, samples) {
+        let balance = match (train, samples) {
             (false, _) => None,
-            (true, None) => Some(self.aux(&scores, &chosen, batch, seq)?),
-            (true, Some(samples)) => Some(self.aux_of_samples(&scores, &chosen, samples)?),
+            (true, _) if share && is_of_whole_batch(self.aux_loss) => {
+                Some(Balance::Statistics(self.statistics(&scores, &chosen)?))
+            }
+            (true, None) => Some(Balance::Loss(self.aux(&scores, &chosen, batch, seq)?)),
+            (true, Some(samples)) => {
+                Some(Balance::Loss(self.aux_of_samples(&scores, &chosen, samples)?))
+            }
         };
-        Ok((out.f_view([batch, seq, hidden])?, aux))
+        Ok((out.f_view([batch, seq, hidden])?, balance))
     }
 
     /// `tokens [tokens, hidden]`, `weights` and `chosen [tokens, k]` to `[tokens, hidden]`,
@@ -82,7 +127,7 @@ impl MoeLayer {
         // stable: rows of one expert stay in token order, so sums come out the same every time
         let order = assigned.f_argsort_stable(true, 0, false)?;
         let rows_per_expert: Vec<i64> =
-            Vec::try_from(assigned.f_bincount(None::<Tensor>, self.experts.len() as i64)?)?;
+            Vec::try_from(occurrences(&assigned, self.experts.len() as i64)?)?;
         let of_token = if self.top_k == 1 {
             order.shallow_clone()
         } else {
@@ -103,6 +148,14 @@ impl MoeLayer {
             .f_index_select(0, &back)?
             .f_view([count, self.top_k, hidden])?;
         outputs.f_mul(&weights.f_unsqueeze(-1)?)?.f_sum_dim_intlist(1, false, weights.kind())
+    }
+
+    /// See [`Balance::Statistics`]. `scores [tokens, experts]`, `chosen [tokens, k]`.
+    fn statistics(&self, scores: &Tensor, chosen: &Tensor) -> Torch<Tensor> {
+        let counts = occurrences(&chosen.f_reshape([-1])?, self.experts.len() as i64)?
+            .f_to_kind(scores.kind())?;
+        let sums = scores.f_sum_dim_intlist(0, false, scores.kind())?;
+        Tensor::f_stack(&[counts, sums], 0) // [2, experts]
     }
 
     /// The balancing loss, a float32 scalar. Source: docs/models.md, mixture of experts.
@@ -140,27 +193,25 @@ impl MoeLayer {
     }
 
     /// The balancing loss where samples share a row: each sample counts as a sequence.
-    fn aux_of_samples(&self, scores: &Tensor, chosen: &Tensor, samples: &[i64]) -> Torch<Tensor> {
+    fn aux_of_samples(&self, scores: &Tensor, chosen: &Tensor, samples: &Samples) -> Torch<Tensor> {
         let (experts, kind) = (self.experts.len() as i64, scores.kind());
         // group of each token: its sample, or one for all
-        let (tokens, of_token): (Vec<i64>, Vec<i64>) = match self.aux_loss {
+        let all: i64 = samples.lengths().iter().sum();
+        let filled = |size: [i64; 1], value: i64| {
+            Tensor::f_full(size, value, (Kind::Int64, scores.device()))
+        };
+        let (groups, of_token, tokens) = match self.aux_loss {
             AuxLoss::PerSequence { .. } => {
-                let of = |(group, &n): (i64, &i64)| std::iter::repeat_n(group, n as usize);
-                (samples.to_vec(), (0i64..).zip(samples).flat_map(of).collect())
+                let (owners, lengths) = samples.owners()?;
+                (samples.lengths().len() as i64, owners.shallow_clone(), lengths.shallow_clone())
             }
             AuxLoss::PerBatch { .. } | AuxLoss::Switch { .. } => {
-                let all: i64 = samples.iter().sum();
-                (vec![all], vec![0; all as usize])
+                (1, filled([all], 0)?, filled([1], all)?)
             }
         };
-        let groups = tokens.len() as i64;
-        let of_token = upload(&Tensor::f_from_slice(&of_token)?, scores.device())?;
-        let tokens = Tensor::f_from_slice(&tokens)?.f_to_kind(kind)?.f_unsqueeze(1)?;
-        let tokens = upload(&tokens, scores.device())?; // [groups, 1]
+        let tokens = tokens.f_to_kind(kind)?.f_unsqueeze(1)?; // [groups, 1]
         let cell = of_token.f_unsqueeze(1)?.f_mul_scalar(experts)?.f_add(chosen)?; // [tokens, k]
-        let counts = cell
-            .f_reshape([-1])?
-            .f_bincount(None::<Tensor>, groups * experts)?
+        let counts = occurrences(&cell.f_reshape([-1])?, groups * experts)?
             .f_view([groups, experts])?
             .f_to_kind(kind)?;
         let sums = Tensor::f_zeros([groups, experts], (kind, scores.device()))?
@@ -178,4 +229,14 @@ impl MoeLayer {
             .f_sum(kind)?
             .f_mul_scalar(coefficient / groups.max(1) as f64)
     }
+}
+
+/// How often each of the numbers below `bins` occurs in `values`, int64 `[bins]`. On CUDA,
+/// libtorch's bincount would wait for the least and the largest of them first.
+fn occurrences(values: &Tensor, bins: i64) -> Torch<Tensor> {
+    Tensor::f_zeros([bins], (values.kind(), values.device()))?.f_scatter_add_(
+        0,
+        values,
+        &values.f_ones_like()?,
+    )
 }

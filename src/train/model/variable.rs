@@ -3,7 +3,7 @@
 //! In: a row of a family's table and its bytes, or a tensor. Out: a [`Variable`], or a
 //! [`HostTensor`].
 
-use mmx_converters::arch::Weight;
+use mmx_converters::arch::{Role, Weight};
 use mmx_converters::tensor::{Dtype, TensorView};
 use tch::{Device, Kind, TchError, Tensor};
 
@@ -18,6 +18,8 @@ pub(crate) type Torch<T> = std::result::Result<T, TchError>;
 pub struct Variable {
     /// MiniMind's name: the row's `name` in [`weights`](mmx_converters::arch::weights).
     pub name: String,
+    /// Its role in the model; none for what stands beside the model, an adapter's factors.
+    pub role: Option<Role>,
     /// float32, a leaf of autograd.
     pub tensor: Tensor,
 }
@@ -25,7 +27,7 @@ pub struct Variable {
 impl Variable {
     /// Another handle to the same tensor.
     pub fn share(&self) -> Self {
-        Self { name: self.name.clone(), tensor: self.tensor.shallow_clone() }
+        Self { name: self.name.clone(), role: self.role, tensor: self.tensor.shallow_clone() }
     }
 }
 
@@ -75,7 +77,7 @@ pub(super) fn variable(
         Ok(tensor.set_requires_grad(true))
     };
     let tensor = build().map_err(|e| Error::torch(format!("loading {}", row.name), &e))?;
-    Ok(Variable { name: row.name.clone(), tensor })
+    Ok(Variable { name: row.name.clone(), role: Some(row.role), tensor })
 }
 
 /// A tensor's elements as float32 on the host, row-major.

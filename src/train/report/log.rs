@@ -248,16 +248,31 @@ fn in_words(seconds: f64) -> String {
     }
 }
 
-/// A trace in the golden format: `head` first, then `steps` and `final`.
-pub fn trace(head: Map<String, Value>, steps: &[MicroStep], weights: &[HostTensor]) -> Value {
+/// A trace in the golden format: `head` first, then `steps` and `final`: of every weight the sums of
+/// its values, and of how far they have moved from `start`, the weights before the first step.
+pub fn trace(
+    head: Map<String, Value>,
+    steps: &[MicroStep],
+    start: &[HostTensor],
+    weights: &[HostTensor],
+) -> Value {
+    fn sums(values: impl Iterator<Item = f64>) -> [f64; 3] {
+        let add = |[sum, abs, square]: [f64; 3], v: f64| [sum + v, abs + v.abs(), square + v * v];
+        let [sum, abs, square] = values.fold([0.0; 3], add);
+        [sum, abs, square.sqrt()]
+    }
     let sums = weights.iter().map(|tensor| {
         let values = || tensor.values.iter().map(|&v| f64::from(v));
-        let sums = json!({
-            "sum": values().sum::<f64>(),
-            "abs": values().map(f64::abs).sum::<f64>(),
-            "l2": values().map(|v| v * v).sum::<f64>().sqrt(),
-        });
-        (tensor.name.clone(), sums)
+        let [sum, abs, l2] = sums(values());
+        let mut of = json!({"sum": sum, "abs": abs, "l2": l2});
+        if let Some(start) = start.iter().find(|start| start.name == tensor.name) {
+            let moved = values().zip(&start.values).map(|(now, &then)| now - f64::from(then));
+            let names = ["moved_sum", "moved_abs", "moved_l2"];
+            for (name, value) in names.into_iter().zip(sums(moved)) {
+                of[name] = json!(value);
+            }
+        }
+        (tensor.name.clone(), of)
     });
     let mut out = head;
     out.insert("steps".into(), steps.iter().map(MicroStep::to_json).collect());
@@ -281,6 +296,7 @@ mod tests {
         let micro = |loss| MicroStep {
             step: 0,
             lr: 0.5,
+            adam_lr: None,
             loss,
             grad_norm: Some(2.0),
             parts: vec![("ce", json!(loss))],

@@ -141,6 +141,7 @@ mod tests {
             seq: 8,
             lines: vec![(0, 1), (0, 2)],
             packed: Vec::new(),
+            share: None,
         };
         let expected: [&[u32]; 2] = [&[0, 1, 2], &[8, 9, 10, 11, 12, 13, 14, 15]];
         assert_eq!(of_batch(&batch), expected);

@@ -63,8 +63,8 @@ impl Stage for Distill {
         };
         let Some(targets) = targets else { return Ok(Loss::nothing()) };
         let ids = inputs(model, batch)?;
-        let of_teacher = tch::no_grad(|| teacher.hidden_packed(&ids, &batch.packed, false))?.hidden;
-        let student = model.hidden_packed(&ids, &batch.packed, true)?;
+        let of_teacher = tch::no_grad(|| teacher.hidden_of(&ids, batch, false))?.hidden;
+        let student = model.hidden_of(&ids, batch, true)?;
         let mixture = (options.alpha, options.temperature);
         let found =
             loss::distillation(model, &student.hidden, teacher, &of_teacher, &targets, mixture)?;

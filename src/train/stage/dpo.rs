@@ -59,27 +59,31 @@ impl Stage for Dpo {
         let Some(targets) = Targets::new(batch, model.device())? else {
             return Ok(Loss::nothing());
         };
+        // of all ranks: their losses, each a sum over its own pairs, add up to the mean
+        let pairs = (batch.whole().sequences / 2) as f64;
         let answers = Answers::new(batch, ready.options.logps, model)?;
         let ids = inputs(model, batch)?; // [2 * pairs, seq]: all chosen, then all rejected
         let of_reference = tch::no_grad(|| {
-            let hidden = ready.reference.hidden(&ids, false)?.hidden;
+            let hidden = ready.reference.hidden_of(&ids, batch, false)?.hidden;
             let logps = loss::log_probabilities(&ready.reference, &hidden, &targets)?;
             answers.gather(&logps).map_err(|e| Error::torch("reference log-probabilities", &e))
         })?; // [2 * pairs]
-        let policy = model.hidden(&ids, ready.with_aux)?;
+        let policy = model.hidden_of(&ids, batch, ready.with_aux)?;
         let margins = |logps: &Tensor| -> Result<Tensor, TchError> {
             let difference = answers.gather(logps)?.f_sub(&of_reference)?; // [2 * pairs]
-            let halves = difference.f_chunk(2, 0)?;
-            halves[0].f_sub(&halves[1]) // [pairs]
+            let own = answers.rows / 2;
+            difference.f_narrow(0, 0, own)?.f_sub(&difference.f_narrow(0, own, own)?) // [pairs]
         };
         let margin = std::cell::RefCell::new(None);
         let dpo = loss::of_log_probabilities(model, &policy.hidden, &targets, &|logps| {
             let margins = margins(logps)?;
-            margin.replace(Some(margins.detach().f_mean(margins.kind())?));
+            let mean = margins.detach().f_sum(margins.kind())?.f_div_scalar(pairs)?;
+            margin.replace(Some(mean));
             margins
                 .f_mul_scalar(ready.options.beta)?
                 .f_log_sigmoid()?
-                .f_mean(margins.kind())?
+                .f_sum(margins.kind())?
+                .f_div_scalar(pairs)?
                 .f_neg()
         })?;
         let mut parts = vec![("dpo", Part::Scalar(dpo.shallow_clone()))];

@@ -127,4 +127,12 @@ impl TrainConfig {
     pub fn new(stage: &dyn Stage, recipe: Recipe) -> Self {
         Self::of_defaults(stage.info(), stage.defaults(recipe), recipe)
     }
+
+    /// The values of a recipe by its name, 2025, 2026 or fast, for a stage.
+    ///
+    /// # Errors
+    /// Another name.
+    pub fn named(stage: &dyn Stage, recipe: &str) -> Result<Self> {
+        Self::of_recipe(recipe, stage.info(), |recipe| stage.defaults(recipe))
+    }
 }

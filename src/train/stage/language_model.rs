@@ -33,7 +33,7 @@ pub(super) fn cross_entropy_and_balance(
     batch: &Batch,
     targets: &Targets,
 ) -> Result<Loss> {
-    let hidden = model.hidden_packed(&inputs(model, batch)?, &batch.packed, true)?;
+    let hidden = model.hidden_of(&inputs(model, batch)?, batch, true)?;
     let ce = loss::cross_entropy(model, &hidden.hidden, targets)?;
     let (total, aux) = match hidden.aux {
         Some(aux) => {
