@@ -96,6 +96,13 @@ fn the_shards_of_the_train_split_have_the_samples_of_their_files() {
     let (found, _) = checked(&hub, dir.path(), "pretrain", &["hf:datasets/me/texts"], &offline);
     assert_eq!(found["samples_sha256"], expected["samples_sha256"]);
     assert_eq!(hub.state().downloads.len(), before);
+    // what is asked can be seen, without what is signed
+    let verbose = [("MMX_LOG", "mmx_hub=debug")];
+    let (_, talk) = checked(&hub, dir.path(), "pretrain", &["hf:datasets/me/texts"], &verbose);
+    assert!(
+        talk.contains("debug mmx_hub::http: GET http://127.0.0.1:") && !talk.contains('?'),
+        "{talk}"
+    );
     let layout = dir.path().join("hf/hub/datasets--me--texts/snapshots");
     assert!(layout.is_dir(), "the official client's layout");
 }

@@ -102,7 +102,7 @@ impl Client {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        request.call().map_err(|e| unreachable_server(&url, &e))
+        recorded(method, &url, request.call()).map_err(|e| unreachable_server(&url, &e))
     }
 
     /// Sends a POST or PUT; `length` says how many bytes the reader will give.
@@ -126,7 +126,8 @@ impl Client {
             request = request.header(*name, *value);
         }
         let request = request.header("Content-Length", length.to_string());
-        request.send(SendBody::from_reader(body)).map_err(|e| unreachable_server(&url, &e))
+        let answer = request.send(SendBody::from_reader(body));
+        recorded(method, &url, answer).map_err(|e| unreachable_server(&url, &e))
     }
 
     /// Sends a POST of JSON.
@@ -142,6 +143,20 @@ impl Client {
         let all = [if own { &[][..] } else { &json[..] }, headers].concat();
         self.send("POST", path, &all, &mut text.as_bytes(), text.len() as u64)
     }
+}
+
+/// An answer, which is recorded; of the address nothing that is signed.
+fn recorded(
+    method: &str,
+    url: &str,
+    answer: std::result::Result<Response<Body>, ureq::Error>,
+) -> std::result::Result<Response<Body>, ureq::Error> {
+    let url = without_query(url);
+    match &answer {
+        Ok(answer) => log::debug!("{method} {url}: HTTP {}", answer.status().as_u16()),
+        Err(error) => log::debug!("{method} {url}: {error}"),
+    }
+    answer
 }
 
 /// The certificate authorities: the system's, to which a company adds its own; Mozilla's list where

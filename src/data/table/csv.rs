@@ -1,9 +1,9 @@
 //! CSV and TSV: a header with the columns' names, then a row each; cells are texts.
 
+use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use csv::{ByteRecord, Reader, ReaderBuilder};
 use mmx_converters::{Error, Result};
@@ -20,7 +20,7 @@ pub(crate) struct CsvTable<R> {
     reader: Reader<Counted<R>>,
     separator: u8,
     columns: Vec<String>,
-    counts: Arc<Counts>,
+    counts: Arc<Mutex<Counts>>,
     row: usize,
     /// The row read last: its line, and whether it goes over several.
     last: (u64, bool),
@@ -32,7 +32,7 @@ impl<R: Read + Send> CsvTable<R> {
     /// # Errors
     /// No header that is UTF-8, or one with a name twice.
     pub(crate) fn open(path: &Path, text: R, separator: u8) -> Result<Self> {
-        let counts = Arc::new(Counts::default());
+        let counts = Arc::<Mutex<Counts>>::default();
         let text = Counted { text, counts: counts.clone() };
         let mut reader = ReaderBuilder::new().delimiter(separator).flexible(true).from_reader(text);
         let says = |why: String| Error::failed(format!("{}: line 1: {why}", path.display()));
@@ -83,13 +83,13 @@ impl<R: Read + Send> Table for CsvTable<R> {
     fn next_rows(&mut self, bytes: usize) -> Result<Option<Rows>> {
         let mut rows = Rows::default();
         let mut cells = ByteRecord::new();
-        let before = self.counts.read.load(Ordering::Relaxed);
+        let before = locked(&self.counts).read;
         while rows.texts.len() < bytes {
-            self.counts.row.store(0, Ordering::Relaxed);
+            locked(&self.counts).row = 0;
             let more =
                 self.reader.read_byte_record(&mut cells).map_err(|e| unreadable(&self.path, e))?;
             if !more {
-                let odd = !self.counts.quotes.load(Ordering::Relaxed).is_multiple_of(2);
+                let odd = !locked(&self.counts).quotes.is_multiple_of(2);
                 if odd && self.last.1 {
                     return Err(Error::failed(format!(
                         "{}: line {}: expected the closing quote of a cell of row {}, found the end of the file",
@@ -101,14 +101,15 @@ impl<R: Read + Send> Table for CsvTable<R> {
                 break;
             }
             self.row += 1;
-            let line = cells.position().map_or(0, csv::Position::line);
+            let from = cells.position().map_or(0, csv::Position::byte);
+            let line = locked(&self.counts).line_from(from);
             self.last = (line, cells.iter().any(|cell| cell.contains(&b'\n')));
             rows.push(self.row, line as usize, self.record(&cells));
             if rows.spans.len() >= bytes {
                 break; // rows without a text have no bytes
             }
         }
-        rows.read = (self.counts.read.load(Ordering::Relaxed) - before) as usize;
+        rows.read = (locked(&self.counts).read - before) as usize;
         Ok((!rows.spans.is_empty()).then_some(rows))
     }
 }
@@ -123,32 +124,72 @@ fn unreadable(path: &Path, error: csv::Error) -> Error {
 /// What has been read of a text.
 #[derive(Debug, Default)]
 struct Counts {
-    read: AtomicU64,
-    quotes: AtomicU64,
+    read: u64,
+    quotes: u64,
     /// Bytes since a row was asked for.
-    row: AtomicU64,
+    row: u64,
+    /// Line ends.
+    ends: u64,
+    /// Where the line under way begins, and whether it is not blank.
+    start: u64,
+    inked: bool,
+    /// Where lines that are not blank begin, and their numbers, of what no row was taken from yet.
+    starts: VecDeque<(u64, u64)>,
 }
 
-/// A text that counts its quotes, and ends where a row does not.
+impl Counts {
+    fn add(&mut self, bytes: &[u8]) {
+        for (at, byte) in (self.read..).zip(bytes) {
+            match byte {
+                b'\n' => {
+                    self.ends += 1;
+                    (self.start, self.inked) = (at + 1, false);
+                }
+                b'\r' => {}
+                _ if !self.inked => {
+                    self.inked = true;
+                    self.starts.push_back((self.start, self.ends + 1));
+                }
+                _ => {}
+            }
+            self.quotes += u64::from(*byte == b'"');
+        }
+        self.read += bytes.len() as u64;
+        self.row += bytes.len() as u64;
+    }
+
+    /// The number of the line in which a row begins that was looked for from byte `from` on: line
+    /// ends and blank lines may come before it.
+    fn line_from(&mut self, from: u64) -> u64 {
+        while self.starts.front().is_some_and(|(start, _)| *start < from) {
+            self.starts.pop_front();
+        }
+        self.starts.front().map_or(self.ends + 1, |(_, line)| *line)
+    }
+}
+
+/// A text that counts its quotes and lines, and ends where a row does not.
 struct Counted<R> {
     text: R,
-    counts: Arc<Counts>,
+    counts: Arc<Mutex<Counts>>,
 }
 
 impl<R: Read> Read for Counted<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.text.read(buffer)?;
-        let quotes = buffer[..read].iter().filter(|byte| **byte == b'"').count();
-        self.counts.read.fetch_add(read as u64, Ordering::Relaxed);
-        self.counts.quotes.fetch_add(quotes as u64, Ordering::Relaxed);
-        let row = self.counts.row.fetch_add(read as u64, Ordering::Relaxed) + read as u64;
-        if row > LONGEST_ROW {
+        let mut counts = locked(&self.counts);
+        counts.add(&buffer[..read]);
+        if counts.row > LONGEST_ROW {
             return Err(io::Error::other(format!(
                 "expected rows of at most {LONGEST_ROW} bytes, found a longer one: a quote may not be closed"
             )));
         }
         Ok(read)
     }
+}
+
+fn locked(counts: &Mutex<Counts>) -> MutexGuard<'_, Counts> {
+    counts.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
