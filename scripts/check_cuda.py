@@ -74,15 +74,16 @@ class Checks:
 
         self.check(f"logits {model} {dtype}", run)
 
-    def trajectory(self, stage, model, name, options, dtype, folder):
+    def trajectory(self, stage, model, name, options, dtype, folder, processes=1):
         def run():
             where, recipe = model.split("/")[0], "2026" if "2026" in model else "2025"
-            trace = f"{folder}/{name}-{dtype}.json"
+            out = f"{folder}/{name}-{dtype}-{processes}"
+            trace = f"{out}.json"
             self.mmx(
                 "train", stage, "--from", f"{SHARED}/{model}", "--tokenizer", f"{SHARED}/{where}",
                 "--data", f"{SHARED}/{where}/{stage}.jsonl", "--recipe", recipe, "--pack", "off", "--shuffle", "off",
-                "--batch-size", "4", "--epochs", "1", "--max-seq-len", "128" if recipe == "2025" else "160",
-                "--dtype", dtype, "--device", self.args.device, "--trace", trace, "--out", f"{folder}/{name}-{dtype}",
+                "--batch-size", str(4 // processes), "--processes", str(processes), "--epochs", "1", "--max-seq-len", "128" if recipe == "2025" else "160",
+                "--dtype", dtype, "--device", self.args.device, "--trace", trace, "--out", out,
                 *options,
             )
             found = json.load(open(trace))
@@ -97,7 +98,8 @@ class Checks:
             weights = max(abs(found["final"][n][key] - w[key]) / abs(w[key]) for n, w in expected["final"].items() for key in ("abs", "l2"))
             return [relative("loss"), relative("grad_norm"), weights], TRAJECTORY[dtype]
 
-        self.check(f"{stage} {name} {dtype} (loss, norm, weights)", run)
+        among = f" among {processes} devices" if processes > 1 else ""
+        self.check(f"{stage} {name} {dtype}{among} (loss, norm, weights)", run)
 
 
 def bench(args):
@@ -141,6 +143,14 @@ def main():
                 checks.logits(model, dtype, folder)
             for run in RUNS:
                 checks.trajectory(*run, dtype, folder)
+        # two processes: NCCL where there are two devices, gloo on the CPU
+        if args.device == "cpu" or args.device == "cuda" and torch.cuda.device_count() >= 2:
+            for run in RUNS:
+                checks.trajectory(*run, "f32", folder, processes=2)
+            meet = [f"{args.mmx}-train", "meet", "--processes", "2", "--device", args.device]
+            print(subprocess.run(meet, check=True, capture_output=True, text=True).stdout, end="", flush=True)
+        else:
+            print("left out: a training on two devices (--device cuda where there are two)")
     if not args.no_bench:
         bench(args)
     print(f"check-cuda: {checks.passed} passed, {checks.failed} failed")
