@@ -101,6 +101,7 @@ namespaces=$(bash scripts/check-namespaces)
 printf '%s\n' "$namespaces"
 passed=$((passed + $(grep -c '^ok ' <<<"$namespaces"))); failed=$((failed + $(grep -c '^FAIL ' <<<"$namespaces")))
 several "$python" scripts/peers/events.py "$mmx" "$shared" "$work"
+several "$python" scripts/peers/muon.py "$mmx" "$shared" "$work"
 check "build test_hub" cargo build --quiet --release --example test_hub
 several "$python" scripts/peers/hub.py "$mmx" "$shared" "$work" target/release/examples/test_hub
 if ollama=$(bash scripts/peers/ollama.sh); then

@@ -19,7 +19,7 @@ use mmx_converters::error::{Error, Result};
 use mmx_converters::model::generation::Generation;
 use mmx_data::{Batch, Recipe, StageInfo};
 use mmx_training::checkpoint::{self, Context};
-use mmx_training::config::TrainConfig;
+use mmx_training::config::{Decline, OptimizerName, TrainConfig};
 use mmx_training::error::TorchError;
 use mmx_training::model::{HostTensor, Model};
 use mmx_training::session::{self, Session};
@@ -434,17 +434,29 @@ fn the_golden_sft_command_writes_the_golden_trace_and_batches() {
 #[test]
 fn a_run_stopped_within_an_accumulation_goes_on_bit_for_bit() {
     let stage = stage::by_name("pretrain").expect("a stage");
-    let config = TrainConfig {
+    let adamw = TrainConfig {
         accumulation: 3,
         epochs: 2,
         ..TrainConfig::new(stage.as_ref(), Recipe::R2025)
     };
-    for kind in ["minimind2", "minimind2-moe"] {
+    let muon = TrainConfig {
+        optimizer: OptimizerName::Muon,
+        adam_lr: Some(1e-3),
+        schedule: Decline::Linear,
+        warmup_share: 0.3,
+        ..adamw.clone()
+    };
+    for (kind, config) in [
+        ("minimind2", &adamw),
+        ("minimind2-moe", &adamw),
+        ("minimind2", &muon),
+        ("minimind2-moe", &muon),
+    ] {
         let data = || Recorded::open("golden/train/pretrain-batches.safetensors");
         let whole = model(&format!("golden/{kind}"));
         let mut batches = data();
         let mut trainer =
-            Trainer::new(&whole, stage.as_ref(), &config, &mut batches).expect("a run");
+            Trainer::new(&whole, stage.as_ref(), config, &mut batches).expect("a run");
         let all = finish(&mut trainer);
 
         // 7 micro-steps: two optimizer steps and one micro-step; the tail of epoch 1 follows
@@ -452,7 +464,7 @@ fn a_run_stopped_within_an_accumulation_goes_on_bit_for_bit() {
         let first = model(&format!("golden/{kind}"));
         let mut batches = data();
         let mut trainer =
-            Trainer::new(&first, stage.as_ref(), &config, &mut batches).expect("a run");
+            Trainer::new(&first, stage.as_ref(), config, &mut batches).expect("a run");
         for _ in 0..7 {
             trainer.advance().expect("a micro-step");
         }
@@ -474,7 +486,7 @@ fn a_run_stopped_within_an_accumulation_goes_on_bit_for_bit() {
         let second = Model::from_model(&open, Device::Cpu, Kind::Float).expect("a model");
         let mut batches = data();
         let mut trainer =
-            Trainer::new(&second, stage.as_ref(), &config, &mut batches).expect("a run");
+            Trainer::new(&second, stage.as_ref(), config, &mut batches).expect("a run");
         checkpoint::restore(&path, &state, &mut trainer).expect("fits");
         let rest = finish(&mut trainer);
         assert_eq!(rest, all[7..], "{kind}");

@@ -1,11 +1,12 @@
 //! The measurements of `scripts/bench-run`: our runner and llama.cpp (the linked library) on the
 //! same file.
 //!
-//!   bench_run make PRESET TYPE TOKENIZER OUT      a GGUF with random weights
+//!   bench_run make PRESET TYPE TOKENIZER OUT      a GGUF with random weights (TOKENIZER may be -: none)
 //!   bench_run first mmx|llama|flash FILE THREADS  a fresh process from the file to its first token
 //!   bench_run speed FILE THREADS REPEATS wall|cpu prefill (512) and decode (128), in turns
 //!   bench_run batches FILE THREADS REPEATS wall|cpu SIZE..   steps of so many tokens, in turns
 //!   bench_run decode mmx|llama|flash FILE THREADS decode (128) of one engine
+//!   bench_run steps mmx|llama|flash FILE SIZE N   N steps of so many tokens, one thread, twice: for counting instructions
 //!
 //! Each prints one line of JSON. Memory is the process's largest, so `first` measures one engine
 //! each.
@@ -15,6 +16,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use mmx_converters::arch::presets;
+use mmx_converters::gguf::Gguf;
 use mmx_converters::tokenizer::Tokenizer;
 use mmx_ggml::Clock;
 use mmx_ggml::judge::LlamaModel;
@@ -40,8 +42,11 @@ fn main() -> Result<()> {
     let result = match arguments[..] {
         ["make", preset, file, tokenizer, out] => {
             let config = presets::preset(preset).ok_or("no such preset")?;
-            let tokenizer = Tokenizer::open(tokenizer)?;
-            fs_err::write(out, random_gguf(&config, Some(&tokenizer), file.parse()?, 1)?)?;
+            let tokenizer = match tokenizer {
+                "-" => None,
+                folder => Some(Tokenizer::open(folder)?),
+            };
+            fs_err::write(out, random_gguf(&config, tokenizer.as_ref(), file.parse()?, 1)?)?;
             json!({"file": out})
         }
         ["first", engine, file, threads] => first(engine, file.as_ref(), threads.parse()?, start)?,
@@ -54,6 +59,9 @@ fn main() -> Result<()> {
             batches(file.as_ref(), threads.parse()?, repeats.parse()?, clock, sizes)?
         }
         ["decode", engine, file, threads] => decode(engine, file.as_ref(), threads.parse()?)?,
+        ["steps", engine, file, size, n] => {
+            steps(engine, file.as_ref(), size.parse()?, n.parse()?)?
+        }
         _ => return Err("usage: see the head of ggml/examples/bench_run.rs".into()),
     };
     writeln!(std::io::stdout(), "{result}")?;
@@ -152,6 +160,36 @@ fn decode(engine: &str, file: &Path, threads: usize) -> Result<Value> {
         LlamaModel::open(file)?.bench(0, DECODE, threads, flash, Clock::Wall)?
     };
     Ok(json!({"decode": speed.decode}))
+}
+
+/// What scripts/count-instructions counts; the weights that a token meets.
+fn steps(engine: &str, file: &Path, size: usize, n: usize) -> Result<Value> {
+    if engine == "mmx" {
+        let model = Model::load(file, LoadOptions::default())?;
+        // what is read from the file at first is packed by a thread after the first step
+        bench_steps(&model, size, 1, 1, Clock::Wall)?;
+        while is_running("packing") {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        bench_steps(&model, size, n, 1, Clock::Wall)?;
+    } else {
+        let judge = LlamaModel::open(file)?;
+        judge.bench_steps(size, 1, 1, engine == "flash", Clock::Wall)?;
+        judge.bench_steps(size, n, 1, engine == "flash", Clock::Wall)?;
+    }
+    let gguf = Gguf::open(file)?;
+    let matrices = gguf.tensors().iter().filter(|tensor| tensor.shape.len() == 2);
+    let weights: usize = matrices.map(|matrix| matrix.shape.iter().product::<usize>()).sum();
+    Ok(json!({"weights": weights}))
+}
+
+/// True while this process has a thread of that name (Linux).
+fn is_running(name: &str) -> bool {
+    let Ok(threads) = fs_err::read_dir("/proc/self/task") else { return false };
+    let comm = |thread: std::io::Result<fs_err::DirEntry>| {
+        fs_err::read_to_string(thread.ok()?.path().join("comm")).ok()
+    };
+    threads.filter_map(comm).any(|comm| comm.trim() == name)
 }
 
 /// Bytes per second that `threads` threads read together, each its part of `bytes` again and again,

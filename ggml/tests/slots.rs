@@ -264,3 +264,42 @@ fn refuses_what_slots_cannot_serve_and_reads_nothing_then() {
     assert!(Slots::new(&model, SlotsOptions { slots: 0, ..options }).is_err());
     assert!(Slots::new(&model, SlotsOptions { slots: usize::MAX, ..options }).is_err());
 }
+
+#[test]
+fn what_a_slot_held_is_put_back_into_any_slot_and_goes_on_with_the_same_bits() {
+    for kv in [KvType::F32, KvType::F16] {
+        for model in [golden("golden/minimind2", FileType::Q8_0), masked("minimind3")] {
+            let prompt: Vec<u32> = (5..45).collect();
+            let mut texts = slots(&model, 3, kv, 1);
+            texts.step(&[Part { slot: 1, ids: &prompt, outputs: 0 }]).unwrap();
+            let copy = texts.held(1).unwrap();
+            assert_eq!(copy.bytes(), prompt.len() * texts.bytes_per_token());
+            let next = |texts: &mut Slots, slot| {
+                texts.step(&[Part { slot, ids: &[7], outputs: 1 }]).unwrap().to_vec()
+            };
+            let expected = next(&mut texts, 1);
+            texts.truncate(1, 0);
+            texts.step(&[Part { slot: 1, ids: &[9; 60], outputs: 0 }]).unwrap();
+            for slot in [1, 2, 0] {
+                texts.restore(slot, &copy, prompt.len()).unwrap();
+                assert_eq!(texts.n_past(slot), prompt.len());
+                assert_eq!(next(&mut texts, slot), expected, "slot {slot}");
+            }
+            // a beginning of it
+            texts.restore(2, &copy, 10).unwrap();
+            texts.step(&[Part { slot: 2, ids: &prompt[10..], outputs: 0 }]).unwrap();
+            assert_eq!(next(&mut texts, 2), expected);
+            assert!(texts.restore(0, &copy, prompt.len() + 1).is_err());
+            assert!(texts.restore(3, &copy, 1).is_err());
+            assert!(texts.held(3).is_err());
+        }
+    }
+    let mut other = slots(&golden("golden-2026/minimind3", FileType::Q8_0), 1, KvType::F32, 1);
+    let mut texts = slots(&golden("golden/minimind2", FileType::Q8_0), 1, KvType::F32, 1);
+    texts.step(&[Part { slot: 0, ids: &[5, 6], outputs: 0 }]).unwrap();
+    let copy = texts.held(0).unwrap();
+    if texts.bytes_per_token() != other.bytes_per_token() {
+        assert!(other.restore(0, &copy, 2).is_err(), "cells of another model");
+        assert_eq!(other.n_past(0), 0);
+    }
+}

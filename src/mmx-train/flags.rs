@@ -324,7 +324,10 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
     }
     let place = Place::from_environment()?;
     let config = knobs.resolve(stage)?;
-    knobs.refuse_inputs(&args.data, &args.out, args.resume)?;
+    // models from a hub are fetched here, by one process of each machine: the others meet it then
+    if place.as_ref().is_none_or(|place| place.local_rank == 0) {
+        knobs.refuse_inputs(&args.data, &args.out, args.resume)?;
+    }
     let request = Request {
         choose_dtype: matches!(knobs.dtype.as_deref(), None | Some("auto")),
         resume: args.resume,

@@ -30,6 +30,7 @@
 //!     threads: Some(1),
 //!     kv: KvType::F16,
 //!     speculate: 0,
+//!     prompt_cache: 0,
 //!     queue: 16,
 //!     max_body: 1 << 20,
 //!     max_tokens: 64,

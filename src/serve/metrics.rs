@@ -28,9 +28,12 @@ pub(crate) fn render(app: &App) -> String {
     }
     let label = |id: &str| format!("{{model=\"{}\"}}", escaped(id));
     type Read = fn(&Stats) -> u64;
-    let values: [(&str, &str, &str, Read); 11] = [
+    let values: [(&str, &str, &str, Read); 12] = [
         ("waiting", "gauge", "Texts in the queue.", |s| s.waiting.load(Ordering::Relaxed) as u64),
         ("active", "gauge", "Texts being computed.", |s| s.active.load(Ordering::Relaxed) as u64),
+        ("prompt_cache_bytes", "gauge", "Memory of texts that lost their slot.", |s| {
+            s.prompt_cache_bytes.load(Ordering::Relaxed) as u64
+        }),
         ("prompt_tokens_total", "counter", "Tokens of prompts computed.", |s| {
             s.prompt_tokens.load(Ordering::Relaxed)
         }),

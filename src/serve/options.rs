@@ -31,6 +31,8 @@ pub struct Options {
     pub kv: KvType,
     /// Most tokens drafted ahead of a text (speculative decoding).
     pub speculate: usize,
+    /// Most bytes of a model's texts that lost their slot, kept so that they need not be read again.
+    pub prompt_cache: usize,
     /// Most texts that may wait for one model.
     pub queue: usize,
     /// Most bytes of a request's body.

@@ -66,7 +66,8 @@ impl ServedModel {
             kv: options.kv,
             threads: options.threads,
         };
-        let engine = Engine::start(&model, slots, options.speculate, options.queue)?;
+        let engine =
+            Engine::start(&model, slots, options.speculate, options.prompt_cache, options.queue)?;
         let defaults = Defaults::from_gguf_keys(model.gguf().metadata()).unwrap_or_default();
         let n_ctx = options.ctx.unwrap_or(model.config().max_position_embeddings.min(4096));
         let id = name.map(str::to_owned).or_else(|| {

@@ -477,7 +477,8 @@ mod tests {
         let read: TrainConfig = serde_json::from_value(saved).expect("a configuration");
         assert_eq!(read, config);
         let muon = TrainConfig { optimizer: OptimizerName::Muon, adam_lr: Some(0.5), ..config };
-        let (changes, _) = read.differences(&muon);
+        let (mut changes, _) = read.differences(&muon);
+        changes.sort_unstable();
         assert_eq!(
             changes,
             ["adam_lr: was null, now 0.5", "optimizer: was \"adamw\", now \"muon\""]

@@ -97,7 +97,9 @@ pub(crate) fn fetch(
     }
     counts.extend(flags.iter().map(|&flag| f64::from(u8::from(flag))));
     let own = counts.len();
-    let device = norm.as_ref().or(tensors.first()).map_or(Device::Cpu, Tensor::device);
+    // the processes' also where nothing was learned: between GPUs no tensor of the host is added up
+    let own_device = norm.as_ref().or(tensors.first()).map(Tensor::device);
+    let device = ranks.device().or(own_device).unwrap_or(Device::Cpu);
     if !ranks.alone() {
         let counts = Tensor::f_from_slice(&counts).and_then(|counts| upload(&counts, device));
         tensors.push(counts.map_err(reading)?);

@@ -31,6 +31,11 @@ impl Ranks {
         self.0.as_ref().map(|(group, _)| group)
     }
 
+    /// The device whose tensors the processes add up, where there is more than one.
+    pub fn device(&self) -> Option<Device> {
+        self.0.as_ref().map(|(_, device)| *device)
+    }
+
     /// True of a process on its own.
     pub fn alone(&self) -> bool {
         self.0.is_none()

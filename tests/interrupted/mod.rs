@@ -11,7 +11,8 @@ use crate::common::{shared, text};
 
 /// What each stage trains, tiny: packed rows where the stage has them, accumulations that an epoch's end cuts
 /// short, a checkpoint with every optimizer step.
-pub(crate) const STAGES: [&str; 6] = ["pretrain", "sft", "lora", "dpo", "distill", "reason"];
+pub(crate) const STAGES: [&str; 7] =
+    ["pretrain", "pretrain with muon", "sft", "lora", "dpo", "distill", "reason"];
 
 /// The command line of a stage; `--resume` goes on from what is there, or begins.
 pub(crate) fn command(stage: &str, out: &Path) -> Command {
@@ -20,6 +21,7 @@ pub(crate) fn command(stage: &str, out: &Path) -> Command {
 
 /// The same with so many checkpoints kept.
 pub(crate) fn keeping(stage: &str, out: &Path, keep: &str) -> Command {
+    let (stage, optimizer) = stage.split_once(" with ").unwrap_or((stage, "adamw"));
     let (model, teacher) = (shared("golden/minimind2"), shared("golden/minimind3"));
     let (tokenizer, data) = (shared("golden"), format!("golden/{}.jsonl", data_of(stage)));
     let data = shared(&data);
@@ -32,6 +34,7 @@ pub(crate) fn keeping(stage: &str, out: &Path, keep: &str) -> Command {
     };
     command.args(["--batch-size", "1", "--accum", "3", "--epochs", "3", "--lr", "1e-3"]);
     command.args(["--max-seq-len", "96", "--dtype", "f32", "--device", "cpu", "--threads", "1"]);
+    command.args(["--optimizer", optimizer]);
     command.args(["--save-every", "1", "--keep", keep, "--resume", "--out", text(out)]);
     // no second start of the process: every moment until the kill is the run's own
     command.env("GOMP_SPINCOUNT", "1000").stdin(Stdio::null()).stdout(Stdio::null());

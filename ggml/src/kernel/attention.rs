@@ -7,7 +7,7 @@
 //!
 //! # Limits
 //! A token and a head multiply each cell's key and value once: 4 operations per number of the cache
-//! that is read. Several heads look at the same keys: four of them (AVX2: two) are computed at a
+//! that is read. Several heads look at the same keys: four of them (AVX2, NEON: two) are computed at a
 //! time with four (two) cells, so that a cell is read, and made float32 of float16, once for all, and
 //! a query once for all cells: half a load for each product. The scores of four pairs of cell and head
 //! are summed up together, since the sum of one register takes as long as its products.
@@ -22,6 +22,8 @@ use mmx_converters::gguf::GgmlType;
 use crate::error::{Error, Result};
 use crate::kernel::cpu::CpuSet;
 use crate::kernel::custom::{Compute, Worker};
+#[cfg(target_arch = "aarch64")]
+use crate::kernel::vector::Neon;
 #[cfg(target_arch = "x86_64")]
 use crate::kernel::vector::{Avx2, Avx512};
 use crate::kernel::vector::{Element, F16, F32, LANES, Lanes};
@@ -29,7 +31,7 @@ use crate::wrap::context::Context;
 use crate::wrap::tensor::Tensor;
 
 /// The instruction sets that this is written for.
-const SETS: [CpuSet; 2] = [CpuSet::Avx2, CpuSet::Avx512];
+const SETS: [CpuSet; 3] = [CpuSet::Neon, CpuSet::Avx2, CpuSet::Avx512];
 
 /// The set that is used where models are loaded for `cpu`.
 pub(crate) fn set(cpu: CpuSet) -> Option<CpuSet> {
@@ -102,6 +104,8 @@ fn kernel(cpu: CpuSet, half: bool) -> Option<Compute> {
         CpuSet::Avx512 => Some(if half { avx512::<F16> } else { avx512::<F32> }),
         #[cfg(target_arch = "x86_64")]
         CpuSet::Avx2 => Some(if half { avx2::<F16> } else { avx2::<F32> }),
+        #[cfg(target_arch = "aarch64")]
+        CpuSet::Neon => Some(if half { neon::<F16> } else { neon::<F32> }),
         _ => None,
     }
 }
@@ -140,6 +144,25 @@ unsafe fn avx2<E: Element>(target: *mut sys::ggml_tensor, worker: Worker<'_>, _:
     ) {
         // SAFETY: as the caller says.
         unsafe { turns::<Avx2, E, 2, 2, 2>(target, worker, scratch) }
+    }
+    // SAFETY: as the caller says.
+    SCRATCH.with(|scratch| unsafe { compiled::<E>(target, worker, &mut scratch.borrow_mut()) });
+}
+
+/// [`avx512`] with NEON.
+///
+/// # Safety
+/// As there, but NEON.
+#[cfg(target_arch = "aarch64")]
+unsafe fn neon<E: Element>(target: *mut sys::ggml_tensor, worker: Worker<'_>, _: *mut c_void) {
+    #[target_feature(enable = "neon")]
+    unsafe fn compiled<E: Element>(
+        target: *mut sys::ggml_tensor,
+        worker: Worker<'_>,
+        scratch: &mut Scratch,
+    ) {
+        // SAFETY: as the caller says.
+        unsafe { turns::<Neon, E, 2, 2, 2>(target, worker, scratch) }
     }
     // SAFETY: as the caller says.
     SCRATCH.with(|scratch| unsafe { compiled::<E>(target, worker, &mut scratch.borrow_mut()) });

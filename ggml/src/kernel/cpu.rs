@@ -23,6 +23,9 @@ pub enum CpuSet {
     Neon,
     /// NEON with the dot product: most since 2017 (Armv8.2), all of Apple's.
     NeonDotprod,
+    /// NEON with the dot product and products of 8-bit matrices (i8mm): servers and phones since
+    /// 2021 (Armv8.6, or as an extension), Apple's since 2022 (M2).
+    NeonI8mm,
     /// AVX2, FMA and F16C: Intel since 2013 (Haswell), AMD since 2017 (Zen).
     Avx2,
     /// AVX2 and, on 256 bits, VNNI: as AVX-VNNI (Intel since 2021, AMD since 2024) or as AVX-512
@@ -36,10 +39,11 @@ pub enum CpuSet {
 
 impl CpuSet {
     /// All sets, of each kind of CPU from the least to the best.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Portable,
         Self::Neon,
         Self::NeonDotprod,
+        Self::NeonI8mm,
         Self::Avx2,
         Self::Avx2Vnni,
         Self::Avx512,
@@ -52,6 +56,7 @@ impl CpuSet {
             Self::Portable => "portable",
             Self::Neon => "neon",
             Self::NeonDotprod => "neon-dotprod",
+            Self::NeonI8mm => "neon-i8mm",
             Self::Avx2 => "avx2",
             Self::Avx2Vnni => "avx2-vnni",
             Self::Avx512 => "avx512",
@@ -74,7 +79,7 @@ impl CpuSet {
             let avx512vnni = avx512 && is_x86_feature_detected!("avx512vnni");
             match self {
                 Self::Portable => true,
-                Self::Neon | Self::NeonDotprod => false,
+                Self::Neon | Self::NeonDotprod | Self::NeonI8mm => false,
                 Self::Avx2 => avx2,
                 Self::Avx2Vnni => avx512vnni || (avx2 && is_x86_feature_detected!("avxvnni")),
                 Self::Avx512 => avx512,
@@ -88,6 +93,9 @@ impl CpuSet {
                 Self::Neon => std::arch::is_aarch64_feature_detected!("neon"),
                 Self::NeonDotprod => {
                     Self::Neon.is_here() && std::arch::is_aarch64_feature_detected!("dotprod")
+                }
+                Self::NeonI8mm => {
+                    Self::NeonDotprod.is_here() && std::arch::is_aarch64_feature_detected!("i8mm")
                 }
                 _ => false,
             }
@@ -141,7 +149,7 @@ impl CpuSet {
 
     /// True where a kernel for `other` may run where this set may.
     fn includes(self, other: Self) -> bool {
-        let is_arm = |set| matches!(set, Self::Neon | Self::NeonDotprod);
+        let is_arm = |set| matches!(set, Self::Neon | Self::NeonDotprod | Self::NeonI8mm);
         // AVX-512 without VNNI has none on 256 bits either
         other == Self::Portable
             || other <= self
@@ -184,7 +192,7 @@ fn names(sets: &[CpuSet]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use CpuSet::{Avx2, Avx2Vnni, Avx512, Avx512Vnni, Neon, NeonDotprod, Portable};
+    use CpuSet::{Avx2, Avx2Vnni, Avx512, Avx512Vnni, Neon, NeonDotprod, NeonI8mm, Portable};
 
     #[test]
     fn a_kernel_takes_the_best_set_that_the_cpu_has() {
@@ -198,7 +206,9 @@ mod tests {
         assert_eq!(Avx2Vnni.best_of(&[Avx512]), None);
         assert_eq!(Avx2.best_of(&[Neon]), None);
         assert_eq!(NeonDotprod.best_of(&[Neon]), Some(Neon));
+        assert_eq!(NeonI8mm.best_of(&[Neon, NeonDotprod, Avx2]), Some(NeonDotprod));
         assert_eq!(Neon.best_of(&[NeonDotprod, Avx2]), None);
+        assert_eq!(Avx512Vnni.best_of(&[Neon, NeonI8mm]), None);
     }
 
     #[test]

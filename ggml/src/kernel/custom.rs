@@ -288,25 +288,39 @@ unsafe fn add_pairs(
 #[cfg(test)]
 pub(crate) mod trial {
     use super::*;
+    use crate::kernel::fenced::{Fence, Fenced};
     use crate::wrap::plan::{Nodes, Plan, Slot};
     use crate::wrap::pool::Pool;
 
-    /// Computes a node that no graph is made for: each operand (`operands`: their bytes, those of a
-    /// view: of what it is a view of) and the result lie in an allocation of their own that ends
-    /// where they do. A memory checker sees every byte that `compute` touches beside them, which it
-    /// cannot in a graph's one buffer.
+    /// Computes a node that no graph is made for, twice: each operand (`operands`: their bytes, those
+    /// of a view: of what it is a view of) and the result lie in memory of their own, which ends and
+    /// then begins at a page that `compute` may not touch; in a graph's one buffer nobody would see it
+    /// touch what lies beside.
     pub(crate) fn compute_apart(
+        node: Tensor<'_>,
+        operands: &[&[u8]],
+        how: (Compute, *mut c_void),
+        threads: usize,
+    ) -> Vec<f32> {
+        let ends = compute_fenced(node, operands, how, threads, Fence::Behind);
+        let begins = compute_fenced(node, operands, how, threads, Fence::Before);
+        let bits = |result: &[f32]| result.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(&ends), bits(&begins), "what lies beside is read");
+        ends
+    }
+
+    fn compute_fenced(
         node: Tensor<'_>,
         operands: &[&[u8]],
         (compute, user): (Compute, *mut c_void),
         threads: usize,
+        fence: Fence,
     ) -> Vec<f32> {
-        // words: aligned for every operand; rows of all of them are whole words
-        let words = |bytes: &&[u8]| -> Box<[u32]> {
-            bytes.as_chunks().0.iter().map(|&word| u32::from_ne_bytes(word)).collect()
-        };
-        let mut memory: Vec<Box<[u32]>> = operands.iter().map(words).collect();
-        let mut result = vec![0f32; node.elements()].into_boxed_slice();
+        // whole words, so at a page's end they are aligned for every operand
+        assert!(operands.iter().all(|bytes| bytes.len().is_multiple_of(4)), "whole words");
+        let mut memory: Vec<Fenced> =
+            operands.iter().map(|bytes| Fenced::new(bytes, fence)).collect();
+        let mut result = Fenced::new(&vec![0; node.elements() * size_of::<f32>()], fence);
         // SAFETY: the node and its operands are alive and nobody else's; their data are set to
         // memory of as many bytes as they have (asserted), and to null again before that is gone.
         // `compute` is the node's own.
@@ -317,7 +331,7 @@ pub(crate) mod trial {
                 let operand = (*raw).src[i];
                 let whole =
                     if (*operand).view_src.is_null() { operand } else { (*operand).view_src };
-                assert_eq!(sys::ggml_nbytes(whole), size_of_val(&**memory), "operand {i}");
+                assert_eq!(sys::ggml_nbytes(whole), memory.len(), "operand {i}");
                 (*operand).data =
                     memory.as_mut_ptr().wrapping_byte_add((*operand).view_offs).cast();
             }
@@ -331,7 +345,7 @@ pub(crate) mod trial {
                 (*(*raw).src[i]).data = std::ptr::null_mut();
             }
         }
-        result.into_vec()
+        bytemuck::cast_slice(&result).to_vec() // whole words: aligned
     }
 
     /// Rows to be multiplied and, with experts, the chosen ones and how many each token chose.

@@ -7,6 +7,8 @@ pub(crate) mod arena;
 pub(crate) mod attention;
 pub(crate) mod cpu;
 pub(crate) mod custom;
+#[cfg(test)]
+pub(crate) mod fenced;
 pub(crate) mod float_matmul;
 pub(crate) mod norm;
 pub(crate) mod quant_matmul;

@@ -15,6 +15,8 @@ use mmx_converters::gguf::GgmlType;
 use crate::error::Result;
 use crate::kernel::cpu::CpuSet;
 use crate::kernel::custom::{Compute, Worker};
+#[cfg(target_arch = "aarch64")]
+use crate::kernel::vector::Neon;
 #[cfg(target_arch = "x86_64")]
 use crate::kernel::vector::{Avx2, Avx512};
 use crate::kernel::vector::{LANES, Lanes};
@@ -22,7 +24,7 @@ use crate::wrap::context::Context;
 use crate::wrap::tensor::Tensor;
 
 /// The instruction sets that this is written for.
-const SETS: [CpuSet; 2] = [CpuSet::Avx2, CpuSet::Avx512];
+const SETS: [CpuSet; 3] = [CpuSet::Neon, CpuSet::Avx2, CpuSet::Avx512];
 /// Numbers that are worth a turn of a thread.
 const TURN: usize = 4096;
 
@@ -63,6 +65,8 @@ fn kernel(cpu: CpuSet) -> Option<Compute> {
         CpuSet::Avx512 => Some(avx512),
         #[cfg(target_arch = "x86_64")]
         CpuSet::Avx2 => Some(avx2),
+        #[cfg(target_arch = "aarch64")]
+        CpuSet::Neon => Some(neon),
         _ => None,
     }
 }
@@ -88,6 +92,17 @@ unsafe fn avx512(target: *mut sys::ggml_tensor, worker: Worker<'_>, eps: *mut c_
 unsafe fn avx2(target: *mut sys::ggml_tensor, worker: Worker<'_>, eps: *mut c_void) {
     // SAFETY: as the caller says.
     unsafe { turns::<Avx2>(target, worker, *eps.cast::<f32>()) }
+}
+
+/// [`avx512`] with NEON.
+///
+/// # Safety
+/// As there, but NEON.
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+unsafe fn neon(target: *mut sys::ggml_tensor, worker: Worker<'_>, eps: *mut c_void) {
+    // SAFETY: as the caller says.
+    unsafe { turns::<Neon>(target, worker, *eps.cast::<f32>()) }
 }
 
 /// # Safety

@@ -14,6 +14,8 @@ use mmx_converters::gguf::GgmlType;
 use crate::error::Result;
 use crate::kernel::cpu::CpuSet;
 use crate::kernel::custom::{Compute, Worker};
+#[cfg(target_arch = "aarch64")]
+use crate::kernel::vector::Neon;
 #[cfg(target_arch = "x86_64")]
 use crate::kernel::vector::{Avx2, Avx512};
 use crate::kernel::vector::{LANES, Lanes};
@@ -22,7 +24,7 @@ use crate::wrap::graph::Rope;
 use crate::wrap::tensor::Tensor;
 
 /// The instruction sets that this is written for.
-const SETS: [CpuSet; 2] = [CpuSet::Avx2, CpuSet::Avx512];
+const SETS: [CpuSet; 3] = [CpuSet::Neon, CpuSet::Avx2, CpuSet::Avx512];
 /// Numbers that are worth a turn of a thread.
 const TURN: usize = 4096;
 
@@ -156,6 +158,8 @@ fn kernel(cpu: CpuSet, pairs: bool) -> Option<Compute> {
         CpuSet::Avx512 => Some(if pairs { avx512::<true> } else { avx512::<false> }),
         #[cfg(target_arch = "x86_64")]
         CpuSet::Avx2 => Some(if pairs { avx2::<true> } else { avx2::<false> }),
+        #[cfg(target_arch = "aarch64")]
+        CpuSet::Neon => Some(if pairs { neon::<true> } else { neon::<false> }),
         _ => None,
     }
 }
@@ -189,6 +193,21 @@ unsafe fn avx2<const PAIRS: bool>(
 ) {
     // SAFETY: as the caller says.
     unsafe { turns::<Avx2, PAIRS>(target, worker) }
+}
+
+/// [`avx512`] with NEON.
+///
+/// # Safety
+/// As there, but NEON.
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+unsafe fn neon<const PAIRS: bool>(
+    target: *mut sys::ggml_tensor,
+    worker: Worker<'_>,
+    _: *mut c_void,
+) {
+    // SAFETY: as the caller says.
+    unsafe { turns::<Neon, PAIRS>(target, worker) }
 }
 
 /// # Safety

@@ -12,7 +12,7 @@ use mmx_converters::gguf::GgmlType;
 use crate::error::{Error, Result};
 use crate::kernel::attention;
 use crate::kernel::cpu::CpuSet;
-use crate::wrap::buffer::{Buffer, BufferType, copy_within};
+use crate::wrap::buffer::{Buffer, BufferType, read_bytes, write_bytes};
 use crate::wrap::context::Context;
 use crate::wrap::placement::{Pair, Split};
 use crate::wrap::tensor::Tensor;
@@ -103,24 +103,72 @@ impl KvCache {
     /// Copies `length` cells from `from` on to those from `to` on, in every layer.
     ///
     /// # Errors
-    /// Cells beyond the cache, or runs that overlap.
+    /// Cells beyond the cache.
     pub(super) fn copy(&mut self, from: usize, to: usize, length: usize) -> Result<()> {
-        let apart = from + length <= to || to + length <= from;
-        for layer in 0..self.layers.len() {
-            let (keys, values) = self.layer(layer)?;
-            for tensor in [keys, values] {
-                let (cells, row) = (tensor.ne()[1], tensor.nb()[1]);
-                if !apart || from.max(to) + length > cells {
-                    return Err(Error::Request {
-                        message: format!(
-                            "{length} cells from {from} to {to}, of {cells} there are"
-                        ),
-                    });
-                }
-                copy_within(tensor, from * row, to * row, length * row)?;
-            }
+        let mut bytes = Vec::new();
+        for (tensor, row) in self.tensors()? {
+            bytes.resize(length * row, 0);
+            read_bytes(tensor, from * row, &mut bytes)?;
+            write_bytes(tensor, to * row, &bytes)?;
         }
         Ok(())
+    }
+
+    /// The bytes of a cell, all layers together.
+    pub(super) fn cell_bytes(&self) -> Result<usize> {
+        Ok(self.tensors()?.map(|(_, row)| row).sum())
+    }
+
+    /// A copy of `length` cells from `from` on: of every layer keys, then values.
+    ///
+    /// # Errors
+    /// Cells beyond the cache.
+    pub(super) fn read(&self, from: usize, length: usize) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; self.cell_bytes()? * length];
+        let mut rest = bytes.as_mut_slice();
+        for (tensor, row) in self.tensors()? {
+            let (part, others) = rest.split_at_mut(length * row);
+            read_bytes(tensor, from * row, part)?;
+            rest = others;
+        }
+        Ok(bytes)
+    }
+
+    /// Puts the first `length` of `of` cells that [`KvCache::read`] copied back, from `to` on.
+    ///
+    /// # Errors
+    /// Cells beyond the cache, or of another one.
+    pub(super) fn write(
+        &mut self,
+        to: usize,
+        bytes: &[u8],
+        of: usize,
+        length: usize,
+    ) -> Result<()> {
+        if bytes.len() != self.cell_bytes()? * of || length > of {
+            return Err(Error::Request {
+                message: format!(
+                    "{length} of {of} cells of {} bytes, found {} bytes",
+                    self.cell_bytes()?,
+                    bytes.len()
+                ),
+            });
+        }
+        let mut rest = bytes;
+        for (tensor, row) in self.tensors()? {
+            let (part, others) = rest.split_at(of * row);
+            write_bytes(tensor, to * row, &part[..length * row])?;
+            rest = others;
+        }
+        Ok(())
+    }
+
+    /// Keys and values of all layers, each with the bytes of a cell in it.
+    fn tensors(&self) -> Result<impl Iterator<Item = (Tensor<'_>, usize)>> {
+        let layers: Vec<_> =
+            (0..self.layers.len()).map(|layer| self.layer(layer)).collect::<Result<_>>()?;
+        let both = layers.into_iter().flat_map(|(keys, values)| [keys, values]);
+        Ok(both.map(|tensor| (tensor, tensor.nb()[1])))
     }
 }
 

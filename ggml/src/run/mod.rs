@@ -29,5 +29,5 @@ pub use model::Model;
 pub use options::{KvType, LoadOptions, SessionOptions, SlotsOptions};
 pub use sampler::{Sampler, Sampling, log_probabilities};
 pub use session::{Session, reusable};
-pub use slots::{BATCH, Part, Slots};
+pub use slots::{BATCH, Held, Part, Slots};
 pub use speculate::Drafter;

@@ -43,6 +43,20 @@ pub struct Part<'a> {
     pub outputs: usize,
 }
 
+/// A copy of a slot's keys and values.
+#[derive(Clone, Debug)]
+pub struct Held {
+    length: usize,
+    bytes: Vec<u8>,
+}
+
+impl Held {
+    /// Bytes of memory that it takes.
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
 /// Seconds that a step which reads many tokens may wait for busy cores: it takes ten times as long.
 const READING_PATIENCE: f64 = 5e-4;
 
@@ -167,6 +181,50 @@ impl Slots {
         self.cache.copy(from * self.n_ctx, to * self.n_ctx, length)?;
         self.past[to] = length;
         Ok(())
+    }
+
+    /// A copy of what a slot holds, which [`Slots::restore`] puts back into any slot.
+    ///
+    /// # Errors
+    /// A slot that does not exist.
+    pub fn held(&self, slot: usize) -> Result<Held> {
+        if slot >= self.past.len() {
+            return Err(self.no_such_slot(slot));
+        }
+        let length = self.past[slot];
+        Ok(Held { length, bytes: self.cache.read(slot * self.n_ctx, length)? })
+    }
+
+    /// The bytes that [`Slots::held`] takes for a token.
+    pub fn bytes_per_token(&self) -> usize {
+        self.cache.cell_bytes().unwrap_or_default()
+    }
+
+    /// Makes a slot hold the first `length` tokens of a copy, as computed when it was taken.
+    ///
+    /// # Errors
+    /// A slot that does not exist, more tokens than the copy or the slot has room for, a copy of
+    /// another model's cells.
+    pub fn restore(&mut self, slot: usize, held: &Held, length: usize) -> Result<()> {
+        if slot >= self.past.len() {
+            return Err(self.no_such_slot(slot));
+        }
+        if length > held.length.min(self.n_ctx) {
+            return Err(Error::Request {
+                message: format!(
+                    "expected at most {} tokens, found {length}",
+                    held.length.min(self.n_ctx)
+                ),
+            });
+        }
+        self.past[slot] = 0;
+        self.cache.write(slot * self.n_ctx, &held.bytes, held.length, length)?;
+        self.past[slot] = length;
+        Ok(())
+    }
+
+    fn no_such_slot(&self, slot: usize) -> Error {
+        Error::Request { message: format!("expected a slot of {}, found {slot}", self.past.len()) }
     }
 
     /// Reads the parts' tokens after what their slots hold, all in one computation; gives the

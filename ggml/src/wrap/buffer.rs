@@ -157,24 +157,34 @@ pub(crate) fn fill(tensor: Tensor<'_>, data: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Copies `length` bytes of a tensor's data from one place in it to another.
-pub(crate) fn copy_within(tensor: Tensor<'_>, from: usize, to: usize, length: usize) -> Result<()> {
-    let end = from.max(to).checked_add(length);
-    if !tensor.is_allocated() || end.is_none_or(|end| end > tensor.bytes()) {
-        return Err(Error::Request {
-            message: format!(
-                "{length} bytes from {from} to {to} of a tensor of {} bytes",
-                tensor.bytes()
-            ),
-        });
-    }
-    let mut bytes = vec![0u8; length];
-    // SAFETY: the tensor has memory and both ranges lie in it, as checked; the bytes are a vector
-    // here.
+/// Copies bytes of a tensor's data from `from` on.
+pub(crate) fn read_bytes(tensor: Tensor<'_>, from: usize, bytes: &mut [u8]) -> Result<()> {
+    check_range(tensor, from, bytes.len())?;
+    // SAFETY: the tensor has memory and the range lies in it, as checked.
     unsafe {
         let data = bytes.as_mut_ptr().cast::<c_void>();
-        sys::ggml_backend_tensor_get(tensor.raw(), data, from, length);
-        sys::ggml_backend_tensor_set(tensor.raw(), data, to, length);
+        sys::ggml_backend_tensor_get(tensor.raw(), data, from, bytes.len());
+    }
+    Ok(())
+}
+
+/// Copies bytes into a tensor's data from `to` on.
+pub(crate) fn write_bytes(tensor: Tensor<'_>, to: usize, bytes: &[u8]) -> Result<()> {
+    check_range(tensor, to, bytes.len())?;
+    // SAFETY: the tensor has memory and the range lies in it, as checked.
+    unsafe {
+        let data = bytes.as_ptr().cast::<c_void>();
+        sys::ggml_backend_tensor_set(tensor.raw(), data, to, bytes.len());
+    }
+    Ok(())
+}
+
+fn check_range(tensor: Tensor<'_>, from: usize, length: usize) -> Result<()> {
+    let end = from.checked_add(length);
+    if !tensor.is_allocated() || end.is_none_or(|end| end > tensor.bytes()) {
+        return Err(Error::Request {
+            message: format!("{length} bytes at {from} of a tensor of {} bytes", tensor.bytes()),
+        });
     }
     Ok(())
 }

@@ -28,7 +28,8 @@ off, and gives the ratio to the better of the two. --streams measures several te
 together, as `mmx serve` does: the tokens per second of all of them.
 
 MMX_CPU=NAME in the environment has mmx's own kernels use a lesser instruction set: avx512-vnni,
-avx512, avx2-vnni, avx2, neon-dotprod, neon or portable. ggml's stay what they were compiled for.
+avx512, avx2-vnni, avx2, neon-i8mm, neon-dotprod, neon or portable. ggml's stay what they were
+compiled for.
 
 Examples:
   mmx bench model.gguf -p 512 -n 128 -t 2

@@ -80,6 +80,10 @@ pub(crate) struct ServeArgs {
     /// Let requests in that reach this machine by this name (* for any); may be repeated
     #[arg(long, value_name = "NAME")]
     allowed_host: Vec<String>,
+    /// Memory of each model for texts whose place others took, MiB: a conversation that comes back
+    /// is not read again. 0: none
+    #[arg(long, value_name = "MIB", default_value_t = 256)]
+    prompt_cache: usize,
     #[command(flatten)]
     device: DeviceArgs,
 }
@@ -141,6 +145,7 @@ pub(crate) fn run(args: ServeArgs, as_json: bool) -> Result<()> {
         threads: args.threads,
         kv: KvType::from(args.kv),
         speculate: args.speculate,
+        prompt_cache: args.prompt_cache.saturating_mul(1 << 20),
         queue: args.queue,
         max_body: args.max_body,
         max_tokens: args.max_tokens,

@@ -5,6 +5,7 @@
 
 pub(crate) mod grammar;
 mod job;
+mod prompt_cache;
 mod scheduler;
 mod sequence;
 mod stats;
@@ -20,6 +21,7 @@ use mmx_ggml::run::{Model, Slots, SlotsOptions};
 use crate::error::ApiError;
 pub(crate) use job::{Event, Events, Job, Summary, Task, TokenLogprob, Write, events, finish_name};
 use mmx_converters::{Error, Result};
+use prompt_cache::PromptCache;
 use scheduler::Scheduler;
 pub(crate) use stats::{BOUNDS, Stats};
 
@@ -37,7 +39,8 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    /// Starts the thread; `speculate` tokens of a text are drafted ahead at most.
+    /// Starts the thread; `speculate` tokens of a text are drafted ahead at most, and texts that
+    /// lost their slot take at most `cache` bytes.
     ///
     /// # Errors
     /// No memory for the slots, a model without a tokenizer, no thread.
@@ -45,6 +48,7 @@ impl Engine {
         model: &Model,
         options: SlotsOptions,
         speculate: usize,
+        cache: usize,
         queue: usize,
     ) -> Result<Self> {
         let slots = Slots::new(model, options)?;
@@ -59,7 +63,9 @@ impl Engine {
             .spawn(move || {
                 // the tokenizer was read above
                 let Ok(tokenizer) = model.tokenizer() else { return };
-                let mut scheduler = Scheduler::new(slots, speculate, tokenizer, &thread_stats);
+                let cache = PromptCache::new(cache);
+                let mut scheduler =
+                    Scheduler::new(slots, speculate, cache, tokenizer, &thread_stats);
                 loop {
                     if scheduler.is_idle() {
                         match receiver.recv() {

@@ -3,7 +3,8 @@
 //! In: jobs. Each round gives free slots to waiting jobs, computes one step (the next token of
 //! every text that is being written, with draft tokens after it where the texts are few,
 //! and pieces of prompts up to a budget), and sends what became certain. A slot keeps what it
-//! computed after its job; a new job takes over the longest beginning it shares with any slot.
+//! computed after its job; a new job takes over the longest beginning it shares with any slot, or
+//! with a text that lost its slot ([`PromptCache`]).
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
@@ -13,6 +14,7 @@ use mmx_converters::tokenizer::Tokenizer;
 use mmx_ggml::run::{BATCH, Finish, Part, Slots, reusable};
 
 use super::job::{Event, Job, Summary, Task};
+use super::prompt_cache::PromptCache;
 use super::sequence::{Sequence, Step, most_drafts};
 use super::stats::Stats;
 use crate::error::ApiError;
@@ -23,6 +25,10 @@ pub(crate) const STALL: Duration = Duration::from_secs(30);
 /// Most tokens of prompts in a step that also writes texts: the texts wait for them, so they are
 /// few.
 const PROMPT_TOKENS_BESIDE: usize = 128;
+
+/// Fewest tokens for which what a slot holds is copied before another text takes it over: fewer are
+/// read again as quickly.
+const WORTH_KEEPING: usize = 8;
 
 /// Most logits of prompts' tokens in one step, 64 MiB of them, where the tokens' probabilities were
 /// asked for.
@@ -64,6 +70,7 @@ pub(crate) struct Scheduler<'t> {
     slots: Slots,
     lanes: Vec<SlotState<'t>>,
     waiting: VecDeque<Job>,
+    cache: PromptCache,
     tokenizer: &'t Tokenizer,
     /// Ids that end a text.
     ends: Vec<u32>,
@@ -87,6 +94,7 @@ impl<'t> Scheduler<'t> {
     pub(crate) fn new(
         slots: Slots,
         speculate: usize,
+        cache: PromptCache,
         tokenizer: &'t Tokenizer,
         stats: &'t Stats,
     ) -> Self {
@@ -96,6 +104,7 @@ impl<'t> Scheduler<'t> {
             ends: tokenizer.stop_ids(&slots.model().config().eos_token_id),
             slots,
             waiting: VecDeque::new(),
+            cache,
             tokenizer,
             stats,
             speculate,
@@ -222,19 +231,25 @@ impl<'t> Scheduler<'t> {
         let best = lanes.iter().max_by_key(|(_, lane)| shared(lane));
         let oldest = lanes.iter().filter(free).min_by_key(|(_, lane)| lane.used);
         let (Some(own), Some(best), Some(oldest)) = (own, best, oldest) else { return };
-        let (target, source, length) = match (shared(own.1), shared(best.1)) {
+        let (mut target, source, length) = match (shared(own.1), shared(best.1)) {
             (own_length, length) if own_length >= length => (own.0, own.0, own_length),
             (_, length) => (oldest.0, best.0, length),
         };
+        let oldest = oldest.0;
         drop(lanes);
         let mut cached = length;
         let mut borrow = None;
-        if source == target {
+        if let Some(length) = self.restore(oldest, &job.prompt, length, afresh) {
+            (target, cached) = (oldest, length);
+        } else if source == target {
+            self.set_aside(target, length);
             self.slots.truncate(target, length);
             self.lanes[target].held.truncate(length);
         } else if self.lanes[source].held.len() >= length {
+            self.set_aside(target, 0);
             cached = self.copy(source, target, length);
         } else {
+            self.set_aside(target, 0);
             cached = 0;
             self.slots.truncate(target, 0);
             self.lanes[target].held.clear();
@@ -252,6 +267,43 @@ impl<'t> Scheduler<'t> {
             stalled: None,
             kind,
         });
+    }
+
+    /// Copies what a free slot holds to the cache, if more than its first `length` tokens are about
+    /// to be overwritten.
+    fn set_aside(&mut self, lane: usize, length: usize) {
+        let held = &self.lanes[lane].held;
+        let lost = held.len().saturating_sub(length);
+        let bytes = held.len().saturating_mul(self.slots.bytes_per_token());
+        if lost >= WORTH_KEEPING
+            && self.cache.wants(held, bytes)
+            && self.slots.n_past(lane) == held.len()
+            && let Ok(copy) = self.slots.held(lane)
+        {
+            self.cache.keep(held.clone(), copy);
+            self.stats.prompt_cache_bytes.store(self.cache.bytes(), Ordering::Relaxed);
+        }
+    }
+
+    /// Puts a text that lost its slot back into a free one, where it shares more than `length`
+    /// tokens with the prompt; gives how many.
+    fn restore(
+        &mut self,
+        lane: usize,
+        prompt: &[u32],
+        length: usize,
+        afresh: bool,
+    ) -> Option<usize> {
+        if afresh || self.cache.longest(prompt, length).is_none() {
+            return None;
+        }
+        self.set_aside(lane, 0);
+        let (copy, length) = self.cache.longest(prompt, length)?;
+        self.slots.truncate(lane, 0);
+        self.lanes[lane].held.clear();
+        self.slots.restore(lane, copy, length).ok()?;
+        self.lanes[lane].held.extend_from_slice(&prompt[..length]);
+        Some(length)
     }
 
     /// Copies a beginning from slot to slot; gives how many tokens were copied.

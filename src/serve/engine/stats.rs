@@ -33,6 +33,7 @@ impl Histogram {
 pub(crate) struct Stats {
     pub(crate) waiting: AtomicUsize,
     pub(crate) active: AtomicUsize,
+    pub(crate) prompt_cache_bytes: AtomicUsize,
     pub(crate) prompt_tokens: AtomicU64,
     pub(crate) cached_tokens: AtomicU64,
     pub(crate) completion_tokens: AtomicU64,

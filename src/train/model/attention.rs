@@ -5,6 +5,7 @@ use tch::Tensor;
 
 use super::linear::{Linear, Norm, Parts};
 use super::rope::Tables;
+use super::samples::{Padded, Samples};
 use super::variable::Torch;
 use crate::error::Result;
 use crate::kernel;
@@ -44,13 +45,13 @@ impl Attention {
         })
     }
 
-    /// Attends: `[batch, seq, hidden]` to the same shape. `samples` are the lengths of the samples
-    /// that follow one another in the `batch * seq` positions; none where each row is one.
+    /// Attends: `[batch, seq, hidden]` to the same shape. `samples` follow one another in
+    /// the `batch * seq` positions; none where each row is one.
     pub(super) fn forward(
         &self,
         x: &Tensor,
         rope: &Tables,
-        samples: Option<&[i64]>,
+        samples: Option<&Samples>,
     ) -> Torch<Tensor> {
         let (batch, seq, _) = x.size3()?;
         let compute = x.kind();
@@ -66,7 +67,7 @@ impl Attention {
         let (query, key) = (rope.rotate(&query)?, rope.rotate(&key)?);
         let mixed = if kernel::takes(&[&query, &key, &value]) {
             let rows = vec![seq; batch as usize];
-            kernel::attention(&query, &key, &value, samples.unwrap_or(&rows))?
+            kernel::attention(&query, &key, &value, samples.map_or(&rows, Samples::lengths))?
         } else {
             self.with_libtorch(&query, &key, &value, samples)?
         };
@@ -81,22 +82,29 @@ impl Attention {
         query: &Tensor,
         key: &Tensor,
         value: &Tensor,
-        samples: Option<&[i64]>,
+        samples: Option<&Samples>,
     ) -> Torch<Tensor> {
         let (batch, seq, _, _) = query.size4()?;
         let (key, value) = (self.repeated(key)?, self.repeated(value)?);
         let Some(samples) = samples else { return causal(query, &key, &value) };
-        // each sample by itself: no position sees another sample, and no work is done for it.
-        // One split each way: the gradient of a slice would be as large as the whole.
+        // each sample in a row of its own: no position sees another sample, nor what fills its row
+        // up, which comes later
+        let Padded { from, back, tables } = samples.padded()?;
+        let sizes: Vec<i64> = tables.iter().map(|(rows, length)| rows * length).collect();
+        // one split each way: the gradient of a slice would be as large as the whole
         let split = |t: &Tensor| {
-            t.f_view([batch * seq, self.heads, self.head_dim])?.f_split_with_sizes(samples, 0)
+            let flat = t.f_view([batch * seq, self.heads, self.head_dim])?;
+            flat.f_index_select(0, from)?.f_split_with_sizes(sizes.as_slice(), 0)
         };
         let (query, key, value) = (split(query)?, split(&key)?, split(&value)?);
-        let mixed = query.iter().zip(&key).zip(&value).map(|((query, key), value)| {
-            let one = |t: &Tensor| t.f_unsqueeze(0);
-            causal(&one(query)?, &one(key)?, &one(value)?)?.f_squeeze_dim(0)
+        let parts = tables.iter().zip(&query).zip(&key).zip(&value);
+        let mixed = parts.map(|(((&(rows, length), query), key), value)| {
+            // [rows * length, heads, head_dim] -> [rows, length, heads, head_dim]
+            let table = |t: &Tensor| t.f_view([rows, length, self.heads, self.head_dim]);
+            let mixed = causal(&table(query)?, &table(key)?, &table(value)?)?;
+            mixed.f_reshape([rows * length, self.heads, self.head_dim])
         });
-        Tensor::f_cat(&mixed.collect::<Torch<Vec<_>>>()?, 0)
+        Tensor::f_cat(&mixed.collect::<Torch<Vec<_>>>()?, 0)?.f_index_select(0, back)
     }
 
     /// Each key or value head for the query heads that share it:

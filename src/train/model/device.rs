@@ -63,7 +63,8 @@ pub(crate) fn upload(tensor: &Tensor, device: Device) -> Result<Tensor, TchError
     if !device.is_cuda() {
         return tensor.f_to_device(device);
     }
-    match tensor.f_pin_memory(device) {
+    // `f_pin_memory` warns on stderr, each time, that its device is given: tch gives it always
+    match tensor.f_internal_pin_memory(device) {
         Ok(pinned) => pinned.f_to_device_(device, tensor.kind(), true, false),
         Err(_) => tensor.f_to_device(device), // no more of it can be locked
     }

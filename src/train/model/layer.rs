@@ -8,6 +8,7 @@ use super::attention::Attention;
 use super::ffn::Dense;
 use super::linear::{Norm, Parts};
 use super::moe::{Balance, MoeLayer};
+use super::samples::Samples;
 use super::variable::Torch;
 use crate::error::Result;
 
@@ -34,7 +35,7 @@ impl FeedForward {
         &self,
         x: &Tensor,
         train: bool,
-        samples: Option<&[i64]>,
+        samples: Option<&Samples>,
         share: bool,
     ) -> Torch<(Tensor, Option<Balance>)> {
         match self {

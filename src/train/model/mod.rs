@@ -18,6 +18,7 @@ mod linear;
 mod lora;
 mod moe;
 mod rope;
+mod samples;
 mod variable;
 
 use mmx_converters::arch::{Config, Moe, weights};
@@ -30,6 +31,7 @@ use self::layer::{Layer, layers};
 use self::linear::{Norm, Parts, linear};
 use self::moe::Balance;
 use self::rope::Rope;
+use self::samples::Samples;
 use self::variable::{Torch, variable};
 use crate::error::{Error, Result, TorchError};
 use crate::ranks::Ranks;
@@ -384,7 +386,10 @@ impl Model {
                 let positions: Vec<i64> = lengths.iter().flat_map(|&length| 0..length).collect();
                 let positions = Tensor::f_from_slice(&positions)?.f_view([batch, seq])?;
                 let positions = device::upload(&positions, self.device)?;
-                (self.rope.tables_at(&positions, longest)?, Some(lengths.as_slice()))
+                (
+                    self.rope.tables_at(&positions, longest)?,
+                    Some(Samples::new(lengths, self.device)),
+                )
             }
         };
         // [batch, seq] -> [batch, seq, hidden], float32: the residual stream
@@ -397,9 +402,10 @@ impl Model {
         };
         let mut balances = Vec::new();
         for (layer, next_norm) in self.layers.iter().zip(&mut norms) {
-            let mixed = layer.attention.forward(&normed, &rope, samples)?;
+            let mixed = layer.attention.forward(&normed, &rope, samples.as_ref())?;
             (x, normed) = layer.post_attention_norm.add(&x, &mixed, self.compute)?;
-            let (out, balance) = layer.feed_forward.forward(&normed, train, samples, share)?;
+            let (out, balance) =
+                layer.feed_forward.forward(&normed, train, samples.as_ref(), share)?;
             (x, normed) = next_norm.add(&x, &out, self.compute)?;
             balances.extend(balance);
         }

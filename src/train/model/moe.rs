@@ -5,11 +5,11 @@
 //! there are.
 
 use mmx_converters::arch::{AuxLoss, Family, Moe};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
-use super::device::upload;
 use super::ffn::Dense;
 use super::linear::Parts;
+use super::samples::Samples;
 use super::variable::{Torch, wide};
 use crate::error::Result;
 
@@ -86,7 +86,7 @@ impl MoeLayer {
         &self,
         x: &Tensor,
         train: bool,
-        samples: Option<&[i64]>,
+        samples: Option<&Samples>,
         share: bool,
     ) -> Torch<(Tensor, Option<Balance>)> {
         let (batch, seq, hidden) = x.size3()?;
@@ -127,7 +127,7 @@ impl MoeLayer {
         // stable: rows of one expert stay in token order, so sums come out the same every time
         let order = assigned.f_argsort_stable(true, 0, false)?;
         let rows_per_expert: Vec<i64> =
-            Vec::try_from(assigned.f_bincount(None::<Tensor>, self.experts.len() as i64)?)?;
+            Vec::try_from(occurrences(&assigned, self.experts.len() as i64)?)?;
         let of_token = if self.top_k == 1 {
             order.shallow_clone()
         } else {
@@ -152,9 +152,7 @@ impl MoeLayer {
 
     /// See [`Balance::Statistics`]. `scores [tokens, experts]`, `chosen [tokens, k]`.
     fn statistics(&self, scores: &Tensor, chosen: &Tensor) -> Torch<Tensor> {
-        let counts = chosen
-            .f_reshape([-1])?
-            .f_bincount(None::<Tensor>, self.experts.len() as i64)?
+        let counts = occurrences(&chosen.f_reshape([-1])?, self.experts.len() as i64)?
             .f_to_kind(scores.kind())?;
         let sums = scores.f_sum_dim_intlist(0, false, scores.kind())?;
         Tensor::f_stack(&[counts, sums], 0) // [2, experts]
@@ -195,27 +193,25 @@ impl MoeLayer {
     }
 
     /// The balancing loss where samples share a row: each sample counts as a sequence.
-    fn aux_of_samples(&self, scores: &Tensor, chosen: &Tensor, samples: &[i64]) -> Torch<Tensor> {
+    fn aux_of_samples(&self, scores: &Tensor, chosen: &Tensor, samples: &Samples) -> Torch<Tensor> {
         let (experts, kind) = (self.experts.len() as i64, scores.kind());
         // group of each token: its sample, or one for all
-        let (tokens, of_token): (Vec<i64>, Vec<i64>) = match self.aux_loss {
+        let all: i64 = samples.lengths().iter().sum();
+        let filled = |size: [i64; 1], value: i64| {
+            Tensor::f_full(size, value, (Kind::Int64, scores.device()))
+        };
+        let (groups, of_token, tokens) = match self.aux_loss {
             AuxLoss::PerSequence { .. } => {
-                let of = |(group, &n): (i64, &i64)| std::iter::repeat_n(group, n as usize);
-                (samples.to_vec(), (0i64..).zip(samples).flat_map(of).collect())
+                let (owners, lengths) = samples.owners()?;
+                (samples.lengths().len() as i64, owners.shallow_clone(), lengths.shallow_clone())
             }
             AuxLoss::PerBatch { .. } | AuxLoss::Switch { .. } => {
-                let all: i64 = samples.iter().sum();
-                (vec![all], vec![0; all as usize])
+                (1, filled([all], 0)?, filled([1], all)?)
             }
         };
-        let groups = tokens.len() as i64;
-        let of_token = upload(&Tensor::f_from_slice(&of_token)?, scores.device())?;
-        let tokens = Tensor::f_from_slice(&tokens)?.f_to_kind(kind)?.f_unsqueeze(1)?;
-        let tokens = upload(&tokens, scores.device())?; // [groups, 1]
+        let tokens = tokens.f_to_kind(kind)?.f_unsqueeze(1)?; // [groups, 1]
         let cell = of_token.f_unsqueeze(1)?.f_mul_scalar(experts)?.f_add(chosen)?; // [tokens, k]
-        let counts = cell
-            .f_reshape([-1])?
-            .f_bincount(None::<Tensor>, groups * experts)?
+        let counts = occurrences(&cell.f_reshape([-1])?, groups * experts)?
             .f_view([groups, experts])?
             .f_to_kind(kind)?;
         let sums = Tensor::f_zeros([groups, experts], (kind, scores.device()))?
@@ -233,4 +229,14 @@ impl MoeLayer {
             .f_sum(kind)?
             .f_mul_scalar(coefficient / groups.max(1) as f64)
     }
+}
+
+/// How often each of the numbers below `bins` occurs in `values`, int64 `[bins]`. On CUDA,
+/// libtorch's bincount would wait for the least and the largest of them first.
+fn occurrences(values: &Tensor, bins: i64) -> Torch<Tensor> {
+    Tensor::f_zeros([bins], (values.kind(), values.device()))?.f_scatter_add_(
+        0,
+        values,
+        &values.f_ones_like()?,
+    )
 }

@@ -84,21 +84,25 @@ impl AdamW {
         }
     }
 
-    /// The update in libtorch's own kernels, for devices.
+    /// The update in libtorch's own kernels, for devices. Each result takes the place of what is not
+    /// needed any more, of the gradient at last: a device has no room for buffers as large as the
+    /// weights beside the four.
     fn step_device(
         &mut self,
         weights: &mut Tensor,
         gradients: &mut Tensor,
         u: &Update,
     ) -> Result<(), TchError> {
+        let (first, second) = (&mut self.first, &mut self.second);
         let gradient = gradients.f_mul_scalar_(f64::from(u.clip))?;
         let _ = weights.f_mul_scalar_(f64::from(u.decay))?;
-        let _ = self.first.f_lerp_(&gradient, f64::from(u.one_minus_beta1))?;
-        let square = gradient.f_square()?.f_mul_scalar_(f64::from(u.one_minus_beta2))?;
-        let _ = self.second.f_mul_scalar_(f64::from(u.beta2))?.f_add_(&square)?;
-        let root = self.second.f_sqrt()?.f_div_scalar_(f64::from(u.root_correction))?;
-        let change = self.first.f_div(&root.f_add_scalar(f64::from(u.eps))?)?;
-        let _ = weights.f_sub_(&change.f_mul_scalar(f64::from(u.step_size))?)?;
+        let _ = first.f_lerp_(&gradient, f64::from(u.one_minus_beta1))?;
+        let square = gradients.f_square_()?.f_mul_scalar_(f64::from(u.one_minus_beta2))?;
+        let _ = second.f_mul_scalar_(f64::from(u.beta2))?.f_add_(&square)?;
+        let mut root = second.f_sqrt_out(gradients)?.f_div_scalar_(f64::from(u.root_correction))?;
+        let root = root.f_add_scalar_(f64::from(u.eps))?;
+        let change = first.f_div_out(&root, &root)?.f_mul_scalar_(f64::from(u.step_size))?;
+        let _ = weights.f_sub_(&change)?;
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use tch::Tensor;
+use tch::{TchError, Tensor};
 
 use crate::error::{Error, Result, TorchError};
 use crate::ranks::Ranks;
@@ -62,7 +62,7 @@ impl Division {
     pub(super) fn gather(&self, flat: &Tensor, ranks: &Ranks) -> Result<()> {
         let doing = |e| Error::torch("parts of all processes", &e);
         let cut = |from: i64, to: i64| flat.detach().f_narrow(0, from, to - from);
-        tch::no_grad(|| {
+        tch::no_grad(|| -> Result<(), TchError> {
             for (from, to) in [(self.region.start, self.own.start), (self.own.end, self.region.end)]
             {
                 let _ = cut(from, to)?.f_zero_()?;

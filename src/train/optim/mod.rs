@@ -52,11 +52,12 @@ impl Options {
     }
 }
 
-/// Muon's operations a step for each operation that the matrices' own forward and backward take for
-/// a token: the tokens a step at which both would take the same time. Zero without hidden matrices.
-pub fn muon_tokens(variables: &[Variable]) -> f64 {
+/// Muon's operations a step over those that the hidden matrices' forward and backward take for a
+/// token: the tokens a step at which both would take the same time. `idle` weights of the matrices
+/// (experts that are not chosen) take none. Zero without hidden matrices.
+pub fn muon_tokens(variables: &[Variable], idle: usize) -> f64 {
     let hidden = variables.iter().filter(|v| v.role.is_some_and(Role::is_hidden_matrix));
-    let (mut update, mut per_token) = (0.0, 0.0);
+    let (mut update, mut per_token) = (0.0, -6.0 * idle as f64);
     for (rows, columns) in hidden.filter_map(|v| v.tensor.size2().ok()) {
         update += muon::operations(rows as usize, columns as usize);
         per_token += 6.0 * (rows * columns) as f64;
@@ -614,7 +615,8 @@ mod tests {
     fn muons_cost_in_tokens_follows_the_shapes() {
         let square = with_matrices().swap_remove(1);
         // 5 (4 m^3 + 2 m^3) / (6 m^2) = 5 m
-        assert_eq!(muon_tokens(&[square]), 20.0);
-        assert_eq!(muon_tokens(&[variable("norm", &[1.0])]), 0.0);
+        assert_eq!(muon_tokens(&[square.share()], 0), 20.0);
+        assert_eq!(muon_tokens(&[square], 8), 40.0, "half of its work does nothing for a token");
+        assert_eq!(muon_tokens(&[variable("norm", &[1.0])], 0), 0.0);
     }
 }

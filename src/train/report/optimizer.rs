@@ -3,8 +3,9 @@
 use mmx_converters::arch::Role;
 use mmx_converters::progress::Listener;
 use mmx_converters::words::counted;
+use mmx_data::stages;
 
-use crate::config::{FAST, OptimizerName};
+use crate::config::FAST;
 use crate::model::Variable;
 use crate::optim;
 use crate::trainer::Trainer;
@@ -15,10 +16,9 @@ pub fn announce(trainer: &Trainer<'_>, trainable: &[Variable], listener: &dyn Li
     /// tokens has 0.125.
     const SMALL: f64 = 0.13;
     let (config, rates) = (trainer.config(), trainer.config().rates());
-    if config.recipe == FAST && config.optimizer == OptimizerName::AdamW {
+    if config.recipe == FAST && config.stage != stages::PRETRAIN.name {
         listener.say(&format!(
-            "optimizer: adamw; recipe fast takes muon for pretraining, where it was measured ({} is as \
-             in 2026)",
+            "recipe fast: stage {} is as in 2026; muon was measured in pretraining, which takes it",
             config.stage
         ));
     }
@@ -33,12 +33,14 @@ pub fn announce(trainer: &Trainer<'_>, trainable: &[Variable], listener: &dyn Li
         counted(trainer.schedule().warmup, "step"),
     ));
     let tokens = config.batch_size * config.accumulation * config.max_seq_len;
-    let share = optim::muon_tokens(trainable) / tokens as f64;
+    let (total, active) = trainer.model().config().parameters();
+    let as_much = optim::muon_tokens(trainable, total - active);
+    let share = as_much / tokens as f64;
     if share > SMALL {
-        let enough = (optim::muon_tokens(trainable) / SMALL / 1000.0).ceil() * 1000.0;
+        let enough = (as_much / SMALL / 1000.0).ceil() * 1000.0;
         listener.warn(&format!(
             "a step has at most {tokens} tokens: muon's own work is about {:.0} % of forward and backward; \
-             with `batch_size` times `accum` for {enough} tokens a step it is small",
+             that is little from {enough} tokens a step on (`batch_size`, `accum`)",
             100.0 * share
         ));
     }

@@ -39,7 +39,7 @@ use crate::wrap::context::Context;
 use crate::wrap::tensor::Tensor;
 
 /// The instruction sets that this is written for.
-const SETS: [CpuSet; 2] = [CpuSet::Avx2, CpuSet::Avx512];
+const SETS: [CpuSet; 3] = [CpuSet::Neon, CpuSet::Avx2, CpuSet::Avx512];
 /// Bytes of weights that are worth a turn of a thread: a microsecond of reading.
 const TURN: usize = 32 << 10;
 
@@ -239,6 +239,9 @@ unsafe fn products<E: Element>(
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as the caller says.
         Some(CpuSet::Avx2) => unsafe { tile::avx2::<E>(product, pairs, share) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: as the caller says.
+        Some(CpuSet::Neon) => unsafe { tile::neon::<E>(product, pairs, share) },
         _ => {} // no node is made for another
     }
 }

@@ -3,6 +3,7 @@ use half::{bf16, f16};
 use super::*;
 use crate::kernel::custom::Compute;
 use crate::kernel::custom::trial::{Numbers, compute_apart};
+use crate::kernel::fenced::{Fence, Fenced};
 use crate::quant::{dequantize_rows, quantize_rows};
 use crate::wrap::plan::{Plan, Slot};
 use crate::wrap::pool::Pool;
@@ -231,10 +232,16 @@ fn nothing_beside_matrix_activations_and_results_is_touched() {
                     let x_shape = [tokens, 1, cols];
                     let x_shape: &[usize] = if experts > 1 { &x_shape } else { &[tokens, cols] };
                     let numbers = Numbers { x: &own, shape: x_shape, chosen: ids };
-                    for (cpu, place) in
-                        sets().flat_map(|cpu| [(cpu, Place::File), (cpu, Place::Packed)])
+                    let places = [
+                        (Place::File, Fence::Before),
+                        (Place::File, Fence::Behind),
+                        (Place::Packed, Fence::Behind),
+                    ];
+                    for (cpu, (place, fence)) in
+                        sets().flat_map(|cpu| places.map(|place| (cpu, place)))
                     {
-                        let weight = matrix(cpu, place, ty, w_shape, &[&bytes]);
+                        let bytes = Fenced::new(&bytes, fence);
+                        let weight = matrix(cpu, place, ty, w_shape, &[&bytes[..]]);
                         let expected = match tokens {
                             0 => Vec::new(), // no graph is of nothing
                             _ => product(&weight.matrix, &numbers, 1),

@@ -5,6 +5,8 @@
 use std::ops::Range;
 
 use crate::kernel::custom::CHUNK;
+#[cfg(target_arch = "aarch64")]
+use crate::kernel::vector::Neon;
 #[cfg(target_arch = "x86_64")]
 use crate::kernel::vector::{Avx2, Avx512};
 use crate::kernel::vector::{Element, LANES, Lanes, prefetch};
@@ -125,6 +127,21 @@ pub(super) unsafe fn avx2<E: Element>(
 ) {
     // 12 sums in 16 registers of half the width
     products!(Avx2, product, pairs, share, 2 x 3  2 x 2  4 x 1);
+}
+
+/// [`avx512`] for NEON.
+///
+/// # Safety
+/// As there, but NEON.
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+pub(super) unsafe fn neon<E: Element>(
+    product: &Product<'_>,
+    pairs: &[(u32, u32)],
+    share: Range<usize>,
+) {
+    // six sums of four registers, of 32
+    products!(Neon, product, pairs, share, 2 x 3  2 x 2  4 x 1);
 }
 
 /// The products of the rows `row..row + R` of a tile that begins at `weights` with `T` tokens.

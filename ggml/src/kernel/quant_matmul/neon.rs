@@ -1,8 +1,10 @@
-//! [`Vector`] for NEON, without and with the dot product: 16 rows in four registers.
+//! [`Vector`] for NEON, without and with the dot product, and with products of 8-bit matrices (i8mm):
+//! 16 rows in four registers.
 //!
 //! Numbers are multiplied as signed ones: those of fewer than 8 bits are positive. With the dot
 //! product (`sdot`, Arm since 2017) four products of each row are added in one instruction; without,
-//! products of 16 bits (at most `128 * 127`) are added in pairs to 32 bits. Both are exact.
+//! products of 16 bits (at most `128 * 127`) are added in pairs to 32 bits. i8mm (`smmla`) adds eight
+//! products of each of two rows with each of two rows of activations. All are exact.
 #![expect(unsafe_code, reason = "vector instructions")]
 
 use std::arch::aarch64::*;
@@ -16,7 +18,10 @@ pub(super) struct Neon;
 /// NEON with the dot product.
 pub(super) struct NeonDotprod;
 
-/// What the two have in common.
+/// NEON with the dot product and products of 8-bit matrices.
+pub(super) struct NeonI8mm;
+
+/// What all have in common.
 macro_rules! shared {
     ($name:ident, $features:literal) => {
         type I = [uint8x16_t; 4];
@@ -315,44 +320,104 @@ macro_rules! shared {
     };
 }
 
-// SAFETY, of all blocks of the two: the caller has promised the instructions and the pointers.
+/// What the two with the dot product have in common.
+macro_rules! dotprod {
+    () => {
+        type Sum = [int32x4_t; 4];
+
+        #[inline(always)]
+        unsafe fn begin(start: Option<*const i32>) -> [int32x4_t; 4] {
+            unsafe { [vdupq_n_s32(start.map_or(0, |start| start.read())); 4] }
+        }
+        #[inline(always)]
+        unsafe fn turn(
+            mut sum: [int32x4_t; 4],
+            weights: [int8x16_t; 4],
+            four: int8x16_t,
+            _bits: usize,
+            _last: bool,
+        ) -> [int32x4_t; 4] {
+            for (sum, weights) in sum.iter_mut().zip(weights) {
+                // Rust has no stable name for it
+                unsafe {
+                    asm!("sdot {0:v}.4s, {1:v}.16b, {2:v}.16b",
+                        inout(vreg) *sum, in(vreg) weights, in(vreg) four,
+                        options(pure, nomem, nostack, preserves_flags));
+                }
+            }
+            sum
+        }
+        #[inline(always)]
+        unsafe fn end(sum: [int32x4_t; 4], _start: Option<*const i32>) -> [uint8x16_t; 4] {
+            unsafe {
+                [
+                    vreinterpretq_u8_s32(sum[0]),
+                    vreinterpretq_u8_s32(sum[1]),
+                    vreinterpretq_u8_s32(sum[2]),
+                    vreinterpretq_u8_s32(sum[3]),
+                ]
+            }
+        }
+    };
+}
+
+// SAFETY, of all blocks of the three: the caller has promised the instructions and the pointers.
 #[expect(clippy::undocumented_unsafe_blocks, reason = "one reason for all, above")]
 impl Vector for NeonDotprod {
-    type Sum = [int32x4_t; 4];
     shared!(NeonDotprod, "neon,dotprod");
+    dotprod!();
+}
+
+#[expect(clippy::undocumented_unsafe_blocks, reason = "one reason for all, above")]
+impl Vector for NeonI8mm {
+    const IN_PAIRS: bool = true;
+    shared!(NeonI8mm, "neon,dotprod,i8mm");
+    dotprod!();
 
     #[inline(always)]
-    unsafe fn begin(start: Option<*const i32>) -> [int32x4_t; 4] {
-        unsafe { [vdupq_n_s32(start.map_or(0, |start| start.read())); 4] }
+    unsafe fn eight(first: [int8x16_t; 4], last: [int8x16_t; 4]) -> [[int8x16_t; 4]; 2] {
+        // of each two rows eight columns
+        let (mut upper, mut lower) = (first, last);
+        for (upper, lower) in upper.iter_mut().zip(&mut lower) {
+            unsafe {
+                let (a, b) = (vreinterpretq_s32_s8(*upper), vreinterpretq_s32_s8(*lower));
+                *upper = vreinterpretq_s8_s32(vzip1q_s32(a, b));
+                *lower = vreinterpretq_s8_s32(vzip2q_s32(a, b));
+            }
+        }
+        [upper, lower]
     }
     #[inline(always)]
-    unsafe fn turn(
-        mut sum: [int32x4_t; 4],
-        weights: [int8x16_t; 4],
-        four: int8x16_t,
-        _bits: usize,
-        _last: bool,
-    ) -> [int32x4_t; 4] {
-        for (sum, weights) in sum.iter_mut().zip(weights) {
-            // Rust has no stable name for it
+    unsafe fn pair(
+        mut sums: [[int32x4_t; 4]; 2],
+        weights: [[int8x16_t; 4]; 2],
+        [a, b]: [*const i8; 2],
+    ) -> [[int32x4_t; 4]; 2] {
+        let eights = unsafe { vcombine_s8(vld1_s8(a), vld1_s8(b)) };
+        for (sum, weights) in sums.as_flattened_mut().iter_mut().zip(weights.as_flattened()) {
+            // of two rows of weights (of a register's halves) with each of activations; Rust has no
+            // stable name for it
             unsafe {
-                asm!("sdot {0:v}.4s, {1:v}.16b, {2:v}.16b",
-                    inout(vreg) *sum, in(vreg) weights, in(vreg) four,
+                asm!("smmla {0:v}.4s, {1:v}.16b, {2:v}.16b",
+                    inout(vreg) *sum, in(vreg) *weights, in(vreg) eights,
                     options(pure, nomem, nostack, preserves_flags));
             }
         }
-        sum
+        sums
     }
     #[inline(always)]
-    unsafe fn end(sum: [int32x4_t; 4], _start: Option<*const i32>) -> [uint8x16_t; 4] {
-        unsafe {
-            [
-                vreinterpretq_u8_s32(sum[0]),
-                vreinterpretq_u8_s32(sum[1]),
-                vreinterpretq_u8_s32(sum[2]),
-                vreinterpretq_u8_s32(sum[3]),
-            ]
+    unsafe fn together([mut first, mut last]: [[int32x4_t; 4]; 2]) -> [[int32x4_t; 4]; 2] {
+        for (first, last) in first.iter_mut().zip(&mut last) {
+            [*first, *last] = unsafe { [vzip1q_s32(*first, *last), vzip2q_s32(*first, *last)] };
         }
+        [first, last]
+    }
+    #[inline(always)]
+    unsafe fn apart([mut first, mut last]: [[int32x4_t; 4]; 2]) -> [[int32x4_t; 4]; 2] {
+        for (first, last) in first.iter_mut().zip(&mut last) {
+            [*first, *last] = unsafe { [vuzp1q_s32(*first, *last), vuzp2q_s32(*first, *last)] };
+        }
+        [first, last]
     }
 }
 

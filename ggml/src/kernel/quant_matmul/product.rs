@@ -250,7 +250,32 @@ unsafe fn add_block<V: Vector, L: Layout, N: Numbers<V>, const T: usize>(
             }
         }
         let per_part = QUADS / L::PARTS;
-        if L::PARTS <= V::IN_TURNS && N::BYTES && T > 1 {
+        if V::IN_PAIRS && T.is_multiple_of(2) {
+            for [first, last] in dots.as_chunks_mut::<2>().0 {
+                for (first, last) in first.iter_mut().zip(last).take(L::PARTS) {
+                    [*first, *last] = V::together([*first, *last]);
+                }
+            }
+            written_out!(k in [0 2 4 6], {
+                let weights = V::eight(
+                    V::weights(numbers.four(k), L::VALUE_BITS),
+                    V::weights(numbers.four(k + 1), L::VALUE_BITS),
+                );
+                let part = k / per_part;
+                let pairs = dots.as_chunks_mut::<2>().0.iter_mut().zip(inputs.as_chunks::<2>().0);
+                for ([first, last], [a, b]) in pairs {
+                    let at = at * BLOCK + 4 * k;
+                    let eights = [a.values.add(at), b.values.add(at)];
+                    let sums = V::pair([first[part], last[part]], weights, eights);
+                    [first[part], last[part]] = sums;
+                }
+            });
+            for [first, last] in dots.as_chunks_mut::<2>().0 {
+                for (first, last) in first.iter_mut().zip(last).take(L::PARTS) {
+                    [*first, *last] = V::apart([*first, *last]);
+                }
+            }
+        } else if L::PARTS <= V::IN_TURNS && N::BYTES && T > 1 {
             for part in 0..L::PARTS {
                 for turn in 0..turns {
                     for last in [false, true] {

@@ -6,7 +6,7 @@ use super::avx2::{Avx2, Avx2Vnni, Avx2Vnni512};
 #[cfg(target_arch = "x86_64")]
 use super::avx512::Avx512Vnni;
 #[cfg(target_arch = "aarch64")]
-use super::neon::{Neon, NeonDotprod};
+use super::neon::{Neon, NeonDotprod, NeonI8mm};
 use super::vector::Task;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::vector::Vector;
@@ -16,7 +16,7 @@ use crate::kernel::cpu::CpuSet;
 #[cfg(target_arch = "x86_64")]
 pub(super) const SETS: &[CpuSet] = &[CpuSet::Avx2, CpuSet::Avx2Vnni, CpuSet::Avx512Vnni];
 #[cfg(target_arch = "aarch64")]
-pub(super) const SETS: &[CpuSet] = &[CpuSet::Neon, CpuSet::NeonDotprod];
+pub(super) const SETS: &[CpuSet] = &[CpuSet::Neon, CpuSet::NeonDotprod, CpuSet::NeonI8mm];
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 pub(super) const SETS: &[CpuSet] = &[];
 
@@ -44,6 +44,7 @@ pub(super) fn most(set: Set) -> usize {
     #[cfg(target_arch = "aarch64")]
     {
         match set.0 {
+            CpuSet::NeonI8mm => NeonI8mm::MOST,
             CpuSet::NeonDotprod => NeonDotprod::MOST,
             _ => Neon::MOST,
         }
@@ -74,6 +75,7 @@ pub(super) unsafe fn enter(set: Set, task: impl Task) {
     // SAFETY: as above.
     unsafe {
         match set.0 {
+            CpuSet::NeonI8mm => NeonI8mm::enter(task),
             CpuSet::NeonDotprod => NeonDotprod::enter(task),
             _ => Neon::enter(task),
         }

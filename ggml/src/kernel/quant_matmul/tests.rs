@@ -1,6 +1,7 @@
 use super::*;
 use crate::kernel::custom::Compute;
 use crate::kernel::custom::trial::{Numbers, compute_apart};
+use crate::kernel::fenced::{Fence, Fenced};
 use crate::quant::{dequantize_rows, quantize_rows};
 use crate::wrap::plan::{Plan, Slot};
 use mmx_converters::random::SplitMix64;
@@ -215,16 +216,18 @@ fn pieces_are_packed_as_if_joined() {
 fn rows_in_the_file_give_the_same_bits() {
     let mut rng = SplitMix64::new(13);
     let shapes = [(1, 16, 32), (1, 48, 512), (3, 32, 96)];
-    for (cpu, (experts, rows, cols)) in sets().flat_map(|cpu| shapes.map(|shape| (cpu, shape))) {
+    let each = shapes.into_iter().flat_map(|s| [Fence::Before, Fence::Behind].map(|f| (s, f)));
+    let each = each.flat_map(|(shape, fence)| sets().map(move |cpu| (cpu, shape, fence)));
+    for (cpu, (experts, rows, cols), fence) in each {
         let shape = [experts, rows, cols];
         let shape = if experts > 1 { &shape[..] } else { &shape[1..] };
         let weights = random(&mut rng, experts * rows * cols, 0.2);
         let blocks = quantize_rows(GgmlType::Q8_0, &weights, cols).unwrap();
         let packed = pack(cpu, GgmlType::Q8_0, shape, &blocks);
-        // pieces that end where the memory does
-        let pieces: Vec<Vec<u8>> =
-            blocks.chunks(16 * blocks.len() / (experts * rows)).map(<[u8]>::to_vec).collect();
-        let pieces: Vec<&[u8]> = pieces.iter().map(Vec::as_slice).collect();
+        // pieces that end, or begin, where the memory does
+        let pieces = blocks.chunks(16 * blocks.len() / (experts * rows));
+        let pieces: Vec<Fenced> = pieces.map(|piece| Fenced::new(piece, fence)).collect();
+        let pieces: Vec<&[u8]> = pieces.iter().map(|piece| &piece[..]).collect();
         let mut arena = Arena::new(arena_bytes(GgmlType::Q8_0, shape).unwrap()).unwrap();
         // SAFETY: the pieces live to the end of this test.
         let later =

@@ -50,6 +50,9 @@ pub(super) trait Vector {
     /// columns a turn: written out, the compiler reorders it beyond the registers there are (a
     /// third slower with AVX2 and one part; with two, turns are too short).
     const IN_TURNS: usize;
+    /// True where rows of activations are multiplied two at a time, with eight columns
+    /// ([`Vector::pair`]).
+    const IN_PAIRS: bool = false;
 
     /// Runs a task compiled for this set.
     unsafe fn enter(task: impl Task);
@@ -119,6 +122,27 @@ pub(super) trait Vector {
     ) -> Self::Sum;
     /// The sums after the last turn.
     unsafe fn end_of_turns(sum: Self::Sum, bits: usize) -> Self::Sum;
+    /// Two fours of columns, ready for [`Vector::pair`].
+    unsafe fn eight(_first: Self::W, _last: Self::W) -> [Self::W; 2] {
+        unreachable!("rows of activations are multiplied one by one")
+    }
+    /// Adds the products of eight columns with two rows of activations; the sums of the two lie
+    /// among each other, as [`Vector::together`] puts them.
+    unsafe fn pair(
+        _sums: [Self::Sum; 2],
+        _weights: [Self::W; 2],
+        _eights: [*const i8; 2],
+    ) -> [Self::Sum; 2] {
+        unreachable!("rows of activations are multiplied one by one")
+    }
+    /// Sums of two rows of activations, put among each other.
+    unsafe fn together(sums: [Self::Sum; 2]) -> [Self::Sum; 2] {
+        sums
+    }
+    /// Sums that lie among each other, those of each of the two rows together.
+    unsafe fn apart(sums: [Self::Sum; 2]) -> [Self::Sum; 2] {
+        sums
+    }
     /// The sums, of which `start` is that of [`Vector::begin`].
     unsafe fn end(sum: Self::Sum, start: Option<*const i32>) -> Self::I;
 

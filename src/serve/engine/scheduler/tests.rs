@@ -1,4 +1,5 @@
-//! Back-pressure: what happens to a text whose client is slow.
+//! Back-pressure: what happens to a text whose client is slow; and texts that come back after they
+//! lost their slot.
 
 use mmx_ggml::run::{KvType, LoadOptions, Model, Sampling, SlotsOptions};
 
@@ -23,10 +24,14 @@ fn golden() -> (Slots, Tokenizer) {
 }
 
 fn job(tokenizer: &Tokenizer) -> (Job, Events) {
+    asked(tokenizer, "apples", TOKENS)
+}
+
+fn asked(tokenizer: &Tokenizer, prompt: &str, max_tokens: usize) -> (Job, Events) {
     let (events, receiver) = engine::events(1);
     let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
     let write = Write {
-        max_tokens: TOKENS,
+        max_tokens,
         sampling,
         stop: Vec::new(),
         logprobs: Some(0),
@@ -36,7 +41,7 @@ fn job(tokenizer: &Tokenizer) -> (Job, Events) {
     };
     let since = Instant::now();
     let job = Job {
-        prompt: tokenizer.encode("apples").expect("ids"),
+        prompt: tokenizer.encode(prompt).expect("ids"),
         task: Task::Write(Box::new(write)),
         deadline: since + std::time::Duration::from_secs(600),
         since,
@@ -66,7 +71,7 @@ fn read(events: &mut Events, ids: &mut Vec<u32>) -> bool {
 fn a_text_waits_for_a_client_that_reads_slowly_and_loses_nothing() {
     let (slots, tokenizer) = golden();
     let stats = Stats::default();
-    let mut scheduler = Scheduler::new(slots, AHEAD, &tokenizer, &stats);
+    let mut scheduler = Scheduler::new(slots, AHEAD, PromptCache::new(0), &tokenizer, &stats);
     let (one, mut quick) = job(&tokenizer);
     let (other, mut slow) = job(&tokenizer);
     scheduler.queue(one);
@@ -93,7 +98,7 @@ fn a_text_waits_for_a_client_that_reads_slowly_and_loses_nothing() {
 fn a_client_that_does_not_read_at_all_loses_its_slot_and_is_told() {
     let (slots, tokenizer) = golden();
     let stats = Stats::default();
-    let mut scheduler = Scheduler::new(slots, 3, &tokenizer, &stats);
+    let mut scheduler = Scheduler::new(slots, 3, PromptCache::new(0), &tokenizer, &stats);
     let (job, mut events) = job(&tokenizer);
     scheduler.queue(job);
     while scheduler.round() {}
@@ -109,4 +114,65 @@ fn a_client_that_does_not_read_at_all_loses_its_slot_and_is_told() {
     }
     let Some(Event::Failed(error)) = last else { panic!("expected an error, found {last:?}") };
     assert_eq!(error.code, Some("client_too_slow"));
+}
+
+/// Texts one after the other with two slots and a cache of so many bytes: of each the ids written,
+/// and how many tokens of its prompt were not read.
+fn in_turn(prompts: &[&str], cache: usize) -> (Vec<(Vec<u32>, usize)>, usize) {
+    let (slots, tokenizer) = golden();
+    let stats = Stats::default();
+    let mut scheduler = Scheduler::new(slots, 0, PromptCache::new(cache), &tokenizer, &stats);
+    let mut said = Vec::new();
+    for prompt in prompts {
+        let (job, mut events) = asked(&tokenizer, prompt, 20);
+        scheduler.queue(job);
+        let mut ids = Vec::new();
+        let mut cached = None;
+        while !scheduler.is_idle() {
+            scheduler.round();
+            while let Ok((_, event)) = events.try_recv() {
+                match event {
+                    Event::Text(_, tokens) => ids.extend(tokens.iter().map(|t| t.id)),
+                    Event::Done(summary) => cached = Some(summary.cached_tokens),
+                    other => panic!("expected text or its end, found {other:?}"),
+                }
+            }
+        }
+        said.push((ids, cached.expect("an end")));
+    }
+    (said, stats.prompt_cache_bytes.load(Ordering::Relaxed))
+}
+
+#[test]
+fn a_text_that_lost_its_slot_is_not_read_again_and_goes_on_the_same() {
+    let long = |word: &str| [word; 40].join(" and ");
+    let [a, b, c] = ["apples", "trains", "a green house"].map(long);
+    let prompts = [a.as_str(), &b, &c, &a, &b, &c];
+    let (found, bytes) = in_turn(&prompts, 64 << 20);
+    let (expected, none) = in_turn(&prompts, 0);
+    assert_eq!(none, 0);
+    assert!(bytes > 0);
+    let texts =
+        |of: &[(Vec<u32>, usize)]| of.iter().map(|(ids, _)| ids.clone()).collect::<Vec<_>>();
+    assert_eq!(texts(&found), texts(&expected), "the cache changes no token");
+    let (_, tokenizer) = golden();
+    for (prompt, (_, cached)) in prompts.iter().zip(&found).skip(3) {
+        let length = tokenizer.encode(prompt).expect("ids").len();
+        assert_eq!(*cached, length - 1, "all but the last token, whose logits are wanted");
+    }
+    // three texts take turns in two slots: the one that is asked for was always taken over
+    assert!(expected[3..].iter().all(|(_, cached)| *cached < 5), "{expected:?}");
+}
+
+#[test]
+fn texts_that_lost_their_slot_take_no_more_memory_than_they_may() {
+    let long = |word: &str| [word; 40].join(" and ");
+    let prompts = ["one", "two", "three", "four", "five", "six"].map(long);
+    let prompts: Vec<&str> = prompts.iter().map(String::as_str).collect();
+    let (_, all) = in_turn(&prompts, 64 << 20);
+    let most = all / 2;
+    let (_, bytes) = in_turn(&prompts, most);
+    assert!(bytes > 0 && bytes <= most, "{bytes} of {most}");
+    let (_, bytes) = in_turn(&prompts, 1000);
+    assert_eq!(bytes, 0, "nothing fits");
 }
