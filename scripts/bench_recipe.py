@@ -145,7 +145,7 @@ def arguments():
     parser.add_argument("--held-out", type=int, default=500_000, help="tokens held out, about")
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--shares", default="0.3,0.45,0.6", help="of the tokens, for the fast recipe; 0.45 first")
-    parser.add_argument("--adamw-lrs", default="5e-4,1e-3,2e-3", help="tried with the first seed; the best with all")
+    parser.add_argument("--adamw-lrs", default="1e-3,2e-3,4e-3", help="tried with the first seed; the best with all")
     parser.add_argument("--lr", default="", help="the fast recipe's, instead of its own")
     parser.add_argument("--adam-lr", default="", help="the fast recipe's, instead of its own")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -227,7 +227,7 @@ class Bench:
 
     def table(self, seeds, shares, best):
         print(f"\n| recipe | tokens | {' | '.join(f'seed {seed}' for seed in seeds)} | CPU seconds |\n|---|---|{'---|' * (len(seeds) + 1)}")
-        for recipe, share in dict.fromkeys(key[:2] for key in self.done):
+        for recipe, share in sorted({key[:2] for key in self.done}):
             lines = [self.done.get((recipe, share, seed)) for seed in seeds]
             there = [line for line in lines if line]
             if there:
@@ -254,8 +254,9 @@ class Bench:
         a, b = runs[below - 1], runs[below]
         along = (a["loss"] - target["loss"]) / (a["loss"] - b["loss"])
         tokens = math.exp(math.log(a["tokens"]) + along * (math.log(b["tokens"]) - math.log(a["tokens"])))
-        rate = sum(line["cpu_seconds"] for line in runs) / sum(line["tokens"] for line in runs)
-        return tokens / target["tokens"], tokens * rate / target["cpu_seconds"]
+        rate = (b["cpu_seconds"] - a["cpu_seconds"]) / (b["tokens"] - a["tokens"])
+        seconds = a["cpu_seconds"] + (tokens - a["tokens"]) * rate
+        return tokens / target["tokens"], seconds / target["cpu_seconds"]
 
 
 Bench(arguments()).run()

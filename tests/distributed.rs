@@ -1,5 +1,6 @@
 //! Processes that meet: sums over all of them, and what each says when one fails. The ranks are
 //! this test program itself, started anew for each.
+#![expect(clippy::print_stdout, reason = "a rank tells the test that started it what came of it")]
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::{Child, Command, Output, Stdio};

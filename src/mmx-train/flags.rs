@@ -29,6 +29,7 @@ use crate::terminal::{STOP, Terminal};
   mmx train lora --from runs/sft --data medical.jsonl --lora-rank 8 --out runs/lora
   mmx train dpo --from runs/sft --data pairs.jsonl --out runs/dpo
   mmx train distill --from runs/small --teacher runs/large --data chats.jsonl --out runs/distilled
+  mmx train sft --from runs/pretrain --data chats.jsonl --out runs/sft --processes 4
 
 Checkpoints are DIR/checkpoint-STEP: folders that Transformers opens, with training/ beside the weights.
 Those of lora are PEFT folders of the adapters alone; mmx opens one as the model it names with them merged.

@@ -79,6 +79,15 @@ pub fn connect(place: &Place, device: Device, timeout: Duration) -> Result<Group
         })
     })?;
     let store_failed = |reason: String| at(format!("the store at {host}:{port}: {reason}"));
+    let own = match outward(&store, place, own, timeout) {
+        Ok(own) => own,
+        Err(reason) => {
+            if rank == 0 {
+                let _ = store.set("hub", &format!("! {reason}")); // it is this rank's error anyway
+            }
+            return Err(at(reason));
+        }
+    };
     let hub = match rank {
         0 => {
             let hub =
@@ -92,6 +101,9 @@ pub fn connect(place: &Place, device: Device, timeout: Duration) -> Result<Group
     let text = store.get("hub", timeout).map_err(|_| {
         at(format!("expected rank 0 of {size} within {} s, found nobody", timeout.as_secs()))
     })?;
+    if let Some(reason) = text.strip_prefix("! ") {
+        return Err(Error::failed(reason));
+    }
     let (address, token) = text
         .split_once(' ')
         .and_then(|(address, token)| Some((address.parse::<SocketAddr>().ok()?, token)))
@@ -310,6 +322,32 @@ impl Drop for Inner {
             self.backend.keep();
         }
     }
+}
+
+/// The address under which the other machines reach this one. Many machines know their own name as
+/// a loopback address: there the master is reached from one, of no use to others, and the way to a
+/// rank on another machine shows the right one.
+fn outward(
+    store: &Store,
+    place: &Place,
+    own: IpAddr,
+    timeout: Duration,
+) -> std::result::Result<IpAddr, String> {
+    let Place { rank, size, local_size, .. } = *place;
+    store.set(&format!("from/{rank}"), &own.to_string())?;
+    if !own.is_loopback() || local_size == size {
+        return Ok(own);
+    }
+    for other in 0..size {
+        let text = store.get(&format!("from/{other}"), timeout).map_err(|_| {
+            format!("rank {other} of {size} processes did not come within {} s", timeout.as_secs())
+        })?;
+        match text.parse::<IpAddr>() {
+            Ok(address) if !address.is_loopback() => return own_address(&text, place.master.1),
+            _ => {}
+        }
+    }
+    Ok(own) // several machines that are one
 }
 
 /// The address from which the master is reached: what a machine's own name resolves to is often its
