@@ -125,7 +125,7 @@ pub fn connect(place: &Place, device: Device, timeout: Duration) -> Result<Group
     Ok(Group {
         inner: Arc::new(Inner {
             place: place.clone(),
-            backend: backend,
+            backend,
             order: Mutex::new(()),
             watch,
             limit: timeout,

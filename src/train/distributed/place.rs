@@ -119,7 +119,7 @@ impl Place {
         let is_there = |name: &&str| variables.0.contains_key(*name);
         let there = |launcher: &&Launcher| {
             is_there(&launcher.rank)
-                && (launcher.mark.is_empty() || launcher.mark.iter().any(|name| is_there(name)))
+                && (launcher.mark.is_empty() || launcher.mark.iter().any(&is_there))
         };
         let Some(launcher) = LAUNCHERS.iter().find(there) else { return Ok(None) };
         let rank = variables.number::<usize>(&[launcher.rank])?.unwrap_or_default();

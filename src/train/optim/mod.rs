@@ -345,8 +345,8 @@ impl Optimizer {
             self.adamw.step(weights, gradients, rates.adamw, clip, self.steps)
         };
         step().map_err(|e| Error::torch("optimizer step", &e))?;
-        let divisions = [&self.of_adamw, &self.of_muon].into_iter().flatten();
-        divisions.map(|of| of.gather(&self.weights, &self.spread.ranks)).collect()
+        let mut divisions = [&self.of_adamw, &self.of_muon].into_iter().flatten();
+        divisions.try_for_each(|of| of.gather(&self.weights, &self.spread.ranks))
     }
 
     /// Gives all processes the first one's weights, which all have to call.
