@@ -58,9 +58,10 @@ impl Batches for Made {
         let x: Vec<i64> = (0..tokens).map(|_| id()).collect();
         let y = x.iter().skip(1).copied().chain([1]).collect();
         let (mask, lines) = (vec![1.0; tokens], vec![(0, 1); samples.len()]);
+        let batch = Batch { x, y, mask, lines, ..Batch::default() };
         Ok(match self.lengths.len() {
-            0 => Batch { x, y, mask, lines, batch: self.batch, seq: self.seq, packed: Vec::new() },
-            _ => Batch { x, y, mask, lines, batch: 1, seq: tokens, packed: samples },
+            0 => Batch { batch: self.batch, seq: self.seq, ..batch },
+            _ => Batch { batch: 1, seq: tokens, packed: samples, ..batch },
         })
     }
 

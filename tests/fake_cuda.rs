@@ -537,7 +537,8 @@ mod faults {
         let ones = |device| Tensor::ones([2, 2], (Kind::Float, device));
         let (first, second, host) =
             (ones(Device::Cuda(0)), ones(Device::Cuda(1)), ones(Device::Cpu));
-        let products: [(&str, &dyn Fn(&Tensor) -> Result<Tensor, tch::TchError>); 4] = [
+        type Product<'a> = &'a dyn Fn(&Tensor) -> Result<Tensor, tch::TchError>;
+        let products: [(&str, Product<'_>); 4] = [
             ("mm", &|other| first.f_mm(other)),
             ("add", &|other| first.f_add(other)),
             ("cat", &|other| Tensor::f_cat(&[&first, other], 0)),
