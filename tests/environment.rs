@@ -9,7 +9,7 @@ const READERS: [&str; 5] = ["var(", "var_os(", "variable(", "set(", "env = "];
 const PREFIXES: [&str; 9] =
     ["MMX_", "HF_", "OLLAMA_", "XDG_", "OMP_", "GOMP_", "RAYON_", "MODELSCOPE_", "HUGGING_FACE_"];
 /// Set by cargo for a build, for the build itself, or of tests alone.
-const OF_BUILDS: [&str; 3] = ["CARGO_", "DEP_", "TARGET"];
+const OF_BUILDS: [&str; 4] = ["CARGO_", "DEP_", "OUT_DIR", "TARGET"];
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs_err::read_dir(folder).expect("a folder").flatten() {
