@@ -121,7 +121,14 @@ fn tok_pretokenizer_name() {
         assert_eq!(tokenizer.encode(text).unwrap(), wanted, "{text:?}");
         assert_eq!(from_gguf.encode(text).unwrap(), wanted, "{text:?} from GGUF");
     }
-    for pre in ["qwen2", "llama-bpe", "default", ""] {
+    // names of others are theirs: read as llama.cpp splits for them (tests/foreign_tokenizers.rs)
+    for pre in ["qwen2", "llama-bpe"] {
+        let mut keys = keys.clone();
+        keys.set("tokenizer.ggml.pre", Gguf::String(pre.into()));
+        let other = Tokenizer::from_gguf(&keys, "m.gguf".as_ref()).unwrap();
+        assert_eq!(metadata(&other, 512).string("tokenizer.ggml.pre"), Some(pre));
+    }
+    for pre in ["nobodys", "default", ""] {
         let mut keys = keys.clone();
         keys.set("tokenizer.ggml.pre", Gguf::String(pre.into()));
         let error = Tokenizer::from_gguf(&keys, "m.gguf".as_ref()).unwrap_err().to_string();
