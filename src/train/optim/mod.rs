@@ -1,7 +1,7 @@
 //! The optimizer: weights and gradients lie in two flat float32 buffers, so clipping, the update and
 //! a checkpoint are each one pass, and the norm before clipping is returned. Each variable goes to
 //! one of two updates, which hold their own state over the part of the buffers that they change:
-//! [`muon`] takes the hidden matrices where it is asked for, [`adamw`] all others.
+//! `muon.rs` takes the hidden matrices where it is asked for, `adamw.rs` all others.
 //!
 //! In: a scalar loss per micro-step ([`Optimizer::accumulate`]). Out: changed master weights
 //! ([`Optimizer::step`]).
