@@ -58,6 +58,18 @@ def words(row):
     return f"{row['tokens']} tokens, top-1 {100 * row['top1_agreement']:.0f} %, log-probabilities {far}, ids {row['tokens_equal']}, not returned: {lacking}"
 
 
+def compared(path, url, server):
+    """What `mmx verify` says of an OpenAI-compatible server of `path`, which is ended then."""
+    try:
+        time.sleep(0.5)
+        row = row_of(mmx("verify", RUN, path, "--engine", f"openai:{url}"), "openai")
+    finally:
+        server.terminate()
+        server.wait()
+    assert row["max_abs_diff"] is not None and row["tokens_equal"], row
+    return words(row)
+
+
 RUN = model()
 PATHS = export(RUN, "--hf", "f32", "--gguf", "f16", "--gguf", "q8_0", "--gguf", "q4_0", "--ollama", out=os.path.join(WHERE, "export"))
 
@@ -68,15 +80,8 @@ for kind in ("f16", "q8_0", "q4_0") if LLAMA_SERVER != "-" else ():
         port = free_port()
         gguf = gguf_of(PATHS, kind)
         url = f"http://127.0.0.1:{port}"
-        server = started([LLAMA_SERVER, "-m", gguf, "--jinja", "-c", "512", "-t", "1", "--port", str(port)], f"{url}/v1/models", "llama.log")
-        try:
-            time.sleep(0.5)
-            row = row_of(mmx("verify", RUN, gguf, "--engine", f"openai:{url}"), "openai")
-        finally:
-            server.kill()
-            server.wait()
-        assert row["max_abs_diff"] is not None and row["tokens_equal"], row
-        return words(row)
+        command = [LLAMA_SERVER, "-m", gguf, "--jinja", "-c", "512", "-t", "1", "--port", str(port)]
+        return compared(gguf, url, started(command, f"{url}/v1/models", "llama.log"))
 
 
 if OLLAMA != "-":
@@ -119,14 +124,8 @@ if VLLM != "-":
         settings = ["--served-model-name", "tiny", "--dtype", "float32", "--max-model-len", "256", "--enforce-eager", "--max-num-seqs", "2"]
         env = dict(VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_OMP_THREADS_BIND="nobind", OMP_NUM_THREADS="1", VLLM_NO_USAGE_STATS="1")
         vllm = os.path.join(os.path.dirname(VLLM), "vllm")
-        server = started([vllm, "serve", folder, "--host", "127.0.0.1", "--port", str(port), *settings], f"{url}/health", "vllm.log", seconds=600, **env)
-        try:
-            row = row_of(mmx("verify", RUN, folder, "--engine", f"openai:{url}#tiny"), "openai")
-        finally:
-            server.terminate()
-            server.wait()
-        assert row["max_abs_diff"] is not None and row["tokens_equal"], row
-        return words(row)
+        command = [vllm, "serve", folder, "--host", "127.0.0.1", "--port", str(port), *settings]
+        return compared(folder, f"{url}#tiny", started(command, f"{url}/health", "vllm.log", seconds=600, **env))
 
 
 finish()
