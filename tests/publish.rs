@@ -1,15 +1,16 @@
 //! `mmx push`, `pull` and `ollama create` through the binary, against servers on this machine: what arrives, what is
 //! not sent again, what happens when the connection ends in between.
 
+#[path = "common/answering.rs"]
+mod answering;
 mod common;
 mod hub;
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
 
+use answering::answering;
 use common::{mmx_ok, shared, text};
 use hub::Server;
 use serde_json::{Value, json};
@@ -259,45 +260,17 @@ type Asked = Arc<Mutex<Vec<(String, String, Vec<u8>)>>>;
 
 /// A server with Ollama's two addresses; `answer` is what create says, line by line.
 fn ollama(has_blob: bool, answer: &'static str) -> (String, Asked) {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = listener.local_addr().expect("an address").to_string();
     let asked: Asked = Arc::default();
     let seen = asked.clone();
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let mut out = stream.try_clone().expect("a stream");
-            let mut input = BufReader::new(stream);
-            let mut line = String::new();
-            input.read_line(&mut line).expect("a request");
-            let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
-            let mut length = 0;
-            loop {
-                let mut line = String::new();
-                input.read_line(&mut line).expect("a header");
-                match line.trim().split_once(": ") {
-                    Some((name, value)) if name.eq_ignore_ascii_case("content-length") => {
-                        length = value.parse().expect("a length");
-                    }
-                    Some(_) => (),
-                    None => break,
-                }
-            }
-            let mut body = vec![0; length];
-            input.read_exact(&mut body).expect("the body");
-            let create = words[1] == "/api/create";
-            let status = match (words[0].as_str(), has_blob) {
-                ("HEAD", false) => 404,
-                ("POST", _) if !create => 201,
-                _ => 200,
-            };
-            let text = if create { answer } else { "" };
-            seen.lock().expect("no panic").push((words[0].clone(), words[1].clone(), body));
-            let head = format!(
-                "HTTP/1.1 {status} X\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}",
-                text.len()
-            );
-            out.write_all(head.as_bytes()).expect("an answer");
-        }
+    let address = answering(move |method, path, body| {
+        let create = path == "/api/create";
+        let status = match (method, has_blob) {
+            ("HEAD", false) => 404,
+            ("POST", _) if !create => 201,
+            _ => 200,
+        };
+        seen.lock().expect("no panic").push((method.to_owned(), path.to_owned(), body));
+        (status, if create { answer } else { "" }.to_owned())
     });
     (address, asked)
 }

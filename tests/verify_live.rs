@@ -1,15 +1,16 @@
 //! `mmx verify --engine ollama:NAME` and `openai:URL`: running servers beside the forms of a model, in one table.
 
+#[path = "common/answering.rs"]
+mod answering;
 mod common;
 #[allow(dead_code, reason = "a part of it is used")]
 #[path = "common/server.rs"]
 mod server;
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use answering::answering;
 use common::{mmx_json, shared, text};
 use serde_json::{Value, json};
 use server::Server;
@@ -108,38 +109,13 @@ fn another_model_on_the_server_does_not_pass_and_the_first_difference_is_shown()
 
 /// A server that gives texts and nothing else, and no chat.
 fn bare(answer: String) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = listener.local_addr().expect("an address");
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let mut out = stream.try_clone().expect("a stream");
-            let mut input = BufReader::new(stream);
-            let mut line = String::new();
-            input.read_line(&mut line).expect("a request");
-            let path = line.split(' ').nth(1).expect("a path").to_owned();
-            let mut length = 0;
-            loop {
-                let mut line = String::new();
-                input.read_line(&mut line).expect("a header");
-                match line.trim().split_once(':') {
-                    Some((name, value)) if name.eq_ignore_ascii_case("content-length") => {
-                        length = value.trim().parse().expect("a length");
-                    }
-                    Some(_) => (),
-                    None => break,
-                }
-            }
-            input.read_exact(&mut vec![0; length]).expect("the body");
-            let (status, body) = match path.as_str() {
-                "/v1/models" => (200, json!({"data": [{"id": "bare"}]})),
-                "/v1/completions" => (200, json!({"choices": [{"text": answer}]})),
-                _ => (404, json!({"error": {"message": "no chats here"}})),
-            };
-            let body = body.to_string();
-            let head = format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\n", body.len());
-            let whole = format!("{head}Connection: close\r\n\r\n{body}");
-            out.write_all(whole.as_bytes()).expect("an answer");
-        }
+    let address = answering(move |_, path, _| {
+        let (status, body) = match path {
+            "/v1/models" => (200, json!({"data": [{"id": "bare"}]})),
+            "/v1/completions" => (200, json!({"choices": [{"text": answer}]})),
+            _ => (404, json!({"error": {"message": "no chats here"}})),
+        };
+        (status, body.to_string())
     });
     format!("openai:http://{address}")
 }
