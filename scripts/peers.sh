@@ -143,6 +143,13 @@ several "$python" scripts/peers/live.py "$mmx" "$shared" "$work" "$llama_server"
 # each page of docs/consumers as it stands, and mmx verify --consumers: with what was installed above
 # shellcheck disable=SC2086 # --all, or nothing
 LIMIT=$([ -n "$all" ] && echo 7200 || echo 1200) several "$python" scripts/peers/consumers.py "$mmx" "$shared" "$work" "$MMX_CACHE" "$LIBTORCH" $all
+# the Python module over the C interface
+if module=$(bash scripts/peers/python_module.sh); then
+  cargo build --quiet --release -p mmx-capi
+  several "$module" scripts/peers/python_module.py "$mmx" "$shared" "$work"
+else
+  failed=$((failed + 1)); echo "FAIL  installing numpy, mypy and nbclient"
+fi
 # the official clients of OpenAI and Ollama against `mmx serve`
 CLIENTS="openai==3.57.0 ollama==0.6.3"
 clients=$MMX_CACHE/clients-$(tr -c 'a-z0-9.\n' '-' <<<"$CLIENTS")

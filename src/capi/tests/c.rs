@@ -16,7 +16,7 @@ fn crate_file(path: &str) -> PathBuf {
 fn header_is_made_from_the_crate() {
     let config = cbindgen::Config::from_file(crate_file("cbindgen.toml")).unwrap();
     let mut builder = cbindgen::Builder::new().with_config(config);
-    for module in ["status", "model", "session", "generate"] {
+    for module in ["status", "model", "session", "generate", "generation"] {
         builder = builder.with_src(crate_file(&format!("{module}.rs")));
     }
     let mut made = Vec::new();
