@@ -143,6 +143,7 @@ several "$python" scripts/peers/live.py "$mmx" "$shared" "$work" "$llama_server"
 # each page of docs/consumers as it stands, and mmx verify --consumers: with what was installed above
 # shellcheck disable=SC2086 # --all, or nothing
 LIMIT=$([ -n "$all" ] && echo 7200 || echo 1200) several "$python" scripts/peers/consumers.py "$mmx" "$shared" "$work" "$MMX_CACHE" "$LIBTORCH" $all
+check "the systemd unit of docs/serving.md" bash scripts/peers/service.sh "$mmx"
 # the Python module over the C interface
 if module=$(bash scripts/peers/python_module.sh); then
   cargo build --quiet --release -p mmx-capi
