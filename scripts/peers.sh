@@ -153,6 +153,7 @@ check "the systemd unit of docs/serving.md" bash scripts/peers/service.sh "$mmx"
 if module=$(bash scripts/peers/python_module.sh); then
   cargo build --quiet --release -p mmx-capi
   several "$module" scripts/peers/python_module.py "$mmx" "$shared" "$work"
+  several "$module" scripts/peers/notebook.py "$mmx" "$shared" "$work"
 else
   failed=$((failed + 1)); echo "FAIL  installing numpy, mypy and nbclient"
 fi
