@@ -86,13 +86,16 @@ class Generation(Iterator[str]):
         self._more = True
 
     def __next__(self) -> str:
-        text, length, more = ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_bool()
+        more = ctypes.c_bool()
         while self._more:
             with self._handle.used() as address:
-                status = lib.library().mmx_generation_next(address, ctypes.byref(text), ctypes.byref(length), ctypes.byref(more))
-                lib.check(status)
-                piece = ctypes.string_at(text, length.value).decode() if text and length.value else ""
-            # text first: an interruption loses none that was computed
+                piece = arguments.filled_text(
+                    lambda buffer, capacity, length: lib.library().mmx_generation_next(
+                        address, buffer, capacity, length, ctypes.byref(more)
+                    ),
+                    255,
+                )
+            # text first: an interruption loses none that was told
             if piece:
                 self._pieces.append(piece)
             self._more = more.value

@@ -91,7 +91,7 @@ FUNCTIONS: Dict[str, Tuple[Any, List[Any]]] = {
     "mmx_embed": (c_int, [c_void_p, _IDS, c_size_t, _FLOATS, c_size_t]),
     "mmx_generate_options_init": (c_int, [POINTER(GenerateOptions), c_void_p]),
     "mmx_generation_new": (c_int, [c_void_p, _IDS, c_size_t, POINTER(GenerateOptions), _HANDLE]),
-    "mmx_generation_next": (c_int, [c_void_p, POINTER(c_void_p), _COUNT, POINTER(c_bool)]),
+    "mmx_generation_next": (c_int, [c_void_p, POINTER(c_char), c_size_t, _COUNT, POINTER(c_bool)]),
     "mmx_generation_ids": (c_int, [c_void_p, _IDS, c_size_t, _COUNT]),
     "mmx_generation_result": (c_int, [c_void_p, POINTER(Generated)]),
     "mmx_generation_free": (None, [c_void_p]),

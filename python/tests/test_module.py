@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -299,6 +300,47 @@ class Module(unittest.TestCase):
         reader.join()
         self.assertTrue(busy or not seen)
         self.assertRaises(mmx.Closed, len, session)
+
+    def test_whatever_threads_do_to_each_other_is_an_error_of_mmx(self):
+        shared, faults = {}, []
+
+        def fresh():
+            model = mmx.load(self.path)
+            session = model.session(context=64)
+            shared["all"] = (model, session, session.generate("Once", max_tokens=50, ignore_end=True))
+
+        def misuse(seed):
+            chance = random.Random(seed)
+            for _ in range(150):
+                model, session, generation = shared["all"]
+                do = chance.choice(
+                    [
+                        lambda: next(generation),
+                        lambda: next(generation),
+                        lambda: shared.update(all=(model, session, session.generate([1, 2, 3], max_tokens=20, ignore_end=True))),
+                        lambda: session.reuse([1, 2]),
+                        lambda: (generation.ids, generation.finish, repr(generation), len(session), session.capacity),
+                        lambda: model.embed("abc"),
+                        lambda: chance.random() < 0.2 and generation.close(),
+                        lambda: chance.random() < 0.1 and session.close(),
+                        lambda: chance.random() < 0.1 and model.close(),
+                        lambda: chance.random() < 0.2 and fresh(),
+                    ]
+                )
+                try:
+                    do()
+                except (mmx.Error, StopIteration):
+                    pass
+                except BaseException as fault:
+                    faults.append(repr(fault))
+
+        fresh()
+        threads = [threading.Thread(target=misuse, args=(seed,)) for seed in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(faults, [])
 
     @unittest.skipUnless(hasattr(os, "fork"), "this system does not fork")
     def test_a_fork_is_told_to_open_its_own(self):

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use mmx_ggml::run::{BATCH, Finish, Writer};
 
 use crate::generate::{MmxFinish, MmxGenerateOptions, MmxGenerated, request};
-use crate::pointers::{fill, reference, store, values};
+use crate::pointers::{fill, fill_text, reference, store, values};
 use crate::session::{MmxSession, Text, locked};
 use crate::status::{Failure, MmxStatus, guarded, guarded_value};
 
@@ -36,8 +36,9 @@ struct Progress {
     /// The id drawn last, whose keys and values are not computed yet.
     next: Option<u32>,
     writer: Writer,
-    /// The text of the last step, with a zero after it.
-    piece: Vec<u8>,
+    /// The text of the last step, and whether it is still to be told.
+    piece: String,
+    untold: bool,
     finish: Option<Finish>,
     prefill: Duration,
     decode: Duration,
@@ -77,7 +78,6 @@ impl Progress {
             self.changes = text.changes;
             result?;
         }
-        self.piece.push(0);
         Ok(())
     }
 
@@ -110,7 +110,7 @@ impl Progress {
                 Some(None) => self.end(Finish::Stop),
                 Some(Some((id, certain))) => {
                     self.next = Some(id);
-                    self.piece.extend_from_slice(certain.as_bytes());
+                    self.piece.push_str(&certain);
                     if let Some(finish) = self.writer.finish() {
                         self.end(finish);
                     }
@@ -125,7 +125,7 @@ impl Progress {
 
     fn end(&mut self, finish: Finish) {
         self.finish = Some(finish);
-        self.piece.extend_from_slice(self.writer.rest().as_bytes());
+        self.piece.push_str(&self.writer.rest());
     }
 }
 
@@ -159,7 +159,8 @@ pub unsafe extern "C" fn mmx_generation_new(
             read: 0,
             next: None,
             writer: Writer::new(text.session.model(), seen, &request)?,
-            piece: vec![0],
+            piece: String::new(),
+            untold: false,
             finish: None,
             prefill: Duration::ZERO,
             decode: Duration::ZERO,
@@ -175,16 +176,17 @@ pub unsafe extern "C" fn mmx_generation_new(
 }
 
 /// Computes a step: reads at most 512 of the ids, or writes a token. Stores the text that is
-/// certain now, whole characters, often none: `length` bytes and a zero after them, valid until the
-/// generation's next call; and in `more` whether there is more to compute. A generation whose
+/// certain now, whole characters, often none, and in `more` whether there is more to ask for. Where
+/// the buffer is too small, nothing is lost: the next call stores the same text. A generation whose
 /// session was used otherwise in between cannot go on.
 ///
 /// # Safety
-/// Each pointer is null or valid: a live handle, memory for a pointer, a number and a bool.
+/// Each pointer is null or valid: a live handle, memory for `capacity` bytes, a number and a bool.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mmx_generation_next(
     generation: *mut MmxGeneration,
-    text: *mut *const c_char,
+    buffer: *mut c_char,
+    capacity: usize,
     length: *mut usize,
     more: *mut bool,
 ) -> MmxStatus {
@@ -192,12 +194,14 @@ pub unsafe extern "C" fn mmx_generation_next(
     guarded(|| unsafe {
         let mut progress = reference(generation, "generation")?.lock()?;
         // before anything is computed
-        store(text, c"".as_ptr(), "where the text is to be stored")?;
         store(length, 0, "where the length is to be stored")?;
-        store(more, false, "where it is to be stored whether there is more")?;
-        progress.step()?;
-        store(text, progress.piece.as_ptr().cast(), "text")?;
-        store(length, progress.piece.len() - 1, "length")?;
+        store(more, true, "where it is to be stored whether there is more")?;
+        if !progress.untold {
+            progress.step()?;
+        }
+        progress.untold = true;
+        fill_text(&progress.piece, buffer, capacity, length)?;
+        progress.untold = false;
         store(more, progress.finish.is_none(), "more")
     })
 }

@@ -370,14 +370,15 @@ mmx_status mmx_generation_new(mmx_session *session,
                               mmx_generation **generation);
 
 // Computes a step: reads at most 512 of the ids, or writes a token. Stores the text that is
-// certain now, whole characters, often none: `length` bytes and a zero after them, valid until the
-// generation's next call; and in `more` whether there is more to compute. A generation whose
+// certain now, whole characters, often none, and in `more` whether there is more to ask for. Where
+// the buffer is too small, nothing is lost: the next call stores the same text. A generation whose
 // session was used otherwise in between cannot go on.
 //
 // # Safety
-// Each pointer is null or valid: a live handle, memory for a pointer, a number and a bool.
+// Each pointer is null or valid: a live handle, memory for `capacity` bytes, a number and a bool.
 mmx_status mmx_generation_next(mmx_generation *generation,
-                               const char **text,
+                               char *buffer,
+                               size_t capacity,
                                size_t *length,
                                bool *more);
 

@@ -71,7 +71,7 @@ static void step_by_step(mmx_session *session, const uint32_t *ids, size_t count
     mmx_generation *generation = NULL;
     mmx_generate_options request;
     mmx_generated told, at_once;
-    const char *text = NULL;
+    char text[64];
     size_t length = 0, kept = 0, n = 0;
     bool more = true;
     uint32_t written[8];
@@ -90,20 +90,24 @@ static void step_by_step(mmx_session *session, const uint32_t *ids, size_t count
     SAYS("at least one token");
     EXPECT(mmx_session_reuse(session, ids, 0, &kept) == MMX_STATUS_OK);
     EXPECT(mmx_generation_new(session, ids, count, &request, &generation) == MMX_STATUS_OK);
-    EXPECT(mmx_generation_next(NULL, &text, &length, &more) == MMX_STATUS_INVALID_ARGUMENT);
-    EXPECT(mmx_generation_next(generation, NULL, &length, &more) == MMX_STATUS_INVALID_ARGUMENT);
-    EXPECT(mmx_generation_next(generation, &text, NULL, &more) == MMX_STATUS_INVALID_ARGUMENT);
-    EXPECT(mmx_generation_next(generation, &text, &length, NULL) == MMX_STATUS_INVALID_ARGUMENT);
+    EXPECT(mmx_generation_next(NULL, text, sizeof text, &length, &more) == MMX_STATUS_INVALID_ARGUMENT);
+    EXPECT(mmx_generation_next(generation, text, sizeof text, NULL, &more) == MMX_STATUS_INVALID_ARGUMENT);
+    EXPECT(mmx_generation_next(generation, text, sizeof text, &length, NULL) == MMX_STATUS_INVALID_ARGUMENT);
     EXPECT(mmx_session_length(session) == 0);
     struct said steps = {"", 0};
     more = true;
     while (more) {
-        EXPECT(mmx_generation_next(generation, &text, &length, &more) == MMX_STATUS_OK);
-        EXPECT(text[length] == 0);
+        /* a buffer that is too small loses nothing, and computes nothing twice */
+        mmx_status status = mmx_generation_next(generation, NULL, 0, &length, &more);
+        EXPECT(status == MMX_STATUS_TOO_SMALL && more);
+        size_t told_before = length;
+        EXPECT(mmx_generation_next(generation, NULL, 8, &length, &more) != MMX_STATUS_OK);
+        EXPECT(mmx_generation_next(generation, text, sizeof text, &length, &more) == MMX_STATUS_OK);
+        EXPECT(length == told_before && text[length] == 0);
         collect(text, length, &steps);
     }
     EXPECT(steps.length == said.length && memcmp(steps.text, said.text, said.length) == 0);
-    EXPECT(mmx_generation_next(generation, &text, &length, &more) == MMX_STATUS_OK);
+    EXPECT(mmx_generation_next(generation, text, sizeof text, &length, &more) == MMX_STATUS_OK);
     EXPECT(length == 0 && !more);
     EXPECT(mmx_generation_result(generation, NULL) == MMX_STATUS_INVALID_ARGUMENT);
     EXPECT(mmx_generation_result(generation, &told) == MMX_STATUS_OK);
@@ -117,11 +121,11 @@ static void step_by_step(mmx_session *session, const uint32_t *ids, size_t count
     /* one that is given up, and one whose session others use */
     EXPECT(mmx_session_reuse(session, ids, 0, &kept) == MMX_STATUS_OK);
     EXPECT(mmx_generation_new(session, ids, count, &request, &generation) == MMX_STATUS_OK);
-    EXPECT(mmx_generation_next(generation, &text, &length, &more) == MMX_STATUS_OK && more);
+    EXPECT(mmx_generation_next(generation, text, sizeof text, &length, &more) == MMX_STATUS_OK && more);
     EXPECT(mmx_generation_result(generation, &told) == MMX_STATUS_OK);
     EXPECT(told.finish == MMX_FINISH_CANCELLED && told.tokens == 1);
     EXPECT(mmx_eval(session, ids, 1, NULL, 0) == MMX_STATUS_OK);
-    EXPECT(mmx_generation_next(generation, &text, &length, &more) == MMX_STATUS_FAILED);
+    EXPECT(mmx_generation_next(generation, text, sizeof text, &length, &more) == MMX_STATUS_FAILED);
     SAYS("used otherwise");
     mmx_generation_free(generation);
 }
@@ -281,12 +285,11 @@ int main(int argc, char **argv) {
 
     /* a generation keeps its session */
     mmx_generation *final = NULL;
-    const char *piece = NULL;
     bool more = false;
     EXPECT(mmx_session_reuse(session, ids, 0, &n) == MMX_STATUS_OK);
     EXPECT(mmx_generation_new(session, ids, 3, &request, &final) == MMX_STATUS_OK);
     mmx_session_free(session);
-    EXPECT(mmx_generation_next(final, &piece, &n, &more) == MMX_STATUS_OK && more);
+    EXPECT(mmx_generation_next(final, text, sizeof text, &n, &more) == MMX_STATUS_OK && more);
     mmx_generation_free(final);
     free(logits);
     if (faults == 0) printf("ok\n");

@@ -10,6 +10,9 @@ use serde::Deserialize;
 use crate::commands::run::Kv;
 use crate::error::{Error, Result};
 
+/// What names of models begin with that are not paths.
+const ELSEWHERE: [&str; 3] = ["hf:", "ms:", "ollama:"];
+
 /// The whole file.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -114,10 +117,9 @@ impl Config {
         let mut config = Self::parse(&text, &path.display().to_string())?;
         let folder = path.parent().unwrap_or(Path::new(""));
         for model in &mut config.models {
-            // a name on a hub stays one
-            let beside = folder.join(&model.path);
-            if fs_err::metadata(&beside).is_ok() {
-                model.path = beside;
+            let name = model.path.to_string_lossy();
+            if !ELSEWHERE.iter().any(|scheme| name.starts_with(scheme)) {
+                model.path = folder.join(&model.path);
             }
         }
         for key in &mut config.keys {
@@ -267,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_read_from_files_too_and_differ() {
+    fn paths_are_found_from_the_file_and_keys_are_read_from_files_too() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("serve.toml");
         fs_err::write(folder.path().join("secret"), "b \n").expect("a key");
@@ -275,6 +277,11 @@ mod tests {
             fs_err::write(&path, text).expect("a file");
             Config::open(&path).expect("a right file").read_keys(&path)
         };
+        fs_err::write(&path, "[[models]]\npath = \"m.gguf\"\n[[models]]\npath = \"hf:a/b\"")
+            .expect("it");
+        let found: Vec<_> =
+            Config::open(&path).expect("a file").models.into_iter().map(|m| m.path).collect();
+        assert_eq!(found, [folder.path().join("m.gguf"), PathBuf::from("hf:a/b")]);
         let keys = read("[[keys]]\nkey = \"a\"\nmodels = [\"m\"]\n[[keys]]\nkey-file = \"secret\"");
         let keys = keys.expect("keys");
         assert_eq!(keys[0].models.as_deref(), Some(["m".to_owned()].as_slice()));
