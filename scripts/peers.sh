@@ -151,7 +151,7 @@ LIMIT=$([ -n "$all" ] && echo 7200 || echo 1200) several "$python" scripts/peers
 check "the systemd unit of docs/serving.md" bash scripts/peers/service.sh "$mmx"
 # the Python module over the C interface
 if module=$(bash scripts/peers/python_module.sh); then
-  cargo build --quiet --release -p mmx-capi
+  cargo build --quiet --release --workspace --lib # with the features of the programs: it is linked, no more
   several "$module" scripts/peers/python_module.py "$mmx" "$shared" "$work"
   several "$module" scripts/peers/notebook.py "$mmx" "$shared" "$work"
 else
