@@ -112,8 +112,9 @@ fn check(app: &App, request: &Request) -> Result<(), ApiError> {
     let given = bearer.or_else(own);
     // all keys are compared, so that the time tells nothing about which one it was
     let same = |given: &str| {
-        let keys = app.options.keys.iter().enumerate();
-        keys.filter(|(_, key)| equal(given.as_bytes(), key.key.as_bytes())).map(|(i, _)| i).last()
+        app.options.keys.iter().enumerate().fold(None, |found, (index, key)| {
+            if equal(given.as_bytes(), key.key.as_bytes()) { Some(index) } else { found }
+        })
     };
     match given.and_then(same) {
         Some(index) => {
