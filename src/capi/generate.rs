@@ -1,4 +1,4 @@
-//! Generation: ids in, text out piece by piece.
+//! Generation at once: ids in, text out piece by piece.
 #![expect(unsafe_code, reason = "functions are exported under their C names and take pointers")]
 
 use std::ffi::{c_char, c_void};
@@ -59,6 +59,17 @@ pub enum MmxFinish {
     Context = 2,
     /// The callback had enough.
     Cancelled = 3,
+}
+
+impl MmxFinish {
+    pub(crate) fn of(finish: Finish) -> Self {
+        match finish {
+            Finish::Stop => Self::Stop,
+            Finish::Length => Self::Length,
+            Finish::Context => Self::Context,
+            Finish::Cancelled => Self::Cancelled,
+        }
+    }
 }
 
 /// The result of a generation.
@@ -135,7 +146,8 @@ pub unsafe extern "C" fn mmx_generate(
         let ids = values(ids, count, "ids")?;
         let request = request(reference(options, "options")?)?;
         let mut text = reference(session, "session")?.lock()?;
-        let Text { session, held } = &mut *text;
+        text.changes += 1;
+        let Text { session, held, .. } = &mut *text;
         let result = generate_after(session, held, ids, &request, |piece| {
             let Some(on_text) = on_text else { return true };
             let length = piece.len();
@@ -159,12 +171,7 @@ pub unsafe extern "C" fn mmx_generate(
             return Ok(());
         }
         let told = MmxGenerated {
-            finish: match result.finish {
-                Finish::Stop => MmxFinish::Stop,
-                Finish::Length => MmxFinish::Length,
-                Finish::Context => MmxFinish::Context,
-                Finish::Cancelled => MmxFinish::Cancelled,
-            },
+            finish: MmxFinish::of(result.finish),
             tokens: result.ids.len(),
             prompt_tokens: result.prompt_tokens,
             prefill_seconds: result.prefill.as_secs_f64(),
@@ -174,9 +181,11 @@ pub unsafe extern "C" fn mmx_generate(
     })
 }
 
+/// What options ask for.
+///
 /// # Safety
 /// `options.stop` is `stop_count` strings.
-unsafe fn request(options: &MmxGenerateOptions) -> Result<Generation, Failure> {
+pub(crate) unsafe fn request(options: &MmxGenerateOptions) -> Result<Generation, Failure> {
     let mut stop = Vec::new();
     // SAFETY: this function's own condition.
     for &string in unsafe { values(options.stop, options.stop_count, "stop")? } {

@@ -3,7 +3,7 @@
 //! In: handles, pointers and UTF-8 strings of a C program, checked here. Out: what
 //! [`mmx_ggml::run`] makes of them. No panic leaves a function, and every failure is a status with
 //! a sentence ([`status`]). Handles are in [`model`] and [`session`], generation in
-//! [`mod@generate`], what pointers must be in `pointers.rs`.
+//! [`mod@generate`] and step by step in [`mod@generation`], what pointers must be in `pointers.rs`.
 //!
 //! Rust programs use the crate `mmx-ggml`; from Rust the functions look as they do from C:
 //!
@@ -38,7 +38,8 @@
 //!
 //! - [`model`]: handles of models: open, free, tokenize, render chats
 //! - [`session`]: handles of sessions: read ids, give logits
-//! - [`mod@generate`]: ids in, text out piece by piece
+//! - [`mod@generate`]: ids in, text out piece by piece, to a callback
+//! - [`mod@generation`]: the same as a handle that computes a step at each call
 //! - [`status`]: what every function returns, and the last error's sentence
 //! - `pointers.rs`: pointers of a C program as Rust values, checked
 //!
@@ -47,6 +48,7 @@
 //! anew).
 
 pub mod generate;
+pub mod generation;
 pub mod model;
 mod pointers;
 pub mod session;

@@ -145,6 +145,17 @@ pub unsafe extern "C" fn mmx_model_context_length(model: *const MmxModel) -> usi
     guarded_value(0, || model.map_or(0, |m| m.model.config().max_position_embeddings))
 }
 
+/// The number of values of a hidden state: embeddings have this many. 0 for null.
+///
+/// # Safety
+/// `model` is null or a live handle.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mmx_model_embedding_size(model: *const MmxModel) -> usize {
+    // SAFETY: this function's own condition.
+    let model = unsafe { reference(model, "model") };
+    guarded_value(0, || model.map_or(0, |m| m.model.config().hidden_size))
+}
+
 /// The ids of a text. With `control`, the text of a control token, `<|im_end|>` for instance, gives
 /// its id; without, nothing in the text does, which is right for text of strangers.
 ///
@@ -165,6 +176,38 @@ pub unsafe extern "C" fn mmx_tokenize(
         let tokenizer = reference(model, "model")?.model.tokenizer()?;
         let text = crate::pointers::text(text, "text")?;
         let found = if control { tokenizer.encode(text)? } else { tokenizer.encode_plain(text)? };
+        fill(&found, ids, capacity, count)
+    })
+}
+
+/// The ids of a text of `length` bytes, which may contain zeros. `control` is as in mmx_tokenize;
+/// `around` adds what the tokenizer puts around a text by itself, mostly nothing, in many models a
+/// token for its beginning: what a text that is no chat is generated after.
+///
+/// # Safety
+/// Each pointer is null or valid: a live handle, `length` bytes, memory for `capacity` ids, memory
+/// for a number.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mmx_tokenize_text(
+    model: *const MmxModel,
+    text: *const c_char,
+    length: usize,
+    control: bool,
+    around: bool,
+    ids: *mut u32,
+    capacity: usize,
+    count: *mut usize,
+) -> MmxStatus {
+    // SAFETY: this function's own condition; a char is a byte.
+    guarded(|| unsafe {
+        let tokenizer = reference(model, "model")?.model.tokenizer()?;
+        let text = std::str::from_utf8(values(text.cast::<u8>(), length, "text")?)
+            .map_err(|e| Failure::invalid(format!("text: expected UTF-8, {e}")))?;
+        let found = if control { tokenizer.encode(text)? } else { tokenizer.encode_plain(text)? };
+        let found = match around {
+            true => [tokenizer.before_text(), &found, tokenizer.after_text()].concat(),
+            false => found,
+        };
         fill(&found, ids, capacity, count)
     })
 }

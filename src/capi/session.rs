@@ -1,7 +1,7 @@
 //! Sessions: one text in progress with its keys and values; logits of what follows.
 #![expect(unsafe_code, reason = "functions are exported under their C names and take pointers")]
 
-use std::sync::{Mutex, MutexGuard, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 use mmx_ggml::run::{KvType, Session, SessionOptions, reusable};
 
@@ -12,7 +12,7 @@ use crate::status::{Failure, MmxStatus, guarded, guarded_value};
 /// A text in progress.
 #[derive(Debug)]
 pub struct MmxSession {
-    text: Mutex<Text>,
+    text: Arc<Mutex<Text>>,
 }
 
 /// Functions take a handle from any thread, and free it on another than it was made on.
@@ -28,21 +28,33 @@ pub(crate) struct Text {
     pub(crate) session: Session,
     /// The ids in it, as many as it has positions in use.
     pub(crate) held: Vec<u32>,
+    /// Calls that may have changed it.
+    pub(crate) changes: u64,
 }
 
 impl MmxSession {
     /// The text, for this call alone.
     pub(crate) fn lock(&self) -> Result<MutexGuard<'_, Text>, Failure> {
-        self.text.try_lock().map_err(|error| match error {
-            TryLockError::WouldBlock => {
-                Failure::new(MmxStatus::Busy, "another thread is using the session")
-            }
-            TryLockError::Poisoned(_) => Failure::new(
-                MmxStatus::Panic,
-                "the session ended in a fault before and can only be freed",
-            ),
-        })
+        locked(&self.text)
     }
+
+    /// The text, for a generation that outlives this call.
+    pub(crate) fn share(&self) -> Arc<Mutex<Text>> {
+        self.text.clone()
+    }
+}
+
+/// A session's text, for one call alone.
+pub(crate) fn locked(text: &Mutex<Text>) -> Result<MutexGuard<'_, Text>, Failure> {
+    text.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => {
+            Failure::new(MmxStatus::Busy, "another thread is using the session")
+        }
+        TryLockError::Poisoned(_) => Failure::new(
+            MmxStatus::Panic,
+            "the session ended in a fault before and can only be freed",
+        ),
+    })
 }
 
 impl Text {
@@ -98,8 +110,10 @@ pub unsafe extern "C" fn mmx_session_new(
         }
         // SAFETY: this function's own condition.
         let model = unsafe { reference(model, "model")? };
-        let text = Text { session: Session::new(&model.model, wanted)?, held: Vec::new() };
-        let handle = Box::into_raw(Box::new(MmxSession { text: Mutex::new(text) }));
+        let text =
+            Text { session: Session::new(&model.model, wanted)?, held: Vec::new(), changes: 0 };
+        let text = Arc::new(Mutex::new(text));
+        let handle = Box::into_raw(Box::new(MmxSession { text }));
         // SAFETY: this function's own condition.
         let stored = unsafe { store(session, handle, "where the session is to be stored") };
         if stored.is_err() {
@@ -163,6 +177,7 @@ pub unsafe extern "C" fn mmx_session_reuse(
         let ids = values(ids, count, "ids")?;
         let mut text = reference(session, "session")?.lock()?;
         let same = reusable(&text.held, ids);
+        text.changes += 1;
         text.session.truncate(same);
         text.held.truncate(same);
         store(kept, same, "where the number is to be stored")
@@ -187,8 +202,9 @@ pub unsafe extern "C" fn mmx_eval(
         let ids = values(ids, count, "ids")?;
         let mut text = reference(session, "session")?.lock()?;
         let vocab = text.session.model().config().vocab_size;
-        require(capacity, vocab, logits.is_null())?;
-        let Text { session, held } = &mut *text;
+        require("logits", capacity, vocab, logits.is_null())?;
+        text.changes += 1;
+        let Text { session, held, .. } = &mut *text;
         let read = session.prefill(ids);
         let result = match read {
             Ok(found) => {
@@ -220,7 +236,8 @@ pub unsafe extern "C" fn mmx_eval_all(
         let ids = values(ids, count, "ids")?;
         let mut text = reference(session, "session")?.lock()?;
         let vocab = text.session.model().config().vocab_size;
-        require(capacity, vocab.saturating_mul(count), false)?;
+        require("logits", capacity, vocab.saturating_mul(count), false)?;
+        text.changes += 1;
         let read = text.session.logits_all(ids);
         let result = match read {
             Ok(found) => {
@@ -234,13 +251,47 @@ pub unsafe extern "C" fn mmx_eval_all(
     })
 }
 
+/// Reads ids as mmx_eval does and stores the mean of their final hidden states, as many values as
+/// mmx_model_embedding_size says: an embedding of the text, as far as a model of language has one;
+/// it is that of `mmx serve`. With an empty session before, that of these ids alone.
+///
+/// # Safety
+/// Each pointer is null or valid: a live handle, `count` ids, memory for `capacity` values.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mmx_embed(
+    session: *mut MmxSession,
+    ids: *const u32,
+    count: usize,
+    embedding: *mut f32,
+    capacity: usize,
+) -> MmxStatus {
+    // SAFETY: this function's own condition.
+    guarded(|| unsafe {
+        let ids = values(ids, count, "ids")?;
+        let mut text = reference(session, "session")?.lock()?;
+        let hidden = text.session.model().config().hidden_size;
+        require("embedding", capacity, hidden, false)?;
+        text.changes += 1;
+        let read = text.session.mean_hidden(ids);
+        let result = match read {
+            Ok(found) => {
+                text.held.extend_from_slice(ids);
+                fill(&found, embedding, capacity, &mut 0)
+            }
+            Err(error) => Err(error.into()),
+        };
+        text.forget_partial();
+        result
+    })
+}
+
 /// Refuses a buffer before anything is read.
-fn require(capacity: usize, needed: usize, unwanted: bool) -> Result<(), Failure> {
+fn require(what: &str, capacity: usize, needed: usize, unwanted: bool) -> Result<(), Failure> {
     if (unwanted && capacity == 0) || capacity >= needed {
         return Ok(());
     }
     Err(Failure::new(
         MmxStatus::TooSmall,
-        format!("logits: expected a buffer of at least {needed}, found {capacity}"),
+        format!("{what}: expected a buffer of at least {needed}, found {capacity}"),
     ))
 }

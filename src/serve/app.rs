@@ -28,24 +28,50 @@ pub(crate) struct App {
 impl App {
     /// Finds the model of a name. Where there is one model only, it answers to every name, as other
     /// servers' models do; Ollama's `:latest` counts for nothing.
+    ///
+    /// # Errors
+    /// 403 for a model that the request's key is not for, 404 for one that is not served.
     pub(crate) fn find(&self, name: Option<&str>) -> Result<Arc<ServedModel>, ApiError> {
         let name = name.unwrap_or_default();
         let bare = name.strip_suffix(":latest").unwrap_or(name);
-        let found = self.served.iter().find(|m| m.id == name || m.id == bare);
+        let found = self.served.iter().find(|m| m.is_called(name) || m.is_called(bare));
         match (found, self.served.as_slice()) {
-            (Some(model), _) | (None, [model]) => {
+            (Some(model), _) | (None, [model]) if self.allows(model) => {
                 if let Some(facts) = Facts::current() {
                     facts.model(&model.id);
                 }
                 Ok(model.clone())
             }
+            (Some(model), _) | (None, [model]) => {
+                let text = format!("model: the API key is not for {}", model.id);
+                let error = ApiError::new(StatusCode::FORBIDDEN, text).coded("model_not_allowed");
+                Err(ApiError { param: Some("model".to_owned()), ..error })
+            }
             _ => {
-                let known: Vec<_> = self.served.iter().map(|m| m.id.as_str()).collect();
+                let known: Vec<_> = self.allowed().map(|m| m.id.as_str()).collect();
                 let text = format!("model: expected one of {}, found {name:?}", known.join(", "));
                 let error = ApiError::new(StatusCode::NOT_FOUND, text).coded("model_not_found");
                 Err(ApiError { param: Some("model".to_owned()), ..error })
             }
         }
+    }
+}
+
+impl App {
+    /// The models that whoever asks may use.
+    pub(crate) fn allowed(&self) -> impl Iterator<Item = &Arc<ServedModel>> {
+        self.served.iter().filter(|model| self.allows(model))
+    }
+
+    /// True where the request's key is for a model. Where keys differ, work that has lost its
+    /// request may use none.
+    fn allows(&self, model: &ServedModel) -> bool {
+        let keys = &self.options.keys;
+        if keys.iter().all(|key| key.models.is_none()) {
+            return true;
+        }
+        let key = Facts::asker().and_then(|index| keys.get(index));
+        key.is_some_and(|key| key.models.as_ref().is_none_or(|names| names.contains(&model.id)))
     }
 }
 

@@ -14,6 +14,7 @@ use axum::response::{IntoResponse, Response};
 
 use crate::app::App;
 use crate::error::ApiError;
+use crate::request_log::Facts;
 
 /// Longest time that a client may take to send its request's body.
 const BODY_TIME: Duration = Duration::from_secs(30);
@@ -97,10 +98,9 @@ fn check(app: &App, request: &Request) -> Result<(), ApiError> {
         ));
     }
     let preflight = request.method() == Method::OPTIONS;
-    if OPEN.contains(&request.uri().path()) || preflight || app.options.api_key.is_none() {
+    if OPEN.contains(&request.uri().path()) || preflight || app.options.keys.is_empty() {
         return Ok(());
     }
-    let key = app.options.api_key.as_deref().unwrap_or_default();
     let bearer = headers
         .get(header::AUTHORIZATION)
         .and_then(|value| value.to_str().ok())
@@ -109,10 +109,22 @@ fn check(app: &App, request: &Request) -> Result<(), ApiError> {
         .map(|(_, key)| key.trim());
     // Anthropic's clients have a header of their own
     let own = || headers.get("x-api-key").and_then(|value| value.to_str().ok()).map(str::trim);
-    match bearer.or_else(own) {
-        Some(given) if equal(given.as_bytes(), key.as_bytes()) => Ok(()),
-        found => {
-            let what = if found.is_some() { "another one" } else { "none" };
+    let given = bearer.or_else(own);
+    // all keys are compared, so that the time tells nothing about which one it was
+    let same = |given: &str| {
+        app.options.keys.iter().enumerate().fold(None, |found, (index, key)| {
+            if equal(given.as_bytes(), key.key.as_bytes()) { Some(index) } else { found }
+        })
+    };
+    match given.and_then(same) {
+        Some(index) => {
+            if let Some(facts) = Facts::current() {
+                facts.bears(index);
+            }
+            Ok(())
+        }
+        None => {
+            let what = if given.is_some() { "another one" } else { "none" };
             let text = format!("expected the API key as a bearer token, found {what}");
             Err(ApiError::new(StatusCode::UNAUTHORIZED, text).coded("invalid_api_key"))
         }

@@ -5,6 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::Value;
 
+use crate::request_log::Facts;
+
 /// Most responses that are kept; the oldest make room.
 pub(crate) const RESPONSES: usize = 256;
 /// Most bytes of JSON that are kept, conversations included.
@@ -14,6 +16,8 @@ const BYTES: usize = 64 << 20;
 #[derive(Debug)]
 pub(crate) struct Kept {
     pub(crate) id: String,
+    /// The index of the key it was made with; only requests with that key see it.
+    asker: Option<usize>,
     /// The response as its client got it.
     pub(crate) response: Value,
     /// The conversation up to the answer and with it, in the form of chat templates, without the
@@ -23,10 +27,22 @@ pub(crate) struct Kept {
 }
 
 impl Kept {
-    pub(crate) fn new(id: &str, response: Value, messages: Vec<Value>) -> Self {
+    pub(crate) fn new(
+        id: &str,
+        asker: Option<usize>,
+        response: Value,
+        messages: Vec<Value>,
+    ) -> Self {
         let size = |value: &Value| value.to_string().len();
         let bytes = size(&response) + messages.iter().map(size).sum::<usize>();
-        Self { id: id.to_owned(), response, messages, bytes }
+        Self { id: id.to_owned(), asker, response, messages, bytes }
+    }
+}
+
+impl Kept {
+    /// True where it was made with the key of the request that is worked on.
+    fn is_askers(&self) -> bool {
+        self.asker == Facts::asker()
     }
 }
 
@@ -44,15 +60,20 @@ impl Responses {
         }
     }
 
+    /// Finds a response of whoever asks.
     pub(crate) fn find(&self, id: &str) -> Option<Arc<Kept>> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.iter().find(|kept| kept.id == id).cloned()
+        all.iter().find(|kept| kept.id == id && kept.is_askers()).cloned()
     }
 
-    /// Finds an item of a response's output, the latest first.
+    /// Finds an item of the output of a response of whoever asks, the latest first.
     pub(crate) fn item(&self, id: &str) -> Option<Value> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let items = all.iter().rev().filter_map(|kept| kept.response["output"].as_array());
+        let items = all
+            .iter()
+            .rev()
+            .filter(|kept| kept.is_askers())
+            .filter_map(|kept| kept.response["output"].as_array());
         items.flatten().find(|item| item["id"] == id).cloned()
     }
 
@@ -60,7 +81,7 @@ impl Responses {
     pub(crate) fn delete(&self, id: &str) -> bool {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let before = all.len();
-        all.retain(|kept| kept.id != id);
+        all.retain(|kept| kept.id != id || !kept.is_askers());
         all.len() < before
     }
 }
@@ -73,7 +94,7 @@ mod tests {
     fn kept(number: usize, text: &str) -> Kept {
         let item = format!("msg_{number}");
         let response = json!({"output": [{"id": item, "text": text}]});
-        Kept::new(&format!("resp_{number}"), response, vec![json!({"content": text})])
+        Kept::new(&format!("resp_{number}"), None, response, vec![json!({"content": text})])
     }
 
     #[test]

@@ -13,17 +13,16 @@
 //!
 //! use mmx_converters::progress::Silent;
 //! use mmx_ggml::run::{KvType, LoadOptions};
-//! use mmx_serve::{Options, Settings};
+//! use mmx_serve::{ModelOptions, Options, Settings};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let dir = tempfile::tempdir()?;
 //! # let path = dir.path().join("tiny.gguf");
 //! # std::fs::write(&path, mmx_ggml::run::random_model::tiny_gguf(1)?)?;
-//! let options = Options {
-//!     models: vec![(path, Some("tiny".to_owned()))],
-//!     host: "127.0.0.1".to_owned(),
-//!     port: 0, // any that is free
-//!     api_key: None,
+//! let tiny = ModelOptions {
+//!     path,
+//!     name: Some("tiny".to_owned()),
+//!     aliases: Vec::new(),
 //!     parallel: 2,
 //!     load: LoadOptions::default(),
 //!     ctx: None,
@@ -31,6 +30,12 @@
 //!     kv: KvType::F16,
 //!     speculate: 0,
 //!     prompt_cache: 0,
+//! };
+//! let options = Options {
+//!     models: vec![tiny],
+//!     host: "127.0.0.1".to_owned(),
+//!     port: 0, // any that is free
+//!     keys: Vec::new(),
 //!     queue: 16,
 //!     max_body: 1 << 20,
 //!     max_tokens: 64,
@@ -98,7 +103,7 @@ use std::time::{Duration, Instant};
 use app::{App, Requests};
 pub use guard::host_name;
 use mmx_converters::{Error, Result};
-pub use options::{Options, Settings};
+pub use options::{Key, ModelOptions, Options, Settings};
 pub use request_log::{RequestLine, RequestLog};
 use served_model::ServedModel;
 
@@ -107,17 +112,21 @@ use served_model::ServedModel;
 ///
 /// # Errors
 /// A model that cannot be opened, an address that cannot be had.
-pub fn run(options: Options, ready: impl FnOnce(SocketAddr, &[&str])) -> Result<()> {
+pub fn run(mut options: Options, ready: impl FnOnce(SocketAddr, &[&str])) -> Result<()> {
     let mut served: Vec<Arc<ServedModel>> = Vec::new();
-    for (path, name) in &options.models {
-        let model = ServedModel::open(path, name.as_deref(), &options)?;
-        if served.iter().any(|m| m.id == model.id) {
+    for model in &options.models {
+        let model = ServedModel::open(model, options.queue, &options.listener)?;
+        let mut names = std::iter::once(&model.id).chain(&model.aliases);
+        if let Some(name) = names.find(|name| served.iter().any(|m| m.is_called(name))) {
             return Err(Error::failed_with_hint(
-                format!("two models are called {}", model.id),
+                format!("two models are called {name}"),
                 "`name` gives each one a name, in order",
             ));
         }
         served.push(Arc::new(model));
+    }
+    for key in &mut options.keys {
+        key.name_models(&served)?;
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -165,6 +174,26 @@ pub fn run(options: Options, ready: impl FnOnce(SocketAddr, &[&str])) -> Result<
             .await
             .map_err(|e| Error::failed(format!("the server: {e}")))
     })
+}
+
+impl Key {
+    /// Puts the models' own names in the place of aliases.
+    ///
+    /// # Errors
+    /// A model that is not served.
+    fn name_models(&mut self, served: &[Arc<ServedModel>]) -> Result<()> {
+        for name in self.models.iter_mut().flatten() {
+            let Some(model) = served.iter().find(|model| model.is_called(name)) else {
+                let known: Vec<_> = served.iter().map(|model| model.id.as_str()).collect();
+                return Err(Error::failed(format!(
+                    "a key's models: expected some of {}, found {name}",
+                    known.join(", ")
+                )));
+            };
+            name.clone_from(&model.id);
+        }
+        Ok(())
+    }
 }
 
 /// Ctrl-C, or SIGTERM where there is one.

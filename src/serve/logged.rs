@@ -1,5 +1,5 @@
-//! What every request passes where a log is kept: its line is written when the answer has ended. Of
-//! what is asked and answered nothing is told.
+//! What every request passes first: it is worked on within its [`Facts`], and where a log is kept,
+//! its line is written when the answer has ended. Of what is asked and answered nothing is told.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,13 +16,13 @@ use http_body::{Frame, SizeHint};
 use crate::app::App;
 use crate::request_log::{Facts, RequestLine, RequestLog};
 
-/// Logs a request, where a log is kept.
+/// Begins the facts of a request, and logs it where a log is kept.
 pub(crate) async fn log(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let Some(log) = app.options.request_log.clone() else { return next.run(request).await };
     let (time, started) = (Utc::now(), Instant::now());
     let (method, path) = (request.method().to_string(), request.uri().path().to_owned());
     let facts = Facts::default();
     let response = facts.clone().scope(next.run(request)).await;
+    let Some(log) = app.options.request_log.clone() else { return response };
     let line = RequestLine {
         time,
         method,

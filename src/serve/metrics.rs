@@ -66,11 +66,11 @@ pub(crate) fn render(app: &App) -> String {
         }),
     ];
     for (name, kind, help, read) in values {
-        let lines = app.served.iter().map(|m| (label(&m.id), read(m.engine.stats()).to_string()));
+        let lines = app.allowed().map(|m| (label(&m.id), read(m.engine.stats()).to_string()));
         family(name, kind, help, lines.collect());
     }
     let mut lines = Vec::new();
-    for model in &app.served {
+    for model in app.allowed() {
         let (histogram, id) = (&model.engine.stats().first_token, escaped(&model.id));
         let total = histogram.total.load(Ordering::Relaxed);
         for (bound, count) in BOUNDS.iter().zip(&histogram.counts) {

@@ -13,28 +13,14 @@ use crate::request_log::RequestLog;
 /// Settings of a server: the models, the address, and the limits.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Models, with the names they are served under.
-    pub models: Vec<(PathBuf, Option<String>)>,
+    /// Models that are served.
+    pub models: Vec<ModelOptions>,
     /// Name or address that the server listens at.
     pub host: String,
     /// Port that the server listens at; 0 for any that is free.
     pub port: u16,
-    /// Key that requests must bear, where one is given.
-    pub api_key: Option<String>,
-    /// Number of texts of one model that are computed together.
-    pub parallel: usize,
-    /// Settings with which models are loaded.
-    pub load: LoadOptions,
-    /// Most tokens of a text, prompt included; nothing for the model's context, up to 4096.
-    pub ctx: Option<usize>,
-    /// Threads of the CPU for each model; nothing for a number that suits the machine.
-    pub threads: Option<usize>,
-    /// Element type of the key-value caches.
-    pub kv: KvType,
-    /// Most tokens drafted ahead of a text (speculative decoding).
-    pub speculate: usize,
-    /// Most bytes of a model's texts that lost their slot, kept so that they need not be read again.
-    pub prompt_cache: usize,
+    /// Keys of which requests must bear one, where any are given.
+    pub keys: Vec<Key>,
     /// Most texts that may wait for one model.
     pub queue: usize,
     /// Most bytes of a request's body.
@@ -56,6 +42,46 @@ pub struct Options {
     pub request_log: Option<RequestLog>,
     /// Hears warnings, and what the server is doing.
     pub listener: Arc<dyn Listener>,
+}
+
+/// A model that is to be served.
+#[derive(Clone, Debug)]
+pub struct ModelOptions {
+    /// A checkpoint, a Transformers folder, a GGUF, or the name of one on a hub.
+    pub path: PathBuf,
+    /// The name it is served under; nothing for that of its file or folder.
+    pub name: Option<String>,
+    /// Further names that requests may choose it by.
+    pub aliases: Vec<String>,
+    /// Number of its texts that are computed together.
+    pub parallel: usize,
+    /// Settings with which it is loaded.
+    pub load: LoadOptions,
+    /// Most tokens of a text, prompt included; nothing for the model's context, up to 4096.
+    pub ctx: Option<usize>,
+    /// Threads of the CPU; nothing for a number that suits the machine.
+    pub threads: Option<usize>,
+    /// Element type of the key-value caches.
+    pub kv: KvType,
+    /// Most tokens drafted ahead of a text (speculative decoding).
+    pub speculate: usize,
+    /// Most bytes of texts that lost their slot, kept so that they need not be read again.
+    pub prompt_cache: usize,
+}
+
+/// A key that requests may bear.
+#[derive(Clone)]
+pub struct Key {
+    /// The key itself.
+    pub key: String,
+    /// The models it is for, by any of their names; nothing for all.
+    pub models: Option<Vec<String>>,
+}
+
+impl std::fmt::Debug for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Key").field("models", &self.models).finish_non_exhaustive()
+    }
 }
 
 /// What settings of [`Options`] are called where the server is started.

@@ -1,7 +1,7 @@
 //! The log of requests: what a line says, who takes it, and what is learned of a request on the way.
 //!
 //! Handlers work within the [`Facts`] of their request, which whoever learns something adds to:
-//! where a model is found, the model; where texts end, their tokens.
+//! where it is let in, its key; where a model is found, the model; where texts end, their tokens.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -58,6 +58,7 @@ impl std::fmt::Debug for RequestLog {
 /// What is learned of a request while it is worked on.
 #[derive(Debug, Default)]
 struct Learned {
+    asker: Option<usize>,
     model: Option<String>,
     tokens: Option<(u64, u64)>,
 }
@@ -71,7 +72,7 @@ tokio::task_local! {
 }
 
 impl Facts {
-    /// The facts of the request that is worked on; nothing where no log is kept.
+    /// The facts of the request that is worked on.
     pub(crate) fn current() -> Option<Self> {
         FACTS.try_with(Clone::clone).ok()
     }
@@ -87,6 +88,16 @@ impl Facts {
             Some(facts) => FACTS.sync_scope(facts, work),
             None => work(),
         }
+    }
+
+    /// The index of the key that the current request bears.
+    pub(crate) fn asker() -> Option<usize> {
+        Self::current().and_then(|facts| facts.learned(|learned| learned.asker))
+    }
+
+    /// Takes note of the index of the key that the request bears.
+    pub(crate) fn bears(&self, key: usize) {
+        self.learned(|learned| learned.asker = Some(key));
     }
 
     pub(crate) fn model(&self, id: &str) {

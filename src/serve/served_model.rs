@@ -1,7 +1,6 @@
 //! A model that is served: its name, its engine, and prompts for it.
 
-use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use mmx_converters::chat;
@@ -13,14 +12,17 @@ use serde_json::{Value, json};
 use crate::engine::grammar::{Constraint, Function, Grammars};
 use crate::engine::{self, Engine, Events, Job, Task, Write};
 use crate::error::ApiError;
-use crate::options::Options;
+use crate::options::{ModelOptions, Options};
 use mmx_converters::digest;
+use mmx_converters::progress::Listener;
 use mmx_converters::{Error, Result};
 use mmx_models::open::Form;
 
 /// A model that is served, with its engine.
 pub(crate) struct ServedModel {
     pub(crate) id: String,
+    /// Further names that requests may choose it by.
+    pub(crate) aliases: Vec<String>,
     pub(crate) model: Model,
     pub(crate) engine: Engine,
     /// The model's own sampling settings.
@@ -45,12 +47,17 @@ impl ServedModel {
     ///
     /// # Errors
     /// A model that cannot be opened, that has no tokenizer, or for which there is no memory.
-    pub(crate) fn open(path: &Path, name: Option<&str>, options: &Options) -> Result<Self> {
+    pub(crate) fn open(
+        options: &ModelOptions,
+        queue: usize,
+        listener: &Arc<dyn Listener>,
+    ) -> Result<Self> {
+        let path = options.path.as_path();
         let form = Form::open(path)?;
-        form.model.warnings.iter().for_each(|warning| options.listener.warn(warning));
+        form.model.warnings.iter().for_each(|warning| listener.warn(warning));
         let model = Model::from_gguf(form.to_gguf()?, options.load.clone())?;
         if let Some(placement) = model.placement() {
-            options.listener.say(&placement);
+            listener.say(&placement);
         }
         if model.gguf().metadata().get("tokenizer.ggml.model").is_none() {
             form.expect_tokenizer()?;
@@ -58,7 +65,7 @@ impl ServedModel {
         let tokenizer = model.tokenizer()?;
         if let Some(why) = tokenizer.template().and_then(chat::Template::compile_error) {
             let path = path.display();
-            options.listener.warn(&format!("{path}: the chat template does not compile: {why}"));
+            listener.warn(&format!("{path}: the chat template does not compile: {why}"));
         }
         let slots = SlotsOptions {
             slots: options.parallel,
@@ -66,11 +73,10 @@ impl ServedModel {
             kv: options.kv,
             threads: options.threads,
         };
-        let engine =
-            Engine::start(&model, slots, options.speculate, options.prompt_cache, options.queue)?;
+        let engine = Engine::start(&model, slots, options.speculate, options.prompt_cache, queue)?;
         let defaults = Defaults::from_gguf_keys(model.gguf().metadata()).unwrap_or_default();
         let n_ctx = options.ctx.unwrap_or(model.config().max_position_embeddings.min(4096));
-        let id = name.map(str::to_owned).or_else(|| {
+        let id = options.name.clone().or_else(|| {
             // a folder's or file's name says more than "model"; a folder of exports stands for its
             // GGUF
             let path = if form.is_gguf() { form.path() } else { path };
@@ -81,6 +87,7 @@ impl ServedModel {
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         Ok(Self {
             id: id.ok_or_else(|| Error::failed(format!("{}: it has no name", path.display())))?,
+            aliases: options.aliases.clone(),
             sampling: Sampling::from_defaults(&defaults, 0),
             engine,
             n_ctx,
@@ -89,6 +96,11 @@ impl ServedModel {
             digest: OnceLock::new(),
             model,
         })
+    }
+
+    /// True for its name and its aliases.
+    pub(crate) fn is_called(&self, name: &str) -> bool {
+        self.id == name || self.aliases.iter().any(|alias| alias == name)
     }
 
     pub(crate) fn tokenizer(&self) -> std::result::Result<&Tokenizer, ApiError> {
@@ -209,6 +221,7 @@ impl ServedModel {
     pub(crate) fn meta(&self) -> Value {
         let config = self.model.config();
         json!({
+            "aliases": self.aliases,
             "n_ctx": self.n_ctx,
             "n_vocab": config.vocab_size,
             "n_embd": config.hidden_size,

@@ -13,7 +13,12 @@ pub struct DecodeStream<'a> {
 impl Tokenizer {
     /// Decodes ids one after another as they are generated.
     pub fn decode_stream(&self, skip_control: bool) -> DecodeStream<'_> {
-        DecodeStream { tokenizer: self, skip_control, waiting: Vec::new() }
+        self.decode_stream_after(Vec::new(), skip_control)
+    }
+
+    /// Goes on with a stream that was put away as its [`DecodeStream::into_waiting`].
+    pub fn decode_stream_after(&self, waiting: Vec<u8>, skip_control: bool) -> DecodeStream<'_> {
+        DecodeStream { tokenizer: self, skip_control, waiting }
     }
 }
 
@@ -56,5 +61,10 @@ impl<'a> DecodeStream<'a> {
     /// mostly nothing.
     pub fn finish(&mut self) -> String {
         String::from_utf8_lossy(&std::mem::take(&mut self.waiting)).into_owned()
+    }
+
+    /// The bytes of an unfinished character: all that a stream remembers.
+    pub fn into_waiting(self) -> Vec<u8> {
+        self.waiting
     }
 }

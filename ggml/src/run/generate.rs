@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::model::Model;
 use super::sampler::{Sampler, Sampling};
 use super::session::{Session, reusable};
 use super::speculate::Ahead;
@@ -128,23 +129,13 @@ pub fn generate_shifting(
     mut on_text: impl FnMut(&str) -> bool,
     mut on_full: impl FnMut(&[u32]) -> Option<Vec<u32>>,
 ) -> Result<Generated> {
-    let model = session.model().clone();
-    let tokenizer = model.tokenizer()?;
-    let ends = tokenizer.stop_ids(&model.config().eos_token_id);
-    let mut sampler =
-        Sampler::new(request.sampling.clone(), model.config().vocab_size)?.restricted_to(tokenizer);
-    let mut filter = StopFilter::new(request.stop.clone())?;
-    let mut stream = tokenizer.decode_stream(true);
-    for &id in seen.iter().chain(prompt) {
-        sampler.see(id);
-    }
-
+    let mut writer = Writer::new(session.model(), seen.iter().chain(prompt).copied(), request)?;
     let start = Instant::now();
     let before = session.n_past();
     let mut interrupted = false;
     let mut next = match session.prefill_while(prompt, || on_text(""))? {
         Some(_) if request.max_tokens == 0 => None,
-        Some(logits) => Some(sampler.sample(logits)?),
+        Some(logits) => Some(writer.take(logits)?),
         None => {
             interrupted = true;
             None
@@ -155,36 +146,26 @@ pub fn generate_shifting(
     let read = session.n_past() - before;
     let mut held = [seen, &prompt[..read]].concat();
     let mut ahead = Ahead::new(session, request.speculate);
-    let mut ids = Vec::new();
     let mut text = String::new();
     let mut decoded = 0;
     let finish = loop {
         if interrupted {
             break Finish::Cancelled;
         }
-        let Some(id) = next.take() else { break Finish::Length };
-        if ends.contains(&id) && !request.ignore_end {
-            break Finish::Stop;
-        }
-        ids.push(id);
-        sampler.accept(id);
-        let certain = filter.push(&stream.push(id));
+        let Some(taken) = next.take() else { break Finish::Length };
+        let Some((id, certain)) = taken else { break Finish::Stop };
         text.push_str(&certain);
         let wanted = on_text(&certain);
-        if filter.stopped() {
-            break Finish::Stop;
-        }
-        if !wanted {
-            break Finish::Cancelled;
-        }
-        if ids.len() >= request.max_tokens {
-            break Finish::Length;
+        match writer.finish() {
+            Some(Finish::Length) | None if !wanted => break Finish::Cancelled,
+            Some(finish) => break finish,
+            None => {}
         }
         let logits = if ahead.n_past() < session.n_ctx() {
             held.push(id);
-            ahead.decode(session, &held, id, request.max_tokens - ids.len())?
+            ahead.decode(session, &held, id, request.max_tokens - writer.ids().len())?
         } else {
-            let Some(mut context) = on_full(&ids) else { break Finish::Context };
+            let Some(mut context) = on_full(writer.ids()) else { break Finish::Context };
             let common = reusable(&held, &context);
             session.truncate(common);
             let logits = session.prefill_while(&context[common..], || on_text(""))?;
@@ -198,20 +179,18 @@ pub fn generate_shifting(
             held = context;
             logits
         };
-        next = Some(sampler.sample(logits)?);
+        next = Some(writer.take(logits)?);
         decoded += 1;
     };
     session.truncate(ahead.n_past());
-    if !filter.stopped() {
-        let rest = filter.push(&stream.finish()) + &filter.finish();
-        if !rest.is_empty() {
-            text.push_str(&rest);
-            on_text(&rest);
-        }
+    let rest = writer.rest();
+    if !rest.is_empty() {
+        text.push_str(&rest);
+        on_text(&rest);
     }
     Ok(Generated {
         text,
-        ids,
+        ids: writer.into_ids(),
         finish,
         prompt_tokens: read,
         prefill,
@@ -220,6 +199,94 @@ pub fn generate_shifting(
         accepted: ahead.accepted(),
         held,
     })
+}
+
+/// A text that is being written, apart from the session that computes it: logits in, ids and the
+/// text that they make certain out.
+#[derive(Debug)]
+pub struct Writer {
+    model: Model,
+    sampler: Sampler,
+    filter: StopFilter,
+    /// Bytes of a character that is not whole yet.
+    waiting: Vec<u8>,
+    ends: Vec<u32>,
+    ignore_end: bool,
+    max_tokens: usize,
+    ids: Vec<u32>,
+}
+
+impl Writer {
+    /// Begins a text after the ids `seen`, which count for the penalties.
+    ///
+    /// # Errors
+    /// Settings without sense, a model without a tokenizer.
+    pub fn new(
+        model: &Model,
+        seen: impl IntoIterator<Item = u32>,
+        request: &Generation,
+    ) -> Result<Self> {
+        let tokenizer = model.tokenizer()?;
+        let sampler = Sampler::new(request.sampling.clone(), model.config().vocab_size)?;
+        let mut sampler = sampler.restricted_to(tokenizer);
+        seen.into_iter().for_each(|id| sampler.see(id));
+        Ok(Self {
+            sampler,
+            filter: StopFilter::new(request.stop.clone())?,
+            waiting: Vec::new(),
+            ends: tokenizer.stop_ids(&model.config().eos_token_id),
+            ignore_end: request.ignore_end,
+            max_tokens: request.max_tokens,
+            ids: Vec::new(),
+            model: model.clone(),
+        })
+    }
+
+    /// Draws the next id from its logits `[vocab]`; gives it with the text that is certain now,
+    /// often none, or nothing where it ends the text.
+    ///
+    /// # Errors
+    /// Logits of which none can be drawn from.
+    pub fn take(&mut self, logits: &[f32]) -> Result<Option<(u32, String)>> {
+        let id = self.sampler.sample(logits)?;
+        if self.ends.contains(&id) && !self.ignore_end {
+            return Ok(None);
+        }
+        self.ids.push(id);
+        self.sampler.accept(id);
+        let waiting = std::mem::take(&mut self.waiting);
+        let mut stream = self.model.tokenizer()?.decode_stream_after(waiting, true);
+        let certain = self.filter.push(&stream.push(id));
+        self.waiting = stream.into_waiting();
+        Ok(Some((id, certain)))
+    }
+
+    /// The reason to end after the ids drawn so far, if there is one: a stop string, or enough ids.
+    pub fn finish(&self) -> Option<Finish> {
+        if self.filter.stopped() {
+            return Some(Finish::Stop);
+        }
+        (self.ids.len() >= self.max_tokens).then_some(Finish::Length)
+    }
+
+    /// Ends the text: what was held back for a stop string or an unfinished character, as it is.
+    pub fn rest(&mut self) -> String {
+        if self.filter.stopped() {
+            return String::new();
+        }
+        let unfinished = String::from_utf8_lossy(&std::mem::take(&mut self.waiting)).into_owned();
+        self.filter.push(&unfinished) + &self.filter.finish()
+    }
+
+    /// The ids drawn so far, without the end token.
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    /// The ids, once there is nothing more to draw.
+    pub fn into_ids(self) -> Vec<u32> {
+        self.ids
+    }
 }
 
 /// A filter of text: lets it through until a stop string is complete, and holds back what may be

@@ -23,7 +23,7 @@ mod weights;
 
 pub use bench::{bench, bench_steps, bench_streams};
 pub use generate::{
-    Finish, Generated, Generation, StopFilter, generate, generate_after, generate_shifting,
+    Finish, Generated, Generation, StopFilter, Writer, generate, generate_after, generate_shifting,
 };
 pub use model::Model;
 pub use options::{KvType, LoadOptions, SessionOptions, SlotsOptions};

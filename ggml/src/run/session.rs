@@ -57,6 +57,14 @@ impl Session {
         self.0.truncate(0, length);
     }
 
+    /// Tells why ids could not be read after what was read before, where that is so.
+    ///
+    /// # Errors
+    /// See [`Session::prefill`].
+    pub fn check(&self, ids: &[u32]) -> Result<()> {
+        self.0.check_ids(0, ids)
+    }
+
     /// Reads `ids` after what was read before; gives the logits of the last one, `[vocab]`.
     ///
     /// # Errors
@@ -112,6 +120,22 @@ impl Session {
             all.extend_from_slice(self.0.logits_all(0, chunk)?);
         }
         Ok(all)
+    }
+
+    /// Reads `ids`; gives the mean of their final hidden states (after the last norm, before the
+    /// output matrix), `[hidden]`: an embedding of a text, as far as a language model has one.
+    ///
+    /// # Errors
+    /// See [`Session::prefill`].
+    pub fn mean_hidden(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
+        self.0.check_ids(0, ids)?;
+        let mut sum = vec![0.0; self.model().config().hidden_size];
+        for chunk in ids.chunks(BATCH) {
+            for state in self.0.hidden_all(0, chunk)?.chunks_exact(sum.len()) {
+                sum.iter_mut().zip(state).for_each(|(sum, &x)| *sum += f64::from(x));
+            }
+        }
+        Ok(sum.iter().map(|&x| (x / ids.len() as f64) as f32).collect())
     }
 }
 

@@ -9,7 +9,7 @@
  * Threads: a model may be used by any number of threads at once. A session is used by one thread at a time;
  * a second one gets MMX_STATUS_BUSY. Different sessions of one model are independent. A session keeps its
  * model's weights alive, so models and sessions are freed in any order, each once, by no thread while
- * another one uses them.
+ * another one uses them. What holds for sessions holds for generations, too.
  *
  * Buffers: functions that fill a buffer store in *length (or *count) how much there is, also when they
  * return MMX_STATUS_TOO_SMALL; with a null buffer and a capacity of 0 they only say so.
@@ -49,6 +49,9 @@ typedef enum {
   // The callback had enough.
   MMX_FINISH_CANCELLED = 3,
 } mmx_finish;
+
+// A generation in progress. It keeps its session alive.
+typedef struct mmx_generation mmx_generation;
 
 // A model: weights, tokenizer, chat template.
 typedef struct mmx_model mmx_model;
@@ -178,6 +181,12 @@ size_t mmx_model_vocab_size(const mmx_model *model);
 // `model` is null or a live handle.
 size_t mmx_model_context_length(const mmx_model *model);
 
+// The number of values of a hidden state: embeddings have this many. 0 for null.
+//
+// # Safety
+// `model` is null or a live handle.
+size_t mmx_model_embedding_size(const mmx_model *model);
+
 // The ids of a text. With `control`, the text of a control token, `<|im_end|>` for instance, gives
 // its id; without, nothing in the text does, which is right for text of strangers.
 //
@@ -190,6 +199,22 @@ mmx_status mmx_tokenize(const mmx_model *model,
                         uint32_t *ids,
                         size_t capacity,
                         size_t *count);
+
+// The ids of a text of `length` bytes, which may contain zeros. `control` is as in mmx_tokenize;
+// `around` adds what the tokenizer puts around a text by itself, mostly nothing, in many models a
+// token for its beginning: what a text that is no chat is generated after.
+//
+// # Safety
+// Each pointer is null or valid: a live handle, `length` bytes, memory for `capacity` ids, memory
+// for a number.
+mmx_status mmx_tokenize_text(const mmx_model *model,
+                             const char *text,
+                             size_t length,
+                             bool control,
+                             bool around,
+                             uint32_t *ids,
+                             size_t capacity,
+                             size_t *count);
 
 // The text of ids: bytes that are no UTF-8 become U+FFFD, ids without a token nothing, control
 // tokens nothing unless `control`. `*length` is without the final zero; the text itself may
@@ -297,6 +322,18 @@ mmx_status mmx_eval_all(mmx_session *session,
                         float *logits,
                         size_t capacity);
 
+// Reads ids as mmx_eval does and stores the mean of their final hidden states, as many values as
+// mmx_model_embedding_size says: an embedding of the text, as far as a model of language has one;
+// it is that of `mmx serve`. With an empty session before, that of these ids alone.
+//
+// # Safety
+// Each pointer is null or valid: a live handle, `count` ids, memory for `capacity` values.
+mmx_status mmx_embed(mmx_session *session,
+                     const uint32_t *ids,
+                     size_t count,
+                     float *embedding,
+                     size_t capacity);
+
 // Fills in the likeliest token always, at most 512 of them, nothing else. With a model, sampling
 // is as its file says it is meant to be; null is fine.
 //
@@ -318,6 +355,54 @@ mmx_status mmx_generate(mmx_session *session,
                         mmx_on_text on_text,
                         void *user,
                         mmx_generated *generated);
+
+// Begins a generation, of which mmx_generation_next computes a step each time, and stores a
+// handle, to be freed with mmx_generation_free. Nothing is read yet. The text is that of
+// mmx_generate with the same arguments. The options are not used after this call.
+//
+// # Safety
+// Each pointer is null or valid: a live handle, `count` ids, options whose `stop` is `stop_count`
+// strings, memory for a handle.
+mmx_status mmx_generation_new(mmx_session *session,
+                              const uint32_t *ids,
+                              size_t count,
+                              const mmx_generate_options *options,
+                              mmx_generation **generation);
+
+// Computes a step: reads at most 512 of the ids, or writes a token. Stores the text that is
+// certain now, whole characters, often none, and in `more` whether there is more to ask for. Where
+// the buffer is too small, nothing is lost: the next call stores the same text. A generation whose
+// session was used otherwise in between cannot go on.
+//
+// # Safety
+// Each pointer is null or valid: a live handle, memory for `capacity` bytes, a number and a bool.
+mmx_status mmx_generation_next(mmx_generation *generation,
+                               char *buffer,
+                               size_t capacity,
+                               size_t *length,
+                               bool *more);
+
+// The ids written so far, without the end token.
+//
+// # Safety
+// Each pointer is null or valid: a live handle, memory for `capacity` ids, memory for a number.
+mmx_status mmx_generation_ids(const mmx_generation *generation,
+                              uint32_t *ids,
+                              size_t capacity,
+                              size_t *count);
+
+// What a generation came to: MMX_FINISH_CANCELLED where it has not ended.
+//
+// # Safety
+// Each pointer is null or valid: a live handle, memory for a result.
+mmx_status mmx_generation_result(const mmx_generation *generation, mmx_generated *generated);
+
+// Frees a generation, whether it has ended or not; its session then holds the ids that were
+// computed. Null is fine.
+//
+// # Safety
+// `generation` is null or a handle that was not freed and that no other thread is using.
+void mmx_generation_free(mmx_generation *generation);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -16,7 +16,7 @@ fn crate_file(path: &str) -> PathBuf {
 fn header_is_made_from_the_crate() {
     let config = cbindgen::Config::from_file(crate_file("cbindgen.toml")).unwrap();
     let mut builder = cbindgen::Builder::new().with_config(config);
-    for module in ["status", "model", "session", "generate"] {
+    for module in ["status", "model", "session", "generate", "generation"] {
         builder = builder.with_src(crate_file(&format!("{module}.rs")));
     }
     let mut made = Vec::new();
@@ -28,6 +28,47 @@ fn header_is_made_from_the_crate() {
     }
     let kept = fs_err::read_to_string(&path).unwrap();
     assert!(kept == made, "MMX_UPDATE_HEADER=1 writes {} anew:\n{made}", path.display());
+}
+
+/// Declarations of a header, one a line, without comments.
+fn declarations(header: &str) -> Vec<String> {
+    let lines = header.lines().filter(|line| !line.starts_with('#'));
+    let code: Vec<&str> = lines.map(|line| line.split("//").next().unwrap_or_default()).collect();
+    let code = code.join(" ");
+    let code = code.split_once("*/").map_or(code.as_str(), |(_, code)| code);
+    let code = code.replace("extern \"C\" {", "");
+    let mut all = Vec::new();
+    let mut depth = 0_usize;
+    let mut one = String::new();
+    for c in code.chars() {
+        match c {
+            '{' => depth += 1,
+            '}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if c == ';' && depth == 0 {
+            all.push(one.split_whitespace().collect::<Vec<_>>().join(" "));
+            one.clear();
+        } else {
+            one.push(c);
+        }
+    }
+    all
+}
+
+/// What programs that are linked with libmmx.so.0 rely on is still there, unchanged.
+#[test]
+fn nothing_that_the_library_once_had_is_gone_or_changed() {
+    let header = fs_err::read_to_string(crate_file("include/mmx.h")).unwrap();
+    let found = declarations(&header);
+    let kept = fs_err::read_to_string(crate_file("tests/mmx-0.txt")).unwrap();
+    let kept: Vec<&str> = kept.lines().filter(|line| !line.starts_with('#')).collect();
+    assert!(kept.len() > 30);
+    for line in &kept {
+        assert!(found.iter().any(|one| one == line), "gone or changed: {line}");
+    }
+    let added: Vec<_> = found.iter().filter(|one| !kept.contains(&one.as_str())).collect();
+    assert!(added.is_empty(), "to be added to tests/mmx-0.txt: {added:#?}");
 }
 
 /// Runs a program, which must succeed.

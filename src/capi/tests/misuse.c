@@ -53,6 +53,83 @@ static bool count_pieces(const char *text, size_t length, void *user) {
     return count->pieces < count->most;
 }
 
+struct said {
+    char text[256];
+    size_t length;
+};
+
+static bool collect(const char *text, size_t length, void *user) {
+    struct said *said = user;
+    EXPECT(said->length + length < sizeof said->text);
+    memcpy(said->text + said->length, text, length);
+    said->length += length;
+    return true;
+}
+
+/* A generation step by step: the text of mmx_generate, and what may go wrong in between. */
+static void step_by_step(mmx_session *session, const uint32_t *ids, size_t count) {
+    mmx_generation *generation = NULL;
+    mmx_generate_options request;
+    mmx_generated told, at_once;
+    char text[64];
+    size_t length = 0, kept = 0, n = 0;
+    bool more = true;
+    uint32_t written[8];
+    EXPECT(mmx_generate_options_init(&request, NULL) == MMX_STATUS_OK);
+    request.max_tokens = 8;
+    request.ignore_end = true;
+    EXPECT(mmx_session_reuse(session, ids, 0, &kept) == MMX_STATUS_OK);
+    struct said said = {"", 0};
+    EXPECT(mmx_generate(session, ids, count, &request, collect, &said, &at_once) == MMX_STATUS_OK);
+    EXPECT(at_once.finish == MMX_FINISH_LENGTH);
+
+    EXPECT(mmx_generation_new(NULL, ids, count, &request, &generation) == MMX_STATUS_INVALID_ARGUMENT);
+    EXPECT(mmx_generation_new(session, ids, count, NULL, &generation) == MMX_STATUS_INVALID_ARGUMENT);
+    EXPECT(mmx_generation_new(session, ids, count, &request, NULL) == MMX_STATUS_INVALID_ARGUMENT);
+    EXPECT(mmx_generation_new(session, ids, 0, &request, &generation) == MMX_STATUS_FAILED);
+    SAYS("at least one token");
+    EXPECT(mmx_session_reuse(session, ids, 0, &kept) == MMX_STATUS_OK);
+    EXPECT(mmx_generation_new(session, ids, count, &request, &generation) == MMX_STATUS_OK);
+    EXPECT(mmx_generation_next(NULL, text, sizeof text, &length, &more) == MMX_STATUS_INVALID_ARGUMENT);
+    EXPECT(mmx_generation_next(generation, text, sizeof text, NULL, &more) == MMX_STATUS_INVALID_ARGUMENT);
+    EXPECT(mmx_generation_next(generation, text, sizeof text, &length, NULL) == MMX_STATUS_INVALID_ARGUMENT);
+    EXPECT(mmx_session_length(session) == 0);
+    struct said steps = {"", 0};
+    more = true;
+    while (more) {
+        /* a buffer that is too small loses nothing, and computes nothing twice */
+        mmx_status status = mmx_generation_next(generation, NULL, 0, &length, &more);
+        EXPECT(status == MMX_STATUS_TOO_SMALL && more);
+        size_t told_before = length;
+        EXPECT(mmx_generation_next(generation, NULL, 8, &length, &more) != MMX_STATUS_OK);
+        EXPECT(mmx_generation_next(generation, text, sizeof text, &length, &more) == MMX_STATUS_OK);
+        EXPECT(length == told_before && text[length] == 0);
+        collect(text, length, &steps);
+    }
+    EXPECT(steps.length == said.length && memcmp(steps.text, said.text, said.length) == 0);
+    EXPECT(mmx_generation_next(generation, text, sizeof text, &length, &more) == MMX_STATUS_OK);
+    EXPECT(length == 0 && !more);
+    EXPECT(mmx_generation_result(generation, NULL) == MMX_STATUS_INVALID_ARGUMENT);
+    EXPECT(mmx_generation_result(generation, &told) == MMX_STATUS_OK);
+    EXPECT(told.finish == MMX_FINISH_LENGTH && told.tokens == 8 && told.prompt_tokens == count);
+    EXPECT(mmx_generation_ids(generation, written, 7, &n) == MMX_STATUS_TOO_SMALL && n == 8);
+    EXPECT(mmx_generation_ids(generation, written, 8, &n) == MMX_STATUS_OK && n == 8);
+    EXPECT(mmx_session_length(session) == count + 7);
+    mmx_generation_free(generation);
+    mmx_generation_free(NULL);
+
+    /* one that is given up, and one whose session others use */
+    EXPECT(mmx_session_reuse(session, ids, 0, &kept) == MMX_STATUS_OK);
+    EXPECT(mmx_generation_new(session, ids, count, &request, &generation) == MMX_STATUS_OK);
+    EXPECT(mmx_generation_next(generation, text, sizeof text, &length, &more) == MMX_STATUS_OK && more);
+    EXPECT(mmx_generation_result(generation, &told) == MMX_STATUS_OK);
+    EXPECT(told.finish == MMX_FINISH_CANCELLED && told.tokens == 1);
+    EXPECT(mmx_eval(session, ids, 1, NULL, 0) == MMX_STATUS_OK);
+    EXPECT(mmx_generation_next(generation, text, sizeof text, &length, &more) == MMX_STATUS_FAILED);
+    SAYS("used otherwise");
+    mmx_generation_free(generation);
+}
+
 int main(int argc, char **argv) {
     if (argc != 2) return 2;
     mmx_model *model = NULL;
@@ -100,6 +177,15 @@ int main(int argc, char **argv) {
     EXPECT(mmx_detokenize(model, ids, 3, false, text, 4, &n) == MMX_STATUS_OK && n == 3);
     EXPECT(strcmp(text, "abc") == 0);
 
+    EXPECT(mmx_tokenize_text(model, "a\0b", 3, false, true, ids, 8, &n) == MMX_STATUS_OK && n >= 3);
+    EXPECT(mmx_detokenize(model, ids, n, false, text, sizeof text, &n) == MMX_STATUS_OK && n == 3);
+    EXPECT(memcmp(text, "a\0b", 4) == 0);
+    EXPECT(mmx_tokenize_text(model, NULL, 0, false, false, ids, 8, &n) == MMX_STATUS_OK && n == 0);
+    EXPECT(mmx_tokenize_text(model, NULL, 1, false, false, ids, 8, &n) == MMX_STATUS_INVALID_ARGUMENT);
+    EXPECT(mmx_tokenize_text(model, "\xff", 1, false, false, ids, 8, &n) == MMX_STATUS_INVALID_ARGUMENT);
+    SAYS("UTF-8");
+    EXPECT(mmx_tokenize(model, "abc", false, ids, 8, &n) == MMX_STATUS_OK && n == 3);
+
     EXPECT(mmx_chat_tokenize(model, "[", NULL, ids, 8, &n) == MMX_STATUS_INVALID_ARGUMENT);
     SAYS("messages: expected JSON");
     EXPECT(mmx_chat_tokenize(model, "{}", NULL, ids, 8, &n) == MMX_STATUS_INVALID_ARGUMENT);
@@ -128,6 +214,8 @@ int main(int argc, char **argv) {
     options.n_ctx = 64;
     options.exact = true;
     EXPECT(mmx_session_new(model, &options, &session) == MMX_STATUS_OK);
+    mmx_model *again = NULL;
+    EXPECT(mmx_model_open(argv[1], NULL, &again) == MMX_STATUS_OK);
     mmx_model_free(model); /* the session keeps the weights */
     EXPECT(mmx_session_capacity(session) == 64 && mmx_session_capacity(NULL) == 0);
 
@@ -182,7 +270,27 @@ int main(int argc, char **argv) {
     EXPECT(count.other.status == MMX_STATUS_BUSY);
     EXPECT(strstr(count.other.said, "another thread") != NULL);
 
+    step_by_step(session, ids, 3);
+    size_t hidden = mmx_model_embedding_size(again);
+    EXPECT(hidden > 0 && mmx_model_embedding_size(NULL) == 0 && hidden < 3 * vocabulary);
+    EXPECT(mmx_session_reuse(session, ids, 0, &n) == MMX_STATUS_OK);
+    EXPECT(mmx_embed(session, ids, 3, logits, hidden - 1) == MMX_STATUS_TOO_SMALL);
+    EXPECT(mmx_embed(session, ids, 3, NULL, hidden) == MMX_STATUS_INVALID_ARGUMENT);
+    EXPECT(mmx_embed(session, ids, 0, logits, hidden) == MMX_STATUS_FAILED);
+    logits[0] = logits[hidden - 1] = 1e9f;
+    EXPECT(mmx_session_reuse(session, ids, 0, &n) == MMX_STATUS_OK);
+    EXPECT(mmx_embed(session, ids, 3, logits, hidden) == MMX_STATUS_OK);
+    EXPECT(logits[0] != 1e9f && logits[hidden - 1] != 1e9f && mmx_session_length(session) == 3);
+    mmx_model_free(again);
+
+    /* a generation keeps its session */
+    mmx_generation *final = NULL;
+    bool more = false;
+    EXPECT(mmx_session_reuse(session, ids, 0, &n) == MMX_STATUS_OK);
+    EXPECT(mmx_generation_new(session, ids, 3, &request, &final) == MMX_STATUS_OK);
     mmx_session_free(session);
+    EXPECT(mmx_generation_next(final, text, sizeof text, &n, &more) == MMX_STATUS_OK && more);
+    mmx_generation_free(final);
     free(logits);
     if (faults == 0) printf("ok\n");
     return faults != 0;

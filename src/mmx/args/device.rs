@@ -20,6 +20,11 @@ pub(crate) struct DeviceArgs {
 }
 
 impl DeviceArgs {
+    /// Makes the options, of which those in `self` win over a file's.
+    pub(crate) fn or(&self, gpu_layers: Option<usize>, device: Option<String>) -> Self {
+        Self { gpu_layers: self.gpu_layers.or(gpu_layers), device: self.device.clone().or(device) }
+    }
+
     /// Loads a model for the runner and says where its layers went, if not to the CPU.
     ///
     /// # Errors

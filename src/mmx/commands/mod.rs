@@ -20,6 +20,7 @@ pub(crate) mod push;
 pub(crate) mod quantize;
 pub(crate) mod run;
 pub(crate) mod serve;
+pub(crate) mod serve_config;
 pub(crate) mod tokenizer;
 pub(crate) mod train;
 pub(crate) mod verify;

@@ -81,7 +81,8 @@ impl From<RunnerArgs> for SessionOptions {
 }
 
 /// Types of the cache on the command line.
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Kv {
     F32,
     F16,

@@ -11,11 +11,12 @@ use serde_json::json;
 use crate::args::device::DeviceArgs;
 use crate::args::values;
 use crate::commands::run::Kv;
+use crate::commands::serve_config::{Config, ServedConfig};
 use crate::error::{Error, Result};
 use crate::format;
 use crate::talk::{note, says, warning};
 use crate::terminal::Terminal;
-use mmx_serve::{Options, RequestLine, RequestLog};
+use mmx_serve::{ModelOptions, Options, RequestLine, RequestLog};
 
 /// Serve models: OpenAI's, Anthropic's and Ollama's APIs, and a web page to chat on
 #[derive(clap::Args, Debug)]
@@ -28,26 +29,27 @@ otherwise.
 Examples:
   mmx serve runs/sft/export/model-q4_0.gguf
   mmx serve small.gguf large.gguf --name small --name large --port 8000
-  mmx serve model.gguf --host 0.0.0.0 --api-key secret --parallel 16 --ctx 2048")]
+  mmx serve model.gguf --host 0.0.0.0 --api-key secret --parallel 16 --ctx 2048
+  mmx serve --config serve.toml --port 8000")]
 pub(crate) struct ServeArgs {
     /// Checkpoints, Transformers folders or GGUFs
-    #[arg(required = true, value_name = "MODEL")]
+    #[arg(required_unless_present = "config", value_name = "MODEL")]
     models: Vec<PathBuf>,
     /// The name a model is served under, in order; by default that of its file or folder
     #[arg(long, value_name = "NAME")]
     name: Vec<String>,
-    /// The address to listen on
-    #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
-    host: String,
-    /// The port to listen on; 0: any that is free
-    #[arg(long, value_name = "N", default_value_t = 8080)]
-    port: u16,
+    /// The address to listen on [default: 127.0.0.1]
+    #[arg(long, value_name = "HOST")]
+    host: Option<String>,
+    /// The port to listen on; 0: any that is free [default: 8080]
+    #[arg(long, value_name = "N")]
+    port: Option<u16>,
     /// Ask this key of every request, as a bearer token
     #[arg(long, value_name = "KEY", env = "MMX_API_KEY", hide_env_values = true)]
     api_key: Option<String>,
-    /// Texts of a model that are computed together
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = values::at_least_one, allow_negative_numbers = true)]
-    parallel: usize,
+    /// Texts of a model that are computed together [default: 8]
+    #[arg(long, value_name = "N", value_parser = values::at_least_one, allow_negative_numbers = true)]
+    parallel: Option<usize>,
     /// Tokens a text can have; by default the model's own length, at most 4096
     #[arg(long, value_name = "N", value_parser = values::at_least_one, allow_negative_numbers = true)]
     ctx: Option<usize>,
@@ -55,43 +57,48 @@ pub(crate) struct ServeArgs {
     #[arg(short, long, value_name = "N", value_parser = values::at_least_one, allow_negative_numbers = true)]
     threads: Option<usize>,
     /// Element type of the keys and values that are kept; f32 rounds nothing, f16 is quicker
-    #[arg(long, value_name = "TYPE", value_enum, default_value = "f16")]
-    kv: Kv,
+    /// [default: f16]
+    #[arg(long, value_name = "TYPE", value_enum)]
+    kv: Option<Kv>,
     /// Draft tokens at most where a text repeats itself and few are written (speculative decoding);
-    /// the text stays the same. 0: none
-    #[arg(long, value_name = "N", default_value_t = 3)]
-    speculate: usize,
-    /// Texts that may wait; beyond, requests get 429
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = values::at_least_one, allow_negative_numbers = true)]
-    queue: usize,
-    /// Bytes of a request's body
-    #[arg(long, value_name = "BYTES", default_value_t = 1 << 20, value_parser = values::at_least_one, allow_negative_numbers = true)]
-    max_body: usize,
-    /// Tokens written for one request at most
-    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = values::at_least_one, allow_negative_numbers = true)]
-    max_tokens: usize,
-    /// Time for one request, waiting included
-    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
-    timeout: u64,
+    /// the text stays the same. 0: none [default: 3]
+    #[arg(long, value_name = "N")]
+    speculate: Option<usize>,
+    /// Texts that may wait; beyond, requests get 429 [default: 64]
+    #[arg(long, value_name = "N", value_parser = values::at_least_one, allow_negative_numbers = true)]
+    queue: Option<usize>,
+    /// Bytes of a request's body [default: 1048576]
+    #[arg(long, value_name = "BYTES", value_parser = values::at_least_one, allow_negative_numbers = true)]
+    max_body: Option<usize>,
+    /// Tokens written for one request at most [default: 4096]
+    #[arg(long, value_name = "N", value_parser = values::at_least_one, allow_negative_numbers = true)]
+    max_tokens: Option<usize>,
+    /// Time for one request, waiting included [default: 600]
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u64>,
     /// Let web pages of this origin use the server (* for all); may be repeated
     #[arg(long, value_name = "ORIGIN")]
     cors: Vec<String>,
-    /// Time for what is being written when the server is told to stop
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
-    grace: u64,
+    /// Time for what is being written when the server is told to stop [default: 10]
+    #[arg(long, value_name = "SECONDS")]
+    grace: Option<u64>,
     /// Let requests in that reach this machine by this name (* for any); may be repeated
     #[arg(long, value_name = "NAME")]
     allowed_host: Vec<String>,
     /// Memory of each model for texts whose place others took, MiB: a conversation that comes back
-    /// is not read again. 0: none
-    #[arg(long, value_name = "MIB", default_value_t = 256)]
-    prompt_cache: usize,
+    /// is not read again. 0: none [default: 256]
+    #[arg(long, value_name = "MIB")]
+    prompt_cache: Option<usize>,
     /// Append a JSON object a line for each request to this file, or a line to stderr with `-`:
     /// time, path, status, model, tokens and seconds, nothing of what is asked and answered
     #[arg(long, value_name = "FILE")]
     request_log: Option<PathBuf>,
     #[command(flatten)]
     device: DeviceArgs,
+    /// Settings, models and keys of this TOML file; options win over it, and models given here are
+    /// served instead of its own
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
 }
 
 /// An origin as browsers send it: scheme and host, without a path; `null` is that of a page from a
@@ -170,11 +177,56 @@ fn in_words(line: &RequestLine) -> String {
     format!("{time} {method} {path} {status} in {ended:.3} s{model}{tokens}{cut}")
 }
 
+/// What is given on the command line, else in the file.
+fn either<'a>(given: &'a [String], file: &'a [String]) -> &'a [String] {
+    if given.is_empty() { file } else { given }
+}
+
+/// The models that are served: those of the command line, else those of the file.
+///
+/// # Errors
+/// None at all, layers for the CPU.
+fn models(args: &ServeArgs, file: Vec<ServedConfig>) -> Result<Vec<ModelOptions>> {
+    let mut models = file;
+    if !args.models.is_empty() {
+        let names = args.name.iter().cloned().map(Some).chain(std::iter::repeat(None));
+        let given = args.models.iter().cloned().zip(names);
+        models = given.map(|(path, name)| ServedConfig::new(path, name)).collect();
+    }
+    if let (true, Some(path)) = (models.is_empty(), &args.config) {
+        let path = path.display();
+        return Err(Error::failed(format!("{path}: expected a model in [[models]], found none")));
+    }
+    let each = models.into_iter().map(|model| {
+        Ok(ModelOptions {
+            load: args.device.or(model.gpu_layers, model.device).load_options()?,
+            path: model.path,
+            name: model.name,
+            aliases: model.aliases,
+            parallel: args.parallel.or(model.parallel).unwrap_or(8),
+            ctx: args.ctx.or(model.ctx),
+            threads: args.threads.or(model.threads),
+            kv: KvType::from(args.kv.or(model.kv).unwrap_or(Kv::F16)),
+            speculate: args.speculate.or(model.speculate).unwrap_or(3),
+            prompt_cache: args
+                .prompt_cache
+                .or(model.prompt_cache)
+                .unwrap_or(256)
+                .saturating_mul(1 << 20),
+        })
+    });
+    each.collect()
+}
+
 /// Runs it.
 ///
 /// # Errors
-/// A model that cannot be opened, an address that cannot be had.
+/// A file without sense, a model that cannot be opened, an address that cannot be had.
 pub(crate) fn run(args: ServeArgs, as_json: bool) -> Result<()> {
+    let mut config = match &args.config {
+        Some(path) => Config::open(path)?,
+        None => Config::default(),
+    };
     if args.name.len() > args.models.len() {
         return Err(Error::usage(format!(
             "--name: expected at most one for each of {}, found {}",
@@ -194,31 +246,33 @@ pub(crate) fn run(args: ServeArgs, as_json: bool) -> Result<()> {
             Error::usage(format!("--allowed-host: expected a name such as box.lan, found {name}"))
         }),
     };
-    let allowed_hosts = args.allowed_host.iter().map(allowed_host).collect::<Result<_>>()?;
-    let cors = args.cors.iter().map(|given| origin(given)).collect::<Result<_>>()?;
-    let names = args.name.into_iter().map(Some).chain(std::iter::repeat(None));
+    let allowed_hosts = either(&args.allowed_host, &config.allowed_host);
+    let allowed_hosts = allowed_hosts.iter().map(allowed_host).collect::<Result<_>>()?;
+    let cors = either(&args.cors, &config.cors);
+    let cors = cors.iter().map(|given| origin(given)).collect::<Result<_>>()?;
+    let keys = match (&args.api_key, &args.config) {
+        (Some(key), _) => vec![mmx_serve::Key { key: key.clone(), models: None }],
+        (None, Some(path)) => config.read_keys(path)?,
+        (None, None) => Vec::new(),
+    };
+    let request_log = args.request_log.as_deref().or(config.request_log.as_deref());
+    let request_log = self::request_log(request_log)?;
+    let models = models(&args, std::mem::take(&mut config.models))?;
     let options = Options {
         listener: Arc::new(Terminal::default()),
-        models: args.models.into_iter().zip(names).collect(),
-        host: args.host,
-        port: args.port,
-        api_key: args.api_key,
-        parallel: args.parallel,
-        load: args.device.load_options()?,
-        ctx: args.ctx,
-        threads: args.threads,
-        kv: KvType::from(args.kv),
-        speculate: args.speculate,
-        prompt_cache: args.prompt_cache.saturating_mul(1 << 20),
-        queue: args.queue,
-        max_body: args.max_body,
-        max_tokens: args.max_tokens,
-        timeout: Duration::from_secs(args.timeout),
+        models,
+        keys,
+        host: args.host.or(config.host).unwrap_or_else(|| "127.0.0.1".to_owned()),
+        port: args.port.or(config.port).unwrap_or(8080),
+        queue: args.queue.or(config.queue).unwrap_or(64),
+        max_body: args.max_body.or(config.max_body).unwrap_or(1 << 20),
+        max_tokens: args.max_tokens.or(config.max_tokens).unwrap_or(4096),
+        timeout: Duration::from_secs(args.timeout.or(config.timeout).unwrap_or(600)),
         cors,
         allowed_hosts,
         settings: mmx_serve::Settings { cors: "--cors", allowed_host: "--allowed-host" },
-        grace: Duration::from_secs(args.grace),
-        request_log: request_log(args.request_log.as_deref())?,
+        grace: Duration::from_secs(args.grace.or(config.grace).unwrap_or(10)),
+        request_log,
     };
     mmx_serve::run(options, |address, names| {
         let url = format!("http://{address}");

@@ -40,7 +40,7 @@ pub(crate) async fn status() -> Json<Value> {
 
 /// Answers `GET /api/tags`.
 pub(crate) async fn tags(State(app): State<Arc<App>>) -> Json<Value> {
-    Json(json!({"models": app.served.iter().map(|m| listed(m)).collect::<Vec<_>>()}))
+    Json(json!({"models": app.allowed().map(|m| listed(m)).collect::<Vec<_>>()}))
 }
 
 /// Answers `GET /api/ps`: all models are loaded as long as the server runs.
@@ -52,7 +52,7 @@ pub(crate) async fn running(State(app): State<Arc<App>>) -> Json<Value> {
         value["context_length"] = served.n_ctx.into();
         value
     };
-    Json(json!({"models": app.served.iter().map(one).collect::<Vec<_>>()}))
+    Json(json!({"models": app.allowed().map(one).collect::<Vec<_>>()}))
 }
 
 fn listed(served: &ServedModel) -> Value {

@@ -23,7 +23,7 @@ fn model_json(served: &ServedModel) -> Value {
 
 /// Answers `GET /v1/models`.
 pub(crate) async fn models(State(app): State<Arc<App>>) -> Json<Value> {
-    let data: Vec<Value> = app.served.iter().map(|m| model_json(m)).collect();
+    let data: Vec<Value> = app.allowed().map(|m| model_json(m)).collect();
     Json(json!({"object": "list", "data": data}))
 }
 
@@ -32,7 +32,7 @@ pub(crate) async fn model(
     State(app): State<Arc<App>>,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    let found = app.served.iter().find(|m| m.id == id);
+    let found = app.allowed().find(|m| m.is_called(&id));
     let text = || format!("model: expected one of the served ones, found {id:?}");
     match found {
         Some(served) => Ok(Json(model_json(served))),

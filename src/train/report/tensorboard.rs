@@ -86,7 +86,8 @@ impl Events {
         self.write(&event)
     }
 
-    /// Writes texts of a step under one tag; Markdown.
+    /// Writes texts of a step under one tag; Markdown. They are one string with lines in between: of
+    /// several strings TensorBoard makes a table, but swanlab's converter nothing.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -96,14 +97,12 @@ impl Events {
         let mut metadata = Message::default();
         metadata.message(1, &plugin);
         let (mut size, mut shape) = (Message::default(), Message::default());
-        size.varint(1, texts.len() as u64);
+        size.varint(1, 1);
         shape.message(2, &size);
         let mut tensor = Message::default();
         tensor.varint(1, 7); // DT_STRING
         tensor.message(2, &shape);
-        for text in texts {
-            tensor.bytes(8, text.as_bytes());
-        }
+        tensor.bytes(8, texts.join("\n\n---\n\n").as_bytes());
         let mut entry = Message::default();
         entry.bytes(1, tag.as_bytes());
         entry.message(8, &tensor);

@@ -12,6 +12,7 @@ use crate::engine::{Summary, TokenLogprob};
 use crate::error::ApiError;
 use crate::kept::Kept;
 use crate::openai::wire::logprobs_json;
+use crate::request_log::Facts;
 use crate::served_model::ServedModel;
 use crate::stream::{EVENT_STREAM, sse_named};
 
@@ -35,6 +36,8 @@ pub(super) struct ResponseWords {
     app: Arc<App>,
     served: Arc<ServedModel>,
     sent: Sent,
+    /// Whose it is: kept here, as the answer outlives its handler.
+    asker: Option<usize>,
     id: String,
     /// Number of the next event.
     sequence: u64,
@@ -63,6 +66,7 @@ impl ResponseWords {
     pub(super) fn new(app: Arc<App>, served: Arc<ServedModel>, sent: Sent) -> Self {
         Self {
             app,
+            asker: Facts::asker(),
             served,
             sent,
             id: new_id("resp_"),
@@ -267,7 +271,7 @@ impl ResponseWords {
         if self.sent.store {
             let mut messages = self.sent.messages.clone();
             messages.push(self.answer.clone());
-            self.app.kept.keep(Kept::new(&self.id, response.clone(), messages));
+            self.app.kept.keep(Kept::new(&self.id, self.asker, response.clone(), messages));
         }
         (status, response)
     }
