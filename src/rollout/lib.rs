@@ -28,11 +28,13 @@
 //! | `written.rs` | [`Written`]: the texts of a rollout, as rewards read them |
 //! | [`reward`] | the trait [`Scorer`]: texts to rewards, every part apart |
 //! | [`tools`] | calls in a text, and the trait [`Toolbox`] that answers them |
+//! | [`sandbox`] | programs of others, confined: JSON lines in, JSON lines out |
 
 mod engine;
 mod prompts;
 pub mod reward;
 mod rollout;
+pub mod sandbox;
 mod session;
 pub mod tools;
 mod written;

@@ -121,10 +121,9 @@ impl<'a> Conversation<'a> {
         self.append(&ids, &logps, true);
         self.written.turns.push(text.clone());
         self.rollout.finish = finish;
-        let offered = self.tools.filter(|_| self.draw.options.tools.is_some());
-        let results = match offered {
-            Some(tools) => self.run(tools, &text, turn)?,
-            None => Vec::new(),
+        let results = match (self.tools, &self.draw.options.tools) {
+            (Some(tools), Some(offered)) => self.run(tools, offered, &text, turn)?,
+            _ => Vec::new(),
         };
         if results.is_empty() {
             if let Some((id, logp)) = stop.filter(|_| self.limits.learn_stop) {
@@ -158,10 +157,16 @@ impl<'a> Conversation<'a> {
     }
 
     /// Runs the calls of a text; gives what the policy reads of each.
-    fn run(&mut self, tools: &dyn Toolbox, text: &str, turn: usize) -> Result<Vec<String>> {
+    fn run(
+        &mut self,
+        tools: &dyn Toolbox,
+        offered: &Value,
+        text: &str,
+        turn: usize,
+    ) -> Result<Vec<String>> {
         let mut results = Vec::new();
         for call in calls(text) {
-            let answer = tools.run(&call)?;
+            let answer = tools.run(&call, offered)?;
             let result: String = answer.result.chars().take(self.limits.max_result).collect();
             let is_valid = answer.is_valid;
             self.written.calls.push(Called { turn, call, is_valid, result: result.clone() });
