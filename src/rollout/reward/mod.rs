@@ -1,24 +1,23 @@
 //! Rewards: texts that a policy wrote to numbers, every part apart.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `score.rs` | [`Score`], and the trait [`Scorer`] |
+//! | `rewards.rs` | [`Rewards`]: a file of rewards, and those of records |
+//! | `part.rs`, `fields.rs` | one reward, read from JSON, and its values |
+//! | `text.rs` | words, numbers, repetition |
+//! | [`reference`] | the reference's own rewards |
+//! | `judge.rs` | models that judge |
 
-use mmx_converters::Result;
+mod fields;
+mod judge;
+mod part;
+pub mod reference;
+mod rewards;
+mod score;
+mod text;
 
-use crate::prompts::Draw;
-use crate::written::Written;
-
-/// The reward for one rollout.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Score {
-    /// Its parts by name, before their weights.
-    pub parts: Vec<(String, f64)>,
-    /// The reward.
-    pub reward: f64,
-}
-
-/// What rewards rollouts.
-pub trait Scorer: Sync {
-    /// The scores of a group's rollouts, in their order.
-    ///
-    /// # Errors
-    /// A reward that cannot be computed is an error, never a 0: a policy would learn from it.
-    fn score(&self, draw: &Draw, written: &[Written]) -> Result<Vec<Score>>;
-}
+pub use judge::{Judge, Judges, OpenJudge};
+pub use rewards::Rewards;
+pub use score::{Score, Scorer};
+pub use text::{numbers, repetition, strip, words};

@@ -13,6 +13,8 @@ use mmx_converters::{Error, Result};
 use serde_json::Value;
 
 use super::command::Command;
+#[cfg(unix)]
+use super::rlimits;
 
 /// What is shown of a program's stderr at most, bytes.
 const SHOWN: u64 = 2000;
@@ -21,8 +23,9 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// What pipes may take to close once all processes are dead.
 const CLOSING: Duration = Duration::from_secs(2);
 
-/// Runs a command, confined where the system can do that.
-pub(super) fn exchange(command: &Command, lines: &[String]) -> Result<Vec<Value>> {
+/// Runs a command, confined where the system can do that. An error is one of starting it; what the
+/// program did wrong is the inner one.
+pub(super) fn exchange(command: &Command, lines: &[String]) -> Result<Result<Vec<Value>>> {
     let name = command.name();
     let fault = |message: String| Error::failed(format!("command {name}: {message}"));
     let own = tempfile::Builder::new()
@@ -32,16 +35,14 @@ pub(super) fn exchange(command: &Command, lines: &[String]) -> Result<Vec<Value>
     let Some((program, arguments)) = command.argv.split_first() else {
         return Err(fault("expected a program, found none".to_owned()));
     };
+    let kept = ["PATH", "LANG", "LC_ALL", "SYSTEMROOT"];
+    let kept = kept.iter().filter_map(|key| std::env::var_os(key).map(|value| (*key, value)));
     let mut process = std::process::Command::new(program);
     process
         .args(arguments)
         .current_dir(own.path())
         .env_clear()
-        .envs(
-            ["PATH", "LANG", "LC_ALL", "SYSTEMROOT"]
-                .iter()
-                .filter_map(|key| std::env::var_os(key).map(|value| (*key, value))),
-        )
+        .envs(kept)
         .env("HOME", own.path())
         .env("TMPDIR", own.path())
         .stdin(Stdio::piped())
@@ -72,36 +73,39 @@ pub(super) fn exchange(command: &Command, lines: &[String]) -> Result<Vec<Value>
     let output = stdout.recv_timeout(CLOSING).unwrap_or_default();
     let said = stderr.recv_timeout(CLOSING).unwrap_or_default();
     let said = String::from_utf8_lossy(&said).trim().to_owned();
-    let fault = |message: String| match said.is_empty() {
+    let found = if late {
+        let secs = command.limits.time.as_secs_f64();
+        Err(format!("expected an answer within {secs} s, found none"))
+    } else if too_much.load(Ordering::Relaxed) {
+        let most = command.limits.output_bytes;
+        Err(format!("expected at most {most} bytes of output, found more"))
+    } else if !status.success() {
+        Err(format!("expected exit code 0, found {}", in_words(status)))
+    } else {
+        values(output, lines.len())
+    };
+    Ok(found.map_err(|message| match said.is_empty() {
         true => fault(message),
         false => fault(format!("{message}; it said: {said}")),
-    };
-    if late {
-        let secs = command.limits.time.as_secs_f64();
-        return Err(fault(format!("expected an answer within {secs} s, found none")));
-    }
-    if too_much.load(Ordering::Relaxed) {
-        let most = command.limits.output_bytes;
-        return Err(fault(format!("expected at most {most} bytes of output, found more")));
-    }
-    if !status.success() {
-        return Err(fault(format!("expected exit code 0, found {}", in_words(status))));
-    }
-    let output = String::from_utf8(output)
-        .map_err(|_| fault("expected JSON lines, found no UTF-8".to_owned()))?;
-    let mut values = Vec::with_capacity(lines.len());
+    }))
+}
+
+/// The JSON values of an output, one a line.
+fn values(output: Vec<u8>, expected: usize) -> std::result::Result<Vec<Value>, String> {
+    let output =
+        String::from_utf8(output).map_err(|_| "expected JSON lines, found no UTF-8".to_owned())?;
+    let mut values = Vec::with_capacity(expected);
     for line in output.lines().filter(|line| !line.trim().is_empty()) {
         let value = serde_json::from_str(line).map_err(|e| {
             let begin: String = line.chars().take(80).collect();
-            fault(format!("expected a JSON value a line, found {begin:?} ({e})"))
+            format!("expected a JSON value a line, found {begin:?} ({e})")
         })?;
         values.push(value);
     }
-    if values.len() != lines.len() {
-        let (expected, found) = (lines.len(), values.len());
-        return Err(fault(format!("expected {expected} lines, one for each read, found {found}")));
+    match values.len() {
+        found if found == expected => Ok(values),
+        found => Err(format!("expected {expected} lines, one for each read, found {found}")),
     }
-    Ok(values)
 }
 
 /// Reads to the end, or up to a limit; what is beyond it is noted and read no further.
@@ -161,9 +165,9 @@ fn confine(
         return Ok(());
     }
     let _ = own;
-    let limits = rlimits(&command.limits);
+    let limits = rlimits::of(&command.limits);
     // SAFETY: setrlimit alone is called between fork and exec.
-    unsafe { process.pre_exec(move || set_rlimits(&limits)) };
+    unsafe { process.pre_exec(move || rlimits::set(&limits)) };
     Ok(())
 }
 
@@ -174,40 +178,6 @@ fn confine(
     _own: &std::path::Path,
 ) -> std::result::Result<(), String> {
     // the deadline and the limit on output are kept; nothing else can be limited here
-    Ok(())
-}
-
-/// The kind of a limit, whose C type differs between systems.
-#[cfg(unix)]
-pub(super) type Resource = u32;
-
-/// Limits as the system takes them: of processor time, address space, files, core dumps.
-#[cfg(unix)]
-pub(super) fn rlimits(limits: &super::command::Limits) -> [(Resource, u64); 4] {
-    let cpu = (limits.time.as_secs_f64() * 1.5).ceil().max(1.0) as u64;
-    [
-        (libc::RLIMIT_CPU as Resource, cpu),
-        (libc::RLIMIT_AS as Resource, limits.memory_bytes),
-        (libc::RLIMIT_FSIZE as Resource, limits.file_bytes),
-        (libc::RLIMIT_CORE as Resource, 0),
-    ]
-}
-
-/// Sets limits of this process. It allocates nothing: it is called between fork and exec.
-#[cfg(unix)]
-pub(super) fn set_rlimits(limits: &[(Resource, u64)]) -> std::io::Result<()> {
-    for (resource, value) in limits {
-        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-        // SAFETY: the struct lives through the call.
-        let known = unsafe { libc::getrlimit(*resource as _, &raw mut limit) } == 0;
-        // what is limited already cannot be raised
-        let value = if known { limit.rlim_max.min(*value as _) } else { *value as _ };
-        limit = libc::rlimit { rlim_cur: value, rlim_max: value };
-        // SAFETY: the struct lives through the call.
-        if unsafe { libc::setrlimit(*resource as _, &raw const limit) } != 0 {
-            return Err(std::io::Error::last_os_error());
-        }
-    }
     Ok(())
 }
 

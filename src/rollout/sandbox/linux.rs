@@ -14,8 +14,8 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use super::command::Limits;
-use super::exchange::{Resource, rlimits, set_rlimits};
 use super::filter;
+use super::rlimits::{self, Resource};
 
 /// The user and group that commands of root run as: nobody. Limits on processes do not hold for root.
 const NOBODY: u32 = 65_534;
@@ -110,13 +110,13 @@ impl Plan {
             let _ = std::os::unix::fs::chown(own, Some(NOBODY), Some(NOBODY));
         }
         let filter = filter::program(!found.namespaces);
-        let mut rlimits = rlimits(limits).to_vec();
+        let mut all = rlimits::of(limits).to_vec();
         let others = if found.namespaces { 0 } else { tasks_of_user() };
-        rlimits.push((libc::RLIMIT_NPROC as Resource, others + limits.processes));
+        all.push((libc::RLIMIT_NPROC as Resource, others + limits.processes));
         Ok(Self {
             ruleset: ruleset(found.landlock, own).map_err(words)?,
             filter,
-            limits: rlimits,
+            limits: all,
             namespaces: found.namespaces,
         })
     }
@@ -137,7 +137,7 @@ impl Plan {
             unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
             own_proc();
         }
-        set_rlimits(&self.limits)?;
+        rlimits::set(&self.limits)?;
         // SAFETY: constant arguments.
         if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } != 0 {
             return Err(io::Error::last_os_error());

@@ -15,6 +15,7 @@
 //! | `command.rs` | [`Command`]: a program and its limits, read from JSON |
 //! | `exchange.rs` | lines to a program and back, with a deadline |
 //! | `linux.rs` | what confines a process, before it becomes the program |
+//! | `rlimits.rs` | limits that every Unix has |
 //! | `filter.rs` | the system calls it may not make |
 
 mod command;
@@ -23,6 +24,9 @@ mod exchange;
 mod filter;
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod linux;
+
+#[cfg(unix)]
+mod rlimits;
 
 use mmx_converters::{Error, Result};
 use serde_json::Value;
@@ -53,7 +57,7 @@ impl Sandbox {
         found.map_err(|why| {
             Error::failed_with_hint(
                 format!("a command cannot be confined here: {why}"),
-                "`--allow-unsandboxed` runs it all the same, with your rights",
+                "`allow_unsandboxed` runs it all the same, with your rights",
             )
         })
     }
@@ -64,6 +68,15 @@ impl Sandbox {
     /// A command that cannot be confined or started, that takes too long, fails, or writes
     /// something else than one JSON value a line.
     pub fn exchange(&self, command: &Command, lines: &[String]) -> Result<Vec<Value>> {
+        self.attempt(command, lines)?
+    }
+
+    /// [`Sandbox::exchange`] with two kinds of errors: the outer one is of what cannot be run at
+    /// all, the inner one of a program that failed.
+    ///
+    /// # Errors
+    /// A command that cannot be confined or started.
+    pub fn attempt(&self, command: &Command, lines: &[String]) -> Result<Result<Vec<Value>>> {
         if !self.allow_unsandboxed {
             Self::check()?;
         }

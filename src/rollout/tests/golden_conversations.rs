@@ -234,14 +234,16 @@ fn calls_that_are_no_calls_are_counted_and_answered_and_never_crash() {
     ] {
         let script = [format!("<tool_call>{call}</tool_call>"), "done".to_owned()];
         let script = [script[0].as_str(), script[1].as_str()];
-        let (rollout, written, _) =
-            play(&tokenizer, &draw, &Limits::default(), &tools, &script);
+        let (rollout, written, _) = play(&tokenizer, &draw, &Limits::default(), &tools, &script);
         let [called] = &written.calls[..] else { panic!("{call}: {written:?}") };
         assert!(!called.is_valid && called.result.contains(words), "{call}: {called:?}");
         assert_eq!(rollout.finish, Finish::Stop);
     }
     // a call of no sense to a tool that is there
-    let script = [r#"<tool_call>{"name": "calculate_math", "arguments": {"expression": "1/0"}}</tool_call>"#, "x"];
+    let script = [
+        r#"<tool_call>{"name": "calculate_math", "arguments": {"expression": "1/0"}}</tool_call>"#,
+        "x",
+    ];
     let (_, written, _) = play(&tokenizer, &draw, &Limits::default(), &tools, &script);
     assert!(written.calls[0].is_valid);
     assert_eq!(written.calls[0].result, r#"{"error": "division by zero"}"#);
