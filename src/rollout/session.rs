@@ -142,6 +142,12 @@ impl<'a> Conversation<'a> {
         Ok(next)
     }
 
+    /// The texts so far.
+    #[must_use]
+    pub fn written(&self) -> &Written {
+        &self.written
+    }
+
     /// The row, and its texts. Before its end it is what there is so far.
     #[must_use]
     pub fn finish(mut self) -> (Rollout, Written) {
