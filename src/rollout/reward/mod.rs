@@ -4,13 +4,16 @@
 //! |---|---|
 //! | `score.rs` | [`Score`], and the trait [`Scorer`] |
 //! | `rewards.rs` | [`Rewards`]: a file of rewards, and those of records |
-//! | `part.rs`, `fields.rs` | one reward, read from JSON, and its values |
+//! | `kind.rs`, `fields.rs` | the types of rewards, read from JSON |
+//! | `part.rs`, `measure.rs` | one reward, and its values for a group's texts |
 //! | `text.rs` | words, numbers, repetition |
 //! | [`reference`] | the reference's own rewards |
 //! | `judge.rs` | models that judge |
 
 mod fields;
 mod judge;
+mod kind;
+mod measure;
 mod part;
 pub mod reference;
 mod rewards;

@@ -1,4 +1,5 @@
 //! Commands: what they may do, what they may not, and that whatever goes wrong is an error.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![cfg(target_os = "linux")]
 
 use std::path::Path;
