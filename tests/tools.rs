@@ -125,7 +125,7 @@ fn eval_answers_tasks_with_tools_and_gives_every_part_of_the_reward() {
         text(&model),
         "--tasks",
         text(&tasks),
-        "--rewards",
+        "--reward",
         text(&rewards),
         "--tools",
         text(&tools),

@@ -33,7 +33,7 @@ const WINDOW: usize = 512;
   mmx eval model-q4_0.gguf --choice ceval/val/*.csv --json
   mmx eval runs/sft export/*.gguf --choice ARC-Easy-Test.jsonl --engine ggml --engine llama.cpp
   mmx eval model-q4_0.gguf --exact held-out.jsonl --min-accuracy 0.9
-  mmx eval model-q4_0.gguf --tasks sums.jsonl --tools tools.json --rewards rewards.json
+  mmx eval model-q4_0.gguf --tasks sums.jsonl --tools tools.json --reward reward.json
 
 --ppl slides a window over the text: --ctx tokens at a time, moved by --stride, every token scored once. --chunks cuts it as
 llama-perplexity does (chunks side by side, the second half of each scored), for numbers to compare with others'.
@@ -108,7 +108,7 @@ pub(crate) struct EvalArgs {
     tasks: Option<PathBuf>,
     /// --tasks: rewards for all of them, in addition to each one's own
     #[arg(long, value_name = "FILE", requires = "tasks")]
-    rewards: Option<PathBuf>,
+    reward: Option<PathBuf>,
     /// --tasks: turns of an answer at most; each but the last one calls tools
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = crate::args::values::at_least_one)]
     max_turns: usize,

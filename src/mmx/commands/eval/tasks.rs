@@ -28,7 +28,7 @@ pub(super) fn run(args: &EvalArgs, path: &Path, as_json: bool) -> Result<()> {
     let tools = args.tools.open()?;
     let judges = tools::judges(args.device.load_options()?);
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let rewards = match &args.rewards {
+    let rewards = match &args.reward {
         Some(path) => Rewards::open(path, judges, sandbox)?,
         None => Rewards::of_records(folder.unwrap_or(Path::new(".")), judges, sandbox),
     };
