@@ -38,7 +38,7 @@ fn calling(dir: &Path) -> PathBuf {
         _ => panic!("{piece} is not one token"),
     };
     let order: Vec<u32> = pieces.iter().map(|piece| id(piece)).collect();
-    reciting_ids(dir.join("calling"), files, &order, 640, json!(2))
+    reciting_ids(dir.join("calling"), files, &order, (640, 4096), json!(2))
 }
 
 /// A file of tools, of which `q` says what time it always is.
@@ -56,17 +56,7 @@ fn tools(dir: &Path) -> PathBuf {
 fn run_calls_tools_until_its_turns_are_used_up() {
     let dir = tempfile::tempdir().expect("a folder");
     let (model, tools) = (calling(dir.path()), tools(dir.path()));
-    let args = [
-        "run",
-        text(&model),
-        "-p",
-        "what time is it?",
-        "--greedy",
-        "--ctx",
-        "1024",
-        "--tools",
-        text(&tools),
-    ];
+    let args = ["run", text(&model), "-p", "what time is it?", "--greedy", "--tools", text(&tools)];
     let report = mmx_json(&args);
     assert_eq!(report["turns"], json!([CALL; 8]));
     let calls = report["calls"].as_array().expect("calls");
@@ -90,7 +80,7 @@ fn chat_keeps_calls_and_results_in_its_history() {
     let (model, tools) = (calling(dir.path()), tools(dir.path()));
     let history = dir.path().join("talk.json");
     let mut child = Command::new(env!("CARGO_BIN_EXE_mmx"))
-        .args(["chat", text(&model), "--greedy", "--ctx", "2048", "--json"])
+        .args(["chat", text(&model), "--greedy", "--json"])
         .args(["--tools", text(&tools), "--history", text(&history)])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

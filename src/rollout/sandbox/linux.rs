@@ -127,11 +127,14 @@ impl Plan {
         if self.namespaces {
             enter_namespaces()?;
             // the child is the first of its namespace: when it ends, the kernel ends all others
-            // SAFETY: this process has one thread; its child goes on to exec as it would have.
-            match unsafe { libc::fork() } {
+            // Not libc's fork, whose handlers may take locks that threads of the parent held.
+            let flags = libc::c_long::from(libc::SIGCHLD);
+            // SAFETY: with no flag but the signal and no stack the call is fork; this process has
+            // one thread, and its child goes on to exec as it would have.
+            match unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) } {
                 -1 => return Err(io::Error::last_os_error()),
                 0 => {}
-                child => wait_for(child),
+                child => wait_for(child as libc::pid_t),
             }
             // SAFETY: constant arguments.
             unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
