@@ -58,7 +58,7 @@ fn run_calls_tools_until_its_turns_are_used_up() {
     let (model, tools) = (calling(dir.path()), tools(dir.path()));
     let args = ["run", text(&model), "-p", "what time is it?", "--greedy", "--tools", text(&tools)];
     let report = mmx_json(&args);
-    assert_eq!(report["turns"], json!([CALL; 8]));
+    assert_eq!(report["turns"], json!(vec![CALL; 8]));
     let calls = report["calls"].as_array().expect("calls");
     assert_eq!(calls.len(), 8);
     assert_eq!(
@@ -129,7 +129,7 @@ fn eval_answers_tasks_with_tools_and_gives_every_part_of_the_reward() {
     assert_eq!((&report["unfinished"], &report["cut_off"]), (&json!(2), &json!(0)));
     let answers = report["answers"].as_array().expect("answers");
     assert_eq!((&answers[0]["reward"], &answers[1]["reward"]), (&json!(3.0), &json!(2.0)));
-    assert_eq!(answers[0]["turns"], json!([CALL; 3]));
+    assert_eq!(answers[0]["turns"], json!(vec![CALL; 3]));
     let words = mmx_ok(&args);
     assert!(words.contains("2 tasks, mean reward 2.5000"), "{words}");
     assert!(

@@ -358,3 +358,37 @@ fn tasks_of_user() -> u64 {
     });
     threads.sum()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_confined_without_namespaces_too() {
+        let own = tempfile::tempdir().expect("a folder");
+        let mut plan = Plan::new(&Limits::default(), own.path()).expect("Landlock");
+        plan.namespaces = false;
+        plan.filter = filter::program(true);
+        let script = "import os, socket\nout = []\nfor name, do in [('setsid', os.setsid), ('setpgid', lambda: os.setpgid(0, 0)), \
+                      ('socket', socket.socket), ('write', lambda: open('/tmp/mmx-outside', 'w')), ('own', lambda: open('own', 'w'))]:\n\
+                      \x20 try: do()\n  except OSError: out.append(name)\nprint(' '.join(out))";
+        let mut process = std::process::Command::new("python3");
+        process.args(["-c", script]).current_dir(own.path());
+        // SAFETY: system calls alone are made between fork and exec.
+        unsafe { process.pre_exec(move || plan.enter()) };
+        let output = process.output().expect("python3");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(
+            String::from_utf8_lossy(&output.stdout),
+            "setsid setpgid socket write\n",
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn maps_are_written_without_memory_of_their_own() {
+        assert_eq!(map_of(65_534, &mut [0; 32]), b"65534 65534 1");
+        assert_eq!(map_of(0, &mut [0; 32]), b"0 0 1");
+        assert_eq!(map_of(u32::MAX, &mut [0; 32]), b"4294967295 4294967295 1");
+    }
+}
