@@ -23,6 +23,12 @@ if ! "$python" -c 'import tensorboard' 2>/dev/null; then
   "$python" -m pip install --quiet --disable-pip-version-check "tensorboard==$TENSORBOARD" >&2 || missing "tensorboard $TENSORBOARD" "$python -m pip install tensorboard==$TENSORBOARD"
 fi
 
+DATASKETCH=2.0.0
+if ! "$python" -c 'import datasketch' 2>/dev/null; then
+  say "installing datasketch $DATASKETCH (once)"
+  "$python" -m pip install --quiet --disable-pip-version-check "datasketch==$DATASKETCH" >&2 || missing "datasketch $DATASKETCH" "$python -m pip install datasketch==$DATASKETCH"
+fi
+
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
 mmx=target/release/mmx
 passed=0; failed=0
@@ -110,6 +116,7 @@ else
   failed=$((failed + 1)); echo "FAIL  installing wandb and swanlab"
 fi
 several "$python" scripts/peers/muon.py "$mmx" "$shared" "$work"
+several "$python" scripts/peers/dedup.py "$mmx" "$shared" "$work"
 check "build test_hub" cargo build --quiet --release --example test_hub
 several "$python" scripts/peers/hub.py "$mmx" "$shared" "$work" target/release/examples/test_hub
 if modelscope=$(bash scripts/peers/modelscope.sh); then

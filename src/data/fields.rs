@@ -91,7 +91,7 @@ impl Fields {
     }
 
     /// Puts what is mapped under the known names.
-    pub(super) fn apply(&self, object: &mut Map<String, Value>) {
+    pub fn apply(&self, object: &mut Map<String, Value>) {
         let mapped: Vec<(&String, Value)> = self
             .of_records
             .iter()

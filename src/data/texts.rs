@@ -168,6 +168,15 @@ fn add_texts(line: &Line<'_>, fields: &Fields, texts: &mut Vec<String>) -> Resul
     Ok(texts[before..].iter().map(String::len).sum())
 }
 
+/// The strings of a record that a model would see as text, whatever its form; none where it has
+/// none of the known keys.
+#[must_use]
+pub fn of_object(object: &Map<String, Value>) -> Vec<String> {
+    let mut texts = Vec::new();
+    collect(object, &mut texts);
+    texts
+}
+
 /// The strings a model would see as text.
 fn collect(object: &Map<String, Value>, texts: &mut Vec<String>) {
     for (key, value) in object {

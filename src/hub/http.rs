@@ -34,14 +34,29 @@ impl std::fmt::Debug for Client {
 
 impl Client {
     pub(super) fn new(base: &str, token: Option<String>) -> Self {
+        // loading or hashing a large file takes its time before the first byte of an answer
+        Self::waiting(base, token, Duration::from_secs(600), None)
+    }
+
+    /// One whose answers may take `timeout`, each from the request to its last byte.
+    pub(super) fn patient(base: &str, token: Option<String>, timeout: Duration) -> Self {
+        Self::waiting(base, token, timeout, Some(timeout))
+    }
+
+    fn waiting(
+        base: &str,
+        token: Option<String>,
+        first_byte: Duration,
+        whole: Option<Duration>,
+    ) -> Self {
         let agent = Agent::config_builder()
             .http_status_as_error(false)
             .redirect_auth_headers(ureq::config::RedirectAuthHeaders::SameHost)
             .tls_config(TlsConfig::builder().root_certs(authorities()).build())
             .user_agent(concat!("mmx/", env!("CARGO_PKG_VERSION")))
             .timeout_connect(Some(Duration::from_secs(20)))
-            // loading or hashing a large file takes its time before the first byte of an answer
-            .timeout_recv_response(Some(Duration::from_secs(600)))
+            .timeout_recv_response(Some(first_byte))
+            .timeout_global(whole)
             .build()
             .into();
         Self { agent, base: base.trim_end_matches('/').to_owned(), token }

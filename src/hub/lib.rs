@@ -39,6 +39,7 @@
 //! | [`ollama`] | a GGUF and its Modelfile to a running Ollama |
 //! | [`ollama_store`] | a model in the store of the Ollama on this machine |
 //! | [`live`] | a running server asked for text and the probabilities of its tokens |
+//! | [`chat`] | chats asked of a server, and which refusals are worth asking again |
 //! | [`mod@resolve`] | a path, `hf:owner/name` or another such name to the model that it stands for |
 //! | `name`, `choose` | `hf:owner/name:q8_0` taken apart, and the files of a repository that it means |
 //! | [`environment`] | variables, the user's folders, the token |
@@ -47,6 +48,7 @@
 //! | `http`, `digest` | requests with their errors, and digests of files |
 
 mod cache;
+pub mod chat;
 mod checked;
 mod choose;
 pub mod dataset;

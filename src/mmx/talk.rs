@@ -151,6 +151,7 @@ fn own(level: LevelFilter) -> Vec<(String, LevelFilter)> {
     let crates = [
         "mmx_converters",
         "mmx_training",
+        "mmx_corpus",
         "mmx_models",
         "mmx_train",
         "mmx_serve",

@@ -12,6 +12,7 @@ mod around;
 mod bytes;
 mod codec;
 mod encoder;
+mod extend;
 mod fast;
 mod gguf;
 mod json;

@@ -12,6 +12,7 @@ use std::path::Path;
 use aho_corasick::{AhoCorasick, MatchKind};
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
 
@@ -35,6 +36,8 @@ pub struct WordCounts {
     level: u32,
     /// Finds what is no text: the special tokens.
     cut: Option<AhoCorasick>,
+    /// Cuts a text into words; GPT-2's pattern unless a tokenizer has another.
+    pre: PreTokenizerWrapper,
 }
 
 /// A word is rare below this count (times 2^level).
@@ -52,7 +55,23 @@ impl WordCounts {
             limit_bytes: limit_bytes.max(1 << 16),
             level: 0,
             cut: None,
+            pre: ByteLevel::default().add_prefix_space(false).into(),
         }
+    }
+
+    /// Cuts texts into words as a tokenizer does, and its added tokens out of them.
+    ///
+    /// # Errors
+    /// A tokenizer whose text is not cut into byte-level words.
+    pub fn cutting_as(mut self, tokenizer: &Tokenizer) -> Result<Self> {
+        let json: Value = serde_json::from_slice(tokenizer.json())
+            .map_err(|e| tokenizer.fault(format!("expected tokenizer.json: {e}")))?;
+        self.pre = serde_json::from_value(json["pre_tokenizer"].clone())
+            .map_err(|e| tokenizer.fault(format!("key pre_tokenizer: {e}")))?;
+        let texts: Vec<&str> = tokenizer.added_tokens().map(|(_, text, _)| text).collect();
+        let built = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(texts);
+        self.cut = Some(built.map_err(|e| fault(&e))?);
+        Ok(self)
     }
 
     /// Cuts these tokens' texts out of all texts that are added from now on. Their ids are there
@@ -72,8 +91,10 @@ impl WordCounts {
     /// # Errors
     /// The library's own, on a text it cannot cut.
     pub fn add<T: AsRef<str> + Sync>(&mut self, texts: &[T]) -> Result<()> {
-        let counted: Result<Vec<HashMap<String, u64>>> =
-            texts.par_iter().map(|text| words_of(text.as_ref(), self.cut.as_ref())).collect();
+        let counted: Result<Vec<HashMap<String, u64>>> = texts
+            .par_iter()
+            .map(|text| words_of(text.as_ref(), self.cut.as_ref(), &self.pre))
+            .collect();
         for map in counted? {
             for (word, count) in map {
                 let length = word.len();
@@ -115,7 +136,7 @@ impl WordCounts {
     }
 
     /// Words and weights in the order of their bytes.
-    fn weighted(mut self) -> Vec<(String, u64)> {
+    pub(super) fn weighted(mut self) -> Vec<(String, u64)> {
         let (rare, level) = (RARE << self.level, self.level);
         if level > 0 {
             self.thin_out(); // what came after the last time
@@ -140,14 +161,15 @@ fn hash(word: &str) -> u64 {
 
 /// The words of a text in the byte-level alphabet, counted.
 /// What `special` finds is cut out, as the tokenizer will cut it.
-fn words_of(text: &str, special: Option<&AhoCorasick>) -> Result<HashMap<String, u64>> {
+fn words_of(
+    text: &str,
+    special: Option<&AhoCorasick>,
+    pre: &PreTokenizerWrapper,
+) -> Result<HashMap<String, u64>> {
     let mut counts = HashMap::new();
     let mut count = |text: &str| {
         let mut cut = PreTokenizedString::from(text);
-        ByteLevel::default()
-            .add_prefix_space(false)
-            .pre_tokenize(&mut cut)
-            .map_err(|e| fault(&e))?;
+        pre.pre_tokenize(&mut cut).map_err(|e| fault(&e))?;
         for (word, _, _) in cut.get_splits(OffsetReferential::Original, OffsetType::Byte) {
             match counts.get_mut(word) {
                 Some(count) => *count += 1,
@@ -174,12 +196,32 @@ fn fault(error: &dyn std::fmt::Display) -> Error {
     }
 }
 
+/// The 3755 characters of level 1 of GB 2312-80, the common ones of simplified Chinese.
+#[must_use]
+pub fn gb2312() -> Vec<char> {
+    include_str!("gb2312.txt").chars().filter(|c| !c.is_whitespace()).collect()
+}
+
 /// Trains a tokenizer of exactly `vocab_size` entries; of fewer, with a warning in it, when every
 /// word of the text has become one token before that.
 ///
 /// # Errors
 /// A size below the special tokens plus 256 bytes.
 pub fn train(counts: WordCounts, vocab_size: usize, specials: SpecialSet) -> Result<Tokenizer> {
+    train_with_alphabet(counts, vocab_size, specials, &[])
+}
+
+/// [`train`], with a token for every character of an alphabet, whatever the text holds: their bytes
+/// are merged before all other pairs.
+///
+/// # Errors
+/// A size below the special tokens, 256 bytes, and what the alphabet needs.
+pub fn train_with_alphabet(
+    counts: WordCounts,
+    vocab_size: usize,
+    specials: SpecialSet,
+    characters: &[char],
+) -> Result<Tokenizer> {
     let path = Path::new("tokenizer.json");
     let fault = |message: String| Error::Tokenizer { path: path.to_owned(), message };
     let added = specials.tokens();
@@ -207,6 +249,36 @@ pub fn train(counts: WordCounts, vocab_size: usize, specials: SpecialSet) -> Res
     let mut merger = Merger::new(words);
     let mut ids: HashMap<String, u32> = texts.iter().cloned().zip(0..).collect();
     let mut pairs = Vec::with_capacity(vocab_size - texts.len());
+    for character in characters {
+        let mut utf8 = [0; 4];
+        let bytes = character.encode_utf8(&mut utf8).bytes().map(bytes::char_of);
+        let mut before: Option<u32> = None;
+        for id in bytes.filter_map(|c| ids.get(&c.to_string()).copied()).collect::<Vec<_>>() {
+            let Some(left) = before else {
+                before = Some(id);
+                continue;
+            };
+            let (a, b) = (&texts[left as usize], &texts[id as usize]);
+            let text = format!("{a}{b}");
+            // its beginning is that of another character's, or it stands in the alphabet twice
+            let known = ids.get(&text).copied();
+            let made = known.unwrap_or(texts.len() as u32);
+            if known.is_none() {
+                pairs.push(json!([a, b]));
+                ids.insert(text.clone(), made);
+                texts.push(text);
+                merger.merge((left, id), made);
+            }
+            before = Some(made);
+        }
+    }
+    if texts.len() > vocab_size {
+        return Err(fault(format!(
+            "vocabulary size: expected at least {} for the alphabet of {} characters, found {vocab_size}",
+            texts.len(),
+            characters.len()
+        )));
+    }
     while texts.len() < vocab_size {
         let Some((left, right)) = merger.best() else { break };
         let (a, b) = (&texts[left as usize], &texts[right as usize]);
@@ -245,10 +317,10 @@ pub fn train(counts: WordCounts, vocab_size: usize, specials: SpecialSet) -> Res
     Ok(tokenizer)
 }
 
-type Pair = (u32, u32);
+pub(super) type Pair = (u32, u32);
 
 /// Words as ids, the weight of every pair of neighbours, and where each pair occurs.
-struct Merger {
+pub(super) struct Merger {
     words: Vec<(Vec<u32>, u64)>,
     weights: HashMap<Pair, u64>,
     /// Words that hold (or once held) the pair.
@@ -258,7 +330,7 @@ struct Merger {
 }
 
 impl Merger {
-    fn new(words: Vec<(Vec<u32>, u64)>) -> Self {
+    pub(super) fn new(words: Vec<(Vec<u32>, u64)>) -> Self {
         let mut merger = Self {
             words: Vec::new(),
             weights: HashMap::new(),
@@ -281,7 +353,7 @@ impl Merger {
     }
 
     /// The heaviest pair.
-    fn best(&mut self) -> Option<Pair> {
+    pub(super) fn best(&mut self) -> Option<Pair> {
         while let Some((n, std::cmp::Reverse(pair))) = self.queue.pop() {
             match self.weights.get(&pair) {
                 Some(&now) if now == n && n > 0 => return Some(pair),
@@ -294,8 +366,13 @@ impl Merger {
         None
     }
 
+    /// Leaves a pair apart for good.
+    pub(super) fn forbid(&mut self, pair: Pair) {
+        self.weights.remove(&pair);
+    }
+
     /// Joins a pair wherever it occurs.
-    fn merge(&mut self, pair: Pair, id: u32) {
+    pub(super) fn merge(&mut self, pair: Pair, id: u32) {
         let mut grown = Vec::new();
         for index in self.places.remove(&pair).unwrap_or_default() {
             let Some((word, n)) = self.words.get_mut(index as usize) else { continue };
@@ -445,6 +522,28 @@ mod tests {
         let small = train(counts(), 1000, SpecialSet::MiniMind2).unwrap();
         assert_eq!(small.vocab_size(), 262);
         assert!(small.warnings[0].contains("found text for 262"), "{:?}", small.warnings);
+    }
+
+    #[test]
+    fn every_character_of_an_alphabet_is_one_token_and_text_is_encoded_as_before() {
+        let counts = || {
+            let mut counts = WordCounts::new(WordCounts::LIMIT_BYTES);
+            counts.add(&[TEXT, "龘 你好"]).unwrap();
+            counts
+        };
+        let alphabet = gb2312();
+        assert_eq!(alphabet.len(), 3755);
+        let set = SpecialSet::MiniMind3;
+        let made = train_with_alphabet(counts(), 4600, set, &alphabet).unwrap();
+        for character in alphabet.iter().step_by(37) {
+            assert_eq!(made.encode_plain(&character.to_string()).unwrap().len(), 1, "{character}");
+        }
+        let text = "你们好，世界 lowest 龘";
+        assert_eq!(made.decode(&made.encode_plain(text).unwrap(), false), text);
+        let error = train_with_alphabet(counts(), 1000, set, &alphabet).unwrap_err().to_string();
+        assert!(error.contains("for the alphabet of 3755 characters, found 1000"), "{error}");
+        let plain = train(counts(), 400, set).unwrap();
+        assert_eq!(plain.json(), train_with_alphabet(counts(), 400, set, &[]).unwrap().json());
     }
 
     #[test]

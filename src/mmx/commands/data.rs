@@ -1,4 +1,12 @@
-//! `mmx data`: what is wrong with a data file, and what a model would learn from it.
+//! `mmx data`: what is wrong with a data file, and what a model would learn from it; corpora cleaned
+//! and made.
+
+mod convert;
+mod dedup;
+mod filter;
+mod generate;
+mod mix;
+mod out;
 
 mod traces;
 
@@ -23,12 +31,13 @@ use mmx_data::{
     Cache, Dataset, Fault, Fields, OnBad, Recipe, Record, SampleOptions, StageInfo, forms, jsonl,
 };
 
-/// Check training data, or show what is learned from it
+/// Check training data, show what is learned from it, clean it, make it
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   mmx data check --stage sft chats.jsonl
   mmx data check --stage pretrain --tokenizer tok --max-seq-len 512 text.jsonl
-  mmx data show --stage sft --tokenizer tok chats.jsonl")]
+  mmx data show --stage sft --tokenizer tok chats.jsonl
+  mmx data filter pages.jsonl --out clean.jsonl")]
 pub(crate) struct DataArgs {
     #[command(subcommand)]
     command: Command,
@@ -38,6 +47,11 @@ pub(crate) struct DataArgs {
 enum Command {
     Check(CheckArgs),
     Show(ShowArgs),
+    Convert(convert::ConvertArgs),
+    Filter(filter::FilterArgs),
+    Dedup(dedup::DedupArgs),
+    Mix(mix::MixArgs),
+    Generate(generate::GenerateArgs),
 }
 
 /// List every fault with file and line; with a tokenizer also lengths, what is cut off, what
@@ -149,6 +163,11 @@ pub(crate) fn run(args: DataArgs, as_json: bool) -> Result<()> {
             let file = mmx_hub::resolve_data(std::slice::from_ref(&args.file))?.swap_remove(0);
             show(&ShowArgs { file, ..args }, as_json)
         }
+        Command::Convert(args) => convert::run(&args, as_json),
+        Command::Filter(args) => filter::run(&args, as_json),
+        Command::Dedup(args) => dedup::run(&args, as_json),
+        Command::Mix(args) => mix::run(&args, as_json),
+        Command::Generate(args) => generate::run(&args, as_json),
     }
 }
 

@@ -1,5 +1,8 @@
 //! `mmx tokenizer`: train a vocabulary, and look at what a tokenizer makes of a text or a chat.
 
+mod eval;
+mod extend;
+
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -8,7 +11,7 @@ use mmx_converters::file;
 use mmx_converters::gguf::Gguf;
 use mmx_converters::manifest::Manifest;
 use mmx_converters::model::folder;
-use mmx_converters::tokenizer::train::{WordCounts, train};
+use mmx_converters::tokenizer::train::{WordCounts, gb2312, train_with_alphabet};
 use mmx_converters::tokenizer::{SpecialSet, TokenKind, Tokenizer};
 use mmx_converters::words::counted;
 use serde_json::{Value, json};
@@ -17,12 +20,13 @@ use crate::error::{Error, Result};
 use crate::talk::{note, warning};
 use mmx_data::{Fields, texts};
 
-/// Train a tokenizer, or see what one makes of a text
+/// Train or extend a tokenizer, compare several, see what one makes of a text
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   mmx tokenizer train --data text.jsonl --vocab-size 6400 --out tok
   mmx tokenizer show tok 'Hello, 世界!'
-  mmx tokenizer show model.gguf --chat messages.json")]
+  mmx tokenizer show model.gguf --chat messages.json
+  mmx tokenizer eval tok model.gguf --data held-out.jsonl")]
 pub(crate) struct TokenizerArgs {
     #[command(subcommand)]
     command: Command,
@@ -32,6 +36,8 @@ pub(crate) struct TokenizerArgs {
 enum Command {
     Train(TrainArgs),
     Show(ShowArgs),
+    Eval(eval::EvalArgs),
+    Extend(extend::ExtendArgs),
 }
 
 /// Train a byte-level BPE vocabulary of exactly the size asked for
@@ -41,7 +47,8 @@ enum Command {
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   mmx tokenizer train --data text.jsonl --vocab-size 6400 --out tok
-  mmx tokenizer train --data a.jsonl b.txt --vocab-size 6400 --specials minimind2 --out tok")]
+  mmx tokenizer train --data a.jsonl b.txt --vocab-size 6400 --specials minimind2 --out tok
+  mmx tokenizer train --data zh.jsonl --vocab-size 12800 --alphabet gb2312 --out tok")]
 struct TrainArgs {
     /// JSON Lines (`text`, `conversations`, `chosen` and `rejected`) or plain text
     #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
@@ -64,6 +71,10 @@ struct TrainArgs {
     /// The data's key for one of the known names, such as text=content; repeatable
     #[arg(long, value_name = "NAME=KEY")]
     field: Vec<String>,
+    /// Give every character of this text file a token, whatever the data holds; gb2312: the 3755
+    /// common characters of simplified Chinese
+    #[arg(long, value_name = "gb2312|FILE")]
+    alphabet: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -103,6 +114,16 @@ pub(crate) fn run(args: TokenizerArgs, as_json: bool) -> Result<()> {
     match args.command {
         Command::Train(args) => run_train(&args, as_json),
         Command::Show(args) => run_show(&args, as_json),
+        Command::Eval(args) => {
+            let open = |path: &PathBuf| open(path);
+            let tokenizers = args.models.iter().map(open).collect::<Result<Vec<_>>>()?;
+            eval::run(&args, &tokenizers, as_json)
+        }
+        Command::Extend(args) => {
+            let tokenizer = open(&args.model)?;
+            let claim = claim(&args.out, &args.data, args.overwrite)?;
+            extend::run(&args, &tokenizer, claim, as_json)
+        }
     }
 }
 
@@ -135,28 +156,9 @@ fn run_train(args: &TrainArgs, as_json: bool) -> Result<()> {
             args.vocab_size
         )));
     }
-    for path in folder::tokenizer_places(&args.out) {
-        file::refuse_input(&path, args.data.iter().map(PathBuf::as_path))?;
-    }
-    let taken = ["config.json", "adapter_config.json"].map(|name| args.out.join(name));
-    if let Some(found) = taken.iter().find(|path| path.exists()) {
-        return Err(Error::failed_with_hint(
-            format!("{}: expected a folder without a model, found one", found.display()),
-            "a model's ids are those of its own tokenizer: give another --out",
-        ));
-    }
-    let mut manifest = Manifest::open(&args.out)?;
-    for path in folder::tokenizer_places(&args.out).filter(|_| !args.overwrite) {
-        if !manifest.is_free(&path)? {
-            return Err(Error::failed_with_hint(
-                format!(
-                    "{}: expected nothing, or what mmx wrote there, found a file that is not its own or was changed",
-                    path.display()
-                ),
-                "--overwrite replaces it, another --out writes elsewhere",
-            ));
-        }
-    }
+    let alphabet = args.alphabet.as_deref().map(characters).transpose()?.unwrap_or_default();
+    let inputs: Vec<PathBuf> = args.data.iter().chain(&args.alphabet).cloned().collect();
+    let mut manifest = claim(&args.out, &inputs, args.overwrite)?;
     /// Text kept to measure the new vocabulary on.
     const SAMPLE_BYTES: usize = 1 << 20;
     let mut counts = WordCounts::new(args.word_memory << 20).cutting_out(specials)?;
@@ -184,7 +186,7 @@ fn run_train(args: &TrainArgs, as_json: bool) -> Result<()> {
         )));
     }
     let (words, sampled) = (counts.len(), counts.is_sampled());
-    let tokenizer = train(counts, args.vocab_size, specials)?;
+    let tokenizer = train_with_alphabet(counts, args.vocab_size, specials, &alphabet)?;
     for warning in &tokenizer.warnings {
         warning!("{warning}");
     }
@@ -216,6 +218,48 @@ fn run_train(args: &TrainArgs, as_json: bool) -> Result<()> {
         counted(words, "distinct word")
     );
     Ok(())
+}
+
+/// Refuses a folder that a tokenizer cannot be written to: with a model, or files of others.
+fn claim(out: &Path, inputs: &[PathBuf], overwrite: bool) -> Result<Manifest> {
+    for path in folder::tokenizer_places(out) {
+        file::refuse_input(&path, inputs.iter().map(PathBuf::as_path))?;
+    }
+    let taken = ["config.json", "adapter_config.json"].map(|name| out.join(name));
+    if let Some(found) = taken.iter().find(|path| path.exists()) {
+        return Err(Error::failed_with_hint(
+            format!("{}: expected a folder without a model, found one", found.display()),
+            "a model's ids are those of its own tokenizer: give another --out",
+        ));
+    }
+    let mut manifest = Manifest::open(out)?;
+    for path in folder::tokenizer_places(out).filter(|_| !overwrite) {
+        if !manifest.is_free(&path)? {
+            return Err(Error::failed_with_hint(
+                format!(
+                    "{}: expected nothing, or what mmx wrote there, found a file that is not its own or was changed",
+                    path.display()
+                ),
+                "--overwrite replaces it, another --out writes elsewhere",
+            ));
+        }
+    }
+    Ok(manifest)
+}
+
+/// The characters of an alphabet: those of a text file but for blanks, each once.
+fn characters(path: &Path) -> Result<Vec<char>> {
+    let text = match path.to_str() == Some("gb2312") && !path.exists() {
+        true => return Ok(gb2312()),
+        false => fs_err::read_to_string(path).map_err(|e| Error::io(path, e))?,
+    };
+    let mut seen = std::collections::HashSet::new();
+    let fresh = text.chars().filter(|c| !c.is_whitespace() && *c != '\u{feff}' && seen.insert(*c));
+    let all: Vec<char> = fresh.collect();
+    match all.is_empty() {
+        true => Err(Error::failed(format!("{}: expected characters, found none", path.display()))),
+        false => Ok(all),
+    }
 }
 
 /// Messages and options of a chat file.
