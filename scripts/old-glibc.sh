@@ -32,7 +32,7 @@ debian_11() {
   as_root || missing "Debian 11 in $DEBIAN_11" "run this script once as root"
   rm -rf "$DEBIAN_11"
   say "unpacking Debian 11 into $DEBIAN_11 (once)"
-  local mirror; mirror=$(sed -n 's/^\(URIs: \|deb \)\(http[^ ]*\/debian\/\?\)\( .*\)\?$/\2/p' /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null | head -n 1)
+  local mirror; mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 2>/dev/null | grep '/debian/\?$' | head -n 1)
   mmdebstrap --quiet --variant=minbase --include=libc6-dev,libstdc++-10-dev,libgomp1,python3-venv,python3-pip,ca-certificates \
     bullseye "$DEBIAN_11" ${mirror:+"deb $mirror bullseye main"} >&2 ||
     missing "Debian 11" "mmdebstrap bullseye $DEBIAN_11"
