@@ -7,7 +7,6 @@
 #![expect(unsafe_code, reason = "llama.cpp's interface is C")]
 
 use std::ffi::{CString, c_void};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::Once;
@@ -28,9 +27,18 @@ const BATCH: usize = 512;
 /// How long threads spin before they sleep, in ggml's unit: llama-bench's own default.
 const LLAMA_BENCH_POLL: u32 = 50;
 
-/// A path as a C string.
+/// A path as a C string. llama.cpp takes the system's own bytes, on Windows UTF-8.
 fn c_path(path: &Path) -> Result<CString> {
-    CString::new(path.as_os_str().as_bytes()).map_err(|_| Error::Request {
+    #[cfg(unix)]
+    let bytes = std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str());
+    #[cfg(not(unix))]
+    let bytes = path
+        .to_str()
+        .ok_or_else(|| Error::Request {
+            message: format!("{}: expected a path of characters, found others", path.display()),
+        })?
+        .as_bytes();
+    CString::new(bytes).map_err(|_| Error::Request {
         message: format!("{}: a path with a zero byte", path.display()),
     })
 }

@@ -81,7 +81,7 @@ impl Cache {
         let variable = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
         let folder = variable("MMX_CACHE")
             .or_else(|| variable("XDG_CACHE_HOME").map(|dir| dir.join("mmx")))
-            .or_else(|| variable("HOME").map(|dir| dir.join(".cache/mmx")));
+            .or_else(|| std::env::home_dir().map(|dir| dir.join(".cache/mmx")));
         let cache = Self::new(folder.map(|dir| dir.join("tokens")));
         let limit = std::env::var("MMX_TOKENS_GB").ok().and_then(|text| text.parse::<f64>().ok());
         match limit.filter(|limit| *limit >= 0.0) {

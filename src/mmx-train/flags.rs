@@ -248,7 +248,7 @@ knobs! {
     /// What to compute in: auto, f32 or bf16; master weights are float32 [default: auto]
     #[arg(long, value_name = "TYPE")]
     dtype: String,
-    /// Where to compute: auto, cpu, cuda or cuda:N [default: auto]
+    /// Where to compute: auto, cpu, cuda, cuda:N or mps [default: auto]
     #[arg(long, value_name = "DEVICE")]
     device: String,
     /// CPU threads [default: all cores]

@@ -23,7 +23,7 @@ pub(crate) struct LogitsArgs {
     /// CPU threads
     #[arg(long, value_name = "N", default_value_t = 1)]
     threads: usize,
-    /// Where to compute: auto, cpu, cuda or cuda:N
+    /// Where to compute: auto, cpu, cuda, cuda:N or mps
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     device: String,
     /// What to compute in: f32 or bf16

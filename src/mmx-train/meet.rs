@@ -28,7 +28,7 @@ pub(crate) struct MeetArgs {
     /// How often it is added up
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = crate::values::at_least_one)]
     times: usize,
-    /// Where to compute: auto, cpu, cuda or cuda:N
+    /// Where to compute: auto, cpu, cuda, cuda:N or mps
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     device: String,
     /// Seconds that the processes wait for each other

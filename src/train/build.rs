@@ -29,9 +29,14 @@ fn compile(lib: &std::path::Path) {
             .warnings(false); // of libtorch's headers
         build
     };
-    // at::parallel_for is a template: without it the calls of this file run on one thread
-    of("kernel/bridge.cpp").flag("-fopenmp").compile("mmx_bridge");
-    println!("cargo::rustc-link-lib=dylib=gomp"); // the one that libtorch has loaded
+    let mut bridge = of("kernel/bridge.cpp");
+    // at::parallel_for is a template: without it the calls of this file run on one thread, as they
+    // do on a Mac, whose compiler has no OpenMP
+    if std::env::var("CARGO_CFG_TARGET_OS").as_deref() != Ok("macos") {
+        bridge.flag("-fopenmp");
+        println!("cargo::rustc-link-lib=dylib=gomp"); // the one that libtorch has loaded
+    }
+    bridge.compile("mmx_bridge");
     println!("cargo::rerun-if-changed=distributed/gloo_types");
     println!("cargo::rerun-if-changed=distributed/c10d.h");
     of("distributed/c10d.cpp").include("distributed/gloo_types").compile("mmx_c10d");

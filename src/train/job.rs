@@ -127,7 +127,7 @@ pub struct Request {
     pub adapter: Option<PathBuf>,
     /// The teacher that distillation learns from.
     pub teacher: Option<PathBuf>,
-    /// Where to compute: `auto`, `cpu`, `cuda` or `cuda:N`; nothing for `auto`.
+    /// Where to compute: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; nothing for `auto`.
     pub device: Option<String>,
     /// CPU threads; nothing for all cores.
     pub threads: Option<usize>,

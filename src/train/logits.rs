@@ -11,8 +11,8 @@ pub struct Logits {
 }
 
 impl Logits {
-    /// The logits of an open model, on a device (`auto`, `cpu`, `cuda`, `cuda:N`), computing in
-    /// float32 or bfloat16.
+    /// The logits of an open model, on a device (`auto`, `cpu`, `cuda`, `cuda:N`, `mps`), computing
+    /// in float32 or bfloat16.
     ///
     /// # Errors
     /// A device that is not there; libtorch's.

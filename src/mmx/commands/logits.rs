@@ -33,7 +33,7 @@ pub(crate) struct LogitsArgs {
     /// The engine; the most faithful one that opens the model unless given
     #[arg(long, value_name = "ENGINE")]
     engine: Option<kinds::Engine>,
-    /// Where the engine native computes: auto, cpu, cuda or cuda:N
+    /// Where the engine native computes: auto, cpu, cuda, cuda:N or mps
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     device: String,
     /// What the engine native computes in: f32 or bf16

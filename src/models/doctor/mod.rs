@@ -112,7 +112,7 @@ pub fn machine() -> Vec<Finding> {
     findings.extend(runner());
     for (what, program, fix) in [
         ("Ollama", "ollama", "https://ollama.com/download, for `mmx ollama create`"),
-        ("Python", "python3", "apt-get install python3, for `mmx verify --consumers`"),
+        ("Python", PYTHON.0, PYTHON.1),
     ] {
         let found = in_path(program);
         findings.push(Finding {
@@ -145,7 +145,7 @@ fn torch() -> Vec<Finding> {
             what: "libtorch",
             ok: false,
             found: "no mmx-train beside mmx".to_owned(),
-            fix: Some(format!("{}, for `mmx train`", trainer::FIX)),
+            fix: Some(format!("{}, for `mmx train`", trainer::Installation::here().fix())),
         }];
     }
     let refused = |what, message: String, fix| Finding { what, ok: false, found: message, fix };
@@ -225,17 +225,28 @@ fn runner() -> Vec<Finding> {
             ok: false,
             found: "none for the runner but the CPU".to_owned(),
             fix: Some(
-                "cargo build --release --features vulkan, cuda or metal, for GPUs".to_owned(),
+                "cargo build --release --features vulkan, cuda or metal in mmx's sources, for GPUs"
+                    .to_owned(),
             ),
         });
     }
     findings
 }
 
+/// The name of Python in PATH, and how to get one.
+const PYTHON: (&str, &str) = if cfg!(windows) {
+    ("python", "winget install Python.Python.3.12, for `mmx verify --consumers`")
+} else if cfg!(target_os = "macos") {
+    ("python3", "brew install python3, for `mmx verify --consumers`")
+} else {
+    ("python3", "apt-get install python3, for `mmx verify --consumers`")
+};
+
 /// The path of a program in PATH.
 fn in_path(program: &str) -> Option<String> {
     let paths = std::env::var_os("PATH")?;
-    let found = std::env::split_paths(&paths).map(|dir| dir.join(program)).find(|p| p.is_file());
+    let program = format!("{program}{}", std::env::consts::EXE_SUFFIX);
+    let found = std::env::split_paths(&paths).map(|dir| dir.join(&program)).find(|p| p.is_file());
     found.map(|path| path.display().to_string())
 }
 

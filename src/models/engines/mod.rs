@@ -63,7 +63,7 @@ pub fn none_of(asked: &[Kind], form: &Form) -> Error {
     ))
 }
 
-/// Opens a form in tch on a device (`auto`, `cpu`, `cuda`, `cuda:N`), computing in float32 or
+/// Opens a form in tch on a device (`auto`, `cpu`, `cuda`, `cuda:N`, `mps`), computing in float32 or
 /// bfloat16. [`open`] takes the CPU and float32, which other engines are compared with.
 ///
 /// # Errors

@@ -12,14 +12,22 @@ use tch::{Cuda, Device, TchError, Tensor};
 use crate::error::{Error, Result, TorchError};
 use crate::kernel;
 
-/// The device called `name` (`cpu`, `cuda`, `cuda:1`), or without a name the first CUDA device,
-/// else the CPU.
+/// The device called `name` (`cpu`, `cuda`, `cuda:1`, `mps`), or without a name the first CUDA
+/// device, else the CPU. `mps`, the GPU of a Mac, is taken only by name.
 ///
 /// # Errors
 /// An unknown name, or a device that is not there.
 pub fn pick(name: Option<&str>) -> Result<Device> {
     if name == Some("cpu") {
         return Ok(Device::Cpu);
+    }
+    if name == Some("mps") {
+        return tch::utils::has_mps().then_some(Device::Mps).ok_or_else(|| {
+            Error::failed_with_hint(
+                "device mps: expected a Mac whose libtorch computes on its GPU, found none",
+                "leave `device` out to use the best one present",
+            )
+        });
     }
     load_cuda();
     let found = Cuda::device_count();
@@ -29,7 +37,7 @@ pub fn pick(name: Option<&str>) -> Result<Device> {
         Some(other) => match other.strip_prefix("cuda:").and_then(|n| n.parse().ok()) {
             Some(index) => Device::Cuda(index),
             None => {
-                return Err(Error::setting("device", "auto, cpu, cuda or cuda:N", other));
+                return Err(Error::setting("device", "auto, cpu, cuda, cuda:N or mps", other));
             }
         },
     };
@@ -71,7 +79,7 @@ pub(crate) fn upload(tensor: &Tensor, device: Device) -> Result<Tensor, TchError
 }
 
 /// What `--dtype auto` stands for: bf16 on CUDA and on CPUs where it is measured to be clearly
-/// faster, else f32.
+/// faster, else f32 (on a Mac's GPU, too, where nobody has measured it).
 ///
 /// # Errors
 /// libtorch's.
@@ -80,7 +88,8 @@ pub fn best_dtype(device: Device) -> Result<&'static str> {
         Device::Cpu => {
             kernel::bf16_pays().map_err(|e| Error::torch("measuring products in bfloat16", &e))?
         }
-        _ => true,
+        Device::Cuda(_) => true,
+        _ => false,
     };
     Ok(if bf16 { "bf16" } else { "f32" })
 }
@@ -107,5 +116,9 @@ mod tests {
         assert!(pick(Some("tpu")).expect_err("unknown").is_misuse());
         let error = pick(Some("cuda:99")).expect_err("nobody has a hundred").to_string();
         assert!(error.starts_with("device cuda:99: expected fewer than "), "{error}");
+        if !cfg!(target_os = "macos") {
+            let error = pick(Some("mps")).expect_err("no Mac").to_string();
+            assert!(error.starts_with("device mps: expected a Mac"), "{error}");
+        }
     }
 }
