@@ -323,7 +323,10 @@ mod tests {
         all.dedup();
         assert_eq!(all.len(), 10_000);
         let sizes = parts.each_ref().map(Vec::len);
-        assert!(sizes[0] > 4_800 && sizes[1] > 4_200 && (400..600).contains(&sizes[2]), "{sizes:?}");
+        assert!(
+            sizes[0] > 4_800 && sizes[1] > 4_200 && (400..600).contains(&sizes[2]),
+            "{sizes:?}"
+        );
         assert!(parts[2].iter().any(|(question, answer)| answer.len() == 3 && question.len() == 5));
     }
 

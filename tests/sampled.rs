@@ -73,7 +73,9 @@ fn sampled_log_probabilities_are_the_trainers() {
             };
             policy.write(prompts.clone(), &sampling, &[2], &mut next).unwrap();
             let mean = sum / count;
-            println!("{name}, temperature {temperature}: {count} ids, mean {mean:.1e}, most {most:.1e}");
+            println!(
+                "{name}, temperature {temperature}: {count} ids, mean {mean:.1e}, most {most:.1e}"
+            );
             assert!(count > 300.0 && mean <= MEAN && most <= MOST, "{name}: {mean}, {most}");
         }
     }

@@ -21,13 +21,13 @@ use mmx_converters::arch::{Config, Role, presets, weights};
 use mmx_converters::gguf::Gguf;
 use mmx_converters::random::Random;
 use mmx_converters::tokenizer::Tokenizer;
-use mmx_ggml::{Clock, FileType};
 use mmx_ggml::judge::LlamaModel;
 use mmx_ggml::run::random_model::random_gguf;
 use mmx_ggml::run::{
     KvType, LoadOptions, Model, Policy, PolicyOptions, Prompt, Sampling, Session, SessionOptions,
     Values, bench, bench_steps,
 };
+use mmx_ggml::{Clock, FileType};
 use serde_json::{Value, json};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;

@@ -32,8 +32,7 @@ fn own_tensors(folder: &str) -> Vec<Owned> {
     let source = Source::open(shared(folder)).unwrap();
     let read = |weight: &mmx_converters::arch::Weight| {
         let (dtype, bytes) = source.weight(weight).unwrap();
-        let view =
-            mmx_converters::tensor::TensorView { dtype, shape: &weight.shape, data: &bytes };
+        let view = mmx_converters::tensor::TensorView { dtype, shape: &weight.shape, data: &bytes };
         (weight.name.clone(), weight.shape.clone(), view.to_f32())
     };
     source.weights().iter().map(read).collect()
@@ -132,11 +131,13 @@ fn tensors_that_are_missing_or_misshapen_are_told_together_and_nothing_is_comput
 fn weights_of_files_and_of_shared_models_are_not_overwritten() {
     let folder = "golden/minimind3";
     let source = Source::open(shared(folder)).unwrap();
-    let options = SlotsOptions { slots: 1, n_ctx: Some(8), kv: Default::default(), threads: Some(1) };
+    let options =
+        SlotsOptions { slots: 1, n_ctx: Some(8), kv: Default::default(), threads: Some(1) };
     let model = Model::from_gguf(gguf(&source, FileType::F32), LoadOptions::default()).unwrap();
     let mut slots = Slots::new(&model, options).unwrap();
     let tensors = tensors(folder);
-    let mut message = |slots: &mut Slots| slots.take(&mut values(&tensors)).unwrap_err().to_string();
+    let mut message =
+        |slots: &mut Slots| slots.take(&mut values(&tensors)).unwrap_err().to_string();
     assert!(message(&mut slots).contains("found clones of it"));
     drop(model);
     assert!(message(&mut slots).contains("found a file"));
@@ -184,7 +185,9 @@ fn a_row_is_the_same_whatever_is_written_beside_it() {
             let mut alone = policy(folder, 1);
             let expected: Vec<Written> = prompts
                 .iter()
-                .flat_map(|prompt| write(&mut alone, std::slice::from_ref(prompt), &sampling, &[2, 5]))
+                .flat_map(|prompt| {
+                    write(&mut alone, std::slice::from_ref(prompt), &sampling, &[2, 5])
+                })
                 .collect();
             assert!(expected.iter().any(|written| written.ids.len() > 20));
             for slots in [1, 3, 64] {

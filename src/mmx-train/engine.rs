@@ -23,7 +23,8 @@ pub(crate) fn runner(config: &Config, threads: Option<usize>) -> Result<Box<dyn 
 
 impl Engine for Runner {
     fn take(&mut self, weights: &mut dyn Iterator<Item = Weight<'_>>) -> Result<()> {
-        let mut values = weights.map(|Weight { name, shape, values }| Values { name, shape, values });
+        let mut values =
+            weights.map(|Weight { name, shape, values }| Values { name, shape, values });
         Ok(self.0.take(&mut values)?)
     }
 

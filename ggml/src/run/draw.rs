@@ -40,9 +40,11 @@ impl Drawer {
     pub(super) fn draw(&mut self, logits: &[f32], unit: f64) -> Result<(u32, f32)> {
         let Sampling { temperature, top_k, top_p, .. } = self.sampling;
         let fault = || Error::Request {
-            message: "logits: expected numbers, found none (weights that have diverged?)".to_owned(),
+            message: "logits: expected numbers, found none (weights that have diverged?)"
+                .to_owned(),
         };
-        let best = argmax(logits).filter(|&id| logits[id as usize].is_finite()).ok_or_else(fault)?;
+        let best =
+            argmax(logits).filter(|&id| logits[id as usize].is_finite()).ok_or_else(fault)?;
         if temperature == 0.0 {
             return Ok((best, 0.0));
         }

@@ -49,7 +49,8 @@ impl Model {
         let parts = Parts::new(config, None, file)?;
         let bytes = zeros(Path::new(NAME), &parts.metadata, &parts.specs)?;
         let gguf = Gguf::from_bytes(bytes, NAME)?;
-        let config = Config::from_gguf_keys(gguf.metadata(), gguf.path(), config.tie_word_embeddings)?;
+        let config =
+            Config::from_gguf_keys(gguf.metadata(), gguf.path(), config.tie_word_embeddings)?;
         let mut weights = Weights::in_memory(gguf, &config, &options)?;
         weights.names = Some(Names::new(&config));
         Ok(Self::from_weights(config, weights))

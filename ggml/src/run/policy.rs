@@ -95,6 +95,37 @@ pub struct Written {
 pub type Next<'a> = dyn FnMut(usize, Written) -> mmx_converters::Result<Option<Prompt>> + 'a;
 
 /// A model in memory with slots of its own.
+///
+/// ```
+/// use mmx_ggml::converters::arch;
+/// use mmx_ggml::run::{Policy, PolicyOptions, Prompt, Sampling, Values};
+///
+/// # fn main() -> mmx_ggml::Result<()> {
+/// let mut config = arch::presets::preset("tiny").expect("a known preset");
+/// config.vocab_size = 64;
+/// let mut policy = Policy::new(&config, PolicyOptions::default())?;
+///
+/// // the weights of now, whoever has them, by their names
+/// let table = arch::weights(&config);
+/// let values: Vec<Vec<f32>> = table.iter().map(|weight| vec![0.1; weight.elements()]).collect();
+/// policy.take(&mut table.iter().zip(&values).map(|(weight, values)| Values {
+///     name: &weight.name,
+///     shape: &weight.shape,
+///     values,
+/// }))?;
+///
+/// // a group of eight texts after one prompt
+/// let prompts = (0..8).map(|seed| Prompt { ids: vec![1, 2, 3], max_new: 20, seed }).collect();
+/// let sampling = Sampling { temperature: 1.0, ..Sampling::default() };
+/// let mut texts = vec![Vec::new(); 8];
+/// policy.write(prompts, &sampling, &[2], &mut |index, written| {
+///     assert_eq!(written.ids.len(), written.logps.len());
+///     texts[index] = written.ids;
+///     Ok(None) // or a further turn, which goes on in the same slot
+/// })?;
+/// assert!(texts.iter().all(|ids| !ids.is_empty() && ids.len() <= 20));
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct Policy {
     slots: Slots,
@@ -334,7 +365,8 @@ impl Policy {
             parts.push(Part { slot, ids, outputs });
         }
         self.slots.step(&parts)?;
-        let read: Vec<_> = parts.iter().map(|part| (part.slot, part.ids.len(), part.outputs)).collect();
+        let read: Vec<_> =
+            parts.iter().map(|part| (part.slot, part.ids.len(), part.outputs)).collect();
         let mut output = 0;
         let mut ended = Vec::new();
         for (slot, ids, outputs) in read {

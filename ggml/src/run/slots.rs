@@ -200,7 +200,8 @@ impl Slots {
     pub fn take(&mut self, weights: &mut dyn Iterator<Item = Values<'_>>) -> Result<()> {
         self.past.fill(0);
         let own = self.model.weights_mut().ok_or_else(|| Error::Request {
-            message: "weights in memory: expected to hold the model alone, found clones of it".to_owned(),
+            message: "weights in memory: expected to hold the model alone, found clones of it"
+                .to_owned(),
         })?;
         // SAFETY: graphs over these weights are fields of slots, which hold a clone of the model
         // each; there is none but this one's, and its slots compute through `&mut self` only.

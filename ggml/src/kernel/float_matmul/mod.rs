@@ -148,6 +148,30 @@ impl FloatMatrix {
         })
     }
 
+    /// Overwrites the numbers of a row from column `first` on; rows of experts follow one another.
+    ///
+    /// # Errors
+    /// Numbers beyond the matrix, or one that still lies in its file.
+    ///
+    /// # Safety
+    /// Meanwhile nobody computes with the matrix, and nobody else writes these numbers.
+    pub(crate) unsafe fn write(&self, row: usize, first: usize, values: &[f32]) -> Result<()> {
+        let rows = self.experts * self.rows;
+        let end = first.checked_add(values.len()).filter(|&end| end <= self.cols && row < rows);
+        let (Some(_), Some(own)) = (end, self.own.get()) else {
+            return Err(Error::Request {
+                message: format!(
+                    "{} numbers at row {row}, column {first} of a matrix [{rows}, {}]",
+                    values.len(),
+                    self.cols
+                ),
+            });
+        };
+        // SAFETY: row and columns are in the matrix, as checked; the rest is what the caller says.
+        unsafe { write::write_row(self.ty, own.as_ptr(), self.cols, (row, first), values) };
+        Ok(())
+    }
+
     /// Copies the rows that were left in the file, on one thread: others compute meanwhile. `read`
     /// is told how many bytes have been read since it was told before.
     pub(crate) fn pack(&self, read: &mut dyn FnMut(usize)) {

@@ -5,46 +5,32 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use mmx_converters::gguf::GgmlType;
 
-use super::FloatMatrix;
 use super::tile::ROWS;
-use crate::error::{Error, Result};
 use crate::kernel::vector::LANES;
 
-impl FloatMatrix {
-    /// Overwrites the numbers of a row from column `first` on; rows of experts follow one another.
-    ///
-    /// # Errors
-    /// Numbers beyond the matrix, or one that still lies in its file.
-    ///
-    /// # Safety
-    /// Meanwhile nobody computes with the matrix, and nobody else writes these numbers.
-    pub(crate) unsafe fn write(&self, row: usize, first: usize, values: &[f32]) -> Result<()> {
-        let end = first.checked_add(values.len()).filter(|&end| end <= self.cols);
-        let (Some(end), Some(own)) = (end.filter(|_| row < self.experts * self.rows), self.own.get())
-        else {
-            return Err(Error::Request {
-                message: format!(
-                    "{} numbers at row {row}, column {first} of a matrix [{}, {}]",
-                    values.len(),
-                    self.experts * self.rows,
-                    self.cols
-                ),
-            });
-        };
-        let size = self.ty.block_bytes();
-        let tile = own.as_ptr().wrapping_add(row / ROWS * ROWS * self.cols * size);
-        let mut at = first;
-        while at < end {
-            let next = (at / LANES + 1) * LANES;
-            let part = &values[at - first..next.min(end) - first];
-            let place = (at / LANES * ROWS + row % ROWS) * LANES + at % LANES;
-            // SAFETY: the place is that of the row's number `at` in its tile, sixteen columns of each
-            // row side by side, and row and columns are within the matrix, as checked; nobody else
-            // touches it, as the caller says.
-            unsafe { put(self.ty, tile.wrapping_add(place * size), part) };
-            at = next;
-        }
-        Ok(())
+/// Overwrites the numbers of a row from column `first` on, in tiles of four rows of `cols` columns
+/// that follow one another from `tiles` on.
+///
+/// # Safety
+/// The row and these columns are there, and nobody else touches them.
+pub(super) unsafe fn write_row(
+    ty: GgmlType,
+    tiles: *mut u8,
+    cols: usize,
+    (row, first): (usize, usize),
+    values: &[f32],
+) {
+    let size = ty.block_bytes();
+    let tile = tiles.wrapping_add(row / ROWS * ROWS * cols * size);
+    let (mut at, mut rest) = (first, values);
+    while !rest.is_empty() {
+        let next = (at / LANES + 1) * LANES;
+        let (part, after) = rest.split_at(rest.len().min(next - at));
+        let place = (at / LANES * ROWS + row % ROWS) * LANES + at % LANES;
+        // SAFETY: the place is that of the row's number `at` in its tile, sixteen columns of each row
+        // side by side; the rest is what the caller says.
+        unsafe { put(ty, tile.wrapping_add(place * size), part) };
+        (at, rest) = (next, after);
     }
 }
 
