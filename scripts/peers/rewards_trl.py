@@ -52,7 +52,7 @@ def step(folder, reference, settings):
             },
         )
         if settings.get("beta"):
-            trainer.ref_model = AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32).eval()
+            trainer.ref_model.load_state_dict(AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32).state_dict())
         trainer.seen = []
         trainer.train()
         norm = next(line["grad_norm"] for line in trainer.state.log_history if "grad_norm" in line)
