@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::path::PathBuf;
 
+use mmx_converters::arch::Stretch;
 use mmx_converters::chat;
 use mmx_converters::model::generation::Generation as Defaults;
 use mmx_converters::words::counted;
@@ -72,6 +73,10 @@ pub(crate) struct RunnerArgs {
     /// the same. 0: none
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub(crate) speculate: usize,
+    /// A longer context by stretched rotary positions: KIND:FACTOR[:TRAINED] with linear, ntk, yarn,
+    /// TRAINED being the length of training in tokens, e.g. yarn:4:512
+    #[arg(long, value_name = "SCALING")]
+    pub(crate) rope_scaling: Option<Stretch>,
 }
 
 impl From<RunnerArgs> for SessionOptions {
@@ -145,7 +150,7 @@ impl SamplingArgs {
 /// A model that cannot be opened or lacks a tokenizer or template, settings without sense, a full
 /// context.
 pub(crate) fn run(args: RunArgs, as_json: bool) -> Result<()> {
-    let form = Form::open(&args.model)?;
+    let form = Form::open(&args.model)?.stretched(args.runner.rope_scaling);
     let model = args.device.load(&form)?;
     if model.gguf().metadata().get("tokenizer.ggml.model").is_none() {
         form.expect_tokenizer()?;
