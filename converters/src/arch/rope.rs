@@ -98,3 +98,91 @@ pub fn permute_rows(heads: usize, rows: usize) -> Vec<usize> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::presets;
+
+    /// The numbers are Transformers 5.24's, whose functions compute in float32.
+    #[test]
+    fn each_scaling_gives_the_frequencies_of_transformers() {
+        let llama3 = Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 512,
+        };
+        let yarn = Yarn {
+            factor: 4.0,
+            original_max_position_embeddings: 512,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            attention_factor: 1.0,
+        };
+        let rows = [
+            (
+                RopeScaling::Linear { factor: 4.0 },
+                [
+                    0.25,
+                    0.079_056_94,
+                    0.025,
+                    0.007_905_695,
+                    0.0025,
+                    0.000_790_569_5,
+                    0.000_25,
+                    7.905_695e-5,
+                ],
+            ),
+            (
+                RopeScaling::Dynamic { factor: 4.0 },
+                [
+                    1.0,
+                    0.219_212_47,
+                    0.048_054_1,
+                    0.010_534_058,
+                    0.002_309_197,
+                    0.000_506_204_7,
+                    0.000_110_966_386,
+                    2.432_521_3e-5,
+                ],
+            ),
+            (
+                RopeScaling::Yarn(yarn),
+                [
+                    1.0,
+                    0.256_935_06,
+                    0.0625,
+                    0.013_834_965,
+                    0.0025,
+                    0.000_790_569_5,
+                    0.000_25,
+                    7.905_695e-5,
+                ],
+            ),
+            (
+                RopeScaling::Llama3(llama3),
+                [
+                    1.0,
+                    0.316_227_76,
+                    0.1,
+                    0.018_496_677,
+                    0.00125,
+                    0.000_395_284_73,
+                    0.000_125,
+                    3.952_847_3e-5,
+                ],
+            ),
+        ];
+        let mut config = presets::preset("minimind3").expect("a preset");
+        (config.head_dim, config.rope_theta, config.max_position_embeddings) = (16, 1e4, 512);
+        for (scaling, expected) in rows {
+            let kind = scaling.kind();
+            config.rope_scaling = Some(scaling);
+            let found = inverse_frequencies(&config, 2048);
+            for (found, expected) in found.iter().zip(expected) {
+                assert!((found / expected - 1.0).abs() < 1e-6, "{kind}: {found}, {expected}");
+            }
+        }
+    }
+}
