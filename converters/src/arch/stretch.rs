@@ -77,8 +77,8 @@ impl fmt::Display for Stretch {
 
 impl Stretch {
     /// Scales a configuration's rotary positions in place of what it has; its longest sequence
-    /// becomes at least the trained length times the factor. Where the trained length was not
-    /// given it is the one that the configuration names. [`RopeScaling::Dynamic`] takes the longest
+    /// becomes the trained length times the factor. Where the trained length was not given it is
+    /// the one that the configuration names, and no sequence gets shorter. [`RopeScaling::Dynamic`] takes the longest
     /// sequence for the trained length, which is what it becomes there.
     pub fn apply(&self, config: &mut Config) {
         let factor = self.factor;
@@ -93,6 +93,7 @@ impl Stretch {
         let longest = (original_max_position_embeddings as f64 * factor).round() as usize;
         config.max_position_embeddings = match self.kind {
             Kind::Dynamic => original_max_position_embeddings,
+            _ if self.trained.is_some() => longest,
             _ => config.max_position_embeddings.max(longest),
         };
         config.rope_scaling = match self.kind {
