@@ -5,7 +5,7 @@ mod common;
 
 use common::{GOLDEN, argmax, assert_close, forward, gguf, gguf_bytes, shared, yarn};
 use mmx_converters::Model as Source;
-use mmx_converters::arch::{RopeScaling, presets};
+use mmx_converters::arch::{RopeScaling, Yarn, presets};
 use mmx_ggml::judge::LlamaModel;
 use mmx_ggml::run::random_model::write_random_gguf;
 use mmx_ggml::run::{KvType, LoadOptions, Model, Session, SessionOptions};
@@ -195,13 +195,13 @@ fn every_type_on_every_set_gives_llama_cpps_logits() {
 #[test]
 fn yarn_equals_the_reference_beyond_the_trained_length() {
     let mut source = Source::open(shared("golden-2026/minimind3")).unwrap();
-    source.config.rope_scaling = Some(RopeScaling {
+    source.config.rope_scaling = Some(RopeScaling::Yarn(Yarn {
         factor: 16.0,
         original_max_position_embeddings: 2048,
         beta_fast: 32.0,
         beta_slow: 1.0,
         attention_factor: 1.0,
-    });
+    }));
     let (ids, expected) = yarn("golden-2026/minimind3");
     let model = Model::from_gguf(gguf(&source, FileType::F32), LoadOptions::default()).unwrap();
     let vocab = model.config().vocab_size;

@@ -151,6 +151,27 @@ def _():
     return ", ".join(facts)
 
 
+for family in ("minimind2", "minimind2-moe", "minimind3", "minimind3-moe"):
+
+    @check(f"{family}: each rotary scaling at four times the trained length")
+    def _(family=family):
+        source, facts = golden(f"golden/{family}"), []
+        ids = np.random.default_rng(7).integers(3, 500, (1, 256))
+        for scaling in ("linear:4:64", "ntk:4:64", "yarn:4:64", "dynamic:4:64", "llama3:4:64"):
+            kind = scaling.split(":")[0]
+            out = work("rope", family, kind)
+            # GGUF carries neither a base that follows the length nor Llama 3's bounds
+            kinds = ["--hf", "f32"] if kind in ("dynamic", "llama3") else ["--hf", "f32", "--gguf", "f32"]
+            paths = export(source, "--tokenizer", TOK, "--rope-scaling", scaling, *kinds, out=out)
+            folder = os.path.join(out, "hf-f32")
+            expected = transformers_logits(load(folder), ids)
+            facts.append(close(expected, mmx_logits(folder, ids, "native"), 1e-4, f"{kind} mmx"))
+            if "--gguf" in kinds:
+                facts.append(close(expected, gguf_logits(JUDGE, gguf_of(paths), ids.tolist()), 1e-4, "llama.cpp"))
+                facts.append(close(expected, mmx_logits(gguf_of(paths), ids, "ggml"), 1e-4, "runner"))
+        return ", ".join(facts)
+
+
 @check("model cards: front matter as the hub reads it")
 def _():
     from huggingface_hub import ModelCard

@@ -9,6 +9,9 @@
 //!   perplexity of fixed-length models.
 //! - [`Cut::Chunks`]: windows side by side, of which only the second half is scored and what does
 //!   not fill a window is left out. Source: llama.cpp's llama-perplexity, whose numbers these are.
+//!
+//! [`Cut::Positions`] scores each token of windows side by side, to be read by position
+//! ([`Perplexity::by_position`]).
 
 use std::path::{Path, PathBuf};
 
@@ -37,6 +40,12 @@ pub enum Cut {
         /// Number of tokens that the model sees at a time.
         window: usize,
     },
+    /// Windows of `window` tokens side by side; each token but the first of each is scored, and
+    /// what does not fill a window is left out.
+    Positions {
+        /// Number of tokens that the model sees at a time.
+        window: usize,
+    },
 }
 
 impl Cut {
@@ -45,13 +54,16 @@ impl Cut {
         match self {
             Self::Sliding { .. } => "sliding",
             Self::Chunks { .. } => "chunks",
+            Self::Positions { .. } => "positions",
         }
     }
 
     /// Number of tokens that the model sees at a time.
     pub fn window(self) -> usize {
         match self {
-            Self::Sliding { window, .. } | Self::Chunks { window } => window,
+            Self::Sliding { window, .. } | Self::Chunks { window } | Self::Positions { window } => {
+                window
+            }
         }
     }
 
@@ -59,7 +71,7 @@ impl Cut {
     pub fn stride(self) -> usize {
         match self {
             Self::Sliding { stride, .. } => stride,
-            Self::Chunks { window } => window,
+            Self::Chunks { window } | Self::Positions { window } => window,
         }
     }
 
@@ -68,6 +80,11 @@ impl Cut {
         match self {
             Self::Sliding { window, stride } => {
                 format!("windows of {window} tokens that move by {stride}, every token scored once")
+            }
+            Self::Positions { window } => {
+                format!(
+                    "windows of {window} tokens side by side, every token but each first scored"
+                )
             }
             Self::Chunks { window } => {
                 format!(
@@ -90,12 +107,16 @@ impl Cut {
                 }
                 pieces
             }
-            Self::Chunks { window } => (0..n / window)
-                .map(|i| i * window)
-                .map(|start| Piece { start, end: start + window, scored: start + window / 2 + 1 })
-                .collect(),
+            Self::Chunks { window } => side_by_side(n, window, window / 2 + 1),
+            Self::Positions { window } => side_by_side(n, window, 1),
         }
     }
+}
+
+/// Whole windows, each scored from its token `from` on.
+fn side_by_side(n: usize, window: usize, from: usize) -> Vec<Piece> {
+    let starts = (0..n / window).map(|i| i * window);
+    starts.map(|start| Piece { start, end: start + window, scored: start + from }).collect()
 }
 
 /// A part of a text: the tokens from `start` to `end` are seen, those from `scored` on are scored.
@@ -158,6 +179,8 @@ impl Text {
 pub struct Perplexity {
     /// Negative log-likelihood of each token, nats.
     pub nlls: Vec<f64>,
+    /// Position of each token in its window.
+    pub positions: Vec<usize>,
     /// Number of bytes of the scored tokens' text.
     pub bytes: usize,
 }
@@ -200,8 +223,30 @@ impl Perplexity {
         self.nll() / std::f64::consts::LN_2 / self.bytes as f64
     }
 
-    fn add(&mut self, log_likelihood: f64, bytes: usize) {
+    /// The perplexities of `parts` equal parts of a window: each the positions it begins and ends
+    /// at, and the perplexity of the tokens there, if any was scored.
+    pub fn by_position(&self, window: usize, parts: usize) -> Vec<(usize, usize, Option<f64>)> {
+        let parts = parts.clamp(1, window.max(1));
+        let bounds = |part: usize| (part * window / parts, (part + 1) * window / parts);
+        let mut sums = vec![(0.0, 0usize); parts];
+        for (nll, &position) in self.nlls.iter().zip(&self.positions) {
+            // the part whose bounds hold the position, as `bounds` divides
+            let part = ((position + 1) * parts - 1) / window.max(1);
+            if let Some((sum, count)) = sums.get_mut(part) {
+                *sum += nll;
+                *count += 1;
+            }
+        }
+        let ppl = |(sum, count): (f64, usize)| (count > 0).then(|| (sum / count as f64).exp());
+        sums.into_iter()
+            .enumerate()
+            .map(|(part, sums)| (bounds(part).0, bounds(part).1, ppl(sums)))
+            .collect()
+    }
+
+    fn add(&mut self, log_likelihood: f64, bytes: usize, position: usize) {
         self.nlls.push(-log_likelihood);
+        self.positions.push(position);
         self.bytes += bytes;
     }
 }
@@ -245,6 +290,7 @@ pub fn perplexity(
     let total: usize = documents.iter().map(|(_, pieces)| pieces.len()).sum();
     let least = match cut {
         Cut::Sliding { .. } => 2,
+        Cut::Positions { window } => window,
         Cut::Chunks { window } => 2 * window,
     };
     if total == 0 || tokens < least {
@@ -263,12 +309,13 @@ pub fn perplexity(
         for piece in pieces {
             // the last token is predicted, but predicts nothing
             let mut seen = ids[piece.start..piece.end - 1].to_vec();
-            if let (Cut::Chunks { .. }, Some(bos)) = (cut, bos) {
+            if let (Cut::Chunks { .. } | Cut::Positions { .. }, Some(bos)) = (cut, bos) {
                 seen[0] = bos;
             }
             let rows = engine.logits_from(&seen, piece.scored - 1 - piece.start)?; // [scored, vocab]
-            for (row, &id) in rows.chunks_exact(vocab).zip(&ids[piece.scored..piece.end]) {
-                sums.add(compare::log_likelihood(row, id), tokenizer.token_bytes(id).len());
+            for (row, at) in rows.chunks_exact(vocab).zip(piece.scored..piece.end) {
+                let bytes = tokenizer.token_bytes(ids[at]).len();
+                sums.add(compare::log_likelihood(row, ids[at]), bytes, at - piece.start);
             }
             done += 1;
             progress(done, total);
@@ -312,16 +359,35 @@ mod tests {
     #[test]
     fn a_uniform_guess_costs_the_logarithm_of_the_vocabulary() {
         let mut sums = Perplexity::default();
-        (0..10).for_each(|_| sums.add(-(256f64.ln()), 1));
+        (0..10).for_each(|_| sums.add(-(256f64.ln()), 1, 1));
         assert!((sums.ppl() - 256.0).abs() < 1e-9 && (sums.bits_per_byte() - 8.0).abs() < 1e-12);
         assert!(sums.stderr() < 1e-4, "all alike: {}", sums.stderr());
+    }
+
+    #[test]
+    fn each_token_counts_in_the_part_of_the_window_that_holds_its_position() {
+        for (window, parts) in [(8, 4), (10, 4), (7, 3), (3, 16), (512, 16)] {
+            let mut sums = Perplexity::default();
+            // the cost of a token is the logarithm of its position
+            (1..window).for_each(|at| sums.add(-((at as f64).ln()), 1, at));
+            let found = sums.by_position(window, parts);
+            assert_eq!((found[0].0, found.last().unwrap().1), (0, window));
+            for (from, to, ppl) in found {
+                let logs: Vec<f64> = (from.max(1)..to).map(|at| (at as f64).ln()).collect();
+                let mean = logs.iter().sum::<f64>() / logs.len() as f64;
+                match ppl {
+                    Some(ppl) => assert!((ppl - mean.exp()).abs() < 1e-9, "{from} to {to}: {ppl}"),
+                    None => assert!(logs.is_empty(), "{from} to {to}"),
+                }
+            }
+        }
     }
 
     #[test]
     fn a_ratio_is_taken_token_by_token() {
         let of = |costs: &[f64]| {
             let mut sums = Perplexity::default();
-            costs.iter().for_each(|cost| sums.add(-cost, 1));
+            costs.iter().for_each(|cost| sums.add(-cost, 1, 1));
             sums
         };
         // hard and easy tokens, each a tenth harder: sure, though both perplexities are not

@@ -17,6 +17,9 @@ use super::stats::{Z95, interval};
 use super::svg::{Group, Mark, Point, escape, intervals, scatter};
 use mmx_converters::Result;
 
+/// Parts of a window whose perplexities are told apart.
+pub const PARTS: usize = 16;
+
 const STYLE: &str = "\
 :root{color-scheme:light dark;--fg:#1d2430;--dim:#667;--bg:#fff;--line:#d8dce3;--c0:#1f77b4;--c1:#d95f02;--c2:#2a9d3a;\
 --c3:#c62828;--c4:#7b52ab;--c5:#7a5548}\
@@ -141,6 +144,25 @@ fn perplexity(rows: &[Row], text: &Text, cut: Cut, out: &mut String) {
     let caption = "Perplexity, lower is better. The models read the same text: a difference between two is surer than \
                    these intervals say, see the table.";
     figure(&intervals("perplexity", &groups, false, None), caption, out);
+    if let Cut::Positions { window } = cut {
+        let points: Vec<Point> = measured()
+            .flat_map(|(series, row, p)| {
+                let parts = p.by_position(window, PARTS);
+                let last = parts.len() - 1;
+                let point = move |(i, (from, to, ppl)): (usize, (usize, usize, Option<f64>))| {
+                    let label = if i == last { row.name.clone() } else { String::new() };
+                    Some(Point { label, x: (from + to) as f64 / 2.0, y: ppl?, series })
+                };
+                parts.into_iter().enumerate().filter_map(point)
+            })
+            .collect();
+        let svg = scatter("perplexity by position", "position, tokens", "perplexity", &points);
+        figure(
+            &svg,
+            "Perplexity by position: where it rises, what came before no longer helps.",
+            out,
+        );
+    }
     if rows.len() > 1 {
         let points: Vec<Point> = measured()
             .map(|(series, row, p)| Point {

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use mmx_converters::Model;
-use mmx_converters::gguf::{GgmlType, Gguf, is_further_part};
+use mmx_converters::arch::{Config, Stretch};
+use mmx_converters::gguf::{GgmlType, Gguf, Value, is_further_part};
 use mmx_converters::model::adapter::CONFIG_NAME as ADAPTERS;
 use mmx_converters::model::to_gguf::ToGguf;
 use mmx_converters::tokenizer::Tokenizer;
@@ -66,6 +67,8 @@ pub struct Form {
     pub base: Option<PathBuf>,
     /// True where only ids go in: no tokenizer is opened.
     ids_only: bool,
+    /// True where the rotary positions are not those of the file.
+    stretched: bool,
 }
 
 impl Form {
@@ -87,7 +90,7 @@ impl Form {
 
     /// Wraps a model that is open already.
     pub fn of(model: Model) -> Self {
-        Self { model, base: None, ids_only: false }
+        Self { model, base: None, ids_only: false, stretched: false }
     }
 
     /// Sets the model that its adapters belong to, where they do not name it themselves.
@@ -103,6 +106,17 @@ impl Form {
         Self { ids_only: true, ..self }
     }
 
+    /// Stretches the model's rotary positions, if it is asked for; only the runner computes it so
+    /// then, since other engines read the file for themselves.
+    #[must_use]
+    pub fn stretched(mut self, stretch: Option<Stretch>) -> Self {
+        if let Some(stretch) = stretch {
+            stretch.apply(&mut self.model.config);
+            self.stretched = true;
+        }
+        self
+    }
+
     /// The path that it was opened from.
     pub fn path(&self) -> &Path {
         &self.model.path
@@ -115,6 +129,9 @@ impl Form {
 
     /// The engines of this machine that can open it, the most faithful one first.
     pub fn engines(&self) -> Vec<Kind> {
+        if self.stretched {
+            return vec![Kind::Ggml];
+        }
         match (self.is_gguf(), crate::trainer::program().is_some()) {
             (true, _) => vec![Kind::Ggml, Kind::LlamaCpp],
             (false, true) => vec![Kind::Native, Kind::Ggml],
@@ -181,10 +198,14 @@ impl Form {
     /// A model that GGUF cannot carry exactly, or a tokenizer it cannot.
     pub fn to_gguf(&self) -> Result<Gguf> {
         let path: PathBuf = self.path().to_owned();
-        if self.is_gguf() {
-            return Gguf::open(&path);
-        }
         let config = &self.model.config;
+        if self.is_gguf() {
+            let mut gguf = Gguf::open(&path)?;
+            if self.stretched {
+                stretch_keys(&mut gguf, config)?;
+            }
+            return Ok(gguf);
+        }
         let tokenizer = match self.tokenizer()? {
             Some(tokenizer) => tokenizer.to_gguf_keys(config)?,
             None => Vec::new(),
@@ -209,4 +230,16 @@ impl Form {
         let (bytes, _) = request.to_bytes(&path, &mut |weight| self.model.weight(weight))?;
         Gguf::from_bytes(bytes, &path)
     }
+}
+/// Gives a file's keys in memory the rotary positions and the length of a configuration.
+fn stretch_keys(gguf: &mut Gguf, config: &Config) -> Result<()> {
+    let arch = config.family.gguf_arch();
+    let none = Value::String("none".to_owned());
+    gguf.metadata_mut().set(format!("{arch}.rope.scaling.type"), none);
+    for (key, value) in config.to_gguf_keys()? {
+        if key.contains(".rope.") || key.ends_with(".context_length") {
+            gguf.metadata_mut().set(key, value);
+        }
+    }
+    Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::config::Config;
+use super::config::{Config, RopeScaling};
 use super::weight::Layout;
 use crate::error::{Error, Result};
 
@@ -73,13 +73,31 @@ impl Config {
         if layout == Layout::Reference {
             return Ok(());
         }
-        if let Some(yarn) = self.rope_scaling.as_ref().filter(|_| layout == Layout::Gguf)
-            && (yarn.beta_fast, yarn.beta_slow) != (32.0, 1.0)
-        {
-            return refuse(format!(
-                "expected YaRN with beta_fast 32 and beta_slow 1, which readers assume, found {} and {}",
-                yarn.beta_fast, yarn.beta_slow
-            ));
+        match &self.rope_scaling {
+            Some(RopeScaling::Yarn(yarn))
+                if layout == Layout::Gguf && (yarn.beta_fast, yarn.beta_slow) != (32.0, 1.0) =>
+            {
+                return refuse(format!(
+                    "expected YaRN with beta_fast 32 and beta_slow 1, which readers assume, found {} and {}",
+                    yarn.beta_fast, yarn.beta_slow
+                ));
+            }
+            Some(RopeScaling::Dynamic { .. }) if layout == Layout::Gguf => {
+                return refuse(
+                    "its rotary positions cannot follow the length of a text (dynamic NTK scaling), \
+                     since kept keys were turned before the length was known; a fixed base can stand \
+                     in for it (ntk)"
+                        .to_owned(),
+                );
+            }
+            Some(RopeScaling::Llama3(_)) if layout == Layout::Gguf => {
+                return refuse(
+                    "it has no key for Llama 3's rotary scaling, but a tensor that its other \
+                     architectures do not read; yarn with attention factor 1 is near it"
+                        .to_owned(),
+                );
+            }
+            _ => {}
         }
         let spec = self.family.spec();
         if !spec.has_head_dim && self.head_dim * self.num_attention_heads != self.hidden_size {

@@ -35,7 +35,7 @@ pub struct Config {
     pub rms_norm_eps: f64,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
-    /// YaRN, if on.
+    /// How positions beyond the trained length are rotated, if not as those within it.
     pub rope_scaling: Option<RopeScaling>,
     /// The output head is the embedding.
     pub tie_word_embeddings: bool,
@@ -49,9 +49,64 @@ pub struct Config {
     pub pad_token_id: u32,
 }
 
+/// The way in which rotary positions are stretched beyond the trained length. A changed base
+/// (fixed NTK scaling) is none of them: it is [`Config::rope_theta`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// Every position divided by the factor (Chen et al. 2023).
+    Linear {
+        /// How many times longer the context becomes.
+        factor: f64,
+    },
+    /// A base that grows with the text's length beyond [`Config::max_position_embeddings`], the
+    /// trained length: Transformers' `dynamic`.
+    Dynamic {
+        /// How fast the base grows.
+        factor: f64,
+    },
+    /// Fast dimensions as they are, slow ones divided, those between blended.
+    Yarn(Yarn),
+    /// Llama 3's: as YaRN with bounds by wavelength, and without an attention factor.
+    Llama3(Llama3),
+}
+
+impl RopeScaling {
+    /// The name in config.json, `rope_type`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Linear { .. } => "linear",
+            Self::Dynamic { .. } => "dynamic",
+            Self::Yarn(_) => "yarn",
+            Self::Llama3(_) => "llama3",
+        }
+    }
+
+    /// How many times longer the context becomes.
+    pub fn factor(&self) -> f64 {
+        match self {
+            Self::Linear { factor } | Self::Dynamic { factor } => *factor,
+            Self::Yarn(yarn) => yarn.factor,
+            Self::Llama3(llama3) => llama3.factor,
+        }
+    }
+}
+
+/// Llama 3's scaling.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Llama3 {
+    /// How many times longer the context becomes.
+    pub factor: f64,
+    /// Turns within the trained length up to which a dimension is fully slowed down.
+    pub low_freq_factor: f64,
+    /// Turns within the trained length from which a dimension is kept as it is.
+    pub high_freq_factor: f64,
+    /// Trained length, tokens.
+    pub original_max_position_embeddings: usize,
+}
+
 /// YaRN's parameters.
 #[derive(Clone, Debug, PartialEq)]
-pub struct RopeScaling {
+pub struct Yarn {
     /// How many times longer the context becomes.
     pub factor: f64,
     /// Trained length, tokens.

@@ -144,8 +144,8 @@ impl Config {
         self.shared_json(&mut set, dtype);
         // Transformers 5 spells the rotary settings so; 4.x reads the top-level keys
         let mut rope = json!({"rope_type": "default", "rope_theta": self.rope_theta});
-        if let Some(yarn) = &self.rope_scaling {
-            let scaling = yarn.to_json();
+        if let Some(scaling) = &self.rope_scaling {
+            let scaling = scaling.to_json();
             set("rope_scaling", scaling.clone());
             rope = scaling;
             rope["rope_theta"] = json!(self.rope_theta);
@@ -172,8 +172,8 @@ impl Config {
         self.shared_json(&mut set, dtype);
         set("head_dim", json!(self.head_dim));
         set("use_moe", json!(self.moe.is_some()));
-        if let Some(yarn) = &self.rope_scaling {
-            set("rope_scaling", yarn.to_json());
+        if let Some(scaling) = &self.rope_scaling {
+            set("rope_scaling", scaling.to_json());
         }
         if let (Some(moe), Some(of_family)) = (&self.moe, &self.family.spec().moe) {
             for (key, value) in (of_family.minimind_keys)(moe) {
@@ -214,15 +214,25 @@ impl Config {
 impl RopeScaling {
     fn to_json(&self) -> Value {
         // `type` is what Transformers before 4.43 called it
-        json!({
-            "rope_type": "yarn",
-            "type": "yarn",
-            "factor": self.factor,
-            "original_max_position_embeddings": self.original_max_position_embeddings,
-            "beta_fast": self.beta_fast,
-            "beta_slow": self.beta_slow,
-            "attention_factor": self.attention_factor,
-        })
+        let mut out =
+            json!({"rope_type": self.kind(), "type": self.kind(), "factor": self.factor()});
+        let mut set = |key: &str, value: Value| out[key] = value;
+        let original = "original_max_position_embeddings";
+        match self {
+            Self::Linear { .. } | Self::Dynamic { .. } => {}
+            Self::Yarn(yarn) => {
+                set(original, json!(yarn.original_max_position_embeddings));
+                set("beta_fast", json!(yarn.beta_fast));
+                set("beta_slow", json!(yarn.beta_slow));
+                set("attention_factor", json!(yarn.attention_factor));
+            }
+            Self::Llama3(llama3) => {
+                set(original, json!(llama3.original_max_position_embeddings));
+                set("low_freq_factor", json!(llama3.low_freq_factor));
+                set("high_freq_factor", json!(llama3.high_freq_factor));
+            }
+        }
+        out
     }
 }
 

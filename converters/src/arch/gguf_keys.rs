@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::config::{Config, Family, RopeScaling};
+use super::config::{Config, Family, RopeScaling, Yarn};
 use super::keys::ArchKeys;
 use super::weight::Layout;
 use crate::error::{Error, Result};
@@ -10,7 +10,7 @@ use crate::gguf::{Metadata, Value};
 
 /// The `attn_factor` that gives a model's attention factor: ggml's YaRN multiplies cosine and sine
 /// by (1 + 0.1 ln factor) * attn_factor.
-fn ggml_attention_factor(yarn: &RopeScaling) -> f64 {
+fn ggml_attention_factor(yarn: &Yarn) -> f64 {
     yarn.attention_factor / (1.0 + 0.1 * yarn.factor.ln())
 }
 
@@ -40,9 +40,11 @@ impl Config {
         set("attention.layer_norm_rms_epsilon", float(self.rms_norm_eps));
         set("rope.dimension_count", int(self.head_dim));
         set("rope.freq_base", float(self.rope_theta));
-        if let Some(yarn) = &self.rope_scaling {
-            set("rope.scaling.type", Value::String("yarn".to_owned()));
-            set("rope.scaling.factor", float(yarn.factor));
+        if let Some(scaling) = &self.rope_scaling {
+            set("rope.scaling.type", Value::String(scaling.kind().to_owned()));
+            set("rope.scaling.factor", float(scaling.factor()));
+        }
+        if let Some(RopeScaling::Yarn(yarn)) = &self.rope_scaling {
             set("rope.scaling.original_context_length", int(yarn.original_max_position_embeddings));
             set("rope.scaling.attn_factor", float(ggml_attention_factor(yarn)));
         }
@@ -95,10 +97,13 @@ impl Config {
         };
         let rope_scaling = match keys.text("rope.scaling.type") {
             None | Some("none") => None,
+            Some("linear") => {
+                Some(RopeScaling::Linear { factor: float("rope.scaling.factor", None)? })
+            }
             Some("yarn") => {
                 let factor = float("rope.scaling.factor", None)?;
                 let own = float("rope.scaling.attn_factor", Some(1.0))?;
-                let mut yarn = RopeScaling {
+                let mut yarn = Yarn {
                     factor,
                     original_max_position_embeddings: int(
                         "rope.scaling.original_context_length",
@@ -112,11 +117,13 @@ impl Config {
                 if (yarn.attention_factor - 1.0).abs() < 1e-6 {
                     yarn.attention_factor = 1.0;
                 }
-                Some(yarn)
+                Some(RopeScaling::Yarn(yarn))
             }
             Some(other) => {
-                return Err(keys
-                    .error("rope.scaling.type", format!("expected yarn or none, found {other}")));
+                return Err(keys.error(
+                    "rope.scaling.type",
+                    format!("expected linear, yarn or none, found {other}"),
+                ));
             }
         };
         let id = |key: &str, default: u32| {

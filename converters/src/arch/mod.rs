@@ -23,10 +23,12 @@ mod public;
 pub(crate) mod quantized;
 pub mod rope;
 mod rotary;
+mod stretch;
 mod table;
 mod weight;
 
-pub use config::{AuxLoss, Config, Family, Moe, RopeScaling};
+pub use config::{AuxLoss, Config, Family, Llama3, Moe, RopeScaling, Yarn};
 pub use public::{Public, gather, public_tensors};
+pub use stretch::Stretch;
 pub use table::weights;
 pub use weight::{Layout, Place, Role, Weight};

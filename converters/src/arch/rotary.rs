@@ -1,7 +1,6 @@
 //! config.json's rotary settings, which may stand in several places that contradict each other.
 //!
-//! In: the keys of a config.json. Out: theta, YaRN's parameters, and a sentence for each
-//! contradiction. Of two places the one counts that Transformers 5 lets count. Source: tried with
+//! In: the keys of a config.json. Out: theta, the scaling, and a sentence for each contradiction. Of two places the one counts that Transformers 5 lets count. Source: tried with
 //! Transformers 5.24 and 4.57.6 on Llama:
 //!
 //! | places | 5.24 takes | 4.57.6 takes |
@@ -19,7 +18,7 @@
 
 use serde_json::{Map, Value};
 
-use super::config::RopeScaling;
+use super::config::{Llama3, RopeScaling, Yarn};
 use super::family::minimind3::MINIMIND3_YARN;
 use super::keys::Keys;
 use crate::error::{Error, Result};
@@ -29,7 +28,7 @@ const TRANSFORMERS_THETA: f64 = 10_000.0;
 /// The reference's default.
 const MINIMIND_THETA: f64 = 1e6;
 
-/// The base of the frequencies and YaRN's parameters. `own`: MiniMind's config.json rather than a
+/// The base of the frequencies and their scaling. `own`: MiniMind's config.json rather than a
 /// stock class's.
 ///
 /// # Errors
@@ -67,7 +66,7 @@ pub(super) fn read(
         return Ok((theta, Some(MINIMIND3_YARN)));
     }
     let scaling = match &nested {
-        Some(nested) => yarn(keys, nested, name, own, max_position_embeddings, &mut say)?,
+        Some(nested) => scaling_of(keys, nested, name, own, max_position_embeddings, &mut say)?,
         None => None,
     };
     Ok((theta, scaling))
@@ -134,7 +133,7 @@ fn theta(
     Ok(default)
 }
 
-fn yarn(
+fn scaling_of(
     keys: &Keys<'_>,
     nested: &Keys<'_>,
     name: &str,
@@ -151,12 +150,12 @@ fn yarn(
     }
     match kind {
         "default" => return Ok(None),
-        "yarn" => {}
+        "linear" | "dynamic" | "yarn" | "llama3" => {}
         other => {
             return Err(Error::key(
                 nested.path,
                 format!("{name}.rope_type"),
-                format!("expected default or yarn, found {other}"),
+                format!("expected default, linear, dynamic, yarn or llama3, found {other}"),
             ));
         }
     }
@@ -177,6 +176,27 @@ fn yarn(
         let message = format!("expected at least 1, found {factor}");
         return Err(Error::key(nested.path, format!("{name}.factor"), message));
     }
+    match kind {
+        "linear" => return Ok(Some(RopeScaling::Linear { factor })),
+        "dynamic" => return Ok(Some(RopeScaling::Dynamic { factor })),
+        "llama3" => {
+            let low_freq_factor = nested.f64_or(&["low_freq_factor"], None)?;
+            let high_freq_factor = nested.f64_or(&["high_freq_factor"], None)?;
+            if high_freq_factor <= low_freq_factor {
+                let message = format!(
+                    "expected more than low_freq_factor ({low_freq_factor}), found {high_freq_factor}"
+                );
+                return Err(Error::key(nested.path, format!("{name}.high_freq_factor"), message));
+            }
+            return Ok(Some(RopeScaling::Llama3(Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_position_embeddings: original,
+            })));
+        }
+        _ => {}
+    }
     // YaRN (Peng et al. 2023), as Transformers and vLLM have it
     let scaled = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
     let mscale = nested.f64_or(&["mscale"], Some(0.0))?;
@@ -186,13 +206,13 @@ fn yarn(
     } else {
         scaled(1.0)
     };
-    Ok(Some(RopeScaling {
+    Ok(Some(RopeScaling::Yarn(Yarn {
         factor,
         original_max_position_embeddings: original,
         beta_fast: nested.f64_or(&["beta_fast"], Some(32.0))?,
         beta_slow: nested.f64_or(&["beta_slow"], Some(1.0))?,
         attention_factor: nested.f64_or(&["attention_factor"], Some(usual))?,
-    }))
+    })))
 }
 
 #[cfg(test)]
@@ -201,7 +221,7 @@ mod tests {
 
     use serde_json::{Value, json};
 
-    use crate::arch::Config;
+    use crate::arch::{Config, RopeScaling};
     use crate::error::Result;
 
     fn read(extra: Value) -> Result<(Config, Vec<String>)> {
@@ -267,7 +287,8 @@ mod tests {
         for (given, theta, factor, said) in rows {
             let (config, warnings) = read(given.clone()).unwrap();
             assert_eq!(config.rope_theta, theta, "{given}");
-            assert_eq!(config.rope_scaling.map(|yarn| yarn.factor), factor, "{given}");
+            let found = config.rope_scaling.map(|scaling| scaling.factor());
+            assert_eq!(found, factor, "{given}");
             assert_eq!(warnings.len(), said, "{given}: {warnings:?}");
         }
     }
@@ -276,7 +297,10 @@ mod tests {
     fn what_yarn_leaves_out_is_filled_in_as_transformers_5_does() {
         let get = |extra: Value| {
             let given = json!({"rope_theta": 1e6, "rope_scaling": yarn(extra)});
-            read(given).unwrap().0.rope_scaling.unwrap()
+            let Some(RopeScaling::Yarn(yarn)) = read(given).unwrap().0.rope_scaling else {
+                panic!("no YaRN")
+            };
+            yarn
         };
         assert_eq!(get(json!({})).original_max_position_embeddings, 1024);
         let open = get(json!({"original_max_position_embeddings": null}));
@@ -294,7 +318,7 @@ mod tests {
         let given = json!({"rope_theta": 1e6, "original_max_position_embeddings": 512,
             "rope_scaling": yarn(json!({"factor": null}))});
         let (config, warnings) = read(given).unwrap();
-        let found = config.rope_scaling.unwrap();
+        let Some(RopeScaling::Yarn(found)) = config.rope_scaling else { panic!("no YaRN") };
         assert_eq!((found.original_max_position_embeddings, found.factor), (512, 8.0));
         assert!(warnings[0].contains("the former counts"), "{warnings:?}");
     }

@@ -166,6 +166,11 @@ impl Gguf {
         &self.metadata
     }
 
+    /// Keys and values, to be changed in memory; the file stays as it is.
+    pub fn metadata_mut(&mut self) -> &mut Metadata {
+        &mut self.metadata
+    }
+
     /// The tensors, in the file's order.
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.tensors

@@ -8,7 +8,7 @@
 
 #![expect(unsafe_code, reason = "a graph must not outlive what it refers to")]
 
-use mmx_converters::arch::{Config, Moe, rope};
+use mmx_converters::arch::{Config, Moe, RopeScaling, rope};
 use mmx_converters::gguf::GgmlType;
 
 use super::kv_cache::KvCache;
@@ -156,7 +156,10 @@ fn rope_of(config: &Config) -> Rope {
         beta_fast: 32.0,
         beta_slow: 1.0,
     };
-    if let Some(yarn) = &config.rope_scaling {
+    if let Some(RopeScaling::Linear { factor }) = &config.rope_scaling {
+        rope.scale = (1.0 / factor) as f32;
+    }
+    if let Some(RopeScaling::Yarn(yarn)) = &config.rope_scaling {
         rope.original_length = yarn.original_max_position_embeddings;
         rope.scale = (1.0 / yarn.factor) as f32;
         rope.extrapolation = 1.0;

@@ -6,6 +6,7 @@ mod tasks;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use mmx_converters::arch::Stretch;
 use mmx_ggml::run::SessionOptions;
 use serde_json::{Value, json};
 
@@ -34,6 +35,7 @@ const WINDOW: usize = 512;
   mmx eval runs/sft export/*.gguf --choice ARC-Easy-Test.jsonl --engine ggml --engine llama.cpp
   mmx eval model-q4_0.gguf --exact held-out.jsonl --min-accuracy 0.9
   mmx eval model-q4_0.gguf --tasks sums.jsonl --tools tools.json --reward reward.json
+  mmx eval model-f16.gguf --ppl book.txt --ctx 2048 --positions --rope-scaling yarn:4:512 --html positions.html
 
 --ppl slides a window over the text: --ctx tokens at a time, moved by --stride, every token scored once. --chunks cuts it as
 llama-perplexity does (chunks side by side, the second half of each scored), for numbers to compare with others'.
@@ -114,6 +116,14 @@ pub(crate) struct EvalArgs {
     max_turns: usize,
     #[command(flatten)]
     tools: ToolArgs,
+    /// --ppl: windows side by side, and the perplexity by position in them, to see where a model
+    /// has no more use for what came before
+    #[arg(long, requires = "ppl", conflicts_with_all = ["stride", "chunks"])]
+    positions: bool,
+    /// A longer context by stretched rotary positions: KIND:FACTOR[:TRAINED] with linear, ntk, yarn,
+    /// TRAINED being the length of training in tokens, e.g. yarn:4:512
+    #[arg(long, value_name = "SCALING")]
+    rope_scaling: Option<Stretch>,
 }
 
 /// Runs it.
@@ -139,7 +149,7 @@ pub(crate) fn run(args: EvalArgs, as_json: bool) -> Result<()> {
     let text = args.ppl.as_deref().map(Text::read).transpose()?;
     let request = request(&args)?;
     let forms: Vec<Form> =
-        args.models.iter().map(|path| Form::open(path)).collect::<Result<_, _>>()?;
+        args.models.iter().map(|path| open(&args, path)).collect::<Result<_>>()?;
     for output in [&args.html, &args.answers].into_iter().flatten() {
         let texts = args.ppl.iter().chain(&args.choice).chain(&args.examples);
         let models = forms.iter().map(Form::path);
@@ -172,6 +182,11 @@ pub(crate) fn run(args: EvalArgs, as_json: bool) -> Result<()> {
     format::print(&show::to_text(&report))
 }
 
+/// A model as it is measured.
+fn open(args: &EvalArgs, path: &Path) -> Result<Form> {
+    Ok(Form::open(path)?.stretched(args.rope_scaling))
+}
+
 /// The questions and how they are asked, where some were given.
 fn request(args: &EvalArgs) -> Result<Option<Request>> {
     if args.choice.is_empty() {
@@ -199,6 +214,9 @@ fn cut(args: &EvalArgs, forms: &[Form]) -> Result<Cut> {
     }
     if args.chunks {
         return Ok(Cut::Chunks { window });
+    }
+    if args.positions {
+        return Ok(Cut::Positions { window });
     }
     let stride = args.stride.unwrap_or((window / 2).max(1));
     if stride == 0 || stride >= window {
@@ -337,7 +355,7 @@ fn run_exact(args: &EvalArgs, path: &Path, as_json: bool) -> Result<()> {
         )));
     };
     let questions = exact::read_questions(path)?;
-    let form = Form::open(model_path)?;
+    let form = Form::open(model_path)?.stretched(args.rope_scaling);
     let tokenizer = form.expect_tokenizer()?;
     let model = args.device.load(&form)?;
     let options = SessionOptions { threads: args.threads, ..SessionOptions::default() };

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args as _;
+use mmx_converters::arch::Stretch;
 use mmx_converters::tensor::Dtype;
 use mmx_converters::words::counted;
 use mmx_ggml::FileType;
@@ -187,6 +188,10 @@ pub(crate) struct ExportArgs {
     /// --consumers --json` printed
     #[arg(long, value_name = "CHECKS")]
     card: Option<PathBuf>,
+    /// A longer context by stretched rotary positions: KIND:FACTOR[:TRAINED] with linear, ntk,
+    /// dynamic, yarn or llama3, TRAINED being the length of training in tokens, e.g. yarn:4:512
+    #[arg(long, value_name = "SCALING", conflicts_with = "verify")]
+    rope_scaling: Option<Stretch>,
 }
 
 impl ExportArgs {
@@ -267,6 +272,7 @@ pub(crate) fn run(args: ExportArgs, json: bool) -> Result<()> {
         split_bytes: args.split_size,
         allow_non_finite: args.allow_non_finite,
         overwrite: args.overwrite,
+        rope_scaling: args.rope_scaling,
         checks: args.card.as_deref().map(checks).transpose()?,
     };
     unique(&mut request.hf);

@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use mmx_converters::arch::Stretch;
 use mmx_converters::chat;
 use mmx_converters::model::generation::Generation as Defaults;
 use mmx_converters::words::counted;
@@ -82,6 +83,10 @@ pub(crate) struct RunnerArgs {
     /// the same. 0: none
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub(crate) speculate: usize,
+    /// A longer context by stretched rotary positions: KIND:FACTOR[:TRAINED] with linear, ntk, yarn,
+    /// TRAINED being the length of training in tokens, e.g. yarn:4:512
+    #[arg(long, value_name = "SCALING")]
+    pub(crate) rope_scaling: Option<Stretch>,
 }
 
 impl From<RunnerArgs> for SessionOptions {
@@ -162,7 +167,7 @@ pub(crate) fn run(args: RunArgs, as_json: bool) -> Result<()> {
         ));
     }
     let tools = args.tools.open()?;
-    let form = Form::open(&args.model)?;
+    let form = Form::open(&args.model)?.stretched(args.runner.rope_scaling);
     let model = args.device.load(&form)?;
     if model.gguf().metadata().get("tokenizer.ggml.model").is_none() {
         form.expect_tokenizer()?;

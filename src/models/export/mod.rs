@@ -47,8 +47,11 @@ pub fn export(request: &Request) -> Result<Report> {
         None => newest_checkpoint(Path::new("runs"))?,
     };
     let path = mmx_hub::resolve(&asked)?;
-    let source = Source::open_on(&path, request.base.as_deref(), request.tokenizer.as_deref())?
+    let mut source = Source::open_on(&path, request.base.as_deref(), request.tokenizer.as_deref())?
         .allow_non_finite(request.allow_non_finite);
+    if let Some(stretch) = request.rope_scaling {
+        stretch.apply(&mut source.model.config);
+    }
     if request.everything {
         request.hf.push(source.model.dtype());
         request.gguf.push(FileType::Q8_0);

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use mmx_converters::arch::Stretch;
 use mmx_converters::tensor::Dtype;
 use mmx_ggml::FileType;
 
@@ -57,6 +58,8 @@ pub struct Request {
     pub overwrite: bool,
     /// What programs made of the files, for the model cards.
     pub checks: Option<Report>,
+    /// A longer context by stretched rotary positions.
+    pub rope_scaling: Option<Stretch>,
 }
 
 /// A form in which adapters are written alone.

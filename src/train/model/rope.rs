@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use mmx_converters::arch::{Config, rope};
+use mmx_converters::arch::{Config, RopeScaling, rope};
 use tch::{Device, Kind, Tensor};
 
 use super::variable::Torch;
@@ -11,8 +11,7 @@ use crate::kernel;
 /// Tables for positions 0.., grown when a longer sequence comes.
 #[derive(Debug)]
 pub(super) struct Rope {
-    inverse_frequencies: Vec<f64>,
-    attention_factor: f64,
+    config: Config,
     device: Device,
     /// Cosine and sine, float32 `[positions, head_dim / 2]`.
     cached: RefCell<Option<(Tensor, Tensor)>>,
@@ -27,23 +26,26 @@ pub(super) struct Tables {
 
 impl Rope {
     pub(super) fn new(config: &Config, device: Device) -> Self {
-        Self {
-            inverse_frequencies: rope::inverse_frequencies(config),
-            attention_factor: rope::attention_factor(config),
-            device,
-            cached: RefCell::new(None),
-        }
+        Self { config: config.clone(), device, cached: RefCell::new(None) }
     }
 
     /// Tables for positions 0 to `seq` - 1.
     pub(super) fn tables(&self, seq: i64) -> Torch<Tables> {
         let mut cached = self.cached.borrow_mut();
-        let enough = cached.as_ref().is_some_and(|(cos, _)| cos.size()[0] >= seq);
+        let held = cached.as_ref().map(|(cos, _)| cos.size()[0]);
+        // a base that follows the length holds for that length alone
+        let enough = match self.config.rope_scaling {
+            Some(RopeScaling::Dynamic { .. }) => held == Some(seq),
+            _ => held.is_some_and(|held| held >= seq),
+        };
         if !enough {
             *cached = None;
         }
         let (cos, sin) = match cached.as_mut() {
             Some(tables) => tables,
+            None if matches!(self.config.rope_scaling, Some(RopeScaling::Dynamic { .. })) => {
+                cached.insert(self.compute(seq)?)
+            }
             None => cached.insert(self.compute(seq.max(512))?),
         };
         Ok(Tables {
@@ -65,14 +67,12 @@ impl Rope {
 
     /// Angles in float64: a float32 product is off by 1e-4 at position 2000 already.
     fn compute(&self, positions: i64) -> Torch<(Tensor, Tensor)> {
-        let half = self.inverse_frequencies.len() as i64;
+        let frequencies = rope::inverse_frequencies(&self.config, positions as usize);
+        let factor = rope::attention_factor(&self.config);
+        let half = frequencies.len() as i64;
         let of = |f: fn(f64) -> f64| {
             let values: Vec<f32> = (0..positions)
-                .flat_map(|p| {
-                    self.inverse_frequencies
-                        .iter()
-                        .map(move |w| (f(p as f64 * w) * self.attention_factor) as f32)
-                })
+                .flat_map(|p| frequencies.iter().map(move |w| (f(p as f64 * w) * factor) as f32))
                 .collect();
             Tensor::f_from_slice(&values)?.f_view([positions, half])?.f_to_device(self.device)
         };

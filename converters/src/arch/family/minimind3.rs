@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::arch::config::{Config, FamilySpec, RopeScaling};
+use crate::arch::config::{Config, FamilySpec, RopeScaling, Yarn};
 use crate::arch::keys::Keys;
 use crate::error::Result;
 
@@ -25,13 +25,13 @@ pub(in crate::arch) const SPEC: FamilySpec = FamilySpec {
 };
 
 /// MiniMind-3's `inference_rope_scaling: true`. Source: the 2026 reference's configuration class.
-pub(in crate::arch) const MINIMIND3_YARN: RopeScaling = RopeScaling {
+pub(in crate::arch) const MINIMIND3_YARN: RopeScaling = RopeScaling::Yarn(Yarn {
     factor: 16.0,
     original_max_position_embeddings: 2048,
     beta_fast: 32.0,
     beta_slow: 1.0,
     attention_factor: 1.0,
-};
+});
 
 /// 64 * ceil(pi * hidden / 64). Source: the 2026 reference's configuration class.
 pub(super) fn intermediate_size(hidden: usize) -> usize {

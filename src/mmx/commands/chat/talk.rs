@@ -90,7 +90,7 @@ impl Messages {
 
 impl Talk {
     pub(crate) fn open(args: &ChatArgs) -> Result<Self> {
-        let form = Form::open(&args.model)?;
+        let form = Form::open(&args.model)?.stretched(args.runner.rope_scaling);
         let model = args.device.load(&form)?;
         if model.gguf().metadata().get("tokenizer.ggml.model").is_none() {
             form.expect_tokenizer()?;

@@ -4,6 +4,7 @@ use mmx_converters::words::counted;
 use serde_json::{Value, json};
 
 use crate::format::{self, line};
+use mmx_eval::perplexity::Cut;
 use mmx_eval::report::{self, Report};
 use mmx_eval::{Row, choice};
 
@@ -18,6 +19,11 @@ pub(crate) fn to_json(report: &Report<'_>) -> Value {
                 "ppl": p.ppl(), "stderr": p.stderr(), "bits_per_byte": p.bits_per_byte(), "nll": p.nll(),
                 "tokens": p.tokens(), "bytes": p.bytes,
             });
+            if let Some((_, Cut::Positions { window })) = report.text {
+                let parts = p.by_position(window, report::PARTS).into_iter();
+                let parts = parts.map(|(from, to, ppl)| json!({"from": from, "to": to, "ppl": ppl}));
+                object["perplexity"]["by_position"] = parts.collect();
+            }
             let first = report.rows[0].perplexity.as_ref().filter(|_| i > 0);
             if let Some((ratio, low, high)) = first.and_then(|first| p.ratio(first)) {
                 let against = json!({"ratio": ratio, "interval": [low, high]});
@@ -77,6 +83,9 @@ pub(crate) fn to_text(report: &Report<'_>) -> String {
             let (tokens, bits) = (p.tokens(), p.bits_per_byte());
             line!(out, "{}  {tokens:>8}  {ppl:>22}  {bits:>13.4}{change}", model(row));
         }
+        if let Cut::Positions { window } = cut {
+            by_position(report, window, width, &mut out);
+        }
     }
     let Some(request) = report.choice else { return out };
     if report.text.is_some() {
@@ -127,6 +136,22 @@ pub(crate) fn to_text(report: &Report<'_>) -> String {
         }
     }
     out
+}
+
+/// The perplexity of each part of the window, a line for a model.
+fn by_position(report: &Report<'_>, window: usize, width: usize, out: &mut String) {
+    let rows = || report.rows.iter().filter_map(|row| Some((row, row.perplexity.as_ref()?)));
+    let Some((_, first)) = rows().next() else { return };
+    let ends = first.by_position(window, report::PARTS).into_iter();
+    let titles: String = ends.map(|(_, to, _)| format!("  {:>7}", format!("<{to}"))).collect();
+    line!(out, "\n{}{titles}", padded("perplexity at", width));
+    for (row, p) in rows() {
+        let cells = p.by_position(window, report::PARTS).into_iter().map(|(_, _, ppl)| match ppl {
+            Some(ppl) => format!("  {ppl:>7.2}"),
+            None => format!("  {:>7}", "-"),
+        });
+        line!(out, "{}{}", padded(&row.name, width), cells.collect::<String>());
+    }
 }
 
 /// The width of a text in a table, columns.
