@@ -40,7 +40,7 @@ pub(super) fn run(args: &EvalArgs, path: &Path, as_json: bool) -> Result<()> {
             ..PromptOptions::default()
         },
     )?;
-    let form = Form::open(model_path)?;
+    let form = super::open(args, model_path)?;
     let model = args.device.load(&form)?;
     if model.gguf().metadata().get("tokenizer.ggml.model").is_none() {
         form.expect_tokenizer()?;
