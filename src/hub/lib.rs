@@ -39,6 +39,7 @@
 //! | [`ollama`] | a GGUF and its Modelfile to a running Ollama |
 //! | [`ollama_store`] | a model in the store of the Ollama on this machine |
 //! | [`live`] | a running server asked for text and the probabilities of its tokens |
+//! | [`drawn`] | a running server asked to go on after ids, with the ids it drew |
 //! | [`chat`] | chats asked of a server, and which refusals are worth asking again |
 //! | [`mod@resolve`] | a path, `hf:owner/name` or another such name to the model that it stands for |
 //! | `name`, `choose` | `hf:owner/name:q8_0` taken apart, and the files of a repository that it means |
@@ -54,6 +55,7 @@ mod choose;
 pub mod dataset;
 mod digest;
 pub mod download;
+pub mod drawn;
 pub mod environment;
 mod http;
 pub mod hub;

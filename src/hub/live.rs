@@ -8,13 +8,9 @@
 use mmx_converters::{Error, Result};
 use serde_json::{Value, json};
 
-mod ids;
-
 use super::environment::variable;
 use super::http::{Client, json as json_of};
 use super::ollama;
-
-pub use ids::{Ask, Drawn};
 
 /// Alternatives asked for at each token: Ollama's and OpenAI's most, but for vLLM's default.
 const TOP: usize = 5;
@@ -22,15 +18,15 @@ const TOP: usize = 5;
 /// A server, and the model of it that is asked.
 #[derive(Debug)]
 pub struct Server {
-    client: Client,
-    form: Form,
+    pub(crate) client: Client,
+    pub(crate) form: Form,
     /// The name as it was given.
     pub name: String,
-    model: String,
+    pub(crate) model: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
+pub(crate) enum Form {
     Ollama,
     OpenAi,
 }

@@ -11,7 +11,8 @@ use std::sync::mpsc::channel;
 use mmx_converters::arch::Config;
 use mmx_converters::{Error, Result};
 use mmx_ggml::run::{Policy, PolicyOptions, Prompt, Sampling as Settings, Values, Written};
-use mmx_hub::live::{Ask, Drawn, Server};
+use mmx_hub::drawn::{Ask, Drawn};
+use mmx_hub::live::Server;
 use mmx_rollout::{Completion, Engine, Finish, Request, Sampling, Weight};
 
 /// The runner over a policy of its own, float32 as the trainer's, so that both compute the same

@@ -9,8 +9,8 @@
 use mmx_converters::{Error, Result};
 use serde_json::{Value, json};
 
-use super::{Form, Server};
 use crate::http::json as json_of;
+use crate::live::{Form, Server};
 
 /// A prompt of ids, and how what follows is drawn.
 #[derive(Clone, Copy, Debug)]
