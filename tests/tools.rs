@@ -38,7 +38,7 @@ fn calling(dir: &Path) -> PathBuf {
         _ => panic!("{piece} is not one token"),
     };
     let order: Vec<u32> = pieces.iter().map(|piece| id(piece)).collect();
-    reciting_ids(dir.join("calling"), files, &order, 640, json!(2))
+    reciting_ids(dir.join("calling"), files, &order, (640, 4096), json!(2))
 }
 
 /// A file of tools, of which `q` says what time it always is.
@@ -56,19 +56,9 @@ fn tools(dir: &Path) -> PathBuf {
 fn run_calls_tools_until_its_turns_are_used_up() {
     let dir = tempfile::tempdir().expect("a folder");
     let (model, tools) = (calling(dir.path()), tools(dir.path()));
-    let args = [
-        "run",
-        text(&model),
-        "-p",
-        "what time is it?",
-        "--greedy",
-        "--ctx",
-        "1024",
-        "--tools",
-        text(&tools),
-    ];
+    let args = ["run", text(&model), "-p", "what time is it?", "--greedy", "--tools", text(&tools)];
     let report = mmx_json(&args);
-    assert_eq!(report["turns"], json!([CALL; 8]));
+    assert_eq!(report["turns"], json!(vec![CALL; 8]));
     let calls = report["calls"].as_array().expect("calls");
     assert_eq!(calls.len(), 8);
     assert_eq!(
@@ -90,7 +80,7 @@ fn chat_keeps_calls_and_results_in_its_history() {
     let (model, tools) = (calling(dir.path()), tools(dir.path()));
     let history = dir.path().join("talk.json");
     let mut child = Command::new(env!("CARGO_BIN_EXE_mmx"))
-        .args(["chat", text(&model), "--greedy", "--ctx", "2048", "--json"])
+        .args(["chat", text(&model), "--greedy", "--json"])
         .args(["--tools", text(&tools), "--history", text(&history)])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -139,7 +129,7 @@ fn eval_answers_tasks_with_tools_and_gives_every_part_of_the_reward() {
     assert_eq!((&report["unfinished"], &report["cut_off"]), (&json!(2), &json!(0)));
     let answers = report["answers"].as_array().expect("answers");
     assert_eq!((&answers[0]["reward"], &answers[1]["reward"]), (&json!(3.0), &json!(2.0)));
-    assert_eq!(answers[0]["turns"], json!([CALL; 3]));
+    assert_eq!(answers[0]["turns"], json!(vec![CALL; 3]));
     let words = mmx_ok(&args);
     assert!(words.contains("2 tasks, mean reward 2.5000"), "{words}");
     assert!(

@@ -45,8 +45,11 @@ impl Task {
         };
         let last = turns.pop();
         let answer = last.and_then(|turn| turn["content"].as_str().map(str::to_owned));
-        if turns.is_empty() {
-            return Err(line.fault("expected a turn before the answer, found none".into(), None));
+        let asks = |turn: &Value| {
+            turn["role"] != "user" || turn["content"].as_str().is_some_and(|t| !t.trim().is_empty())
+        };
+        if !turns.last().is_some_and(asks) {
+            return Err(line.fault("expected a text to be answered, found none".into(), None));
         }
         let (messages, tools) =
             messages_and_tools(&turns).map_err(|message| line.fault(message, None))?;
@@ -152,6 +155,7 @@ mod tests {
             (json!({"text": "a"}), "looks like pretraining data"),
             (json!({"messages": [{"role": "assistant", "content": "a"}]}), "system or user first"),
             (json!({"prompt": 3}), "key prompt"),
+            (json!({"prompt": " "}), "expected a text to be answered"),
             (json!({"prompt": "a", "tools": "[1"}), "expected JSON in a string"),
             (json!({"prompt": "a", "tools": {"a": 1}}), "expected a list"),
         ] {

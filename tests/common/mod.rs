@@ -82,16 +82,17 @@ pub fn reciting(dir: &Path, tokenizer_config: Option<&Path>, eos: Value, end: u3
     // before the text: the end of a prompt in the chat template
     let newline = tokenizer.encode("\n").expect("ids");
     assert_eq!(newline.len(), 1);
-    reciting_ids(folder, files, &[&newline[..], &ids, &[end]].concat(), 512, eos)
+    reciting_ids(folder, files, &[&newline[..], &ids, &[end]].concat(), (512, 512), eos)
 }
 
 /// A folder whose model says of each id of `order` the next one: one-hot embeddings, nothing added to them by the
-/// layer, and a head that holds each token's successor. `files`: tokenizer.json and tokenizer_config.json.
+/// layer, and a head that holds each token's successor. `files`: tokenizer.json and tokenizer_config.json; ids of the
+/// vocabulary and of the context.
 pub fn reciting_ids(
     folder: PathBuf,
     files: [PathBuf; 2],
     order: &[u32],
-    vocab: usize,
+    (vocab, context): (usize, usize),
     eos: Value,
 ) -> PathBuf {
     fs_err::create_dir_all(&folder).expect("a folder");
@@ -106,7 +107,7 @@ pub fn reciting_ids(
     let config = json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": vocab,
         "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
-        "intermediate_size": 32, "vocab_size": vocab, "max_position_embeddings": 512,
+        "intermediate_size": 32, "vocab_size": vocab, "max_position_embeddings": context,
         "rms_norm_eps": 1e-5, "rope_theta": 1e6, "hidden_act": "silu", "attention_bias": false,
         "mlp_bias": false, "tie_word_embeddings": false, "bos_token_id": 1, "eos_token_id": eos,
         "pad_token_id": 0, "torch_dtype": "float32",

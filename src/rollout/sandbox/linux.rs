@@ -111,7 +111,8 @@ impl Plan {
         }
         let filter = filter::program(!found.namespaces);
         let mut all = rlimits::of(limits).to_vec();
-        let others = if found.namespaces { 0 } else { tasks_of_user() };
+        // two processes wait for the command
+        let others = if found.namespaces { 2 } else { tasks_of_user() };
         all.push((libc::RLIMIT_NPROC as Resource, others + limits.processes));
         Ok(Self {
             ruleset: ruleset(found.landlock, own).map_err(words)?,
@@ -126,15 +127,17 @@ impl Plan {
         become_nobody();
         if self.namespaces {
             enter_namespaces()?;
-            // the child is the first of its namespace: when it ends, the kernel ends all others
-            // SAFETY: this process has one thread; its child goes on to exec as it would have.
-            match unsafe { libc::fork() } {
-                -1 => return Err(io::Error::last_os_error()),
-                0 => {}
-                child => wait_for(child),
+            // this process waits outside, the next one is the first of its namespace: when it ends,
+            // the kernel ends all others there
+            if let Some(first) = divide()? {
+                wait_for(first);
             }
             // SAFETY: constant arguments.
             unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+            // and the command is another one, for signals do not reach the first from within
+            if let Some(command) = divide()? {
+                wait_for(command);
+            }
             own_proc();
         }
         rlimits::set(&self.limits)?;
@@ -246,20 +249,40 @@ fn own_proc() {
     }
 }
 
-/// Waits for the confined process and ends as it did. It holds no pipe open meanwhile.
+/// Divides this process in two: the number of the new one, and nothing in the new one itself. Not
+/// libc's fork, whose handlers may take locks that threads of the parent held.
+fn divide() -> io::Result<Option<libc::pid_t>> {
+    let flags = libc::c_long::from(libc::SIGCHLD);
+    // SAFETY: with no flag but the signal and no stack the call is fork; this process has one
+    // thread, and what goes on does so as a forked one would.
+    match unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(None),
+        child => Ok(Some(child as libc::pid_t)),
+    }
+}
+
+/// Waits for a process and ends as it did. It holds no pipe open meanwhile, and others that end as
+/// its children are let go.
 fn wait_for(child: libc::pid_t) -> ! {
     // SAFETY: system calls with numbers, in a process that does nothing else any more; the status
     // lives through the call.
     unsafe {
+        // its memory is a copy of the program's that started it: nobody is to look into it
+        libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0);
         if libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0) != 0 {
             (0..4096).for_each(|descriptor| {
                 libc::close(descriptor);
             });
         }
         let mut status = 0;
-        while libc::waitpid(child, &raw mut status, 0) < 0 {
-            if io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
-                libc::_exit(127);
+        loop {
+            match libc::waitpid(-1, &raw mut status, 0) {
+                found if found == child => break,
+                -1 if io::Error::last_os_error().kind() != io::ErrorKind::Interrupted => {
+                    libc::_exit(127)
+                }
+                _ => {}
             }
         }
         if libc::WIFEXITED(status) {
@@ -334,4 +357,38 @@ fn tasks_of_user() -> u64 {
         (field("Uid:")? == u64::from(user)).then(|| field("Threads:")).flatten()
     });
     threads.sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_confined_without_namespaces_too() {
+        let own = tempfile::tempdir().expect("a folder");
+        let mut plan = Plan::new(&Limits::default(), own.path()).expect("Landlock");
+        plan.namespaces = false;
+        plan.filter = filter::program(true);
+        let script = "import os, socket\nout = []\nfor name, do in [('setsid', os.setsid), ('setpgid', lambda: os.setpgid(0, 0)), \
+                      ('socket', socket.socket), ('write', lambda: open('/tmp/mmx-outside', 'w')), ('own', lambda: open('own', 'w'))]:\n\
+                      \x20 try: do()\n  except OSError: out.append(name)\nprint(' '.join(out))";
+        let mut process = std::process::Command::new("python3");
+        process.args(["-c", script]).current_dir(own.path());
+        // SAFETY: system calls alone are made between fork and exec.
+        unsafe { process.pre_exec(move || plan.enter()) };
+        let output = process.output().expect("python3");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(
+            String::from_utf8_lossy(&output.stdout),
+            "setsid setpgid socket write\n",
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn maps_are_written_without_memory_of_their_own() {
+        assert_eq!(map_of(65_534, &mut [0; 32]), b"65534 65534 1");
+        assert_eq!(map_of(0, &mut [0; 32]), b"0 0 1");
+        assert_eq!(map_of(u32::MAX, &mut [0; 32]), b"4294967295 4294967295 1");
+    }
 }

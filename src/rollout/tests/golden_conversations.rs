@@ -73,6 +73,35 @@ fn a_prompt_too_long_keeps_its_last_ids() {
 }
 
 #[test]
+fn a_table_is_tasks_by_its_columns_and_faulty_records_are_named_or_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("sums.csv");
+    let table = "question,answer,reward\n1+1?,2,numeric\n,3,exact\n\"2+3?\",5,\"[{\"\"type\"\": \"\"exact\"\"}]\"\n";
+    fs_err::write(&file, table).unwrap();
+    let fields = mmx_data::Fields::parse(&["prompt=question"]).unwrap();
+    let options = PromptOptions { fields, shuffle: false, ..PromptOptions::default() };
+    let load = |options| Prompts::load(std::slice::from_ref(&file), options);
+    let said = load(options.clone()).unwrap_err().to_string();
+    assert!(said.contains("sums.csv:3"), "{said}");
+    let on_bad = mmx_data::OnBad::Skip;
+    let prompts = load(PromptOptions { on_bad, ..options }).unwrap();
+    assert_eq!((prompts.len(), prompts.skipped()[0].1), (2, 2));
+    assert_eq!(prompts.place(1).unwrap().1, 3);
+    let rewards = mmx_rollout::reward::Rewards::of_records(
+        folder.path(),
+        Default::default(),
+        Default::default(),
+    );
+    for (cursor, asked, answer) in [(0, "1+1?", "it is 2"), (1, "2+3?", "5")] {
+        let draw = prompts.draw(&tokenizer(), cursor).unwrap();
+        assert_eq!(draw.messages, [json!({"role": "user", "content": asked})]);
+        let scores = [answer, "7"].map(Written::one_turn);
+        let scores = mmx_rollout::Scorer::score(&rewards, &draw, &scores).unwrap();
+        assert_eq!((scores[0].reward, scores[1].reward), (1.0, 0.0));
+    }
+}
+
+#[test]
 fn draws_depend_on_seed_and_number_alone_and_take_every_task_once_an_epoch() {
     let tokenizer = tokenizer();
     let options = PromptOptions {
