@@ -130,7 +130,7 @@ mod tests {
             (json!({"instruction": "1+1=?"}), None),
         ] {
             let task = read(record.clone()).unwrap();
-            assert_eq!(task.messages, [user.clone()], "{record}");
+            assert_eq!(task.messages, std::slice::from_ref(&user), "{record}");
             assert_eq!(task.answer.as_deref(), answer, "{record}");
             assert_eq!(Value::Object(task.record), record);
         }

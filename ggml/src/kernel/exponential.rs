@@ -22,13 +22,15 @@ pub(crate) fn exponentials(cpu: CpuSet, row: &[f32], largest: f32, factor: f32, 
     let whole = row.len() / LANES * LANES;
     let (head, tail) = row.split_at(whole);
     let (to, rest) = to.split_at_mut(whole);
-    // SAFETY: the CPU has the set, as the caller says, and both are of one length, a multiple of 16.
     match cpu.best_of(&SETS) {
         #[cfg(target_arch = "x86_64")]
+        // SAFETY: the CPU has the set, as the caller says; both are of one length, a multiple of 16.
         Some(CpuSet::Avx512) => unsafe { avx512(head, largest, factor, to) },
         #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
         Some(CpuSet::Avx2) => unsafe { avx2(head, largest, factor, to) },
         #[cfg(target_arch = "aarch64")]
+        // SAFETY: as above.
         Some(CpuSet::Neon) => unsafe { neon(head, largest, factor, to) },
         _ => plain(head, largest, factor, to),
     }

@@ -257,7 +257,7 @@ mod tests {
                 "gopher.stop_words",
             ),
             (lines(prose, 3), "repetition.duplicate_lines"),
-            (vec![prose; 3].join("\n\n"), "repetition.duplicate_paragraphs"),
+            ([prose; 3].join("\n\n"), "repetition.duplicate_paragraphs"),
             (
                 "to the sea and to the sky to the sea and to the hill".to_owned(),
                 "repetition.top_2_grams",

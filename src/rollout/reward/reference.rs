@@ -55,14 +55,14 @@ fn model_part(score: f64) -> f64 {
     score.clamp(-3.0, 3.0)
 }
 
+/// A model that gives a text its score.
+pub type Judge<'a> = dyn FnMut(&str) -> Result<f64> + 'a;
+
 /// The reward of one turn. `model`: gives an answer's score, where a model is asked.
 ///
 /// # Errors
 /// Those of `model`.
-pub fn single_turn(
-    text: &str,
-    model: Option<&mut dyn FnMut(&str) -> Result<f64>>,
-) -> Result<Parts> {
+pub fn single_turn(text: &str, model: Option<&mut Judge<'_>>) -> Result<Parts> {
     let mut parts = Parts::default();
     let fits = (20..=800).contains(&length(text));
     parts.add("length", if fits { 0.5 } else { -0.5 });
@@ -92,10 +92,7 @@ pub struct Agent<'a> {
 ///
 /// # Errors
 /// Those of `model`, which is asked only where no tool was called.
-pub fn agent(
-    agent: Agent<'_>,
-    model: Option<&mut dyn FnMut(&str) -> Result<f64>>,
-) -> Result<Parts> {
+pub fn agent(agent: Agent<'_>, model: Option<&mut Judge<'_>>) -> Result<Parts> {
     let mut parts = Parts::default();
     let answers: Vec<&str> = agent.turns.iter().map(|turn| answer_of(turn)).collect();
     let unbalanced: usize = answers
@@ -169,7 +166,7 @@ pub fn matched(text: &str, truths: &[String]) -> Vec<String> {
 ///
 /// # Errors
 /// Those of `model`.
-pub fn reasoning(text: &str, model: Option<&mut dyn FnMut(&str) -> Result<f64>>) -> Result<Parts> {
+pub fn reasoning(text: &str, model: Option<&mut Judge<'_>>) -> Result<Parts> {
     static FORM: OnceLock<Option<Regex>> = OnceLock::new();
     static ANSWER: OnceLock<Option<Regex>> = OnceLock::new();
     let form = FORM.get_or_init(|| {
