@@ -194,11 +194,23 @@ pub fn parse_with_form(
 ) -> Result<(Record, &'static Form), Fault> {
     let mut object = jsonl::object(line)?;
     fields.apply(&mut object);
-    let Some(form) = form_of(&object, kind, fields) else {
-        let (message, hint) = missing_key("key", &object, kind);
-        return Err(line.fault(message, Some(hint)));
+    of_object(&object, kind, fields).map_err(|(message, hint)| line.fault(message, hint))
+}
+
+/// The record of an object, whose names are mapped already, and its form.
+///
+/// # Errors
+/// A missing key or turns out of order: a sentence, and a hint where there is one.
+pub(crate) fn of_object(
+    object: &Object,
+    kind: Kind,
+    fields: &Fields,
+) -> Result<(Record, &'static Form), (String, Option<String>)> {
+    let Some(form) = form_of(object, kind, fields) else {
+        let (message, hint) = missing_key("key", object, kind);
+        return Err((message, Some(hint)));
     };
-    let record = (form.read)(&object).map_err(|message| line.fault(message, None))?;
+    let record = (form.read)(object).map_err(|message| (message, None))?;
     Ok((record, form))
 }
 

@@ -52,6 +52,7 @@
 //! | [`batch`], [`pack`] | samples to a batch, padded or sharing rows |
 //! | [`batches`], [`prefetch`] | a position to its batch; batches made a step ahead |
 //! | [`stages`] | the one list of training stages |
+//! | [`task`] | a record to a prompt that a policy answers and is rewarded for |
 //! | [`texts`] | the texts of files, for training a tokenizer |
 
 pub mod batch;
@@ -73,11 +74,12 @@ pub mod sample;
 pub mod source;
 pub mod stages;
 mod table;
+pub mod task;
 pub mod texts;
 mod tokens;
 mod turns;
 
-pub use batch::{Batch, Share};
+pub use batch::{Batch, Minibatch, Rewarded, Share};
 pub use blocks::is_guarded;
 pub use cache::Cache;
 pub use dataset::Dataset;
@@ -87,3 +89,4 @@ pub use pack::Rows;
 pub use record::{Kind, Record};
 pub use sample::{OnBad, Recipe, Sample, SampleOptions};
 pub use stages::{StageInfo, reason_tag_ids};
+pub use task::Task;

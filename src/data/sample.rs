@@ -133,7 +133,7 @@ const EMPTY_THINK: &str = "<think>\n\n</think>\n\n";
 /// System prompts that a chat without a system turn may get in front of it (2026 augmentation). The
 /// reference draws from a list of its own; what matters is that the model sees system turns of
 /// several kinds.
-const SYSTEM_PROMPTS: [&str; 8] = [
+pub const SYSTEM_PROMPTS: [&str; 8] = [
     "You are a helpful assistant.",
     "Answer briefly and correctly.",
     "You are a friendly assistant who explains things step by step.",

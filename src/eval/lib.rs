@@ -39,6 +39,7 @@
 //! | [`prompt`] | a question as the ids of a context and of each answer |
 //! | [`choice`] | which answers a model chooses, and the shares that are right |
 //! | [`exact`] | chats that are answered greedily and compared as text |
+//! | [`tasks`] | tasks that are answered, with tools, and rewarded |
 //! | [`report`], `svg` | the page with tables and plots |
 //! | [`curves`] | training curves as a picture |
 //! | `row`, `stats`, `fault` | a row of the tables, intervals, faults of data files |
@@ -54,6 +55,7 @@ pub mod report;
 mod row;
 mod stats;
 mod svg;
+pub mod tasks;
 
 pub use row::Row;
 pub use stats::{Z95, interval};

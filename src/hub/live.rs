@@ -174,6 +174,31 @@ impl Server {
     }
 }
 
+impl Server {
+    /// The likeliest answer of at most `tokens` tokens to a user's message, as text alone: servers
+    /// that tell no probabilities give it too.
+    ///
+    /// # Errors
+    /// The server's refusal, an answer of another form.
+    pub fn say(&self, message: &str, tokens: usize) -> Result<String> {
+        let doing = format!("{}: asking it in a chat", self.name);
+        let (path, mut body) = match self.form {
+            Form::Ollama => ollama_request(&self.model, Prompt::Chat(message), tokens),
+            Form::OpenAi => openai_request(&self.model, Prompt::Chat(message), tokens),
+        };
+        for key in ["logprobs", "top_logprobs"] {
+            body.as_object_mut().map(|body| body.remove(key));
+        }
+        let answer = json_of(&doing, self.client.post_json(path, &[], &body)?)?;
+        let told = match self.form {
+            Form::Ollama => ollama_answer(&answer),
+            Form::OpenAi => openai_answer(&answer),
+        };
+        let told = told.map(|told| told.text);
+        told.ok_or_else(|| Error::failed(format!("{doing}: expected a text, found {answer}")))
+    }
+}
+
 fn ollama_request(model: &str, prompt: Prompt<'_>, tokens: usize) -> (&'static str, Value) {
     // Ollama's own defaults draw, and look back for repetitions
     let options =

@@ -43,6 +43,7 @@
 //! | [`export`] | a checkpoint to Transformers folders, GGUFs, adapters, Modelfiles, model cards |
 //! | [`mod@quantize`], [`blocks`] | a GGUF to another type; ggml's quantizers for the writers |
 //! | [`imatrix`] | the importance matrix of a model on a text |
+//! | [`speaker`] | a model asked in a chat |
 //! | [`consumers`] | the programs that open what mmx writes: what each carries, and its text beside the runner's |
 //! | [`doctor`] | what this machine has, and what each runtime will make of a model |
 
@@ -58,5 +59,6 @@ pub mod live;
 pub mod open;
 pub mod quantize;
 mod sample_text;
+pub mod speaker;
 pub mod trainer;
 pub mod verify;

@@ -23,9 +23,26 @@
 //! |---|---|
 //! | `engine.rs` | the trait [`Engine`]: requests to completions, with the weights of now |
 //! | `rollout.rs` | [`Rollout`]: a prompt, its ids, who wrote each, its reward; a line of JSON |
+//! | `prompts.rs` | [`Prompts`]: files of tasks to prompts, one [`Draw`] after the other |
+//! | `session.rs` | [`Conversation`]: completions to the next request or the row's [`Rollout`] |
+//! | `written.rs` | [`Written`]: the texts of a rollout, as rewards read them |
+//! | [`reward`] | the trait [`Scorer`]: texts to rewards, every part apart |
+//! | [`tools`] | calls in a text, and the trait [`Toolbox`] that answers them |
+//! | [`sandbox`] | programs of others, confined: JSON lines in, JSON lines out |
 
 mod engine;
+mod prompts;
+pub mod reward;
 mod rollout;
+pub mod sandbox;
+mod session;
+pub mod tools;
+mod written;
 
-pub use engine::{Completion, Engine, Request, Sampling, Weight};
+pub use engine::{Completion, Engine, Next, Request, Sampling, Weight};
+pub use prompts::{Draw, PromptOptions, Prompts};
+pub use reward::{Score, Scorer};
 pub use rollout::{Finish, Rollout};
+pub use session::{Conversation, Limits};
+pub use tools::Toolbox;
+pub use written::{Called, Written};

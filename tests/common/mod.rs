@@ -71,63 +71,70 @@ pub fn text(path: &Path) -> &str {
 /// Every character of several bytes ends in a token of its own, and no token comes twice.
 pub const RECITED: &str = "好😀中谢验,OK";
 
-/// A folder whose model recites [`RECITED`], and then emits `end`: one-hot embeddings, nothing added to them by the
-/// layer, and a head that holds each token's successor. `first` are the ids after which it begins.
+/// A folder whose model recites [`RECITED`], and then emits `end`, after a newline.
 pub fn reciting(dir: &Path, tokenizer_config: Option<&Path>, eos: Value, end: u32) -> PathBuf {
     let folder = dir.join(format!("reciting-{end}"));
-    fs_err::create_dir_all(&folder).expect("a folder");
     let golden = shared("golden");
     let settings = golden.join("tokenizer_config.json");
-    for (from, name) in [
-        (golden.join("tokenizer.json").as_path(), "tokenizer.json"),
-        (tokenizer_config.unwrap_or(&settings), "tokenizer_config.json"),
-    ] {
-        fs_err::write(folder.join(name), fs_err::read(from).expect("a fixture")).expect("a file");
-    }
-    let tokenizer = Tokenizer::open(&folder).expect("a tokenizer");
+    let files = [golden.join("tokenizer.json"), tokenizer_config.unwrap_or(&settings).to_owned()];
+    let tokenizer = Tokenizer::open(&golden).expect("a tokenizer");
     let ids = tokenizer.encode(RECITED).expect("ids");
+    // before the text: the end of a prompt in the chat template
     let newline = tokenizer.encode("\n").expect("ids");
     assert_eq!(newline.len(), 1);
-    let mut chain = [&newline[..], &ids, &[end]].concat();
-    let length = chain.len();
+    reciting_ids(folder, files, &[&newline[..], &ids, &[end]].concat(), (512, 512), eos)
+}
+
+/// A folder whose model says of each id of `order` the next one: one-hot embeddings, nothing added to them by the
+/// layer, and a head that holds each token's successor. `files`: tokenizer.json and tokenizer_config.json; ids of the
+/// vocabulary and of the context.
+pub fn reciting_ids(
+    folder: PathBuf,
+    files: [PathBuf; 2],
+    order: &[u32],
+    (vocab, context): (usize, usize),
+    eos: Value,
+) -> PathBuf {
+    fs_err::create_dir_all(&folder).expect("a folder");
+    for (from, name) in files.iter().zip(["tokenizer.json", "tokenizer_config.json"]) {
+        fs_err::write(folder.join(name), fs_err::read(from).expect("a fixture")).expect("a file");
+    }
+    let mut chain = order.to_vec();
     chain.sort_unstable();
     chain.dedup();
-    assert_eq!(chain.len(), length, "a token that comes twice has no one successor");
+    assert_eq!(chain.len(), order.len(), "a token that comes twice has no one successor");
 
-    const VOCAB: usize = 512;
     let config = json!({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": VOCAB,
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": vocab,
         "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
-        "intermediate_size": 32, "vocab_size": VOCAB, "max_position_embeddings": 512,
+        "intermediate_size": 32, "vocab_size": vocab, "max_position_embeddings": context,
         "rms_norm_eps": 1e-5, "rope_theta": 1e6, "hidden_act": "silu", "attention_bias": false,
         "mlp_bias": false, "tie_word_embeddings": false, "bos_token_id": 1, "eos_token_id": eos,
         "pad_token_id": 0, "torch_dtype": "float32",
     });
     fs_err::write(folder.join("config.json"), config.to_string()).expect("a file");
     let square = |ones: &mut dyn Iterator<Item = (u32, u32)>| {
-        let mut values = vec![0.0; VOCAB * VOCAB];
-        ones.for_each(|(row, column)| values[row as usize * VOCAB + column as usize] = 1.0);
+        let mut values = vec![0.0; vocab * vocab];
+        ones.for_each(|(row, column)| values[row as usize * vocab + column as usize] = 1.0);
         values
     };
-    // before the text: the end of a prompt in the chat template
-    let order = [&newline[..], &ids, &[end]].concat();
     let tensors: Vec<(&str, Vec<usize>, Vec<f32>)> = vec![
-        ("lm_head.weight", vec![VOCAB, VOCAB], square(&mut order.windows(2).map(|w| (w[1], w[0])))),
+        ("lm_head.weight", vec![vocab, vocab], square(&mut order.windows(2).map(|w| (w[1], w[0])))),
         (
             "model.embed_tokens.weight",
-            vec![VOCAB, VOCAB],
-            square(&mut (0..VOCAB as u32).map(|i| (i, i))),
+            vec![vocab, vocab],
+            square(&mut (0..vocab as u32).map(|i| (i, i))),
         ),
-        ("model.layers.0.input_layernorm.weight", vec![VOCAB], vec![1.0; VOCAB]),
-        ("model.layers.0.mlp.down_proj.weight", vec![VOCAB, 32], vec![0.0; VOCAB * 32]),
-        ("model.layers.0.mlp.gate_proj.weight", vec![32, VOCAB], vec![0.0; 32 * VOCAB]),
-        ("model.layers.0.mlp.up_proj.weight", vec![32, VOCAB], vec![0.0; 32 * VOCAB]),
-        ("model.layers.0.post_attention_layernorm.weight", vec![VOCAB], vec![1.0; VOCAB]),
-        ("model.layers.0.self_attn.k_proj.weight", vec![8, VOCAB], vec![0.0; 8 * VOCAB]),
-        ("model.layers.0.self_attn.o_proj.weight", vec![VOCAB, 16], vec![0.0; VOCAB * 16]),
-        ("model.layers.0.self_attn.q_proj.weight", vec![16, VOCAB], vec![0.0; 16 * VOCAB]),
-        ("model.layers.0.self_attn.v_proj.weight", vec![8, VOCAB], vec![0.0; 8 * VOCAB]),
-        ("model.norm.weight", vec![VOCAB], vec![1.0; VOCAB]),
+        ("model.layers.0.input_layernorm.weight", vec![vocab], vec![1.0; vocab]),
+        ("model.layers.0.mlp.down_proj.weight", vec![vocab, 32], vec![0.0; vocab * 32]),
+        ("model.layers.0.mlp.gate_proj.weight", vec![32, vocab], vec![0.0; 32 * vocab]),
+        ("model.layers.0.mlp.up_proj.weight", vec![32, vocab], vec![0.0; 32 * vocab]),
+        ("model.layers.0.post_attention_layernorm.weight", vec![vocab], vec![1.0; vocab]),
+        ("model.layers.0.self_attn.k_proj.weight", vec![8, vocab], vec![0.0; 8 * vocab]),
+        ("model.layers.0.self_attn.o_proj.weight", vec![vocab, 16], vec![0.0; vocab * 16]),
+        ("model.layers.0.self_attn.q_proj.weight", vec![16, vocab], vec![0.0; 16 * vocab]),
+        ("model.layers.0.self_attn.v_proj.weight", vec![8, vocab], vec![0.0; 8 * vocab]),
+        ("model.norm.weight", vec![vocab], vec![1.0; vocab]),
     ];
     let specs: Vec<TensorSpec> = tensors
         .iter()

@@ -164,15 +164,23 @@ fn add(out: &mut Vec<Piece>, piece: fn(String) -> Piece, text: &str) {
 
 /// `{"name": .., "arguments": {..}}`; arguments may be an object in a string.
 fn parse_call(text: &str) -> Option<Call> {
-    let mut value: Value = serde_json::from_str(text.trim()).ok()?;
-    let object = value.as_object_mut()?;
-    let name = object.get("name")?.as_str()?.to_owned();
-    let arguments = match object.remove("arguments").or_else(|| object.remove("parameters")) {
-        None | Some(Value::Null) => Value::Object(serde_json::Map::new()),
-        Some(Value::String(text)) => serde_json::from_str(&text).ok()?,
-        Some(value) => value,
-    };
-    arguments.is_object().then_some(Call { name, arguments })
+    Call::from_json(serde_json::from_str(text.trim()).ok()?)
+}
+
+impl Call {
+    /// The call of a JSON value `{"name": .., "arguments": {..}}`, whose arguments may be an object
+    /// in a string; nothing of any other value.
+    #[must_use]
+    pub fn from_json(mut value: Value) -> Option<Self> {
+        let object = value.as_object_mut()?;
+        let name = object.get("name")?.as_str()?.to_owned();
+        let arguments = match object.remove("arguments").or_else(|| object.remove("parameters")) {
+            None | Some(Value::Null) => Value::Object(serde_json::Map::new()),
+            Some(Value::String(text)) => serde_json::from_str(&text).ok()?,
+            Some(value) => value,
+        };
+        arguments.is_object().then_some(Self { name, arguments })
+    }
 }
 
 #[cfg(test)]

@@ -16,6 +16,8 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 
+pub use python::float as python_float;
+
 /// Steps a rendering may take: a chat of ten thousand turns needs some millions; loops in loops are
 /// ended after about a second.
 const MOST_STEPS: u64 = 20_000_000;

@@ -24,7 +24,7 @@ pub(super) fn from_json(value: &serde_json::Value) -> Value {
 
 /// Python's `repr` of a float: the shortest digits that read back, an exponent below 1e-4 and from
 /// 1e16.
-pub(super) fn float(x: f64) -> String {
+pub fn float(x: f64) -> String {
     if !x.is_finite() {
         return if x.is_nan() {
             "nan"

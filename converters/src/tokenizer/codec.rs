@@ -120,6 +120,30 @@ impl Tokenizer {
     /// # Errors
     /// No template, one that does not compile, or one that refuses the messages.
     pub fn encode_chat(&self, messages: &[Value], options: &chat::Options) -> Result<Prompt> {
+        let (guard, text) = self.guarded(messages, options)?;
+        Ok(Prompt { ids: self.guarded_ids(&guard, &text)?, text: guard.strip(&text) })
+    }
+
+    /// The part of [`Tokenizer::encode_chat`] that a template writes after the last place of
+    /// `mark`, a text that stands for a message's content: what follows it up to the next one's
+    /// beginning. Nothing where the template does not write the mark.
+    ///
+    /// # Errors
+    /// No template, one that does not compile, or one that refuses the messages.
+    pub fn encode_chat_after(
+        &self,
+        mark: &str,
+        messages: &[Value],
+        options: &chat::Options,
+    ) -> Result<Option<Prompt>> {
+        let (guard, text) = self.guarded(messages, options)?;
+        let Some(at) = text.rfind(mark) else { return Ok(None) };
+        let rest = &text[at + mark.len()..];
+        Ok(Some(Prompt { ids: self.guarded_ids(&guard, rest)?, text: guard.strip(rest) }))
+    }
+
+    /// A chat as the template writes it, control texts of its messages marked.
+    fn guarded(&self, messages: &[Value], options: &chat::Options) -> Result<(Guard<'_>, String)> {
         let template = self.template_for(options)?;
         let control: Vec<&str> = self
             .tokens
@@ -130,19 +154,22 @@ impl Tokenizer {
             .collect();
         let guard = Guard::new(&control, messages, options, template.source())?;
         let text = template.render(&guard.messages, &guard.options)?;
-        let ids = if guard.changed {
-            let mut ids = Vec::new();
-            for piece in guard.pieces(&text) {
-                match piece {
-                    Piece::Control(token) => ids.extend(self.id_of(token)),
-                    Piece::Text(text) => ids.extend(self.encode_plain(&text)?),
-                }
+        Ok((guard, text))
+    }
+
+    /// The ids of such a text.
+    fn guarded_ids(&self, guard: &Guard<'_>, text: &str) -> Result<Vec<u32>> {
+        if !guard.changed {
+            return self.encode(text);
+        }
+        let mut ids = Vec::new();
+        for piece in guard.pieces(text) {
+            match piece {
+                Piece::Control(token) => ids.extend(self.id_of(token)),
+                Piece::Text(text) => ids.extend(self.encode_plain(&text)?),
             }
-            ids
-        } else {
-            self.encode(&text)?
-        };
-        Ok(Prompt { text: guard.strip(&text), ids })
+        }
+        Ok(ids)
     }
 
     /// Renders messages as text, as training data is made: no message is protected.

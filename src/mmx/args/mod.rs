@@ -4,4 +4,5 @@ pub(crate) mod device;
 pub(crate) mod ids;
 pub(crate) mod kinds;
 pub(crate) mod stages;
+pub(crate) mod tools;
 pub(crate) mod values;

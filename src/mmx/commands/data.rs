@@ -1,5 +1,7 @@
 //! `mmx data`: what is wrong with a data file, and what a model would learn from it.
 
+mod traces;
+
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -59,7 +61,8 @@ struct CheckArgs {
     files: Vec<PathBuf>,
 }
 
-/// Print samples as the model reads them, what is learned in colour
+/// Print samples as the model reads them, what is learned in colour; of stages that learn from rewards
+/// the prompts, or the rollouts of a file
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   mmx data show --stage sft --tokenizer tok chats.jsonl
@@ -393,6 +396,22 @@ fn measure(data: &Dataset, one: bool) -> (Value, Vec<String>) {
 fn show(args: &ShowArgs, as_json: bool) -> Result<()> {
     let tokenizer = tokenizer::open(&args.tokenizer)?;
     let options = args.common.options()?;
+    let colour = match args.color {
+        When::Always => true,
+        When::Never => false,
+        When::Auto => std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
+    };
+    if traces::STAGES.contains(&args.common.stage.name) {
+        let request = traces::Request {
+            file: &args.file,
+            tokenizer: &tokenizer,
+            fields: options.fields,
+            samples: args.samples,
+            line: args.line,
+            marked: &|ids, sampled| marked(&tokenizer, ids, sampled, colour),
+        };
+        return traces::show(&request, as_json);
+    }
     let files = std::slice::from_ref(&args.file);
     let (data, faults) = Dataset::examine(
         files,
@@ -430,11 +449,6 @@ fn show(args: &ShowArgs, as_json: bool) -> Result<()> {
     let chosen = (0..data.len())
         .filter(|&i| args.line.is_none_or(|line| data.sample(i).line == line))
         .take(args.samples);
-    let colour = match args.color {
-        When::Always => true,
-        When::Never => false,
-        When::Auto => std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
-    };
     let mut all = Vec::new();
     for index in chosen {
         let sides = [Some((data.sample(index), "")), data.rejected(index).map(|r| (r, "rejected"))];

@@ -1,6 +1,7 @@
 //! `mmx eval`: how good a model is.
 
 mod show;
+mod tasks;
 
 use std::path::{Path, PathBuf};
 
@@ -10,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::args::device::{self, DeviceArgs};
 use crate::args::kinds;
+use crate::args::tools::ToolArgs;
 use crate::error::{Error, Result};
 use crate::format;
 use crate::talk::note;
@@ -31,13 +33,15 @@ const WINDOW: usize = 512;
   mmx eval model-q4_0.gguf --choice ceval/val/*.csv --json
   mmx eval runs/sft export/*.gguf --choice ARC-Easy-Test.jsonl --engine ggml --engine llama.cpp
   mmx eval model-q4_0.gguf --exact held-out.jsonl --min-accuracy 0.9
+  mmx eval model-q4_0.gguf --tasks sums.jsonl --tools tools.json --reward reward.json
 
 --ppl slides a window over the text: --ctx tokens at a time, moved by --stride, every token scored once. --chunks cuts it as
 llama-perplexity does (chunks side by side, the second half of each scored), for numbers to compare with others'.
 --choice compares likelihoods: of the letters after a prompt that lists the options, and of the answers' whole texts after one
 that does not, as a sum, per character and per byte (lm-evaluation-harness' acc, acc_norm and acc_bytes). Questions with
 Chinese characters are asked in Chinese. --exact reads chats as SFT data has them; the last turn is the right answer, which
-the model must write greedily.")]
+the model must write greedily. --tasks reads prompts with rewards (docs/rewards.md), answers each greedily, calling --tools
+if there are some, and gives the mean reward and each of its parts.")]
 pub(crate) struct EvalArgs {
     /// Checkpoints, Transformers folders or GGUFs; others are compared with the first
     #[arg(required = true, value_name = "MODEL")]
@@ -99,6 +103,17 @@ pub(crate) struct EvalArgs {
     threads: Option<usize>,
     #[command(flatten)]
     device: DeviceArgs,
+    /// Tasks: prompts that are answered and rewarded (docs/rewards.md)
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["ppl", "choice", "exact", "engines", "html"])]
+    tasks: Option<PathBuf>,
+    /// --tasks: rewards for all of them, in addition to each one's own
+    #[arg(long, value_name = "FILE", requires = "tasks")]
+    reward: Option<PathBuf>,
+    /// --tasks: turns of an answer at most; each but the last one calls tools
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = crate::args::values::at_least_one)]
+    max_turns: usize,
+    #[command(flatten)]
+    tools: ToolArgs,
 }
 
 /// Runs it.
@@ -110,8 +125,16 @@ pub(crate) fn run(args: EvalArgs, as_json: bool) -> Result<()> {
     if let Some(path) = &args.exact {
         return run_exact(&args, path, as_json);
     }
+    if let Some(path) = &args.tasks {
+        return tasks::run(&args, path, as_json);
+    }
+    if args.tools.is_some() {
+        return Err(Error::usage("--tools: expected --tasks beside it, found none"));
+    }
     if args.ppl.is_none() && args.choice.is_empty() {
-        return Err(Error::usage("expected one of --ppl, --choice and --exact, found none"));
+        return Err(Error::usage(
+            "expected one of --ppl, --choice, --exact and --tasks, found none",
+        ));
     }
     let text = args.ppl.as_deref().map(Text::read).transpose()?;
     let request = request(&args)?;

@@ -2,19 +2,26 @@
 
 use std::io::{Read, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use mmx_converters::chat;
 use mmx_converters::model::generation::Generation as Defaults;
 use mmx_converters::words::counted;
-use mmx_ggml::run::{Finish, Generation, KvType, Sampling, Session, SessionOptions, generate};
+use mmx_ggml::run::{
+    Finish, Generated, Generation, KvType, Sampling, Session, SessionOptions, generate_after,
+    reusable,
+};
 use serde_json::json;
 
 use crate::args::device::DeviceArgs;
+use crate::args::tools::{self, ToolArgs};
 use crate::args::values;
 use crate::error::{Error, Result};
 use crate::format;
 use crate::talk::note;
 use mmx_models::open::Form;
+use mmx_rollout::tools::Tools;
+use mmx_rollout::{Completion, Conversation, Draw, Limits};
 
 /// Generate text from a prompt
 #[derive(clap::Args, Debug)]
@@ -25,6 +32,7 @@ are not given are the model's own (generation_config.json, general.sampling.* of
 Examples:
   mmx run runs/sft/export/model-q4_0.gguf -p \"What is 7 + 5?\"
   mmx run model.gguf -p \"Once upon a time\" --raw -n 100 --temperature 0.8 --seed 1
+  mmx run model.gguf -p \"What is 63 * 67?\" --tools tools.json
   mmx run hf:me/my-model-GGUF:q8_0 -p \"Hello\"
   echo \"Tell a story\" | mmx run runs/sft -p - --greedy --json")]
 pub(crate) struct RunArgs {
@@ -54,6 +62,8 @@ pub(crate) struct RunArgs {
     runner: RunnerArgs,
     #[command(flatten)]
     device: DeviceArgs,
+    #[command(flatten)]
+    tools: ToolArgs,
 }
 
 /// The options that say how the runner computes.
@@ -145,6 +155,12 @@ impl SamplingArgs {
 /// A model that cannot be opened or lacks a tokenizer or template, settings without sense, a full
 /// context.
 pub(crate) fn run(args: RunArgs, as_json: bool) -> Result<()> {
+    if args.raw && args.tools.is_some() {
+        return Err(Error::usage(
+            "--tools: expected no --raw beside it, for a chat template shows tools",
+        ));
+    }
+    let tools = args.tools.open()?;
     let form = Form::open(&args.model)?;
     let model = args.device.load(&form)?;
     if model.gguf().metadata().get("tokenizer.ggml.model").is_none() {
@@ -156,6 +172,7 @@ pub(crate) fn run(args: RunArgs, as_json: bool) -> Result<()> {
         prompt.clear();
         std::io::stdin().read_to_string(&mut prompt).map_err(|e| Error::io("stdin", e))?;
     }
+    let mut asked = None;
     let prompt_ids = if args.raw {
         tokenizer.encode_text(&prompt)?
     } else {
@@ -165,12 +182,32 @@ pub(crate) fn run(args: RunArgs, as_json: bool) -> Result<()> {
                 "`--raw` completes the prompt as it is",
             ));
         }
+        if tools.is_some() && !tokenizer.shows_tools() {
+            return Err(Error::failed(format!(
+                "{}: expected a chat template that shows tools, found one that does not",
+                args.model.display()
+            )));
+        }
         let mut messages = Vec::new();
         if let Some(system) = &args.system {
             messages.push(chat::message("system", system));
         }
         messages.push(chat::message("user", &prompt));
-        tokenizer.encode_chat(&messages, &chat::Options::generation())?.ids
+        let mut options = chat::Options::generation();
+        options.tools = tools.as_ref().map(Tools::shown);
+        let rendered = tokenizer.encode_chat(&messages, &options)?;
+        let thinking = rendered.text.trim_end().ends_with("<think>");
+        asked = Some(Draw {
+            sample: 0,
+            task: Arc::default(),
+            messages,
+            options,
+            thinking,
+            text: rendered.text,
+            full_len: rendered.ids.len(),
+            prompt: rendered.ids.clone(),
+        });
+        rendered.ids
     };
     let defaults = Defaults::from_gguf_keys(model.gguf().metadata()).unwrap_or_default();
     let request = Generation {
@@ -184,14 +221,44 @@ pub(crate) fn run(args: RunArgs, as_json: bool) -> Result<()> {
     let mut session = Session::new(&model, options)?;
 
     let mut out = std::io::stdout().lock();
-    // a reader that has gone away ends the generation
-    let generated = generate(&mut session, &prompt_ids, &request, |text| {
-        as_json || out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
-    })?;
+    let context = session.n_ctx();
+    let limits = Limits { max_turns: MOST_TURNS, context, learn_stop: false, ..Limits::default() };
+    let mut row = match (&tools, &asked) {
+        (Some(tools), Some(draw)) => {
+            Some(Conversation::new(tokenizer, draw, &limits, Some(tools), 0, 0))
+        }
+        _ => None,
+    };
+    let (mut prompt, mut held) = (prompt_ids, Vec::new());
+    let generated = loop {
+        let common = reusable(&held, &prompt);
+        session.truncate(common);
+        let (seen, rest) = prompt.split_at(common);
+        // a reader that has gone away ends the generation
+        let generated = generate_after(&mut session, seen, rest, &request, |text| {
+            as_json || out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
+        })?;
+        let Some(row) = &mut row else { break generated };
+        let told = row.written().calls.len();
+        let next = row.push(completion(&generated))?;
+        for called in &row.written().calls[told..] {
+            note!("{}", tools::in_words(called));
+        }
+        match next {
+            Some(next) if matches!(generated.finish, Finish::Stop | Finish::Length) => {
+                held = generated.held;
+                prompt = next.prompt;
+            }
+            _ => break generated,
+        }
+        if !as_json {
+            out.write_all(b"\n").map_err(|e| Error::io("stdout", e))?;
+        }
+    };
     drop(out);
     let (prefill, decode) = (generated.prefill_tokens_per_s(), generated.decode_tokens_per_s());
     if as_json {
-        return format::print_json(&json!({
+        let mut report = json!({
             "text": generated.text,
             "ids": generated.ids,
             "finish": finish_name(generated.finish),
@@ -200,7 +267,12 @@ pub(crate) fn run(args: RunArgs, as_json: bool) -> Result<()> {
             "prefill_tokens_per_s": prefill,
             "decode_tokens_per_s": decode,
             "seed": request.sampling.seed,
-        }));
+        });
+        if let Some(row) = &row {
+            report["turns"] = json!(row.written().turns);
+            report["calls"] = row.written().calls.iter().map(tools::to_json).collect();
+        }
+        return format::print_json(&report);
     }
     format::print("\n")?;
     if args.ids {
@@ -214,6 +286,22 @@ pub(crate) fn run(args: RunArgs, as_json: bool) -> Result<()> {
         finish_name(generated.finish)
     );
     Ok(())
+}
+
+/// Turns of an answer at most: each but the last one calls tools.
+const MOST_TURNS: usize = 8;
+
+/// A turn as a conversation takes it.
+fn completion(generated: &Generated) -> Completion {
+    let mut ids = generated.ids.clone();
+    let finish = match generated.finish {
+        Finish::Stop => {
+            ids.push(0); // the end, which is not kept: the template writes its own
+            mmx_rollout::Finish::Stop
+        }
+        Finish::Length | Finish::Context | Finish::Cancelled => mmx_rollout::Finish::Length,
+    };
+    Completion { logps: vec![0.0; ids.len()], ids, finish }
 }
 
 /// The reason for the end, as JSON spells it.

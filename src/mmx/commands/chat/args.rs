@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::args::device::DeviceArgs;
+use crate::args::tools::ToolArgs;
 use crate::commands::run::{RunnerArgs, SamplingArgs};
 
 /// Chat with a model
@@ -15,6 +16,7 @@ computed, so a turn costs only its own tokens.
 
 Examples:
   mmx chat runs/sft/export/model-q4_0.gguf
+  mmx chat model.gguf --tools tools.json
   mmx chat model.gguf --system \"Answer in one sentence.\" --history talk.json
   printf 'hello\\nand you?\\n' | mmx chat model.gguf --greedy")]
 pub(crate) struct ChatArgs {
@@ -41,6 +43,8 @@ pub(crate) struct ChatArgs {
     pub(super) runner: RunnerArgs,
     #[command(flatten)]
     pub(super) device: DeviceArgs,
+    #[command(flatten)]
+    pub(super) tools: ToolArgs,
 }
 
 /// The action when the context is full.

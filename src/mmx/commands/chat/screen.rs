@@ -35,6 +35,14 @@ impl Screen {
         write(&text)
     }
 
+    /// Says what a tool gave; as talk, for it is no text of the model.
+    pub(super) fn note(&self, text: &str) {
+        if !self.quiet {
+            let (open, close) = if self.dim { ("\x1b[2m", "\x1b[0m") } else { ("", "") };
+            eprintln!("{open}{text}{close}");
+        }
+    }
+
     /// The end of an answer.
     pub(super) fn end(&self, thinking: bool) {
         if self.quiet {

@@ -14,14 +14,17 @@ use mmx_ggml::run::{
     Finish, Generated, Generation, Model, Sampling, Session, SessionOptions, generate_shifting,
     reusable,
 };
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::args::{ChatArgs, WhenFull};
 use super::screen::Screen;
 use super::stop::{ANSWERING, STOPPED};
+use crate::args::tools::in_words;
 use crate::error::{Error, Result};
-use mmx_converters::chat::answer::{Piece, Splitter};
+use mmx_converters::chat::answer::{Call, Piece, Splitter};
 use mmx_models::open::Form;
+use mmx_rollout::tools::Tools;
+use mmx_rollout::{Called, Toolbox};
 
 /// A conversation and the session that has read it.
 pub(crate) struct Talk {
@@ -33,7 +36,11 @@ pub(crate) struct Talk {
     request: Generation,
     options: chat::Options,
     when_full: WhenFull,
+    tools: Option<Tools>,
 }
+
+/// Answers of the model to one message at most: each but the last one calls tools.
+const MOST_TURNS: usize = 8;
 
 /// All messages, and how many of them the model no longer sees.
 #[derive(Clone, Debug, Default)]
@@ -102,6 +109,13 @@ impl Talk {
             messages.all.drain(..messages.system());
             messages.all.insert(0, chat::message("system", system));
         }
+        let tools = args.tools.open()?;
+        if tools.is_some() && !model.tokenizer()?.shows_tools() {
+            return Err(Error::failed(format!(
+                "{}: expected a chat template that shows tools, found one that does not",
+                args.model.display()
+            )));
+        }
         let defaults = Defaults::from_gguf_keys(model.gguf().metadata()).unwrap_or_default();
         let mut variables = Map::new();
         if args.think {
@@ -122,9 +136,10 @@ impl Talk {
             options: chat::Options {
                 add_generation_prompt: true,
                 variables,
-                ..chat::Options::default()
+                tools: tools.as_ref().map(Tools::shown),
             },
             when_full: args.when_full,
+            tools,
             model,
         })
     }
@@ -184,30 +199,64 @@ impl Talk {
         }
     }
 
-    /// Answers a message; both become part of the conversation.
+    /// Answers a message; both become part of the conversation, and what tools were called in
+    /// between.
     pub(crate) fn answer(&mut self, text: &str, screen: &Screen) -> Result<Generated> {
+        let before = self.messages.all.len();
         self.messages.all.push(chat::message("user", text));
-        let (ids, thinking) = match self.prompt() {
-            Ok(prompt) => prompt,
-            Err(error) => {
-                self.messages.all.pop();
-                return Err(error);
+        let mut turns = 1;
+        loop {
+            let found = self.turn(screen).and_then(|(generated, calls)| {
+                let stopped = STOPPED.load(Ordering::SeqCst);
+                let goes_on = !calls.is_empty() && turns < MOST_TURNS && !stopped;
+                if goes_on {
+                    self.call(&calls, screen)?;
+                }
+                Ok((generated, goes_on))
+            });
+            match found {
+                Ok((_, true)) => turns += 1,
+                Ok((generated, false)) => return Ok(generated),
+                Err(error) => {
+                    self.messages.all.truncate(before);
+                    return Err(error);
+                }
             }
-        };
+        }
+    }
+
+    /// Runs calls; what the tools answer becomes part of the conversation.
+    fn call(&mut self, calls: &[Call], screen: &Screen) -> Result<()> {
+        let Some(tools) = &self.tools else { return Ok(()) };
+        for call in calls {
+            let call = json!({"name": call.name, "arguments": call.arguments});
+            let answer = tools.run(&call, &tools.shown())?;
+            let message = chat::message("tool", &answer.result);
+            let called = Called { call, result: answer.result, ..Called::default() };
+            screen.note(&in_words(&called));
+            self.messages.all.push(message);
+        }
+        Ok(())
+    }
+
+    /// One answer of the model, and the tools it calls.
+    fn turn(&mut self, screen: &Screen) -> Result<(Generated, Vec<Call>)> {
+        let (ids, thinking) = self.prompt()?;
         let common = reusable(&self.held, &ids);
         self.session.truncate(common);
         self.held.clear(); // an error leaves nothing that can be trusted
         let (seen, rest) = ids.split_at(common);
         let sampling = self.request.sampling.clone();
 
-        let mut splitter = Splitter::new(thinking, false);
+        let mut splitter = Splitter::new(thinking, self.tools.is_some());
         let (mut content, mut thought, mut in_thought) = (String::new(), String::new(), false);
+        let mut calls = Vec::new();
         let mut keep = |pieces: &[Piece]| {
             for piece in pieces {
                 match piece {
                     Piece::Content(text) => content.push_str(text),
                     Piece::Thought(text) => thought.push_str(text),
-                    Piece::Call(_) => {}
+                    Piece::Call(call) => calls.push(call.clone()),
                 }
             }
         };
@@ -237,7 +286,6 @@ impl Talk {
             Ok(generated) => generated,
             Err(error) => {
                 self.session.truncate(0);
-                self.messages.all.pop();
                 return Err(error.into());
             }
         };
@@ -262,10 +310,14 @@ impl Talk {
         if !thought.is_empty() {
             message["reasoning_content"] = thought.into();
         }
+        if !calls.is_empty() {
+            let call = |call: &Call| json!({"type": "function", "function": {"name": call.name, "arguments": call.arguments}});
+            message["tool_calls"] = calls.iter().map(call).collect();
+        }
         self.messages.all.push(message);
         // the next answer draws other random numbers
         self.request.sampling = Sampling { seed: sampling.seed.wrapping_add(1), ..sampling };
-        Ok(generated)
+        Ok((generated, calls))
     }
 }
 
@@ -331,7 +383,6 @@ fn read_history(path: &Path) -> Result<Vec<Value>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     fn messages(roles: &[&str]) -> Messages {
         let all = roles.iter().map(|role| chat::message(role, role)).collect();
