@@ -5,6 +5,9 @@
 //! first_model_data numbers train > numbers.jsonl       chats of one to three questions that spell numbers out
 //! first_model_data numbers test  > held-out.jsonl      the same questions about numbers never trained on, one each
 //! first_model_data numbers second > second.jsonl       the same, each after another such question and its answer
+//! first_model_data sums sft  > sums.jsonl              chats that add two numbers below 100 (`scripts/run-rl`)
+//! first_model_data sums tasks > tasks.jsonl            other sums to be answered, each with its right answer
+//! first_model_data sums test > held-out.jsonl          sums that are in neither, as chats
 //! first_model_data big MEGABYTES > big.jsonl           made-up text of realistic lengths (scripts/big-data)
 //! ```
 //! The chat task has right answers: a number from 0 to 9999 in digits to English words and to Chinese
@@ -22,12 +25,13 @@ fn main() -> io::Result<()> {
         ["numbers", "train"] => train(),
         ["numbers", "test"] => test(),
         ["numbers", "second"] => second(),
+        ["sums", part @ ("sft" | "tasks" | "test")] => sums(part),
         ["big", megabytes] if megabytes.parse::<u64>().is_ok() => {
             big(megabytes.parse().unwrap_or_default())
         }
         _ => {
             eprintln!(
-                "usage: first_model_data text FILE.. | numbers train|test|second | big MEGABYTES"
+                "usage: first_model_data text FILE.. | numbers train|test|second | sums sft|tasks|test | big MEGABYTES"
             );
             std::process::exit(2);
         }
@@ -143,6 +147,39 @@ fn second() -> io::Result<()> {
     let mut out = io::stdout().lock();
     let before = questions.iter().cycle().skip(questions.len() - 1);
     before.zip(&questions).try_for_each(|(first, second)| print_chat(&mut out, [first, second]))
+}
+
+/// The sums of two numbers below 100 that belong to a part, in an order of their own: of each
+/// hundred some 5 are held out, 45 are tasks, 50 are shown with their answers.
+fn sums_of(part: &str) -> Vec<Asked> {
+    let of = |seed: u64| match seed % 100 {
+        0..5 => "test",
+        5..50 => "tasks",
+        _ => "sft",
+    };
+    let seed = |a: u64, b: u64| scramble(2_000_000 + 100 * a + b);
+    let mut all: Vec<(u64, u64)> = (0..100)
+        .flat_map(|a| (0..100).map(move |b| (a, b)))
+        .filter(|&(a, b)| of(seed(a, b)) == part)
+        .collect();
+    all.sort_by_key(|&(a, b)| seed(a, b) / 100);
+    all.into_iter().map(|(a, b)| (format!("{a}+{b}"), (a + b).to_string())).collect()
+}
+
+fn sums(part: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    for asked in sums_of(part) {
+        if part != "tasks" {
+            print_chat(&mut out, [&asked])?;
+            continue;
+        }
+        // the answer is for the reward alone: the turn that would show it is empty
+        let (question, answer) = asked;
+        let turns = [("user", question.as_str()), ("assistant", "")]
+            .map(|(role, content)| json!({"role": role, "content": content}));
+        writeln!(out, "{}", json!({"conversations": turns, "answer": answer}))?;
+    }
+    Ok(())
 }
 
 /// Texts of made-up words, every third in Chinese, until there are so many megabytes. Words are common or
@@ -275,6 +312,22 @@ mod tests {
         ] {
             assert_eq!(english(n), words);
         }
+    }
+
+    #[test]
+    fn no_sum_is_in_two_parts_and_all_are_in_one() {
+        let parts = ["sft", "tasks", "test"].map(sums_of);
+        let mut all: Vec<_> = parts.iter().flatten().collect();
+        assert_eq!(all.len(), 10_000);
+        all.sort();
+        all.dedup();
+        assert_eq!(all.len(), 10_000);
+        let sizes = parts.each_ref().map(Vec::len);
+        assert!(
+            sizes[0] > 4_800 && sizes[1] > 4_200 && (400..600).contains(&sizes[2]),
+            "{sizes:?}"
+        );
+        assert!(parts[2].iter().any(|(question, answer)| answer.len() == 3 && question.len() == 5));
     }
 
     #[test]

@@ -88,6 +88,7 @@ if doors=$(bash scripts/peers/doors.sh); then
   fi
   if trl=$(bash scripts/peers/trl.sh) && mlx=$(bash scripts/peers/mlx.sh); then
     several "$python" scripts/peers/back.py "$mmx" "$shared" "$work" "$trl" "$mlx"
+    several "$python" scripts/peers/rewards.py "$mmx" "$shared" "$work" "$trl"
   else
     failed=$((failed + 1)); echo "FAIL  installing TRL or MLX"
   fi

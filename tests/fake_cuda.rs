@@ -122,6 +122,18 @@ const REASON: [Case; 2] = [
     case("reason", "golden/minimind3-moe", None, &["--accum", "2"]),
 ];
 
+/// Over rollouts of a file.
+const REWARDS: [Case; 8] = [
+    case("grpo", "golden-2026/minimind3", None, &["--accum", "2"]),
+    case("grpo", "golden-2026/minimind3-moe", None, &[]),
+    case("cispo", "golden-2026/minimind3", None, &[]),
+    case("cispo", "golden-2026/minimind3-moe", None, &[]),
+    case("ppo", "golden-2026/minimind3", None, &["--accum", "2"]),
+    case("ppo", "golden-2026/minimind3-moe", None, &[]),
+    case("agent", "golden-2026/minimind3", None, &[]),
+    case("agent", "golden-2026/minimind3-moe", None, &[]),
+];
+
 const fn case(
     stage: &'static str,
     model: &'static str,
@@ -165,7 +177,12 @@ impl Case {
     /// The command line without its output.
     fn command(&self, setting: Setting) -> Command {
         let (model, tokenizer) = (shared(self.model), shared(self.folder()));
-        let data = if matches!(self.stage, "lora" | "distill") { "sft" } else { self.stage };
+        let rewards = mmx_data::stages::learns_from_rewards(self.stage);
+        let data = match self.stage {
+            "lora" | "distill" => "sft",
+            _ if rewards => "sft",
+            stage => stage,
+        };
         let data = shared(&format!("{}/{data}.jsonl", self.folder()));
         let (recipe, length) = match self.folder() {
             "golden" => ("2025", "128"),
@@ -180,6 +197,9 @@ impl Case {
         command.args(["--dtype", setting.dtype, "--lr", self.lr]).args(self.options);
         if !self.options.contains(&"--accum") {
             command.args(["--accum", "1"]);
+        }
+        if rewards {
+            command.args(["--rollouts", text(&shared("golden-rl/rollouts.jsonl"))]);
         }
         if self.stage == "distill" {
             // of the other kind, dense or with experts
@@ -271,7 +291,7 @@ fn assert_near(name: &str, found: &Value, expected: &Value, loss: f64) {
 
 #[test]
 fn every_stage_has_a_case() {
-    let all = [&PRETRAIN[..], &SFT, &LORA, &DPO, &DISTILL, &REASON].concat();
+    let all = [&PRETRAIN[..], &SFT, &LORA, &DPO, &DISTILL, &REASON, &REWARDS].concat();
     for stage in mmx_data::stages::STAGES {
         let of_stage = || all.iter().filter(|case| case.stage == stage.name);
         assert!(of_stage().any(|case| case.model.ends_with("moe")), "{}", stage.name);
@@ -299,6 +319,17 @@ fn adapters_give_the_cpus_losses() {
 fn preferences_and_distillation_give_the_cpus_losses() {
     assert_losses(&DPO);
     assert_losses(&DISTILL);
+}
+
+/// Both sides of a clip are near each other: a token on the other side of it changes a loss.
+#[test]
+fn rewards_give_the_cpus_losses() {
+    for case in &REWARDS {
+        let name = case.name();
+        let (found, counts) = on_device(case, PADDED, &[]);
+        assert_near(&name, &found, &on_cpu(case, PADDED), 0.01);
+        assert_only_on(&name, &counts, 0);
+    }
 }
 
 /// Between two optimizer steps the host waits for the device once, whatever the losses and their parts are, and once

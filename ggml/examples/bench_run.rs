@@ -7,6 +7,8 @@
 //!   bench_run batches FILE THREADS REPEATS wall|cpu SIZE..   steps of so many tokens, in turns
 //!   bench_run decode mmx|llama|flash FILE THREADS decode (128) of one engine
 //!   bench_run steps mmx|llama|flash FILE SIZE N   N steps of so many tokens, one thread, twice: for counting instructions
+//!   bench_run policy PRESET TYPE THREADS ROWS PROMPT NEW   weights in memory overwritten (ms, the least of 20), then so
+//!       many rows in groups of 8 written after made-up prompts: ids per second, wall and CPU
 //!
 //! Each prints one line of JSON. Memory is the process's largest, so `first` measures one engine
 //! each.
@@ -15,13 +17,17 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 
-use mmx_converters::arch::presets;
+use mmx_converters::arch::{Config, Role, presets, weights};
 use mmx_converters::gguf::Gguf;
+use mmx_converters::random::Random;
 use mmx_converters::tokenizer::Tokenizer;
-use mmx_ggml::Clock;
 use mmx_ggml::judge::LlamaModel;
 use mmx_ggml::run::random_model::random_gguf;
-use mmx_ggml::run::{KvType, LoadOptions, Model, Session, SessionOptions, bench, bench_steps};
+use mmx_ggml::run::{
+    KvType, LoadOptions, Model, Policy, PolicyOptions, Prompt, Sampling, Session, SessionOptions,
+    Values, bench, bench_steps,
+};
+use mmx_ggml::{Clock, FileType};
 use serde_json::{Value, json};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -59,6 +65,11 @@ fn main() -> Result<()> {
             batches(file.as_ref(), threads.parse()?, repeats.parse()?, clock, sizes)?
         }
         ["decode", engine, file, threads] => decode(engine, file.as_ref(), threads.parse()?)?,
+        ["policy", preset, file, threads, rows, prompt, new] => {
+            let config = presets::preset(preset).ok_or("no such preset")?;
+            let sizes = [rows.parse()?, prompt.parse()?, new.parse()?];
+            policy(&config, file.parse()?, threads.parse()?, sizes)?
+        }
         ["steps", engine, file, size, n] => {
             steps(engine, file.as_ref(), size.parse()?, n.parse()?)?
         }
@@ -160,6 +171,52 @@ fn decode(engine: &str, file: &Path, threads: usize) -> Result<Value> {
         LlamaModel::open(file)?.bench(0, DECODE, threads, flash, Clock::Wall)?
     };
     Ok(json!({"decode": speed.decode}))
+}
+
+/// Weights handed over, and rows written, by a model that is trained meanwhile.
+fn policy(
+    config: &Config,
+    file: FileType,
+    threads: usize,
+    [rows, length, max_new]: [usize; 3],
+) -> Result<Value> {
+    let mut random = Random::new(1, 0);
+    let table = weights(config);
+    let values: Vec<Vec<f32>> = table
+        .iter()
+        .map(|w| {
+            let middle = f32::from(w.role == Role::Norm);
+            (0..w.elements()).map(|_| middle + 0.07 * (random.unit() as f32 - 0.5)).collect()
+        })
+        .collect();
+    let options = PolicyOptions { file, threads: Some(threads), ..PolicyOptions::default() };
+    let mut policy = Policy::new(config, options)?;
+    let mut least = f64::INFINITY;
+    for _ in 0..20 {
+        let start = Instant::now();
+        let given = table.iter().zip(&values);
+        policy.take(&mut given.map(|(weight, values)| Values {
+            name: &weight.name,
+            shape: &weight.shape,
+            values,
+        }))?;
+        least = least.min(start.elapsed().as_secs_f64());
+    }
+    let prompt = |row: usize| Prompt {
+        ids: (0..length).map(|i| ((row / 8 + 7 * i) % config.vocab_size) as u32).collect(),
+        max_new,
+        seed: row as u64,
+    };
+    let sampling = Sampling { temperature: 1.0, ..Sampling::default() };
+    let mut rates = Vec::new();
+    for clock in [Clock::Wall, Clock::Cpu, Clock::Wall] {
+        let start = clock.now();
+        let prompts = (0..rows).map(prompt).collect();
+        policy.write(prompts, &sampling, &[], &mut |_, _| Ok(None))?;
+        rates.push((rows * max_new) as f64 / (clock.now() - start));
+    }
+    Ok(json!({"take_ms": least * 1e3, "ids_per_s": rates[2].max(rates[0]),
+        "ids_per_cpu_s": rates[1], "slots": policy.slots().n_slots(), "peak_bytes": peak_rss_bytes()}))
 }
 
 /// What scripts/count-instructions counts; the weights that a token meets.

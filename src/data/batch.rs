@@ -28,6 +28,41 @@ pub struct Batch {
     pub packed: Vec<usize>,
     /// The batch of all ranks that this is a share of; nothing where it is the whole.
     pub share: Option<Share>,
+    /// The rewards of the rows and how they were sampled, where a policy wrote them.
+    pub rewarded: Option<Rewarded>,
+}
+
+/// What learning from rewards knows of a batch besides its ids: every row is a rollout.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Rewarded {
+    /// Per position as the mask: the log-probability of its target in the distribution it was
+    /// sampled from; 0 where it was not sampled.
+    pub sampled: Vec<f32>,
+    /// Reward of each row.
+    pub rewards: Vec<f64>,
+    /// Group of each row, whose rewards are compared with each other.
+    pub groups: Vec<u64>,
+    /// Whether each row was cut off by a limit.
+    pub cut_off: Vec<bool>,
+    /// An older policy sampled the rows: the one that is trained is measured from it.
+    pub stale: bool,
+    /// The rows that this micro-step is about; nothing for all of them.
+    pub minibatch: Option<Minibatch>,
+    /// Further numbers for the log by name: parts of the reward, speeds.
+    pub numbers: Vec<(String, f64)>,
+}
+
+/// Some rows of a batch, which is trained on in several passes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Minibatch {
+    /// The rows, in the order of this pass.
+    pub rows: Vec<usize>,
+    /// Nothing of the batch was trained on before.
+    pub first: bool,
+    /// The pass ends with it.
+    pub ends_pass: bool,
+    /// Micro-steps of the batch that are planned after this one.
+    pub left: usize,
 }
 
 /// The whole batch of which a rank has a share.
@@ -65,6 +100,55 @@ impl Batch {
     /// Sequences of this batch itself: rows, or samples of shared rows.
     pub fn sequences(&self) -> usize {
         if self.packed.is_empty() { self.batch } else { self.packed.len() }
+    }
+
+    /// The positions of each sequence in the flat arrays.
+    pub fn ranges(&self) -> Vec<Range<usize>> {
+        let lengths = match self.packed.is_empty() {
+            true => vec![self.seq; self.batch],
+            false => self.packed.clone(),
+        };
+        let mut start = 0;
+        let range = |length: usize| {
+            start += length;
+            start - length..start
+        };
+        lengths.into_iter().map(range).collect()
+    }
+
+    /// The batch of some of its sequences, in the order given.
+    ///
+    /// # Panics
+    /// When an index is not below [`Batch::sequences`] (a bug of the caller).
+    #[must_use]
+    pub fn select(&self, sequences: &[usize]) -> Self {
+        let ranges = self.ranges();
+        let mut out = Self { seq: self.seq, batch: sequences.len(), ..Self::default() };
+        let mut rewarded = self.rewarded.as_ref().map(|of| Rewarded {
+            stale: of.stale,
+            numbers: of.numbers.clone(),
+            ..Rewarded::default()
+        });
+        for &i in sequences {
+            let range = ranges[i].clone();
+            out.x.extend(&self.x[range.clone()]);
+            out.y.extend(&self.y[range.clone()]);
+            out.mask.extend(&self.mask[range.clone()]);
+            out.lines.extend(self.lines.get(i));
+            if let (Some(to), Some(from)) = (&mut rewarded, &self.rewarded) {
+                to.sampled.extend(&from.sampled[range.clone()]);
+                to.rewards.push(from.rewards[i]);
+                to.groups.push(from.groups[i]);
+                to.cut_off.push(from.cut_off[i]);
+            }
+            if !self.packed.is_empty() {
+                out.packed.push(range.len());
+            }
+        }
+        if !self.packed.is_empty() {
+            (out.batch, out.seq) = (usize::from(!out.x.is_empty()), out.x.len());
+        }
+        Self { rewarded, ..out }
     }
 }
 

@@ -23,6 +23,23 @@ pub trait Batches {
     /// The name of a file that [`Batch::lines`] speaks of.
     fn file(&self, index: u32) -> String;
 
+    /// What a checkpoint has to keep so that the batches after this one are the same: nothing where
+    /// a position alone gives its batch.
+    ///
+    /// # Errors
+    /// The state cannot be put into words.
+    fn state(&self) -> Result<Option<String>> {
+        Ok(None)
+    }
+
+    /// Puts back what [`Batches::state`] gave, for the batches from a position on.
+    ///
+    /// # Errors
+    /// A text that is no such state.
+    fn restore(&mut self, _epoch: usize, _index: usize, _state: &str) -> Result<()> {
+        Ok(())
+    }
+
     /// Rows and positions of the largest of the first epoch's first batches, which need not be read
     /// for this.
     ///

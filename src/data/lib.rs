@@ -79,7 +79,7 @@ pub mod texts;
 mod tokens;
 mod turns;
 
-pub use batch::{Batch, Share};
+pub use batch::{Batch, Minibatch, Rewarded, Share};
 pub use blocks::is_guarded;
 pub use cache::Cache;
 pub use dataset::Dataset;

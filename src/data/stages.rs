@@ -70,8 +70,47 @@ pub static REASON: StageInfo = StageInfo {
     help: "Answers that think first, their tags weighing tenfold",
 };
 
+/// Learning from rewards that are compared within groups.
+pub static GRPO: StageInfo = StageInfo {
+    name: "grpo",
+    kind: Kind::Chat,
+    max_seq_len: 1792,
+    help: "Rewards of sampled answers, compared within groups of one prompt",
+};
+
+/// The same with weights that are cut instead of ratios that are clipped.
+pub static CISPO: StageInfo = StageInfo {
+    name: "cispo",
+    kind: Kind::Chat,
+    max_seq_len: 1792,
+    help: "As grpo, with cut weights instead of clipped ratios",
+};
+
+/// Proximal policy optimization with a critic.
+pub static PPO: StageInfo = StageInfo {
+    name: "ppo",
+    kind: Kind::Chat,
+    max_seq_len: 1792,
+    help: "Rewards of sampled answers, measured from what a critic expects",
+};
+
+/// Learning from rewards over several turns with tools.
+pub static AGENT: StageInfo = StageInfo {
+    name: "agent",
+    kind: Kind::Chat,
+    max_seq_len: 2500,
+    help: "Rewards of whole conversations in which tools are called",
+};
+
 /// Every stage, in the order in which the help shows them.
-pub static STAGES: [&StageInfo; 6] = [&PRETRAIN, &SFT, &LORA, &DPO, &DISTILL, &REASON];
+pub static STAGES: [&StageInfo; 10] =
+    [&PRETRAIN, &SFT, &LORA, &DPO, &DISTILL, &REASON, &GRPO, &CISPO, &PPO, &AGENT];
+
+/// Whether a stage learns from rewards of what the model itself samples.
+#[must_use]
+pub fn learns_from_rewards(name: &str) -> bool {
+    [&GRPO, &CISPO, &PPO, &AGENT].into_iter().any(|stage| stage.name == name)
+}
 
 /// The stage of a name, if there is one.
 #[must_use]
@@ -103,6 +142,6 @@ mod tests {
         for info in STAGES {
             assert_eq!(stage(info.name), Some(info));
         }
-        assert_eq!(stage("ppo"), None);
+        assert_eq!(stage("a2c"), None);
     }
 }

@@ -41,6 +41,8 @@ pub struct Curves {
     pub lr: Vec<Point>,
     /// Loss of held-out data.
     pub val_loss: Vec<Point>,
+    /// Mean reward per optimizer step, where a run learns from rewards.
+    pub reward: Vec<Point>,
 }
 
 impl Curves {
@@ -61,6 +63,7 @@ impl Curves {
                 ("loss", &mut curves.loss),
                 ("lr", &mut curves.lr),
                 ("val_loss", &mut curves.val_loss),
+                ("reward", &mut curves.reward),
             ];
             for (key, list) in lists {
                 list.extend(line[key].as_f64().map(|value| (step, value)));
@@ -113,7 +116,7 @@ fn png(pixels: &[u8]) -> std::result::Result<Vec<u8>, png::EncodingError> {
     Ok(bytes)
 }
 
-/// Draws both panels.
+/// Draws both panels: loss and learning rate, or reward and loss where all runs have rewards.
 fn chart<B: DrawingBackend>(
     area: &DrawingArea<B, Shift>,
     runs: &[Curves],
@@ -124,10 +127,16 @@ fn chart<B: DrawingBackend>(
         .iter()
         .map(|run| Panel { name: &run.name, line: &run.loss, dots: &run.val_loss })
         .collect();
+    let line = |of: fn(&Curves) -> &[Point]| -> Vec<Panel<'_>> {
+        runs.iter().map(|run| Panel { name: &run.name, line: of(run), dots: &[] }).collect()
+    };
+    if runs.iter().all(|run| !run.reward.is_empty()) {
+        panel(&above, "mean reward", &line(|run| &run.reward))?;
+        panel(&below, "loss", &line(|run| &run.loss))?;
+        return area.present().map_err(|e| e.to_string());
+    }
     panel(&above, "loss (dots: held out)", &loss)?;
-    let lr: Vec<Panel<'_>> =
-        runs.iter().map(|run| Panel { name: &run.name, line: &run.lr, dots: &[] }).collect();
-    panel(&below, "learning rate", &lr)?;
+    panel(&below, "learning rate", &line(|run| &run.lr))?;
     area.present().map_err(|e| e.to_string())
 }
 

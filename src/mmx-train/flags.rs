@@ -10,6 +10,7 @@ use mmx_data::{Fields, OnBad, StageInfo};
 use mmx_training::config::{self, Decline, MUON_BETAS, OptimizerName, TrainConfig};
 use mmx_training::distributed::Place;
 use mmx_training::job::{self, Outcome, Request};
+use mmx_training::policy::options::{Objective, PolicyOptions};
 use mmx_training::ranks::{Reduce, Shard};
 use mmx_training::stage;
 use serde::Deserialize;
@@ -17,6 +18,7 @@ use serde_json::json;
 
 use crate::error::{self, Error, Result};
 use crate::launch;
+use crate::means::Choice;
 use crate::talk::note;
 use crate::terminal::{STOP, Terminal};
 
@@ -30,6 +32,7 @@ use crate::terminal::{STOP, Terminal};
   mmx train dpo --from runs/sft --data pairs.jsonl --out runs/dpo
   mmx train distill --from runs/small --teacher runs/large --data chats.jsonl --out runs/distilled
   mmx train sft --from runs/pretrain --data chats.jsonl --out runs/sft --processes 4
+  mmx train grpo --from runs/sft --data tasks.jsonl --out runs/grpo --group-size 8
 
 Checkpoints are DIR/checkpoint-STEP: folders that Transformers opens, with training/ beside the weights.
 Those of lora are PEFT folders of the adapters alone; mmx opens one as the model it names with them merged.
@@ -40,7 +43,7 @@ pub(crate) struct TrainArgs {
     stage: &'static StageInfo,
     /// Training data: Parquet, CSV, JSON Lines or JSON arrays of records, the text ones also packed
     /// with gzip or zstd; or hf:datasets/owner/name[/FILE] (repeatable)
-    #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
+    #[arg(long, value_name = "FILE", num_args = 1.., required_unless_present = "rollouts")]
     data: Vec<PathBuf>,
     /// Put exactly one JSON object on stdout
     #[arg(long)]
@@ -159,7 +162,7 @@ knobs! {
     #[arg(long, value_name = "DIR")]
     tokenizer: PathBuf,
     /// The reference's conventions, 2025 or 2026; fast: pretraining with fewer tokens to the same
-    /// loss [default: 2026]
+    /// loss; mmx: learning from rewards of one distribution [default: 2026; from rewards: mmx]
     #[arg(long, value_name = "NAME")]
     recipe: String,
     /// Passes over the data
@@ -232,7 +235,8 @@ knobs! {
     /// distill: the cross-entropy's share, the rest is the teacher's [default: 0.5; 2025: 0]
     #[arg(long, value_name = "X")]
     alpha: f64,
-    /// distill: softens both distributions [default: 1.5; 2025: 1]
+    /// distill: softens both distributions [default: 1.5; 2025: 1]; from rewards: of sampling
+    /// [default: 1; 2026: 0.8]
     #[arg(long, value_name = "X")]
     temperature: f64,
     /// Rows of an optimizer step over all processes and micro-steps, whatever their number [default:
@@ -297,6 +301,79 @@ knobs! {
     /// [default: 1]
     #[arg(long, value_name = "N", value_parser = crate::values::at_least_one)]
     processes: usize,
+    /// From rewards: the policy that the trained one is held to [default: --from]
+    #[arg(long, value_name = "MODEL")]
+    reference: PathBuf,
+    /// From rewards: what answers are rewarded for, in all tasks that do not say so themselves
+    #[arg(long, value_name = "FILE")]
+    reward: PathBuf,
+    /// From rewards: answers of each prompt [default: 6; agent: 4; ppo: 1]
+    #[arg(long, value_name = "N", value_parser = crate::values::at_least_one)]
+    group_size: usize,
+    /// From rewards: how far the ratio to the policy that sampled counts [default: 0.2]
+    #[arg(long, value_name = "X")]
+    epsilon: f64,
+    /// From rewards: the same upwards; of cispo the largest weight [default: 0.28; 2026: --epsilon;
+    /// cispo: 5]
+    #[arg(long, value_name = "X")]
+    epsilon_high: f64,
+    /// From rewards: how much the divergence from the reference counts, 0 for no reference [default:
+    /// 0.1; ppo: 0.02]
+    #[arg(long, value_name = "X")]
+    kl_coef: f64,
+    /// From rewards: new tokens of an answer, or of a turn, at most [default: 1024; agent: 768]
+    #[arg(long, value_name = "N", value_parser = crate::values::at_least_one)]
+    max_new_tokens: usize,
+    /// From rewards: grpo, cispo, dapo, bnpo, dr_grpo, gspo, luspo or sapo [default: the stage's;
+    /// agent: cispo]
+    #[arg(long, value_name = "NAME")]
+    loss: String,
+    /// From rewards: tools that may be called
+    #[arg(long, value_name = "FILE")]
+    tools: PathBuf,
+    /// From rewards: write what is sampled here, a line each
+    #[arg(long, value_name = "FILE")]
+    rollouts_out: PathBuf,
+    /// From rewards: train on these rollouts once; nothing is sampled or rewarded
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["rollouts_out", "reward", "tools"])]
+    rollouts: PathBuf,
+    /// From rewards: tokens' losses to one: rows, tokens, max_length or sum_of_rows [default: tokens;
+    /// 2026: rows]
+    #[arg(long, value_name = "NAME")]
+    loss_mean: String,
+    /// From rewards: off, token_truncate, token_mask, sequence_truncate or sequence_mask: weigh by how
+    /// probable the trainer finds what was sampled [default: token_truncate; 2026: off]
+    #[arg(long, value_name = "NAME")]
+    importance_sampling: String,
+    /// From rewards: tokens kept in sampling, 0 for all [default: 0; 2026: 50]
+    #[arg(long, value_name = "N")]
+    top_k: usize,
+    /// From rewards: probability kept in sampling [default: 1; 2026: 0.85]
+    #[arg(long, value_name = "X")]
+    top_p: f64,
+    /// From rewards: answers that a limit cut off are not learned [default: off]
+    #[arg(long, value_name = "on|off")]
+    mask_truncated: Switch,
+    /// From rewards: share of prompts that ask for thoughts [default: 0; 2026: 0.9, agent 0.1]
+    #[arg(long, value_name = "X")]
+    thinking_ratio: f64,
+    /// From rewards: a server that samples, openai:URL or ollama:NAME, whose weights stay what they are
+    /// [default: the runner, with the weights of now]
+    #[arg(long, value_name = "NAME", conflicts_with = "rollouts")]
+    engine: String,
+    /// From rewards: run commands of tools and rewards where the system cannot confine them [default:
+    /// off]
+    #[arg(long, value_name = "on|off")]
+    allow_unsandboxed: Switch,
+    /// ppo: the critic's peak learning rate [default: 5e-7]
+    #[arg(long, value_name = "X")]
+    critic_lr: f64,
+    /// ppo: rows of a minibatch [default: 2]
+    #[arg(long, value_name = "N", value_parser = crate::values::at_least_one)]
+    minibatch_size: usize,
+    /// ppo: passes over a batch of answers [default: 2]
+    #[arg(long, value_name = "N", value_parser = crate::values::at_least_one)]
+    ppo_epochs: usize,
 }
 
 /// Runs the training.
@@ -345,6 +422,21 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
     if first_here {
         knobs.refuse_inputs(&data, &args.out, args.resume)?;
     }
+    let learns = config.policy.is_some() && knobs.rollouts.is_none();
+    let means = match learns {
+        true => Some(
+            Choice {
+                engine: knobs.engine.take(),
+                reward: knobs.reward.take(),
+                tools: knobs.tools.take(),
+                of_agent: stage == mmx_data::stages::AGENT.name,
+                threads: knobs.threads,
+                allow_unsandboxed: knobs.allow_unsandboxed == Some(Switch::On),
+            }
+            .open(&data)?,
+        ),
+        false => None,
+    };
     let request = Request {
         choose_dtype: matches!(knobs.dtype.as_deref(), None | Some("auto")),
         resume: args.resume,
@@ -363,6 +455,9 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
         save_every: knobs.save_every,
         keep: knobs.keep.unwrap_or(2),
         val: knobs.val,
+        reference: knobs.reference,
+        rollouts: knobs.rollouts,
+        rollouts_out: knobs.rollouts_out,
         trace: knobs.trace,
         dump_batches: knobs.dump_batches,
         global_batch: knobs.global_batch,
@@ -385,7 +480,7 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
     // the first of several processes speaks for all
     let quiet = request.place.as_ref().is_some_and(|place| place.rank > 0);
     let terminal = Terminal::spelling(error::options_of(&crate::Train::command())).quiet(quiet);
-    let outcome = job::run(request, Arc::new(terminal), &STOP)?;
+    let outcome = job::run_with(request, means, Arc::new(terminal), &STOP)?;
     if quiet {
         return Ok(());
     }
@@ -444,7 +539,12 @@ impl Knobs {
     /// Options over the stage's defaults; an element type that is to be chosen is not chosen yet.
     fn resolve(&self, stage: &str) -> Result<TrainConfig> {
         let knobs = self;
-        let recipe = knobs.recipe.as_deref().unwrap_or("2026");
+        let of_rewards = mmx_data::stages::learns_from_rewards(stage);
+        let recipe = match knobs.recipe.as_deref() {
+            Some(recipe) => recipe,
+            None if of_rewards => config::OWN,
+            None => "2026",
+        };
         let of_stage = stage::by_name(stage)?;
         let mut config = TrainConfig::named(of_stage.as_ref(), recipe)?;
         match knobs.optimizer {
@@ -485,6 +585,7 @@ impl Knobs {
             config.betas = two.ok_or_else(|| Error::usage(expected()))?;
         }
         let schedule = knobs.schedule.map(|schedule| match schedule {
+            Schedule::Cosine if of_rewards => Decline::CosineSteps,
             Schedule::Cosine => Decline::Cosine,
             Schedule::Linear => Decline::Linear,
         });
@@ -515,6 +616,19 @@ impl Knobs {
             set(&mut distill.alpha, &knobs.alpha);
             set(&mut distill.temperature, &knobs.temperature);
         }
+        if of_rewards
+            && (knobs.lora_rank.is_some() || knobs.lora_target.is_some() || knobs.adapter.is_some())
+        {
+            config.lora = Some(config::LoraOptions::new(config.recipe()?));
+        }
+        if let Some(policy) = &mut config.policy {
+            knobs.of_rewards(policy, recipe)?;
+        }
+        if let Some(ppo) = &mut config.ppo {
+            set(&mut ppo.critic_lr, &knobs.critic_lr);
+            set(&mut ppo.minibatch, &knobs.minibatch_size);
+            set(&mut ppo.passes, &knobs.ppo_epochs);
+        }
         if let Some(lora) = &mut config.lora {
             set(&mut lora.rank, &knobs.lora_rank);
             lora.alpha = knobs.lora_alpha.unwrap_or(lora.rank as f64);
@@ -535,19 +649,94 @@ impl Knobs {
         Ok(config)
     }
 
+    /// The options of learning from rewards.
+    fn of_rewards(&self, policy: &mut PolicyOptions, recipe: &str) -> Result<()> {
+        if let Some(loss) = &self.loss {
+            policy.choose(loss)?;
+        }
+        if let Some(mean) = &self.loss_mean {
+            policy.choose_mean(mean)?;
+        }
+        if let Some(name) = &self.importance_sampling {
+            policy.choose_importance(name)?;
+        }
+        if let Some(epsilon) = self.epsilon {
+            policy.epsilon = epsilon;
+            let clipped = policy.objective == Objective::Grpo;
+            if clipped && (recipe == "2026" || policy.epsilon_high < epsilon) {
+                policy.epsilon_high = epsilon;
+            }
+        }
+        match self.epsilon_high {
+            // the reference's grpo clips at epsilon on both sides, whatever this says
+            Some(high) if recipe == "2026" && policy.objective == Objective::Grpo => {
+                note!("--epsilon-high {high}: recipe 2026 clips at --epsilon on both sides");
+            }
+            Some(high) => policy.epsilon_high = high,
+            None => {}
+        }
+        policy.kl_coef = self.kl_coef.unwrap_or(policy.kl_coef);
+        policy.group_size = self.group_size.unwrap_or(policy.group_size);
+        policy.max_new_tokens = self.max_new_tokens.unwrap_or(policy.max_new_tokens);
+        policy.top_k = self.top_k.unwrap_or(policy.top_k);
+        policy.top_p = self.top_p.unwrap_or(policy.top_p);
+        policy.thinking_ratio = self.thinking_ratio.unwrap_or(policy.thinking_ratio);
+        if let Some(temperature) = self.temperature {
+            policy.temperature = temperature;
+            if recipe != "2026" {
+                policy.score_temperature = temperature;
+            }
+        }
+        if let Some(mask) = self.mask_truncated {
+            policy.mask_cut_off = mask == Switch::On;
+        }
+        Ok(())
+    }
+
     /// An option that the stage would not look at is a mistake.
     fn refuse_options_of_other_stages(&self, stage: &str) -> Result<()> {
         let knobs = self;
+        let of_rewards = mmx_data::stages::learns_from_rewards(stage);
+        let for_rewards = [
+            ("--reference", knobs.reference.is_some()),
+            ("--reward", knobs.reward.is_some()),
+            ("--group-size", knobs.group_size.is_some()),
+            ("--epsilon", knobs.epsilon.is_some()),
+            ("--epsilon-high", knobs.epsilon_high.is_some()),
+            ("--kl-coef", knobs.kl_coef.is_some()),
+            ("--max-new-tokens", knobs.max_new_tokens.is_some()),
+            ("--loss", knobs.loss.is_some()),
+            ("--tools", knobs.tools.is_some()),
+            ("--rollouts-out", knobs.rollouts_out.is_some()),
+            ("--rollouts", knobs.rollouts.is_some()),
+            ("--loss-mean", knobs.loss_mean.is_some()),
+            ("--importance-sampling", knobs.importance_sampling.is_some()),
+            ("--top-k", knobs.top_k.is_some()),
+            ("--top-p", knobs.top_p.is_some()),
+            ("--mask-truncated", knobs.mask_truncated.is_some()),
+            ("--engine", knobs.engine.is_some()),
+            ("--allow-unsandboxed", knobs.allow_unsandboxed.is_some()),
+            ("--thinking-ratio", knobs.thinking_ratio.is_some()),
+        ];
+        if let Some((option, _)) = for_rewards.iter().find(|(_, given)| *given && !of_rewards) {
+            return Err(Error::usage(format!(
+                "{option}: expected with a stage that learns from rewards (grpo, cispo, ppo, agent), found with \
+                 {stage}"
+            )));
+        }
         let options = [
-            ("lora", "--lora-rank", knobs.lora_rank.is_some()),
-            ("lora", "--lora-alpha", knobs.lora_alpha.is_some()),
-            ("lora", "--lora-target", knobs.lora_target.is_some()),
-            ("lora", "--adapter", knobs.adapter.is_some()),
+            ("lora", "--lora-rank", knobs.lora_rank.is_some() && !of_rewards),
+            ("lora", "--lora-alpha", knobs.lora_alpha.is_some() && !of_rewards),
+            ("lora", "--lora-target", knobs.lora_target.is_some() && !of_rewards),
+            ("lora", "--adapter", knobs.adapter.is_some() && !of_rewards),
+            ("ppo", "--critic-lr", knobs.critic_lr.is_some()),
+            ("ppo", "--minibatch-size", knobs.minibatch_size.is_some()),
+            ("ppo", "--ppo-epochs", knobs.ppo_epochs.is_some()),
             ("dpo", "--beta", knobs.beta.is_some()),
             ("dpo", "--logps", knobs.logps.is_some()),
             ("distill", "--teacher", knobs.teacher.is_some()),
             ("distill", "--alpha", knobs.alpha.is_some()),
-            ("distill", "--temperature", knobs.temperature.is_some()),
+            ("distill", "--temperature", knobs.temperature.is_some() && !of_rewards),
         ];
         match options.iter().find(|(of, _, given)| *given && *of != stage) {
             Some((of, option, _)) => Err(Error::usage(format!(
@@ -559,13 +748,18 @@ impl Knobs {
 
     /// Refuses to write a file that the run reads.
     fn refuse_inputs(&self, data: &[PathBuf], out: &Path, resume: bool) -> Result<()> {
-        let files = [&self.val, &self.config, &self.adapter].into_iter().flatten();
-        let folders = [&self.from, &self.tokenizer, &self.teacher].into_iter().flatten();
+        let files =
+            [&self.val, &self.config, &self.adapter, &self.rollouts, &self.reward, &self.tools];
+        let files = files.into_iter().flatten();
+        let folders = [&self.from, &self.tokenizer, &self.teacher, &self.reference];
+        let folders = folders.into_iter().flatten();
         let folders = folders.map(|path| mmx_hub::resolve(path)).collect::<Result<Vec<_>, _>>()?;
         let inputs: Vec<&Path> =
             data.iter().chain(files).chain(&folders).map(PathBuf::as_path).collect();
         let metrics = Some(out.join("metrics.jsonl")).filter(|_| !resume);
-        for output in [&self.trace, &self.dump_batches, &metrics].into_iter().flatten() {
+        let rollouts = self.rollouts_out.clone().filter(|_| !resume);
+        let outputs = [&self.trace, &self.dump_batches, &metrics, &rollouts];
+        for output in outputs.into_iter().flatten() {
             mmx_converters::file::refuse_input(output, inputs.iter().copied())?;
         }
         Ok(())

@@ -2,11 +2,13 @@
 //! `mmx-train logits --serve`. The only one that links libtorch.
 #![expect(clippy::print_stdout, reason = "stdout is where a command's data goes")]
 
+mod engine;
 #[path = "../mmx/error.rs"]
 mod error;
 mod flags;
 mod launch;
 mod logits;
+mod means;
 mod meet;
 #[path = "../mmx/parse.rs"]
 mod parse;
@@ -16,6 +18,9 @@ mod stages;
 mod talk;
 #[path = "../mmx/terminal.rs"]
 mod terminal;
+#[path = "../mmx/args/tools.rs"]
+#[allow(dead_code, reason = "each program uses a part of it")]
+mod tools;
 #[path = "../mmx/args/values.rs"]
 #[allow(dead_code, reason = "each program uses a part of it")]
 mod values;

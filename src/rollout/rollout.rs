@@ -18,30 +18,60 @@ pub enum Finish {
     Unfinished,
 }
 
-/// A prompt and what followed it, with the reward for it.
+/// A prompt and what followed it, with the reward for it. As a line of a file it has the keys
+/// step, group, prompt_ids, response_ids, mask, logps and reward, and may have others.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Rollout {
-    /// Index of the sample in its data.
-    pub sample: u64,
+    /// The batch of rollouts that it was sampled with, from 0.
+    #[serde(default)]
+    pub step: u64,
     /// The group, whose rewards are compared with each other: rows of one draw of a prompt.
     pub group: u64,
+    /// Index of the sample in its data.
+    #[serde(default)]
+    pub sample: u64,
     /// Ids of the prompt, the generation prompt included.
+    #[serde(rename = "prompt_ids")]
     pub prompt: Vec<u32>,
     /// Everything after the prompt: what the policy wrote, and what a template put between turns.
+    #[serde(rename = "response_ids")]
     pub ids: Vec<u32>,
     /// Per id of `ids`, whether the policy sampled it.
+    #[serde(rename = "mask", with = "mask")]
     pub sampled: Vec<bool>,
     /// Per id of `ids`, the log-probability in the distribution it was sampled from; 0 where the
     /// policy did not sample it.
     pub logps: Vec<f32>,
-    /// Why it ends.
+    /// Why it ends; of a line that does not say so, by a stop id.
+    #[serde(default = "by_a_stop")]
     pub finish: Finish,
     /// Parts of the reward by name, before their weights.
     #[serde(default)]
     pub parts: Vec<(String, f64)>,
     /// The reward.
     pub reward: f64,
+}
+
+fn by_a_stop() -> Finish {
+    Finish::Stop
+}
+
+/// Flags as 0 and 1.
+mod mask {
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(flags: &[bool], to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(flags.iter().map(|&flag| u8::from(flag)))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<bool>, D::Error> {
+        let flags = Vec::<u8>::deserialize(from)?;
+        match flags.iter().find(|&&flag| flag > 1) {
+            Some(flag) => Err(D::Error::custom(format!("key mask: expected 0 or 1, found {flag}"))),
+            None => Ok(flags.into_iter().map(|flag| flag == 1).collect()),
+        }
+    }
 }
 
 impl Rollout {
@@ -65,7 +95,7 @@ impl Rollout {
         let rollout: Self = serde_json::from_str(line)
             .map_err(|e| fault(format!("expected a rollout, found a line that is none: {e}")))?;
         let ids = rollout.ids.len();
-        for (key, found) in [("sampled", rollout.sampled.len()), ("logps", rollout.logps.len())] {
+        for (key, found) in [("mask", rollout.sampled.len()), ("logps", rollout.logps.len())] {
             if found != ids {
                 return Err(fault(format!("key {key}: expected {ids} values, found {found}")));
             }

@@ -32,6 +32,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
+use crate::model::HostTensor;
 use crate::optim::{Optimizer, Part};
 use crate::trainer::{Position, Trainer};
 use mmx_converters::digest;
@@ -41,6 +42,12 @@ use mmx_converters::model::run_folder;
 const STAGING: (&str, &str) = (".mmx-checkpoint-", ".part");
 /// The folder beside the model's files.
 const TRAINING: &str = "training";
+/// The state of the critic's optimizer, named as that of the policy's.
+const CRITIC: &str = "critic.safetensors";
+/// What the stage keeps: a critic, what was computed of a batch in hand.
+const STAGE: &str = "stage.safetensors";
+/// What the source of batches keeps: the rollouts in hand.
+const BATCHES: &str = "rollouts.jsonl";
 /// The version of state.json.
 const FORMAT: u32 = 1;
 
@@ -110,6 +117,16 @@ pub fn save(context: &Context<'_>, trainer: &Trainer<'_>) -> Result<PathBuf> {
     let training = whole.join(TRAINING);
     fs_err::create_dir_all(&training).map_err(|e| Error::io(&training, e))?;
     write_optimizer(trainer.optimizer(), &training.join("optimizer.safetensors"))?;
+    if let Some(critic) = trainer.critic() {
+        write_optimizer(critic, &training.join(CRITIC))?;
+    }
+    let of_stage = trainer.stage().state()?;
+    if !of_stage.is_empty() {
+        write_stage(&of_stage, &training.join(STAGE))?;
+    }
+    if let Some(batches) = trainer.batches_state()? {
+        mmx_converters::file::write_bytes(&training.join(BATCHES), batches.as_bytes())?;
+    }
     let state = State {
         format: FORMAT,
         mmx: env!("CARGO_PKG_VERSION").to_owned(),
@@ -207,6 +224,32 @@ fn write_optimizer(optimizer: &Optimizer, path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Writes what a stage keeps.
+fn write_stage(tensors: &[HostTensor], path: &Path) -> Result<()> {
+    let specs: Vec<TensorSpec> = tensors
+        .iter()
+        .map(|of| TensorSpec { name: of.name.clone(), dtype: Dtype::F32, shape: of.shape.clone() })
+        .collect();
+    safetensors::write(path, &specs, &BTreeMap::new(), |i| {
+        Ok(bytemuck::cast_slice(&tensors[i].values).to_vec().into())
+    })?;
+    Ok(())
+}
+
+/// Reads what a stage keeps; nothing where it kept nothing.
+fn read_stage(path: &Path) -> Result<Vec<HostTensor>> {
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    let file = SafeTensors::open(path)?;
+    let tensors = file.names().filter_map(|name| {
+        let view = file.get(name)?;
+        let (name, shape) = (name.to_owned(), view.shape.to_vec());
+        Some(HostTensor { name, shape, values: view.to_f32() })
+    });
+    Ok(tensors.collect())
+}
+
 /// Gives the first process what it has not of the state that it writes, in the same order.
 fn attend(optimizer: &Optimizer) -> Result<()> {
     let tensors = optimizer_tensors(optimizer);
@@ -223,9 +266,25 @@ fn parts(accumulated: usize) -> impl Iterator<Item = (&'static str, Part)> {
 /// # Errors
 /// State that does not fit the model.
 pub fn restore(checkpoint: &Path, state: &State, trainer: &mut Trainer<'_>) -> Result<()> {
-    let path = checkpoint.join(TRAINING).join("optimizer.safetensors");
-    let file = SafeTensors::open(&path)?;
+    let training = checkpoint.join(TRAINING);
     let optimizer = trainer.restore(state.position);
+    read_optimizer(&training.join("optimizer.safetensors"), state, optimizer)?;
+    if let Some(critic) = trainer.restore_critic() {
+        read_optimizer(&training.join(CRITIC), state, critic)?;
+    }
+    trainer.stage().restore(&read_stage(&training.join(STAGE))?)?;
+    let batches = training.join(BATCHES);
+    if batches.exists() {
+        let text = fs_err::read_to_string(&batches).map_err(|e| Error::io(&batches, e))?;
+        let Position { epoch, index, .. } = state.position;
+        trainer.batches().restore(epoch, index, &text)?;
+    }
+    Ok(())
+}
+
+/// Puts a file's state into an optimizer.
+fn read_optimizer(path: &Path, state: &State, optimizer: &mut Optimizer) -> Result<()> {
+    let file = SafeTensors::open(path)?;
     let names: Vec<&str> = file.names().collect();
     let kept: Vec<(&str, Part)> = parts(state.accumulated).collect();
     let wanted = kept.iter().map(|(_, part)| optimizer.tensors(*part).count()).sum::<usize>();

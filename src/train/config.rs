@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::optim::{AdamWOptions, MuonOptions, Options, Rates};
+use crate::policy::options::{PolicyOptions, PpoOptions};
 use mmx_data::{Fields, Kind, Recipe, SampleOptions, StageInfo, stages};
 
 /// A resolved training configuration. Resuming with another one would not continue the same run.
@@ -78,6 +79,12 @@ pub struct TrainConfig {
     /// The options of stage distill.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub distill: Option<DistillOptions>,
+    /// The options of the stages that learn from rewards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<PolicyOptions>,
+    /// The options of stage ppo besides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ppo: Option<PpoOptions>,
 }
 
 /// The optimizer of the hidden matrices; everything else is always AdamW's.
@@ -100,6 +107,9 @@ pub enum Decline {
     Cosine,
     /// In a straight line to 0.
     Linear,
+    /// The reference's where it learns from rewards: the cosine per optimizer step.
+    #[serde(rename = "cosine-steps")]
+    CosineSteps,
 }
 
 /// torch.optim.AdamW's, which both references keep.
@@ -226,11 +236,16 @@ impl TrainConfig {
             optimizer: OptimizerName::AdamW,
             adam_lr: None,
             betas: reference_betas(),
-            schedule: Decline::Cosine,
+            schedule: match stages::learns_from_rewards(stage.name) {
+                true => Decline::CosineSteps,
+                false => Decline::Cosine,
+            },
             warmup_share: 0.0,
             lora: (stage.name == stages::LORA.name).then(|| LoraOptions::new(recipe)),
             dpo: (stage.name == stages::DPO.name).then(|| DpoOptions::new(recipe)),
             distill: (stage.name == stages::DISTILL.name).then(|| DistillOptions::new(recipe)),
+            policy: PolicyOptions::new(stage, true),
+            ppo: PpoOptions::new(stage, true),
         }
     }
 
@@ -252,16 +267,28 @@ impl TrainConfig {
     /// of a reference.
     ///
     /// # Errors
-    /// Neither 2025, 2026 nor fast.
+    /// Another name; one that the stage has not.
     pub fn of_recipe(
         recipe: &str,
         stage: &StageInfo,
         defaults: impl Fn(Recipe) -> Defaults,
     ) -> Result<Self> {
+        match (stages::learns_from_rewards(stage.name), recipe) {
+            (true, "2026" | OWN) => {}
+            (true, _) => return Err(Error::setting("recipe", "2026 or mmx", recipe)),
+            (false, OWN) => return Err(Error::setting("recipe", "2025, 2026 or fast", recipe)),
+            (false, _) => {}
+        }
         let conventions = conventions(recipe)?;
         let mut config = Self::of_defaults(stage, defaults(conventions), conventions);
-        if recipe == FAST {
-            config.make_fast();
+        match recipe {
+            FAST => config.make_fast(),
+            OWN => {
+                config.recipe = OWN.to_owned();
+                config.policy = PolicyOptions::new(stage, false);
+                config.ppo = PpoOptions::new(stage, false);
+            }
+            _ => {}
         }
         Ok(config)
     }
@@ -362,6 +389,12 @@ impl TrainConfig {
             let fits = temperature > 0.0 && temperature.is_finite();
             number("temperature", temperature, fits, "a number above 0")?;
         }
+        if let Some(policy) = &self.policy {
+            policy.check()?;
+        }
+        if let Some(ppo) = &self.ppo {
+            ppo.check()?;
+        }
         match self.dtype.as_str() {
             "f32" | "bf16" => Ok(()),
             other => Err(Error::setting("dtype", "auto, f32 or bf16", other)),
@@ -397,11 +430,14 @@ pub const MUON_BETAS: (f64, f64) = (0.9, 0.95);
 /// The name of mmx's own recipe.
 pub const FAST: &str = "fast";
 
+/// The name of mmx's own recipe for learning from rewards.
+pub const OWN: &str = "mmx";
+
 /// The reference whose conventions a recipe follows, for samples and what is left at an epoch's end.
 fn conventions(recipe: &str) -> Result<Recipe> {
     match recipe {
         "2025" => Ok(Recipe::R2025),
-        "2026" | FAST => Ok(Recipe::R2026),
+        "2026" | FAST | OWN => Ok(Recipe::R2026),
         other => Err(Error::setting("recipe", "2025, 2026 or fast", other)),
     }
 }

@@ -87,6 +87,7 @@ use crate::checkpoint::{self, Context, Fault, State};
 use crate::config::TrainConfig;
 use crate::distributed::{self, Place, TIMEOUT};
 use crate::error::{Error, Result};
+use crate::learn::{Learning, Means};
 use crate::memory::available::available;
 use crate::memory::estimate::{Estimate, Workload};
 use crate::memory::keep_memory;
@@ -127,6 +128,8 @@ pub struct Request {
     pub adapter: Option<PathBuf>,
     /// The teacher that distillation learns from.
     pub teacher: Option<PathBuf>,
+    /// The policy that learning from rewards is held to; nothing for the model to start from.
+    pub reference: Option<PathBuf>,
     /// Where to compute: `auto`, `cpu`, `cuda` or `cuda:N`; nothing for `auto`.
     pub device: Option<String>,
     /// CPU threads; nothing for all cores.
@@ -139,6 +142,10 @@ pub struct Request {
     pub keep: usize,
     /// Held-out data.
     pub val: Option<PathBuf>,
+    /// Learning from rewards: rollouts to train on; nothing is sampled then.
+    pub rollouts: Option<PathBuf>,
+    /// Learning from rewards: where what is sampled is written.
+    pub rollouts_out: Option<PathBuf>,
     /// Every micro-step's numbers and the final weights' sums are written here.
     pub trace: Option<PathBuf>,
     /// All batches of the run are written here.
@@ -175,12 +182,15 @@ impl Request {
             tokenizer: None,
             adapter: None,
             teacher: None,
+            reference: None,
             device: None,
             threads: None,
             on_bad: OnBad::Error,
             save_every: None,
             keep: 2,
             val: None,
+            rollouts: None,
+            rollouts_out: None,
             trace: None,
             dump_batches: None,
             cache: Cache::user(),
@@ -200,14 +210,29 @@ impl Request {
 /// Settings that make no run, data or models that cannot be read or do not fit, no memory, a full
 /// disk.
 pub fn run(request: Request, listener: Arc<dyn Listener>, stop: &AtomicBool) -> Result<Outcome> {
+    run_with(request, None, listener, stop)
+}
+
+/// Runs a training that may learn from rewards: `means` sample and reward what it learns from,
+/// unless its rollouts are those of a file.
+///
+/// # Errors
+/// See [`run`]; a stage that learns from rewards without either.
+pub fn run_with(
+    request: Request,
+    means: Option<Means>,
+    listener: Arc<dyn Listener>,
+    stop: &AtomicBool,
+) -> Result<Outcome> {
     let stage = stage::by_name(&request.config.stage)?;
-    Job { stage, request, listener }.train(stop)
+    Job { stage, request, means, listener }.train(stop)
 }
 
 /// A request that is worked on.
 struct Job {
     stage: Box<dyn Stage>,
     request: Request,
+    means: Option<Means>,
     listener: Arc<dyn Listener>,
 }
 
@@ -215,6 +240,13 @@ impl Job {
     fn train(self, stop: &AtomicBool) -> Result<Outcome> {
         self.set_threads()?;
         let device = self.device()?;
+        if let (Some(_), Some(place)) = (&self.request.config.policy, &self.request.place) {
+            return Err(Error::setting(
+                "processes",
+                "1 where a stage learns from rewards",
+                place.size,
+            ));
+        }
         let ranks = match &self.request.place {
             Some(place) => Ranks::new(distributed::connect(place, device, TIMEOUT)?, device),
             None => Ranks::default(),
@@ -263,6 +295,10 @@ impl Job {
     /// The configuration, whose batches are those of all processes.
     fn config(&self, ranks: &Ranks) -> Result<TrainConfig> {
         let mut config = self.request.config.clone();
+        if self.request.rollouts.is_some() {
+            // one pass over the file is the run
+            (config.epochs, config.max_steps) = (1, None);
+        }
         config.check()?;
         config.batch_size = match self.request.global_batch {
             None => config.batch_size.saturating_mul(ranks.size()),
@@ -311,6 +347,7 @@ impl Job {
             from: self.request.from.as_deref(),
             adapter: self.request.adapter.as_deref(),
             teacher: self.request.teacher.as_deref(),
+            reference: self.request.reference.as_deref(),
             resumed: resumed.as_ref().map(|(path, _)| path.as_path()),
             tokenizer: &tokenizer,
             train: &config,
@@ -319,7 +356,7 @@ impl Job {
             listener: self.listener.as_ref(),
         };
         let models = start.open()?;
-        let Models { mut model, generation, adapters, base, frozen, .. } = models;
+        let Models { mut model, generation, adapters, base, frozen, critic, .. } = models;
         let cache = self.request.cache.clone().heard_by(self.listener.clone());
         let mut sources = self.sources(&tokenizer, &cache)?;
         sources.extend(models.sources);
@@ -329,10 +366,33 @@ impl Job {
         }
         let frozen_weights = frozen.as_ref().map_or(0, |model| model.config().parameters().0);
         let tags = Some(&tokenizer);
-        let setup = Setup { config: &config, adapters, base, frozen, tokenizer: tags };
+        let setup = Setup { config: &config, adapters, base, frozen, critic, tokenizer: tags };
         self.stage.prepare(&mut model, setup)?;
         model.set_ranks(ranks.clone());
 
+        if config.policy.is_some() {
+            let learning = Learning {
+                data: &self.request.data,
+                on_bad: self.request.on_bad,
+                val: self.request.val.is_some(),
+                rollouts: self.request.rollouts.as_deref(),
+                rollouts_out: self.request.rollouts_out.as_deref(),
+                out: &self.request.out,
+                keep: self.request.keep,
+                save_every: self.request.save_every,
+                trace: self.request.trace.as_deref(),
+                config: &config,
+                stage: self.stage.as_ref(),
+                model: &model,
+                frozen_weights,
+                generation: &generation,
+                tokenizer: &tokenizer,
+                sources: &sources,
+                resumed: resumed.as_ref(),
+                listener: self.listener.as_ref(),
+            };
+            return learning.run(self.means.as_mut(), claim, stop);
+        }
         let options = self.sample_options(&config)?;
         // tokenized once on each machine; the others find it done
         let first_here = self.request.place.as_ref().is_none_or(|place| place.local_rank == 0);
@@ -517,7 +577,7 @@ impl Job {
     /// Names and digests of what the run learns from.
     fn sources(&self, tokenizer: &Tokenizer, cache: &Cache) -> Result<Vec<(String, String)>> {
         let mut sources = Vec::new();
-        for path in &self.request.data {
+        for path in self.request.data.iter().chain(&self.request.rollouts) {
             sources.push((path.display().to_string(), cache.digest(path)?));
         }
         sources.push(("tokenizer".to_owned(), digest::of_bytes(tokenizer.json())));

@@ -9,12 +9,14 @@
 //! | file or folder | what it holds |
 //! |---|---|
 //! | [`job`] | a request to an outcome: everything below, put together |
+//! | [`learn`] | the part of a job that learns from rewards: an engine and a scorer come in |
 //! | [`config`] | the knobs that change a run's numbers, checked and saved with it |
 //! | [`start`] | the models a run begins with, and the checkpoint it goes on from |
 //! | [`model`] | the families in tch: ids to logits; initial values; adapters; devices |
 //! | `kernel` | our own CPU operators behind the model, with their gradients |
 //! | [`stage`] | a file for each stage: what is learned from a batch |
 //! | [`loss`] | cross-entropy, divergence and log-probabilities without whole logits |
+//! | [`policy`] | learning from rewards: rollouts, advantages, losses, a critic |
 //! | [`ranks`] | the processes of a run as the loop sees them: shares, sums over all, who writes |
 //! | [`trainer`] | the one loop: learning rate, forward, loss, backward, clip, step |
 //! | `micro_step` | the numbers of micro-steps, of all processes, brought to the host |
@@ -81,12 +83,14 @@ pub mod distributed;
 pub mod error;
 pub mod job;
 mod kernel;
+pub mod learn;
 pub mod logits;
 pub mod loss;
 pub mod memory;
 mod micro_step;
 pub mod model;
 pub mod optim;
+pub mod policy;
 pub mod ranks;
 pub mod report;
 pub mod schedule;

@@ -231,18 +231,41 @@ pub fn distillation(
 /// # Errors
 /// libtorch's.
 pub fn log_probabilities(model: &Model, hidden: &Tensor, targets: &Targets) -> Result<Tensor> {
+    scores(model, hidden, targets, false).map(|(logps, _)| logps)
+}
+
+/// Log-probabilities of the targets, and where `with_entropies` the entropies of the distributions
+/// that they are from (else nothing of use), both float32 `[n]` and without a gradient.
+fn scores(
+    model: &Model,
+    hidden: &Tensor,
+    targets: &Targets,
+    with_entropies: bool,
+) -> Result<(Tensor, Tensor)> {
     if targets.none_here {
-        let none = targets.nothing()?.f_repeat([0]); // [0]
-        return none.map_err(|e| Error::torch("log-probabilities", &e));
+        let none = || -> Result<Tensor> {
+            let none = targets.nothing()?.f_repeat([0]); // [0]
+            none.map_err(|e| Error::torch("log-probabilities", &e))
+        };
+        return Ok((none()?, none()?));
     }
     let rows = targets.select(hidden)?.detach(); // [n, hidden]
-    let read = || -> Result<Tensor, TchError> {
-        let mut entropies = Vec::new();
+    let read = || -> Result<(Tensor, Tensor), TchError> {
+        let (mut surprises, mut entropies) = (Vec::new(), Vec::new());
         through_head(model.head_weight(), &rows, &mut |at, logits| {
-            entropies.push(Token::new(logits.shallow_clone(), &targets.ids, None, at)?.entropy()?);
+            let token = Token::new(logits.shallow_clone(), &targets.ids, None, at)?;
+            surprises.push(token.entropy()?);
+            if with_entropies {
+                entropies.push(token.entropy_of_all()?);
+            }
             Ok(logits) // nobody takes this gradient: the rows have none
         })?;
-        Tensor::f_cat(&entropies, 0)?.f_squeeze_dim(1)?.f_neg()
+        let logps = Tensor::f_cat(&surprises, 0)?.f_squeeze_dim(1)?.f_neg()?;
+        let entropies = match with_entropies {
+            true => Tensor::f_cat(&entropies, 0)?.f_squeeze_dim(1)?,
+            false => logps.f_zeros_like()?,
+        };
+        Ok((logps, entropies))
     };
     read().map_err(|e| Error::torch("log-probabilities", &e))
 }
@@ -259,24 +282,60 @@ pub fn of_log_probabilities(
     targets: &Targets,
     function: &dyn Fn(&Tensor) -> Result<Tensor, TchError>,
 ) -> Result<Tensor> {
-    let logps = log_probabilities(model, hidden, targets)?.set_requires_grad(true); // [n]
+    of_scores(model, hidden, targets, false, &|logps, _| function(logps))
+}
+
+/// A scalar function of the targets' log-probabilities and, where `with_entropies`, of the entropies
+/// of the distributions that they are from, with its gradient through the model.
+///
+/// # Errors
+/// libtorch's, and the function's.
+pub fn of_scores(
+    model: &Model,
+    hidden: &Tensor,
+    targets: &Targets,
+    with_entropies: bool,
+    function: &dyn Fn(&Tensor, &Tensor) -> Result<Tensor, TchError>,
+) -> Result<Tensor> {
+    let (logps, entropies) = scores(model, hidden, targets, with_entropies)?;
+    let logps = logps.set_requires_grad(true); // [n]
+    let entropies = entropies.set_requires_grad(with_entropies); // [n]
     let rows = targets.select(hidden)?;
     let loss = || -> Result<Tensor, TchError> {
-        let value = function(&logps)?;
-        if !rows.requires_grad() || targets.none_here {
+        let value = function(&logps, &entropies)?;
+        if !rows.requires_grad() || targets.none_here || !value.requires_grad() {
             return Ok(value.detach());
         }
-        let derivative = Tensor::f_run_backward(&[&value], &[&logps], false, false)?;
-        let entropy_weights = match derivative.first() {
+        let derivatives = gradients_of(&value, &logps, &entropies)?;
+        let of = |i: usize| derivatives.get(i).filter(|of| of.defined());
+        let weights = match of(0) {
             Some(derivative) => derivative.f_neg()?,
             None => logps.f_zeros_like()?,
         };
         let gradients = through_head(model.head_weight(), &rows, &mut |at, logits| {
-            Token::new(logits, &targets.ids, Some(&entropy_weights), at)?.gradient(1.0)
+            let token = Token::new(logits, &targets.ids, Some(&weights), at)?;
+            let more = match of(1) {
+                Some(derivative) => Some(token.gradient_of_entropy(&at.cut(derivative)?)?),
+                None => None,
+            };
+            let gradient = token.gradient(1.0)?;
+            more.map_or(Ok(gradient.shallow_clone()), |more| gradient.f_add(&more))
         })?;
         gradients.attach(&value.detach())
     };
     loss().map_err(|e| Error::torch("loss of log-probabilities", &e))
+}
+
+/// The derivatives of a scalar in both; an undefined one where it does not depend on it.
+fn gradients_of(
+    value: &Tensor,
+    logps: &Tensor,
+    entropies: &Tensor,
+) -> Result<Vec<Tensor>, TchError> {
+    match entropies.requires_grad() {
+        true => Tensor::f_run_backward(&[value], &[logps, entropies], false, false),
+        false => Tensor::f_run_backward(&[value], &[logps], false, false),
+    }
 }
 
 /// A chunk of rows that is computed.
@@ -325,6 +384,22 @@ impl Token {
             Some(weights) => entropy.f_mul(weights),
             None => Ok(entropy),
         }
+    }
+
+    /// The entropy of the whole distribution, `[length, 1]`.
+    fn entropy_of_all(&self) -> Result<Tensor, TchError> {
+        let logps = self.logits.f_sub(&self.normalizer)?;
+        let kind = logps.kind();
+        logps.f_exp()?.f_mul(&logps)?.f_sum_dim_intlist([-1i64].as_slice(), true, kind)?.f_neg()
+    }
+
+    /// The gradient of the logits where each row's entropy has the gradient `outer [length]`:
+    /// -p (log p + H).
+    fn gradient_of_entropy(&self, outer: &Tensor) -> Result<Tensor, TchError> {
+        let logps = self.logits.f_sub(&self.normalizer)?;
+        let entropy = self.entropy_of_all()?;
+        let inner = logps.f_exp()?.f_mul(&logps.f_add(&entropy)?)?;
+        inner.f_mul(&outer.f_unsqueeze(1)?)?.f_neg()
     }
 
     /// The gradient of the logits: softmax minus one-hot, times weight and `scale`. In place: the

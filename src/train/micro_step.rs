@@ -151,7 +151,7 @@ impl Pending {
             match part {
                 Part::Scalar(tensor) => out.push(tensor.shallow_clone()),
                 Part::PerSample(own) => out.push(self.in_place(own)?),
-                Part::Zero | Part::Count(_) => {}
+                Part::Zero | Part::Count(_) | Part::Number(_) | Part::Numbers(_) => {}
             }
         }
         Ok(())
@@ -185,6 +185,11 @@ impl Pending {
                     json!((0..count).map(|_| next()).collect::<Vec<_>>())
                 }
                 Part::Zero => json!(0.0),
+                Part::Number(number) => json!(number),
+                Part::Numbers(numbers) => {
+                    let object = numbers.iter().map(|(name, number)| (name.clone(), json!(number)));
+                    Value::Object(object.collect())
+                }
                 Part::Count(_) => json!(counts.next().unwrap_or_default() as usize),
             };
             (*name, value)

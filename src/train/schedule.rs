@@ -35,11 +35,23 @@ impl Schedule {
     pub fn lr(&self, peak: f64, micro_step: usize, step: usize) -> f64 {
         match self.decline {
             Decline::Cosine => self.cosine(peak, micro_step),
+            Decline::CosineSteps => self.cosine_of_steps(peak, step),
             Decline::Linear if step < self.warmup => peak * (step + 1) as f64 / self.warmup as f64,
             Decline::Linear => {
                 let falling = self.steps.saturating_sub(self.warmup).max(1) as f64;
                 peak * self.steps.saturating_sub(step) as f64 / falling
             }
+        }
+    }
+
+    /// The rate of the reference's stages that learn from rewards, which falls with every optimizer
+    /// step: lr/10 + 0.45 lr (1 + cos(pi s/S)), s from 0, and as torch's beyond the last one.
+    fn cosine_of_steps(&self, peak: f64, step: usize) -> f64 {
+        let rate =
+            |s: f64| peak / 10.0 + 0.45 * peak * (1.0 + (PI * s / self.steps.max(1) as f64).cos());
+        match step + 1 {
+            done if done < self.warmup => rate(step as f64) * done as f64 / self.warmup as f64,
+            _ => rate(step as f64),
         }
     }
 

@@ -30,6 +30,8 @@ pub struct Start<'a> {
     pub adapter: Option<&'a Path>,
     /// The teacher that distillation learns from.
     pub teacher: Option<&'a Path>,
+    /// The policy that learning from rewards is held to; nothing for the model to start from.
+    pub reference: Option<&'a Path>,
     /// The checkpoint to go on from.
     pub resumed: Option<&'a Path>,
     /// The run's tokenizer.
@@ -54,8 +56,10 @@ pub struct Models {
     pub adapters: Option<(PathBuf, Adapters)>,
     /// What adapters' files call the model they are for.
     pub base: Option<String>,
-    /// DPO's reference or distillation's teacher.
+    /// A reference, or distillation's teacher.
     pub frozen: Option<Model>,
+    /// What stage ppo's critic begins as.
+    pub critic: Option<Model>,
     /// Models that are not in the checkpoint, as name and SHA-256.
     pub sources: Vec<(String, String)>,
 }
@@ -74,6 +78,7 @@ impl Start<'_> {
             (None, Some(from)) => Some(mmx_hub::resolve(from)?),
             (None, None) => None,
         };
+        let critic = self.open_critic(path.as_deref())?;
         let (model, generation) = match path {
             Some(path) => self.open_model(&path, true)?,
             None => (self.new_model()?, Generation::default()),
@@ -84,15 +89,18 @@ impl Start<'_> {
             sources.push((format!("--{option}"), digest(frozen)?));
         }
         let frozen = frozen.map(|(_, frozen)| frozen);
-        Ok(Models { model, generation, adapters: None, base: None, frozen, sources })
+        Ok(Models { model, generation, adapters: None, base: None, frozen, critic, sources })
     }
 
     /// The model that stays as it is, and the option that names it. A checkpoint does not hold it:
     /// a run that is resumed needs the option again.
     fn open_frozen(&self) -> Result<Option<(&'static str, Model)>> {
+        let held = self.train.policy.as_ref().is_some_and(|policy| policy.kl_coef != 0.0);
         let (option, path) = match (self.train.dpo.is_some(), self.train.distill.is_some()) {
             (true, _) => ("from", self.from),
             (_, true) => ("teacher", self.teacher),
+            _ if held && self.reference.is_some() => ("reference", self.reference),
+            _ if held => ("from", self.from),
             _ => return Ok(None),
         };
         let Some(path) = path else {
@@ -102,6 +110,15 @@ impl Start<'_> {
         };
         let (model, _) = self.open_model(&mmx_hub::resolve(path)?, false)?;
         Ok(Some((option, model)))
+    }
+
+    /// The model that stage ppo's critic begins as: the policy's.
+    fn open_critic(&self, path: Option<&Path>) -> Result<Option<Model>> {
+        match (&self.train.ppo, path) {
+            (Some(_), Some(path)) => Ok(Some(self.open_model(path, true)?.0)),
+            (Some(_), None) => Err(Error::setting("from", "a model to start from", "none")),
+            (None, _) => Ok(None),
+        }
     }
 
     /// The model that adapters are for: --from, or the one a checkpoint of adapters names.
@@ -136,7 +153,8 @@ impl Start<'_> {
         let whole = fs_err::canonicalize(&path).map_err(|e| Error::io(&path, e))?;
         let sources = vec![("--from".to_owned(), digest(&model)?)];
         let base = Some(whole.display().to_string());
-        Ok(Models { model, generation, adapters, base, frozen: None, sources })
+        let critic = self.open_critic(Some(&path))?;
+        Ok(Models { model, generation, adapters, base, frozen: None, critic, sources })
     }
 
     /// `trained`: all its weights are.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::config::{OptimizerName, TrainConfig};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, TorchError};
 use crate::micro_step::{self, Pending};
 use crate::model::Model;
 use crate::optim::{Optimizer, Rates};
@@ -34,6 +34,9 @@ pub struct Position {
     pub micro_step: usize,
     /// Optimizer steps done (or left out, where a gradient was not finite).
     pub step: usize,
+    /// Micro-steps of the epoch that were left out: what a stage had no more use for.
+    #[serde(default)]
+    pub skipped: usize,
 }
 
 /// The length of a run in micro-steps and optimizer steps.
@@ -108,6 +111,8 @@ pub struct Trainer<'a> {
     config: TrainConfig,
     batches: &'a mut dyn Batches,
     optimizer: Optimizer,
+    /// Of a critic that is trained beside the model, with a learning rate of its own.
+    critic: Option<Optimizer>,
     schedule: Schedule,
     plan: Plan,
     /// Micro-steps of each epoch.
@@ -162,6 +167,10 @@ impl<'a> Trainer<'a> {
                 "lower `accum` or `batch_size`, or give more data",
             ));
         }
+        let critic = match stage.critic() {
+            variables if variables.is_empty() => None,
+            variables => Some(Optimizer::new(&variables, config.optimizer())?),
+        };
         let share = (config.warmup_share * plan.steps as f64).round() as usize;
         let schedule = Schedule {
             decline: config.schedule,
@@ -181,6 +190,7 @@ impl<'a> Trainer<'a> {
                 config.optimizer(),
                 spread.clone(),
             )?,
+            critic,
             schedule,
             plan,
             lengths,
@@ -238,6 +248,56 @@ impl<'a> Trainer<'a> {
         &self.optimizer
     }
 
+    /// The stage.
+    pub fn stage(&self) -> &dyn Stage {
+        self.stage
+    }
+
+    /// The critic's optimizer, where there is a critic.
+    pub fn critic(&self) -> Option<&Optimizer> {
+        self.critic.as_ref()
+    }
+
+    /// The critic's optimizer, to restore its state.
+    pub fn restore_critic(&mut self) -> Option<&mut Optimizer> {
+        self.critic.as_mut()
+    }
+
+    /// The source of batches, whose state may go into checkpoints.
+    pub fn batches(&mut self) -> &mut dyn Batches {
+        self.batches
+    }
+
+    /// What the source of batches keeps for a checkpoint.
+    ///
+    /// # Errors
+    /// See [`Batches::state`].
+    pub fn batches_state(&self) -> Result<Option<String>> {
+        self.batches.state()
+    }
+
+    /// Does a micro-step with a batch that nothing is learned from, to see that it fits.
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn rehearse(&mut self, batch: &Batch) -> Result<()> {
+        let loss = self.stage.loss(self.model, batch)?;
+        if let Some(total) = &loss.total {
+            self.optimizer.accumulate(total, 0.0)?;
+        }
+        if let (Some(critic), Some(of)) = (&mut self.critic, &loss.critic) {
+            critic.accumulate(of, 0.0)?;
+        }
+        self.discard();
+        Ok(())
+    }
+
+    /// Drops what has been accumulated.
+    fn discard(&mut self) {
+        self.optimizer.discard();
+        self.critic.iter_mut().for_each(Optimizer::discard);
+    }
+
     /// The optimizer, to restore its state; the position goes with it.
     pub fn restore(&mut self, position: Position) -> &mut Optimizer {
         (self.position, self.whole) = (position, None);
@@ -258,7 +318,7 @@ impl<'a> Trainer<'a> {
     pub fn rewind(&mut self) -> bool {
         let Some(whole) = self.whole else { return false };
         self.pending.clear();
-        self.optimizer.discard();
+        self.discard();
         self.position = whole;
         true
     }
@@ -273,13 +333,13 @@ impl<'a> Trainer<'a> {
             && self.position.index >= self.lengths[self.position.epoch]
         {
             self.position.epoch += 1;
-            self.position.index = 0;
+            (self.position.index, self.position.skipped) = (0, 0);
         }
         if self.position.micro_step >= self.plan.micro_steps {
             return Ok(None);
         }
         self.mark();
-        let Position { epoch, index, micro_step, step } = self.position;
+        let Position { epoch, index, micro_step, step, skipped } = self.position;
         let batch = self.batches.batch(epoch, index)?;
         let peaks = self.config.rates();
         let rates = Rates {
@@ -287,10 +347,17 @@ impl<'a> Trainer<'a> {
             adamw: self.schedule.lr(peaks.adamw, micro_step, step),
         };
         let loss = self.stage.loss(self.model, &batch)?;
+        let share = 1.0 / self.config.accumulation as f64;
         if let Some(total) = &loss.total {
-            self.optimizer.accumulate(total, 1.0 / self.config.accumulation as f64)?;
+            self.optimizer.accumulate(total, share)?;
         }
+        if let (Some(critic), Some(of)) = (&mut self.critic, &loss.critic) {
+            critic.accumulate(of, share)?;
+        }
+        let skip = loss.skip;
         let tokens = real_tokens(&batch, i64::from(self.model.config().pad_token_id));
+        let minibatch = batch.rewarded.as_ref().and_then(|of| of.minibatch.as_ref());
+        let ends_batch = minibatch.map(|of| of.left == skip);
         self.pending.push(Pending {
             step: micro_step,
             rates,
@@ -299,18 +366,24 @@ impl<'a> Trainer<'a> {
             tokens,
             share: batch.share,
         });
-        self.position.micro_step += 1;
-        self.position.index += 1;
+        self.position.micro_step += 1 + skip;
+        self.position.index += 1 + skip;
+        self.position.skipped += skip;
 
         // those of all processes are known with the step
         let tokens = if self.ranks().alone() { tokens } else { 0 };
         let mut report = Report { tokens, ..Report::default() };
-        let in_epoch = index + 1;
-        let due = in_epoch.is_multiple_of(self.config.accumulation)
-            || (self.config.step_at_epoch_end && in_epoch == self.lengths[epoch]);
+        let over_batches = self.config.ppo.as_ref().is_none_or(|ppo| ppo.accumulate_over_batches);
+        let whole = match over_batches {
+            true => (index + 1 - skipped).is_multiple_of(self.config.accumulation),
+            false => self.optimizer.accumulated() >= self.config.accumulation,
+        };
+        let ends_epoch = self.position.index >= self.lengths[epoch];
+        let due =
+            whole || ends_batch == Some(true) || (self.config.step_at_epoch_end && ends_epoch);
         if due {
             self.step(rates, &mut report)?;
-        } else if self.position.micro_step == self.plan.micro_steps {
+        } else if self.position.micro_step >= self.plan.micro_steps {
             // what is left at the end is not trained on, as the 2025 reference
             self.fetch_into(&mut report, None)?;
         }
@@ -336,8 +409,18 @@ impl<'a> Trainer<'a> {
         let norm = self.optimizer.gradient_norm()?;
         let lines: Vec<Vec<(u32, u32)>> = self.pending.iter().map(|p| p.lines.clone()).collect();
         let norm = self.fetch_into(report, Some(norm))?.unwrap_or(f64::NAN);
-        if let Some(fault) = self.non_finite(norm, &report.micro_steps, &lines)? {
-            self.optimizer.discard();
+        let of_critic = match &self.critic {
+            Some(critic) => Some(
+                critic
+                    .gradient_norm()?
+                    .f_double_value(&[])
+                    .map_err(|e| Error::torch("reading the critic's norm", &e))?,
+            ),
+            None => None,
+        };
+        let worst = of_critic.filter(|norm| !norm.is_finite()).unwrap_or(norm);
+        if let Some(fault) = self.non_finite(worst, &report.micro_steps, &lines)? {
+            self.discard();
             if !self.config.skip_non_finite {
                 self.failed_together = true;
                 return Err(Error::failed_with_hint(
@@ -354,6 +437,18 @@ impl<'a> Trainer<'a> {
         report.stepped = true;
         if let Some(last) = report.micro_steps.last_mut() {
             last.grad_norm = Some(norm);
+        }
+        if let (Some(critic), Some(norm), Some(ppo)) =
+            (&mut self.critic, of_critic, &self.config.ppo)
+        {
+            // the step that is under way has been counted
+            let position = (self.position.micro_step - 1, self.position.step - 1);
+            let lr = self.schedule.lr(ppo.critic_lr, position.0, position.1);
+            critic.step(Rates { muon: lr, adamw: lr }, norm, self.config.grad_clip)?;
+            if let Some(last) = report.micro_steps.last_mut() {
+                last.parts.push(("critic_lr", serde_json::json!(lr)));
+                last.parts.push(("critic_grad_norm", serde_json::json!(norm)));
+            }
         }
         Ok(())
     }
@@ -419,6 +514,10 @@ impl<'a> Trainer<'a> {
 
 /// Tokens of a batch without the padding at the rows' ends.
 fn real_tokens(batch: &Batch, pad: i64) -> usize {
+    let minibatch = batch.rewarded.as_ref().and_then(|of| of.minibatch.as_ref());
+    if let (Some(minibatch), false) = (minibatch, batch.packed.is_empty()) {
+        return minibatch.rows.iter().filter_map(|&row| batch.packed.get(row)).sum();
+    }
     (0..batch.batch)
         .map(|row| {
             let row = row * batch.seq..(row + 1) * batch.seq;

@@ -11,8 +11,18 @@ use crate::common::{shared, text};
 
 /// What each stage trains, tiny: packed rows where the stage has them, accumulations that an epoch's end cuts
 /// short, a checkpoint with every optimizer step.
-pub(crate) const STAGES: [&str; 7] =
-    ["pretrain", "pretrain with muon", "sft", "lora", "dpo", "distill", "reason"];
+pub(crate) const STAGES: [&str; 10] = [
+    "pretrain",
+    "pretrain with muon",
+    "sft",
+    "lora",
+    "dpo",
+    "distill",
+    "reason",
+    "grpo",
+    "ppo",
+    "agent",
+];
 
 /// The command line of a stage; `--resume` goes on from what is there, or begins.
 pub(crate) fn command(stage: &str, out: &Path) -> Command {
@@ -29,6 +39,11 @@ pub(crate) fn keeping(stage: &str, out: &Path, keep: &str) -> Command {
     command.args(["train", stage, "--tokenizer", text(&tokenizer), "--data", text(&data)]);
     match stage {
         "pretrain" => command.args(["--preset", "tiny"]),
+        "grpo" | "ppo" | "agent" => {
+            let rollouts = shared("golden-rl/rollouts.jsonl");
+            let policy = shared("golden-2026/minimind3");
+            command.args(["--from", text(&policy), "--rollouts", text(&rollouts)])
+        }
         "distill" => command.args(["--from", text(&model), "--teacher", text(&teacher)]),
         _ => command.args(["--from", text(&model)]),
     };
@@ -43,7 +58,7 @@ pub(crate) fn keeping(stage: &str, out: &Path, keep: &str) -> Command {
 
 fn data_of(stage: &str) -> &str {
     match stage {
-        "lora" | "distill" => "sft",
+        "lora" | "distill" | "grpo" | "ppo" | "agent" => "sft",
         other => other,
     }
 }

@@ -19,4 +19,4 @@ pub use metadata::{DEFAULT_ALIGNMENT, Metadata, Value};
 pub use read::{Gguf, TensorInfo};
 pub use split::{Files, is_further_part, is_split_key, part_paths, without_part, write_split};
 pub use types::GgmlType;
-pub use write::{TensorSpec, to_bytes, write};
+pub use write::{TensorSpec, to_bytes, write, zeros};

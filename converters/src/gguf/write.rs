@@ -69,6 +69,26 @@ pub fn to_bytes<'a>(
     Ok(out)
 }
 
+/// The bytes of a file whose tensors are all zeros, in memory: a description of a model whose weights
+/// lie elsewhere. Pages that nobody reads take no memory.
+///
+/// # Errors
+/// A tensor that GGUF cannot hold, or more bytes than there are addresses.
+pub fn zeros(name: &Path, metadata: &Metadata, tensors: &[TensorSpec]) -> Result<Vec<u8>> {
+    let (header, alignment) =
+        header(metadata, tensors).map_err(|message| Error::format(name, message))?;
+    let add = |size: usize, tensor: &TensorSpec| {
+        size.checked_add(tensor.bytes()?.checked_next_multiple_of(alignment)?)
+    };
+    let size = tensors.iter().try_fold(header.len(), add).filter(|&n| isize::try_from(n).is_ok());
+    let size = size.ok_or_else(|| Error::format(name, "the tensors are larger than memory"))?;
+    let mut bytes = vec![0; size];
+    if let Some(start) = bytes.get_mut(..header.len()) {
+        start.copy_from_slice(&header);
+    }
+    Ok(bytes)
+}
+
 pub(super) fn emit<'a>(
     path: &Path,
     out: &mut dyn Write,

@@ -95,6 +95,11 @@ pub(crate) fn padded(size: usize) -> usize {
 }
 
 impl Piece {
+    /// Where its bytes begin, for who writes them though others refer to them.
+    pub(crate) fn as_ptr(&self) -> *mut u8 {
+        self.start.as_ptr()
+    }
+
     pub(crate) fn bytes(&self) -> &[u8] {
         // SAFETY: the range is within the map, which lives as long as the piece; nobody else writes
         // it.

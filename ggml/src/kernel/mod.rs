@@ -1,12 +1,13 @@
 //! Kernels of our own beside ggml's, as operations of a graph (`custom`): attention, norms, rotary
 //! positions (`rope`), products with float weights (`float_matmul`) and with quantized ones
-//! (`quant_matmul`); the instruction sets that they are written for (`cpu`), and float32 numbers
+//! (`quant_matmul`); exponentials for draws (`exponential`); the instruction sets that they are written for (`cpu`), and float32 numbers
 //! sixteen at a time on each (`vector`).
 
 pub(crate) mod arena;
 pub(crate) mod attention;
 pub(crate) mod cpu;
 pub(crate) mod custom;
+pub(crate) mod exponential;
 #[cfg(test)]
 pub(crate) mod fenced;
 pub(crate) mod float_matmul;

@@ -4,6 +4,7 @@
 //! checked against the family's table first.
 #![expect(unsafe_code, reason = "weights are tensors of contexts kept beside them")]
 
+use std::collections::HashMap;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -13,7 +14,7 @@ use mmx_converters::error::TensorReport;
 use mmx_converters::gguf::{GgmlType, Gguf, TensorInfo};
 
 use super::options::LoadOptions;
-use super::weights::{Ffn, Fused, Layer, Matrix, Weight, Weights};
+use super::weights::{Ffn, Fused, Layer, Matrix, Target, Weight, Weights};
 use crate::error::Result;
 use crate::kernel::arena::{Arena, LINE};
 use crate::kernel::cpu::CpuSet;
@@ -30,6 +31,21 @@ use crate::wrap::tensor::Tensor;
 impl Weights {
     /// Checks the file's tensors against the family's table and takes them up.
     pub(super) fn load(gguf: Gguf, config: &Config, options: &LoadOptions) -> Result<Self> {
+        Self::lay_out(gguf, config, options, false)
+    }
+
+    /// [`Weights::load`] without the data: the file describes weights that lie in memory of their
+    /// own and are written afterwards, by [`Weights::targets`].
+    pub(super) fn in_memory(gguf: Gguf, config: &Config, options: &LoadOptions) -> Result<Self> {
+        Self::lay_out(gguf, config, options, true)
+    }
+
+    fn lay_out(
+        gguf: Gguf,
+        config: &Config,
+        options: &LoadOptions,
+        in_memory: bool,
+    ) -> Result<Self> {
         check_tensors(&gguf, config)?;
         let cpu = options.cpu.map_or_else(CpuSet::of_process, CpuSet::checked)?;
         let count = gguf.tensors().len();
@@ -41,7 +57,7 @@ impl Weights {
             }),
         };
         let mut kinds = Vec::new();
-        if options.repack {
+        if options.repack && !in_memory {
             for kind in kernels()?.extra_types() {
                 kinds.push((kind, Context::new(count, 0)?));
             }
@@ -54,7 +70,7 @@ impl Weights {
         };
         let taken = gguf.tensors().iter().filter(takes);
         let room = taken.map(|t| 2 * t.bytes + 2 * LINE).sum();
-        let parts = 0..gguf.files().count();
+        let parts = 0..if in_memory { 0 } else { gguf.files().count() };
         // SAFETY: weights only lie there, and they are kept together with the file, which is
         // dropped last.
         let files = parts.map(|part| unsafe { Buffer::of_file(&gguf, part) });
@@ -74,6 +90,7 @@ impl Weights {
             cpu,
             copies: Vec::new(),
             later: Vec::new(),
+            targets: in_memory.then(HashMap::new),
         };
         let embedding = loader.table("token_embd.weight")?;
         let layers = (0..config.num_hidden_layers)
@@ -84,7 +101,7 @@ impl Weights {
         let head = if config.tie_word_embeddings { "token_embd.weight" } else { "output.weight" };
         let output = loader.matrix(&[head])?;
 
-        let Loader { files, mapped, plain, mut kinds, device, copies, later, .. } = loader;
+        let Loader { files, mapped, plain, mut kinds, device, copies, later, targets, .. } = loader;
         let mut buffers: Vec<_> = files.into_iter().flatten().collect();
         buffers.extend(Buffer::for_all(&plain, BufferType::cpu())?);
         let mut contexts = vec![mapped, plain];
@@ -94,7 +111,7 @@ impl Weights {
             contexts.push(context);
         }
         buffers.iter().for_each(Buffer::holds_weights);
-        for (weight, data) in copies {
+        for (weight, data) in copies.into_iter().filter(|_| !in_memory) {
             // SAFETY: made by the loader in one of the contexts above.
             let tensor = unsafe { Tensor::from_raw(weight.0.as_ptr(), "a weight")? };
             fill(tensor, &data.bytes(&gguf))?;
@@ -110,6 +127,9 @@ impl Weights {
             split,
             cpu,
             later,
+            targets: targets.unwrap_or_default(),
+            names: None,
+            whole: !in_memory,
             stopped: AtomicBool::new(false),
             _buffers: buffers,
             _contexts: contexts,
@@ -223,6 +243,8 @@ struct Loader<'g> {
     copies: Vec<(Weight, Source)>,
     /// To be packed later.
     later: Vec<Matrix>,
+    /// Where each tensor lies, of a model in memory: nothing of the file is copied then.
+    targets: Option<HashMap<String, Vec<Target>>>,
 }
 
 impl Loader<'_> {
@@ -298,6 +320,29 @@ impl Loader<'_> {
 
     /// A matrix, or several of one type joined along their rows.
     fn matrix(&mut self, names: &[&str]) -> Result<Matrix> {
+        let matrix = self.placed(names)?;
+        if self.targets.is_some() {
+            let infos = names.iter().map(|name| self.info(name)).collect::<Result<Vec<_>>>()?;
+            let of = |info: &TensorInfo| info.shape[info.shape.len() - 2];
+            let rows = infos.iter().map(of).sum();
+            let mut first = 0;
+            for info in &infos {
+                self.note(&info.name, Target { matrix: matrix.clone(), first, rows });
+                first += of(info);
+            }
+        }
+        Ok(matrix)
+    }
+
+    /// Keeps where a tensor lies, if that is asked for.
+    fn note(&mut self, name: &str, target: Target) {
+        if let Some(targets) = &mut self.targets {
+            targets.entry(name.to_owned()).or_default().push(target);
+        }
+    }
+
+    /// [`Loader::matrix`] that notes nothing.
+    fn placed(&mut self, names: &[&str]) -> Result<Matrix> {
         let tensors: Vec<_> = names.iter().map(|name| self.info(name)).collect::<Result<_>>()?;
         let ty = tensors[0].ty;
         let mut shape = tensors[0].shape.clone();
@@ -313,6 +358,10 @@ impl Loader<'_> {
             return Ok(Matrix::Plain(weight));
         }
         let (cpu, arena) = (self.cpu, &mut self.arena);
+        if self.float && self.targets.is_some() && float_matmul::fits(ty, &shape) {
+            let matrix = FloatMatrix::zeros(cpu, arena, ty, &shape)?;
+            return Ok(Matrix::Float(Arc::new(matrix)));
+        }
         if self.float && float_matmul::fits(ty, &shape) {
             let data = Source::Joined { tensors, experts };
             let pieces = data.pieces(self.gguf);
@@ -362,6 +411,8 @@ impl Loader<'_> {
             return Ok(weight);
         }
         let weight = weight_of(self.plain.tensor(info.ty, &info.shape)?, name);
+        let rows = info.shape[0];
+        self.note(name, Target { matrix: Matrix::Plain(weight), first: 0, rows });
         self.copies.push((weight, Source::Joined { tensors: vec![info], experts: 1 }));
         Ok(weight)
     }
@@ -370,9 +421,13 @@ impl Loader<'_> {
     fn norm(&mut self, name: &str) -> Result<Weight> {
         let info = self.info(name)?;
         let row = info.shape.last().copied().unwrap_or(0);
-        let values = dequantize_rows(info.ty, self.gguf.data(&info), row)?;
         let context = if self.on_device { &self.device } else { &self.plain };
         let weight = weight_of(context.tensor(GgmlType::F32, &info.shape)?, name);
+        if self.targets.is_some() {
+            self.note(name, Target { matrix: Matrix::Plain(weight), first: 0, rows: 1 });
+            return Ok(weight);
+        }
+        let values = dequantize_rows(info.ty, self.gguf.data(&info), row)?;
         self.copies.push((weight, Source::Values(values)));
         Ok(weight)
     }

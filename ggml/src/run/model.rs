@@ -69,13 +69,17 @@ impl Model {
     pub fn from_gguf(gguf: Gguf, options: LoadOptions) -> Result<Self> {
         let tied = gguf.tensor("output.weight").is_none();
         let config = Config::from_gguf_keys(gguf.metadata(), gguf.path(), tied)?;
-        let weights = Arc::new(Weights::load(gguf, &config, &options)?);
-        Ok(Self(Arc::new(Inner {
+        let weights = Weights::load(gguf, &config, &options)?;
+        Ok(Self::from_weights(config, weights))
+    }
+
+    pub(super) fn from_weights(config: Config, weights: Weights) -> Self {
+        Self(Arc::new(Inner {
             config,
-            weights,
+            weights: Arc::new(weights),
             tokenizer: OnceLock::new(),
             packing: OnceLock::new(),
-        })))
+        }))
     }
 
     /// Dimensions and constants.
@@ -155,6 +159,11 @@ impl Model {
 
     pub(super) fn weights(&self) -> &Weights {
         &self.0.weights
+    }
+
+    /// The weights for who alone holds the model; nothing while there are clones of it.
+    pub(super) fn weights_mut(&mut self) -> Option<&mut Weights> {
+        Arc::get_mut(&mut Arc::get_mut(&mut self.0)?.weights)
     }
 }
 

@@ -65,14 +65,18 @@ pub fn tiny_gguf(seed: u64) -> Result<Vec<u8>> {
 }
 
 /// The parts of a file: keys and tensors.
-struct Parts {
-    metadata: Metadata,
-    specs: Vec<TensorSpec>,
+pub(super) struct Parts {
+    pub(super) metadata: Metadata,
+    pub(super) specs: Vec<TensorSpec>,
     roles: HashMap<String, Role>,
 }
 
 impl Parts {
-    fn new(config: &Config, tokenizer: Option<&Tokenizer>, file: FileType) -> Result<Self> {
+    pub(super) fn new(
+        config: &Config,
+        tokenizer: Option<&Tokenizer>,
+        file: FileType,
+    ) -> Result<Self> {
         let mut metadata = Metadata::new();
         let mut set = |key: &str, value| metadata.set(key, value);
         set("general.architecture", Value::String(config.family.gguf_arch().to_owned()));

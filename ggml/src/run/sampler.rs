@@ -245,42 +245,53 @@ impl Sampler {
 
     /// Draws one of the candidates by its probability after temperature, top-k, top-p and min-p.
     fn draw(&mut self) -> Option<u32> {
-        let Sampling { temperature, top_k, top_p, min_p, .. } = self.sampling;
-        let candidates = &mut self.candidates;
-        let order = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
-        if top_k > 0 && top_k < candidates.len() {
-            candidates.select_nth_unstable_by(top_k - 1, order);
-            candidates.truncate(top_k);
-        }
-        let (largest, _) = candidates.iter().copied().reduce(better)?;
-        let weight = |logit: f32| (f64::from(logit - largest) / temperature).exp();
-        let total: f64 = candidates.iter().map(|&(logit, _)| weight(logit)).sum();
-        if top_p < 1.0 || min_p > 0.0 {
-            // Ids below (1 - top_p) / n of the probability sum up to less than 1 - top_p, so none
-            // of them is needed to reach top_p; the few that are left are cheap to sort.
-            let floor = total * (1.0 - top_p) / candidates.len() as f64;
-            candidates.retain(|&(logit, _)| weight(logit) >= floor.max(min_p));
-        }
-        candidates.sort_unstable_by(order);
-        let mut kept = 0;
-        let mut sum = 0.0;
-        for &(logit, _) in candidates.iter() {
-            sum += weight(logit);
-            kept += 1;
-            if top_p < 1.0 && sum >= top_p * total {
-                break;
-            }
-        }
-        candidates.truncate(kept);
-        let mut left = self.rng.next_f64() * sum;
-        for &(logit, id) in candidates.iter() {
-            left -= weight(logit);
-            if left < 0.0 {
-                return Some(id);
-            }
-        }
-        candidates.last().map(|&(_, id)| id)
+        let unit = self.rng.next_f64();
+        draw_kept(&mut self.candidates, &self.sampling, unit).map(|(id, _)| id)
     }
+}
+
+/// Keeps what temperature, top-k, top-p and min-p leave of the candidates, `(logit, id)`, most likely
+/// first, and draws one by a number `unit` of [0, 1): its id, and the logarithm of its probability
+/// among those kept.
+pub(super) fn draw_kept(
+    candidates: &mut Vec<(f32, u32)>,
+    sampling: &Sampling,
+    unit: f64,
+) -> Option<(u32, f64)> {
+    let Sampling { temperature, top_k, top_p, min_p, .. } = *sampling;
+    let order = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+    if top_k > 0 && top_k < candidates.len() {
+        candidates.select_nth_unstable_by(top_k - 1, order);
+        candidates.truncate(top_k);
+    }
+    let (largest, _) = candidates.iter().copied().reduce(better)?;
+    let exponent = |logit: f32| f64::from(logit - largest) / temperature;
+    let weight = |logit: f32| exponent(logit).exp();
+    let total: f64 = candidates.iter().map(|&(logit, _)| weight(logit)).sum();
+    if top_p < 1.0 || min_p > 0.0 {
+        // Ids below (1 - top_p) / n of the probability sum up to less than 1 - top_p, so none
+        // of them is needed to reach top_p; the few that are left are cheap to sort.
+        let floor = total * (1.0 - top_p) / candidates.len() as f64;
+        candidates.retain(|&(logit, _)| weight(logit) >= floor.max(min_p));
+    }
+    candidates.sort_unstable_by(order);
+    let mut kept = 0;
+    let mut sum = 0.0;
+    for &(logit, _) in candidates.iter() {
+        sum += weight(logit);
+        kept += 1;
+        if top_p < 1.0 && sum >= top_p * total {
+            break;
+        }
+    }
+    candidates.truncate(kept);
+    let mut left = unit * sum;
+    let drawn = candidates.iter().find(|&&(logit, _)| {
+        left -= weight(logit);
+        left < 0.0
+    });
+    let &(logit, id) = drawn.or(candidates.last())?;
+    Some((id, exponent(logit) - sum.ln()))
 }
 
 /// The larger logit, the lower id of equals.

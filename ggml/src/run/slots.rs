@@ -17,6 +17,7 @@ use mmx_converters::gguf::GgmlType;
 use super::decoder::{Batch, Graph, Sight};
 use super::kv_cache::{CELLS, KvCache};
 use super::model::Model;
+use super::names::Values;
 use super::options::{KvType, SlotsOptions, default_n_ctx, default_threads};
 use super::pace::{Pace, are_free};
 use crate::error::{Error, Result};
@@ -74,6 +75,7 @@ pub struct Slots {
     cache: KvCache,
     model: Model,
     n_ctx: usize,
+    kv: KvType,
     /// Tokens in each slot.
     past: Vec<usize>,
     results: Vec<f32>,
@@ -90,25 +92,11 @@ impl Slots {
         let n_ctx = options.n_ctx.unwrap_or_else(|| default_n_ctx(config));
         let threads = options.threads.unwrap_or_else(|| default_threads(model.bytes_per_token()));
         let slots = options.slots;
-        if n_ctx == 0 || threads == 0 || slots == 0 {
-            return Err(Error::Request {
-                message: format!(
-                    "expected at least one position, one thread and one text, found {n_ctx}, {threads} \
-                     and {slots}"
-                ),
-            });
+        if threads == 0 {
+            let message = "expected at least one thread, found 0";
+            return Err(Error::Request { message: message.to_owned() });
         }
-        let too_many = || Error::Request {
-            message: format!(
-                "{slots} texts of {n_ctx} tokens are more than the memory has cells for"
-            ),
-        };
-        // positions and cells are 32-bit numbers in the graph
-        let cells = slots.checked_mul(n_ctx).filter(|&n| i32::try_from(n).is_ok());
-        let ty = match options.kv {
-            KvType::F32 => GgmlType::F32,
-            KvType::F16 => GgmlType::F16,
-        };
+        let cache = new_cache(model, slots, n_ctx, options.kv)?;
         let many = match threads {
             1 => None,
             _ => Some((Pool::new(threads)?, vec![Pace::new(); slots.max(FEW)])),
@@ -118,17 +106,37 @@ impl Slots {
             one: Pool::new(1)?,
             many,
             together: None,
-            cache: KvCache::new(
-                (model.cpu(), config),
-                model.weights().split(),
-                cells.ok_or_else(too_many)?,
-                ty,
-            )?,
+            cache,
             model: model.clone(),
             n_ctx,
+            kv: options.kv,
             past: vec![0; slots],
             results: Vec::new(),
         })
+    }
+
+    /// Changes the number of slots and of positions in each; what is in slots that stay is kept, cut
+    /// to the new length.
+    ///
+    /// # Errors
+    /// No slots, no positions, no memory: all stays as it was then.
+    pub fn resize(&mut self, slots: usize, n_ctx: usize) -> Result<()> {
+        if (slots, n_ctx) == (self.past.len(), self.n_ctx) {
+            return Ok(());
+        }
+        let cache = new_cache(&self.model, slots, n_ctx, self.kv)?;
+        let held = (0..slots.min(self.past.len())).map(|slot| self.held(slot));
+        let held = held.collect::<Result<Vec<_>>>()?;
+        self.graphs.clear(); // they refer to the cache
+        self.cache = cache;
+        (self.past, self.n_ctx) = (vec![0; slots], n_ctx);
+        if let Some((_, paces)) = &mut self.many {
+            paces.resize(slots.max(FEW), Pace::new());
+        }
+        for (slot, held) in held.iter().enumerate() {
+            self.restore(slot, held, held.length.min(n_ctx))?;
+        }
+        Ok(())
     }
 
     /// The model.
@@ -181,6 +189,23 @@ impl Slots {
         self.cache.copy(from * self.n_ctx, to * self.n_ctx, length)?;
         self.past[to] = length;
         Ok(())
+    }
+
+    /// Fills a model in memory ([`Model::in_memory`]) with all its weights, given one after the other,
+    /// and empties every slot: what they hold was computed with the weights before.
+    ///
+    /// # Errors
+    /// A model of a file, or one that others hold too; in one error, everything that is missing,
+    /// unknown or of another shape. The model computes nothing then until all of it is given.
+    pub fn take(&mut self, weights: &mut dyn Iterator<Item = Values<'_>>) -> Result<()> {
+        self.past.fill(0);
+        let own = self.model.weights_mut().ok_or_else(|| Error::Request {
+            message: "weights in memory: expected to hold the model alone, found clones of it"
+                .to_owned(),
+        })?;
+        // SAFETY: graphs over these weights are fields of slots, which hold a clone of the model
+        // each; there is none but this one's, and its slots compute through `&mut self` only.
+        unsafe { own.take(weights) }
     }
 
     /// A copy of what a slot holds, which [`Slots::restore`] puts back into any slot.
@@ -282,6 +307,10 @@ impl Slots {
     }
 
     fn check(&self, parts: &[Part<'_>]) -> Result<()> {
+        if !self.model.weights().whole {
+            let message = "weights in memory: expected all of them, found some missing";
+            return Err(Error::Request { message: message.to_owned() });
+        }
         let tokens: usize = parts.iter().map(|p| p.ids.len()).sum();
         if parts.is_empty() || tokens > BATCH {
             return Err(Error::Request {
@@ -431,6 +460,28 @@ impl Slots {
         self.model.pack();
         Ok(())
     }
+}
+
+/// The cells of `slots` texts of `n_ctx` positions.
+fn new_cache(model: &Model, slots: usize, n_ctx: usize, kv: KvType) -> Result<KvCache> {
+    if n_ctx == 0 || slots == 0 {
+        return Err(Error::Request {
+            message: format!(
+                "expected at least one position and one text, found {n_ctx} and {slots}"
+            ),
+        });
+    }
+    let too_many = || Error::Request {
+        message: format!("{slots} texts of {n_ctx} tokens are more than the memory has cells for"),
+    };
+    // positions and cells are 32-bit numbers in the graph
+    let cells = slots.checked_mul(n_ctx).filter(|&n| i32::try_from(n).is_ok());
+    let ty = match kv {
+        KvType::F32 => GgmlType::F32,
+        KvType::F16 => GgmlType::F16,
+    };
+    let cells = cells.ok_or_else(too_many)?;
+    KvCache::new((model.cpu(), model.config()), model.weights().split(), cells, ty)
 }
 
 /// Cells a graph looks at for `past` positions: few different numbers, so that graphs are reused,

@@ -8,6 +8,7 @@
 //! lie in its memory.
 #![expect(unsafe_code, reason = "weights are tensors of contexts kept beside them")]
 
+use std::collections::HashMap;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,6 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use llama_cpp_sys_2 as sys;
 use mmx_converters::gguf::Gguf;
 
+use super::names::Names;
 use crate::error::Result;
 use crate::kernel::cpu::CpuSet;
 use crate::kernel::float_matmul::FloatMatrix;
@@ -37,6 +39,16 @@ pub(super) enum Matrix {
     Float(Arc<FloatMatrix>),
     /// Blocks in an order for our own kernel.
     Quant(Arc<QuantMatrix>),
+}
+
+/// Where a tensor's rows lie in a matrix; with experts, each expert's among as many of the matrix.
+#[derive(Clone, Debug)]
+pub(super) struct Target {
+    pub(super) matrix: Matrix,
+    /// The first one.
+    pub(super) first: usize,
+    /// Rows of the matrix, or of one expert's.
+    pub(super) rows: usize,
 }
 
 /// Matrices over the same input: where each one's rows lie among the products that are computed.
@@ -88,6 +100,12 @@ pub(super) struct Weights {
     pub(super) cpu: CpuSet,
     /// Read from the file until they are packed.
     pub(super) later: Vec<Matrix>,
+    /// Of a model in memory, where each tensor of the file would lie.
+    pub(super) targets: HashMap<String, Vec<Target>>,
+    /// Its weights by the names they are given by.
+    pub(super) names: Option<Names>,
+    /// True where no weight is missing.
+    pub(super) whole: bool,
     pub(super) stopped: AtomicBool,
     // dropped in this order: memory, then descriptions, then the file the memory may be
     pub(super) _buffers: Vec<Buffer>,

@@ -96,6 +96,11 @@ impl<'c> Tensor<'c> {
         GgmlType::from_id(self.get().type_)
     }
 
+    /// Where its data begins, null before it has memory.
+    pub(crate) fn data(&self) -> *mut std::ffi::c_void {
+        self.get().data
+    }
+
     /// Number of elements.
     pub fn elements(&self) -> usize {
         self.ne().iter().product()

@@ -39,6 +39,7 @@ pub(crate) fn run(args: &PlotArgs, as_json: bool) -> Result<()> {
                 "steps": run.lr.last().map(|point| point.0),
                 "loss": last(&run.loss),
                 "val_loss": last(&run.val_loss),
+                "reward": last(&run.reward),
             })
         });
         let rows: Vec<_> = rows.collect();

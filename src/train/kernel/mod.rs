@@ -30,6 +30,11 @@ use std::sync::LazyLock;
 
 use tch::{Device, Kind, TchError, Tensor};
 
+/// The elements of a contiguous float32 tensor on the CPU, row-major.
+pub(crate) fn floats(tensor: &Tensor) -> Result<&[f32], TchError> {
+    memory::read(tensor)
+}
+
 /// Whether the kernels can take these tensors.
 pub(crate) fn takes(tensors: &[&Tensor]) -> bool {
     let float = |kind| matches!(kind, Kind::Float | Kind::BFloat16);

@@ -67,6 +67,11 @@ impl Factors {
         let y = inner.f_linear(&cast(&self.b)?, None::<Tensor>)?;
         if self.scale == 1.0 { Ok(y) } else { y.f_mul_scalar(self.scale) }
     }
+
+    /// The weight `[out, in]` with the factors' product added.
+    pub(super) fn merged(&self, weight: &Tensor) -> Torch<Tensor> {
+        weight.f_add(&self.b.f_mm(&self.a)?.f_mul_scalar(self.scale)?)
+    }
 }
 
 /// The adapters of a model.

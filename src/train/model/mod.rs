@@ -214,6 +214,43 @@ impl Model {
         Ok(())
     }
 
+    /// The model without its adapters, over the same weights: what the adapters are measured from.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn without_adapters(&self) -> Result<Self> {
+        let variables = self.variables.iter().map(Variable::share).collect();
+        Self::assemble(self.config.clone(), variables, self.device, self.compute)
+    }
+
+    /// The final norm of states `[.., hidden]`, of the same shape, in the compute type.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn normed(&self, states: &Tensor) -> Result<Tensor> {
+        self.norm.forward(states, self.compute).map_err(|e| Error::torch("final norm", &e))
+    }
+
+    /// Every weight by its name, contiguous float32 on the host, in the table's order; where adapters
+    /// are attached, with them merged. On the CPU they are the weights themselves, not copies.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn merged(&self) -> Result<Vec<(&str, Tensor)>> {
+        let read = |variable: &Variable| -> Torch<Tensor> {
+            let module = variable.name.strip_suffix(".weight").unwrap_or(&variable.name);
+            let merged = match self.lora.as_ref().and_then(|lora| lora.factors(module)) {
+                Some(factors) => tch::no_grad(|| factors.merged(&variable.tensor))?,
+                None => variable.tensor.detach(),
+            };
+            merged.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()
+        };
+        let of = |variable: &'_ Variable| {
+            read(variable).map_err(|e| Error::torch(format!("reading {}", variable.name), &e))
+        };
+        self.variables.iter().map(|v| Ok((v.name.as_str(), of(v)?))).collect()
+    }
+
     /// The attached adapters.
     pub fn lora(&self) -> Option<&Lora> {
         self.lora.as_ref()

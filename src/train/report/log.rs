@@ -102,13 +102,10 @@ impl Metrics {
         let mut scalars = vec![("lr", summary.lr), ("tokens_per_s", summary.tokens_per_s)];
         scalars.extend(summary.loss.map(|loss| ("loss", loss)));
         scalars.extend(summary.grad_norm.map(|norm| ("grad_norm", norm)));
-        for (name, _) in micro_steps.iter().find(|m| m.loss.is_some()).map_or(&[][..], |m| &m.parts)
-        {
-            let values = micro_steps.iter().flat_map(|m| &m.parts).filter(|(n, _)| n == name);
-            if let Some(mean) = mean(values.filter_map(|(_, value)| value.as_f64())) {
-                set(name, json!(mean));
-                scalars.push((name, mean));
-            }
+        let parts = parts_of(micro_steps);
+        for (name, mean) in &parts {
+            set(name, json!(mean));
+            scalars.push((name.as_str(), *mean));
         }
         set("grad_norm", json!(summary.grad_norm));
         set("tokens", json!(self.tokens));
@@ -160,6 +157,28 @@ pub struct Summary {
     pub grad_norm: Option<f64>,
     /// Tokens read, without padding.
     pub tokens_per_s: f64,
+}
+
+/// Means over micro-steps of their parts, those of the first one that learned something first;
+/// numbers within a part have names of their own.
+fn parts_of(micro_steps: &[MicroStep]) -> Vec<(String, f64)> {
+    let mut found: Vec<(String, f64, usize)> = Vec::new();
+    let mut add = |name: &str, value: Option<f64>| {
+        let Some(value) = value else { return };
+        match found.iter_mut().find(|(of, ..)| of == name) {
+            Some((_, sum, count)) => (*sum, *count) = (*sum + value, *count + 1),
+            None => found.push((name.to_owned(), value, 1)),
+        }
+    };
+    for (name, value) in micro_steps.iter().flat_map(|m| &m.parts) {
+        match value {
+            Value::Object(numbers) => {
+                numbers.iter().for_each(|(name, value)| add(name, value.as_f64()));
+            }
+            _ => add(name, value.as_f64()),
+        }
+    }
+    found.into_iter().map(|(name, sum, count)| (name, sum / count as f64)).collect()
 }
 
 fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {

@@ -88,6 +88,7 @@ impl Stage for Distill {
                 ("aux", aux),
             ],
             trained_tokens: targets.count(),
+            ..Loss::nothing()
         })
     }
 }

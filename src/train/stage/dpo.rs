@@ -100,7 +100,7 @@ impl Stage for Dpo {
         };
         parts.extend(margin.into_inner().map(|margin| ("margin", Part::Scalar(margin))));
         parts.push(("ref_logps", Part::PerSample(of_reference)));
-        Ok(Loss { total: Some(total), parts, trained_tokens: targets.count() })
+        Ok(Loss { total: Some(total), parts, trained_tokens: targets.count(), ..Loss::nothing() })
     }
 }
 

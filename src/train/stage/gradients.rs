@@ -6,7 +6,7 @@ use tch::{Device, Tensor, no_grad};
 use super::{Setup, Stage, by_name};
 use crate::config::{DistillOptions, DpoOptions, Logps, TrainConfig};
 use crate::model::Model;
-use mmx_data::{Batch, Recipe};
+use mmx_data::{Batch, Recipe, Rewarded};
 
 /// A preset's family at hidden 16 with two layers and 40 tokens.
 fn toy(preset: &str) -> Config {
@@ -41,6 +41,14 @@ fn batch() -> Batch {
         mask: (0..32).map(|i| if i % 3 == 0 { 0.0 } else { 1.0 }).collect(),
         batch: 4,
         seq: 8,
+        rewarded: Some(Rewarded {
+            sampled: (0..32).map(|i| -3.0 - (i as f32 * 0.7).sin()).collect(),
+            rewards: vec![1.0, -0.5, 0.25, 2.0],
+            groups: vec![0, 0, 1, 1],
+            cut_off: vec![false; 4],
+            stale: true,
+            ..Rewarded::default()
+        }),
         ..Batch::default()
     }
 }
@@ -105,7 +113,7 @@ fn the_balancing_losses_alone() {
         fn loss(&self, model: &Model, batch: &Batch) -> crate::Result<super::Loss> {
             let hidden = model.hidden(&super::language_model::inputs(model, batch)?, true)?;
             let total = hidden.aux.map(|aux| aux * 1000.0);
-            Ok(super::Loss { total, parts: Vec::new(), trained_tokens: 1 })
+            Ok(super::Loss { total, trained_tokens: 1, ..super::Loss::nothing() })
         }
     }
     for preset in ["minimind2-moe", "minimind3-moe"] {
@@ -140,5 +148,23 @@ fn distillation() {
         let frozen = Some(model("minimind3", 6));
         stage.prepare(&mut student, Setup { frozen, ..Setup::new(&config) }).expect("ready");
         check(stage.as_ref(), &student, &format!("alpha {alpha}, temperature {temperature}"));
+    }
+}
+
+/// With a part of the entropy; divergences are in tests/reward_losses.rs. Of cispo, whose weights have
+/// no gradient, there is no difference quotient.
+#[test]
+fn rewards_within_groups_and_from_a_critic() {
+    for (name, preset) in [("grpo", "minimind3"), ("ppo", "minimind3"), ("grpo", "minimind3-moe")] {
+        let mut stage = by_name(name).expect("a stage");
+        let mut config = TrainConfig::new(stage.as_ref(), Recipe::R2026);
+        let options = config.policy.as_mut().expect("options");
+        (options.kl_coef, options.entropy_coef) = (0.0, 0.3);
+        options.score_temperature = 1.25;
+        config.ppo.iter_mut().for_each(|ppo| ppo.early_stop = f64::MAX);
+        let mut policy = model(preset, 7);
+        let critic = Some(model(preset, 8));
+        stage.prepare(&mut policy, Setup { critic, ..Setup::new(&config) }).expect("ready");
+        check(stage.as_ref(), &policy, &format!("{name}, {preset}"));
     }
 }

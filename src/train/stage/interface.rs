@@ -10,7 +10,7 @@ use tch::Tensor;
 
 use crate::config::{Defaults, TrainConfig};
 use crate::error::Result;
-use crate::model::{Model, Variable};
+use crate::model::{HostTensor, Model, Variable};
 
 /// A training stage: what is learned from a batch, and the reference's hyper-parameters for it.
 pub trait Stage {
@@ -43,6 +43,27 @@ pub trait Stage {
         model.variables().iter().map(Variable::share).collect()
     }
 
+    /// What an optimizer of its own changes besides: a critic's weights.
+    fn critic(&self) -> Vec<Variable> {
+        Vec::new()
+    }
+
+    /// What a checkpoint keeps of the stage: a critic, what was computed of a batch in hand.
+    ///
+    /// # Errors
+    /// libtorch's.
+    fn state(&self) -> Result<Vec<HostTensor>> {
+        Ok(Vec::new())
+    }
+
+    /// Puts back what [`Stage::state`] gave.
+    ///
+    /// # Errors
+    /// A state that does not fit.
+    fn restore(&self, _state: &[HostTensor]) -> Result<()> {
+        Ok(())
+    }
+
     /// Whether a batch's rows must be padded to the full length, as the reference has them, because
     /// the numbers depend on padding (a balancing loss counts it).
     fn counts_padding(&self, model: &Model) -> bool {
@@ -66,6 +87,8 @@ pub struct Setup<'a> {
     pub base: Option<String>,
     /// A model that stays as it is: DPO's reference, distillation's teacher.
     pub frozen: Option<Model>,
+    /// What the critic of stage ppo begins as.
+    pub critic: Option<Model>,
     /// Reasoning: the tokenizer that has the ids of the tags.
     pub tokenizer: Option<&'a Tokenizer>,
 }
@@ -73,7 +96,7 @@ pub struct Setup<'a> {
 impl<'a> Setup<'a> {
     /// A setup with the configuration alone.
     pub fn new(config: &'a TrainConfig) -> Self {
-        Self { config, adapters: None, base: None, frozen: None, tokenizer: None }
+        Self { config, adapters: None, base: None, frozen: None, critic: None, tokenizer: None }
     }
 }
 
@@ -86,6 +109,10 @@ pub struct Loss {
     pub parts: Vec<(&'static str, Part)>,
     /// Targets that are learned.
     pub trained_tokens: usize,
+    /// The part of the total that a critic learns from.
+    pub critic: Option<Tensor>,
+    /// Micro-steps after this one that are left out.
+    pub skip: usize,
 }
 
 /// One named part of a loss.
@@ -99,12 +126,16 @@ pub enum Part {
     Zero,
     /// A number known on the host.
     Count(usize),
+    /// A number known on the host that is no sum over processes.
+    Number(f64),
+    /// Such numbers by names that data gives: parts of a reward.
+    Numbers(Vec<(String, f64)>),
 }
 
 impl Loss {
     /// The loss of a batch without a learned token: no scalar and no parts.
     pub fn nothing() -> Self {
-        Self { total: None, parts: Vec::new(), trained_tokens: 0 }
+        Self { total: None, parts: Vec::new(), trained_tokens: 0, critic: None, skip: 0 }
     }
 
     /// The loss without the graph behind its numbers, whose memory is wanted back.
@@ -118,6 +149,8 @@ impl Loss {
             total: self.total.map(|total| total.detach()),
             parts: self.parts.into_iter().map(|(name, p)| (name, part(p))).collect(),
             trained_tokens: self.trained_tokens,
+            critic: self.critic.map(|critic| critic.detach()),
+            skip: self.skip,
         }
     }
 }

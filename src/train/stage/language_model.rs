@@ -46,5 +46,6 @@ pub(super) fn cross_entropy_and_balance(
         total: Some(total),
         parts: vec![("ce", Part::Scalar(ce)), ("aux", aux)],
         trained_tokens: targets.count(),
+        ..Loss::nothing()
     })
 }

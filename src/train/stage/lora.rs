@@ -23,21 +23,8 @@ impl Stage for Lora {
         Defaults { epochs: 10, batch_size: 32, lr: 1e-4, accumulation: 1 }
     }
 
-    fn prepare(&mut self, model: &mut Model, setup: Setup<'_>) -> Result<()> {
-        let Some(options) = &setup.config.lora else {
-            return Err(Error::failed("lora: expected rank, alpha and target, found none"));
-        };
-        let (config, device) = (model.config(), model.device());
-        let mut adapters = match &setup.adapters {
-            Some((path, adapters)) => Adapters::load(config, adapters, path, device)?,
-            None => {
-                let size = (options.rank, options.alpha);
-                let target = Target::parse(&options.target);
-                Adapters::random(config, &target, size, setup.config.seed, device)?
-            }
-        };
-        adapters.set_base(setup.base);
-        model.attach(adapters)
+    fn prepare(&mut self, model: &mut Model, mut setup: Setup<'_>) -> Result<()> {
+        attach(model, &mut setup)
     }
 
     fn trainable(&self, model: &Model) -> Vec<Variable> {
@@ -47,4 +34,22 @@ impl Stage for Lora {
     fn loss(&self, model: &Model, batch: &Batch) -> Result<Loss> {
         language_model_loss(model, batch)
     }
+}
+
+/// Puts new adapters beside a model's linear layers, or those to go on with.
+pub(super) fn attach(model: &mut Model, setup: &mut Setup<'_>) -> Result<()> {
+    let Some(options) = &setup.config.lora else {
+        return Err(Error::failed("adapters: expected rank, alpha and target, found none"));
+    };
+    let (config, device) = (model.config(), model.device());
+    let mut adapters = match &setup.adapters {
+        Some((path, adapters)) => Adapters::load(config, adapters, path, device)?,
+        None => {
+            let size = (options.rank, options.alpha);
+            let target = Target::parse(&options.target);
+            Adapters::random(config, &target, size, setup.config.seed, device)?
+        }
+    };
+    adapters.set_base(setup.base.take());
+    model.attach(adapters)
 }

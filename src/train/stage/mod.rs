@@ -11,6 +11,8 @@ mod gradients;
 mod interface;
 mod language_model;
 mod lora;
+mod policy;
+mod ppo;
 mod pretrain;
 mod reason;
 mod sft;
@@ -19,6 +21,8 @@ pub use distill::Distill;
 pub use dpo::Dpo;
 pub use interface::{Loss, Part, Setup, Stage};
 pub use lora::Lora;
+pub use policy::Policy;
+pub use ppo::Ppo;
 pub use pretrain::Pretrain;
 pub use reason::Reason;
 pub use sft::Sft;
@@ -40,6 +44,10 @@ pub fn by_name(name: &str) -> Result<Box<dyn Stage>> {
         "pretrain" => Ok(Box::new(Pretrain)),
         "reason" => Ok(Box::new(Reason::default())),
         "sft" => Ok(Box::new(Sft)),
+        "grpo" => Ok(Box::new(Policy::new(&stages::GRPO))),
+        "cispo" => Ok(Box::new(Policy::new(&stages::CISPO))),
+        "agent" => Ok(Box::new(Policy::new(&stages::AGENT))),
+        "ppo" => Ok(Box::new(Ppo::default())),
         other => {
             let names = stages::STAGES.map(|stage| stage.name);
             let expected = match names.split_last() {
@@ -60,7 +68,10 @@ mod tests {
         for info in stages::STAGES {
             assert_eq!(by_name(info.name).expect("a stage").info(), info);
         }
-        let error = by_name("ppo").err().expect("an error").to_string();
-        assert!(error.contains("pretrain, sft, lora, dpo, distill or reason"), "{error}");
+        let error = by_name("a2c").err().expect("an error").to_string();
+        assert!(
+            error.contains("pretrain, sft, lora, dpo, distill, reason, grpo, cispo, ppo or agent"),
+            "{error}"
+        );
     }
 }

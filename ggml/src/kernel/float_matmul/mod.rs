@@ -21,6 +21,7 @@
 #![expect(unsafe_code, reason = "vector instructions, and weights read through pointers")]
 
 mod tile;
+mod write;
 
 use std::cell::RefCell;
 use std::ffi::c_void;
@@ -30,6 +31,7 @@ use llama_cpp_sys_2 as sys;
 use mmx_converters::gguf::GgmlType;
 
 use self::tile::{Product, ROWS, Tile, Tiles};
+pub(crate) use self::write::put;
 use crate::error::{Error, Result};
 use crate::kernel::arena::{Arena, Piece};
 use crate::kernel::cpu::CpuSet;
@@ -115,6 +117,59 @@ impl FloatMatrix {
         let file = tiles.map(|tile| Tile(tile.as_ptr())).collect();
         let (own, room) = (OnceLock::new(), Mutex::new(Some(piece)));
         Ok(Self { set, ty, experts, rows, cols, own, file, room })
+    }
+
+    /// A matrix of zeros of a type and shape that [`fits`], in memory, for [`FloatMatrix::write`] to
+    /// fill. `cpu`: a set that this CPU has.
+    ///
+    /// # Errors
+    /// Another type or shape; an arena that is full.
+    pub(crate) fn zeros(
+        cpu: CpuSet,
+        arena: &mut Arena,
+        ty: GgmlType,
+        shape: &[usize],
+    ) -> Result<Self> {
+        let rows: usize = shape.iter().rev().skip(1).product();
+        let bytes = shape.last().and_then(|&cols| ty.row_bytes(cols)).map(|row| rows * row);
+        let Some(bytes) = bytes.filter(|_| fits(ty, shape)) else {
+            return Err(Error::Request { message: format!("{} of shape {shape:?}", ty.name()) });
+        };
+        let [.., rows_of_one, cols] = *shape else { unreachable!("checked by fits") };
+        Ok(Self {
+            set: set(cpu),
+            ty,
+            experts: rows / rows_of_one,
+            rows: rows_of_one,
+            cols,
+            own: OnceLock::from(arena.take(bytes)?),
+            file: Vec::new(),
+            room: Mutex::new(None),
+        })
+    }
+
+    /// Overwrites the numbers of a row from column `first` on; rows of experts follow one another.
+    ///
+    /// # Errors
+    /// Numbers beyond the matrix, or one that still lies in its file.
+    ///
+    /// # Safety
+    /// Meanwhile nobody computes with the matrix, and nobody else writes these numbers.
+    pub(crate) unsafe fn write(&self, row: usize, first: usize, values: &[f32]) -> Result<()> {
+        let rows = self.experts * self.rows;
+        let end = first.checked_add(values.len()).filter(|&end| end <= self.cols && row < rows);
+        let (Some(_), Some(own)) = (end, self.own.get()) else {
+            return Err(Error::Request {
+                message: format!(
+                    "{} numbers at row {row}, column {first} of a matrix [{rows}, {}]",
+                    values.len(),
+                    self.cols
+                ),
+            });
+        };
+        // SAFETY: row and columns are in the matrix, as checked; the rest is what the caller says.
+        unsafe { write::write_row(self.ty, own.as_ptr(), self.cols, (row, first), values) };
+        Ok(())
     }
 
     /// Copies the rows that were left in the file, on one thread: others compute meanwhile. `read`

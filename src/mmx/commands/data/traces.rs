@@ -52,7 +52,7 @@ fn rollouts(request: &Request<'_>) -> Result<Option<Vec<(usize, Rollout)>>> {
             let wanted = request.line.is_none_or(|number| line.label() == number as usize);
             if found.is_empty() {
                 let object = jsonl::object(&line).map_err(|fault| fault_of(request.file, fault))?;
-                if !(object.contains_key("ids") && object.contains_key("sampled")) {
+                if !(object.contains_key("response_ids") && object.contains_key("mask")) {
                     return Ok(None);
                 }
             }

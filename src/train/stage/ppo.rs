@@ -1,0 +1,355 @@
+//! Proximal policy optimization: a critic says what reward is expected before every token, and a
+//! token counts by how much better it came.
+//!
+//! Source: Schulman et al. 2017; the reference's train_ppo of 2026-08 (docs/rl.md).
+
+use std::cell::RefCell;
+
+use tch::{Kind, TchError, Tensor};
+
+use super::interface::{Loss, Part, Setup, Stage};
+use super::language_model::inputs;
+use super::policy::{
+    log_probabilities, measure, of_rewards, reference, rewards_of, softened, trainable, with_aux,
+};
+use crate::config::Defaults;
+use crate::error::{Error, Result, TorchError};
+use crate::loss::{self, Targets};
+use crate::model::device::upload;
+use crate::model::{HostTensor, Model, Variable, host_f32, wide};
+use crate::policy::critic::Critic;
+use crate::policy::options::{PolicyOptions, PpoOptions};
+use crate::policy::rows::Rows;
+use crate::policy::{advantage, importance, objective};
+use mmx_data::{Batch, Minibatch, Recipe, StageInfo, stages};
+
+/// The stage ppo.
+#[derive(Debug, Default)]
+pub struct Ppo {
+    ready: Option<Ready>,
+}
+
+#[derive(Debug)]
+struct Ready {
+    reference: Option<Model>,
+    critic: Critic,
+    options: PolicyOptions,
+    ppo: PpoOptions,
+    /// What was computed of the batch that is trained on, before its first minibatch.
+    in_hand: RefCell<InHand>,
+}
+
+/// The batch in hand, row by row, and whether its passes have been ended.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct InHand {
+    rows: Vec<Row>,
+    stopped: bool,
+}
+
+/// One row's tokens before the update.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Row {
+    logps: Vec<f32>,
+    sampled: Vec<f32>,
+    reference: Vec<f32>,
+    values: Vec<f32>,
+    advantages: Vec<f32>,
+    returns: Vec<f32>,
+}
+
+impl Row {
+    /// The lists, by name.
+    fn lists(&self) -> [(&'static str, &Vec<f32>); 6] {
+        [
+            ("logps", &self.logps),
+            ("sampled", &self.sampled),
+            ("reference", &self.reference),
+            ("values", &self.values),
+            ("advantages", &self.advantages),
+            ("returns", &self.returns),
+        ]
+    }
+}
+
+/// What a checkpoint puts before the names of the critic's weights, and of what is in hand.
+const CRITIC: &str = "critic.";
+const IN_HAND: &str = "in_hand.";
+
+impl Stage for Ppo {
+    fn info(&self) -> &'static StageInfo {
+        &stages::PPO
+    }
+
+    fn defaults(&self, _recipe: Recipe) -> Defaults {
+        Defaults { epochs: 1, batch_size: 2, lr: 3e-7, accumulation: 1 }
+    }
+
+    fn prepare(&mut self, model: &mut Model, mut setup: Setup<'_>) -> Result<()> {
+        let (Some(options), Some(ppo), Some(critic)) =
+            (setup.config.policy.clone(), setup.config.ppo.clone(), setup.critic.take())
+        else {
+            return Err(Error::failed("ppo: expected its options and a critic, found none"));
+        };
+        let critic = Critic::new(critic, setup.config.seed)?;
+        let reference = reference(model, &mut setup, options.kl_coef)?;
+        let in_hand = RefCell::default();
+        self.ready = Some(Ready { reference, critic, options, ppo, in_hand });
+        Ok(())
+    }
+
+    fn trainable(&self, model: &Model) -> Vec<Variable> {
+        trainable(model)
+    }
+
+    fn critic(&self) -> Vec<Variable> {
+        self.ready.as_ref().map_or_else(Vec::new, |ready| ready.critic.variables())
+    }
+
+    fn counts_padding(&self, _model: &Model) -> bool {
+        false
+    }
+
+    fn loss(&self, model: &Model, batch: &Batch) -> Result<Loss> {
+        let Some(ready) = &self.ready else {
+            return Err(Error::failed("ppo: expected to be made ready before its first batch"));
+        };
+        let all = Minibatch {
+            rows: (0..batch.sequences()).collect(),
+            first: true,
+            ends_pass: true,
+            left: 0,
+        };
+        let minibatch = rewards_of(batch)?.minibatch.as_ref().unwrap_or(&all);
+        if minibatch.first {
+            let rows = ready.before(model, batch)?;
+            ready.in_hand.replace(InHand { rows, stopped: false });
+        }
+        ready.of_minibatch(model, batch, minibatch)
+    }
+
+    fn state(&self) -> Result<Vec<HostTensor>> {
+        let Some(ready) = &self.ready else { return Ok(Vec::new()) };
+        let mut state = ready.critic.to_host()?;
+        state.iter_mut().for_each(|tensor| tensor.name.insert_str(0, CRITIC));
+        state.extend(ready.in_hand.borrow().to_host());
+        Ok(state)
+    }
+
+    fn restore(&self, state: &[HostTensor]) -> Result<()> {
+        let Some(ready) = &self.ready else { return Ok(()) };
+        for tensor in state {
+            if let Some(name) = tensor.name.strip_prefix(CRITIC) {
+                ready.critic.restore(name, &tensor.values)?;
+            }
+        }
+        ready.in_hand.replace(InHand::from_host(state));
+        Ok(())
+    }
+}
+
+impl Ready {
+    /// What both models and the critic say of a batch before its update, and the advantages: some
+    /// rows at a time, as the update has them.
+    fn before(&self, model: &Model, batch: &Batch) -> Result<Vec<Row>> {
+        let rewarded = rewards_of(batch)?;
+        let all: Vec<usize> = (0..batch.sequences()).collect();
+        let mut rows = Vec::new();
+        for chunk in all.chunks(self.ppo.minibatch) {
+            rows.extend(tch::no_grad(|| self.rows_before(model, &batch.select(chunk)))?);
+        }
+        let mut whole = Vec::new();
+        for (row, &reward) in rows.iter_mut().zip(&rewarded.rewards) {
+            let values: Vec<f64> = row.values.iter().map(|&v| f64::from(v)).collect();
+            let PpoOptions { gamma, lambda, .. } = self.ppo;
+            let (advantages, returns) = advantage::generalized(&values, reward, gamma, lambda);
+            whole.extend(advantages);
+            row.returns = returns.into_iter().map(|v| v as f32).collect();
+        }
+        advantage::whiten(&mut whole);
+        let mut whole = whole.into_iter().map(|v| v as f32);
+        for row in &mut rows {
+            row.advantages = whole.by_ref().take(row.values.len()).collect();
+        }
+        Ok(rows)
+    }
+
+    fn rows_before(&self, model: &Model, batch: &Batch) -> Result<Vec<Row>> {
+        let lengths: Vec<usize> = batch
+            .ranges()
+            .into_iter()
+            .map(|range| batch.mask[range].iter().filter(|&&m| m != 0.0).count())
+            .collect();
+        let mut rows = vec![Row::default(); lengths.len()];
+        let Some(targets) = Targets::new(batch, model.device())? else { return Ok(rows) };
+        let rewarded = rewards_of(batch)?;
+        let ids = inputs(model, batch)?;
+        let at = self.options.score_temperature;
+        let learned = batch.mask.iter().zip(&rewarded.sampled).filter(|(m, _)| **m != 0.0);
+        let sampled: Vec<f32> = learned.map(|(_, &logp)| logp).collect();
+        let host = |tensor: Tensor| {
+            host_f32(&tensor).map_err(|e| Error::torch("reading what was before", &e))
+        };
+        let logps = match rewarded.stale {
+            true => sampled.clone(),
+            false => host(log_probabilities(model, &ids, batch, &targets, at)?)?,
+        };
+        let reference = match &self.reference {
+            Some(reference) => host(log_probabilities(reference, &ids, batch, &targets, at)?)?,
+            None => vec![0.0; logps.len()],
+        };
+        let values = host(self.critic.values(&ids, batch, &targets)?)?;
+        let mut start = 0;
+        for (row, length) in rows.iter_mut().zip(lengths) {
+            let cut = |all: &[f32]| all[start..start + length].to_vec();
+            row.logps = cut(&logps);
+            row.sampled = cut(&sampled);
+            row.reference = cut(&reference);
+            row.values = cut(&values);
+            start += length;
+        }
+        Ok(rows)
+    }
+
+    fn of_minibatch(&self, model: &Model, batch: &Batch, minibatch: &Minibatch) -> Result<Loss> {
+        let ended = self.in_hand.borrow().stopped;
+        let chosen = batch.select(&minibatch.rows);
+        // the passes that an early stop leaves out
+        let skip = |stopped: bool| match stopped && minibatch.ends_pass {
+            true => minibatch.left,
+            false => 0,
+        };
+        let device = model.device();
+        let Some(targets) = Targets::new(&chosen, device)? else {
+            return Ok(Loss { skip: skip(ended), ..Loss::nothing() });
+        };
+        let kind = wide(model.compute());
+        let rows = Rows::new(&chosen, false, kind, device)?;
+        let known = |of: &dyn Fn(&Row) -> &Vec<f32>| -> Result<Tensor> {
+            let in_hand = self.in_hand.borrow();
+            let rows = minibatch.rows.iter().filter_map(|&i| in_hand.rows.get(i));
+            let values: Vec<f32> = rows.flat_map(|row| of(row).iter().copied()).collect();
+            let tensor = || upload(&Tensor::f_from_slice(&values)?.f_to_kind(kind)?, device);
+            tensor().map_err(|e| Error::torch("minibatch to the device", &e))
+        };
+        let old = known(&|row| &row.logps)?;
+        let sampled = known(&|row| &row.sampled)?;
+        let of_reference = known(&|row| &row.reference)?;
+        let before = known(&|row| &row.values)?;
+        let advantages = known(&|row| &row.advantages)?;
+        let returns = known(&|row| &row.returns)?;
+        let doing = |e| Error::torch("loss of ppo", &e);
+
+        let ids = inputs(model, &chosen)?;
+        let policy = model.hidden_of(&ids, &chosen, true)?;
+        let hidden = softened(&policy.hidden, self.options.score_temperature)?;
+        let measured = RefCell::new((Vec::new(), None));
+        let stale = rewards_of(batch)?.stale;
+        let loss = loss::of_scores(model, &hidden, &targets, true, &|logps, entropies| {
+            let fixed = logps.detach();
+            let weights = match self.options.importance.filter(|_| !stale) {
+                Some(by) => Some(importance::weights(&old, &sampled, &rows, by)?),
+                None => None,
+            };
+            let tokens = objective::Tokens {
+                rows: &rows,
+                old: &old,
+                reference: self.reference.as_ref().map(|_| &of_reference),
+                advantages: &advantages,
+                weights: weights.as_ref(),
+                entropies: None,
+                max_length: self.options.max_new_tokens,
+            };
+            let parts = measure(&fixed, entropies, &sampled, &tokens, &self.options)?;
+            let moved = fixed.f_sub(&old)?.f_square()?.f_mean(kind)?.f_mul_scalar(0.5)?;
+            measured.replace((parts, Some(moved)));
+            objective::of_policy(logps, &tokens, &self.options)
+        })?;
+        let values = self.critic.values(&ids, &chosen, &targets)?;
+        let of_values =
+            objective::of_values(&values, &before, &returns, &self.ppo).map_err(doing)?;
+
+        let (measured, moved) = measured.into_inner();
+        let moved = moved.map_or(Ok(0.0), |moved| moved.f_double_value(&[])).map_err(doing)?;
+        let stopped = ended || moved > self.ppo.early_stop;
+        self.in_hand.borrow_mut().stopped = stopped;
+
+        let mut parts = vec![
+            ("policy", Part::Scalar(loss.shallow_clone())),
+            ("value", Part::Scalar(of_values.shallow_clone())),
+        ];
+        let of_policy = with_aux(loss, policy.aux, &mut parts)?;
+        parts.push(("approx_kl", Part::Number(moved)));
+        parts.push(("stopped", Part::Number(f64::from(u8::from(stopped)))));
+        parts.extend(measured);
+        parts.push(("tokens", Part::Count(targets.count())));
+        if minibatch.first {
+            parts.extend(of_rewards(rewards_of(batch)?));
+        }
+        let add = || -> Result<(Tensor, Tensor), TchError> {
+            let of_critic = of_values.f_mul_scalar(self.ppo.value_coef)?;
+            Ok((of_policy.f_add(&of_critic)?, of_critic))
+        };
+        let (mut total, mut of_critic) = add().map_err(doing)?;
+        if stopped && !self.ppo.step_after_stop {
+            return Ok(Loss { parts, skip: skip(stopped), ..Loss::nothing() });
+        }
+        if stopped {
+            // nothing is learned, yet momentum and weight decay go on
+            let zero = || Tensor::f_zeros([], (Kind::Float, device)).map_err(doing);
+            (total, of_critic) = (zero()?, zero()?);
+        }
+        Ok(Loss {
+            total: Some(total),
+            critic: Some(of_critic),
+            parts,
+            trained_tokens: targets.count(),
+            skip: skip(stopped),
+        })
+    }
+}
+
+impl InHand {
+    fn to_host(&self) -> Vec<HostTensor> {
+        if self.rows.is_empty() {
+            return Vec::new();
+        }
+        let tensor = |name: &str, values: Vec<f32>| HostTensor {
+            name: format!("{IN_HAND}{name}"),
+            shape: vec![values.len()],
+            values,
+        };
+        // whole numbers below 2^24: float32 holds them
+        let lengths = self.rows.iter().map(|row| row.values.len() as f32).collect();
+        let mut state = vec![
+            tensor("lengths", lengths),
+            tensor("stopped", vec![f32::from(u8::from(self.stopped))]),
+        ];
+        for (i, (name, _)) in Row::default().lists().into_iter().enumerate() {
+            let all = self.rows.iter().flat_map(|row| row.lists()[i].1.iter().copied());
+            state.push(tensor(name, all.collect()));
+        }
+        state
+    }
+
+    fn from_host(state: &[HostTensor]) -> Self {
+        let list = |name: &str| -> &[f32] {
+            let found = state.iter().find(|t| t.name.strip_prefix(IN_HAND) == Some(name));
+            found.map_or(&[], |tensor| &tensor.values)
+        };
+        let (mut rows, mut start) = (Vec::new(), 0);
+        for &length in list("lengths") {
+            let end = start + length as usize;
+            let cut = |name: &str| list(name).get(start..end).unwrap_or_default().to_vec();
+            rows.push(Row {
+                logps: cut("logps"),
+                sampled: cut("sampled"),
+                reference: cut("reference"),
+                values: cut("values"),
+                advantages: cut("advantages"),
+                returns: cut("returns"),
+            });
+            start = end;
+        }
+        Self { rows, stopped: list("stopped").first().is_some_and(|&flag| flag != 0.0) }
+    }
+}
