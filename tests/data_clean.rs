@@ -316,7 +316,7 @@ fn tokenizers_are_compared_and_extended() {
         "今天天气很好，我们去公园散步，看到很多花。",
         "The weather was fine, and we took a walk through the park with them.",
     ];
-    write(&data, &sentences.map(str::to_owned).repeat(30));
+    write(&data, &vec![sentences.map(str::to_owned); 30].concat());
     let train = ["tokenizer", "train", "--data", text(&data), "--vocab-size"];
     mmx_ok(&[&train[..], &["300", "--out", text(&plain)]].concat());
     let file = dir.path().join("alphabet.txt");

@@ -97,7 +97,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut random = Random::new(11, 0);
         let mut text = |n: usize| {
-            let words: Vec<String> = (0..n).map(|_| format!("w{}", random.below(4))).collect();
+            let words: Vec<String> = (0..n).map(|_| format!("w{}", random.below(2))).collect();
             words.join(" ")
         };
         let questions: Vec<String> = [30, 9, 5, 13].iter().map(|n| text(*n)).collect();

@@ -79,29 +79,28 @@ pub(super) fn repetition(
         return failed;
     }
     let grams = Grams::of(all);
-    for (n, name, range) in [
-        (2, "repetition.top_2_grams", rules.top_2_grams),
-        (3, "repetition.top_3_grams", rules.top_3_grams),
-        (4, "repetition.top_4_grams", rules.top_4_grams),
-    ] {
-        if !range.is_open()
-            && let Some(failed) = fails(name, range, grams.top(n) as f64 / whole)
-        {
-            return Some(failed);
-        }
-    }
-    for (n, name, range) in [
-        (5, "repetition.duplicate_5_grams", rules.duplicate_5_grams),
-        (6, "repetition.duplicate_6_grams", rules.duplicate_6_grams),
-        (7, "repetition.duplicate_7_grams", rules.duplicate_7_grams),
-        (8, "repetition.duplicate_8_grams", rules.duplicate_8_grams),
-        (9, "repetition.duplicate_9_grams", rules.duplicate_9_grams),
-        (10, "repetition.duplicate_10_grams", rules.duplicate_10_grams),
-    ] {
-        if !range.is_open()
-            && let Some(failed) = fails(name, range, grams.repeated(n) as f64 / whole)
-        {
-            return Some(failed);
+    let top = |n| grams.top(n);
+    let again = |n| grams.repeated(n);
+    type Measure<'a> = &'a dyn Fn(usize) -> usize;
+    let rules: [(usize, &str, Range, Measure<'_>); 9] = [
+        (2, "repetition.top_2_grams", rules.top_2_grams, &top),
+        (3, "repetition.top_3_grams", rules.top_3_grams, &top),
+        (4, "repetition.top_4_grams", rules.top_4_grams, &top),
+        (5, "repetition.duplicate_5_grams", rules.duplicate_5_grams, &again),
+        (6, "repetition.duplicate_6_grams", rules.duplicate_6_grams, &again),
+        (7, "repetition.duplicate_7_grams", rules.duplicate_7_grams, &again),
+        (8, "repetition.duplicate_8_grams", rules.duplicate_8_grams, &again),
+        (9, "repetition.duplicate_9_grams", rules.duplicate_9_grams, &again),
+        (10, "repetition.duplicate_10_grams", rules.duplicate_10_grams, &again),
+    ];
+    // where no sequence comes twice, no longer one does
+    let mut repeats = true;
+    for (n, name, range, measure) in rules.into_iter().filter(|rule| !rule.2.is_open()) {
+        let found = if repeats { measure(n) } else { 0 };
+        repeats = found > 0;
+        let failed = fails(name, range, found as f64 / whole);
+        if failed.is_some() {
+            return failed;
         }
     }
     None
@@ -148,7 +147,8 @@ impl Grams {
     /// Characters within the sequence of `n` words that has the most of them in all its places;
     /// one that is there once has none.
     fn top(&self, n: usize) -> usize {
-        let mut counts: HashedMap<(usize, usize)> = HashedMap::default();
+        let mut counts: HashedMap<(usize, usize)> =
+            HashedMap::with_capacity_and_hasher(self.hashes.len(), Default::default());
         for (at, words) in self.hashes.windows(n).enumerate() {
             let length = self.before[at + n] - self.before[at];
             counts.entry(Self::gram(words)).or_insert((0, length)).0 += 1;
@@ -160,7 +160,7 @@ impl Grams {
 
     /// Characters within sequences of `n` words that were there before, none counted twice.
     fn repeated(&self, n: usize) -> usize {
-        let mut seen = HashedSet::default();
+        let mut seen = HashedSet::with_capacity_and_hasher(self.hashes.len(), Default::default());
         let (mut at, mut characters) = (0, 0);
         while at + n <= self.hashes.len() {
             if seen.insert(Self::gram(&self.hashes[at..at + n])) {
@@ -259,7 +259,8 @@ mod tests {
             (lines(prose, 3), "repetition.duplicate_lines"),
             ([prose; 3].join("\n\n"), "repetition.duplicate_paragraphs"),
             (
-                "to the sea and to the sky to the sea and to the hill".to_owned(),
+                "towards harbours and towards mountains, towards harbours and the villages"
+                    .to_owned(),
                 "repetition.top_2_grams",
             ),
             (format!("{chinese}{chinese}"), "repetition.duplicate_5_grams"),

@@ -108,8 +108,7 @@ impl<'a> Filter<'a> {
         let text = raw.texts().join("\n");
         let (verdict, kept_bytes) = self.judge(raw, &text)?;
         let end = (0..=KEPT.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
-        let mut head = text.clone();
-        head.truncate(end.unwrap_or(0));
+        let mut head = text[..end.unwrap_or(0)].to_owned();
         // of what was replaced an example shows nothing
         if let Verdict::Keep { line, changed } = &verdict
             && !changed.is_empty()
@@ -142,8 +141,11 @@ impl<'a> Filter<'a> {
         if let Some((rule, found)) = self.fails(text)? {
             return Ok((Verdict::Drop { rule, found }, 0));
         }
-        if let Some(rules) = &self.rules.personal {
-            let mut mended = Value::Object(object.clone().unwrap_or_else(|| raw.object.clone()));
+        let own = object.as_ref().unwrap_or(&raw.object);
+        if let Some(rules) = &self.rules.personal
+            && own.values().any(|value| has_personal(value, &rules.replace))
+        {
+            let mut mended = Value::Object(own.clone());
             let mut kinds = BTreeSet::new();
             replace(&mut mended, &rules.replace, &mut kinds);
             if let (false, Value::Object(mended)) = (kinds.is_empty(), mended) {
@@ -224,6 +226,16 @@ fn shown(value: f64) -> String {
     match value.fract() == 0.0 {
         true => format!("{value}"),
         false => format!("{value:.4}"),
+    }
+}
+
+/// True where a string within a value has personal data.
+fn has_personal(value: &Value, kinds: &[personal::Kind]) -> bool {
+    match value {
+        Value::String(text) => personal::is_in(text, kinds),
+        Value::Array(list) => list.iter().any(|value| has_personal(value, kinds)),
+        Value::Object(object) => object.values().any(|value| has_personal(value, kinds)),
+        _ => false,
     }
 }
 

@@ -72,6 +72,11 @@ pub(super) fn replaced(text: &str, kinds: &[Kind]) -> Option<(String, Vec<Kind>)
     Some((out, found.into_iter().map(|(kind, ..)| kind).collect()))
 }
 
+/// True where a text has any.
+pub(super) fn is_in(text: &str, kinds: &[Kind]) -> bool {
+    !find(text, kinds).is_empty()
+}
+
 /// Places of personal data, in order, none within another.
 fn find(text: &str, kinds: &[Kind]) -> Vec<(Kind, usize, usize)> {
     let bytes = text.as_bytes();
