@@ -65,6 +65,8 @@ for arg in "$@"; do
     --target=* | -m64) ;; # zig spells it otherwise
     -c) compile=1; args+=("$arg") ;;
     */torch/csrc/api/include | -DGLOG_USE_GLOG_EXPORT) torch=1; args+=("$arg") ;;
+    # a toolkit's own place, which is this system's: the old one's in its place
+    /usr/include) args+=("$gcc/usr/include") ;;
     # zig would link its own libraries for these names; libtorch shares the system's with us
     -lstdc++) [ -z "$libs" ] || args+=("$libs/libstdc++.so.6") ;;
     -lgomp) args+=("$libs/libgomp.so.1") ;;
