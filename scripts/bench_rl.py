@@ -5,11 +5,12 @@
   bench_rl.py trl FOLDER WORK STEPS      one run of GRPOTrainer on a Transformers folder: a line of JSON
   bench_rl.py report WORK                both, side by side
 
-The first step of a run is left out: it fills caches and allocates. Both are told to repeat no text: the reward is 1 minus the
-share of 3-grams that occurred before, which differs from row to row."""
-import json, pathlib, resource, shutil, statistics, subprocess, sys, time
+The first step of a run is left out: it fills caches and allocates. The reward is 1 for a text whose last letter is one of the first
+half of the alphabet: of random text that differs from row to row, so that every group has something to learn."""
+import json, pathlib, re, resource, shutil, statistics, subprocess, sys, time
 
 GROUP, PROMPTS, NEW, PROMPT_WORDS = 8, 2, 256, 60
+LAST = "[a-mA-M][^a-zA-Z]*$"
 
 
 def prompts(big, work):
@@ -24,7 +25,7 @@ def prompts(big, work):
         for text in texts:
             turns = [{"role": "user", "content": text}, {"role": "assistant", "content": ""}]
             out.write(json.dumps({"conversations": turns}) + "\n")
-    (work / "reward.json").write_text(json.dumps([{"type": "repetition"}]))
+    (work / "reward.json").write_text(json.dumps([{"type": "regex", "pattern": LAST}]))
 
 
 def peak(who):
@@ -44,10 +45,10 @@ def mmx(program, work, steps):
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     lines = [json.loads(line) for line in open(run / "metrics.jsonl")]
     seconds = [b["seconds"] - a["seconds"] for a, b in zip(lines, lines[1:])]
-    ids = statistics.median(line.get("sampled", GROUP * PROMPTS * NEW) for line in lines[1:])
+    ids = statistics.median(line["length"] for line in lines[1:]) * GROUP * PROMPTS
     return {
         "step_s": statistics.median(seconds),
-        "rollout_s": statistics.median(line["sampling_s"] for line in lines[1:]),
+        "rollout_s": statistics.median(line["rollout_s"] for line in lines[1:]),
         "handing_over_ms": 1e3 * statistics.median(line["handing_over_s"] for line in lines[1:]),
         "ids": ids,
         "cpu_s_per_step": (ended.ru_utime + ended.ru_stime - begun.ru_utime - begun.ru_stime) / (steps + 1),
@@ -65,12 +66,7 @@ def trl(folder, work, steps):
     tasks = [json.loads(line)["conversations"][:-1] for line in open(work / "tasks.jsonl")]
 
     def reward(completions, **_):
-        def score(text):
-            words = text.split()
-            grams = list(zip(words, words[1:], words[2:]))
-            return 1 - (len(grams) - len(set(grams))) / max(len(grams), 1)
-
-        return [score(turns[0]["content"]) for turns in completions]
+        return [float(bool(re.search(LAST, turns[0]["content"]))) for turns in completions]
 
     marks, generating = [], []
 

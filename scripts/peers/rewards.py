@@ -11,9 +11,9 @@ from check import SHARED, WORK, check, close, export, finish, mmx
 PYTHON_TRL = sys.argv[4]
 HERE = os.path.dirname(os.path.abspath(__file__))
 GROUP, GROUPS, MAX_NEW = 4, 2, 24
-# name: what mmx is told, what TRL is told
+# name: what mmx is told, what TRL is told; its own default weighs the divergence by the ratio (DeepSeek-V3.2), GRPO's does not
 SETTINGS = {
-    "grpo": (["--loss", "grpo", "--kl-coef", 0.2, "--epsilon", 0.2, "--epsilon-high", 0.2], dict(loss_type="grpo", beta=0.2, epsilon=0.2)),
+    "grpo": (["--loss", "grpo", "--kl-coef", 0.2, "--epsilon", 0.2, "--epsilon-high", 0.2], dict(loss_type="grpo", beta=0.2, epsilon=0.2, use_bias_correction_kl=False)),
     "dapo": (["--loss", "dapo", "--kl-coef", 0, "--epsilon", 0.2, "--epsilon-high", 0.28], dict(loss_type="dapo", beta=0.0, epsilon=0.2, epsilon_high=0.28)),
     "dr_grpo": (["--loss", "dr_grpo", "--kl-coef", 0, "--epsilon", 0.2, "--epsilon-high", 0.2],
                 dict(loss_type="dr_grpo", beta=0.0, epsilon=0.2, scale_rewards="none")),

@@ -8,13 +8,11 @@
 use mmx_converters::{Error, Result};
 use serde_json::{Value, json};
 
-mod ids;
+pub mod ids;
 
 use super::environment::variable;
 use super::http::{Client, json as json_of};
 use super::ollama;
-
-pub use ids::{Ask, Drawn};
 
 /// Alternatives asked for at each token: Ollama's and OpenAI's most, but for vLLM's default.
 const TOP: usize = 5;

@@ -11,7 +11,8 @@ use std::sync::mpsc::channel;
 use mmx_converters::arch::Config;
 use mmx_converters::{Error, Result};
 use mmx_ggml::run::{Policy, PolicyOptions, Prompt, Sampling as Settings, Values, Written};
-use mmx_hub::live::{Ask, Drawn, Server};
+use mmx_hub::live::Server;
+use mmx_hub::live::ids::{Ask, Drawn};
 use mmx_rollout::{Completion, Engine, Finish, Request, Sampling, Weight};
 
 /// The runner over a policy of its own, float32 as the trainer's, so that both compute the same
@@ -77,6 +78,10 @@ struct Remote {
 /// An address that is none; a server that does not answer or has no such model.
 pub(crate) fn server(name: &str, stale: bool) -> Option<Result<Box<dyn Engine>>> {
     Some(Server::named(name)?.and_then(|mut server| {
+        if server.kind() == "ollama" {
+            let expected = "a server with OpenAI's interface that takes ids, openai:URL[#MODEL]";
+            return Err(Error::setting("engine", expected, name));
+        }
         server.prepare()?;
         Ok(Box::new(Remote { server, stale }) as Box<dyn Engine>)
     }))
