@@ -78,6 +78,10 @@ struct Remote {
 /// An address that is none; a server that does not answer or has no such model.
 pub(crate) fn server(name: &str, stale: bool) -> Option<Result<Box<dyn Engine>>> {
     Some(Server::named(name)?.and_then(|mut server| {
+        if server.kind() == "ollama" {
+            let expected = "a server with OpenAI's interface that takes ids, openai:URL[#MODEL]";
+            return Err(Error::setting("engine", expected, name));
+        }
         server.prepare()?;
         Ok(Box::new(Remote { server, stale }) as Box<dyn Engine>)
     }))

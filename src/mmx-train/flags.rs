@@ -357,7 +357,7 @@ knobs! {
     /// From rewards: share of prompts that ask for thoughts [default: 0; 2026: 0.9, agent 0.1]
     #[arg(long, value_name = "X")]
     thinking_ratio: f64,
-    /// From rewards: a server that samples, openai:URL or ollama:NAME, whose weights stay what they are
+    /// From rewards: a server that samples, openai:URL[#MODEL] (vLLM), whose weights stay what they are
     /// [default: the runner, with the weights of now]
     #[arg(long, value_name = "NAME", conflicts_with = "rollouts")]
     engine: String,

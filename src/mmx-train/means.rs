@@ -54,7 +54,7 @@ impl Choice {
         Ok(Means {
             engine: Box::new(move |EngineSize { config, .. }| match &server {
                 Some(name) => engine::server(name, true).unwrap_or_else(|| {
-                    let expected = "openai:URL or ollama:NAME";
+                    let expected = "a server, openai:URL[#MODEL]";
                     Err(mmx_converters::Error::setting("engine", expected, name))
                 }),
                 None => engine::runner(config, threads),
