@@ -9,7 +9,7 @@ The first step of a run is left out: it fills caches and allocates. The reward i
 half of the alphabet: of random text that differs from row to row, so that every group has something to learn."""
 import json, pathlib, re, resource, shutil, statistics, subprocess, sys, time
 
-GROUP, PROMPTS, NEW, PROMPT_WORDS = 8, 2, 256, 60
+GROUP, PROMPTS, NEW, PROMPT_WORDS, LONGEST = 8, 2, 256, 60, 384
 LAST = "[a-mA-M][^a-zA-Z]*$"
 
 
@@ -36,7 +36,7 @@ def mmx(program, work, steps):
     run = work / "run"
     shutil.rmtree(run, ignore_errors=True)
     command = [program, "train", "grpo", "--from", work / "start", "--data", work / "tasks.jsonl", "--reward", work / "reward.json",
-               "--group-size", GROUP, "--batch-size", PROMPTS, "--accum", 1, "--max-new-tokens", NEW, "--max-seq-len", 768, "--kl-coef", 0,
+               "--group-size", GROUP, "--batch-size", PROMPTS, "--accum", 1, "--max-new-tokens", NEW, "--max-seq-len", LONGEST, "--kl-coef", 0,
                "--temperature", 1, "--lr", 1e-6, "--dtype", "f32", "--device", "cpu", "--seed", 1, "--max-steps", steps + 1, "--out", run]  # fmt: skip
     begun = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
