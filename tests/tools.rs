@@ -153,7 +153,7 @@ fn tasks_without_a_reward_are_refused_before_anything_is_answered() {
     let tasks = dir.path().join("tasks.jsonl");
     fs_err::write(&tasks, json!({"prompt": "x"}).to_string()).expect("written");
     let error = mmx_error(&["eval", text(&model), "--tasks", text(&tasks)]);
-    assert!(error.contains("expected a reward, found none"), "{error}");
+    assert!(error.contains("tasks.jsonl:1: expected a reward, found none"), "{error}");
     fs_err::write(&tasks, json!({"prompt": "x", "reward": "exact"}).to_string()).expect("written");
     let error = mmx_error(&["eval", text(&model), "--tasks", text(&tasks)]);
     assert!(error.contains("expected a right answer in the task"), "{error}");

@@ -9,7 +9,7 @@ use mmx_ggml::run::{Model, Session, SessionOptions, reusable};
 use mmx_models::compare;
 use mmx_rollout::{
     Completion, Conversation, Draw, Finish, Limits, Prompts, Request, Score, Scorer, Toolbox,
-    Written,
+    Written, reward,
 };
 
 /// A task that was answered.
@@ -49,9 +49,7 @@ pub fn answer_all(
     options: &Options,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Vec<Answered>> {
-    for sample in 0..prompts.len() as u64 {
-        scorer.check(&prompts.task(sample)?)?;
-    }
+    reward::check(prompts, scorer)?;
     let tokenizer = model.tokenizer()?;
     let session = Session::new(model, options.session)?;
     let limits = Limits {

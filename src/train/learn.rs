@@ -11,7 +11,9 @@ use mmx_converters::progress::Listener;
 use mmx_converters::tokenizer::Tokenizer;
 use mmx_converters::words::counted;
 use mmx_data::OnBad;
-use mmx_rollout::{Engine, Limits, PromptOptions, Prompts, Sampling, Scorer, Toolbox};
+use mmx_rollout::{
+    Engine, Limits, PromptOptions, Prompts, Sampling, Scorer, Toolbox, reward,
+};
 use serde_json::Value;
 
 use crate::checkpoint::{self, Context, Found};
@@ -139,6 +141,7 @@ impl Learning<'_> {
         for (path, line) in prompts.skipped() {
             self.listener.warn(&format!("{}:{line}: left out", path.display()));
         }
+        reward::check(&prompts, means.scorer.as_ref())?;
         let rows = config.batch_size * options.group_size;
         let size = EngineSize { config: self.model.config(), context, rows };
         let mut engine = (means.engine)(size)?;

@@ -22,5 +22,5 @@ mod text;
 
 pub use judge::{Judge, Judges, OpenJudge};
 pub use rewards::Rewards;
-pub use score::{Score, Scorer};
+pub use score::{Score, Scorer, check};
 pub use text::{numbers, repetition, strip, words};

@@ -1,9 +1,11 @@
 //! The trait of rewards, and what it gives.
 
-use mmx_converters::Result;
+use std::path::Path;
+
+use mmx_converters::{Error, Result};
 use mmx_data::Task;
 
-use crate::prompts::Draw;
+use crate::prompts::{Draw, Prompts};
 use crate::written::Written;
 
 /// The reward for one rollout.
@@ -32,4 +34,22 @@ pub trait Scorer: Sync {
         let _ = task;
         Ok(())
     }
+}
+
+/// Refuses tasks that cannot be scored before anything is sampled, by file and line.
+///
+/// # Errors
+/// The first task that [`Scorer::check`] refuses.
+pub fn check(prompts: &Prompts, scorer: &dyn Scorer) -> Result<()> {
+    for sample in 0..prompts.len() as u64 {
+        scorer.check(&prompts.task(sample)?).map_err(|error| {
+            let (path, line) = prompts.place(sample).unwrap_or((Path::new("tasks"), 0));
+            let message = format!("{}:{line}: {error}", path.display());
+            match error.hint() {
+                Some(hint) => Error::failed_with_hint(message, hint),
+                None => Error::failed(message),
+            }
+        })?;
+    }
+    Ok(())
 }
