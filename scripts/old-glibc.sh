@@ -40,7 +40,7 @@ debian_11() {
 }
 
 # in_debian_11 COMMAND..: runs it in the old system; the folder $1/tmp/mmx of it is the caller's
-in_debian_11() { env -i PATH=/usr/bin:/bin HOME=/root LANG=C.UTF-8 chroot "$DEBIAN_11" "$@"; }
+in_debian_11() { env -i PATH=/usr/sbin:/usr/bin:/bin HOME=/root LANG=C.UTF-8 chroot "$DEBIAN_11" "$@"; }
 
 old_glibc() {
   local target=$1 arch=${1%%-*} tools
