@@ -136,8 +136,7 @@ fn weights_of_files_and_of_shared_models_are_not_overwritten() {
     let model = Model::from_gguf(gguf(&source, FileType::F32), LoadOptions::default()).unwrap();
     let mut slots = Slots::new(&model, options).unwrap();
     let tensors = tensors(folder);
-    let message =
-        |slots: &mut Slots| slots.take(&mut values(&tensors)).unwrap_err().to_string();
+    let message = |slots: &mut Slots| slots.take(&mut values(&tensors)).unwrap_err().to_string();
     assert!(message(&mut slots).contains("found clones of it"));
     drop(model);
     assert!(message(&mut slots).contains("found a file"));

@@ -11,9 +11,7 @@ use mmx_converters::progress::Listener;
 use mmx_converters::tokenizer::Tokenizer;
 use mmx_converters::words::counted;
 use mmx_data::OnBad;
-use mmx_rollout::{
-    Engine, Limits, PromptOptions, Prompts, Sampling, Scorer, Toolbox, reward,
-};
+use mmx_rollout::{Engine, Limits, PromptOptions, Prompts, Sampling, Scorer, Toolbox, reward};
 use serde_json::Value;
 
 use crate::checkpoint::{self, Context, Found};

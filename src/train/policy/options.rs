@@ -336,7 +336,7 @@ impl PpoOptions {
     /// The values of stage ppo: the reference's of 2026, or mmx's own. Nothing for other stages.
     #[must_use]
     pub fn new(stage: &StageInfo, reference: bool) -> Option<Self> {
-        (stage.name == stages::PPO.name).then(|| Self {
+        (stage.name == stages::PPO.name).then_some(Self {
             minibatch: 2,
             passes: 2,
             gamma: 1.0,

@@ -75,7 +75,6 @@ impl Rows {
     }
 
     /// Tokens of each row, at least 1, `[rows]`.
-    #[must_use]
     pub fn lengths(&self) -> &Tensor {
         &self.lengths
     }

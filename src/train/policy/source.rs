@@ -36,6 +36,9 @@ pub struct Passes {
     pub count: usize,
 }
 
+/// The batch in hand: its number, its rollouts, and what was measured while they were sampled.
+type InHand = (u64, Vec<Rollout>, Vec<(String, f64)>);
+
 /// Batches of rollouts.
 pub struct Source<'a> {
     origin: Origin<'a>,
@@ -45,7 +48,7 @@ pub struct Source<'a> {
     name: String,
     /// Where what was sampled is written.
     out: Option<Out>,
-    in_hand: Option<(u64, Vec<Rollout>, Vec<(String, f64)>)>,
+    in_hand: Option<InHand>,
     /// Batches in a row without a difference between rewards of a group.
     without_signal: usize,
 }
