@@ -43,7 +43,7 @@ struct Golden {
 impl Golden {
     fn open(name: &'static str) -> Self {
         let at = |extension: &str| shared(&format!("golden-rl/{name}.{extension}"));
-        let tensors = SafeTensors::open(&at("safetensors")).expect("golden tensors");
+        let tensors = SafeTensors::open(at("safetensors")).expect("golden tensors");
         Self { name, run: json(&at("json")), tensors }
     }
 
@@ -140,7 +140,7 @@ impl Golden {
         let kind = self.run["kind"].as_str().expect("a kind");
         let open = mmx_converters::Model::open(shared(&format!("golden-2026/{kind}")));
         let open = open.expect("a golden model");
-        let weights = SafeTensors::open(&shared(&format!("golden-2026/{file}"))).expect("weights");
+        let weights = SafeTensors::open(shared(&format!("golden-2026/{file}"))).expect("weights");
         let names: Vec<&str> = weights.names().collect();
         let of = |name: &str| weights.get(name);
         Model::load(&open.config, Path::new(file), names, of, Device::Cpu, Kind::Float)

@@ -80,7 +80,7 @@ fn options_of(case: &Value, given: &Given) -> (PolicyOptions, Vec<f64>) {
 type Loss<'a> = Box<dyn Fn(&Tensor, &Tensor) -> Result<Tensor, TchError> + 'a>;
 
 /// Calls `with` with every case's loss, its log-probabilities, the case and its mask.
-fn each_case(with: &dyn Fn(&Loss<'_>, &Tensor, &Value, &[f64])) {
+fn each_case(with: impl Fn(&Loss<'_>, &Tensor, &Value, &[f64])) {
     let given = Given::open();
     let cases = given.json["cases"].as_array().expect("cases");
     assert_eq!(cases.len(), 24);
@@ -124,7 +124,7 @@ fn gradient(loss: &Loss<'_>, at: &Tensor) -> Vec<f64> {
 
 #[test]
 fn losses_and_gradients_equal_trls_in_twenty_four_settings() {
-    each_case(&|loss, logps, case, mask| {
+    each_case(|loss, logps, case, mask| {
         let name = case.to_string().chars().take(300).collect::<String>();
         let found = loss(logps, &logps.detach()).expect("a loss").double_value(&[]);
         let expected = case["loss"].as_f64().expect("a loss");
@@ -161,7 +161,7 @@ fn assert_gradient(name: &str, found: &[f64], expected: &[f64]) {
 
 #[test]
 fn gradients_equal_finite_differences_in_double_precision() {
-    each_case(&|loss, logps, case, _| {
+    each_case(|loss, logps, case, _| {
         let name = case["loss_type"].to_string();
         let value = |at: &Tensor| loss(at, logps).expect("a loss").double_value(&[]);
         assert_gradient(&name, &gradient(loss, logps), &differences(&value, logps));

@@ -37,7 +37,7 @@ fn calling(dir: &Path) -> PathBuf {
         [id] => id,
         _ => panic!("{piece} is not one token"),
     };
-    let order: Vec<u32> = pieces.iter().map(|piece| id(piece)).collect();
+    let order: Vec<u32> = pieces.iter().map(id).collect();
     reciting_ids(dir.join("calling"), files, &order, (640, 4096), json!(2))
 }
 

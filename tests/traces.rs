@@ -32,6 +32,7 @@ fn rollouts_are_shown_with_what_was_sampled_and_its_reward() {
     let parts = [&first, &between, &last];
     let rollout = |finish| Rollout {
         sample: 4,
+        step: 0,
         group: 2,
         prompt: ids("<|im_start|>user\nhi"),
         ids: parts.iter().flat_map(|part| part.iter().copied()).collect(),

@@ -134,21 +134,26 @@ fn server(name: &str, args: &GenerateArgs) -> Result<Asked> {
 }
 
 fn serve(model: &Path, args: &GenerateArgs) -> Result<SocketAddr> {
-    let options = mmx_serve::Options {
-        models: vec![(model.to_owned(), None)],
-        host: "127.0.0.1".to_owned(),
-        port: 0,
-        api_key: None,
+    let model = mmx_serve::ModelOptions {
+        path: model.to_owned(),
+        name: None,
+        aliases: Vec::new(),
         parallel: args.parallel,
         load: args.device.load_options()?,
-        queue: 2 * args.parallel,
-        timeout: Duration::from_secs(args.timeout),
-        listener: Arc::new(Terminal::default()),
         ctx: None,
         threads: None,
         kv: KvType::F16,
         speculate: 0,
         prompt_cache: 64 << 20,
+    };
+    let options = mmx_serve::Options {
+        models: vec![model],
+        host: "127.0.0.1".to_owned(),
+        port: 0,
+        keys: Vec::new(),
+        queue: 2 * args.parallel,
+        timeout: Duration::from_secs(args.timeout),
+        listener: Arc::new(Terminal::default()),
         max_body: 64 << 20,
         max_tokens: usize::try_from(args.max_tokens.unwrap_or(2048)).unwrap_or(usize::MAX),
         cors: Vec::new(),

@@ -10,7 +10,6 @@ use crate::args::tools;
 use crate::error::{Error, Result};
 use crate::format;
 use mmx_eval::tasks::{Answered, Options, answer_all};
-use mmx_models::open::Form;
 use mmx_rollout::reward::Rewards;
 use mmx_rollout::tools::Tools;
 use mmx_rollout::{Finish, PromptOptions, Prompts, Toolbox};
