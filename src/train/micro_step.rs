@@ -8,7 +8,7 @@ use crate::error::{Error, Result, TorchError};
 use crate::model::device::upload;
 use crate::optim::Rates;
 use crate::ranks::{Ranks, host_numbers};
-use crate::stage::{Loss, Part};
+use crate::stage::{Loss, Part, TIMES};
 use mmx_data::Share;
 
 /// One micro-step's numbers, on the host.
@@ -44,7 +44,8 @@ impl MicroStep {
         if self.loss.is_none() {
             out.insert("note".into(), json!("no trained tokens"));
         }
-        out.extend(self.parts.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
+        let parts = self.parts.iter().filter(|(name, _)| *name != TIMES);
+        out.extend(parts.map(|(name, value)| ((*name).to_owned(), value.clone())));
         Value::Object(out)
     }
 }

@@ -401,7 +401,7 @@ fn show(args: &ShowArgs, as_json: bool) -> Result<()> {
         When::Never => false,
         When::Auto => std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
     };
-    if traces::STAGES.contains(&args.common.stage.name) {
+    if mmx_data::stages::learns_from_rewards(args.common.stage.name) {
         let request = traces::Request {
             file: &args.file,
             tokenizer: &tokenizer,

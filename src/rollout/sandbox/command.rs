@@ -59,6 +59,8 @@ impl Command {
             Some(Value::Array(words)) if !words.is_empty() => words,
             _ => return Err(fault("command", "expected a list: the program and its arguments")),
         };
+        // the folder of a file without one in its name
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
         let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
         let folder = folder.to_string_lossy();
         let mut argv = Vec::with_capacity(words.len());

@@ -253,7 +253,7 @@ fn floor_divide(left: Number, right: Number) -> Found {
         // towards minus infinity, not towards 0
         Some(quotient - i128::from(a % b != 0 && (a < 0) != (b < 0)))
     };
-    both(left, right, whole, |a, b| (a / b).floor())
+    both(left, right, whole, |a, b| float_divide(a, b).0)
 }
 
 fn modulo(left: Number, right: Number) -> Found {
@@ -262,10 +262,25 @@ fn modulo(left: Number, right: Number) -> Found {
         let rest = a.checked_rem(b)?;
         Some(if rest != 0 && (rest < 0) != (b < 0) { rest + b } else { rest })
     };
-    both(left, right, whole, |a, b| {
-        let rest = a % b;
-        if rest != 0.0 && (rest < 0.0) != (b < 0.0) { rest + b } else { rest }
-    })
+    both(left, right, whole, |a, b| float_divide(a, b).1)
+}
+
+/// Quotient towards minus infinity, and the remainder with the divisor's sign, as CPython has them:
+/// the quotient is that of what the remainder leaves.
+fn float_divide(a: f64, b: f64) -> (f64, f64) {
+    let mut rest = a % b;
+    let mut quotient = (a - rest) / b;
+    if rest == 0.0 {
+        rest = 0f64.copysign(b);
+    } else if (b < 0.0) != (rest < 0.0) {
+        rest += b;
+        quotient -= 1.0;
+    }
+    if quotient == 0.0 {
+        return (0f64.copysign(a / b), rest);
+    }
+    let floor = quotient.floor();
+    (if quotient - floor > 0.5 { floor + 1.0 } else { floor }, rest)
 }
 
 fn power(base: Number, exponent: Number) -> Found {
@@ -317,8 +332,8 @@ fn call(name: &str, arguments: &[Number]) -> Found {
             let digits = i32::try_from(*digits).ok().filter(|d| (-300..=300).contains(d));
             let digits = digits.ok_or_else(|| "round: expected at most 300 digits".to_owned())?;
             match x {
-                Number::Whole(_) if digits >= 0 => Ok(*x),
-                _ => rounded(x.float(), digits),
+                Number::Whole(n) => rounded_whole(*n, digits),
+                Number::Float(x) => rounded(*x, digits),
             }
         }
         ("log", [_, _]) => Number::finite(floats[0].ln() / floats[1].ln()),
@@ -359,6 +374,17 @@ fn gcd(a: i128, b: i128) -> i128 {
         (a, b) = (b, a % b);
     }
     i128::try_from(a).unwrap_or(i128::MAX)
+}
+
+/// A whole number with so many zeros at its end as `digits` is below 0; halves go to the even side.
+fn rounded_whole(n: i128, digits: i32) -> Found {
+    let Some(unit) = 10i128.checked_pow(digits.min(0).unsigned_abs()) else {
+        return Ok(Number::Whole(0));
+    };
+    let (quotient, rest) = (n.div_euclid(unit), n.rem_euclid(unit));
+    let up = rest > unit / 2 || rest == unit / 2 && unit > 1 && quotient % 2 != 0;
+    let value = (quotient + i128::from(up)).checked_mul(unit);
+    value.map(Number::Whole).ok_or_else(|| "the value is out of range".to_owned())
 }
 
 /// A float with so many digits after its point, by its decimal digits as Python rounds.
@@ -409,6 +435,12 @@ mod tests {
             ("1/3", "0.3333333333333333"),
             ("1e22*1.0", "1e+22"),
             ("floor(-2.5)", "-3"),
+            ("10// -1e-7", "-100000001.0"),
+            ("12 %-3.", "-0.0"),
+            ("-12%(.25)", "0.0"),
+            ("round(25, -1)", "20"),
+            ("round(-35, -1)", "-40"),
+            ("round(7, -2)", "0"),
         ] {
             assert_eq!(evaluate(text), Ok(expected.to_owned()), "{text}");
         }
@@ -453,5 +485,58 @@ mod tests {
         assert!(evaluate(&"(".repeat(900)).unwrap_err().contains("levels"));
         assert!(evaluate(&"-".repeat(900)).unwrap_err().contains("levels"));
         assert!(evaluate(&"1+".repeat(900)).unwrap_err().contains("characters"));
+    }
+
+    #[test]
+    fn no_text_makes_it_panic_and_a_value_is_a_number() {
+        let words = [
+            "1",
+            "0",
+            "23",
+            "4.5",
+            ".5",
+            "1e3",
+            "1e308",
+            "170141183460469231731687303715884105727",
+            "+",
+            "-",
+            "*",
+            "/",
+            "//",
+            "%",
+            "**",
+            "^",
+            "(",
+            ")",
+            " ",
+            ",",
+            "sqrt(",
+            "round(",
+            "max(",
+            "floor(",
+            "pow(",
+            "gcd(",
+            "abs(",
+            "pi",
+            "math.",
+            "e",
+            "×",
+            "（",
+            "x",
+            "\u{0}",
+            "😀",
+        ];
+        let mut random = mmx_converters::random::Random::new(1, 2);
+        let mut values = 0;
+        for _ in 0..200_000 {
+            let length = 1 + random.below(9);
+            let text: String = (0..length).map(|_| words[random.below(words.len())]).collect();
+            if let Ok(value) = evaluate(&text) {
+                values += 1;
+                let number: f64 = value.parse().expect("a number");
+                assert!(number.is_finite(), "{text}: {value}");
+            }
+        }
+        assert!(values > 1000, "{values}");
     }
 }

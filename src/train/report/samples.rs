@@ -140,8 +140,7 @@ mod tests {
             batch: 2,
             seq: 8,
             lines: vec![(0, 1), (0, 2)],
-            packed: Vec::new(),
-            share: None,
+            ..Batch::default()
         };
         let expected: [&[u32]; 2] = [&[0, 1, 2], &[8, 9, 10, 11, 12, 13, 14, 15]];
         assert_eq!(of_batch(&batch), expected);

@@ -115,6 +115,9 @@ pub struct Loss {
     pub skip: usize,
 }
 
+/// The part that holds times: of the log, but not of a trace, which is the same for the same run.
+pub(crate) const TIMES: &str = "times";
+
 /// One named part of a loss.
 #[derive(Debug)]
 pub enum Part {

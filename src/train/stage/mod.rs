@@ -19,6 +19,7 @@ mod sft;
 
 pub use distill::Distill;
 pub use dpo::Dpo;
+pub(crate) use interface::TIMES;
 pub use interface::{Loss, Part, Setup, Stage};
 pub use lora::Lora;
 pub use policy::Policy;

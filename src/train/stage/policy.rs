@@ -8,7 +8,7 @@ use std::cell::RefCell;
 
 use tch::{Kind, TchError, Tensor};
 
-use super::interface::{Loss, Part, Setup, Stage};
+use super::interface::{Loss, Part, Setup, Stage, TIMES};
 use super::language_model::inputs;
 use super::lora::attach;
 use crate::config::Defaults;
@@ -244,11 +244,14 @@ pub(super) fn of_rewards(rewarded: &Rewarded) -> Vec<(&'static str, Part)> {
     let rows = rewards.len().max(1) as f64;
     let cut_off = rewarded.cut_off.iter().filter(|&&cut| cut).count() as f64;
     let without = advantage::without_signal(rewards, &rewarded.groups);
+    let numbers = rewarded.numbers.iter().cloned();
+    let (times, numbers): (Vec<_>, Vec<_>) = numbers.partition(|(name, _)| name.ends_with("_s"));
     vec![
         ("reward", Part::Number(rewards.iter().sum::<f64>() / rows)),
         ("reward_std", Part::Number(advantage::deviation(rewards))),
         ("groups_without_signal", Part::Number(without)),
         ("cut_off", Part::Number(cut_off / rows)),
-        ("rollout", Part::Numbers(rewarded.numbers.clone())),
+        ("rollout", Part::Numbers(numbers)),
+        (TIMES, Part::Numbers(times)),
     ]
 }

@@ -16,9 +16,6 @@ use serde_json::{Map, Value, json};
 use crate::commands::tokenizer::piece;
 use crate::error::Result;
 
-/// The stages whose data are tasks.
-pub(super) const STAGES: [&str; 4] = ["grpo", "cispo", "ppo", "agent"];
-
 /// What is to be shown.
 pub(super) struct Request<'a> {
     pub(super) file: &'a Path,
