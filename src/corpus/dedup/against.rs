@@ -127,7 +127,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("eval.jsonl");
         fs_err::write(&path, r#"{"question": "下列哪一项是中国的首都？", "A": "北京"}"#).unwrap();
-        let against = Against::open(&[path.clone()], 13).unwrap();
+        let against = Against::open(std::slice::from_ref(&path), 13).unwrap();
         let found = against.found(&["问：下列 哪一项，是中国的首都".to_owned()]).unwrap();
         assert!(found.starts_with("11 words in a row of") && found.ends_with(":1"), "{found}");
         assert_eq!(against.found(&["中国的首都是北京".to_owned()]), None);
