@@ -2,7 +2,7 @@
 //! share sequences of words with evaluation files.
 //!
 //! Three steps, which one run does one after the other and which shards do apart: each record
-//! becomes a signature ([`sign`]), signatures become clusters ([`cluster`]), records that are not the
+//! becomes a signature ([`sign()`]), signatures become clusters ([`cluster()`]), records that are not the
 //! first of their cluster are left out ([`Dedup::run`]). One run and N shards merged therefore give
 //! the same records.
 //!

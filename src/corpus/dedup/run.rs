@@ -194,16 +194,14 @@ mod tests {
             all[a].exact == all[b].exact
                 || all[a].bands.iter().zip(&all[b].bands).any(|(x, y)| x == y && *x != 0)
         };
+        let pairs = (0..texts.len()).flat_map(|a| (0..texts.len()).map(move |b| (a, b)));
+        let pairs: Vec<(usize, usize)> = pairs.filter(|(a, b)| alike(*a, *b)).collect();
         let mut first: Vec<usize> = (0..texts.len()).collect();
         loop {
             let before = first.clone();
-            for a in 0..texts.len() {
-                for b in 0..texts.len() {
-                    if alike(a, b) {
-                        let least = first[a].min(first[b]);
-                        (first[a], first[b]) = (least, least);
-                    }
-                }
+            for &(a, b) in &pairs {
+                let least = first[a].min(first[b]);
+                (first[a], first[b]) = (least, least);
             }
             if first == before {
                 return (0..texts.len()).filter(|i| first[*i] == *i).collect();

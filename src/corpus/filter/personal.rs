@@ -249,7 +249,7 @@ fn card(bytes: &[u8], from: usize) -> Option<usize> {
     }
     let luhn = number.iter().rev().enumerate().fold(0, |sum, (i, b)| {
         let digit = u32::from(b - b'0');
-        sum + if i % 2 == 0 { digit } else { digit * 2 / 10 + digit * 2 % 10 }
+        sum + if i.is_multiple_of(2) { digit } else { digit * 2 / 10 + digit * 2 % 10 }
     });
     let one = number.iter().all(|b| *b == number[0]);
     ((13..=19).contains(&number.len()) && luhn.is_multiple_of(10) && !one && ends(bytes, at))
