@@ -45,7 +45,6 @@ fn rollouts_are_shown_with_what_was_sampled_and_its_reward() {
         finish,
         parts: vec![("numeric".to_owned(), 1.0), ("length".to_owned(), -0.5)],
         reward: 0.75,
-        ..Rollout::default()
     };
     let file = dir.path().join("rollouts.jsonl");
     let lines = [Finish::Stop, Finish::Unfinished].map(|finish| rollout(finish).to_json() + "\n");

@@ -150,14 +150,14 @@ impl Config {
         };
         let counts =
             [("queue", self.queue), ("max-body", self.max_body), ("max-tokens", self.max_tokens)];
-        for (key, _) in counts.iter().filter(|(_, count)| *count == Some(0)) {
+        if let Some((key, _)) = counts.iter().find(|(_, count)| *count == Some(0)) {
             return fault("", key, "at least one", "0");
         }
         for (index, model) in self.models.iter().enumerate() {
             let place = format!("models[{index}]: ");
             let counts =
                 [("parallel", model.parallel), ("ctx", model.ctx), ("threads", model.threads)];
-            for (key, _) in counts.iter().filter(|(_, count)| *count == Some(0)) {
+            if let Some((key, _)) = counts.iter().find(|(_, count)| *count == Some(0)) {
                 return fault(&place, key, "at least one", "0");
             }
             let names = model.name.iter().chain(&model.aliases);
