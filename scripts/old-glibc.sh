@@ -76,7 +76,7 @@ for arg in "$@"; do
 done
 if [ $tool = c++ ] && [ -n "$torch" ] && [ -n "$compile" ]; then
   headers=$gcc/usr/include
-  exec g++ --sysroot="$gcc" -nostdinc++ -isystem "$headers/c++/10" -isystem "$headers/x86_64-linux-gnu/c++/10" \
+  exec g++ --sysroot="$gcc" -include "${0%/*}/glibc.h" -nostdinc++ -isystem "$headers/c++/10" -isystem "$headers/x86_64-linux-gnu/c++/10" \
     -isystem "$headers/c++/10/backward" $map "${args[@]}"
 fi
 if [ $tool = c++ ] && [ -n "$torch" ]; then
@@ -85,6 +85,13 @@ fi
 # ggml looks for backends where it was built, too: not in other people's machines
 exec "$zig" $tool -target $target -fno-sanitize=undefined $map "${args[@]}" -UGGML_BACKEND_DIR
 SH
+  cat >"$tools/glibc.h" <<'C'
+/* functions of glibc 2.30 that the C++ headers of Debian 11 would call: waits on a clock are timed by the system's clock */
+#include <bits/c++config.h>
+#undef _GLIBCXX_USE_PTHREAD_COND_CLOCKWAIT
+#undef _GLIBCXX_USE_PTHREAD_MUTEX_CLOCKLOCK
+#undef _GLIBCXX_USE_PTHREAD_RWLOCK_CLOCKLOCK
+C
   chmod +x "$tools/cc"; ln -sf cc "$tools/c++"
   local name=${target//-/_}
   export "CC_$name=$tools/cc" "CXX_$name=$tools/c++" "AR_$name=ar"

@@ -64,7 +64,10 @@ fn nccl(lib: &std::path::Path, mut build: cc::Build) {
     .collect();
     for header in ["cuda_runtime.h", "crt/host_config.h", "nv/target", "nccl.h"] {
         let places = || folders.iter().map(|folder| folder.join(header));
-        places().for_each(|place| println!("cargo::rerun-if-changed={}", place.display()));
+        // of a file that is not there cargo says each time that it has changed
+        for place in places().filter(|place| place.is_file()) {
+            println!("cargo::rerun-if-changed={}", place.display());
+        }
         if !places().any(|place| place.is_file()) {
             println!(
                 "cargo::warning=several GPUs at once: left out, since {header} is not found \
