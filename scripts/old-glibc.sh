@@ -86,7 +86,9 @@ fi
 exec "$zig" $tool -target $target -fno-sanitize=undefined $map "${args[@]}" -UGGML_BACKEND_DIR
 SH
   cat >"$tools/glibc.h" <<'C'
-/* functions of glibc 2.30 that the C++ headers of Debian 11 would call: waits on a clock are timed by the system's clock */
+/* what the C++ headers of Debian 11 would call: a constructor that GCC 9's library has, but not GCC 8's (templates are compiled
+   where they are used instead), and functions of glibc 2.30 (waits on a clock are timed by the system's clock) */
+#define _GLIBCXX_EXTERN_TEMPLATE 0
 #include <bits/c++config.h>
 #undef _GLIBCXX_USE_PTHREAD_COND_CLOCKWAIT
 #undef _GLIBCXX_USE_PTHREAD_MUTEX_CLOCKLOCK
@@ -98,7 +100,8 @@ C
   export "CARGO_TARGET_${name^^}_LINKER=$tools/cc"
   # no file names of this machine in what goes to others: in messages of panics and asserts they become relative
   local home=${CARGO_HOME:-$HOME/.cargo}
-  export MMX_MAP="-ffile-prefix-map=$home/registry/src/= -ffile-prefix-map=$PWD/="
+  export MMX_MAP="-ffile-prefix-map=$home/registry/src/= -ffile-prefix-map=$PWD/= ${LIBTORCH:+-ffile-prefix-map=$LIBTORCH/=torch/}"
+  export MMX_NO_BUILD_PATHS=1
   # an empty target-cpu: .cargo/config.toml says native
   export RUSTFLAGS="--remap-path-prefix=$home/registry/src/= --remap-path-prefix=$PWD/= --remap-path-prefix=$PWD="
   export CARGO_PROFILE_RELEASE_DEBUG=false

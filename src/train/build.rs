@@ -85,5 +85,9 @@ fn nccl(lib: &std::path::Path, mut build: cc::Build) {
     link.args(["-Wl,--no-as-needed", "-ltorch_cuda", "-ltorch_cpu", "-lc10_cuda", "-lc10"]);
     let linked = link.status();
     assert!(linked.is_ok_and(|status| status.success()), "linking {}", library.display());
-    println!("cargo::rustc-env=MMX_NCCL_FOLDER={out}");
+    // a release goes to machines without this folder, and names none of this one's
+    println!("cargo::rerun-if-env-changed=MMX_NO_BUILD_PATHS");
+    if std::env::var_os("MMX_NO_BUILD_PATHS").is_none() {
+        println!("cargo::rustc-env=MMX_NCCL_FOLDER={out}");
+    }
 }
