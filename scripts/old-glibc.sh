@@ -40,7 +40,11 @@ debian_11() {
 }
 
 # in_debian_11 COMMAND..: runs it in the old system; the folder $1/tmp/mmx of it is the caller's
-in_debian_11() { env -i PATH=/usr/sbin:/usr/bin:/bin HOME=/root LANG=C.UTF-8 chroot "$DEBIAN_11" "$@"; }
+# with /proc, by which the loader learns where a program lies
+in_debian_11() {
+  unshare --mount env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 \
+    sh -c 'mount -t proc proc "$1/proc"; exec chroot "$@"' sh "$DEBIAN_11" "$@"
+}
 
 old_glibc() {
   local target=$1 arch=${1%%-*} tools
