@@ -40,7 +40,11 @@ debian_11() {
 }
 
 # in_debian_11 COMMAND..: runs it in the old system; the folder $1/tmp/mmx of it is the caller's
-in_debian_11() { env -i PATH=/usr/sbin:/usr/bin:/bin HOME=/root LANG=C.UTF-8 chroot "$DEBIAN_11" "$@"; }
+# with /proc, by which the loader learns where a program lies
+in_debian_11() {
+  unshare --mount env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 \
+    sh -c 'mount -t proc proc "$1/proc"; exec chroot "$@"' sh "$DEBIAN_11" "$@"
+}
 
 old_glibc() {
   local target=$1 arch=${1%%-*} tools
@@ -76,7 +80,7 @@ for arg in "$@"; do
 done
 if [ $tool = c++ ] && [ -n "$torch" ] && [ -n "$compile" ]; then
   headers=$gcc/usr/include
-  exec g++ --sysroot="$gcc" -nostdinc++ -isystem "$headers/c++/10" -isystem "$headers/x86_64-linux-gnu/c++/10" \
+  exec g++ --sysroot="$gcc" -include "${0%/*}/glibc.h" -nostdinc++ -isystem "$headers/c++/10" -isystem "$headers/x86_64-linux-gnu/c++/10" \
     -isystem "$headers/c++/10/backward" $map "${args[@]}"
 fi
 if [ $tool = c++ ] && [ -n "$torch" ]; then
@@ -85,13 +89,23 @@ fi
 # ggml looks for backends where it was built, too: not in other people's machines
 exec "$zig" $tool -target $target -fno-sanitize=undefined $map "${args[@]}" -UGGML_BACKEND_DIR
 SH
+  cat >"$tools/glibc.h" <<'C'
+/* what the C++ headers of Debian 11 would call: a constructor that GCC 9's library has, but not GCC 8's (templates are compiled
+   where they are used instead), and functions of glibc 2.30 (waits on a clock are timed by the system's clock) */
+#define _GLIBCXX_EXTERN_TEMPLATE 0
+#include <bits/c++config.h>
+#undef _GLIBCXX_USE_PTHREAD_COND_CLOCKWAIT
+#undef _GLIBCXX_USE_PTHREAD_MUTEX_CLOCKLOCK
+#undef _GLIBCXX_USE_PTHREAD_RWLOCK_CLOCKLOCK
+C
   chmod +x "$tools/cc"; ln -sf cc "$tools/c++"
   local name=${target//-/_}
   export "CC_$name=$tools/cc" "CXX_$name=$tools/c++" "AR_$name=ar"
   export "CARGO_TARGET_${name^^}_LINKER=$tools/cc"
   # no file names of this machine in what goes to others: in messages of panics and asserts they become relative
   local home=${CARGO_HOME:-$HOME/.cargo}
-  export MMX_MAP="-ffile-prefix-map=$home/registry/src/= -ffile-prefix-map=$PWD/="
+  export MMX_MAP="-ffile-prefix-map=$home/registry/src/= -ffile-prefix-map=$PWD/= ${LIBTORCH:+-ffile-prefix-map=$LIBTORCH/=torch/}"
+  export MMX_NO_BUILD_PATHS=1
   # an empty target-cpu: .cargo/config.toml says native
   export RUSTFLAGS="--remap-path-prefix=$home/registry/src/= --remap-path-prefix=$PWD/= --remap-path-prefix=$PWD="
   export CARGO_PROFILE_RELEASE_DEBUG=false

@@ -64,7 +64,10 @@ fn nccl(lib: &std::path::Path, mut build: cc::Build) {
     .collect();
     for header in ["cuda_runtime.h", "crt/host_config.h", "nv/target", "nccl.h"] {
         let places = || folders.iter().map(|folder| folder.join(header));
-        places().for_each(|place| println!("cargo::rerun-if-changed={}", place.display()));
+        // of a file that is not there cargo says each time that it has changed
+        for place in places().filter(|place| place.is_file()) {
+            println!("cargo::rerun-if-changed={}", place.display());
+        }
         if !places().any(|place| place.is_file()) {
             println!(
                 "cargo::warning=several GPUs at once: left out, since {header} is not found \
@@ -82,5 +85,9 @@ fn nccl(lib: &std::path::Path, mut build: cc::Build) {
     link.args(["-Wl,--no-as-needed", "-ltorch_cuda", "-ltorch_cpu", "-lc10_cuda", "-lc10"]);
     let linked = link.status();
     assert!(linked.is_ok_and(|status| status.success()), "linking {}", library.display());
-    println!("cargo::rustc-env=MMX_NCCL_FOLDER={out}");
+    // a release goes to machines without this folder, and names none of this one's
+    println!("cargo::rerun-if-env-changed=MMX_NO_BUILD_PATHS");
+    if std::env::var_os("MMX_NO_BUILD_PATHS").is_none() {
+        println!("cargo::rustc-env=MMX_NCCL_FOLDER={out}");
+    }
 }
