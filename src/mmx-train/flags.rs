@@ -304,7 +304,7 @@ knobs! {
     /// From rewards: the policy that the trained one is held to [default: --from]
     #[arg(long, value_name = "MODEL")]
     reference: PathBuf,
-    /// From rewards: what answers are rewarded for, in all tasks that do not say so themselves
+    /// From rewards: what answers are rewarded for, besides what a task says itself
     #[arg(long, value_name = "FILE")]
     reward: PathBuf,
     /// From rewards: answers of each prompt [default: 6; agent: 4; ppo: 1]
