@@ -188,8 +188,8 @@ pub(crate) struct ExportArgs {
     /// --consumers --json` printed
     #[arg(long, value_name = "CHECKS")]
     card: Option<PathBuf>,
-    /// A longer context by stretched rotary positions: KIND:FACTOR[:TRAINED] with linear, ntk,
-    /// dynamic, yarn or llama3, TRAINED being the length of training in tokens, e.g. yarn:4:512
+    /// A longer context by stretched rotary positions: KIND:FACTOR or KIND:FACTOR:TRAINED with
+    /// linear, ntk, dynamic, yarn or llama3, TRAINED being the length of training in tokens, e.g. yarn:4:512
     #[arg(long, value_name = "SCALING", conflicts_with = "verify")]
     rope_scaling: Option<Stretch>,
 }

@@ -83,8 +83,8 @@ pub(crate) struct RunnerArgs {
     /// the same. 0: none
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub(crate) speculate: usize,
-    /// A longer context by stretched rotary positions: KIND:FACTOR[:TRAINED] with linear, ntk, yarn,
-    /// TRAINED being the length of training in tokens, e.g. yarn:4:512
+    /// A longer context by stretched rotary positions: KIND:FACTOR or KIND:FACTOR:TRAINED with linear,
+    /// ntk or yarn, TRAINED being the length of training in tokens, e.g. yarn:4:512
     #[arg(long, value_name = "SCALING")]
     pub(crate) rope_scaling: Option<Stretch>,
 }

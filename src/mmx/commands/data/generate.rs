@@ -47,8 +47,8 @@ pub(crate) struct GenerateArgs {
     /// The model that compares two answers; --model unless given
     #[arg(long, value_name = "MODEL")]
     judge: Option<String>,
-    /// What the judge is asked: a text with {question}, {first}, {second}; it ends with [[A]], [[B]]
-    /// or [[C]]
+    /// What the judge is asked: a text with {question}, {first}, {second}; it ends with A, B
+    /// or C in two pairs of square brackets
     #[arg(long, value_name = "FILE")]
     judge_prompt: Option<PathBuf>,
     /// New instructions to ask for
