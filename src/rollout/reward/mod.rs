@@ -7,7 +7,7 @@
 //! | `kind.rs`, `fields.rs` | the types of rewards, read from JSON |
 //! | `part.rs`, `measure.rs` | one reward, and its values for a group's texts |
 //! | `text.rs` | words, numbers, repetition |
-//! | [`reference`] | the reference's own rewards |
+//! | [`mod@reference`] | the reference's own rewards |
 //! | `judge.rs` | models that judge |
 
 mod fields;
