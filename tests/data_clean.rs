@@ -359,28 +359,6 @@ fn tokenizers_are_compared_and_extended() {
     assert!(mmx_error(&args).contains("expected nothing, or what mmx wrote there"));
 }
 
-/// The most memory that mmx used, bytes.
-#[cfg(target_os = "linux")]
-fn peak(args: &[&str]) -> u64 {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_mmx"));
-    let mut child =
-        command.args(args).stderr(std::process::Stdio::null()).spawn().expect("mmx starts");
-    let status = format!("/proc/{}/status", child.id());
-    let mut most = 0;
-    let end = loop {
-        let said = fs_err::read_to_string(&status).unwrap_or_default();
-        let line = said.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-        most = most.max(kib.unwrap_or(0) * 1024);
-        if let Some(end) = child.try_wait().expect("it is waited for") {
-            break end;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    };
-    assert!(end.success() && most > 0, "{args:?}: {end}");
-    most
-}
-
 /// Files of 25 and 100 MB: what is held is blocks, and some bytes for each record.
 #[cfg(target_os = "linux")]
 #[test]
@@ -410,7 +388,7 @@ fn memory_does_not_grow_with_the_file() {
         ("convert", &["--stage", "pretrain"]),
     ] {
         let used = [&files[0], &files[1]].map(|file| {
-            peak(&[&["data", command, text(file), "--out", text(&out)][..], more].concat())
+            common::peak(&[&["data", command, text(file), "--out", text(&out)][..], more].concat())
         });
         // 75 MB more of records: held, they would take as much
         assert!(used[1] < used[0] + (30 << 20), "{command}: {used:?}");

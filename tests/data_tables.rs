@@ -316,32 +316,6 @@ fn damaged_parquet_files_never_panic() {
     assert!(line.contains("damaged.parquet: expected a whole Parquet file"), "{line}");
 }
 
-/// Peak resident memory of a run of mmx, bytes, as the system tells it while it runs. (What it tells afterwards counts
-/// this test's own memory, of which the child is forked.)
-#[cfg(target_os = "linux")]
-fn peak(args: &[&str]) -> u64 {
-    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_mmx"))
-        .args(args)
-        .stdout(std::process::Stdio::null())
-        .spawn()
-        .expect("mmx starts");
-    let status = format!("/proc/{}/status", child.id());
-    let mut most = 0;
-    let end = loop {
-        // one that has ended has no memory any more
-        let said = fs_err::read_to_string(&status).unwrap_or_default();
-        let line = said.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-        most = most.max(kib.unwrap_or(0) * 1024);
-        if let Some(end) = child.try_wait().expect("it is waited for") {
-            break end;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(2));
-    };
-    assert!(end.success() && most > 0, "{args:?}: {end}");
-    most
-}
-
 /// Files of 200 MB in one row group, or one array of rows, in a fraction of that.
 #[cfg(target_os = "linux")]
 #[test]
@@ -390,7 +364,7 @@ fn memory_does_not_grow_with_the_file() {
     for path in [table, csv] {
         let size = fs_err::metadata(&path).expect("a file").len();
         assert!(size >= (ROWS * BYTES) as u64, "{size}");
-        let used = peak(&["data", "check", "--stage", "pretrain", text(&path)]);
+        let used = common::peak(&["data", "check", "--stage", "pretrain", text(&path)]);
         assert!(used < size / 3, "{}: {used} bytes of memory for {size}", path.display());
     }
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{shared, text};
+use common::{copy, shared, text};
 use interrupted::End;
 use serde_json::Value;
 
@@ -206,18 +206,6 @@ fn runs_go_on_with_another_number_of_processes_and_with_the_same_one_exactly() {
         said.contains("batch_size: was 4, now 2") && said.contains("--global-batch 8"),
         "{said}"
     );
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs_err::create_dir_all(to).expect("a folder");
-    for entry in fs_err::read_dir(from).expect("a folder") {
-        let entry = entry.expect("an entry");
-        let (source, target) = (entry.path(), to.join(entry.file_name()));
-        match source.is_dir() {
-            true => copy(&source, &target),
-            false => drop(fs_err::copy(source, target).expect("a copy")),
-        }
-    }
 }
 
 /// A signal to one process stops all at the same step, with a checkpoint from which two processes end bit for bit

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
-use common::{shared, text};
+use common::{copy, shared, text};
 use mmx_converters::safetensors::SafeTensors;
 use serde_json::Value;
 use trajectory::{assert_final_json, assert_trajectory_json, json};
@@ -463,18 +463,6 @@ fn a_run_resumes_bit_for_bit_and_its_model_is_exported() {
         assert!(off < 1e-5, "{device}: logits differ by {off:e}");
     }
     succeed(mmx().args(["verify", text(&trained), text(&folder), "--tokens", "32"]));
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs_err::create_dir_all(to).expect("a folder");
-    for entry in fs_err::read_dir(from).expect("a folder") {
-        let entry = entry.expect("an entry");
-        let target = to.join(entry.file_name());
-        match entry.path().is_dir() {
-            true => copy(&entry.path(), &target),
-            false => drop(fs_err::copy(entry.path(), target).expect("a copy")),
-        }
-    }
 }
 
 /// Two processes, each with the device of its number, train as one, moments divided or not. The library that carries

@@ -6,7 +6,7 @@ mod trajectory;
 
 use std::path::Path;
 
-use common::{mmx, mmx_error, mmx_json, mmx_ok, shared, text};
+use common::{copy, mmx, mmx_error, mmx_json, mmx_ok, shared, text};
 use mmx_converters::model::adapter::Adapters;
 use mmx_converters::safetensors::SafeTensors;
 use mmx_converters::tokenizer::Tokenizer;
@@ -176,19 +176,6 @@ fn a_checkpoint_of_adapters_is_small_resumes_exactly_and_opens_merged() {
     more[3] = text(&unbroken);
     let said = mmx_error(&more);
     assert!(said.contains("expected a whole model, found adapters"), "{said}");
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs_err::create_dir_all(to).expect("a folder");
-    for entry in fs_err::read_dir(from).expect("a folder") {
-        let entry = entry.expect("an entry");
-        let (source, target) = (entry.path(), to.join(entry.file_name()));
-        if source.is_dir() {
-            copy(&source, &target);
-        } else {
-            fs_err::copy(source, target).expect("a copy");
-        }
-    }
 }
 
 /// Case lora-merge-rounding: W + BA in float32 or more, rounded once to float16.

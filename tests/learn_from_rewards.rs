@@ -5,7 +5,7 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use common::{mmx, mmx_error, mmx_json, shared, text};
+use common::{copy, mmx, mmx_error, mmx_json, shared, text};
 use serde_json::Value;
 
 /// Tasks, and a reward in which chance makes the answers of a group differ.
@@ -34,19 +34,6 @@ fn args(stage: &str, dir: &Path, out: &Path, more: &[&str]) -> Vec<String> {
 
 fn run(args: &[String]) -> Value {
     mmx_json(&args.iter().map(String::as_str).collect::<Vec<_>>())
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs_err::create_dir_all(to).expect("a folder");
-    for entry in fs_err::read_dir(from).expect("a folder") {
-        let entry = entry.expect("an entry");
-        let (source, target) = (entry.path(), to.join(entry.file_name()));
-        if source.is_dir() {
-            copy(&source, &target);
-        } else {
-            fs_err::copy(source, target).expect("a copy");
-        }
-    }
 }
 
 fn lines(path: &Path) -> Vec<Value> {

@@ -13,7 +13,7 @@ use std::process::Command;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use common::{mmx, mmx_error, mmx_json, shared, text};
+use common::{copy, mmx, mmx_error, mmx_json, shared, text};
 use interrupted::{End, STAGES, command, keeping, kill_and_resume, said, start};
 use mmx_converters::error::{Error, Result};
 use mmx_converters::model::generation::Generation;
@@ -376,19 +376,6 @@ fn a_run_that_cannot_go_on_saves_its_last_step() {
         checkpoint::restore(&path, &state, &mut trainer).expect("fits");
         finish(&mut trainer);
         assert!(bits(&second) == bits(&whole), "{word}: weights differ from the unbroken run's");
-    }
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs_err::create_dir_all(to).expect("a folder");
-    for entry in fs_err::read_dir(from).expect("a folder") {
-        let entry = entry.expect("an entry");
-        let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            fs_err::copy(entry.path(), target).expect("a copy");
-        }
     }
 }
 

@@ -156,6 +156,11 @@ pub unsafe extern "C" fn mmx_model_embedding_size(model: *const MmxModel) -> usi
     guarded_value(0, || model.map_or(0, |m| m.model.config().hidden_size))
 }
 
+/// The ids of a text; `control`: names of control tokens in it are these tokens.
+fn encode(tokenizer: &Tokenizer, text: &str, control: bool) -> Result<Vec<u32>, Failure> {
+    Ok(if control { tokenizer.encode(text)? } else { tokenizer.encode_plain(text)? })
+}
+
 /// The ids of a text. With `control`, the text of a control token, `<|im_end|>` for instance, gives
 /// its id; without, nothing in the text does, which is right for text of strangers.
 ///
@@ -175,7 +180,7 @@ pub unsafe extern "C" fn mmx_tokenize(
     guarded(|| unsafe {
         let tokenizer = reference(model, "model")?.model.tokenizer()?;
         let text = crate::pointers::text(text, "text")?;
-        let found = if control { tokenizer.encode(text)? } else { tokenizer.encode_plain(text)? };
+        let found = encode(tokenizer, text, control)?;
         fill(&found, ids, capacity, count)
     })
 }
@@ -203,7 +208,7 @@ pub unsafe extern "C" fn mmx_tokenize_text(
         let tokenizer = reference(model, "model")?.model.tokenizer()?;
         let text = std::str::from_utf8(values(text.cast::<u8>(), length, "text")?)
             .map_err(|e| Failure::invalid(format!("text: expected UTF-8, {e}")))?;
-        let found = if control { tokenizer.encode(text)? } else { tokenizer.encode_plain(text)? };
+        let found = encode(tokenizer, text, control)?;
         let found = match around {
             true => [tokenizer.before_text(), &found, tokenizer.after_text()].concat(),
             false => found,

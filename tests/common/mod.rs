@@ -68,6 +68,47 @@ pub fn text(path: &Path) -> &str {
     path.to_str().expect("test paths are UTF-8")
 }
 
+/// Copies a folder with all in it.
+pub fn copy(from: &Path, to: &Path) {
+    fs_err::create_dir_all(to).expect("a folder");
+    for entry in fs_err::read_dir(from).expect("a folder") {
+        let entry = entry.expect("an entry");
+        let (source, target) = (entry.path(), to.join(entry.file_name()));
+        if source.is_dir() {
+            copy(&source, &target);
+        } else {
+            fs_err::copy(source, target).expect("a copy");
+        }
+    }
+}
+
+/// Peak resident memory of a run of mmx, bytes, as the system tells it while it runs. (What it
+/// tells afterwards counts this test's own memory, of which the child is forked.)
+#[cfg(target_os = "linux")]
+pub fn peak(args: &[&str]) -> u64 {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_mmx"))
+        .args(args)
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("mmx starts");
+    let status = format!("/proc/{}/status", child.id());
+    let mut most = 0;
+    let end = loop {
+        // one that has ended has no memory any more
+        let said = fs_err::read_to_string(&status).unwrap_or_default();
+        let line = said.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        most = most.max(kib.unwrap_or(0) * 1024);
+        if let Some(end) = child.try_wait().expect("it is waited for") {
+            break end;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    };
+    assert!(end.success() && most > 0, "{args:?}: {end}");
+    most
+}
+
 /// Every character of several bytes ends in a token of its own, and no token comes twice.
 pub const RECITED: &str = "好😀中谢验,OK";
 

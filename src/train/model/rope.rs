@@ -32,21 +32,15 @@ impl Rope {
     /// Tables for positions 0 to `seq` - 1.
     pub(super) fn tables(&self, seq: i64) -> Torch<Tables> {
         let mut cached = self.cached.borrow_mut();
-        let held = cached.as_ref().map(|(cos, _)| cos.size()[0]);
         // a base that follows the length holds for that length alone
-        let enough = match self.config.rope_scaling {
-            Some(RopeScaling::Dynamic { .. }) => held == Some(seq),
-            _ => held.is_some_and(|held| held >= seq),
-        };
-        if !enough {
+        let follows = matches!(self.config.rope_scaling, Some(RopeScaling::Dynamic { .. }));
+        let fits = |held: i64| if follows { held == seq } else { held >= seq };
+        if !cached.as_ref().is_some_and(|(cos, _)| fits(cos.size()[0])) {
             *cached = None;
         }
         let (cos, sin) = match cached.as_mut() {
             Some(tables) => tables,
-            None if matches!(self.config.rope_scaling, Some(RopeScaling::Dynamic { .. })) => {
-                cached.insert(self.compute(seq)?)
-            }
-            None => cached.insert(self.compute(seq.max(512))?),
+            None => cached.insert(self.compute(if follows { seq } else { seq.max(512) })?),
         };
         Ok(Tables {
             cos: cos.f_narrow(0, 0, seq)?.f_unsqueeze(1)?,
