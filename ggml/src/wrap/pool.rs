@@ -63,6 +63,9 @@ impl Pool {
             let mut params = std::mem::zeroed();
             sys::ggml_threadpool_params_init(&mut params, count);
             params.poll = poll;
+            // until the first graph workers sleep: they would spin beside who prepares it, on the
+            // same core even, and be taken for other work by who looks whether the cores are free
+            params.paused = true;
             (kernels.new_pool)(&mut params)
         };
         let ptr = NonNull::new(ptr)
