@@ -4,8 +4,9 @@
 //! ggml's threads wait for each other at every operation of a graph. Where another process holds a
 //! core, a thread that lost it keeps all others spinning until it gets it back, and a step of under
 //! a millisecond takes several (measured with llama.cpp: two threads fell from 2300 to 86 tokens/s,
-//! where one thread does 1481). So single-thread steps are the measure: steps with all threads that
-//! take longer send the session back to one thread, for longer each time it happens.
+//! where one thread does 1481). So single-thread steps are the measure: what steps with all threads
+//! save against them is an account, from which their losses are paid; when it is overdrawn, the
+//! session goes back to one thread, for longer each time it happens.
 
 use std::time::{Duration, Instant};
 
@@ -25,16 +26,20 @@ const FORGET: u32 = 256;
 const PATIENCE: f64 = 0.1;
 /// Weight of the newest step in the running means.
 const NEWEST: f64 = 0.25;
-/// A step this many times longer than one thread's ends the use of all threads at once.
-const STALL: f64 = 4.0;
+/// What a try may lose before it has saved anything, in steps on one thread: its first step also
+/// wakes the threads.
+const CREDIT: f64 = 2.0;
+/// What is kept of the time saved, in steps on one thread: so many are lost at most where cores get
+/// busy. A time slice that is lost now and then, 8 steps long, is no reason to stop.
+const KEPT: f64 = 16.0;
 
 /// The decision for steps of one kind (one token each): one thread or all.
 #[derive(Clone, Debug)]
 pub(super) struct Pace {
     /// Running mean of a step on one thread, seconds.
     alone: Option<f64>,
-    /// Running mean of a step on all threads since they are in use.
-    together: Option<f64>,
+    /// What steps on all threads saved since they are in use, less what they lost, seconds.
+    saved: f64,
     /// Steps on one thread that are left.
     left: u32,
     /// The next stay on one thread.
@@ -48,7 +53,7 @@ pub(super) struct Pace {
 
 impl Pace {
     pub(super) fn new() -> Self {
-        Self { alone: None, together: None, left: FIRST, hold: HOLD, good: 0, wait: 1 }
+        Self { alone: None, saved: 0.0, left: FIRST, hold: HOLD, good: 0, wait: 1 }
     }
 
     /// Whether the next step is to use all threads; `free` looks whether the cores are free within
@@ -62,7 +67,7 @@ impl Pace {
             } else {
                 self.left = self.wait;
                 self.wait = (self.wait * 2).min(HOLD);
-                (self.together, self.good) = (None, 0);
+                self.good = 0;
             }
         }
         self.left == 0
@@ -82,12 +87,15 @@ impl Pace {
             self.left -= 1;
             return;
         }
-        self.together = mean(self.together);
-        let (Some(alone), Some(together)) = (self.alone, self.together) else { return };
-        if together > alone || seconds > STALL * alone {
+        let Some(alone) = self.alone else { return };
+        if self.good == 0 {
+            self.saved = CREDIT * alone;
+        }
+        self.saved = (self.saved + alone - seconds).min(KEPT * alone);
+        if self.saved < 0.0 {
             self.left = self.hold;
             self.hold = (self.hold * 2).min(LONGEST);
-            (self.together, self.good) = (None, 0);
+            self.good = 0;
         } else {
             self.good += 1;
             if self.good >= FORGET {
@@ -210,6 +218,25 @@ mod tests {
         // no stall, but no gain either
         let (time, _) = simulate(&mut Pace::new(), 512, |_| 1.3);
         assert!(time < 512.0 * 1.02, "{time}");
+    }
+
+    /// The first step on all threads wakes them, and a time slice is lost now and then.
+    #[test]
+    fn a_step_lost_now_and_then_is_paid_by_what_was_saved() {
+        let mut pace = Pace::new();
+        let (mut before, mut together, mut time) = (false, 0, 0.0);
+        for step in 0..2000 {
+            let many = pace.all_threads(|_| true);
+            let seconds = match (many, before) {
+                (false, _) => 1.0,
+                (true, false) => 1.15,
+                (true, true) if step % 100 == 0 => 8.0,
+                (true, true) => 0.7,
+            };
+            (before, together, time) = (many, together + usize::from(many), time + seconds);
+            pace.record(seconds);
+        }
+        assert!(together > 1900 && time < 1600.0, "{together} of 2000, {time}");
     }
 
     #[test]
