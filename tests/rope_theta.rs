@@ -5,7 +5,7 @@ mod common;
 
 use std::path::Path;
 
-use common::{copy, mmx_error, mmx_json, shared, text};
+use common::{copy, mmx, mmx_error, mmx_json, shared, text};
 use serde_json::{Value, json};
 
 fn json_of(path: &Path) -> Value {
@@ -90,6 +90,13 @@ fn a_changed_base_reaches_the_rotary_tables_and_config_json_and_a_resumed_run_go
     }
 }
 
+/// Runs mmx, which must end with exit code 2; stderr.
+fn misuse(args: &[&str]) -> String {
+    let out = mmx(args);
+    assert_eq!(out.status.code(), Some(2), "{args:?}");
+    String::from_utf8(out.stderr).expect("UTF-8")
+}
+
 #[test]
 fn a_base_beside_a_scaling_or_adapters_is_refused_with_the_reason() {
     let dir = tempfile::tempdir().expect("a folder");
@@ -105,11 +112,11 @@ fn a_base_beside_a_scaling_or_adapters_is_refused_with_the_reason() {
     assert!(error.contains("scaled") && error.contains("found linear"), "{error}");
     let (golden, chats) = (shared("golden/minimind2"), shared("golden/sft.jsonl"));
     let args = train("lora", text(&golden), text(&chats), text(&tokenizer), text(&out));
-    let error = mmx_error(&[&args[..], &theta].concat());
+    let error = misuse(&[&args[..], &theta].concat());
     assert!(error.contains("--rope-theta") && error.contains("adapters"), "{error}");
     for wrong in ["0.5", "nan", "inf"] {
         let args = train("pretrain", text(&golden), text(&data), text(&tokenizer), text(&out));
-        let error = mmx_error(&[&args[..], &["--rope-theta", wrong]].concat());
+        let error = misuse(&[&args[..], &["--rope-theta", wrong]].concat());
         assert!(error.contains("--rope-theta: expected a number above 1"), "{error}");
     }
     assert!(!out.join("checkpoint-000004").exists());
