@@ -157,10 +157,10 @@ pub(super) fn llama3_of(theta: f64, head_dim: usize, divisors: &[f32]) -> Option
             vec![llama3(rounded, original), llama3(high, original)]
         }
     };
-    // float32 holds a divisor to 6e-8
+    // llama.cpp's converter computes frequencies in float32, which a factor of 32 makes 3e-6 of a divisor
     let gives = |llama3: &Llama3| {
         let found = llama3.divisors(theta, head_dim);
-        found.iter().zip(divisors).all(|(a, b)| (a / b - 1.0).abs() < 1e-6)
+        found.iter().zip(divisors).all(|(a, b)| (a / b - 1.0).abs() < 1e-5)
             && found.len() == divisors.len()
     };
     let sound = |llama3: &Llama3| llama3.high_freq_factor > 1.0;
@@ -199,6 +199,21 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// As llama.cpp's converter computes them: frequencies in float32, the rest in float64.
+    #[test]
+    fn settings_come_back_from_a_converters_divisors() {
+        let given = Llama3 {
+            factor: 32.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 8192,
+        };
+        let divisors: Vec<f32> = (0..64)
+            .map(|i| given.divisor(f64::from(1.0f32 / 5e5f32.powf(i as f32 / 64.0))) as f32)
+            .collect();
+        assert_eq!(llama3_of(5e5, 128, &divisors), Some(given));
     }
 
     #[test]
