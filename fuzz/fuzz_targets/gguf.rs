@@ -17,7 +17,7 @@ fuzz_target!(|data: &[u8]| {
     for (_, value) in file.metadata().iter() {
         assert!(value.describe().len() < 1 << 20);
     }
-    if let Ok(config) = Config::from_gguf_keys(file.metadata(), Path::new("fuzz"), true) {
+    if let Ok(config) = Config::from_gguf(&file) {
         // as Model::open bounds it
         let experts = config.moe.as_ref().map_or(0, |moe| moe.num_experts + moe.shared_experts);
         if config.num_hidden_layers.saturating_mul(experts + 12) < 1 << 12 {

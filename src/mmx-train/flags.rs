@@ -374,6 +374,10 @@ knobs! {
     /// ppo: passes over a batch of answers [default: 2]
     #[arg(long, value_name = "N", value_parser = crate::values::at_least_one)]
     ppo_epochs: usize,
+    /// Base of the rotary frequencies from here on, as for training on at a longer --max-seq-len: the
+    /// checkpoint's config.json has it [default: the model's own]
+    #[arg(long, value_name = "X")]
+    rope_theta: f64,
 }
 
 /// Runs the training.
@@ -572,6 +576,7 @@ impl Knobs {
         set(&mut config.weight_decay, &knobs.weight_decay);
         set(&mut config.grad_clip, &knobs.grad_clip);
         set(&mut config.max_seq_len, &knobs.max_seq_len);
+        config.rope_theta = knobs.rope_theta;
         set(&mut config.warmup, &knobs.warmup);
         if knobs.warmup.is_some() {
             config.warmup_share = 0.0;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use mmx_converters::Model;
-use mmx_converters::arch::{Config, Stretch};
+use mmx_converters::arch::{Config, Stretch, rope_freqs};
 use mmx_converters::gguf::{GgmlType, Gguf, Value, is_further_part};
 use mmx_converters::model::adapter::CONFIG_NAME as ADAPTERS;
 use mmx_converters::model::to_gguf::ToGguf;
@@ -164,14 +164,10 @@ impl Form {
         match self.model.gguf() {
             Some(file) if file.metadata().get("tokenizer.ggml.model").is_none() => Ok(None),
             Some(file) => Ok(Some(Tokenizer::from_gguf(file.metadata(), path)?)),
-            None => {
-                // a .pth is a file, its tokenizer lies beside it
-                let folder = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
-                match folder.join("tokenizer.json").is_file() {
-                    true => Ok(Some(Tokenizer::open(folder)?)),
-                    false => Ok(None),
-                }
-            }
+            None => match self.model.tokenizer_folder() {
+                Some(folder) => Ok(Some(Tokenizer::open(folder)?)),
+                None => Ok(None),
+            },
         }
     }
 
@@ -231,11 +227,13 @@ impl Form {
         Gguf::from_bytes(bytes, &path)
     }
 }
+
 /// Gives a file's keys in memory the rotary positions and the length of a configuration.
 fn stretch_keys(gguf: &mut Gguf, config: &Config) -> Result<()> {
     let arch = config.family.gguf_arch();
     let none = Value::String("none".to_owned());
     gguf.metadata_mut().set(format!("{arch}.rope.scaling.type"), none);
+    gguf.metadata_mut().set(rope_freqs::STRETCHED, rope_freqs::stretched(config));
     for (key, value) in config.to_gguf_keys()? {
         if key.contains(".rope.") || key.ends_with(".context_length") {
             gguf.metadata_mut().set(key, value);

@@ -31,6 +31,9 @@ pub struct TrainConfig {
     pub grad_clip: f64,
     /// Samples are cut to this many tokens.
     pub max_seq_len: usize,
+    /// Base of the rotary frequencies from here on, in place of the model's own.
+    #[serde(default)]
+    pub rope_theta: Option<f64>,
     /// Ends the run after this many optimizer steps; the schedule ends there too.
     pub max_steps: Option<usize>,
     /// Optimizer steps over which the learning rate rises; the reference has none.
@@ -222,6 +225,7 @@ impl TrainConfig {
             weight_decay: 0.01,
             grad_clip: 1.0,
             max_seq_len: samples.max_seq_len,
+            rope_theta: None,
             max_steps: None,
             warmup: 0,
             seed: samples.seed,
@@ -354,6 +358,13 @@ impl TrainConfig {
             (0.0..=1.0).contains(&self.warmup_share),
             "a share from 0 to 1",
         )?;
+        if let Some(theta) = self.rope_theta {
+            number("rope_theta", theta, theta > 1.0 && theta.is_finite(), "a number above 1")?;
+            if self.lora.is_some() {
+                let expected = "none with adapters, whose model stays as it is";
+                return Err(Error::setting("rope_theta", expected, theta));
+            }
+        }
         let (first, second) = self.betas;
         let decays = [first, second].iter().all(|beta| (0.0..1.0).contains(beta));
         if !decays {

@@ -74,7 +74,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use mmx_converters::digest;
-use mmx_converters::model::run_folder;
+use mmx_converters::model::{run_folder, tokenizer_beside};
 use mmx_converters::progress::Listener;
 use mmx_converters::tokenizer::Tokenizer;
 use mmx_converters::words::counted;
@@ -565,7 +565,18 @@ impl Job {
             return Ok(checkpoint.clone());
         }
         match &self.request.from {
-            Some(from) => mmx_hub::resolve(from),
+            Some(from) => {
+                let path = mmx_hub::resolve(from)?;
+                let is_pth = path.extension().is_some_and(|extension| extension == "pth");
+                match tokenizer_beside(&path) {
+                    Some(folder) => Ok(folder),
+                    None if is_pth => {
+                        let found = format!("none beside {}", path.display());
+                        Err(Error::setting("tokenizer", "a tokenizer's folder", found))
+                    }
+                    None => Ok(path),
+                }
+            }
             None => Err(Error::setting(
                 "tokenizer",
                 "a tokenizer's folder, or `from` a model that has one",

@@ -5,8 +5,9 @@
 use std::path::{Path, PathBuf};
 
 use mmx_converters::arch::{Config, presets};
-use mmx_converters::model::adapter::{self, Adapters};
+use mmx_converters::model::adapter::Adapters;
 use mmx_converters::model::generation::Generation;
+use mmx_converters::model::holds_adapters;
 use mmx_converters::progress::Listener;
 use mmx_converters::tokenizer::Tokenizer;
 use sha2::{Digest, Sha256};
@@ -64,6 +65,17 @@ pub struct Models {
     pub sources: Vec<(String, String)>,
 }
 
+/// What a model is opened for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Use {
+    /// All its weights are trained.
+    Trained,
+    /// It is compared with the trained one.
+    Frozen,
+    /// Nothing of it changes: a teacher, or the model of adapters.
+    AsItIs,
+}
+
 impl Start<'_> {
     /// Opens the models.
     ///
@@ -80,7 +92,7 @@ impl Start<'_> {
         };
         let critic = self.open_critic(path.as_deref())?;
         let (model, generation) = match path {
-            Some(path) => self.open_model(&path, true)?,
+            Some(path) => self.open_model(&path, Use::Trained)?,
             None => (self.new_model()?, Generation::default()),
         };
         let frozen = self.open_frozen()?;
@@ -108,14 +120,15 @@ impl Start<'_> {
                 if option == "from" { "the reference, a model" } else { "a model to learn from" };
             return Err(Error::setting(option, what, "none"));
         };
-        let (model, _) = self.open_model(&mmx_hub::resolve(path)?, false)?;
+        let used = if option == "teacher" { Use::AsItIs } else { Use::Frozen };
+        let (model, _) = self.open_model(&mmx_hub::resolve(path)?, used)?;
         Ok(Some((option, model)))
     }
 
     /// The model that stage ppo's critic begins as: the policy's.
     fn open_critic(&self, path: Option<&Path>) -> Result<Option<Model>> {
         match (&self.train.ppo, path) {
-            (Some(_), Some(path)) => Ok(Some(self.open_model(path, true)?.0)),
+            (Some(_), Some(path)) => Ok(Some(self.open_model(path, Use::Trained)?.0)),
             (Some(_), None) => Err(Error::setting("from", "a model to start from", "none")),
             (None, _) => Ok(None),
         }
@@ -134,13 +147,13 @@ impl Start<'_> {
                 return Err(Error::setting("from", "the model to adapt", "none"));
             }
         };
-        if adapter::is_adapter_folder(&path) {
+        if holds_adapters(&path) {
             return Err(Error::failed_with_hint(
                 format!("{}: expected a whole model, found adapters", path.display()),
                 "`adapter` goes on with them; `mmx import` writes the model with them merged",
             ));
         }
-        let (model, generation) = self.open_model(&path, false)?;
+        let (model, generation) = self.open_model(&path, Use::AsItIs)?;
         let adapters = match (resumed, self.adapter) {
             (Some(found), _) => Some(found),
             (None, Some(path)) => {
@@ -157,20 +170,50 @@ impl Start<'_> {
         Ok(Models { model, generation, adapters, base, frozen: None, critic, sources })
     }
 
-    /// `trained`: all its weights are.
-    fn open_model(&self, path: &Path, trained: bool) -> Result<(Model, Generation)> {
-        let open = mmx_converters::Model::open(path)?;
+    fn open_model(&self, path: &Path, used: Use) -> Result<(Model, Generation)> {
+        let mut open = mmx_converters::Model::open(path)?;
         open.warnings.iter().for_each(|warning| self.listener.warn(warning));
+        let trained = used == Use::Trained;
+        if trained {
+            self.turn_by(&mut open.config, path)?;
+        }
+        if used != Use::AsItIs {
+            let said = open.grow_for(self.tokenizer)?;
+            said.iter().for_each(|sentence| self.listener.say(sentence));
+        }
         check_vocabulary(&open.config, self.tokenizer, path)?;
         let optimizer = self.train.optimizer();
         check_model(&open.config, trained.then_some(&optimizer), self.device)?;
         Ok((Model::from_model(&open, self.device, self.compute)?, open.generation.clone()))
     }
 
+    /// Gives a model that is trained the rotary base asked for, and room for the samples' length.
+    ///
+    /// # Errors
+    /// A model whose rotary positions are scaled: the base is a part of its scaling. A checkpoint
+    /// that goes on was trained with the base it has.
+    fn turn_by(&self, config: &mut Config, path: &Path) -> Result<()> {
+        let Some(theta) = self.train.rope_theta else { return Ok(()) };
+        if let Some(scaling) = &config.rope_scaling {
+            return Err(Error::failed_with_hint(
+                format!(
+                    "{}: key rope_scaling: expected none where `rope_theta` gives another base, found {}",
+                    path.display(),
+                    scaling.kind()
+                ),
+                "train with its scaling and base as they are, or export it with another scaling first",
+            ));
+        }
+        config.rope_theta = theta;
+        let longest = self.train.max_seq_len;
+        config.max_position_embeddings = config.max_position_embeddings.max(longest);
+        Ok(())
+    }
+
     /// A model with initial values, of --preset or --config.
     fn new_model(&self) -> Result<Model> {
         let tokenizer = self.tokenizer;
-        let config = match (self.preset, self.config) {
+        let mut config = match (self.preset, self.config) {
             (Some(name), _) => {
                 let mut config = presets::preset(name).ok_or_else(|| {
                     let known = presets::NAMES.join(", ");
@@ -199,6 +242,7 @@ impl Start<'_> {
                 ));
             }
         };
+        self.turn_by(&mut config, self.config.unwrap_or(Path::new("preset")))?;
         check_model(&config, Some(&self.train.optimizer()), self.device)?;
         Model::random(&config, self.train.seed, self.device, self.compute)
     }

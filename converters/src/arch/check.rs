@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::config::{Config, RopeScaling};
+use super::rope_freqs::llama3_of;
 use super::weight::Layout;
 use crate::error::{Error, Result};
 
@@ -90,12 +91,25 @@ impl Config {
                         .to_owned(),
                 );
             }
-            Some(RopeScaling::Llama3(_)) if layout == Layout::Gguf => {
+            Some(RopeScaling::Llama3(_))
+                if layout == Layout::Gguf && !self.family.spec().gguf_reads_rope_freqs =>
+            {
                 return refuse(
-                    "it has no key for Llama 3's rotary scaling, but a tensor that its other \
-                     architectures do not read; yarn with attention factor 1 is near it"
+                    "it has no key for Llama 3's rotary scaling, but a tensor, which it does not \
+                     read; yarn with attention factor 1 is near it"
                         .to_owned(),
                 );
+            }
+            Some(RopeScaling::Llama3(llama3)) if layout == Layout::Gguf => {
+                let divisors = llama3.divisors(self.rope_theta, self.head_dim);
+                let back = llama3_of(self.rope_theta, self.head_dim, &divisors);
+                if back.is_none() && divisors.iter().any(|divisor| *divisor != 1.0) {
+                    return refuse(format!(
+                        "the divisors that it holds do not tell Llama 3's settings where no dimension \
+                         turns slower by the whole factor ({}): the trained length {} is too long for it",
+                        llama3.factor, llama3.original_max_position_embeddings
+                    ));
+                }
             }
             _ => {}
         }

@@ -178,6 +178,9 @@ pub(super) struct FamilySpec {
     pub(super) qk_norm: bool,
     /// GGUF holds the rows of q and k permuted: this architecture rotates neighbouring pairs there.
     pub(super) gguf_rotates_pairs: bool,
+    /// llama.cpp reads the rotary divisors that Llama 3's scaling is carried by
+    /// ([`super::rope_freqs`]).
+    pub(super) gguf_reads_rope_freqs: bool,
     /// The Transformers class takes `head_dim` from config.json; without it a head is
     /// hidden / heads wide.
     pub(super) has_head_dim: bool,

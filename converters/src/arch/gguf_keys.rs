@@ -40,7 +40,10 @@ impl Config {
         set("attention.layer_norm_rms_epsilon", float(self.rms_norm_eps));
         set("rope.dimension_count", int(self.head_dim));
         set("rope.freq_base", float(self.rope_theta));
-        if let Some(scaling) = &self.rope_scaling {
+        // Llama 3's is a tensor (rope_freqs.rs): llama.cpp aborts on a type that it does not know
+        let by_key =
+            self.rope_scaling.as_ref().filter(|kind| !matches!(kind, RopeScaling::Llama3(_)));
+        if let Some(scaling) = by_key {
             set("rope.scaling.type", Value::String(scaling.kind().to_owned()));
             set("rope.scaling.factor", float(scaling.factor()));
         }

@@ -51,7 +51,7 @@ pub fn gather<'a>(
     let mut ordered = |weight: &Weight| -> Result<Cow<'a, [u8]>> {
         let bytes = get(weight)?;
         Ok(match weight.gguf_permuted_heads {
-            Some(_) if layout == Layout::Gguf => {
+            Some(_) if layout.rotates_pairs() => {
                 Cow::Owned(assemble::to_gguf_rows(weight, bytes.into_owned()))
             }
             _ => bytes,

@@ -23,7 +23,7 @@ use super::family::minimind3::MINIMIND3_YARN;
 use super::keys::Keys;
 use crate::error::{Error, Result};
 
-/// Transformers' default for Llama, Qwen3 and Granite.
+/// Transformers' default for Llama, Qwen3 and Granite, and the base of MiniMind v1.
 const TRANSFORMERS_THETA: f64 = 10_000.0;
 /// The reference's default.
 const MINIMIND_THETA: f64 = 1e6;
@@ -128,7 +128,9 @@ fn theta(
     if let Some(theta) = [first, second].into_iter().find(|theta| !theta.is_nan()) {
         return Ok(theta);
     }
-    let default = if own { MINIMIND_THETA } else { TRANSFORMERS_THETA };
+    // v1's class has no such key: the base stands in its code
+    let v1 = own && keys.has_any(&["n_layers"]);
+    let default = if own && !v1 { MINIMIND_THETA } else { TRANSFORMERS_THETA };
     say(format!("neither rope_theta nor {name}.rope_theta: {default} is assumed"));
     Ok(default)
 }

@@ -1,5 +1,7 @@
 //! One row of a family's table: what a tensor is for, its shape, and where it lies in every layout.
 
+use super::lm_config::to_lm_config;
+
 /// A way to name and pack a model's tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
@@ -12,6 +14,9 @@ pub enum Layout {
     Transformers5,
     /// The stock class as mlx-lm saves it: routed experts stacked (`mlp.switch_mlp`). Read only.
     Mlx,
+    /// The class of MiniMind's first generations ([`super::lm_config`]): Meta's names, rows of q and
+    /// k as GGUF's `llama` has them. Read only.
+    LmConfig,
     /// GGUF names; rows of q and k permuted where
     /// [`Family::gguf_rotates_pairs`](super::Family::gguf_rotates_pairs).
     Gguf,
@@ -20,8 +25,20 @@ pub enum Layout {
 impl Layout {
     /// All layouts.
     #[cfg(test)]
-    pub(super) const ALL: [Self; 5] =
-        [Self::Reference, Self::Transformers, Self::Transformers5, Self::Mlx, Self::Gguf];
+    pub(super) const ALL: [Self; 6] = [
+        Self::Reference,
+        Self::Transformers,
+        Self::Transformers5,
+        Self::Mlx,
+        Self::LmConfig,
+        Self::Gguf,
+    ];
+
+    /// Rows of q and k are permuted, in the families whose GGUF permutes them
+    /// ([`Weight::gguf_permuted_heads`]).
+    pub fn rotates_pairs(self) -> bool {
+        matches!(self, Self::LmConfig | Self::Gguf)
+    }
 }
 
 /// The block of a public tensor that one weight fills.
@@ -143,6 +160,7 @@ impl Weight {
             Layout::Transformers5 => {
                 self.transformers5.clone().unwrap_or_else(|| self.transformers.clone())
             }
+            Layout::LmConfig => Place::whole(to_lm_config(&self.name), &self.shape),
             Layout::Mlx => self.mlx.clone().unwrap_or_else(|| self.transformers.clone()),
             Layout::Gguf => self.gguf.clone(),
         }

@@ -4,25 +4,22 @@
 //! In: a path. Out: the configuration, and every weight of the family's table in MiniMind's own
 //! layout, taken from the memory map.
 
-use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
-use crate::arch::{self, Config, Layout, Place, Weight, assemble, public_tensors};
+use crate::arch::{self, Config, Layout, Weight, public_tensors};
 use crate::error::{Error, Result, TensorReport};
 use crate::gguf::{GgmlType, Gguf};
 use crate::model::adapter::{self, Adapters};
+use crate::model::alone;
 use crate::model::generation::{self, Generation};
+use crate::model::grow::Grown;
 use crate::model::run_folder;
-use crate::model::source::{
-    Aside, EMBEDDING, HEAD, Source, Stored, compare, other_layer_count, plain_f32,
-};
+use crate::model::source::{Aside, Source, compare, ends_of, other_layer_count, plain_f32};
 use crate::pth::Pth;
 use crate::safetensors::SafeTensors;
 use crate::tensor::{self, Dtype};
-
-/// Turns `elements` values of a block type into float32 (ggml's own dequantizers, in crate
-/// mmx-ggml).
-pub type Dequantize<'a> = &'a (dyn Fn(GgmlType, &[u8], usize) -> Result<Vec<f32>> + Sync);
+use crate::tokenizer::Tokenizer;
+use crate::words::counted;
 
 /// An open model: every tensor is there, with the right shape, and none is left over.
 #[derive(Debug)]
@@ -37,10 +34,12 @@ pub struct Model {
     pub warnings: Vec<String>,
     /// How the source names and packs its tensors.
     pub layout: Layout,
-    weights: Vec<Weight>,
-    source: Source,
+    pub(super) weights: Vec<Weight>,
+    pub(super) source: Source,
     /// Merged into the weights they belong to when those are read.
-    adapters: Option<Adapters>,
+    pub(super) adapters: Option<Adapters>,
+    /// Rows of tokens that the file has none of.
+    pub(super) grown: Option<Grown>,
 }
 
 /// What lies beside the weights in a folder.
@@ -51,8 +50,9 @@ struct Beside {
 }
 
 impl Beside {
-    /// Reads what lies beside the weights; `given` replaces config.json. Nothing without either.
-    fn read(dir: &Path, given: Option<Config>) -> Result<Option<Self>> {
+    /// Reads what lies beside the weights, and the end of `tokenizer`, a folder; `given` replaces
+    /// config.json. Nothing without either.
+    fn read(dir: &Path, given: Option<Config>, tokenizer: &Path) -> Result<Option<Self>> {
         let path = dir.join("config.json");
         let (mut config, mut warnings) = match given {
             Some(config) => {
@@ -67,7 +67,7 @@ impl Beside {
         let (generation, stops) = Generation::read(dir)?.unwrap_or_default();
         // weights can be used without a tokenizer: what is wrong with it is a warning here, and an
         // error for whoever opens it
-        let tokenizer = generation::tokenizer_eos(dir).unwrap_or_else(|error| {
+        let tokenizer = generation::tokenizer_eos(tokenizer).unwrap_or_else(|error| {
             warnings.push(error.to_string());
             None
         });
@@ -80,7 +80,7 @@ impl Beside {
 
 impl Model {
     /// Opens a folder (config.json with model.safetensors or its shards), a `.gguf`, or a `.pth`
-    /// with a config.json beside it, told apart by what they are, not by their names. A folder of
+    /// (with a config.json beside it, or known by its tensors), told apart by what they are, not by their names. A folder of
     /// adapters (PEFT's form) is the model it names with the adapters merged.
     ///
     /// # Errors
@@ -108,10 +108,7 @@ impl Model {
         let read = std::io::Read::read(&mut file, &mut magic).map_err(|e| Error::io(path, e))?;
         match &magic[..read] {
             b"GGUF" => Self::open_gguf(path),
-            b"PK\x03\x04" | [0x80, ..] => {
-                let dir = path.parent().filter(|p| !p.as_os_str().is_empty());
-                Self::open_pth(path, dir.unwrap_or(Path::new(".")), config)
-            }
+            b"PK\x03\x04" | [0x80, ..] => Self::open_pth(path, config),
             _ => {
                 // a Git LFS pointer says so itself
                 crate::file::Bytes::map(path)?;
@@ -125,7 +122,7 @@ impl Model {
 
     fn open_adapted(dir: &Path, config: Option<Config>) -> Result<Self> {
         let base = Adapters::base_path(dir)?;
-        if adapter::is_adapter_folder(&base) {
+        if alone::holds_adapters(&base) {
             return Err(Error::key(
                 dir.join(adapter::CONFIG_NAME),
                 "base_model_name_or_path",
@@ -161,8 +158,7 @@ impl Model {
         if let Some(kind) = file.metadata().string("general.type").filter(|kind| *kind != "model") {
             return Err(Error::key(path, "general.type", format!("expected model, found {kind}")));
         }
-        let tied = file.tensor("output.weight").is_none();
-        let config = Config::from_gguf_keys(file.metadata(), path, tied)?;
+        let config = Config::from_gguf(&file)?;
         let generation = Generation::from_gguf_keys(file.metadata()).unwrap_or_default();
         let source = Source::Gguf(Box::new(file));
         let layout = Layout::Gguf;
@@ -170,7 +166,7 @@ impl Model {
     }
 
     fn open_folder(dir: &Path, config: Option<Config>) -> Result<Self> {
-        let mut beside = Beside::read(dir, config)?.ok_or_else(|| {
+        let mut beside = Beside::read(dir, config, dir)?.ok_or_else(|| {
             let expected =
                 "expected config.json and model.safetensors in the folder, found no config.json";
             let error = Error::format(dir, expected);
@@ -194,20 +190,68 @@ impl Model {
         Self::check_beside(dir, beside, Source::SafeTensors(file))
     }
 
-    fn open_pth(path: &Path, dir: &Path, config: Option<Config>) -> Result<Self> {
+    fn open_pth(path: &Path, config: Option<Config>) -> Result<Self> {
         let file = Pth::open(path)?;
-        let mut beside = Beside::read(dir, config)?.ok_or_else(|| {
-            Error::format(path, "expected its dimensions: a config.json beside it or a preset")
-                .with_hint("`mmx import FILE --preset NAME --out DIR` says what it is")
-        })?;
+        if alone::is_adapters(&file) {
+            let base = alone::base_of(path, &file)?;
+            let mut model = Self::open_adapters(path, &base, config)?;
+            let sentence = format!("{}: adapters, put on {}", path.display(), base.display());
+            model.warnings.insert(0, sentence);
+            return Ok(model);
+        }
+        let dir = alone::folder_of(path);
+        let mut sentence = None;
+        let given = match config {
+            None if !dir.join("config.json").exists() => {
+                let (config, about) = alone::config(path, &file)?;
+                sentence = Some(about);
+                Some(config)
+            }
+            given => given,
+        };
+        let tokenizer = alone::tokenizer_folder(dir).unwrap_or_else(|| dir.to_owned());
+        let Some(mut beside) = Beside::read(dir, given, &tokenizer)? else {
+            // there was one just now
+            return Err(Error::format(dir.join("config.json"), "expected a file, found none"));
+        };
+        beside.warnings.splice(0..0, sentence);
+        if tokenizer != dir {
+            let sentence = format!("{}: tokenizer of {}", path.display(), tokenizer.display());
+            beside.warnings.push(sentence);
+        }
         beside.warnings.extend(file.notes().iter().cloned());
         Self::check_beside(path, beside, Source::Pth(file))
     }
 
+    /// The folder of the model's tokenizer, if there is one: the model's own, a file's or that of
+    /// the model that adapters belong to; for a `.pth` also where the reference keeps it. A GGUF
+    /// carries its own.
+    pub fn tokenizer_folder(&self) -> Option<PathBuf> {
+        let base = self.adapters.as_ref().and_then(|adapters| adapters.base.as_deref());
+        let mut places = [Some(self.path.as_path()), base.map(Path::new)].into_iter().flatten();
+        places.find_map(|place| {
+            let (dir, file) = if place.is_dir() {
+                (place, false)
+            } else {
+                (alone::folder_of(place), matches!(self.source, Source::Pth(_)))
+            };
+            let own = dir.join("tokenizer.json").is_file().then(|| dir.to_owned());
+            if file { alone::tokenizer_folder(dir) } else { own }
+        })
+    }
+
     fn check_beside(path: &Path, beside: Beside, source: Source) -> Result<Self> {
         let Beside { config, generation, warnings } = beside;
-        let layouts = [Layout::Transformers, Layout::Reference, Layout::Transformers5, Layout::Mlx];
-        Self::check(path, config, generation, warnings, &layouts, source)
+        let all = [
+            Layout::Transformers,
+            Layout::Reference,
+            Layout::Transformers5,
+            Layout::Mlx,
+            // the families of its time are those whose GGUF rotates pairs
+            Layout::LmConfig,
+        ];
+        let layouts = if config.family.gguf_rotates_pairs() { &all[..] } else { &all[..4] };
+        Self::check(path, config, generation, warnings, layouts, source)
     }
 
     /// Finds the layout whose tensors are the file's; if there is none, reports against the nearest
@@ -262,8 +306,9 @@ impl Model {
             ));
         }
         let path = path.to_owned();
-        let adapters = None;
-        let model = Self { path, config, generation, warnings, layout, weights, source, adapters };
+        let (adapters, grown) = (None, None);
+        let model =
+            Self { path, config, generation, warnings, layout, weights, source, adapters, grown };
         model.check_tied_head()?;
         Ok(model)
     }
@@ -273,8 +318,9 @@ impl Model {
         if !self.config.tie_word_embeddings || self.layout == Layout::Gguf {
             return Ok(());
         }
-        let Some(Ok(head)) = self.source.get(HEAD) else { return Ok(()) };
-        let Some(Ok(embedding)) = self.source.get(EMBEDDING) else { return Ok(()) };
+        let (head_name, embedding_name) = ends_of(self.layout);
+        let Some(Ok(head)) = self.source.get(head_name) else { return Ok(()) };
+        let Some(Ok(embedding)) = self.source.get(embedding_name) else { return Ok(()) };
         let same = head.shape == embedding.shape
             && if head.ty == embedding.ty {
                 head.data == embedding.data
@@ -288,7 +334,7 @@ impl Model {
             &self.path,
             "tie_word_embeddings",
             format!(
-                "expected false, since {HEAD} differs from {EMBEDDING}, found true: one of the two would be lost"
+                "expected false, since {head_name} differs from {embedding_name}, found true: one of the two would be lost"
             ),
         ))
     }
@@ -341,7 +387,7 @@ impl Model {
     /// The GGUF behind the model, if it is one (and not the base of adapters).
     pub fn gguf(&self) -> Option<&Gguf> {
         match &self.source {
-            Source::Gguf(file) if self.adapters.is_none() => Some(file),
+            Source::Gguf(file) if self.adapters.is_none() && self.grown.is_none() => Some(file),
             Source::Gguf(_) | Source::SafeTensors(_) | Source::Pth(_) => None,
         }
     }
@@ -362,124 +408,52 @@ impl Model {
         }
     }
 
-    /// A weight's bytes in MiniMind's layout and row order, in the element type of the source.
-    /// Borrowed from the memory map where they lie there in one run.
+    /// Gives the model a row for each token that `new` has and `old`, the model's own tokenizer, has
+    /// not: the mean of the rows of the pieces that `old` cuts it into. All other rows stay. Returns
+    /// the number of new tokens; 0 leaves the model as it was.
     ///
     /// # Errors
-    /// The source holds it in a block type: see [`Model::weight_with`].
-    pub fn weight(&self, weight: &Weight) -> Result<(Dtype, Cow<'_, [u8]>)> {
-        let found = self.base_weight(weight)?;
-        Ok(self.adapted(weight, found))
+    /// A token of `old` that is another one in `new`, or one that `old` cannot cut.
+    pub fn grow(&mut self, old: &Tokenizer, new: &Tokenizer) -> Result<usize> {
+        if self.grown.is_some() {
+            return Err(Error::misuse("a model gets rows for new tokens once"));
+        }
+        let Some(grown) = Grown::new(&self.config, &self.weights, old, new)? else { return Ok(0) };
+        let added = grown.added();
+        self.config.vocab_size = self.config.vocab_size.max(new.vocab_size());
+        self.weights = arch::weights(&self.config);
+        self.grown = Some(grown);
+        Ok(added)
     }
 
-    /// A weight with its adapter merged, where it has one: float32 then, whatever the base is
-    /// stored in.
-    fn adapted<'a>(
-        &self,
-        weight: &Weight,
-        (dtype, data): (Dtype, Cow<'a, [u8]>),
-    ) -> (Dtype, Cow<'a, [u8]>) {
-        let Some(adapters) = &self.adapters else { return (dtype, data) };
-        let Some(adapter) = adapters.of(weight) else { return (dtype, data) };
-        let shape = [weight.elements()];
-        let base = tensor::TensorView { dtype, shape: &shape, data: &data }.to_f32();
-        let merged = adapter.merged(&base, adapters.scale_of(adapter));
-        (Dtype::F32, Cow::Owned(tensor::encode_f32(&merged, Dtype::F32)))
-    }
-
-    fn base_weight(&self, weight: &Weight) -> Result<(Dtype, Cow<'_, [u8]>)> {
-        let place = weight.place(self.layout);
-        let stored = self.stored(&place)?;
-        let Some(dtype) = stored.ty.dtype() else {
-            return Err(Error::unsupported(
-                format!("{}: tensor {}", self.path.display(), place.tensor),
-                format!(
-                    "expected an unquantized type, found {}: its values need ggml's dequantizer",
-                    stored.ty.name()
-                ),
-            ));
-        };
-        let size = dtype.size();
-        let bytes = match (place.run(), stored.data) {
-            (Some(run), Cow::Borrowed(data)) => {
-                Cow::Borrowed(&data[run.start * size..run.end * size])
-            }
-            (Some(_), owned) if place.is_whole() => owned,
-            (_, data) => Cow::Owned(assemble::take(&place, size, &data)),
-        };
-        Ok((dtype, self.reference_rows(weight, bytes)))
-    }
-
-    /// [`Model::weight`] of a file with block types: these become float32 by `dequantize`.
+    /// [`Model::grow`] from the tokenizer that the model has or that lies with it, where `new` has
+    /// more entries. Returns a sentence for the user about what was done.
     ///
     /// # Errors
-    /// What `dequantize` returns.
-    pub fn weight_with(
-        &self,
-        weight: &Weight,
-        dequantize: Dequantize<'_>,
-    ) -> Result<(Dtype, Cow<'_, [u8]>)> {
-        let place = weight.place(self.layout);
-        let stored = self.stored(&place)?;
-        if stored.ty.dtype().is_some() {
-            return self.weight(weight);
-        }
-        let (block, bytes) = (stored.ty.block_elements(), stored.ty.block_bytes());
-        let in_blocks = |n: usize| n / block * bytes;
-        let values = match place.run() {
-            // whole blocks of this weight alone
-            Some(run) if run.start.is_multiple_of(block) && run.end.is_multiple_of(block) => {
-                let data = &stored.data[in_blocks(run.start)..in_blocks(run.end)];
-                tensor::encode_f32(&dequantize(stored.ty, data, run.len())?, Dtype::F32)
+    /// As [`Model::grow`], where the model has too few rows for `new`; its tokenizer is unreadable.
+    pub fn grow_for(&mut self, new: &Tokenizer) -> Result<Option<String>> {
+        let own = match (self.gguf(), self.tokenizer_folder()) {
+            (Some(gguf), _) if gguf.metadata().get("tokenizer.ggml.tokens").is_some() => {
+                Tokenizer::from_gguf(gguf.metadata(), gguf.path())?
             }
-            _ => {
-                let elements = place.shape.iter().product();
-                let all = dequantize(stored.ty, &stored.data, elements)?;
-                assemble::take(&place, 4, &tensor::encode_f32(&all, Dtype::F32))
-            }
+            (None, Some(folder)) => Tokenizer::open(folder)?,
+            _ => return Ok(None),
         };
-        if values.len() != weight.elements() * 4 {
-            return Err(Error::format(
-                &self.path,
-                format!(
-                    "tensor {}: expected {} values from the dequantizer, found {}",
-                    place.tensor,
-                    weight.elements(),
-                    values.len() / 4
-                ),
-            ));
+        if own.vocab_size() >= new.vocab_size() {
+            return Ok(None);
         }
-        let rows = self.reference_rows(weight, Cow::Owned(values));
-        Ok(self.adapted(weight, (Dtype::F32, rows)))
-    }
-
-    /// A weight's values as float32, in MiniMind's layout and row order.
-    ///
-    /// # Errors
-    /// As [`Model::weight`].
-    pub fn weight_f32(&self, weight: &Weight) -> Result<Vec<f32>> {
-        let (dtype, data) = self.weight(weight)?;
-        let shape = [weight.elements()];
-        Ok(tensor::TensorView { dtype, shape: &shape, data: &data }.to_f32())
-    }
-
-    fn reference_rows<'a>(&self, weight: &Weight, bytes: Cow<'a, [u8]>) -> Cow<'a, [u8]> {
-        match weight.gguf_permuted_heads {
-            Some(_) if self.layout == Layout::Gguf => {
-                Cow::Owned(assemble::from_gguf_rows(weight, bytes.into_owned()))
+        match self.grow(&own, new) {
+            Ok(added) => Ok(Some(format!(
+                "{}: {} of {} begin as the mean of the rows of their pieces",
+                self.path.display(),
+                counted(added, "new token"),
+                new.path().display()
+            ))),
+            // another tokenizer altogether, for which there are rows
+            Err(error) if new.vocab_size() <= self.config.vocab_size => {
+                Ok(Some(format!("{error}: the model's rows stay as they are")))
             }
-            _ => bytes,
-        }
-    }
-
-    fn stored(&self, place: &Place) -> Result<Stored<'_>> {
-        match self.source.get(&place.tensor) {
-            Some(Ok(stored)) => Ok(stored),
-            // `check` has seen them all: only a weight of another model ends here
-            _ => Err(Error::format(
-                &self.path,
-                format!("tensor {}: expected a weight of the model, found none", place.tensor),
-            )),
+            Err(error) => Err(error),
         }
     }
 }

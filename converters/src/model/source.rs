@@ -3,7 +3,8 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 
-use crate::arch::{Config, Public};
+use crate::arch::rope_freqs::ROPE_FREQS;
+use crate::arch::{Config, Layout, Public};
 use crate::error::TensorReport;
 use crate::gguf::{GgmlType, Gguf};
 use crate::pth::Pth;
@@ -12,6 +13,8 @@ use crate::tensor::{self, Dtype};
 
 /// The output head of an untied model.
 pub(super) const HEAD: &str = "lm_head.weight";
+/// The output head in MiniMind's first class.
+const LM_CONFIG_HEAD: &str = "output.weight";
 /// The embedding, and the head of a tied model.
 pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
 
@@ -109,16 +112,28 @@ pub(super) fn plain_f32(stored: &Stored<'_>) -> Option<Vec<f32>> {
     Some(tensor::TensorView { dtype, shape: stored.shape, data: &stored.data }.to_f32())
 }
 
+/// The output head's name in a layout, and the embedding's.
+pub(super) fn ends_of(layout: Layout) -> (&'static str, &'static str) {
+    match layout {
+        Layout::LmConfig => (LM_CONFIG_HEAD, "tok_embeddings.weight"),
+        _ => (HEAD, EMBEDDING),
+    }
+}
+
+fn is_head(name: &str, source: &Source) -> bool {
+    name == HEAD || name == LM_CONFIG_HEAD && !matches!(source, Source::Gguf(_))
+}
+
 /// Names of tables that old checkpoints carry and that follow from the configuration.
 fn is_buffer(name: &str) -> bool {
-    ["freqs_cos", "freqs_sin", "pos_cis", "rotary_emb.inv_freq"]
+    ["freqs_cos", "freqs_sin", "pos_cis", "rotary_emb.inv_freq", "attention.mask"]
         .iter()
         .any(|table| name == *table || name.ends_with(&format!(".{table}")))
 }
 
-/// The number in `model.layers.N.` or `blk.N.`.
-fn layer_of(name: &str) -> Option<usize> {
-    let rest = name.strip_prefix("model.layers.").or_else(|| name.strip_prefix("blk."))?;
+/// The number in `model.layers.N.`, `blk.N.` or `layers.N.`.
+pub(super) fn layer_of(name: &str) -> Option<usize> {
+    let rest = ["model.layers.", "blk.", "layers."].iter().find_map(|p| name.strip_prefix(p))?;
     rest.split_once('.')?.0.parse().ok()
 }
 
@@ -188,13 +203,16 @@ pub(super) fn compare(
     let mut names = source.names();
     names.sort_unstable();
     for name in names.into_iter().filter(|name| !expected.contains(name)) {
+        if name == ROPE_FREQS && matches!(source, Source::Gguf(_)) {
+            continue; // the configuration has read it
+        }
         if is_buffer(name) {
             aside.buffers.push(name.to_owned());
         } else if !matches!(source, Source::Gguf(_)) // llama.cpp takes no tensor too many
             && let Some(Err(ty)) = source.info(name)
         {
             aside.others.push(format!("{name} ({ty})"));
-        } else if !(name == HEAD && config.tie_word_embeddings) {
+        } else if !(is_head(name, source) && config.tie_word_embeddings) {
             report.unexpected.push(name.to_owned());
         }
     }

@@ -5,6 +5,7 @@
 use std::borrow::Cow;
 use std::path::Path;
 
+use crate::arch::rope_freqs::ROPE_FREQS;
 use crate::arch::{self, Config, Layout, Public, Role, Weight, gather, public_tensors};
 use crate::error::{Error, Result};
 use crate::gguf::{self, Files, GgmlType, Metadata, TensorSpec, Value};
@@ -48,6 +49,8 @@ pub struct ToGguf<'a> {
 struct Plan {
     weights: Vec<Weight>,
     publics: Vec<Public>,
+    /// Of Llama 3's rotary scaling: the tensor after the others.
+    divisors: Option<Vec<f32>>,
     specs: Vec<TensorSpec>,
     metadata: Metadata,
     fallbacks: Vec<Fallback>,
@@ -127,11 +130,16 @@ impl ToGguf<'_> {
             fallbacks.extend(fallback);
             specs.push(TensorSpec { name: public.name.clone(), shape: public.shape.clone(), ty });
         }
+        let divisors = self.config.rope_divisors();
+        if let Some(divisors) = &divisors {
+            let (name, shape) = (ROPE_FREQS.to_owned(), vec![divisors.len()]);
+            specs.push(TensorSpec { name, shape, ty: GgmlType::F32 });
+        }
         if self.strict {
             refuse_fallbacks(&path.display().to_string(), &fallbacks)?;
         }
         let metadata = self.metadata(&weights, quantized)?;
-        Ok(Plan { weights, publics, specs, metadata, fallbacks })
+        Ok(Plan { weights, publics, divisors, specs, metadata, fallbacks })
     }
 
     /// Every key, in the order of the file (docs/formats/gguf.md).
@@ -170,7 +178,11 @@ impl ToGguf<'_> {
         i: usize,
         source: &mut Weights<'_, 'a>,
     ) -> Result<Cow<'a, [u8]>> {
-        let (public, ty) = (&plan.publics[i], plan.specs[i].ty);
+        let ty = plan.specs[i].ty;
+        let Some(public) = plan.publics.get(i) else {
+            let divisors = plan.divisors.as_deref().unwrap_or_default();
+            return Ok(Cow::Owned(tensor::encode_f32(divisors, Dtype::F32)));
+        };
         let dtype = ty.dtype().unwrap_or(Dtype::F32);
         let bytes = gather(public, &plan.weights, Layout::Gguf, dtype.size(), |weight| {
             let (from, bytes) = source(weight)?;

@@ -36,11 +36,13 @@ pub(crate) struct Angles<'c> {
     table: Option<Tensor<'c>>,
     positions: Tensor<'c>,
     rope: Rope,
+    divisors: Option<Tensor<'c>>,
     cpu: CpuSet,
 }
 
 impl Context {
-    /// The angles of heads at `positions` (i32 `[n]`). `cpu`: a set that this CPU has.
+    /// The angles of heads at `positions` (i32 `[n]`); `divisors` as [`Context::rope`] takes them.
+    /// `cpu`: a set that this CPU has.
     ///
     /// # Errors
     /// Shapes that do not fit, or no room.
@@ -49,6 +51,7 @@ impl Context {
         cpu: CpuSet,
         positions: Tensor<'c>,
         rope: Rope,
+        divisors: Option<Tensor<'c>>,
     ) -> Result<Angles<'c>> {
         let [n, ..] = positions.ne();
         let fits = rope.dims.is_multiple_of(2 * LANES) && rope.dims > 0;
@@ -63,12 +66,12 @@ impl Context {
             unsafe {
                 let units =
                     self.custom("units", &[n, 1, rope.dims], &[positions], units, nothing)?;
-                let turned = self.rope(units, positions, &rope)?;
+                let turned = self.rope(units, positions, &rope, divisors)?;
                 table =
                     Some(self.custom("angles", &[n, 2 * rope.dims], &[turned], spread, nothing)?);
             }
         }
-        Ok(Angles { table, positions, rope, cpu })
+        Ok(Angles { table, positions, rope, divisors, cpu })
     }
 
     /// Turns `x` `[n, heads, head_dim]`, each token by its angles.
@@ -76,7 +79,7 @@ impl Context {
     /// # Errors
     /// Shapes that do not fit, or no room.
     pub(crate) fn turn<'c>(&'c self, x: Tensor<'c>, angles: &Angles<'c>) -> Result<Tensor<'c>> {
-        let Angles { table, positions, rope, cpu } = angles;
+        let Angles { table, positions, rope, divisors, cpu } = angles;
         let [head_dim, heads, n, last] = x.ne();
         let fits = x.ty() == Some(GgmlType::F32)
             && x.nb()[0] == size_of::<f32>()
@@ -89,7 +92,7 @@ impl Context {
                 // SAFETY: the operands are what the kernel takes, as checked.
                 unsafe { self.custom("rotary positions", &shape, &[x, *table], compute, nothing) }
             }
-            _ => self.rope(x, *positions, rope),
+            _ => self.rope(x, *positions, rope, *divisors),
         }
     }
 }
@@ -250,7 +253,7 @@ mod tests {
     fn equals_ggmls_with_the_same_bits_on_every_set() {
         let mut rng = SplitMix64::new(8);
         for (heads, dims, pairs) in [(1, 32, true), (3, 64, false), (2, 96, true), (2, 96, false)] {
-            for yarn in [false, true] {
+            for (yarn, divided) in [(false, false), (true, false), (false, true)] {
                 let rope = Rope {
                     dims,
                     pairs,
@@ -273,15 +276,22 @@ mod tests {
                     let wide = nodes.input(GgmlType::F32, &[at.len(), (heads + 1) * dims]).unwrap();
                     let positions = nodes.input(GgmlType::I32, &[at.len()]).unwrap();
                     let heads = c.columns(wide, dims, heads, dims).unwrap();
-                    let angles = c.angles(cpu, positions, rope).unwrap();
+                    let divisors =
+                        divided.then(|| nodes.input(GgmlType::F32, &[dims / 2]).unwrap());
+                    let angles = c.angles(cpu, positions, rope, divisors).unwrap();
                     assert!(angles.table.is_some());
                     let ours = nodes.output(c.turn(heads, &angles).unwrap());
-                    let theirs = nodes.output(c.rope(heads, positions, &rope).unwrap());
+                    let theirs = nodes.output(c.rope(heads, positions, &rope, divisors).unwrap());
                     let (wide, positions) = (Slot::of(wide), Slot::of(positions));
+                    let divisors = divisors.map(Slot::of);
                     let mut plan = plan.finish().unwrap();
                     for threads in [1, 2] {
                         plan.data_mut::<f32>(wide).copy_from_slice(&x);
                         plan.data_mut::<i32>(positions).copy_from_slice(&at);
+                        if let Some(divisors) = divisors {
+                            let values: Vec<f32> = (0..dims / 2).map(|i| 1.0 + i as f32).collect();
+                            plan.data_mut::<f32>(divisors).copy_from_slice(&values);
+                        }
                         plan.compute(&mut Pool::new(threads).unwrap()).unwrap();
                         let found = plan.data_mut::<f32>(ours).to_vec();
                         let expected = plan.data_mut::<f32>(theirs);

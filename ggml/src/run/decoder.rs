@@ -114,7 +114,8 @@ impl Graph {
         let context = nodes.context;
         // beside a device, what one operation of ggml does stays where its layer lies
         let cpu = if cache.pair().is_some() { CpuSet::Portable } else { weights.cpu };
-        let angles = context.angles(cpu, positions, rope_of(config))?;
+        let divisors = weights.rope_divisors.map(|weight| weights.get(weight)).transpose()?;
+        let angles = context.angles(cpu, positions, rope_of(config), divisors)?;
         let decoder = Decoder {
             config,
             weights,

@@ -49,8 +49,12 @@ impl Model {
         let parts = Parts::new(config, None, file)?;
         let bytes = zeros(Path::new(NAME), &parts.metadata, &parts.specs)?;
         let gguf = Gguf::from_bytes(bytes, NAME)?;
-        let config =
+        let mut read =
             Config::from_gguf_keys(gguf.metadata(), gguf.path(), config.tie_word_embeddings)?;
+        if config.rope_divisors().is_some() {
+            read.rope_scaling.clone_from(&config.rope_scaling); // no key carries it
+        }
+        let config = read;
         let mut weights = Weights::in_memory(gguf, &config, &options)?;
         weights.names = Some(Names::new(&config));
         Ok(Self::from_weights(config, weights))

@@ -9,6 +9,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use mmx_converters::arch::rope_freqs::ROPE_FREQS;
 use mmx_converters::arch::{Config, Layout, public_tensors, weights};
 use mmx_converters::error::TensorReport;
 use mmx_converters::gguf::{GgmlType, Gguf, TensorInfo};
@@ -93,6 +94,7 @@ impl Weights {
             targets: in_memory.then(HashMap::new),
         };
         let embedding = loader.table("token_embd.weight")?;
+        let rope_divisors = loader.rope_divisors(config)?;
         let layers = (0..config.num_hidden_layers)
             .map(|i| loader.layer(config, i))
             .collect::<Result<_>>()?;
@@ -111,7 +113,9 @@ impl Weights {
             contexts.push(context);
         }
         buffers.iter().for_each(Buffer::holds_weights);
-        for (weight, data) in copies.into_iter().filter(|_| !in_memory) {
+        // of a model in memory only what is no weight is there to copy
+        let ready = |data: &Source| !in_memory || matches!(data, Source::Values(_));
+        for (weight, data) in copies.into_iter().filter(|(_, data)| ready(data)) {
             // SAFETY: made by the loader in one of the contexts above.
             let tensor = unsafe { Tensor::from_raw(weight.0.as_ptr(), "a weight")? };
             fill(tensor, &data.bytes(&gguf))?;
@@ -120,6 +124,7 @@ impl Weights {
         let bytes_per_token = bytes_per_token(&gguf, config);
         Ok(Self {
             embedding,
+            rope_divisors,
             layers,
             output_norm,
             output,
@@ -165,7 +170,7 @@ fn check_tensors(gguf: &Gguf, config: &Config) -> Result<()> {
     report.unexpected = gguf
         .tensors()
         .iter()
-        .filter(|t| !known.contains(t.name.as_str()))
+        .filter(|t| !known.contains(t.name.as_str()) && t.name != ROPE_FREQS)
         .map(|t| t.name.clone())
         .collect();
     if report.is_empty() {
@@ -285,6 +290,15 @@ impl Loader<'_> {
             ffn,
             shared,
         })
+    }
+
+    /// The number that each rotary frequency is divided by, of Llama 3's scaling.
+    fn rope_divisors(&mut self, config: &Config) -> Result<Option<Weight>> {
+        let Some(divisors) = config.rope_divisors() else { return Ok(None) };
+        let tensor = self.plain.tensor(GgmlType::F32, &[divisors.len()])?;
+        let weight = weight_of(tensor, ROPE_FREQS);
+        self.copies.push((weight, Source::Values(divisors)));
+        Ok(Some(weight))
     }
 
     fn ffn(&mut self, [gate, up, down]: [String; 3]) -> Result<Ffn> {

@@ -67,8 +67,7 @@ impl Model {
     /// # Errors
     /// See [`Model::load`].
     pub fn from_gguf(gguf: Gguf, options: LoadOptions) -> Result<Self> {
-        let tied = gguf.tensor("output.weight").is_none();
-        let config = Config::from_gguf_keys(gguf.metadata(), gguf.path(), tied)?;
+        let config = Config::from_gguf(&gguf)?;
         let weights = Weights::load(gguf, &config, &options)?;
         Ok(Self::from_weights(config, weights))
     }

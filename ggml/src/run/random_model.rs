@@ -5,8 +5,10 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::Path;
 
+use mmx_converters::arch::rope_freqs::ROPE_FREQS;
 use mmx_converters::arch::{Config, Role, presets, weights};
-use mmx_converters::gguf::{Metadata, TensorSpec, Value, to_bytes, write};
+use mmx_converters::gguf::{GgmlType, Metadata, TensorSpec, Value, to_bytes, write};
+use mmx_converters::tensor::{Dtype, encode_f32};
 use mmx_converters::tokenizer::train::{WordCounts, train};
 use mmx_converters::tokenizer::{SpecialSet, Tokenizer};
 
@@ -69,6 +71,7 @@ pub(super) struct Parts {
     pub(super) metadata: Metadata,
     pub(super) specs: Vec<TensorSpec>,
     roles: HashMap<String, Role>,
+    divisors: Option<Vec<f32>>,
 }
 
 impl Parts {
@@ -106,7 +109,12 @@ impl Parts {
                 specs.push(TensorSpec { name: place.tensor, shape: place.shape, ty });
             }
         }
-        Ok(Self { metadata, specs, roles })
+        let divisors = config.rope_divisors();
+        if let Some(divisors) = &divisors {
+            let (name, shape) = (ROPE_FREQS.to_owned(), vec![divisors.len()]);
+            specs.push(TensorSpec { name, shape, ty: GgmlType::F32 });
+        }
+        Ok(Self { metadata, specs, roles, divisors })
     }
 
     /// The next tensor's data; called once for each, in order.
@@ -117,6 +125,9 @@ impl Parts {
         rng: &mut SplitMix64,
     ) -> mmx_converters::Result<Cow<'static, [u8]>> {
         let spec = &self.specs[index];
+        if let Some(divisors) = self.divisors.as_ref().filter(|_| spec.name == ROPE_FREQS) {
+            return Ok(Cow::Owned(encode_f32(divisors, Dtype::F32)));
+        }
         let (middle, width) = match self.roles[&spec.name] {
             Role::Norm => (1.0, 0.1),
             _ => (0.0, 0.02 * 12f32.sqrt()), // a uniform of this width has deviation 0.02

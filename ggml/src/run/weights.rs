@@ -91,6 +91,8 @@ pub(super) struct Layer {
 #[derive(Debug)]
 pub(super) struct Weights {
     pub(super) embedding: Weight,
+    /// float32 `[head_dim / 2]`: what rotary frequencies are divided by, of Llama 3's scaling.
+    pub(super) rope_divisors: Option<Weight>,
     pub(super) layers: Vec<Layer>,
     pub(super) output_norm: Weight,
     pub(super) output: Matrix,

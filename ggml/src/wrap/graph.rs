@@ -205,7 +205,8 @@ impl Context {
         node!(self, "a SwiGLU", sys::ggml_swiglu_split(self.raw(), gate.raw(), up.raw()))
     }
 
-    /// Turns `x` `[n, heads, head_dim]` by the positions i32 `[n]`.
+    /// Turns `x` `[n, heads, head_dim]` by the positions i32 `[n]`; `divisors`, float32
+    /// `[dims / 2]`, divide the frequencies.
     ///
     /// # Errors
     /// Shapes that do not fit, or no room.
@@ -214,11 +215,15 @@ impl Context {
         x: Tensor<'c>,
         positions: Tensor<'c>,
         rope: &Rope,
+        divisors: Option<Tensor<'c>>,
     ) -> Result<Tensor<'c>> {
         let fits = positions.ne() == [x.ne()[2], 1, 1, 1]
             && positions.ty() == Some(GgmlType::I32)
             && rope.dims <= x.ne()[0]
-            && rope.dims.is_multiple_of(2);
+            && rope.dims.is_multiple_of(2)
+            && divisors.is_none_or(|divisors| {
+                divisors.ne() == [rope.dims / 2, 1, 1, 1] && divisors.ty() == Some(GgmlType::F32)
+            });
         check("rotary positions", fits, &[&x, &positions])?;
         let mode = if rope.pairs { 0 } else { ROPE_NEOX };
         node!(
@@ -228,7 +233,7 @@ impl Context {
                 self.raw(),
                 x.raw(),
                 positions.raw(),
-                std::ptr::null_mut(),
+                divisors.map_or(std::ptr::null_mut(), |divisors| divisors.raw()),
                 rope.dims as i32,
                 mode,
                 rope.original_length as i32,
@@ -452,8 +457,11 @@ mod tests {
             beta_fast: 32.0,
             beta_slow: 1.0,
         };
-        assert!(c.rope(x, ids(&[2, 4]), &rope).is_err(), "positions are one row");
-        assert!(c.rope(x, ids(&[4]), &rope).is_ok());
+        assert!(c.rope(x, ids(&[2, 4]), &rope, None).is_err(), "positions are one row");
+        assert!(c.rope(x, ids(&[4]), &rope, None).is_ok());
+        let divisors = |n: usize| c.tensor(GgmlType::F32, &[n]).unwrap();
+        assert!(c.rope(x, ids(&[4]), &rope, Some(divisors(2))).is_err(), "a divisor too few");
+        assert!(c.rope(x, ids(&[4]), &rope, Some(divisors(3))).is_ok());
         // SAFETY: a valid tensor and a context with room.
         let across =
             unsafe { Tensor::from_raw(sys::ggml_transpose(c.raw(), x.raw()), "a view").unwrap() };

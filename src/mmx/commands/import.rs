@@ -9,10 +9,11 @@ use mmx_converters::manifest::Manifest;
 use mmx_converters::model::adapter;
 use mmx_converters::model::folder::{self, carrying_layout};
 use mmx_converters::tensor::Dtype;
+use mmx_converters::tokenizer::Tokenizer;
 
 use crate::error::{Error, Result};
 use crate::format::{self, line};
-use crate::talk::warning;
+use crate::talk::{note, warning};
 use mmx_converters::model::run_folder;
 use mmx_models::export::{Exported, FileFallback, Report, Source, dtype_name};
 
@@ -36,6 +37,8 @@ Examples:
   mmx import minimind-26M.gguf --out runs/from-gguf
   mmx import ~/models/MiniMind2 --out runs/from-hf --dtype keep
   mmx import full_sft_512.pth --preset minimind2-small --tokenizer tok --out runs/old
+  mmx import full_sft_768.pth --out runs/minimind
+  mmx import runs/sft --tokenizer tok-medicine --out runs/larger
   mmx import lora_medical_512.pth --base runs/old --out runs/medical")]
 pub(crate) struct ImportArgs {
     /// A Transformers folder, a .gguf or a .pth
@@ -46,7 +49,8 @@ pub(crate) struct ImportArgs {
     /// Element type of the weights written
     #[arg(long, value_enum, default_value = "f32")]
     dtype: As,
-    /// Folder of tokenizer.json, if it is not beside the weights
+    /// Folder of tokenizer.json, if it is not beside the weights; for the entries that one of `mmx
+    /// tokenizer extend` has more the model gets rows, each the mean of its pieces' rows
     #[arg(long, value_name = "DIR")]
     tokenizer: Option<PathBuf>,
     /// The model's dimensions by a preset's name, for weights that come without a config.json
@@ -86,7 +90,11 @@ pub(crate) fn run(args: &ImportArgs, json: bool) -> Result<()> {
     if let Some(base) = &args.base {
         return adapters(args, base, config, json, begin);
     }
-    let model = Model::open_with(mmx_hub::resolve(&args.source)?, config)?;
+    let mut model = Model::open_with(mmx_hub::resolve(&args.source)?, config)?;
+    if let Some(folder) = &args.tokenizer {
+        let said = model.grow_for(&Tokenizer::open(folder)?)?;
+        said.iter().for_each(|sentence| note!("{sentence}"));
+    }
     let source = Source::with_model(model, args.tokenizer.as_deref())?
         .allow_non_finite(args.allow_non_finite);
     warnings.extend(source.model.warnings.iter().cloned());

@@ -99,13 +99,12 @@ fn values_digest(dtype: Dtype, data: &[u8]) -> String {
 
 fn gguf(path: &Path, args: &InspectArgs) -> Result<Shown> {
     let file = Gguf::open(path)?;
-    let tied = file.tensor("output.weight").is_none();
     let mut notes = Vec::new();
     // other architectures, adapters and importance matrices are shown too; the latter two are no
     // models
     let kind = file.metadata().string("general.type").unwrap_or("model");
     let is_model = kind == "model";
-    let config = match Config::from_gguf_keys(file.metadata(), path, tied) {
+    let config = match Config::from_gguf(&file) {
         Ok(config) => {
             if is_model && let Err(error) = Model::open(path) {
                 notes.push(error.to_string());
@@ -250,9 +249,12 @@ fn pth(path: &Path, args: &InspectArgs) -> Result<Shown> {
             others.join(", ")
         ));
     }
+    let model = Model::open(path).ok();
+    let said = model.iter().flat_map(|model| &model.warnings);
+    notes.extend(said.filter(|warning| !file.notes().contains(warning)).cloned());
     Ok(Shown {
         format: "pth",
-        config: Model::open(path).ok().map(|model| model.config),
+        config: model.map(|model| model.config),
         files: vec![path.to_owned()],
         file_type: None,
         keys: Vec::new(),

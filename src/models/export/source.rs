@@ -58,16 +58,10 @@ impl Source {
                 Some(_) => Some(Tokenizer::from_gguf(gguf.metadata(), gguf.path())?),
                 None => None,
             },
-            (None, None) => {
-                let base = model.adapters().and_then(|adapters| adapters.base.as_deref());
-                let places = [Some(model.path.as_path()), base.map(Path::new)];
-                let mut files =
-                    places.into_iter().flatten().map(|p| folder_of(p).join("tokenizer.json"));
-                match files.find(|path| path.exists()) {
-                    Some(path) => Some(Tokenizer::open(path)?),
-                    None => None,
-                }
-            }
+            (None, None) => match model.tokenizer_folder() {
+                Some(folder) => Some(Tokenizer::open(folder)?),
+                None => None,
+            },
         };
         if let Some(tokenizer) = &tokenizer {
             let stops = tokenizer.stop_ids(&model.config.eos_token_id);

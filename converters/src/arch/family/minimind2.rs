@@ -12,6 +12,7 @@ pub(in crate::arch) const SPEC: FamilySpec = FamilySpec {
     unknown_to: &[],
     qk_norm: false,
     gguf_rotates_pairs: true,
+    gguf_reads_rope_freqs: true,
     has_head_dim: true,
     transformers_head_dim: None,
     minimind_rms_norm_eps: 1e-5,

@@ -94,6 +94,8 @@ fn from_config_json(keys: &Keys<'_>, intermediate: usize) -> Result<Moe> {
         None => 0,
     };
     let shared_experts = match (keys.find(&["n_shared_experts"]), &own) {
+        // LMConfig's is true: one module of shared experts
+        (Some((_, Value::Bool(_))), Some(own)) => own.shared_experts,
         (Some((key, v)), _) => v
             .as_u64()
             .and_then(|n| usize::try_from(n).ok())

@@ -14,6 +14,7 @@ pub(in crate::arch) const SPEC: FamilySpec = FamilySpec {
     unknown_to: &[],
     qk_norm: true,
     gguf_rotates_pairs: false,
+    gguf_reads_rope_freqs: false,
     has_head_dim: true,
     transformers_head_dim: Some(128),
     minimind_rms_norm_eps: 1e-6,

@@ -14,13 +14,15 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
+use crate::arch::assemble::from_gguf_rows;
+use crate::arch::lm_config::from_lm_config;
 use crate::arch::{Config, Weight};
 use crate::error::{Error, Result, TensorReport};
 use crate::file;
 use crate::model::fallback;
 use crate::pth::Pth;
 use crate::safetensors::{self, SafeTensors, TensorSpec};
-use crate::tensor::{Dtype, TensorView};
+use crate::tensor::{Dtype, TensorView, encode_f32};
 
 /// The file that makes a folder one of adapters.
 pub const CONFIG_NAME: &str = "adapter_config.json";
@@ -100,12 +102,32 @@ impl Adapters {
         if path.is_file() && file::Bytes::map(path)?.starts_with(b"GGUF") {
             return Self::open_gguf(path, config, weights);
         }
-        let adapters = match path.is_dir() {
+        let mut adapters = match path.is_dir() {
             true => Self::open_peft(path, Some(weights))?,
             false => Self::open(path)?,
         };
+        adapters.rename_lm_config(weights);
         adapters.check(path, weights)?;
         Ok(adapters)
+    }
+
+    /// Gives adapters of MiniMind's first class ([`crate::arch::lm_config`]) today's names, and those
+    /// of q and k today's order of rows.
+    fn rename_lm_config(&mut self, weights: &[Weight]) {
+        for (module, mut adapter) in std::mem::take(&mut self.modules) {
+            let name = from_lm_config(&module).unwrap_or_else(|| module.clone());
+            let is_it = |weight: &&Weight| weight.name.strip_suffix(".weight") == Some(&name);
+            if name != module
+                && let Some(weight) = weights.iter().find(is_it)
+                && weight.shape[0] == adapter.outputs
+            {
+                let shape = [adapter.b.len()];
+                let rows = from_gguf_rows(weight, encode_f32(&adapter.b, Dtype::F32));
+                let view = TensorView { dtype: Dtype::F32, shape: &shape, data: &rows };
+                adapter.b = view.to_f32();
+            }
+            self.modules.insert(name, adapter);
+        }
     }
 
     fn open_weights(path: &Path) -> Result<Self> {

@@ -17,8 +17,9 @@ use crate::talk::{note, warning};
 
 /// Add entries to a tokenizer, learned from texts of a language or field that it cuts too fine
 ///
-/// Ids that there are stay, new ones follow; templates and special tokens go along. A model that is
-/// to use the new entries needs as many rows: train it with the new tokenizer.
+/// Ids that there are stay, new ones follow; templates and special tokens go along. A model gets rows
+/// for the new entries where it is trained on with the new tokenizer (`mmx train --from MODEL
+/// --tokenizer TOK`) or imported with it.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   mmx tokenizer extend tok --data medicine.jsonl --add 2000 --out tok-medicine
