@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts, and by anyone who builds by hand: `. scripts/env.sh`.
 # Finds (or installs) what the build needs and exports LIBTORCH. Everything it prints goes to stderr.
 #
@@ -22,6 +23,13 @@ need_debian() {
   say "installing $*"
   { apt-get install -y -qq "$@" || { apt-get update -qq && apt-get install -y -qq "$@"; }; } >&2 ||
     missing "$probe" "sudo apt-get update && sudo apt-get install $*"
+}
+
+# rust_target TRIPLE: Rust's std for another system, by rustup where rustup is
+rust_target() {
+  if ! command -v rustup >/dev/null || rustup target list --installed | grep -qx "$1"; then return; fi
+  [ -z "${MMX_NO_INSTALL:-}" ] || missing "the Rust target $1" "rustup target add $1"
+  rustup target add "$1" >&2 || missing "the Rust target $1" "rustup target add $1"
 }
 
 need_debian cc build-essential
