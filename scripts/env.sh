@@ -5,6 +5,7 @@
 # MMX_CACHE        where private tools live (default ~/.cache/mmx)
 # MMX_NO_INSTALL=1 install nothing: name what is missing and the command that fixes it
 # MMX_NO_TRAIN=1   leave libtorch out (for builds with --no-default-features)
+# MMX_NO_BUILD=1   nothing will be built: no compilers, no libtorch
 
 TORCH_VERSION=2.11.0
 MMX_CACHE=${MMX_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mmx}
@@ -32,6 +33,7 @@ rust_target() {
   rustup target add "$1" >&2 || missing "the Rust target $1" "rustup target add $1"
 }
 
+[ -z "${MMX_NO_BUILD:-}" ] || return 0
 need_debian cc build-essential
 need_debian cmake cmake
 need_debian clang clang
