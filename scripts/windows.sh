@@ -3,18 +3,17 @@
 # the compilers, the Rust target and wine where they are missing, and tells cargo of them.
 #
 # std::thread wants mingw's posix flavour. What Debian 12 has is older than two things: mingw's headers lack a structure that
-# ggml asks for, and wine lacks a DLL that Rust's std imports; both are made here. llama-cpp-sys-2 looks for libNAME.a, ggml's
-# CMake names some of them NAME.a there: linked by name.
+# ggml asks for, and wine lacks a DLL that Rust's std imports; both are made here. ggml's CMake names its libraries NAME.a there,
+# llama-cpp-sys-2 looks for libNAME.a: ggml's project is told their prefix. GCC's libraries and winpthreads go into the program.
 need_debian x86_64-w64-mingw32-g++-posix g++-mingw-w64-x86-64-posix
 need_debian /usr/lib/wine/wine64 wine64
 windows=x86_64-pc-windows-gnu
-if command -v rustup >/dev/null && ! rustup target list --installed | grep -qx $windows; then
-  [ -z "${MMX_NO_INSTALL:-}" ] || missing "the Rust target $windows" "rustup target add $windows"
-  rustup target add $windows >&2 || missing "the Rust target $windows" "rustup target add $windows"
-fi
+rust_target $windows
 windows_tools=$MMX_CACHE/windows-tools
 mkdir -p "$windows_tools"
-cat >"$windows_tools/power.h" <<'C'
+# made FILE: from stdin, touched only if it says something else, so that nothing is compiled anew
+made() { cat >"$1.part"; if cmp -s "$1.part" "$1"; then rm "$1.part"; else mv "$1.part" "$1"; fi; }
+made "$windows_tools/power.h" <<'C'
 /* what processthreadsapi.h of a newer mingw declares */
 #ifndef __ASSEMBLER__
 #include <windows.h>
@@ -26,17 +25,31 @@ typedef struct { ULONG Version, ControlMask, StateMask; } THREAD_POWER_THROTTLIN
 #endif
 #endif
 C
-cat >"$windows_tools/bcryptprimitives.c" <<'C'
+made "$windows_tools/bcryptprimitives.c" <<'C'
 /* the one function of it that Rust's std imports, for wines before 9 */
 #include <windows.h>
 BOOLEAN NTAPI SystemFunction036(PVOID, ULONG);
 __declspec(dllexport) BOOL WINAPI ProcessPrng(PBYTE buffer, SIZE_T length) { return SystemFunction036(buffer, (ULONG)length); }
 C
-[ -s "$windows_tools/bcryptprimitives.dll" ] ||
+made "$windows_tools/prefix.cmake" <<'CMAKE'
+# once all of ggml's targets are known
+cmake_language(DEFER CALL set_target_properties ggml ggml-base ggml-cpu PROPERTIES PREFIX lib)
+CMAKE
+[ "$windows_tools/bcryptprimitives.dll" -nt "$windows_tools/bcryptprimitives.c" ] ||
   x86_64-w64-mingw32-gcc-posix -shared -o "$windows_tools/bcryptprimitives.dll" "$windows_tools/bcryptprimitives.c" -ladvapi32
+home=${CARGO_HOME:-$HOME/.cargo}
 export CC_x86_64_pc_windows_gnu=x86_64-w64-mingw32-gcc-posix CXX_x86_64_pc_windows_gnu=x86_64-w64-mingw32-g++-posix
 export AR_x86_64_pc_windows_gnu=x86_64-w64-mingw32-ar
 export CARGO_TARGET_X86_64_PC_WINDOWS_GNU_LINKER=x86_64-w64-mingw32-gcc-posix
 export BINDGEN_EXTRA_CLANG_ARGS_x86_64_pc_windows_gnu="--sysroot=/usr/x86_64-w64-mingw32 -I/usr/x86_64-w64-mingw32/include"
+export CMAKE_PROJECT_ggml_INCLUDE="$windows_tools/prefix.cmake"
+# no file names of this machine in what goes to others
+flags="-ffile-prefix-map=$home/registry/src/= -ffile-prefix-map=$PWD/= -include $windows_tools/power.h"
+export CFLAGS_x86_64_pc_windows_gnu=$flags CXXFLAGS_x86_64_pc_windows_gnu=$flags
+export RUSTFLAGS="--remap-path-prefix=$home/registry/src/= --remap-path-prefix=$PWD/= --remap-path-prefix=$PWD= \
+  -Clink-arg=-Wl,-Bstatic -Clink-arg=-lstdc++ -Clink-arg=-lpthread -Clink-arg=-Wl,-Bdynamic"
+export CARGO_PROFILE_RELEASE_DEBUG=false
 # the program, too, looks for DLLs of the folder it is started from: wine's own path names that of the stand-in
-export WINEDEBUG=-all WINEPATH="Z:${windows_tools//\//\\}"
+# shellcheck disable=SC2034 # of the scripts that source this
+wine=/usr/lib/wine/wine64
+export WINEPREFIX=${WINEPREFIX:-$MMX_CACHE/wine} WINEDEBUG=-all WINEPATH="Z:${windows_tools//\//\\}"

@@ -187,6 +187,11 @@ fn what_was_verified_once_is_not_read_through_again() {
     file.file().set_modified(time).expect("a time");
     machine.opened("hf:me/gold", &[]);
     assert!(fs_err::read(&path).expect("the file") == bad, "it was not read");
+    // a start without the network: nobody is asked, nothing is read through
+    let asked = machine.hub.state().requests.len();
+    machine.opened("hf:me/gold", &[OFFLINE]);
+    assert!(fs_err::read(&path).expect("the file") == bad, "it was not read");
+    assert_eq!(machine.hub.state().requests.len(), asked);
 
     fs_err::write(&place, &bad).expect("written, at another time");
     let error = machine.refused("hf:me/gold", &[OFFLINE]);

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING, Any, Iterator, List, Optional, Sequence, TypedDict, Union
+from typing import Any, Iterator, List, Optional, Sequence, TypedDict, Union
 
 from . import _arguments as arguments
 from . import _library as lib
-from ._handles import Handle
-
-if TYPE_CHECKING:
-    from types import TracebackType
+from ._handles import Closing, Handle
 
 _END_OF_THOUGHTS = "</think>"
 
@@ -68,7 +65,7 @@ def options_of(model: int, given: Options) -> lib.GenerateOptions:
     return options
 
 
-class Generation(Iterator[str]):
+class Generation(Closing, Iterator[str]):
     """A text that is being written: iterate over it for pieces of text, whole characters, as soon as they are certain.
 
     It computes nothing ahead: a piece is computed when it is asked for. Leaving the loop, or Ctrl-C in it, leaves it where
@@ -105,18 +102,12 @@ class Generation(Iterator[str]):
                 return piece
         raise StopIteration
 
-    def __enter__(self) -> "Generation":
-        return self
-
-    def __exit__(self, kind: "Optional[type[BaseException]]", error: Optional[BaseException], trace: "Optional[TracebackType]") -> None:
-        self.close()
-
     def close(self) -> None:
         """Gives the rest up and lets its memory go; what was written stays known. More than once is fine."""
         if not self._handle.closed:
             self._look()
         self._more = False
-        self._handle.close()
+        super().close()
         if self._owned is not None:
             self._owned.close()
 

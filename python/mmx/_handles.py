@@ -1,13 +1,18 @@
-"""Handles of the library: freed once, never while a call is using them, whatever threads do."""
+"""Handles of the library: freed once, never while a call is using them, whatever threads do; what holds one is closed."""
 
 from __future__ import annotations
 
 import os
 import threading
 from contextlib import contextmanager
-from typing import Callable, Iterator, Optional
+from typing import TYPE_CHECKING, Callable, Iterator, Optional, TypeVar
 
 from ._errors import Closed
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+Self = TypeVar("Self", bound="Closing")
 
 
 class Handle:
@@ -58,4 +63,20 @@ class Handle:
                 self._free(address)
 
     def __del__(self) -> None:
+        self.close()
+
+
+class Closing:
+    """What holds a handle of the library, and is closed with it: by `close`, or at the end of a `with`."""
+
+    _handle: Handle
+
+    def close(self) -> None:
+        """Frees it, once no call is using it. More than once is fine."""
+        self._handle.close()
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(self, kind: "Optional[type[BaseException]]", error: Optional[BaseException], trace: "Optional[TracebackType]") -> None:
         self.close()

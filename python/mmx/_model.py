@@ -10,12 +10,11 @@ from . import _arguments as arguments
 from . import _library as lib
 from ._arguments import Ids
 from ._generation import Generation, Options
-from ._handles import Handle
+from ._handles import Closing, Handle
 from ._session import Session
 
 if TYPE_CHECKING:
     from array import array
-    from types import TracebackType
 
     import numpy as np
     import numpy.typing as npt
@@ -64,7 +63,7 @@ def _options(repack: Optional[bool], gpu_layers: "Union[int, str]", device: Opti
     return options
 
 
-class Model:
+class Model(Closing):
     """A model: weights, tokenizer, chat template. Made by `load`; any number of threads may use it at once.
 
     Each `generate`, `chat`, `logits` and `embed` of a model begins with an empty session of its own; for a chat of several
@@ -208,13 +207,7 @@ class Model:
 
     def close(self) -> None:
         """Frees it, once no call is using it; its sessions keep what they need, but read ids alone. More than once is fine."""
-        self._handle.close()
-
-    def __enter__(self) -> "Model":
-        return self
-
-    def __exit__(self, kind: "Optional[type[BaseException]]", error: Optional[BaseException], trace: "Optional[TracebackType]") -> None:
-        self.close()
+        super().close()
 
     def __repr__(self) -> str:
         return f"<mmx.Model {self._name}{', closed' if self._handle.closed else ''}>"

@@ -10,11 +10,9 @@ from . import _library as lib
 from ._arguments import Ids
 from ._errors import Error
 from ._generation import Generation, Options, options_of
-from ._handles import Handle
+from ._handles import Closing, Handle
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     import numpy as np
     import numpy.typing as npt
     from typing_extensions import Unpack
@@ -31,7 +29,7 @@ def numpy() -> Any:
     return numpy
 
 
-class Session:
+class Session(Closing):
     """A text in progress of a model. One thread at a time; different sessions of one model are independent."""
 
     def __init__(self, model: "Model", *, context: int = 0, threads: int = 0, exact: bool = False) -> None:
@@ -151,16 +149,6 @@ class Session:
         with self._handle.used() as address:
             lib.check(lib.library().mmx_embed(address, arguments.pointer(ids), len(ids), found, len(found)))
         return list(found)
-
-    def close(self) -> None:
-        """Frees it, once no call is using it. More than once is fine."""
-        self._handle.close()
-
-    def __enter__(self) -> "Session":
-        return self
-
-    def __exit__(self, kind: "Optional[type[BaseException]]", error: Optional[BaseException], trace: "Optional[TracebackType]") -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<mmx.Session, {'closed' if self._handle.closed else f'{len(self)} of {self.capacity} positions'}>"
