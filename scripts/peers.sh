@@ -135,7 +135,10 @@ if ollama=$(bash scripts/peers/ollama.sh); then
 else
   failed=$((failed + 1)); echo "FAIL  installing Ollama"
 fi
-if harness=$(bash scripts/peers/lm_eval.sh) && [ -n "${ollama:-}" ]; then # llama-perplexity is built beside Ollama
+if harness=$(bash scripts/peers/lm_eval.sh); then
+  several "$harness" scripts/peers/benchmarks.py "$mmx" "$shared" "$work"
+fi
+if [ -n "${harness:-}" ] && [ -n "${ollama:-}" ]; then # llama-perplexity is built beside Ollama
   several "$harness" scripts/peers/eval.py "$mmx" "$shared" "$work" "$ollama/lib/ollama/llama-perplexity"
 else
   failed=$((failed + 1)); echo "FAIL  installing lm-evaluation-harness or llama-perplexity"

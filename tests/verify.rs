@@ -187,7 +187,8 @@ fn questions_are_answered_by_likelihood_and_the_page_shows_it() {
     let page = dir.path().join("page.html");
     let answers = dir.path().join("answers.jsonl");
     let args = ["eval", text(&model), "--choice", text(&files[0]), text(&files[1])];
-    let more = ["--html", text(&page), "--answers", text(&answers)];
+    let both = ["--by", "both"];
+    let more = ["--by", "both", "--html", text(&page), "--answers", text(&answers)];
     let report = mmx_json(&[&args[..], &more].concat());
     let choice = &report["rows"][0]["choice"];
     // of the last question the key names the disordered one
@@ -222,10 +223,10 @@ fn questions_are_answered_by_likelihood_and_the_page_shows_it() {
     for foreign in ["://", "<script", "src=", "url("] {
         assert!(!html.contains(foreign), "the page stands alone: {foreign}");
     }
-    mmx_json(&[&args[..], &["--html", text(&page)]].concat());
+    mmx_json(&[&args[..], &both, &["--html", text(&page)]].concat());
     assert_eq!(fs_err::read_to_string(&page).expect("a page"), html, "the same twice");
 
-    let twice = mmx_json(&[&["eval", text(&model)], &args[1..]].concat());
+    let twice = mmx_json(&[&["eval", text(&model)], &args[1..], &both].concat());
     assert_eq!(twice["rows"][1]["choice"]["same_answers_as_first"]["answer"], 4, "{twice}");
     let shown = mmx_ok(&[&args[..], &["--by", "answer"]].concat());
     assert!(

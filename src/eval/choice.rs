@@ -1,126 +1,19 @@
 //! The share of multiple-choice questions whose right answer is the likeliest one.
 //!
 //! In: subjects' questions, a model in an engine. Out: log-likelihoods of each question's answers,
-//! and shares with their intervals, by subject and over all. An answer's likelihood is the sum of
-//! its tokens' log-probabilities: as it is (lm-evaluation-harness' `acc`), divided by its
-//! characters (`acc_norm`), or by its bytes (`acc_bytes`).
+//! and shares with their intervals, by subject, by benchmark and over all.
 
 use serde_json::{Value, json};
 
 use mmx_converters::tokenizer::Tokenizer;
-use mmx_converters::words::counted;
 
-use super::prompt::{self, By, Prompt, Style};
-use super::questions::{Question, Subject};
+use super::benchmarks::By;
+use super::prompt::{self, Prompt, Wording};
+pub use super::request::{Measure, Part, Request};
 use super::stats::interval;
-use mmx_converters::{Error, Result};
+use mmx_converters::Result;
 use mmx_models::compare;
 use mmx_models::engines::Engine;
-
-/// The measure that decides which answer a model gives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Measure {
-    /// The letter's likelihood.
-    Letter,
-    /// The answer's likelihood.
-    Answer,
-    /// The answer's likelihood divided by its characters.
-    AnswerPerCharacter,
-    /// The answer's likelihood divided by its bytes.
-    AnswerPerByte,
-}
-
-impl Measure {
-    /// The measures of a way of asking.
-    pub fn of(by: By) -> &'static [Self] {
-        match by {
-            By::Letter => &[Self::Letter],
-            By::Answer => &[Self::Answer, Self::AnswerPerCharacter, Self::AnswerPerByte],
-        }
-    }
-
-    /// The measure's name in JSON.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Letter => "letter",
-            Self::Answer => "answer",
-            Self::AnswerPerCharacter => "answer_norm",
-            Self::AnswerPerByte => "answer_bytes",
-        }
-    }
-
-    /// The measure's name in tables and plots.
-    pub fn title(self) -> &'static str {
-        match self {
-            Self::Letter => "letter",
-            Self::Answer => "answer",
-            Self::AnswerPerCharacter => "answer per character",
-            Self::AnswerPerByte => "answer per byte",
-        }
-    }
-
-    /// Index of the answer that a model gives: the first of the likeliest.
-    fn chosen(self, log_likelihoods: &[f64], answers: &[String]) -> usize {
-        let score = |i: usize| {
-            let n = match self {
-                Self::Letter | Self::Answer => 1,
-                Self::AnswerPerCharacter => answers[i].chars().count(),
-                Self::AnswerPerByte => answers[i].len(),
-            };
-            log_likelihoods[i] / n.max(1) as f64
-        };
-        (1..log_likelihoods.len()).fold(0, |best, i| if score(i) > score(best) { i } else { best })
-    }
-}
-
-/// A request to ask questions: which, and how.
-#[derive(Clone, Debug)]
-pub struct Request {
-    /// The questions.
-    pub subjects: Vec<Subject>,
-    /// Questions with answers that come before each of their subject, the first `shots` of them.
-    pub examples: Vec<Subject>,
-    /// Number of examples before each question.
-    pub shots: usize,
-    /// Ways of asking; both unless one is asked for.
-    pub by: Vec<By>,
-    /// The wording.
-    pub style: Style,
-}
-
-impl Request {
-    /// Number of all questions.
-    pub fn questions(&self) -> usize {
-        self.subjects.iter().map(|s| s.questions.len()).sum()
-    }
-
-    /// The share that choosing blindly gets right.
-    pub fn chance(&self) -> f64 {
-        let all = self.subjects.iter().flat_map(|s| &s.questions);
-        all.map(|q| 1.0 / q.options.len() as f64).sum::<f64>() / self.questions().max(1) as f64
-    }
-
-    /// The measures of all ways of asking.
-    pub fn measures(&self) -> Vec<Measure> {
-        self.by.iter().flat_map(|by| Measure::of(*by)).copied().collect()
-    }
-
-    fn examples_of(&self, subject: &Subject) -> Result<&[Question]> {
-        if self.shots == 0 {
-            return Ok(&[]);
-        }
-        let found = self.examples.iter().find(|s| s.name == subject.name);
-        let questions = found.map_or(&[][..], |s| s.questions.as_slice());
-        questions.get(..self.shots).ok_or_else(|| {
-            Error::failed(format!(
-                "`examples`: subject {}: expected {}, found {}",
-                subject.name,
-                counted(self.shots, "example"),
-                questions.len()
-            ))
-        })
-    }
-}
 
 /// A question's outcome in one way of asking.
 #[derive(Clone, Debug)]
@@ -149,20 +42,17 @@ pub struct Scores {
 }
 
 impl Scores {
-    /// Counts the questions that a measure answers rightly: `(right, all)`; of one subject, or of
-    /// all.
-    pub fn count(
-        &self,
-        request: &Request,
-        measure: Measure,
-        subject: Option<usize>,
-    ) -> (usize, usize) {
+    /// Counts the questions of a part that a measure answers rightly: `(right, all)`.
+    pub fn count(&self, request: &Request, measure: Measure, part: Part) -> (usize, usize) {
         let (mut right, mut all) = (0, 0);
-        for a in self.answered.iter().filter(|a| subject.is_none_or(|s| s == a.subject)) {
-            let Some((_, chosen)) = a.chosen.iter().find(|(m, _)| *m == measure) else { continue };
+        for a in &self.answered {
+            let subject = &request.subjects[a.subject];
+            let chosen = a.chosen.iter().find(|(m, _)| *m == measure);
+            let Some((_, chosen)) = chosen.filter(|_| part.holds(a.subject, subject)) else {
+                continue;
+            };
             all += 1;
-            right +=
-                usize::from(request.subjects[a.subject].questions[a.question].right == *chosen);
+            right += usize::from(subject.questions[a.question].right == *chosen);
         }
         (right, all)
     }
@@ -174,46 +64,80 @@ impl Scores {
         pairs.filter(|(a, b)| chosen(a).is_some() && chosen(a) == chosen(b)).count()
     }
 
-    /// The mean of the subjects' shares, as C-Eval's own table has it.
-    pub fn mean_of_subjects(&self, request: &Request, measure: Measure) -> f64 {
-        let n = request.subjects.len();
-        let shares = (0..n).map(|subject| {
-            let (right, all) = self.count(request, measure, Some(subject));
-            right as f64 / all.max(1) as f64
-        });
-        shares.sum::<f64>() / n.max(1) as f64
+    /// The mean of the subjects' shares, as C-Eval's own table has it, and its interval at 95 %:
+    /// the subjects' own intervals put together. Source: Zou and Donner 2008, equation 5 (MOVER).
+    pub fn mean_of_subjects(
+        &self,
+        request: &Request,
+        measure: Measure,
+        part: Part,
+    ) -> (f64, (f64, f64)) {
+        let (mut n, mut sum, mut below, mut above) = (0.0, 0.0, 0.0, 0.0);
+        for (subject, _) in request.subjects_of(part) {
+            let (right, all) = self.count(request, measure, Part::Subject(subject));
+            if all == 0 {
+                continue; // asked in another way
+            }
+            let share = right as f64 / all as f64;
+            let (low, high) = interval(right, all);
+            n += 1.0;
+            sum += share;
+            below += (share - low).powi(2);
+            above += (high - share).powi(2);
+        }
+        let n = f64::max(n, 1.0);
+        let mean = sum / n;
+        (mean, (mean - below.sqrt() / n, mean + above.sqrt() / n))
     }
 
-    /// A count with its interval.
-    fn share_json(&self, request: &Request, measure: Measure, subject: Option<usize>) -> Value {
-        let (right, all) = self.count(request, measure, subject);
-        let (low, high) = interval(right, all);
-        json!({"right": right, "accuracy": right as f64 / all.max(1) as f64, "interval": [low, high]})
+    /// The counts of a part with their intervals, measure by measure.
+    fn shares_json(&self, request: &Request, part: Part) -> serde_json::Map<String, Value> {
+        let share = |measure: Measure| {
+            let (right, all) = self.count(request, measure, part);
+            let (low, high) = interval(right, all);
+            let accuracy = right as f64 / all.max(1) as f64;
+            let share = json!({
+                "right": right, "questions": all, "accuracy": accuracy, "interval": [low, high],
+            });
+            (measure.name().to_owned(), share)
+        };
+        let questions = request.subjects_of(part).map(|(_, s)| s.questions.len()).sum::<usize>();
+        let mut object = serde_json::Map::new();
+        object.insert("questions".into(), questions.into());
+        object.extend(request.measures(part).into_iter().map(share));
+        object
     }
 
     /// The scores as JSON.
     pub fn to_json(&self, request: &Request) -> Value {
-        let measures = request.measures();
-        let of = |subject: Option<usize>, questions: usize| {
+        let mean = |measure: Measure, part| self.mean_of_subjects(request, measure, part);
+        let subjects = request.subjects.iter().enumerate().map(|(i, subject)| {
             let mut object = serde_json::Map::new();
-            if let Some(subject) = subject {
-                object.insert("subject".into(), request.subjects[subject].name.clone().into());
-            }
-            object.insert("questions".into(), questions.into());
-            for &measure in &measures {
-                object.insert(measure.name().into(), self.share_json(request, measure, subject));
-            }
-            object
-        };
-        let subjects = request.subjects.iter().enumerate();
-        let subjects: Vec<_> = subjects.map(|(i, s)| of(Some(i), s.questions.len())).collect();
-        let means = measures
-            .iter()
-            .map(|&m| (m.name().to_owned(), Value::from(self.mean_of_subjects(request, m))));
+            object.insert("subject".into(), subject.name.clone().into());
+            object.insert("benchmark".into(), subject.benchmark.name().into());
+            object.extend(self.shares_json(request, Part::Subject(i)));
+            Value::from(object)
+        });
+        let benchmarks = request.benchmarks().into_iter().map(|benchmark| {
+            let part = Part::Benchmark(benchmark);
+            let means = request.measures(part).into_iter().map(|m| {
+                let (mean, (low, high)) = mean(m, part);
+                (m.name().to_owned(), json!({"accuracy": mean, "interval": [low, high]}))
+            });
+            let mut object = serde_json::Map::new();
+            object.insert("benchmark".into(), benchmark.name().into());
+            object.insert("subjects".into(), request.subjects_of(part).count().into());
+            object.extend(self.shares_json(request, part));
+            object.insert("mean_of_subjects".into(), Value::Object(means.collect()));
+            Value::from(object)
+        });
+        let all = request.measures(Part::All).into_iter();
+        let means = all.map(|m| (m.name().to_owned(), Value::from(mean(m, Part::All).0)));
         json!({
-            "overall": of(None, request.questions()),
+            "overall": self.shares_json(request, Part::All),
             "mean_of_subjects": means.collect::<serde_json::Map<_, _>>(),
-            "subjects": subjects,
+            "benchmarks": benchmarks.collect::<Vec<_>>(),
+            "subjects": subjects.collect::<Vec<_>>(),
             "cut_prompts": self.cut,
         })
     }
@@ -235,19 +159,10 @@ pub fn score(
     let mut done = 0;
     for (s, subject) in request.subjects.iter().enumerate() {
         let examples = request.examples_of(subject)?;
-        let chinese = subject.is_chinese();
+        let wording = Wording::of(subject, &request.style);
         for (q, question) in subject.questions.iter().enumerate() {
-            for &by in &request.by {
-                let style = &request.style;
-                let prompt = prompt::prompt(
-                    tokenizer,
-                    style,
-                    &subject.name,
-                    examples,
-                    question,
-                    by,
-                    chinese,
-                )?;
+            for &by in request.ways(subject.benchmark) {
+                let prompt = prompt::prompt(tokenizer, &wording, examples, question, by)?;
                 let (log_likelihoods, cut) = log_likelihoods(engine, &prompt, limit)?;
                 scores.cut += usize::from(cut);
                 let answers = prompt::answers(question, by);
@@ -311,6 +226,9 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::benchmarks::Benchmark;
+    use crate::prompt::Style;
+    use crate::questions::{Question, Subject};
 
     /// Logits that grow with the id and the position, so that sums can be written down.
     struct Growing {
@@ -356,16 +274,6 @@ mod tests {
     }
 
     #[test]
-    fn measures_choose_by_sum_by_character_and_by_byte() {
-        let answers = ["ab".to_owned(), "好".to_owned(), "abcdef".to_owned()];
-        let sums = [-2.0, -2.4, -4.8];
-        assert_eq!(Measure::Answer.chosen(&sums, &answers), 0);
-        assert_eq!(Measure::AnswerPerCharacter.chosen(&sums, &answers), 2); // 1.0, 2.4, 0.8
-        assert_eq!(Measure::AnswerPerByte.chosen(&sums, &answers), 1); // 1.0, 0.8, 0.8: the first of equals
-        assert_eq!(Measure::Letter.chosen(&[-1.0, -1.0], &answers), 0);
-    }
-
-    #[test]
     fn shares_are_counted_by_subject_and_over_all() {
         let question = |right| Question {
             file: PathBuf::new(),
@@ -374,17 +282,21 @@ mod tests {
             options: vec!["a".into(), "b".into()],
             right,
         };
+        let subject = |name: &str, benchmark, questions| Subject {
+            benchmark,
+            name: name.into(),
+            split: None,
+            questions,
+        };
         let request = Request {
             subjects: vec![
-                Subject { name: "one".into(), questions: vec![question(0)] },
-                Subject {
-                    name: "two".into(),
-                    questions: vec![question(0), question(1), question(1)],
-                },
+                subject("one", Benchmark::Cmmlu, vec![question(0)]),
+                subject("two", Benchmark::Cmmlu, vec![question(0), question(1), question(1)]),
+                subject("three", Benchmark::Arc, vec![question(1)]),
             ],
             examples: Vec::new(),
             shots: 0,
-            by: vec![By::Letter],
+            by: Vec::new(),
             style: Style::default(),
         };
         let answered = |subject, question| Answered {
@@ -395,18 +307,41 @@ mod tests {
             log_likelihoods: Vec::new(),
             chosen: vec![(Measure::Letter, 0)],
         };
-        let answered = vec![answered(0, 0), answered(1, 0), answered(1, 1), answered(1, 2)];
+        let mut answered = vec![answered(0, 0), answered(1, 0), answered(1, 1), answered(1, 2)];
+        answered.push(Answered {
+            subject: 2,
+            by: By::Answer,
+            chosen: Measure::of(By::Answer).iter().map(|m| (*m, 1)).collect(),
+            ..answered[0].clone()
+        });
         let scores = Scores { answered, cut: 0 };
         let mut other = scores.clone();
         other.answered[2].chosen[0].1 = 1;
         assert_eq!(other.same_answers(&scores, Measure::Letter), 3);
-        assert_eq!(other.same_answers(&scores, Measure::Answer), 0);
+        assert_eq!(other.same_answers(&scores, Measure::Answer), 1);
         let json = scores.to_json(&request);
         assert_eq!(json["overall"]["letter"]["right"], 2);
         assert_eq!(json["overall"]["letter"]["accuracy"], 0.5);
         assert_eq!(json["subjects"][1]["letter"]["right"], 1);
         let mean = json["mean_of_subjects"]["letter"].as_f64().expect("a number");
         assert!((mean - (1.0 + 1.0 / 3.0) / 2.0).abs() < 1e-12);
-        assert!((request.chance() - 0.5).abs() < 1e-12);
+        // each benchmark by its own measures, and those alone
+        let [cmmlu, arc] = [0, 1].map(|i| &json["benchmarks"][i]);
+        assert_eq!((&cmmlu["benchmark"], &cmmlu["subjects"]), (&json!("cmmlu"), &json!(2)));
+        assert_eq!((&cmmlu["questions"], &cmmlu["letter"]["right"]), (&json!(4), &json!(2)));
+        assert!(cmmlu["answer"].is_null() && arc["letter"].is_null());
+        assert_eq!(
+            (&arc["answer_norm"]["right"], &arc["answer"]["questions"]),
+            (&json!(1), &json!(1))
+        );
+        assert_eq!(json["overall"]["letter"]["questions"], 4);
+        // the means' intervals: (1, 1/3) with Wilson's 0.2065 .. 1 and 0.0615 .. 0.7923
+        let of_cmmlu = &cmmlu["mean_of_subjects"]["letter"];
+        assert_eq!(of_cmmlu["accuracy"].as_f64(), Some(mean));
+        let end = |i: usize| of_cmmlu["interval"][i].as_f64().expect("a number");
+        let low = ((1.0f64 - 0.2065).powi(2) + (1.0f64 / 3.0 - 0.0615).powi(2)).sqrt() / 2.0;
+        assert!((end(0) - (mean - low)).abs() < 1e-3, "{of_cmmlu}");
+        assert!((end(1) - (mean + (0.7923 - 1.0 / 3.0) / 2.0)).abs() < 1e-3, "{of_cmmlu}");
+        assert!((request.chance(Part::All) - 0.5).abs() < 1e-12);
     }
 }

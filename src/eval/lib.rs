@@ -35,8 +35,10 @@
 //! | file | what it holds |
 //! |---|---|
 //! | [`perplexity`] | texts, how they are cut into windows, and what their tokens cost |
-//! | [`questions`] | multiple-choice questions from benchmarks' files |
+//! | [`benchmarks`] | the known benchmarks: how each is told, asked, and which split of it |
+//! | [`questions`] | multiple-choice questions from benchmarks' files and folders |
 //! | [`prompt`] | a question as the ids of a context and of each answer |
+//! | `request` | what is asked, its parts, and the measures that decide |
 //! | [`choice`] | which answers a model chooses, and the shares that are right |
 //! | [`exact`] | chats that are answered greedily and compared as text |
 //! | [`tasks`] | tasks that are answered, with tools, and rewarded |
@@ -44,6 +46,7 @@
 //! | [`curves`] | training curves as a picture |
 //! | `row`, `stats`, `fault` | a row of the tables, intervals, faults of data files |
 
+pub mod benchmarks;
 pub mod choice;
 pub mod curves;
 pub mod exact;
@@ -52,6 +55,7 @@ pub mod perplexity;
 pub mod prompt;
 pub mod questions;
 pub mod report;
+mod request;
 mod row;
 mod stats;
 mod svg;

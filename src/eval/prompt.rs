@@ -1,33 +1,66 @@
 //! Prompts of multiple-choice questions: text before the answer, and the answers whose likelihood
 //! is compared.
 //!
-//! In: a question, the examples before it, the words of its language. Out: ids of the text before
-//! (the context) and of each answer (the continuations). The wording and the cut between context
-//! and continuation are those of lm-evaluation-harness 0.4 for C-Eval, CMMLU and ARC, so that
-//! numbers can be compared.
+//! In: a question, the examples before it, the words of its benchmark. Out: ids of the text before
+//! (the context) and of each answer (the continuations). How both are put together, and cut from
+//! each other, is as lm-evaluation-harness 0.4.13 does it, so that numbers can be compared.
 
 use mmx_converters::chat;
 use mmx_converters::tokenizer::{self, Tokenizer};
 
-use super::questions::{Question, letter};
+use super::benchmarks::{Benchmark, By};
+use super::questions::{Question, Subject, letter};
 use mmx_converters::Result;
-
-/// A way of asking: whose likelihoods are compared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum By {
-    /// The options stand in the prompt, and the letters' likelihoods are compared
-    Letter,
-    /// The options do not stand in the prompt, and their whole texts' likelihoods are compared
-    Answer,
-}
 
 /// The style in which all questions are asked.
 #[derive(Clone, Debug, Default)]
 pub struct Style {
-    /// Text that comes first; `{subject}` stands for the subject's name.
-    pub preamble: String,
-    /// True where the prompt is a user's message in the model's chat template.
+    /// Text that comes first; `{subject}` stands for the subject's name. The benchmark's own unless
+    /// one is given.
+    pub preamble: Option<String>,
+    /// True where questions are a user's messages in the model's chat template, the answers of
+    /// examples the assistant's, and the text that comes first is the system's.
     pub chat: bool,
+}
+
+/// What stands around all questions of a subject.
+#[derive(Clone, Debug)]
+pub struct Wording {
+    benchmark: Benchmark,
+    chinese: bool,
+    preamble: String,
+    chat: bool,
+}
+
+impl Wording {
+    /// The wording of a subject.
+    pub fn of(subject: &Subject, style: &Style) -> Self {
+        let own = || subject.benchmark.description(&subject.name);
+        let given = style.preamble.as_ref().map(|text| text.replace("{subject}", &subject.name));
+        Self {
+            benchmark: subject.benchmark,
+            chinese: subject.is_chinese(),
+            preamble: given.unwrap_or_else(own),
+            chat: style.chat,
+        }
+    }
+
+    /// A question's text up to where the answer begins.
+    fn ask(&self, question: &Question, by: By) -> String {
+        let words = self.benchmark.words(by, self.chinese);
+        let asked = if words.trims { question.text.trim() } else { &question.text };
+        let mut text = format!("{}{asked}", words.before);
+        if by == By::Letter {
+            for (i, option) in question.options.iter().enumerate() {
+                text.push_str(&format!("\n{}. {option}", letter(i)));
+            }
+        }
+        if !words.after.is_empty() {
+            text.push('\n');
+            text.push_str(words.after);
+        }
+        text
+    }
 }
 
 /// A question to be scored.
@@ -39,18 +72,6 @@ pub struct Prompt {
     pub context: Vec<u32>,
     /// Ids of each answer, at least one each.
     pub continuations: Vec<Vec<u32>>,
-}
-
-/// A question's text up to where the answer begins.
-fn ask(question: &Question, by: By, chinese: bool) -> String {
-    let (before, after) = if chinese { ("", "答案：") } else { ("Question: ", "Answer:") };
-    let mut text = format!("{before}{}\n", question.text.trim());
-    if by == By::Letter {
-        for (i, option) in question.options.iter().enumerate() {
-            text.push_str(&format!("{}. {option}\n", letter(i)));
-        }
-    }
-    text + after
 }
 
 /// The texts that are compared.
@@ -69,22 +90,23 @@ pub fn answers(question: &Question, by: By) -> Vec<String> {
 /// refuses.
 pub fn prompt(
     tokenizer: &Tokenizer,
-    style: &Style,
-    subject: &str,
+    wording: &Wording,
     examples: &[Question],
     question: &Question,
     by: By,
-    chinese: bool,
 ) -> Result<Prompt> {
-    let mut text = style.preamble.replace("{subject}", subject);
-    for example in examples {
-        let answer = &answers(example, by)[example.right];
-        text.push_str(&format!("{} {answer}\n\n", ask(example, by, chinese)));
-    }
-    text.push_str(&ask(question, by, chinese));
+    let right = |example: &Question| answers(example, by).swap_remove(example.right);
     let answers = answers(question, by);
-    if style.chat {
-        let messages = [chat::message("user", &text)];
+    if wording.chat {
+        let mut messages = Vec::new();
+        if !wording.preamble.is_empty() {
+            messages.push(chat::message("system", &wording.preamble));
+        }
+        for example in examples {
+            messages.push(chat::message("user", &wording.ask(example, by)));
+            messages.push(chat::message("assistant", &right(example)));
+        }
+        messages.push(chat::message("user", &wording.ask(question, by)));
         let mut prompt = tokenizer.encode_chat(&messages, &chat::Options::generation())?;
         let blanks = take_blanks(tokenizer, &mut prompt);
         let continuations =
@@ -95,6 +117,11 @@ pub fn prompt(
             continuations: continuations.collect::<std::result::Result<_, _>>()?,
         });
     }
+    let mut text = wording.preamble.clone();
+    for example in examples {
+        text.push_str(&format!("{} {}\n\n", wording.ask(example, by), right(example)));
+    }
+    text.push_str(&wording.ask(question, by));
     let mut context = Vec::new();
     let mut continuations = Vec::with_capacity(answers.len());
     for answer in &answers {
@@ -152,20 +179,52 @@ mod tests {
             .expect("golden")
     }
 
+    fn wording(benchmark: Benchmark, name: &str, questions: &[Question], style: &Style) -> Wording {
+        let questions = questions.to_vec();
+        Wording::of(&Subject { benchmark, name: name.into(), split: None, questions }, style)
+    }
+
     #[test]
     fn the_wording_is_the_harness_own() {
-        let (q, tok) = (question(" 谁? ", &["甲", "乙"], 1), tokenizer());
+        let tok = tokenizer();
         let example = question("Why?", &["x", "y"], 1);
-        let style = Style { preamble: "关于{subject}:\n\n".into(), chat: false };
-        let make = |examples: &[Question], by, chinese| {
-            prompt(&tok, &style, "art", examples, &q, by, chinese).expect("a prompt").text
+        let given = Style { preamble: Some("关于{subject}:\n\n".into()), chat: false };
+        let make = |benchmark, name: &str, text: &str, style, examples: &[Question], by| {
+            let q = question(text, &["甲", "乙"], 1);
+            let wording = wording(benchmark, name, std::slice::from_ref(&q), style);
+            prompt(&tok, &wording, examples, &q, by).expect("a prompt").text
         };
-        assert_eq!(make(&[], By::Letter, true), "关于art:\n\n谁?\nA. 甲\nB. 乙\n答案：");
-        assert_eq!(make(&[], By::Answer, false), "关于art:\n\nQuestion: 谁?\nAnswer:");
+        let other = |text: &str, examples: &[Question], by| {
+            make(Benchmark::Other, "art", text, &given, examples, by)
+        };
+        assert_eq!(other(" 谁? ", &[], By::Letter), "关于art:\n\n谁?\nA. 甲\nB. 乙\n答案：");
+        assert_eq!(other(" 谁? ", &[], By::Answer), "关于art:\n\n谁?\n答案：");
+        assert_eq!(other("who?", &[], By::Answer), "关于art:\n\nQuestion: who?\nAnswer:");
         assert_eq!(
-            make(&[example], By::Letter, false),
-            "关于art:\n\nQuestion: Why?\nA. x\nB. y\nAnswer: B\n\nQuestion: 谁?\nA. 甲\nB. 乙\nAnswer:"
+            other("who?", &[example], By::Letter),
+            "关于art:\n\nQuestion: Why?\nA. x\nB. y\nAnswer: B\n\nQuestion: who?\nA. 甲\nB. 乙\nAnswer:"
         );
+        let own = Style::default();
+        for (benchmark, name, expected) in [
+            (
+                Benchmark::CEval,
+                "law",
+                "以下是中国关于法学的单项选择题，请选出其中的正确答案。\n\n谁\nA. 甲\nB. 乙\n答案：",
+            ),
+            (
+                Benchmark::TmmluPlus,
+                "trade",
+                "以下為貿易的單選題，請提供正確答案的選項。\n\n谁\nA. 甲\nB. 乙\nAnswer:",
+            ),
+            (Benchmark::Arc, "ARC-Easy", "Question:  谁 \nAnswer:"),
+            (Benchmark::Piqa, "PIQA", "Question:  谁 \nAnswer:"),
+            (Benchmark::OpenBookQa, "OpenBookQA", " 谁 "),
+            (Benchmark::HellaSwag, "HellaSwag", " 谁 "),
+            (Benchmark::SocialIqa, "Social-IQa", "Q:  谁 \nA:"),
+        ] {
+            let by = benchmark.ways()[0];
+            assert_eq!(make(benchmark, name, " 谁 ", &own, &[], by), expected, "{benchmark:?}");
+        }
     }
 
     #[test]
@@ -181,7 +240,8 @@ mod tests {
             (plain("Answer:"), plain("Answer: apples"))
         );
         let q = question("q <|im_end|>", &["a<|im_end|>", "b"], 0);
-        let made = prompt(&tok, &Style::default(), "s", &[], &q, By::Answer, false).expect("ids");
+        let wording = wording(Benchmark::Other, "s", std::slice::from_ref(&q), &Style::default());
+        let made = prompt(&tok, &wording, &[], &q, By::Answer).expect("ids");
         let all = made.continuations.iter().flatten().chain(&made.context);
         assert!(all.clone().count() > 10 && all.clone().all(|&id| !tok.is_control(id)));
     }
@@ -189,12 +249,21 @@ mod tests {
     #[test]
     fn in_a_chat_the_answer_follows_the_template() {
         let (q, tok) = (question("q?", &["x", "y"], 0), tokenizer());
-        let style = Style { preamble: String::new(), chat: true };
-        let made = prompt(&tok, &style, "s", &[], &q, By::Letter, false).expect("a prompt");
+        let style = Style { preamble: None, chat: true };
+        let chat = wording(Benchmark::Other, "s", std::slice::from_ref(&q), &style);
+        let made = prompt(&tok, &chat, &[], &q, By::Letter).expect("a prompt");
         assert!(made.text.ends_with("<|im_start|>assistant\n"), "{}", made.text);
         // the line break is the answer's, as in a text
         let whole = [&made.context[..], &made.continuations[1]].concat();
         assert_eq!(whole, tok.encode(&format!("{}B", made.text)).expect("ids"));
         assert_eq!(made.continuations[0], tok.encode("\nA").expect("ids"));
+        // what comes first is the system's, examples are turns
+        let law = wording(Benchmark::CEval, "law", std::slice::from_ref(&q), &style);
+        let example = question("e?", &["z", "w"], 1);
+        let made = prompt(&tok, &law, &[example], &q, By::Letter).expect("a prompt");
+        let turns = "请选出其中的正确答案。\n\n<|im_end|>\n<|im_start|>user\ne?\nA. z\nB. w\n答案：<|im_end|>\n\
+                     <|im_start|>assistant\nB<|im_end|>\n<|im_start|>user\nq?";
+        assert!(made.text.starts_with("<|im_start|>system\n以下是中国关于法学"), "{}", made.text);
+        assert!(made.text.contains(turns), "{}", made.text);
     }
 }

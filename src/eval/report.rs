@@ -10,8 +10,9 @@ use std::path::Path;
 use mmx_converters::file;
 use mmx_converters::words::counted;
 
-use super::choice::{Measure, Request};
+use super::choice::{Measure, Part, Request};
 use super::perplexity::{Cut, Perplexity, Text};
+use super::questions::Subject;
 use super::row::Row;
 use super::stats::{Z95, interval};
 use super::svg::{Group, Mark, Point, escape, intervals, scatter};
@@ -27,7 +28,7 @@ const STYLE: &str = "\
 --c2:#7bd88f;--c3:#ff8a80;--c4:#c5a3ff;--c5:#c9a89c}}\
 body{font:15px/1.5 system-ui,\"Noto Sans CJK SC\",\"Microsoft YaHei\",\"PingFang SC\",sans-serif;color:var(--fg);\
 background:var(--bg);max-width:900px;margin:2rem auto;padding:0 1rem}\
-h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}p,figcaption{color:var(--dim)}figure{margin:1rem 0}\
+h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}p,li,figcaption{color:var(--dim)}figure{margin:1rem 0}\
 .wide,figure{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}\
 th,td{padding:.25rem .7rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}\
 th:first-child,td:first-child{text-align:left}svg{width:100%;min-width:640px;height:auto;font-size:12px}svg text{fill:var(--fg)}\
@@ -178,67 +179,101 @@ fn perplexity(rows: &[Row], text: &Text, cut: Cut, out: &mut String) {
 }
 
 fn choice(rows: &[Row], request: &Request, out: &mut String) {
-    let measures = request.measures();
     let _ = write!(
         out,
-        "<h2>Multiple choice</h2>\n<p>{} of {}, {} before each; choosing blindly gets \
-         {:.1} % right.</p>\n<div class=\"wide\"><table><tr><th>model</th><th>engine</th><th>type</th><th>size</th>",
+        "<h2>Multiple choice</h2>\n<p>{} of {}, {} before each; choosing blindly gets {:.1} % right.</p>\n<ul>",
         counted(request.questions(), "question"),
         counted(request.subjects.len(), "subject"),
         counted(request.shots, "example"),
-        100.0 * request.chance()
+        100.0 * request.chance(Part::All)
+    );
+    let benchmarks = request.benchmarks();
+    for benchmark in &benchmarks {
+        let _ = write!(out, "<li>{}</li>", escape(&request.describe(*benchmark)));
+    }
+    out.push_str("</ul>\n");
+    shares(rows, request, Part::All, out);
+    let measures = request.measures(Part::All);
+    let all: Vec<Group> = measures
+        .iter()
+        .map(|&m| Group { label: m.title().to_owned(), marks: marks(rows, request, m, Part::All) })
+        .collect();
+    let caption =
+        format!("Share of right answers over all questions, by what decides.{}", key(rows));
+    let chance = request.chance(Part::All);
+    figure(&intervals("accuracy", &all, true, Some(chance)), &caption, out);
+    if request.subjects.len() < 2 {
+        return;
+    }
+    for benchmark in benchmarks.iter().copied().filter(|_| benchmarks.len() > 1) {
+        let _ = writeln!(out, "<h3>{}</h3>", escape(benchmark.title()));
+        shares(rows, request, Part::Benchmark(benchmark), out);
+    }
+    // of the three ways to weigh whole answers the plot shows the usual one
+    let plotted = [Measure::Letter, Measure::AnswerPerCharacter];
+    for measure in plotted.into_iter().filter(|m| measures.contains(m)) {
+        let asked =
+            |(i, _): &(usize, &Subject)| request.measures(Part::Subject(*i)).contains(&measure);
+        let groups: Vec<Group> = request
+            .subjects_of(Part::All)
+            .filter(asked)
+            .map(|(i, s)| Group {
+                label: s.name.clone(),
+                marks: marks(rows, request, measure, Part::Subject(i)),
+            })
+            .collect();
+        let caption = format!("By subject, decided by {}.{}", measure.title(), key(rows));
+        let title = format!("accuracy by subject, {}", measure.title());
+        figure(&intervals(&title, &groups, true, Some(chance)), &caption, out);
+    }
+    by_subject(rows, request, &measures, out);
+}
+
+/// A mark for each model that was asked a part by a measure.
+fn marks(rows: &[Row], request: &Request, measure: Measure, part: Part) -> Vec<Mark> {
+    let mark = |(series, row): (usize, &Row)| {
+        let (right, all) = row.choice.as_ref()?.count(request, measure, part);
+        let (low, high) = interval(right, all);
+        Some(Mark { value: right as f64 / all.max(1) as f64, low, high, series })
+    };
+    rows.iter().enumerate().filter_map(mark).collect()
+}
+
+/// The shares of a part, a line for each model; of a benchmark with the means of its subjects.
+fn shares(rows: &[Row], request: &Request, part: Part, out: &mut String) {
+    let measures = request.measures(part);
+    let has_means = part != Part::All && request.subjects_of(part).count() > 1;
+    out.push_str(
+        "<div class=\"wide\"><table><tr><th>model</th><th>engine</th><th>type</th><th>size</th>",
     );
     for measure in &measures {
         let _ = write!(out, "<th>{}</th>", measure.title());
     }
     out.push_str("</tr>\n");
-    let first = rows.iter().find_map(|row| row.choice.as_ref());
+    let first = rows.iter().find_map(|row| row.choice.as_ref()).filter(|_| part == Part::All);
     for (i, row) in rows.iter().enumerate() {
         let Some(scores) = &row.choice else { continue };
         let _ = write!(out, "<tr>{}", model_cells(row));
         for &measure in &measures {
-            let count = scores.count(request, measure, None);
+            let count = scores.count(request, measure, part);
             let same = first.filter(|_| i > 0).map(|first| scores.same_answers(first, measure));
             let same = same.map(|n| format!("<br><small>{n} of {} as the first</small>", count.1));
-            let _ = write!(out, "<td>{}{}</td>", share(count), same.unwrap_or_default());
+            let mean = has_means.then(|| scores.mean_of_subjects(request, measure, part));
+            let mean =
+                mean.map(|mean| format!("<br><small>mean of subjects {}</small>", percent(mean)));
+            let (same, mean) = (same.unwrap_or_default(), mean.unwrap_or_default());
+            let _ = write!(out, "<td>{}{same}{mean}</td>", share(count));
         }
         out.push_str("</tr>\n");
     }
     out.push_str("</table></div>\n");
-    let mark = |series: usize, row: &Row, measure: Measure, subject: Option<usize>| {
-        let (right, all) = row.choice.as_ref()?.count(request, measure, subject);
-        let (low, high) = interval(right, all);
-        Some(Mark { value: right as f64 / all.max(1) as f64, low, high, series })
-    };
-    let marks = |measure: Measure, subject: Option<usize>| -> Vec<Mark> {
-        rows.iter().enumerate().filter_map(|(i, row)| mark(i, row, measure, subject)).collect()
-    };
-    let group = |label: &str, marks| Group { label: label.to_owned(), marks };
-    let all: Vec<Group> = measures.iter().map(|&m| group(m.title(), marks(m, None))).collect();
-    let caption =
-        format!("Share of right answers over all questions, by what decides.{}", key(rows));
-    figure(&intervals("accuracy", &all, true, Some(request.chance())), &caption, out);
-    if request.subjects.len() < 2 {
-        return;
-    }
-    // of the three ways to weigh whole answers the plot shows the usual one
-    let plotted = [Measure::Letter, Measure::AnswerPerCharacter];
-    for measure in plotted.into_iter().filter(|m| measures.contains(m)) {
-        let subjects = request.subjects.iter().enumerate();
-        let groups: Vec<Group> =
-            subjects.clone().map(|(i, s)| group(&s.name, marks(measure, Some(i)))).collect();
-        let caption = format!("By subject, decided by {}.{}", measure.title(), key(rows));
-        let svg = intervals(
-            &format!("accuracy by subject, {}", measure.title()),
-            &groups,
-            true,
-            Some(request.chance()),
-        );
-        figure(&svg, &caption, out);
-    }
+}
+
+/// A line for each subject.
+fn by_subject(rows: &[Row], request: &Request, measures: &[Measure], out: &mut String) {
     out.push_str("<div class=\"wide\"><table><tr><th>subject</th><th>questions</th>");
     for row in rows {
-        for measure in &measures {
+        for measure in measures {
             let _ = write!(out, "<th>{}<br>{}</th>", escape(&row.name), measure.title());
         }
     }
@@ -251,8 +286,9 @@ fn choice(rows: &[Row], request: &Request, out: &mut String) {
             subject.questions.len()
         );
         for scores in rows.iter().filter_map(|row| row.choice.as_ref()) {
-            for &measure in &measures {
-                let _ = write!(out, "<td>{}</td>", share(scores.count(request, measure, Some(i))));
+            for &measure in measures {
+                let count = scores.count(request, measure, Part::Subject(i));
+                let _ = write!(out, "<td>{}</td>", share(count));
             }
         }
         out.push_str("</tr>\n");
@@ -271,13 +307,15 @@ pub fn change(p: &Perplexity, first: &Perplexity) -> String {
     )
 }
 
-/// `62.5 % (45.3 to 77.1)`.
+/// `62.5 % (45.3 to 77.1)`; a dash where nothing was asked.
 pub fn share((right, all): (usize, usize)) -> String {
-    let (low, high) = interval(right, all);
-    format!(
-        "{:.1} % ({:.1} to {:.1})",
-        100.0 * right as f64 / all.max(1) as f64,
-        100.0 * low,
-        100.0 * high
-    )
+    if all == 0 {
+        return "-".to_owned();
+    }
+    percent((right as f64 / all as f64, interval(right, all)))
+}
+
+/// A share and its interval: `62.5 % (45.3 to 77.1)`.
+pub fn percent((share, (low, high)): (f64, (f64, f64))) -> String {
+    format!("{:.1} % ({:.1} to {:.1})", 100.0 * share, 100.0 * low, 100.0 * high)
 }

@@ -1,7 +1,7 @@
 //! Values of options that stand for the libraries' own.
 
 use clap::ValueEnum;
-use mmx_eval::prompt;
+use mmx_eval::benchmarks;
 use mmx_models::{engines, export};
 
 /// An engine.
@@ -75,13 +75,17 @@ pub(crate) enum By {
     Letter,
     /// The options do not stand in the prompt, and their whole texts' likelihoods are compared
     Answer,
+    /// One after the other
+    Both,
 }
 
-impl From<By> for prompt::By {
-    fn from(value: By) -> Self {
-        match value {
-            By::Letter => Self::Letter,
-            By::Answer => Self::Answer,
+impl By {
+    /// The ways that it stands for.
+    pub(crate) fn ways(self) -> Vec<benchmarks::By> {
+        match self {
+            Self::Letter => vec![benchmarks::By::Letter],
+            Self::Answer => vec![benchmarks::By::Answer],
+            Self::Both => vec![benchmarks::By::Letter, benchmarks::By::Answer],
         }
     }
 }

@@ -1,5 +1,6 @@
 //! `mmx eval`: how good a model is.
 
+mod choose;
 mod show;
 mod tasks;
 
@@ -8,7 +9,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use mmx_converters::arch::Stretch;
 use mmx_ggml::run::SessionOptions;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::args::device::{self, DeviceArgs};
 use crate::args::kinds;
@@ -18,9 +19,8 @@ use crate::format;
 use crate::talk::note;
 use mmx_eval::choice::{self, Request};
 use mmx_eval::perplexity::{self, Cut, Text};
-use mmx_eval::prompt::{By, Style};
 use mmx_eval::report::{self, Report};
-use mmx_eval::{Row, exact, interval, prompt, questions};
+use mmx_eval::{Row, exact, interval};
 use mmx_models::engines::{self, Kind};
 use mmx_models::open::Form;
 
@@ -31,7 +31,7 @@ const WINDOW: usize = 512;
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   mmx eval model-f16.gguf model-q8_0.gguf model-q4_0.gguf --ppl poems.txt --html report.html
-  mmx eval model-q4_0.gguf --choice ceval/val/*.csv --json
+  mmx eval model-q4_0.gguf --choice ceval cmmlu --shots 5 --json
   mmx eval runs/sft export/*.gguf --choice ARC-Easy-Test.jsonl --engine ggml --engine llama.cpp
   mmx eval model-q4_0.gguf --exact held-out.jsonl --min-accuracy 0.9
   mmx eval model-q4_0.gguf --tasks sums.jsonl --tools tools.json --reward reward.json
@@ -39,9 +39,10 @@ const WINDOW: usize = 512;
 
 --ppl slides a window over the text: --ctx tokens at a time, moved by --stride, every token scored once. --chunks cuts it as
 llama-perplexity does (chunks side by side, the second half of each scored), for numbers to compare with others'.
---choice compares likelihoods: of the letters after a prompt that lists the options, and of the answers' whole texts after one
-that does not, as a sum, per character and per byte (lm-evaluation-harness' acc, acc_norm and acc_bytes). Questions with
-Chinese characters are asked in Chinese. --exact reads chats as SFT data has them; the last turn is the right answer, which
+--choice compares likelihoods: of the letters after a prompt that lists the options, or of the answers' whole texts after one
+that does not, as a sum, per character and per byte (lm-evaluation-harness' acc, acc_norm and acc_bytes). The benchmark is told by
+its columns and subjects, and asked in the words of lm-evaluation-harness; other questions in the same layouts are asked both
+ways, in Chinese where they have Chinese characters. --exact reads chats as SFT data has them; the last turn is the right answer, which
 the model must write greedily. --tasks reads prompts with rewards (docs/rewards.md), answers each greedily, calling --tools
 if there are some, and gives the mean reward and each of its parts.")]
 pub(crate) struct EvalArgs {
@@ -51,8 +52,9 @@ pub(crate) struct EvalArgs {
     /// Perplexity and bits per byte of this text (a text file whole, or the texts of JSON Lines)
     #[arg(long, value_name = "FILE")]
     ppl: Option<PathBuf>,
-    /// Multiple choice: C-Eval's or CMMLU's CSV, ARC's or OpenBookQA's JSON Lines (or one JSON
-    /// array of them); a folder stands for its files
+    /// Multiple choice: C-Eval, CMMLU, A-CLUE, TMMLU+, ARC, OpenBookQA, PIQA, HellaSwag or
+    /// Social-IQa as published (CSV, JSON Lines, a JSON array, Parquet); a folder stands for the
+    /// split of each benchmark that is asked
     #[arg(long, value_name = "FILE", num_args = 1..)]
     choice: Vec<PathBuf>,
     /// Chats whose last turn is the one right answer
@@ -70,16 +72,19 @@ pub(crate) struct EvalArgs {
     /// --ppl: chunks side by side, the second half scored, as llama-perplexity
     #[arg(long, requires = "ppl")]
     chunks: bool,
-    /// --choice: compare only letters, or only answers
+    /// --choice: compare letters, answers or both; each benchmark as lm-evaluation-harness does
+    /// unless given
     #[arg(long, value_name = "WHAT", value_enum, requires = "choice")]
     by: Option<kinds::By>,
     /// --choice: questions with answers to put before each question of their subject
     #[arg(long, value_name = "FILE", num_args = 1.., requires = "choice")]
     examples: Vec<PathBuf>,
-    /// --choice: how many of --examples, the first ones
-    #[arg(long, value_name = "N", requires = "examples", default_value_t = 5)]
-    shots: usize,
-    /// --choice: text before all, in which {subject} stands for the subject's name
+    /// --choice: how many examples, the first of --examples, or of the benchmark's dev or train
+    /// split beside the questions; 5 with --examples, otherwise none unless given
+    #[arg(long, value_name = "N", requires = "choice")]
+    shots: Option<usize>,
+    /// --choice: text before all, in which {subject} stands for the subject's name; the benchmark's
+    /// own unless given
     #[arg(long, value_name = "TEXT", requires = "choice", allow_hyphen_values = true)]
     preamble: Option<String>,
     /// --choice: ask in the model's chat template
@@ -147,7 +152,7 @@ pub(crate) fn run(args: EvalArgs, as_json: bool) -> Result<()> {
         ));
     }
     let text = args.ppl.as_deref().map(Text::read).transpose()?;
-    let request = request(&args)?;
+    let request = choose::request(&args)?;
     let forms: Vec<Form> =
         args.models.iter().map(|path| open(&args, path)).collect::<Result<_>>()?;
     for output in [&args.html, &args.answers].into_iter().flatten() {
@@ -169,7 +174,7 @@ pub(crate) fn run(args: EvalArgs, as_json: bool) -> Result<()> {
         }
     }
     if let (Some(path), Some(request)) = (&args.answers, &request) {
-        write_answers(path, &rows, request)?;
+        choose::write_answers(path, &rows, request)?;
     }
     let report = Report { rows: &rows, text: text.as_ref().zip(cut), choice: request.as_ref() };
     if let Some(path) = &args.html {
@@ -185,20 +190,6 @@ pub(crate) fn run(args: EvalArgs, as_json: bool) -> Result<()> {
 /// A model as it is measured.
 fn open(args: &EvalArgs, path: &Path) -> Result<Form> {
     Ok(Form::open(path)?.stretched(args.rope_scaling))
-}
-
-/// The questions and how they are asked, where some were given.
-fn request(args: &EvalArgs) -> Result<Option<Request>> {
-    if args.choice.is_empty() {
-        return Ok(None);
-    }
-    Ok(Some(Request {
-        subjects: questions::read(&args.choice)?,
-        examples: questions::read(&args.examples)?,
-        shots: if args.examples.is_empty() { 0 } else { args.shots },
-        by: args.by.map_or_else(|| vec![By::Letter, By::Answer], |by| vec![by.into()]),
-        style: Style { preamble: args.preamble.clone().unwrap_or_default(), chat: args.chat },
-    }))
 }
 
 /// The windows, which are the same for all models.
@@ -318,28 +309,6 @@ fn size_on_disk(path: &Path) -> Result<u64> {
         }
     }
     Ok(total)
-}
-
-/// A line for every question, way of asking and model.
-fn write_answers(path: &Path, rows: &[Row], request: &Request) -> Result<()> {
-    let mut lines = String::new();
-    for row in rows {
-        for a in row.choice.iter().flat_map(|scores| &scores.answered) {
-            let subject = &request.subjects[a.subject];
-            let question = &subject.questions[a.question];
-            let answers = prompt::answers(question, a.by);
-            let chosen: serde_json::Map<String, Value> =
-                a.chosen.iter().map(|(m, i)| (m.name().to_owned(), (*i).into())).collect();
-            let object = json!({
-                "model": row.path, "engine": row.engine.name(), "subject": subject.name, "file": question.file,
-                "line": question.line, "prompt": a.prompt, "answers": answers, "log_likelihoods": a.log_likelihoods,
-                "right": question.right, "chosen": chosen,
-            });
-            lines.push_str(&object.to_string());
-            lines.push('\n');
-        }
-    }
-    Ok(mmx_converters::file::write_bytes(path, lines.as_bytes())?)
 }
 
 fn run_exact(args: &EvalArgs, path: &Path, as_json: bool) -> Result<()> {

@@ -4,9 +4,10 @@ use mmx_converters::words::counted;
 use serde_json::{Value, json};
 
 use crate::format::{self, line};
+use mmx_eval::Row;
+use mmx_eval::choice::{Measure, Part, Request};
 use mmx_eval::perplexity::Cut;
 use mmx_eval::report::{self, Report};
-use mmx_eval::{Row, choice};
 
 /// The results as scripts read them.
 pub(crate) fn to_json(report: &Report<'_>) -> Value {
@@ -33,10 +34,10 @@ pub(crate) fn to_json(report: &Report<'_>) -> Value {
         if let (Some(scores), Some(request)) = (&row.choice, report.choice) {
             object["choice"] = scores.to_json(request);
             if let Some(first) = report.rows[0].choice.as_ref().filter(|_| i > 0) {
-                let same = |m: &choice::Measure| {
-                    (m.name().to_owned(), scores.same_answers(first, *m).into())
-                };
-                let same: serde_json::Map<_, Value> = request.measures().iter().map(same).collect();
+                let same =
+                    |m: &Measure| (m.name().to_owned(), scores.same_answers(first, *m).into());
+                let measures = request.measures(Part::All);
+                let same: serde_json::Map<_, Value> = measures.iter().map(same).collect();
                 object["choice"]["same_answers_as_first"] = same.into();
             }
         }
@@ -50,10 +51,19 @@ pub(crate) fn to_json(report: &Report<'_>) -> Value {
         });
     }
     if let Some(request) = report.choice {
-        let measures: Vec<_> = request.measures().iter().map(|m| m.name()).collect();
+        let names = |part| request.measures(part).iter().map(|m| m.name()).collect::<Vec<_>>();
+        let benchmarks = request.benchmarks().into_iter().map(|benchmark| {
+            let part = Part::Benchmark(benchmark);
+            let splits = request.splits(benchmark);
+            let splits: Vec<_> = splits.iter().map(|split| split.name()).collect();
+            json!({
+                "benchmark": benchmark.name(), "title": benchmark.title(), "task": benchmark.task(), "splits": splits,
+                "measures": names(part), "chance": request.chance(part),
+            })
+        });
         object["questions"] = json!({
             "subjects": request.subjects.len(), "questions": request.questions(), "shots": request.shots,
-            "measures": measures, "chance": request.chance(),
+            "measures": names(Part::All), "chance": request.chance(Part::All), "benchmarks": benchmarks.collect::<Vec<_>>(),
         });
     }
     object
@@ -91,25 +101,21 @@ pub(crate) fn to_text(report: &Report<'_>) -> String {
     if report.text.is_some() {
         out.push('\n');
     }
-    let measures = request.measures();
     line!(
         out,
         "{} of {}, {} before each; choosing blindly gets {:.1} % right",
         counted(request.questions(), "question"),
         counted(request.subjects.len(), "subject"),
         counted(request.shots, "example"),
-        100.0 * request.chance()
+        100.0 * request.chance(Part::All)
     );
-    let titles: String = measures.iter().map(|m| format!("  {:>24}", m.title())).collect();
-    line!(out, "{head}{titles}");
+    let measures = request.measures(Part::All);
+    line!(out, "{head}{}", titles(&measures));
+    let first = report.rows.iter().find_map(|row| row.choice.as_ref());
     for (i, row) in report.rows.iter().enumerate() {
         let Some(scores) = &row.choice else { continue };
-        let cells: String = measures
-            .iter()
-            .map(|&m| format!("  {:>24}", report::share(scores.count(request, m, None))))
-            .collect();
-        line!(out, "{}{cells}", model(row));
-        if let Some(first) = report.rows[0].choice.as_ref().filter(|_| i > 0) {
+        line!(out, "{}{}", model(row), shares(row, request, &measures, Part::All));
+        if let Some(first) = first.filter(|_| i > 0) {
             let same = measures.iter().map(|&m| {
                 let same = format!("{} as the first", scores.same_answers(first, m));
                 format!("  {same:>24}")
@@ -125,17 +131,55 @@ pub(crate) fn to_text(report: &Report<'_>) -> String {
         }
     }
     for row in report.rows.iter().filter(|_| request.subjects.len() > 1) {
-        let Some(scores) = &row.choice else { continue };
-        line!(out, "\n{}", row.name);
-        for (i, subject) in request.subjects.iter().enumerate() {
-            let cells: String = measures
-                .iter()
-                .map(|&m| format!("  {:>24}", report::share(scores.count(request, m, Some(i)))))
-                .collect();
-            line!(out, "  {}{:>6}{cells}", padded(&subject.name, 28), subject.questions.len());
-        }
+        by_subject(row, request, &mut out);
     }
     out
+}
+
+/// The measures' titles as the heads of columns.
+fn titles(measures: &[Measure]) -> String {
+    measures.iter().map(|m| format!("  {:>24}", m.title())).collect()
+}
+
+/// A model's shares of a part, a column for each measure.
+fn shares(row: &Row, request: &Request, measures: &[Measure], part: Part) -> String {
+    let counts =
+        measures.iter().filter_map(|&m| Some(row.choice.as_ref()?.count(request, m, part)));
+    counts.map(|count| format!("  {:>24}", report::share(count))).collect()
+}
+
+/// A model's shares by benchmark and subject, with the means over a benchmark's subjects.
+fn by_subject(row: &Row, request: &Request, out: &mut String) {
+    let Some(scores) = &row.choice else { return };
+    line!(out, "\n{}", row.name);
+    let several = request.benchmarks().len() > 1;
+    for benchmark in request.benchmarks() {
+        let part = Part::Benchmark(benchmark);
+        let measures = request.measures(part);
+        let count = request.subjects_of(part).count();
+        let questions: usize = request.subjects_of(part).map(|(_, s)| s.questions.len()).sum();
+        if several {
+            let title = padded(benchmark.title(), 28);
+            let chance = 100.0 * request.chance(part);
+            line!(out, "  {title}{:>6}{}  (blindly {chance:.1} %)", "", titles(&measures));
+        }
+        for (i, subject) in request.subjects_of(part) {
+            let cells = shares(row, request, &measures, Part::Subject(i));
+            line!(out, "  {}{:>6}{cells}", padded(&subject.name, 28), subject.questions.len());
+        }
+        if count < 2 {
+            continue;
+        }
+        if several {
+            let cells = shares(row, request, &measures, part);
+            line!(out, "  {}{questions:>6}{cells}", padded("all", 28));
+        }
+        let means = measures.iter().map(|&m| {
+            let mean = scores.mean_of_subjects(request, m, part);
+            format!("  {:>24}", report::percent(mean))
+        });
+        line!(out, "  {}{:>6}{}", padded("mean of subjects", 28), "", means.collect::<String>());
+    }
 }
 
 /// The perplexity of each part of the window, a line for a model.
