@@ -39,6 +39,7 @@
 //! | [`prompt`] | a question as the ids of a context and of each answer |
 //! | [`choice`] | which answers a model chooses, and the shares that are right |
 //! | [`exact`] | chats that are answered greedily and compared as text |
+//! | [`judged`] | answers of several models, compared by a judge |
 //! | [`tasks`] | tasks that are answered, with tools, and rewarded |
 //! | [`report`], `svg` | the page with tables and plots |
 //! | [`curves`] | training curves as a picture |
@@ -48,6 +49,7 @@ pub mod choice;
 pub mod curves;
 pub mod exact;
 mod fault;
+pub mod judged;
 pub mod perplexity;
 pub mod prompt;
 pub mod questions;
