@@ -424,6 +424,30 @@ fn model_files_answer_without_any_server() {
 }
 
 #[test]
+fn the_running_ollama_answers_beside_other_servers() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let input = questions(dir.path(), 4);
+    let server = Server::start(&[Turn::Good], Duration::ZERO, said);
+    let (answers, weak) = (dir.path().join("a.jsonl"), server.model("weak"));
+    let args =
+        ["eval", "ollama:strong", &weak, "--questions", text(&input), "--answers", text(&answers)];
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mmx"));
+    command
+        .args(args)
+        .args(["--judge", "ollama:judge", "--json"])
+        .env("OLLAMA_HOST", server.host());
+    let out = command.output().expect("mmx starts");
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let found: Value = serde_json::from_slice(&out.stdout).expect("JSON");
+    assert_eq!(
+        (&found["judge"]["model"], &found["pairs"]["compared"]),
+        (&"judge".into(), &4.into())
+    );
+    let names: Vec<Value> = lines(&answers).iter().map(|line| line["model"].clone()).collect();
+    assert_eq!(names[..2], ["strong", "weak"]);
+}
+
+#[test]
 fn a_model_file_judges() {
     let dir = tempfile::tempdir().expect("a folder");
     // a tokenizer with a token for a verdict, and a model that always gives it

@@ -1,5 +1,5 @@
-//! Chats asked of a server that speaks OpenAI's interface: whole answers, and of each refusal whether
-//! it is worth asking again.
+//! Chats asked of a server that speaks OpenAI's interface: whole answers, and of each refusal
+//! whether it is worth asking again.
 
 use std::time::Duration;
 
@@ -32,8 +32,8 @@ pub struct Refusal {
 }
 
 impl ChatServer {
-    /// The server of an address, with or without `/v1`; its first model where none is named. The key
-    /// is `OPENAI_API_KEY`'s. An answer may take `timeout`.
+    /// The server of an address, with or without `/v1`; its first model where none is named. The
+    /// key is `OPENAI_API_KEY`'s. An answer may take `timeout`.
     ///
     /// # Errors
     /// An address that is none; a server that does not answer or has no model, where none is named.
@@ -50,8 +50,8 @@ impl ChatServer {
         Self::of(address, &base, variable("OPENAI_API_KEY"), model, timeout)
     }
 
-    /// The server of `openai:URL[#MODEL]`, as [`ChatServer::open`] finds it, or of `ollama:NAME`: the
-    /// Ollama of `OLLAMA_HOST`, which gets no key. Nothing for another name.
+    /// The server of `openai:URL[#MODEL]`, as [`ChatServer::open`] finds it, or of `ollama:NAME`:
+    /// the Ollama of `OLLAMA_HOST`, which gets no key. Nothing for another name.
     ///
     /// # Errors
     /// See [`ChatServer::open`]; no model's name after `ollama:`.

@@ -1,6 +1,8 @@
 //! A server in threads of the test that answers chats by a function of what it is asked, and does everything wrong at
 //! times.
 
+#![allow(dead_code, reason = "each test file uses a part")]
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -58,6 +60,11 @@ impl Server {
     /// A model of it as mmx names it.
     pub(crate) fn model(&self, name: &str) -> String {
         format!("openai:{}#{name}", self.address)
+    }
+
+    /// Its host and port.
+    pub(crate) fn host(&self) -> &str {
+        self.address.trim_start_matches("http://")
     }
 
     /// How often each body was asked.

@@ -1,7 +1,7 @@
 //! Answers on disk, a line each, as they come: what a run goes on from.
 //!
-//! The first line holds the digest of everything that the answers depend on. A line that was cut off
-//! when the process died is taken away.
+//! The first line holds the digest of everything that the answers depend on. A line that was cut
+//! off when the process died is taken away.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};

@@ -2,12 +2,13 @@
 //!
 //! Judges prefer one place, so two answers are shown in both orders and only a verdict that both
 //! orders give counts. Source: Zheng et al., "Judging LLM-as-a-Judge with MT-Bench and Chatbot
-//! Arena" (2023), sections 3.3 and 3.4; the marks `[[A]]`, `[[B]]` and `[[C]]` are its appendix A's.
+//! Arena" (2023), sections 3.3 and 3.4; the marks `[[A]]`, `[[B]]` and `[[C]]` are its appendix
+//! A's.
 
 /// The prompt for a judge unless another is given.
 ///
-/// `{question}`, `{first}` and `{second}` stand for the texts; a paragraph with `{reference}` is left
-/// out where there is no reference answer.
+/// `{question}`, `{first}` and `{second}` stand for the texts; a paragraph with `{reference}` is
+/// left out where there is no reference answer.
 pub const JUDGE_PROMPT: &str = include_str!("judge-prompt.txt");
 
 /// A judge's preference for one of the two answers it was shown.
@@ -79,8 +80,8 @@ pub fn prompt(template: &str, texts: &Compared<'_>) -> String {
     out + rest
 }
 
-/// The verdict in a judge's words: the one mark that they hold; where they hold several, that of the
-/// last line that is not blank. Nothing where there is no mark, or no one mark to go by.
+/// The verdict in a judge's words: the one mark that they hold; where they hold several, that of
+/// the last line that is not blank. Nothing where there is no mark, or no one mark to go by.
 ///
 /// What a judge thought before a closing `</think>` is no part of its words.
 #[must_use]

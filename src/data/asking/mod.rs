@@ -1,7 +1,7 @@
 //! Models asked over and over: what commands share that make records by asking, or compare answers.
 //!
-//! In: a record, or two answers to compare. Out: the body of a chat request, its answer once there is
-//! a whole one, kept in a journal on disk; and a judge's verdict.
+//! In: a record, or two answers to compare. Out: the body of a chat request, its answer once there
+//! is a whole one, kept in a journal on disk; and a judge's verdict.
 //!
 //! | file | what it holds |
 //! |---|---|

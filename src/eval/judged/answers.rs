@@ -122,8 +122,8 @@ impl Asking<'_> {
         Ok(walked.iter().filter(|missing| missing.is_err()).count())
     }
 
-    /// Asks a model for all answers that are not there, several at once; `done` is called after each
-    /// question.
+    /// Asks a model for all answers that are not there, several at once; `done` is called after
+    /// each question.
     ///
     /// # Errors
     /// Answers that cannot be kept.
@@ -162,7 +162,8 @@ impl Asking<'_> {
         })
     }
 
-    /// The answers that are there, by model, and the lines of the file that holds them, by question.
+    /// The answers that are there, by model, and the lines of the file that holds them, by
+    /// question.
     ///
     /// # Errors
     /// A journal that cannot be read.

@@ -1,10 +1,10 @@
 //! Wins and ties to strengths, by the model of Bradley and Terry.
 //!
-//! Model i is preferred to model j with probability `p_i / (p_i + p_j)`. The strengths p are those of
-//! the greatest likelihood, a tie counting as half a win for each. Each pair of models is given one tie
-//! beforehand, so that a model that won everything, or two that were never compared, have finite
-//! strengths; for two models that is Haldane's and Anscombe's half in the logarithm of the odds.
-//! Source: Bradley and Terry (1952); Newman, "Efficient computation of rankings from pairwise
+//! Model i is preferred to model j with probability `p_i / (p_i + p_j)`. The strengths p are those
+//! of the greatest likelihood, a tie counting as half a win for each. Each pair of models is given
+//! one tie beforehand, so that a model that won everything, or two that were never compared, have
+//! finite strengths; for two models that is Haldane's and Anscombe's half in the logarithm of the
+//! odds. Source: Bradley and Terry (1952); Newman, "Efficient computation of rankings from pairwise
 //! comparisons" (2023); Anscombe (1956).
 
 use mmx_converters::random::Random;
@@ -32,7 +32,8 @@ fn wins(models: usize, comparisons: impl Iterator<Item = Comparison>) -> Vec<Vec
     wins
 }
 
-/// Natural logarithms of the strengths `[models]`, their mean 0; `prior` ties are added to each pair.
+/// Natural logarithms of the strengths `[models]`, their mean 0; `prior` ties are added to each
+/// pair.
 fn strengths(wins: &[Vec<f64>], prior: f64) -> Vec<f64> {
     let models = wins.len();
     let mut log = vec![0.0f64; models];
@@ -73,8 +74,8 @@ pub struct Score {
     pub high: f64,
 }
 
-/// Scores of all models by the comparisons at each question. The intervals are the bootstrap's: of all
-/// scores that questions drawn with replacement give, the middle 95 %.
+/// Scores of all models by the comparisons at each question. The intervals are the bootstrap's: of
+/// all scores that questions drawn with replacement give, the middle 95 %.
 #[must_use]
 pub(super) fn scores(models: usize, questions: &[Vec<Comparison>]) -> Vec<Score> {
     let score = |comparisons: &mut dyn Iterator<Item = Comparison>| -> Vec<f64> {
@@ -115,11 +116,11 @@ mod tests {
         let mut log = vec![0.0f64; n];
         for _ in 0..20_000 {
             let mut gradient = vec![0.0; n];
-            for i in 0..n {
+            for (i, slope) in gradient.iter_mut().enumerate() {
                 for j in (0..n).filter(|&j| j != i) {
                     let p = log[i].exp() / (log[i].exp() + log[j].exp());
                     let (own, other) = (wins[i][j] + prior / 2.0, wins[j][i] + prior / 2.0);
-                    gradient[i] += own - (own + other) * p;
+                    *slope += own - (own + other) * p;
                 }
             }
             log.iter_mut().zip(&gradient).for_each(|(x, g)| *x += 0.01 * g);

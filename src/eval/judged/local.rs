@@ -7,8 +7,8 @@ use mmx_ggml::run::Sampling;
 use mmx_models::speaker::Speaker;
 use serde_json::{Value, json};
 
-/// A model of this machine, which answers one request after the other: the same request gets the same
-/// answer, whatever else is asked.
+/// A model of this machine, which answers one request after the other: the same request gets the
+/// same answer, whatever else is asked.
 #[derive(Debug)]
 pub struct Local(Mutex<Speaker>);
 

@@ -1,7 +1,7 @@
 //! Questions for several models, from files of records or of lines.
 //!
-//! In: JSON Lines (an array, a table) in any form of a chat, with `question`, `prompt`, or MT-Bench's
-//! `turns`; or a text with a question a line. Out: what each model is asked.
+//! In: JSON Lines (an array, a table) in any form of a chat, with `question`, `prompt`, or
+//! MT-Bench's `turns`; or a text with a question a line. Out: what each model is asked.
 
 use std::path::Path;
 

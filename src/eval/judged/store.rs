@@ -1,9 +1,9 @@
 //! What models said, in a file that later runs go on with.
 //!
-//! A line is known by its key, the digest of all that it depends on: the model and the whole request.
-//! So nothing is asked twice, and nothing that was answered to another question is taken for an
-//! answer. While requests are under way lines go to a journal beside the file as they come; the file
-//! itself is written whole, in order, once all are there.
+//! A line is known by its key, the digest of all that it depends on: the model and the whole
+//! request. So nothing is asked twice, and nothing that was answered to another question is taken
+//! for an answer. While requests are under way lines go to a journal beside the file as they come;
+//! the file itself is written whole, in order, once all are there.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -25,9 +25,10 @@ pub struct Store {
 
 /// The key of a request to a model.
 pub(super) fn key(identity: &str, body: &Value) -> String {
-    let pieces = [identity.as_bytes(), b"\0", body.to_string().as_bytes()].map(<[u8]>::to_vec);
+    let body = body.to_string();
+    let pieces = [identity.as_bytes(), &[0], body.as_bytes()];
     // half a SHA-256: no two requests of any file will share it
-    digest::of_pieces(pieces.iter().map(Vec::as_slice)).chars().take(32).collect()
+    digest::of_pieces(pieces.into_iter()).chars().take(32).collect()
 }
 
 impl Store {

@@ -26,9 +26,9 @@ const JUDGE_SEED: u64 = 1;
 /// The options about judged answers.
 #[derive(clap::Args, Debug)]
 pub(crate) struct JudgedArgs {
-    /// Questions for all models, which may be servers besides: openai:URL[#MODEL], ollama:NAME. JSON
-    /// Lines with question, prompt, turns or a chat, also with category and reference; or a text, a
-    /// question a line
+    /// Questions for all models, which may be servers besides: openai:URL[#MODEL], ollama:NAME.
+    /// JSON Lines with question, prompt, turns or a chat, also with category and reference; or a
+    /// text, a question a line
     #[arg(long, value_name = "FILE", group = "asked", conflicts_with_all = ["ppl", "choice", "exact", "tasks", "engines"])]
     pub(super) questions: Option<PathBuf>,
     /// --questions: the model that compares answers, a server or any that mmx opens
@@ -290,14 +290,14 @@ fn digest_of(path: &Path) -> Result<String> {
 /// A model that answers now.
 enum Opened<'a> {
     Server(&'a Asked),
-    Local(Local),
+    Local(Box<Local>),
 }
 
 impl Opened<'_> {
     fn get(&self) -> &dyn Chat {
         match self {
             Self::Server(server) => *server,
-            Self::Local(local) => local,
+            Self::Local(local) => local.as_ref(),
         }
     }
 }
@@ -310,7 +310,7 @@ fn open<'a>(args: &EvalArgs, kind: &'a Kind) -> Result<(Opened<'a>, usize)> {
             form.model.warnings.iter().for_each(|warning| warning!("{warning}"));
             let session = SessionOptions { threads: args.threads, ..SessionOptions::default() };
             let speaker = Speaker::with(form, args.device.load_options()?, session)?;
-            Ok((Opened::Local(Local::new(speaker)), 1))
+            Ok((Opened::Local(Box::new(Local::new(speaker))), 1))
         }
     }
 }

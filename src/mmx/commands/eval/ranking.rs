@@ -21,7 +21,7 @@ pub(super) fn to_json(
         json!({
             "model": path.to_string_lossy(), "name": c.name, "answered": answers.iter().flatten().count(),
             "tokens": all().filter_map(|a| a.tokens).sum::<u64>(),
-            "seconds": all().map(|a| a.seconds).sum::<f64>(),
+            "seconds": (all().map(|a| a.seconds).sum::<f64>() * 1e3).round() / 1e3,
             "cut_off": all().filter(|a| is_cut(a)).count(),
         })
     });
