@@ -181,6 +181,9 @@ pub fn left_out(tally: &Tally) -> String {
 pub fn in_words(places: &Places) -> String {
     let share = |part: usize, all: usize| 100.0 * part as f64 / all.max(1) as f64;
     let verdicts = places.first + places.second + places.tie;
+    if verdicts + places.unparsed == 0 {
+        return "No verdict was needed or given.".to_owned();
+    }
     format!(
         "{}: {:.1} % for the answer shown first, {:.1} % for the second, {:.1} % ties; {} without a verdict. \
          Both orders agree on {:.1} % of {}; {:.1} % went to the first place in both, {:.1} % to the second.",
@@ -281,6 +284,25 @@ mod tests {
     use crate::judged::judging::Said;
     use crate::judged::tally::tally;
     use mmx_data::asking::{user, verdict};
+
+    #[test]
+    fn shares_of_no_verdicts_are_not_told() {
+        assert_eq!(in_words(&Places::default()), "No verdict was needed or given.");
+        let places = Places {
+            first: 3,
+            second: 1,
+            pairs: 2,
+            favours_first: 1,
+            consistent: 1,
+            ..Places::default()
+        };
+        let words = in_words(&places);
+        assert!(
+            words.starts_with("4 verdicts: 75.0 % for the answer shown first, 25.0 %"),
+            "{words}"
+        );
+        assert!(words.contains("agree on 50.0 % of 2 pairs; 50.0 % went to the first"), "{words}");
+    }
 
     #[test]
     fn hostile_text_stays_text() {
