@@ -3,125 +3,20 @@
 
 mod common;
 
-use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+#[path = "common/hostile.rs"]
+mod hostile;
+
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::{mmx_error, mmx_json, reciting, text};
+use hostile::{Server, TROUBLE, Turn, question};
 use serde_json::{Value, json};
 
-/// What happens to the requests of one body, in order; the last goes on.
-#[derive(Clone, Copy)]
-enum Turn {
-    Busy,
-    Broken,
-    Half,
-    Slow,
-    NoChoice,
-    Hangs,
-    Good,
-}
-
-/// A server whose answers are functions of what it is asked; how often each was asked.
-struct Server {
-    address: String,
-    asked: Arc<Mutex<BTreeMap<String, usize>>>,
-}
-
-impl Server {
-    fn start(turns: &'static [Turn], delay: Duration) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let address = format!("http://{}", listener.local_addr().expect("an address"));
-        let asked = Arc::new(Mutex::new(BTreeMap::new()));
-        let shared = asked.clone();
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let asked = shared.clone();
-                std::thread::spawn(move || {
-                    // a client that left is no fault of the server's
-                    let _ = answer(stream, turns, delay, &asked);
-                });
-            }
-        });
-        Self { address, asked }
-    }
-
-    fn name(&self) -> String {
-        format!("openai:{}#m", self.address)
-    }
-
-    fn counts(&self) -> BTreeMap<String, usize> {
-        self.asked.lock().expect("counts").clone()
-    }
-}
-
-fn answer(
-    mut stream: TcpStream,
-    turns: &[Turn],
-    delay: Duration,
-    asked: &Mutex<BTreeMap<String, usize>>,
-) -> std::io::Result<()> {
-    let mut input = BufReader::new(stream.try_clone()?);
-    let mut length = 0;
-    loop {
-        let mut line = String::new();
-        if input.read_line(&mut line)? == 0 {
-            return Ok(());
-        }
-        if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
-            length = value.trim().parse().expect("a length");
-        }
-        if line.trim().is_empty() {
-            break;
-        }
-    }
-    let mut body = vec![0; length];
-    input.read_exact(&mut body)?;
-    let body: Value = serde_json::from_slice(&body).expect("JSON");
-    let question =
-        body["messages"].as_array().expect("turns").last().expect("a turn")["content"].clone();
-    let question = question.as_str().expect("a text").to_owned();
-    let time = {
-        let mut asked = asked.lock().expect("counts");
-        let times = asked.entry(format!("{question} {}", body["seed"])).or_default();
-        *times += 1;
-        *times - 1
-    };
-    let good = json!({
-        "choices": [{ "message": { "role": "assistant", "content": format!("<think>so</think>to {question}") },
-            "finish_reason": "stop" }],
-        "usage": { "prompt_tokens": 4, "completion_tokens": 6, "total_tokens": 10 },
-    })
-    .to_string();
-    let (status, mut text) = match turns[time.min(turns.len() - 1)] {
-        Turn::Busy => (
-            "429 Too Many Requests\r\nRetry-After: 0",
-            json!({"error": {"message": "busy"}}).to_string(),
-        ),
-        Turn::Broken => ("500 Broken", "oops".to_owned()),
-        Turn::Half => ("200 OK", good[..good.len() / 2].to_owned()),
-        Turn::NoChoice => ("200 OK", json!({"choices": []}).to_string()),
-        Turn::Slow | Turn::Hangs | Turn::Good => ("200 OK", good),
-    };
-    std::thread::sleep(delay);
-    let mut announced = text.len();
-    match turns[time.min(turns.len() - 1)] {
-        Turn::Slow => std::thread::sleep(Duration::from_millis(1500)),
-        Turn::Hangs => {
-            // more is announced than comes
-            announced += 100;
-            text.truncate(10);
-        }
-        _ => {}
-    }
-    let head =
-        format!("HTTP/1.1 {status}\r\nContent-Length: {announced}\r\nConnection: close\r\n\r\n");
-    stream.write_all(head.as_bytes())?;
-    stream.write_all(text.as_bytes())
+/// A server whose answers are functions of what it is asked.
+fn echoing(turns: &'static [Turn], delay: Duration) -> Server {
+    Server::start(turns, delay, |body| format!("<think>so</think>to {}", question(body)))
 }
 
 fn prompts(dir: &Path, count: usize) -> std::path::PathBuf {
@@ -150,22 +45,13 @@ fn arguments<'a>(input: &'a Path, model: &'a str, out: &'a Path) -> Vec<&'a str>
 
 #[test]
 fn a_hostile_server_loses_nothing() {
-    const TURNS: &[Turn] = &[
-        Turn::Busy,
-        Turn::Broken,
-        Turn::Half,
-        Turn::Slow,
-        Turn::NoChoice,
-        Turn::Hangs,
-        Turn::Good,
-    ];
     let dir = tempfile::tempdir().expect("a folder");
     let input = prompts(dir.path(), 12);
     let [good, bad] = ["good.jsonl", "bad.jsonl"].map(|name| dir.path().join(name));
-    let server = Server::start(&[Turn::Good], Duration::ZERO);
-    mmx_json(&arguments(&input, &server.name(), &good));
-    let hostile = Server::start(TURNS, Duration::ZERO);
-    let report = mmx_json(&arguments(&input, &hostile.name(), &bad));
+    let server = echoing(&[Turn::Good], Duration::ZERO);
+    mmx_json(&arguments(&input, &server.model("m"), &good));
+    let hostile = echoing(TROUBLE, Duration::ZERO);
+    let report = mmx_json(&arguments(&input, &hostile.model("m"), &bad));
     assert_eq!(
         (&report["kept"], &report["requests"], &report["tokens"]),
         (&12.into(), &12.into(), &120.into())
@@ -174,7 +60,11 @@ fn a_hostile_server_loses_nothing() {
     assert_eq!(lines, fs_err::read_to_string(&good).expect("a file"));
     let first: Value = serde_json::from_str(lines.lines().next().expect("a line")).expect("JSON");
     assert_eq!(first["conversations"][1]["content"], "<think>so</think>to q0");
-    assert!(hostile.counts().values().all(|times| *times == TURNS.len()), "{:?}", hostile.counts());
+    assert!(
+        hostile.counts().values().all(|times| *times == TROUBLE.len()),
+        "{:?}",
+        hostile.counts()
+    );
     let left: Vec<_> =
         fs_err::read_dir(dir.path()).expect("a folder").flatten().map(|e| e.file_name()).collect();
     assert!(!left.iter().any(|name| name.to_string_lossy().contains("journal")), "{left:?}");
@@ -185,10 +75,10 @@ fn a_killed_run_goes_on_at_the_request_and_gives_the_same_file() {
     let dir = tempfile::tempdir().expect("a folder");
     let input = prompts(dir.path(), 60);
     let [whole, killed] = ["whole.jsonl", "killed.jsonl"].map(|name| dir.path().join(name));
-    let server = Server::start(&[Turn::Good], Duration::ZERO);
-    mmx_json(&arguments(&input, &server.name(), &whole));
-    let slow = Server::start(&[Turn::Good], Duration::from_millis(50));
-    let name = slow.name();
+    let server = echoing(&[Turn::Good], Duration::ZERO);
+    mmx_json(&arguments(&input, &server.model("m"), &whole));
+    let slow = echoing(&[Turn::Good], Duration::from_millis(50));
+    let name = slow.model("m");
     let args = arguments(&input, &name, &killed);
     let mut command = Command::new(env!("CARGO_BIN_EXE_mmx"));
     let mut child = command.args(&args).stderr(Stdio::null()).spawn().expect("mmx starts");
@@ -206,7 +96,7 @@ fn a_killed_run_goes_on_at_the_request_and_gives_the_same_file() {
     assert_eq!(fs_err::read(&killed).expect("a file"), fs_err::read(&whole).expect("a file"));
     assert!(report["resumed"].as_u64() >= Some(before as u64 - 1), "{report}, {before} before");
     // eight were under way when it died
-    let asked: usize = slow.counts().values().sum();
+    let asked = slow.requests();
     assert!(asked <= 60 + 9, "{asked} requests");
     assert!(!journal.exists());
 }
@@ -216,8 +106,8 @@ fn refusals_for_good_are_told_and_what_was_answered_is_kept() {
     let dir = tempfile::tempdir().expect("a folder");
     let input = prompts(dir.path(), 3);
     let out = dir.path().join("out.jsonl");
-    let server = Server::start(&[Turn::Broken], Duration::ZERO);
-    let name = server.name();
+    let server = echoing(&[Turn::Broken], Duration::ZERO);
+    let name = server.model("m");
     let args = [&arguments(&input, &name, &out)[..], &["--retries", "1"]].concat();
     let error = mmx_error(&args);
     assert!(

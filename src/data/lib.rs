@@ -53,8 +53,10 @@
 //! | [`batches`], [`prefetch`] | a position to its batch; batches made a step ahead |
 //! | [`stages`] | the one list of training stages |
 //! | [`task`] | a record to a prompt that a policy answers and is rewarded for |
+//! | [`asking`] | models asked: requests, their journal, a judge's verdicts |
 //! | [`texts`] | the texts of files, for training a tokenizer |
 
+pub mod asking;
 pub mod batch;
 pub mod batches;
 pub mod blocks;

@@ -41,6 +41,7 @@
 //! | `request` | what is asked, its parts, and the measures that decide |
 //! | [`choice`] | which answers a model chooses, and the shares that are right |
 //! | [`exact`] | chats that are answered greedily and compared as text |
+//! | [`judged`] | answers of several models, compared by a judge |
 //! | [`tasks`] | tasks that are answered, with tools, and rewarded |
 //! | [`report`], `svg` | the page with tables and plots |
 //! | [`curves`] | training curves as a picture |
@@ -51,6 +52,7 @@ pub mod choice;
 pub mod curves;
 pub mod exact;
 mod fault;
+pub mod judged;
 pub mod perplexity;
 pub mod prompt;
 pub mod questions;

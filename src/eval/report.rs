@@ -21,7 +21,8 @@ use mmx_converters::Result;
 /// Parts of a window whose perplexities are told apart.
 pub const PARTS: usize = 16;
 
-const STYLE: &str = "\
+/// How pages look.
+pub(crate) const STYLE: &str = "\
 :root{color-scheme:light dark;--fg:#1d2430;--dim:#667;--bg:#fff;--line:#d8dce3;--c0:#1f77b4;--c1:#d95f02;--c2:#2a9d3a;\
 --c3:#c62828;--c4:#7b52ab;--c5:#7a5548}\
 @media(prefers-color-scheme:dark){:root{--fg:#e6e9ef;--dim:#9aa3b2;--bg:#14171c;--line:#333a45;--c0:#64b5f6;--c1:#ffb066;\
@@ -103,7 +104,8 @@ fn model_cells(row: &Row) -> String {
     )
 }
 
-fn figure(svg: &str, caption: &str, out: &mut String) {
+/// Adds a plot with what is said below it.
+pub(crate) fn figure(svg: &str, caption: &str, out: &mut String) {
     let _ = writeln!(out, "<figure>{svg}<figcaption>{caption}</figcaption></figure>");
 }
 

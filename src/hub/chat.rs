@@ -1,5 +1,5 @@
-//! Chats asked of a server that speaks OpenAI's interface: whole answers, and of each refusal whether
-//! it is worth asking again.
+//! Chats asked of a server that speaks OpenAI's interface: whole answers, and of each refusal
+//! whether it is worth asking again.
 
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::environment::variable;
 use super::http::{Client, json as json_of};
+use super::ollama;
 
 /// Longest answer that is read, bytes.
 const LONGEST: u64 = 64 << 20;
@@ -31,8 +32,8 @@ pub struct Refusal {
 }
 
 impl ChatServer {
-    /// The server of an address, with or without `/v1`; its first model where none is named. The key
-    /// is `OPENAI_API_KEY`'s. An answer may take `timeout`.
+    /// The server of an address, with or without `/v1`; its first model where none is named. The
+    /// key is `OPENAI_API_KEY`'s. An answer may take `timeout`.
     ///
     /// # Errors
     /// An address that is none; a server that does not answer or has no model, where none is named.
@@ -46,7 +47,36 @@ impl ChatServer {
             Some("v1") => address.to_owned(),
             _ => format!("{address}/v1"),
         };
-        let client = Client::patient(&base, variable("OPENAI_API_KEY"), timeout);
+        Self::of(address, &base, variable("OPENAI_API_KEY"), model, timeout)
+    }
+
+    /// The server of `openai:URL[#MODEL]`, as [`ChatServer::open`] finds it, or of `ollama:NAME`:
+    /// the Ollama of `OLLAMA_HOST`, which gets no key. Nothing for another name.
+    ///
+    /// # Errors
+    /// See [`ChatServer::open`]; no model's name after `ollama:`.
+    pub fn named(name: &str, timeout: Duration) -> Option<Result<Self>> {
+        if let Some(rest) = name.strip_prefix("openai:") {
+            let (address, model) = rest.split_once('#').map_or((rest, None), |(a, m)| (a, Some(m)));
+            return Some(Self::open(address, model.filter(|model| !model.is_empty()), timeout));
+        }
+        let model = name.strip_prefix("ollama:")?;
+        if model.is_empty() {
+            let expected = "a model's name after ollama:";
+            return Some(Err(Error::misuse(format!("{name}: expected {expected}, found none"))));
+        }
+        let address = ollama::environment_address();
+        Some(Self::of(&address, &format!("{address}/v1"), None, Some(model), timeout))
+    }
+
+    fn of(
+        address: &str,
+        base: &str,
+        key: Option<String>,
+        model: Option<&str>,
+        timeout: Duration,
+    ) -> Result<Self> {
+        let client = Client::patient(base, key, timeout);
         let model = match model {
             Some(model) => model.to_owned(),
             None => {
@@ -99,5 +129,26 @@ impl ChatServer {
             return Err(Refusal { why: format!("HTTP {status}: {words}"), again, after });
         }
         parsed.map_err(|e| later(format!("expected JSON: {e}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_are_told_by_their_names() {
+        let named = |name: &str| ChatServer::named(name, Duration::from_secs(1));
+        let found = |name: &str| {
+            let server = named(name).expect("a server").expect(name);
+            (server.client.base().to_owned(), server.model)
+        };
+        assert_eq!(found("openai:http://h:1#a/b"), ("http://h:1/v1".into(), "a/b".into()));
+        assert_eq!(found("openai:http://h:1/v1/#m"), ("http://h:1/v1".into(), "m".into()));
+        assert_eq!(found("ollama:me/x:q4").1, "me/x:q4");
+        for bad in ["openai:h:1", "ollama:"] {
+            assert!(named(bad).expect("a server").expect_err(bad).is_misuse(), "{bad}");
+        }
+        assert!(named("runs/sft").is_none() && named("hf:a/b").is_none());
     }
 }

@@ -6,10 +6,6 @@
 //! request where it was. The output is written from the journal in the prompts' order: the same
 //! answers give the same bytes, whatever came first and however often the run was begun anew.
 
-mod ask;
-mod journal;
-mod judge;
-mod prompts;
 mod run;
 mod settings;
 mod similar;
@@ -17,7 +13,6 @@ mod steps;
 #[cfg(test)]
 mod tests;
 
-pub use ask::{Chat, Refused, Retries};
-pub use judge::JUDGE_PROMPT;
+pub use mmx_data::asking::{Chat, JUDGE_PROMPT, Refused, Retries, missing_place};
 pub use run::Generated;
 pub use settings::{Generate, Mode, Sampling};

@@ -7,12 +7,10 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Mutex, PoisonError};
 
 use mmx_converters::{Error, Result, digest};
+use mmx_data::asking::{Chat, Journal, prompt_of};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::ask::Chat;
-use super::journal::Journal;
-use super::prompts::prompt_of;
 use super::settings::{Generate, Mode};
 use super::similar;
 use super::steps::{Outcome, Task, Working};

@@ -1,11 +1,9 @@
 //! What is asked for and how, and a request's body.
 
 use mmx_converters::random::Random;
+use mmx_data::asking::{Prompt, Retries};
 use serde::Serialize;
 use serde_json::{Value, json};
-
-use super::ask::Retries;
-use super::prompts::Prompt;
 
 /// What is made.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -6,12 +6,11 @@ use std::sync::{Mutex, PoisonError};
 
 use mmx_converters::random::Random;
 use mmx_converters::{Error, Result};
+use mmx_data::asking::{
+    self, Chat, Compared, Journal, Prompt, Verdict, asked, user, verdict, whole,
+};
 use serde_json::{Map, Value, json};
 
-use super::ask::{Chat, asked, whole};
-use super::journal::Journal;
-use super::judge;
-use super::prompts::{Prompt, user};
 use super::settings::{Generate, Mode};
 use crate::reading::Source;
 
@@ -37,7 +36,7 @@ pub(super) struct Working<'a> {
     pub(super) job: &'a Generate,
     pub(super) chat: &'a dyn Chat,
     pub(super) judge: &'a dyn Chat,
-    pub(super) journal: &'a Journal,
+    pub(super) journal: &'a Journal<(u64, u8)>,
     pub(super) tokens: AtomicU64,
     pub(super) resumed: AtomicU64,
     pub(super) requests: AtomicU64,
@@ -172,17 +171,19 @@ impl Working<'_> {
         let question = asked.and_then(|turn| turn["content"].as_str()).unwrap_or_default();
         let mut verdicts = [None; 2];
         for (i, step) in [IN_ORDER, SWAPPED].into_iter().enumerate() {
-            let (a, b) = if i == 0 { (&first, &second) } else { (&second, &first) };
+            let (first, second) = if i == 0 { (&first, &second) } else { (&second, &first) };
             let Some(answer) = answers.get(step)? else {
-                let turns = [user(&judge::prompt(judge_prompt, question, a, b))];
+                let texts = Compared { question, reference: None, first, second };
+                let turns = [user(&asking::prompt(judge_prompt, &texts))];
                 return Ok(Err((step, job.body(&turns, None, task.number, step))));
             };
-            verdicts[i] = judge::verdict(answer["content"].as_str().unwrap_or_default());
+            verdicts[i] = verdict(answer["content"].as_str().unwrap_or_default());
         }
-        let Some(better) = judge::better(verdicts[0], verdicts[1]) else {
-            return Ok(Ok(Err(("pair.tie", "no verdict that both orders give".to_owned()))));
+        let (chosen, rejected) = match verdicts {
+            [Some(Verdict::First), Some(Verdict::Second)] => (0, 1),
+            [Some(Verdict::Second), Some(Verdict::First)] => (1, 0),
+            _ => return Ok(Ok(Err(("pair.tie", "no verdict that both orders give".to_owned())))),
         };
-        let (chosen, rejected) = if better { (0, 1) } else { (1, 0) };
         record.insert("chosen".into(), chat(&made[chosen]).into());
         record.insert("rejected".into(), chat(&made[rejected]).into());
         Ok(Ok(Ok(record)))
@@ -199,7 +200,7 @@ enum Step {
 
 /// The answers to a prompt that the journal holds.
 struct Answers<'a> {
-    journal: &'a Journal,
+    journal: &'a Journal<(u64, u8)>,
     number: u64,
     tokens: u64,
     count: u64,
@@ -208,7 +209,7 @@ struct Answers<'a> {
 impl Answers<'_> {
     /// The message of an answer.
     fn get(&mut self, step: u8) -> Result<Option<Value>> {
-        let Some(answer) = self.journal.get((self.number, step))? else { return Ok(None) };
+        let Some(answer) = self.journal.get(&(self.number, step))? else { return Ok(None) };
         self.tokens += tokens_of(&answer);
         self.count += 1;
         let mut message = answer["choices"][0]["message"].clone();

@@ -1,5 +1,6 @@
 //! Arguments that several commands share.
 
+pub(crate) mod asking;
 pub(crate) mod device;
 pub(crate) mod ids;
 pub(crate) mod kinds;

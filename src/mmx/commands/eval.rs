@@ -1,6 +1,8 @@
 //! `mmx eval`: how good a model is.
 
 mod choose;
+mod judged;
+mod ranking;
 mod show;
 mod tasks;
 
@@ -35,6 +37,7 @@ const WINDOW: usize = 512;
   mmx eval runs/sft export/*.gguf --choice ARC-Easy-Test.jsonl --engine ggml --engine llama.cpp
   mmx eval model-q4_0.gguf --exact held-out.jsonl --min-accuracy 0.9
   mmx eval model-q4_0.gguf --tasks sums.jsonl --tools tools.json --reward reward.json
+  mmx eval runs/sft runs/dpo openai:http://gpu7:8000#qwen --questions q.jsonl --judge openai:http://gpu7:8000#big --html r.html
   mmx eval model-f16.gguf --ppl book.txt --ctx 2048 --positions --rope-scaling yarn:4:512 --html positions.html
 
 --ppl slides a window over the text: --ctx tokens at a time, moved by --stride, every token scored once. --chunks cuts it as
@@ -44,10 +47,12 @@ that does not, as a sum, per character and per byte (lm-evaluation-harness' acc,
 its columns and subjects, and asked in the words of lm-evaluation-harness; other questions in the same layouts are asked both
 ways, in Chinese where they have Chinese characters. --exact reads chats as SFT data has them; the last turn is the right answer, which
 the model must write greedily. --tasks reads prompts with rewards (docs/rewards.md), answers each greedily, calling --tools
-if there are some, and gives the mean reward and each of its parts.")]
+if there are some, and gives the mean reward and each of its parts. --questions asks every model the same; --judge compares
+each pair of answers in both orders, and ranks the models by Bradley-Terry scores. Answers and verdicts are kept as they
+come: the same command goes on where one was stopped, and asks nothing twice.")]
 pub(crate) struct EvalArgs {
     /// Checkpoints, Transformers folders or GGUFs; others are compared with the first
-    #[arg(required = true, value_name = "MODEL")]
+    #[arg(required_unless_present = "write_judge_prompt", value_name = "MODEL")]
     models: Vec<PathBuf>,
     /// Perplexity and bits per byte of this text (a text file whole, or the texts of JSON Lines)
     #[arg(long, value_name = "FILE")]
@@ -55,7 +60,7 @@ pub(crate) struct EvalArgs {
     /// Multiple choice: C-Eval, CMMLU, A-CLUE, TMMLU+, ARC, OpenBookQA, PIQA, HellaSwag or
     /// Social-IQa as published (CSV, JSON Lines, a JSON array, Parquet); a folder stands for the
     /// split of each benchmark that is asked
-    #[arg(long, value_name = "FILE", num_args = 1..)]
+    #[arg(long, value_name = "FILE", num_args = 1.., group = "asked")]
     choice: Vec<PathBuf>,
     /// Chats whose last turn is the one right answer
     #[arg(long, value_name = "FILE", conflicts_with_all = ["ppl", "choice", "engines", "html"])]
@@ -90,8 +95,10 @@ pub(crate) struct EvalArgs {
     /// --choice: ask in the model's chat template
     #[arg(long, requires = "choice")]
     chat: bool,
-    /// --choice: write every question's log-likelihoods to this file (JSON Lines)
-    #[arg(long, value_name = "FILE", requires = "choice")]
+    /// --choice: write every question's log-likelihoods to this file (JSON Lines). --questions: keep
+    /// the answers in it and go on with those that it holds; QUESTIONS.answers.jsonl in this folder
+    /// unless given
+    #[arg(long, value_name = "FILE", requires = "asked")]
     answers: Option<PathBuf>,
     /// Write a page with tables and plots
     #[arg(long, value_name = "FILE")]
@@ -99,9 +106,9 @@ pub(crate) struct EvalArgs {
     /// --exact: fail (exit code 1) below this share of right answers
     #[arg(long, value_name = "SHARE", requires = "exact")]
     min_accuracy: Option<f64>,
-    /// --exact: longest answer, tokens
-    #[arg(long, value_name = "N", default_value_t = 128, value_parser = crate::args::values::at_least_one)]
-    max_tokens: usize,
+    /// Longest answer, tokens: 128 for --exact and --tasks, 1024 for --questions unless given
+    #[arg(long, value_name = "N", value_parser = crate::args::values::at_least_one)]
+    max_tokens: Option<usize>,
     /// --exact: wrong answers to show
     #[arg(long, value_name = "N", default_value_t = 3)]
     show: usize,
@@ -129,6 +136,15 @@ pub(crate) struct EvalArgs {
     /// ntk or yarn, TRAINED being the length of training in tokens, e.g. yarn:4:512
     #[arg(long, value_name = "SCALING")]
     rope_scaling: Option<Stretch>,
+    #[command(flatten)]
+    judged: judged::JudgedArgs,
+}
+
+impl EvalArgs {
+    /// Tokens of an answer that is compared as text or rewarded, at most.
+    fn max_tokens(&self) -> usize {
+        self.max_tokens.unwrap_or(128)
+    }
 }
 
 /// Runs it.
@@ -137,6 +153,9 @@ pub(crate) struct EvalArgs {
 /// An unreadable model, text or question, an output that is an input, settings that do not fit a
 /// model, a share below the least one asked for.
 pub(crate) fn run(args: EvalArgs, as_json: bool) -> Result<()> {
+    if let Some(path) = &args.judged.write_judge_prompt {
+        return judged::write_prompt(path, as_json);
+    }
     if let Some(path) = &args.exact {
         return run_exact(&args, path, as_json);
     }
@@ -146,9 +165,12 @@ pub(crate) fn run(args: EvalArgs, as_json: bool) -> Result<()> {
     if args.tools.is_some() {
         return Err(Error::usage("--tools: expected --tasks beside it, found none"));
     }
+    if let Some(path) = &args.judged.questions {
+        return judged::run(&args, path, as_json);
+    }
     if args.ppl.is_none() && args.choice.is_empty() {
         return Err(Error::usage(
-            "expected one of --ppl, --choice, --exact and --tasks, found none",
+            "expected one of --ppl, --choice, --exact, --tasks and --questions, found none",
         ));
     }
     let text = args.ppl.as_deref().map(Text::read).transpose()?;
@@ -328,7 +350,7 @@ fn run_exact(args: &EvalArgs, path: &Path, as_json: bool) -> Result<()> {
     let tokenizer = form.expect_tokenizer()?;
     let model = args.device.load(&form)?;
     let options = SessionOptions { threads: args.threads, ..SessionOptions::default() };
-    let answered = exact::answer_all(&model, &tokenizer, questions, args.max_tokens, options)?;
+    let answered = exact::answer_all(&model, &tokenizer, questions, args.max_tokens(), options)?;
     let n = answered.len();
     let wrong: Vec<_> = answered.iter().filter(|a| !a.is_right()).collect();
     let right = n - wrong.len();

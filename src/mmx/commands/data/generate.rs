@@ -7,12 +7,13 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use mmx_corpus::generate::{Chat, Generate, JUDGE_PROMPT, Mode, Refused, Retries, Sampling};
+use mmx_corpus::generate::{Generate, JUDGE_PROMPT, Mode, Sampling, missing_place};
 use mmx_ggml::run::KvType;
 use mmx_hub::chat::ChatServer;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::out::{self, HowArgs};
+use crate::args::asking::{Asked, AskingArgs};
 use crate::args::device::DeviceArgs;
 use crate::args::values;
 use crate::error::{Error, Result};
@@ -69,18 +70,8 @@ pub(crate) struct GenerateArgs {
     /// The seed that each request's own comes from
     #[arg(long, value_name = "N", default_value_t = 1337)]
     seed: u64,
-    /// Requests at once
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = values::at_least_one)]
-    parallel: usize,
-    /// Times that a request is asked again where the server is busy, broken or away
-    #[arg(long, value_name = "N", default_value_t = Retries::default().count)]
-    retries: usize,
-    /// Seconds before the second time; doubled each time, at most 60
-    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = values::factor)]
-    backoff: f64,
-    /// Seconds that an answer may take
-    #[arg(long, value_name = "N", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
-    timeout: u64,
+    #[command(flatten)]
+    asking: AskingArgs,
     /// Tokens, prompts and answers together: what lies beyond is not asked for
     #[arg(long, value_name = "N", value_parser = super::mix::amount)]
     budget: Option<u64>,
@@ -107,22 +98,9 @@ enum ModeName {
     Instructions,
 }
 
-/// A server as a model that answers chats.
-struct Asked(ChatServer);
-
-impl Chat for Asked {
-    fn ask(&self, body: &Value) -> std::result::Result<Value, Refused> {
-        self.0.ask(body).map_err(|refusal| Refused {
-            why: refusal.why,
-            again: refusal.again,
-            after: refusal.after,
-        })
-    }
-}
-
 /// The server of a name; a model that mmx opens is served in a thread of this process.
 fn server(name: &str, args: &GenerateArgs) -> Result<Asked> {
-    let timeout = Duration::from_secs(args.timeout);
+    let timeout = args.asking.timeout();
     let open =
         |address: &str, model: Option<&str>| Ok(Asked(ChatServer::open(address, model, timeout)?));
     if let Some(rest) = name.strip_prefix("openai:") {
@@ -138,7 +116,7 @@ fn serve(model: &Path, args: &GenerateArgs) -> Result<SocketAddr> {
         path: model.to_owned(),
         name: None,
         aliases: Vec::new(),
-        parallel: args.parallel,
+        parallel: args.asking.parallel,
         load: args.device.load_options()?,
         ctx: None,
         threads: None,
@@ -151,8 +129,8 @@ fn serve(model: &Path, args: &GenerateArgs) -> Result<SocketAddr> {
         host: "127.0.0.1".to_owned(),
         port: 0,
         keys: Vec::new(),
-        queue: 2 * args.parallel,
-        timeout: Duration::from_secs(args.timeout),
+        queue: 2 * args.asking.parallel,
+        timeout: args.asking.timeout(),
         listener: Arc::new(Terminal::default()),
         max_body: 64 << 20,
         max_tokens: usize::try_from(args.max_tokens.unwrap_or(2048)).unwrap_or(usize::MAX),
@@ -186,12 +164,8 @@ pub(crate) fn run(args: &GenerateArgs, as_json: bool) -> Result<()> {
         Some(path) => fs_err::read_to_string(path).map_err(|e| Error::io(path, e))?,
         None => JUDGE_PROMPT.to_owned(),
     };
-    for place in ["{first}", "{second}"] {
-        if !judge_prompt.contains(place) {
-            return Err(Error::failed(format!(
-                "--judge-prompt: expected {place} in it, found none"
-            )));
-        }
+    if let Some(place) = missing_place(&judge_prompt) {
+        return Err(Error::failed(format!("--judge-prompt: expected {place} in it, found none")));
     }
     let reading = args.how.reading(&args.files)?;
     let claim = out::claim(&args.out, &reading.files, args.overwrite)?;
@@ -221,13 +195,8 @@ pub(crate) fn run(args: &GenerateArgs, as_json: bool) -> Result<()> {
             max_tokens: args.max_tokens,
             seed: args.seed,
         },
-        parallel: args.parallel,
-        retries: Retries {
-            count: args.retries,
-            first: Duration::try_from_secs_f64(args.backoff)
-                .map_err(|_| Error::usage("--backoff: expected seconds"))?,
-            ..Retries::default()
-        },
+        parallel: args.asking.parallel,
+        retries: args.asking.retries()?,
         budget: args.budget,
         skip_failed: args.skip_failed,
     };

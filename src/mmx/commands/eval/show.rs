@@ -199,11 +199,11 @@ fn by_position(report: &Report<'_>, window: usize, width: usize, out: &mut Strin
 }
 
 /// The width of a text in a table, columns.
-fn columns(text: &str) -> usize {
+pub(super) fn columns(text: &str) -> usize {
     text.chars().map(mmx_eval::columns).sum()
 }
 
 /// A text with blanks up to a width.
-fn padded(text: &str, width: usize) -> String {
+pub(super) fn padded(text: &str, width: usize) -> String {
     format!("{text}{:1$}", "", width.saturating_sub(columns(text)))
 }

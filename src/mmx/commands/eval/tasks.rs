@@ -45,7 +45,7 @@ pub(super) fn run(args: &EvalArgs, path: &Path, as_json: bool) -> Result<()> {
         form.expect_tokenizer()?;
     }
     let options = Options {
-        max_tokens: args.max_tokens,
+        max_tokens: args.max_tokens(),
         max_turns: args.max_turns,
         session: SessionOptions { threads: args.threads, ..SessionOptions::default() },
     };

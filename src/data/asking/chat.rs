@@ -16,7 +16,7 @@ pub trait Chat: Sync {
 /// The reason why there is no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refused {
-    /// In words.
+    /// The reason in words.
     pub why: String,
     /// Whether the same request may be answered later.
     pub again: bool,
@@ -47,7 +47,7 @@ impl Default for Retries {
 ///
 /// # Errors
 /// The last reason, once all times are used up or one says that asking again is in vain.
-pub(super) fn asked(
+pub fn asked(
     chat: &dyn Chat,
     body: &Value,
     retries: Retries,
@@ -72,8 +72,11 @@ pub(super) fn asked(
     Err("expected an answer".to_owned())
 }
 
-/// What is wrong with a chat completion: one answer is asked for, and one has to be there.
-pub(super) fn whole(answer: &Value) -> Result<(), String> {
+/// Checks that a chat completion holds the one answer that was asked for.
+///
+/// # Errors
+/// What is wrong with it, in a sentence.
+pub fn whole(answer: &Value) -> Result<(), String> {
     let Some(choices) = answer["choices"].as_array() else {
         return Err("expected key choices, found none".to_owned());
     };

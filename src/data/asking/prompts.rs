@@ -4,9 +4,11 @@ use serde_json::{Map, Value, json};
 
 /// What is asked: turns up to a user's, and tools.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Prompt {
-    pub(super) turns: Vec<Value>,
-    pub(super) tools: Option<Value>,
+pub struct Prompt {
+    /// Messages with OpenAI's keys; a user's is the last but for tools' results.
+    pub turns: Vec<Value>,
+    /// The tools that may be called, a JSON list.
+    pub tools: Option<Value>,
 }
 
 /// The prompt of a record: `prompt` (text or turns), `instruction` with `input`, or a chat without
@@ -14,7 +16,7 @@ pub(super) struct Prompt {
 ///
 /// # Errors
 /// A record without a question, in a sentence.
-pub(super) fn prompt_of(object: &Map<String, Value>) -> Result<Prompt, String> {
+pub fn prompt_of(object: &Map<String, Value>) -> Result<Prompt, String> {
     let text = |key: &str| object.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
     let list = |key: &str| match object.get(key) {
         Some(Value::Array(list)) => Some(list.clone()),
@@ -68,7 +70,9 @@ fn parsed(value: Value) -> Option<Value> {
     }
 }
 
-pub(super) fn user(text: &str) -> Value {
+/// A user's message.
+#[must_use]
+pub fn user(text: &str) -> Value {
     json!({ "role": "user", "content": text })
 }
 
