@@ -121,9 +121,9 @@ fn an_import_with_a_larger_tokenizer_keeps_old_rows_and_logits_and_exports() {
         let files = dir.path().join(format!("{family}-files"));
         mmx_ok(&["export", text(&out), "--out", text(&files), "--name", "m", "--gguf", "f32"]);
         let was = logits(dir.path(), &from, &sample);
-        let gguf =
+        let mut paths =
             fs_err::read_dir(&files).expect("files").map(|file| file.expect("a file").path());
-        let gguf = gguf.into_iter().find(|path| path.extension().is_some_and(|e| e == "gguf"));
+        let gguf = paths.find(|path| path.extension().is_some_and(|e| e == "gguf"));
         for form in [&out, &gguf.expect("a GGUF")] {
             let now = logits(dir.path(), form, &sample);
             for (was, now) in was.iter().zip(&now) {

@@ -1,6 +1,6 @@
 //! Models as MiniMind's generations published them, made naively: random state dicts under the names
 //! of each class, in torch's zip of a pickle, and as folders with each class's config.json.
-#![allow(dead_code, reason = "each test file uses a part")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses a part")]
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -133,7 +133,8 @@ pub(crate) struct EvalArgs {
     #[arg(long, requires = "ppl", conflicts_with_all = ["stride", "chunks"])]
     positions: bool,
     /// A longer context by stretched rotary positions: KIND:FACTOR or KIND:FACTOR:TRAINED with linear,
-    /// ntk or yarn, TRAINED being the length of training in tokens, e.g. yarn:4:512
+    /// ntk, yarn or (MiniMind2's families) llama3, TRAINED being the length of training in tokens, e.g.
+    /// yarn:4:512
     #[arg(long, value_name = "SCALING")]
     rope_scaling: Option<Stretch>,
     #[command(flatten)]

@@ -84,7 +84,8 @@ pub(crate) struct RunnerArgs {
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub(crate) speculate: usize,
     /// A longer context by stretched rotary positions: KIND:FACTOR or KIND:FACTOR:TRAINED with linear,
-    /// ntk or yarn, TRAINED being the length of training in tokens, e.g. yarn:4:512
+    /// ntk, yarn or (MiniMind2's families) llama3, TRAINED being the length of training in tokens, e.g.
+    /// yarn:4:512
     #[arg(long, value_name = "SCALING")]
     pub(crate) rope_scaling: Option<Stretch>,
 }
