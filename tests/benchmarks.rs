@@ -51,7 +51,6 @@ fn golden(dir: &Path) -> PathBuf {
 
 /// Every benchmark as its authors publish it: folders, splits, twins in other layouts, labels apart.
 fn published(root: &Path) -> Vec<Expected> {
-    let all = |answers: &'static [&'static str]| answers;
     write(
         root,
         "ceval/val/law_val.csv",
@@ -143,7 +142,7 @@ fn published(root: &Path) -> Vec<Expected> {
     let books =
         "以下為會計學的單選題，請提供正確答案的選項。\n\n會計？\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer:";
     vec![
-        of("arc", "ARC-Easy", "Question: Why? \nAnswer:", all(&["text 1", "text 2", "text 3"]), 2),
+        of("arc", "ARC-Easy", "Question: Why? \nAnswer:", &["text 1", "text 2", "text 3"], 2),
         of("arc", "ARC-Easy", "Question: How?\nAnswer:", &["text A", "text B"], 0),
         of("openbookqa", "OpenBookQA", "The sun", &["text A", "text B"], 1),
         of("aclue", "古音学", tone, LETTERS, 3),

@@ -171,7 +171,7 @@ impl Asking<'_> {
         &self,
         contestants: &[Contestant],
         store: &Store,
-    ) -> Result<(Vec<Answers>, Vec<(String, Value)>)> {
+    ) -> Result<(Vec<Answers>, Vec<Line>)> {
         let mut all: Vec<Answers> = vec![Vec::new(); contestants.len()];
         let mut lines = Vec::new();
         for question in self.questions {

@@ -150,7 +150,7 @@ impl Judging<'_> {
     ///
     /// # Errors
     /// A journal that cannot be read.
-    pub fn collect(&self, store: &Store) -> Result<(Vec<Pair>, Vec<(String, Value)>)> {
+    pub fn collect(&self, store: &Store) -> Result<(Vec<Pair>, Vec<Line>)> {
         let mut lines = Vec::new();
         let mut pairs = Vec::new();
         for (question, (first, second)) in self.pairs() {
