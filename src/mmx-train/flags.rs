@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use clap::{Args, CommandFactory as _};
 use mmx_converters::model::adapter::Adapters;
+use mmx_converters::quant::file_type::FileType;
 use mmx_converters::words::counted;
 use mmx_data::{Fields, OnBad, StageInfo};
 use mmx_training::config::{self, Decline, MUON_BETAS, OptimizerName, TrainConfig};
@@ -17,7 +18,9 @@ use mmx_training::ranks::{Reduce, Shard};
 use mmx_training::stage;
 use serde_json::json;
 
-use self::knobs::{Knobs, Logps, OnFault, Optimizer, ReduceFlag, Schedule, ShardFlag, Switch};
+use self::knobs::{
+    Knobs, Logps, OnFault, Optimizer, ReduceFlag, RolloutType, Schedule, ShardFlag, Switch,
+};
 use crate::error::{self, Error, Result};
 use crate::launch;
 use crate::means::Choice;
@@ -118,6 +121,11 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
                 tools: knobs.tools.take(),
                 of_agent: stage == mmx_data::stages::AGENT.name,
                 threads: knobs.threads,
+                dtype: match knobs.rollout_dtype {
+                    None | Some(RolloutType::F32) => FileType::F32,
+                    Some(RolloutType::Bf16) => FileType::BF16,
+                    Some(RolloutType::F16) => FileType::F16,
+                },
                 allow_unsandboxed: knobs.allow_unsandboxed == Some(Switch::On),
             }
             .open(&data)?,
@@ -216,6 +224,7 @@ fn to_json(outcome: &Outcome) -> serde_json::Value {
         "total_steps": outcome.total_steps,
         "loss": outcome.loss,
         "val_loss": outcome.val_loss,
+        "val_reward": outcome.val_reward,
         "tokens_per_s": outcome.tokens_per_s,
         "seconds": outcome.seconds,
         "interrupted": outcome.interrupted,

@@ -72,6 +72,25 @@ pub(super) enum ReduceFlag {
     Bf16,
 }
 
+/// Where the divergence from the reference counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum KlIn {
+    /// Beside the objective
+    Loss,
+    /// In what is rewarded
+    Reward,
+}
+
+/// The type of the runner's weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RolloutType {
+    F32,
+    Bf16,
+    F16,
+}
+
 /// Defines the options once: as flags, as keys of the recipe file, and how the two are merged.
 macro_rules! knobs {
     ($($(#[$attribute:meta])* $field:ident: $type:ty,)*) => {
@@ -218,7 +237,7 @@ knobs! {
     #[arg(long, value_name = "stop|skip")]
     non_finite: OnFault,
     /// Held-out data: with every checkpoint its loss, and how the model continues a few of its
-    /// samples
+    /// samples; from rewards: tasks, answered greedily before the first step too, and their reward
     #[arg(long, value_name = "FILE")]
     val: PathBuf,
     /// Write every micro-step's numbers and the final weights' sums here
@@ -268,7 +287,7 @@ knobs! {
     /// From rewards: new tokens of an answer, or of a turn, at most [default: 1024; agent: 768]
     #[arg(long, value_name = "N", value_parser = crate::values::at_least_one)]
     max_new_tokens: usize,
-    /// From rewards: grpo, cispo, dapo, bnpo, dr_grpo, gspo, luspo or sapo [default: the stage's;
+    /// From rewards: grpo, cispo, dapo, bnpo, dr_grpo, gspo, luspo, sapo or spo [default: the stage's;
     /// agent: cispo]
     #[arg(long, value_name = "NAME")]
     loss: String,
@@ -318,4 +337,20 @@ knobs! {
     /// ppo: passes over a batch of answers [default: 2]
     #[arg(long, value_name = "N", value_parser = crate::values::at_least_one)]
     ppo_epochs: usize,
+    /// From rewards: where the divergence from the reference counts: in the loss, or in the reward of
+    /// what was sampled [default: loss]
+    #[arg(long, value_name = "loss|reward")]
+    kl_in: KlIn,
+    /// From rewards: draw other prompts, up to N times a batch, in place of those whose answers have
+    /// equal rewards [default: 0]
+    #[arg(long, value_name = "N")]
+    dynamic_sampling: usize,
+    /// From rewards: over the last N new tokens before the limit the reward falls evenly, by 1 [default:
+    /// 0]
+    #[arg(long, value_name = "N")]
+    overlong_buffer: usize,
+    /// From rewards: the type of the runner's weights: f32, bf16 or f16; the latter two read half the
+    /// bytes and sample from slightly other distributions [default: f32]
+    #[arg(long, value_name = "TYPE", conflicts_with_all = ["rollouts", "engine"])]
+    rollout_dtype: RolloutType,
 }

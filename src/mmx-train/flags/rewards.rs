@@ -2,7 +2,7 @@
 
 use mmx_training::policy::options::{Objective, PolicyOptions};
 
-use super::knobs::{Knobs, Switch};
+use super::knobs::{KlIn, Knobs, Switch};
 use crate::error::{Error, Result};
 use crate::talk::note;
 
@@ -48,6 +48,9 @@ impl Knobs {
         if let Some(mask) = self.mask_truncated {
             policy.mask_cut_off = mask == Switch::On;
         }
+        policy.kl_in_reward = self.kl_in == Some(KlIn::Reward);
+        policy.resample = self.dynamic_sampling.unwrap_or(policy.resample);
+        policy.overlong_buffer = self.overlong_buffer.unwrap_or(policy.overlong_buffer);
         Ok(())
     }
 
@@ -75,6 +78,10 @@ impl Knobs {
             ("--engine", knobs.engine.is_some()),
             ("--allow-unsandboxed", knobs.allow_unsandboxed.is_some()),
             ("--thinking-ratio", knobs.thinking_ratio.is_some()),
+            ("--kl-in", knobs.kl_in.is_some()),
+            ("--dynamic-sampling", knobs.dynamic_sampling.is_some()),
+            ("--overlong-buffer", knobs.overlong_buffer.is_some()),
+            ("--rollout-dtype", knobs.rollout_dtype.is_some()),
         ];
         if let Some((option, _)) = for_rewards.iter().find(|(_, given)| *given && !of_rewards) {
             return Err(Error::usage(format!(
