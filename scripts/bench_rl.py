@@ -1,13 +1,14 @@
 """The measurements of scripts/bench-rl.
 
   bench_rl.py prompts BIG.jsonl WORK     tasks of 100 words for both: WORK/tasks.jsonl, WORK/reward.json
-  bench_rl.py mmx MMX WORK STEPS         one run of mmx train grpo: a line of JSON
+  bench_rl.py mmx PROGRAM WORK STEPS TYPE    one run of mmx-train grpo, trainer and runner in f32 or bf16: a line of JSON
   bench_rl.py trl FOLDER WORK STEPS      one run of GRPOTrainer on a Transformers folder: a line of JSON
-  bench_rl.py report WORK                both, side by side
+  bench_rl.py report WORK                all of them, side by side
 
-The first step of a run is left out: it fills caches and allocates. The reward is 1 for a text whose last letter is one of the first
+The first step of a run is left out: it fills caches and allocates. CPU seconds are those of the other steps alone: no start, no models
+that are opened, no row that is tried first. The reward is 1 for a text whose last letter is one of the first
 half of the alphabet: of random text that differs from row to row, so that every group has something to learn."""
-import json, pathlib, re, resource, shutil, statistics, subprocess, sys, time
+import json, os, pathlib, re, resource, shutil, statistics, subprocess, sys, time
 
 GROUP, PROMPTS, NEW, PROMPT_WORDS, LONGEST = 8, 2, 256, 60, 384
 LAST = "[a-mA-M][^a-zA-Z]*$"
@@ -32,26 +33,39 @@ def peak(who):
     return resource.getrusage(who).ru_maxrss * 1024
 
 
-def mmx(program, work, steps):
+def cpu_of(process):
+    """User and system seconds of a running process, by Linux's /proc."""
+    fields = open(f"/proc/{process}/stat").read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def mmx(program, work, steps, dtype):
     run = work / "run"
     shutil.rmtree(run, ignore_errors=True)
-    command = [program, "train", "grpo", "--from", work / "start", "--data", work / "tasks.jsonl", "--reward", work / "reward.json",
+    command = [program, "grpo", "--from", work / "start", "--data", work / "tasks.jsonl", "--reward", work / "reward.json",
                "--group-size", GROUP, "--batch-size", PROMPTS, "--accum", 1, "--max-new-tokens", NEW, "--max-seq-len", LONGEST, "--kl-coef", 0,
-               "--temperature", 1, "--lr", 1e-6, "--dtype", "f32", "--device", "cpu", "--seed", 1, "--max-steps", steps + 1, "--out", run]  # fmt: skip
-    begun = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    if done.returncode:
-        sys.exit(done.stderr)
-    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    lines = [json.loads(line) for line in open(run / "metrics.jsonl")]
+               "--temperature", 1, "--lr", 1e-6, "--dtype", dtype, "--rollout-dtype", dtype, "--device", "cpu", "--seed", 1,
+               "--max-steps", steps + 1, "--out", run]  # fmt: skip
+    said, log, spent = work / "said", run / "metrics.jsonl", []
+    with open(said, "w") as out:
+        process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=out)
+        while process.poll() is None:
+            done = log.read_text().count("\n") if log.exists() else 0
+            if len(spent) < done:
+                spent += [cpu_of(process.pid)] * (done - len(spent))
+            time.sleep(0.005)
+    if process.returncode:
+        sys.exit(said.read_text())
+    lines = [json.loads(line) for line in open(log)]
     seconds = [b["seconds"] - a["seconds"] for a, b in zip(lines, lines[1:])]
     ids = statistics.median(line["length"] for line in lines[1:]) * GROUP * PROMPTS
+    cpu = [b - a for a, b in zip(spent, spent[1:])]
     return {
         "step_s": statistics.median(seconds),
         "rollout_s": statistics.median(line["rollout_s"] for line in lines[1:]),
         "handing_over_ms": 1e3 * statistics.median(line["handing_over_s"] for line in lines[1:]),
         "ids": ids,
-        "cpu_s_per_step": (ended.ru_utime + ended.ru_stime - begun.ru_utime - begun.ru_stime) / (steps + 1),
+        "cpu_s_per_step": statistics.median(cpu or [float("nan")]),
         "peak_bytes": peak(resource.RUSAGE_CHILDREN),
     }
 
@@ -68,14 +82,16 @@ def trl(folder, work, steps):
     def reward(completions, **_):
         return [float(bool(re.search(LAST, turns[0]["content"]))) for turns in completions]
 
-    marks, generating = [], []
+    marks, spent, generating = [], [], []
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *_, **__):
             marks.append(time.perf_counter())
+            spent.append(time.process_time())
 
         def on_step_end(self, *_, **__):
             marks.append(time.perf_counter())
+            spent.append(time.process_time())
 
     class Timed(GRPOTrainer):
         def _generate(self, *args, **more):
@@ -92,37 +108,42 @@ def trl(folder, work, steps):
     trainer = Timed(model=model, processing_class=AutoTokenizer.from_pretrained(folder), reward_funcs=reward, args=config,
                     train_dataset=Dataset.from_list([{"prompt": turns} for turns in tasks]), callbacks=[Clock()])  # fmt: skip
     trainer.train()
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    # on_step_begin, on_step_end of each step; a step ends where the next one's begins
-    begins, last = marks[::2], marks[-1]
-    seconds = [b - a for a, b in zip(begins[1:], [*begins[2:], last])]
+
+    def of_steps(marks):
+        # on_step_begin, on_step_end of each step; a step ends where the next one's begins
+        begins, last = marks[::2], marks[-1]
+        return [b - a for a, b in zip(begins[1:], [*begins[2:], last])]
+
+    seconds = of_steps(marks)
     return {
         "step_s": statistics.median(seconds),
         "rollout_s": statistics.median(generating[1:]),
         "ids": GROUP * PROMPTS * NEW,
-        "cpu_s_per_step": (used.ru_utime + used.ru_stime) / (steps + 1),
+        "cpu_s_per_step": statistics.median(of_steps(spent)),
         "peak_bytes": peak(resource.RUSAGE_SELF),
     }
 
 
 def report(work):
     rows = {}
-    for name in ("mmx", "trl"):
+    for name in ("mmx", "mmx-bf16", "trl"):
         runs = [json.loads(line) for line in open(work / f"{name}.jsonl")]
         rows[name] = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
-    print(f"{'':8}{'samples/s':>10}{'step s':>9}{'rollout s':>10}{'share':>7}{'ids/s':>8}{'weights ms':>11}{'CPU s':>7}{'peak MB':>9}")
+    print(f"{'':10}{'samples/s':>10}{'step s':>9}{'rollout s':>10}{'share':>7}{'ids/s':>8}{'weights ms':>11}{'CPU s':>7}{'peak MB':>9}")
     for name, row in rows.items():
         ids = row["ids"] / row["rollout_s"]
         over = f"{row['handing_over_ms']:11.1f}" if "handing_over_ms" in row else f"{'the same':>11}"
-        print(f"{name:8}{GROUP * PROMPTS / row['step_s']:10.2f}{row['step_s']:9.2f}{row['rollout_s']:10.2f}{row['rollout_s'] / row['step_s']:7.0%}"
-              f"{ids:8.0f}{over}{row['cpu_s_per_step']:7.1f}{row['peak_bytes'] / 1e6:9.0f}")  # fmt: skip
-    ours, theirs = rows["mmx"], rows["trl"]
-    print(f"mmx: {theirs['step_s'] / ours['step_s']:.1f} times TRL's samples per second (in CPU seconds {theirs['cpu_s_per_step'] / ours['cpu_s_per_step']:.1f}), "
-          f"{ours['peak_bytes'] / theirs['peak_bytes']:.0%} of its memory")  # fmt: skip
-    # 26M parameters: 2 operations each and token forward, 4 backward
-    flop = 2 * 25.8e6
-    print(f"rollout: {ours['ids'] / ours['rollout_s'] * flop / 1e9:.0f} GFLOP/s; a step of 16 rows reads 104 MB of weights in the time of 0.8 GFLOP, so reading "
-          f"bounds it; training: {(ours['ids'] * 3 * flop) / max(ours['step_s'] - ours['rollout_s'], 1e-9) / 1e9:.0f} GFLOP/s of what was sampled, bound by "
+        print(f"{name:10}{GROUP * PROMPTS / row['step_s']:10.2f}{row['step_s']:9.2f}{row['rollout_s']:10.2f}{row['rollout_s'] / row['step_s']:7.0%}"
+              f"{ids:8.0f}{over}{row['cpu_s_per_step']:7.2f}{row['peak_bytes'] / 1e6:9.0f}")  # fmt: skip
+    theirs = rows["trl"]
+    for name in ("mmx", "mmx-bf16"):
+        ours = rows[name]
+        print(f"{name}: {theirs['step_s'] / ours['step_s']:.1f} times TRL's samples per second (in CPU seconds {theirs['cpu_s_per_step'] / ours['cpu_s_per_step']:.1f}), "
+              f"{ours['peak_bytes'] / theirs['peak_bytes']:.0%} of its memory")  # fmt: skip
+    # 26M parameters: 2 operations each and token forward, 4 backward; prompts once for a group
+    ours, flop = rows["mmx"], 2 * 25.8e6
+    print(f"rollout: {ours['ids'] / ours['rollout_s'] * flop / 1e9:.0f} GFLOP/s; a step of 16 rows reads 104 MB of weights and multiplies 0.8 GFLOP "
+          f"in about the same time again, so both bound it; training: {(ours['ids'] * 3 * flop) / max(ours['step_s'] - ours['rollout_s'], 1e-9) / 1e9:.0f} GFLOP/s of what was sampled, bound by "
           "multiplying; hand-over: 104 MB read, 117 MB written, bound by memory")  # fmt: skip
 
 
@@ -130,8 +151,8 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["prompts", big, work]:
             prompts(big, pathlib.Path(work))
-        case ["mmx", program, work, steps]:
-            print(json.dumps(mmx(program, pathlib.Path(work), int(steps))))
+        case ["mmx", program, work, steps, dtype]:
+            print(json.dumps(mmx(program, pathlib.Path(work), int(steps), dtype)))
         case ["trl", folder, work, steps]:
             print(json.dumps(trl(folder, pathlib.Path(work), int(steps))))
         case ["report", work]:

@@ -71,7 +71,10 @@ impl Golden {
         let (ends, _) = self.whole(&format!("{i}.prompt_end"));
         let (pads, _) = self.whole(&format!("{i}.left_pad"));
         let (mask, _) = self.whole(&format!("{i}.loss_mask"));
-        let old = self.floats(&format!("{i}.old_logps"));
+        // without a ratio there are none: the policy's own
+        let old = format!("{i}.old_logps");
+        let old = if self.tensors.get(&old).is_some() { old } else { format!("{i}.logps") };
+        let old = self.floats(&old);
         let rewards = self.floats(&format!("{i}.rewards"));
         let width = mask.len() / shape[0];
         let row = |row: usize| {
@@ -436,6 +439,43 @@ fn learning_rates_fall_with_every_optimizer_step() {
             assert!((found / expected - 1.0).abs() < 1e-9, "{steps}, {step}: {found} {expected}");
         }
     }
+}
+
+#[test]
+fn single_answers_are_measured_from_what_was_expected_of_the_ones_before() {
+    let golden = Golden::open("spo-minimind3");
+    let mut stage = stage::by_name("grpo").expect("a stage");
+    let mut config = config(stage.as_ref(), Recipe::R2026, &golden.run);
+    let options = config.policy.as_mut().expect("options");
+    options.choose("spo").expect("a loss");
+    assert_eq!(options.kl_coef, golden.number("beta"), "the default");
+    let mut model = golden.start();
+    let start = model.to_host().expect("weights");
+    let setup = Setup { frozen: Some(golden.reference()), ..Setup::new(&config) };
+    stage.prepare(&mut model, setup).expect("made ready");
+    let (steps, layout) = (golden.steps(), golden.layout(config.max_seq_len));
+    let rounds: Vec<Vec<Rollout>> = (0..steps.len()).map(|i| golden.rollouts(i, 1)).collect();
+    let mut source = Source::new(Origin::File(rounds), layout, None, 1, "spo".into());
+    let mut trainer = Trainer::new(&model, stage.as_ref(), &config, &mut source).expect("a run");
+    let mut found = Vec::new();
+    for step in &steps {
+        found.extend(trainer.advance().expect("a micro-step").expect("a report").micro_steps);
+        let state = trainer.stage().state().expect("a state");
+        let tracker = Tracker::from_floats(&state[0].values).expect("a baseline");
+        let of = |key: &str| step["tracker_after"][key].as_f64().expect("a number");
+        golden.assert_near("alpha", tracker.alpha, of("alpha"), 1e-5);
+        golden.assert_near("beta", tracker.beta, of("beta"), 1e-5);
+        let logp = tracker.mean_logprob.expect("a mean");
+        golden.assert_near("mean log-probability", logp, of("mean_logprob"), LOGPS);
+    }
+    assert!(trainer.advance().expect("the end").is_none(), "more than the golden run");
+    for (i, (found, expected)) in found.iter().zip(&steps).enumerate() {
+        golden.assert_step(i, found, expected, 1.0);
+        let baseline = 6.0 * expected["baseline_normalised"].as_f64().expect("a share") - 3.0;
+        let number = found.to_json()["expected_reward"].as_f64().expect("a number");
+        golden.assert_near("expected reward", number, baseline, 1e-4);
+    }
+    golden.assert_final("final", &start, &model.to_host().expect("weights"));
 }
 
 #[test]

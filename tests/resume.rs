@@ -361,7 +361,7 @@ fn a_run_that_cannot_go_on_saves_its_last_step() {
             listener: &mmx_converters::progress::Silent,
         };
         let mut session =
-            Session { claim: None, context, save_every: None, trace: None, validation: None };
+            Session { claim: None, context, save_every: None, trace: None, held_out: None };
         let error = session::run(&mut trainer, &faulty, &mut session, &AtomicBool::new(false));
         let error = error.expect_err("a fault").to_string();
         assert!(error.contains(word), "{error}");

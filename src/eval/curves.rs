@@ -43,6 +43,8 @@ pub struct Curves {
     pub val_loss: Vec<Point>,
     /// Mean reward per optimizer step, where a run learns from rewards.
     pub reward: Vec<Point>,
+    /// Mean reward of held-out tasks.
+    pub val_reward: Vec<Point>,
 }
 
 impl Curves {
@@ -64,6 +66,7 @@ impl Curves {
                 ("lr", &mut curves.lr),
                 ("val_loss", &mut curves.val_loss),
                 ("reward", &mut curves.reward),
+                ("val_reward", &mut curves.val_reward),
             ];
             for (key, list) in lists {
                 list.extend(line[key].as_f64().map(|value| (step, value)));
@@ -131,7 +134,13 @@ fn chart<B: DrawingBackend>(
         runs.iter().map(|run| Panel { name: &run.name, line: of(run), dots: &[] }).collect()
     };
     if runs.iter().all(|run| !run.reward.is_empty()) {
-        panel(&above, "mean reward", &line(|run| &run.reward))?;
+        let held_out = runs.iter().any(|run| !run.val_reward.is_empty());
+        let title = if held_out { "mean reward (dots: held out, greedy)" } else { "mean reward" };
+        let rewards: Vec<Panel<'_>> = runs
+            .iter()
+            .map(|run| Panel { name: &run.name, line: &run.reward, dots: &run.val_reward })
+            .collect();
+        panel(&above, title, &rewards)?;
         panel(&below, "loss", &line(|run| &run.loss))?;
         return area.present().map_err(|e| e.to_string());
     }
@@ -284,6 +293,26 @@ mod tests {
         fs_err::write(&log, "").expect("a file");
         let error = Curves::read(dir.path()).expect_err("no step").to_string();
         assert!(error.contains("expected at least one optimizer step"), "{error}");
+    }
+
+    #[test]
+    fn rewards_are_drawn_with_those_of_held_out_tasks() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let lines = [
+            r#"{"step": 0, "val_reward": 0.25, "val_length": 7.0}"#,
+            r#"{"step": 1, "lr": 0.1, "loss": 4.0, "reward": 0.5}"#,
+            r#"{"step": 2, "lr": 0.1, "loss": 3.0, "reward": 0.75}"#,
+            r#"{"step": 2, "val_reward": 0.5}"#,
+        ];
+        fs_err::write(dir.path().join("metrics.jsonl"), lines.join("\n")).expect("a file");
+        let run = Curves::read(dir.path()).expect("curves");
+        assert_eq!(run.val_reward, [(0.0, 0.25), (2.0, 0.5)]);
+        assert_eq!(run.reward, [(1.0, 0.5), (2.0, 0.75)]);
+        let picture = dir.path().join("a.svg");
+        draw(&[run], &picture).expect("drawn");
+        let svg = fs_err::read_to_string(&picture).expect("a picture");
+        assert!(svg.contains("held out, greedy"), "the caption");
+        assert_eq!(svg.matches("<circle").count(), 2);
     }
 
     #[test]

@@ -9,13 +9,14 @@ use std::collections::VecDeque;
 use std::sync::mpsc::channel;
 
 use mmx_converters::arch::Config;
+use mmx_converters::quant::file_type::FileType;
 use mmx_converters::{Error, Result};
 use mmx_ggml::run::{Policy, PolicyOptions, Prompt, Sampling as Settings, Values, Written};
 use mmx_hub::drawn::{Ask, Drawn};
 use mmx_hub::live::Server;
 use mmx_rollout::{Completion, Engine, Finish, Request, Sampling, Weight};
 
-/// The runner over a policy of its own, float32 as the trainer's, so that both compute the same
+/// The runner over a policy of its own: of float32 as the trainer's, both compute the same
 /// distribution.
 struct Runner(Policy);
 
@@ -23,8 +24,12 @@ struct Runner(Policy);
 ///
 /// # Errors
 /// A configuration that the runner cannot compute; no memory.
-pub(crate) fn runner(config: &Config, threads: Option<usize>) -> Result<Box<dyn Engine>> {
-    let options = PolicyOptions { threads, ..PolicyOptions::default() };
+pub(crate) fn runner(
+    config: &Config,
+    dtype: FileType,
+    threads: Option<usize>,
+) -> Result<Box<dyn Engine>> {
+    let options = PolicyOptions { file: dtype, threads, ..PolicyOptions::default() };
     Ok(Box::new(Runner(Policy::new(config, options)?)))
 }
 

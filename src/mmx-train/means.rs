@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use mmx_converters::quant::file_type::FileType;
 use mmx_ggml::run::LoadOptions;
 use mmx_rollout::Toolbox;
 use mmx_rollout::reward::Rewards;
@@ -15,7 +16,7 @@ use crate::error::Result;
 use crate::tools::judges;
 
 /// What samples, rewards and answers calls.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Choice {
     /// A server in place of the runner.
     pub(crate) engine: Option<String>,
@@ -26,6 +27,8 @@ pub(crate) struct Choice {
     /// The stage calls tools.
     pub(crate) of_agent: bool,
     pub(crate) threads: Option<usize>,
+    /// The type of the runner's weights.
+    pub(crate) dtype: FileType,
     pub(crate) allow_unsandboxed: bool,
 }
 
@@ -50,14 +53,14 @@ impl Choice {
         };
         // shown to all tasks only where they were asked for
         let shown = tools.as_ref().filter(|_| self.tools.is_some()).map(Tools::shown);
-        let (server, threads) = (self.engine, self.threads);
+        let (server, threads, dtype) = (self.engine, self.threads, self.dtype);
         Ok(Means {
             engine: Box::new(move |EngineSize { config, .. }| match &server {
                 Some(name) => engine::server(name, true).unwrap_or_else(|| {
                     let expected = "a server, openai:URL[#MODEL]";
                     Err(mmx_converters::Error::setting("engine", expected, name))
                 }),
-                None => engine::runner(config, threads),
+                None => engine::runner(config, dtype, threads),
             }),
             scorer: Box::new(rewards),
             tools: tools.map(|tools| Box::new(tools) as Box<dyn Toolbox>),

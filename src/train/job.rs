@@ -87,6 +87,7 @@ use crate::checkpoint::{self, Context, Fault, State};
 use crate::config::TrainConfig;
 use crate::distributed::{self, Place, TIMEOUT};
 use crate::error::{Error, Result};
+use crate::held_out::HeldOut;
 use crate::learn::{Learning, Means};
 use crate::memory::available::available;
 use crate::memory::estimate::{Estimate, Workload};
@@ -140,7 +141,7 @@ pub struct Request {
     pub save_every: Option<usize>,
     /// Checkpoints to keep.
     pub keep: usize,
-    /// Held-out data.
+    /// Held-out data; of stages that learn from rewards, tasks.
     pub val: Option<PathBuf>,
     /// Learning from rewards: rollouts to train on; nothing is sampled then.
     pub rollouts: Option<PathBuf>,
@@ -374,7 +375,7 @@ impl Job {
             let learning = Learning {
                 data: &self.request.data,
                 on_bad: self.request.on_bad,
-                val: self.request.val.is_some(),
+                val: self.request.val.as_deref(),
                 rollouts: self.request.rollouts.as_deref(),
                 rollouts_out: self.request.rollouts_out.as_deref(),
                 out: &self.request.out,
@@ -481,7 +482,7 @@ impl Job {
                 ));
             }
             let save_tokenizer = |dir: &Path| tokenizer.save(dir);
-            let validation = held_out_batches
+            let held_out = held_out_batches
                 .as_mut()
                 .map(|batches| Validation::new(batches.as_mut(), prompts, &tokenizer));
             let mut session = Session {
@@ -496,7 +497,7 @@ impl Job {
                 },
                 save_every: self.request.save_every,
                 trace: self.request.trace.as_deref(),
-                validation,
+                held_out: held_out.map(|of| Box::new(of) as Box<dyn HeldOut + '_>),
             };
             session::run(&mut trainer, stage, &mut session, stop)
         })

@@ -1,6 +1,7 @@
 //! The part of a job that learns from rewards. In: the models, and the means by which answers are
 //! sampled and rewarded, or a file of rollouts. Out: the run's outcome.
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -17,6 +18,7 @@ use serde_json::Value;
 use crate::checkpoint::{self, Context, Found};
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
+use crate::held_out::HeldOut;
 use crate::memory::available::available;
 use crate::memory::estimate::{Estimate, Workload};
 use crate::memory::keep_memory;
@@ -25,6 +27,7 @@ use crate::policy::layout::Layout;
 use crate::policy::options::PolicyOptions;
 use crate::policy::sampling::Sampler;
 use crate::policy::source::{self, Origin, Passes, Source};
+use crate::policy::tasks::HeldOutTasks;
 use crate::ranks::Spread;
 use crate::session::{self, Outcome, Session};
 use crate::stage::Stage;
@@ -61,8 +64,8 @@ pub(crate) struct Learning<'a> {
     /// Files of tasks.
     pub(crate) data: &'a [PathBuf],
     pub(crate) on_bad: OnBad,
-    /// Held-out data is given.
-    pub(crate) val: bool,
+    /// Held-out tasks.
+    pub(crate) val: Option<&'a Path>,
     pub(crate) rollouts: Option<&'a Path>,
     pub(crate) rollouts_out: Option<&'a Path>,
     pub(crate) out: &'a Path,
@@ -90,10 +93,11 @@ impl Learning<'_> {
         let Some(options) = &self.config.policy else {
             return Err(Error::failed("expected a stage that learns from rewards"));
         };
-        if self.val {
-            return Err(Error::setting("val", "none where a stage learns from rewards", "a file"));
-        }
         if let Some(path) = self.rollouts {
+            if let Some(val) = self.val {
+                // nothing samples its answers
+                return Err(Error::setting("val", "none with `rollouts`", val.display()));
+            }
             let rounds = source::read(path)?;
             source::check_ids(path, &rounds, self.model.config().vocab_size)?;
             let rows = rounds.iter().map(Vec::len).sum::<usize>();
@@ -104,7 +108,7 @@ impl Learning<'_> {
                 path.display()
             ));
             let origin = Origin::File(rounds);
-            return self.train(self.source(options, origin, path), 0, claim, stop);
+            return self.train(self.source(options, origin, path), 0, None, claim, stop);
         }
         let Some(means) = means else {
             return Err(Error::setting("rollouts", "a file, or an engine that samples", "neither"));
@@ -123,26 +127,35 @@ impl Learning<'_> {
         let config = self.config;
         let context = config.max_seq_len.min(self.model.config().max_position_embeddings);
         let max_new = options.max_new_tokens.min(context.saturating_sub(1));
-        let prompts = Prompts::load(
-            self.data,
-            PromptOptions {
-                max_prompt: (context - max_new).max(1),
-                thinking_ratio: options.thinking_ratio,
-                system_ratio: config.system_ratio,
-                seed: config.seed,
-                shuffle: config.shuffle,
-                tools: means.shown.clone(),
-                on_bad: self.on_bad,
-                fields: config.fields.clone(),
-            },
-        )?;
-        for (path, line) in prompts.skipped() {
-            self.listener.warn(&format!("{}:{line}: left out", path.display()));
-        }
-        reward::check(&prompts, means.scorer.as_ref())?;
+        let of_prompts = PromptOptions {
+            max_prompt: (context - max_new).max(1),
+            thinking_ratio: options.thinking_ratio,
+            system_ratio: config.system_ratio,
+            seed: config.seed,
+            shuffle: config.shuffle,
+            tools: means.shown.clone(),
+            on_bad: self.on_bad,
+            fields: config.fields.clone(),
+        };
+        let load = |files: &[PathBuf], options: PromptOptions| -> Result<Prompts> {
+            let prompts = Prompts::load(files, options)?;
+            for (path, line) in prompts.skipped() {
+                self.listener.warn(&format!("{}:{line}: left out", path.display()));
+            }
+            reward::check(&prompts, means.scorer.as_ref())?;
+            Ok(prompts)
+        };
+        let prompts = load(self.data, of_prompts.clone())?;
+        let held_out = match self.val {
+            Some(path) => {
+                let of_prompts = PromptOptions { shuffle: false, ..of_prompts };
+                Some(load(&[path.to_owned()], of_prompts)?)
+            }
+            None => None,
+        };
         let rows = config.batch_size * options.group_size;
         let size = EngineSize { config: self.model.config(), context, rows };
-        let mut engine = (means.engine)(size)?;
+        let engine = RefCell::new((means.engine)(size)?);
         self.listener.say(&format!(
             "data: {}, {} each; at most {} in {} ids",
             counted(prompts.len(), "prompt"),
@@ -151,6 +164,10 @@ impl Learning<'_> {
             context
         ));
         let of_agent = config.stage == mmx_data::stages::AGENT.name;
+        if of_agent && options.overlong_buffer > 0 {
+            let expected = "none with stage agent, whose limit is that of a turn";
+            return Err(Error::setting("overlong_buffer", expected, options.overlong_buffer));
+        }
         let reference = config.recipe == "2026";
         let stop_ids = self.tokenizer.stop_ids(&self.model.config().eos_token_id);
         let all = prompts.len().div_ceil(config.batch_size).saturating_mul(config.epochs);
@@ -158,32 +175,50 @@ impl Learning<'_> {
             (Some(steps), None) => all.min(steps.saturating_mul(config.accumulation)),
             _ => all,
         };
-        let sampler = Sampler {
+        let limits = Limits {
+            max_new,
+            context,
+            // the reference never trains the id that closes a turn of an agent
+            learn_stop: !(of_agent && reference),
+            ..Limits::default()
+        };
+        let sampling = Sampling {
+            temperature: options.temperature as f32,
+            top_k: options.top_k,
+            top_p: options.top_p as f32,
+            stop: stop_ids,
+        };
+        let (scorer, tools) = (means.scorer.as_ref(), means.tools.as_deref());
+        // one answer of each prompt
+        let sampler = |prompts, sampling| Sampler {
             model: self.model,
             tokenizer: self.tokenizer,
-            prompts: &prompts,
-            engine: engine.as_mut(),
-            scorer: means.scorer.as_ref(),
-            tools: means.tools.as_deref(),
-            sampling: Sampling {
-                temperature: options.temperature as f32,
-                top_k: options.top_k,
-                top_p: options.top_p as f32,
-                stop: stop_ids,
-            },
-            limits: Limits {
-                max_new,
-                context,
-                // the reference never trains the id that closes a turn of an agent
-                learn_stop: !(of_agent && reference),
-                ..Limits::default()
-            },
+            prompts,
+            engine: &engine,
+            scorer,
+            tools,
+            sampling,
+            limits: limits.clone(),
             prompts_each: config.batch_size,
+            group_size: 1,
+            rows_differ: false,
+            resample: 0,
+            overlong_buffer: 0,
+            seed: config.seed,
+            shown: Vec::new(),
+            listener: self.listener,
+        };
+        let greedy = Sampling { temperature: 0.0, ..sampling.clone() };
+        let tasks = held_out
+            .as_ref()
+            .map(|prompts| HeldOutTasks { sampler: sampler(prompts, greedy.clone()) });
+        let sampler = Sampler {
             group_size: options.group_size,
             rows_differ: of_agent,
-            seed: config.seed,
+            resample: options.resample,
+            overlong_buffer: options.overlong_buffer,
             shown: vec![0, last.saturating_sub(1) as u64],
-            listener: self.listener,
+            ..sampler(&prompts, sampling)
         };
         let parameters = self.model.config().parameters().0;
         let key = self.model.config().num_key_value_heads * self.model.config().head_dim;
@@ -192,7 +227,8 @@ impl Learning<'_> {
         let name = self.data.first().map_or_else(String::new, |of| of.display().to_string());
         let origin = Origin::Engine(Box::new(sampler));
         let source = self.source(options, origin, Path::new(&name));
-        self.train(source, parameters + cache, claim, stop)
+        let held_out = tasks.map(|tasks| Box::new(tasks) as Box<dyn HeldOut + '_>);
+        self.train(source, parameters + cache, held_out, claim, stop)
     }
 
     /// Batches of some origin.
@@ -214,6 +250,7 @@ impl Learning<'_> {
         &self,
         mut source: Source<'_>,
         engine: usize,
+        held_out: Option<Box<dyn HeldOut + '_>>,
         claim: Option<Claim>,
         stop: &AtomicBool,
     ) -> Result<Outcome> {
@@ -224,6 +261,8 @@ impl Learning<'_> {
         let of_critic: usize = critic.iter().map(|v| v.tensor.numel()).sum();
         let trained: usize = trainable.iter().map(|v| v.tensor.numel()).sum();
         let optimizer = config.optimizer();
+        let (rows, positions) = source.longest_size();
+        let rows = self.stage.rows_at_a_time(model, rows, positions);
         let estimate = Estimate::new(&Workload {
             config: model.config(),
             compute: model.compute(),
@@ -232,7 +271,7 @@ impl Learning<'_> {
             moments: optimizer.moments(&trainable) + optimizer.moments(&critic),
             weights: model.config().parameters().0 + self.frozen_weights + of_critic + engine,
             two_distributions: false,
-            largest: source.longest_size(),
+            largest: (rows, positions),
             moments_among: 1,
         });
         let can_be_had = available(model.device());
@@ -276,7 +315,7 @@ impl Learning<'_> {
             },
             save_every: self.save_every,
             trace: self.trace,
-            validation: None,
+            held_out,
         };
         session::run(&mut trainer, self.stage, &mut session, stop)
     }

@@ -22,6 +22,7 @@
 //! | `micro_step` | the numbers of micro-steps, of all processes, brought to the host |
 //! | [`schedule`], [`optim`] | the learning rate of a micro-step; the update: AdamW |
 //! | [`session`] | a trainer from its position to its end, with checkpoints and validation |
+//! | [`held_out`] | what a model is measured with besides its training data |
 //! | [`checkpoint`] | a run's state in a model's folder, whole or not at all |
 //! | [`report`] | metrics.jsonl, TensorBoard's files, continued samples, the trace |
 //! | [`distributed`] | many processes that train one model: how they meet, sums over all of them |
@@ -81,6 +82,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod distributed;
 pub mod error;
+pub mod held_out;
 pub mod job;
 mod kernel;
 pub mod learn;

@@ -6,8 +6,8 @@
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::error::{Error, Result, TorchError};
-use crate::kernel;
 use crate::kernel::autograd::differentiable;
+use crate::kernel::{self, Scores};
 use crate::model::device::upload;
 use crate::model::{Model, wide};
 use mmx_data::Batch;
@@ -15,8 +15,8 @@ use mmx_data::Batch;
 /// The learned targets of a batch, on the device.
 #[derive(Debug)]
 pub struct Targets {
-    /// Positions of the targets in the flattened `[batch * seq]`, ascending, int64 `[n]`; none when
-    /// all are learned.
+    /// Positions before the targets in the flattened `[batch * seq]` of hidden states, int64 `[n]`;
+    /// none when all are learned.
     rows: Option<Tensor>,
     /// Ids of the targets, int64 `[n]`.
     ids: Tensor,
@@ -36,7 +36,16 @@ impl Targets {
     /// # Errors
     /// libtorch's.
     pub fn new(batch: &Batch, device: Device) -> Result<Option<Self>> {
-        Self::build(batch, device, None)
+        Self::build(batch, device, None, None)
+    }
+
+    /// The learned targets of a batch whose positions are computed elsewhere: `places` says at which
+    /// one of the hidden states each is.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn at(batch: &Batch, places: &[usize], device: Device) -> Result<Option<Self>> {
+        Self::build(batch, device, None, Some(places))
     }
 
     /// Targets with a weight for every position, from whether it is learned and its target:
@@ -50,13 +59,14 @@ impl Targets {
         device: Device,
         weight: &dyn Fn(bool, i64) -> f32,
     ) -> Result<Option<Self>> {
-        Self::build(batch, device, Some(weight))
+        Self::build(batch, device, Some(weight), None)
     }
 
     fn build(
         batch: &Batch,
         device: Device,
         weight: Option<&dyn Fn(bool, i64) -> f32>,
+        places: Option<&[usize]>,
     ) -> Result<Option<Self>> {
         let learned = |i: usize| batch.mask[i] != 0.0;
         let of = |i: usize| match weight {
@@ -78,8 +88,10 @@ impl Targets {
                 }
                 None => None,
             };
-            let (all, none_here) = (rows.len() == batch.mask.len(), rows.is_empty());
-            let rows: Vec<i64> = rows.iter().map(|&i| i as i64).collect();
+            let all = rows.len() == batch.mask.len() && places.is_none();
+            let none_here = rows.is_empty();
+            let place = |&i: &usize| places.map_or(i, |places| places[i]) as i64;
+            let rows: Vec<i64> = rows.iter().map(place).collect();
             let rows = match all {
                 true => None,
                 false => Some(upload(&Tensor::f_from_slice(&rows)?, device)?),
@@ -104,6 +116,12 @@ impl Targets {
     fn nothing(&self) -> Result<Tensor> {
         let zero = Tensor::f_zeros([], (Kind::Float, self.ids.device()));
         zero.map_err(|e| Error::torch("loss", &e))
+    }
+
+    /// No values at all: float32 `[0]`.
+    fn no_values(&self) -> Result<Tensor> {
+        let none = Tensor::f_zeros([0], (Kind::Float, self.ids.device()));
+        none.map_err(|e| Error::torch("log-probabilities", &e))
     }
 
     /// The hidden states before the learned targets: `[batch, seq, hidden]` to `[n, hidden]`.
@@ -142,19 +160,24 @@ pub fn cross_entropy(model: &Model, hidden: &Tensor, targets: &Targets) -> Resul
     let loss = || -> Result<Tensor, TchError> {
         let mut sums = Vec::new();
         let weights = targets.weights.as_ref();
-        let gradients = through_head(model.head_weight(), &rows, &mut |at, mut logits| {
-            if kernel::takes(&[&logits]) {
-                let (ids, weights) =
-                    (at.cut(&targets.ids)?, weights.map(|w| at.cut(w)).transpose()?);
-                let entropies =
-                    kernel::cross_entropy_and_gradient(&mut logits, &ids, weights.as_ref(), scale)?;
-                sums.push(entropies.f_sum(Kind::Float)?);
-                return Ok(logits);
-            }
-            let token = Token::new(logits, &targets.ids, weights, at)?;
-            sums.push(token.entropy()?.f_sum(wide)?);
-            token.gradient(scale)
-        })?;
+        let gradients =
+            through_head(model.head_weight(), &rows, Vec::new(), &mut |at, mut logits| {
+                if kernel::takes(&[&logits]) {
+                    let (ids, weights) =
+                        (at.cut(&targets.ids)?, weights.map(|w| at.cut(w)).transpose()?);
+                    let entropies = kernel::cross_entropy_and_gradient(
+                        &mut logits,
+                        &ids,
+                        weights.as_ref(),
+                        scale,
+                    )?;
+                    sums.push(entropies.f_sum(Kind::Float)?);
+                    return Ok(logits);
+                }
+                let token = Token::new(logits, &targets.ids, weights, at)?;
+                sums.push(token.entropy()?.f_sum(wide)?);
+                token.gradient(scale)
+            })?;
         let value = Tensor::f_stack(&sums, 0)?.f_sum(wide)?.f_mul_scalar(scale)?;
         gradients.attach(&value)
     };
@@ -196,7 +219,7 @@ pub fn distillation(
         let (mut entropies, mut divergences) = (Vec::new(), Vec::new());
         let weights = targets.weights.as_ref();
         let teacher_head = teacher.head_weight().detach().f_to_kind(teacher_rows.kind())?;
-        let gradients = through_head(model.head_weight(), &rows, &mut |at, logits| {
+        let gradients = through_head(model.head_weight(), &rows, Vec::new(), &mut |at, logits| {
             let logits = logits.f_to_kind(wide)?;
             let softer = logits.f_div_scalar(temperature)?.f_log_softmax(-1, wide)?;
             let of_teacher = teacher_rows
@@ -231,48 +254,53 @@ pub fn distillation(
 /// # Errors
 /// libtorch's.
 pub fn log_probabilities(model: &Model, hidden: &Tensor, targets: &Targets) -> Result<Tensor> {
-    scores(model, hidden, targets, false).map(|(logps, _)| logps)
-}
-
-/// Log-probabilities of the targets, and where `with_entropies` the entropies of the distributions
-/// that they are from (else nothing of use), both float32 `[n]` and without a gradient.
-fn scores(
-    model: &Model,
-    hidden: &Tensor,
-    targets: &Targets,
-    with_entropies: bool,
-) -> Result<(Tensor, Tensor)> {
     if targets.none_here {
-        let none = || -> Result<Tensor> {
-            let none = targets.nothing()?.f_repeat([0]); // [0]
-            none.map_err(|e| Error::torch("log-probabilities", &e))
-        };
-        return Ok((none()?, none()?));
+        return targets.no_values();
     }
     let rows = targets.select(hidden)?.detach(); // [n, hidden]
-    let read = || -> Result<(Tensor, Tensor), TchError> {
-        let (mut surprises, mut entropies) = (Vec::new(), Vec::new());
-        through_head(model.head_weight(), &rows, &mut |at, logits| {
-            let token = Token::new(logits.shallow_clone(), &targets.ids, None, at)?;
-            surprises.push(token.entropy()?);
-            if with_entropies {
-                entropies.push(token.entropy_of_all()?);
+    let found = scores(model, &rows, targets, Entropies::Unused, &mut |_| ());
+    found.map(|found| found.logps).map_err(|e| Error::torch("log-probabilities", &e))
+}
+
+/// Bytes of logits that are kept from the time they are scored to the time their gradient is wanted:
+/// to compute them again takes a third of what the head takes.
+const KEPT_LOGITS: i64 = 128 << 20;
+
+/// The targets' scores, float32 `[n]` each and without a gradient, from the hidden states before
+/// them, `[n, hidden]`; `keep` is given each chunk's logits. Entropies nobody uses may be zeros.
+fn scores(
+    model: &Model,
+    rows: &Tensor,
+    targets: &Targets,
+    entropies: Entropies,
+    keep: &mut dyn FnMut(Tensor),
+) -> Result<Scores, TchError> {
+    let mut found: [Vec<Tensor>; 3] = Default::default();
+    through_head(model.head_weight(), rows, Vec::new(), &mut |at, logits| {
+        let chunk = match kernel::takes(&[&logits]) {
+            true => kernel::scores(&logits, &at.cut(&targets.ids)?)?,
+            false => {
+                let token = Token::new(logits.shallow_clone(), &targets.ids, None, at)?;
+                let flat = |of: Tensor| of.f_squeeze_dim(1);
+                let logps = flat(token.entropy()?.f_neg()?)?;
+                let entropies = match entropies {
+                    Entropies::Unused => logps.f_zeros_like()?,
+                    Entropies::Fixed | Entropies::Learned => flat(token.entropy_of_all()?)?,
+                };
+                Scores { logps, entropies, normalizers: flat(token.normalizer)? }
             }
-            Ok(logits) // nobody takes this gradient: the rows have none
-        })?;
-        let logps = Tensor::f_cat(&surprises, 0)?.f_squeeze_dim(1)?.f_neg()?;
-        let entropies = match with_entropies {
-            true => Tensor::f_cat(&entropies, 0)?.f_squeeze_dim(1)?,
-            false => logps.f_zeros_like()?,
         };
-        Ok((logps, entropies))
-    };
-    read().map_err(|e| Error::torch("log-probabilities", &e))
+        let chunk = [chunk.logps, chunk.entropies, chunk.normalizers];
+        found.iter_mut().zip(chunk).for_each(|(list, of)| list.push(of));
+        keep(logits.shallow_clone());
+        Ok(logits) // nobody takes this gradient: the rows have none
+    })?;
+    let [logps, entropies, normalizers] = found.map(|list| Tensor::f_cat(&list, 0));
+    Ok(Scores { logps: logps?, entropies: entropies?, normalizers: normalizers? })
 }
 
 /// A scalar function of the targets' log-probabilities, with its gradient through the model:
-/// `function` says what they give, and the head's products are done a second time with its
-/// derivative.
+/// `function` says what they give.
 ///
 /// # Errors
 /// libtorch's, and the function's.
@@ -282,11 +310,22 @@ pub fn of_log_probabilities(
     targets: &Targets,
     function: &dyn Fn(&Tensor) -> Result<Tensor, TchError>,
 ) -> Result<Tensor> {
-    of_scores(model, hidden, targets, false, &|logps, _| function(logps))
+    of_scores(model, hidden, targets, Entropies::Unused, &|logps, _| function(logps))
 }
 
-/// A scalar function of the targets' log-probabilities and, where `with_entropies`, of the entropies
-/// of the distributions that they are from, with its gradient through the model.
+/// The use that a function makes of entropies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entropies {
+    /// None: they may be any numbers.
+    Unused,
+    /// Their values.
+    Fixed,
+    /// Their values, and what it gives has a gradient through them.
+    Learned,
+}
+
+/// A scalar function of the targets' log-probabilities and of the entropies of the distributions that
+/// they are from, with its gradient through the model.
 ///
 /// # Errors
 /// libtorch's, and the function's.
@@ -294,27 +333,56 @@ pub fn of_scores(
     model: &Model,
     hidden: &Tensor,
     targets: &Targets,
-    with_entropies: bool,
+    use_of_entropies: Entropies,
     function: &dyn Fn(&Tensor, &Tensor) -> Result<Tensor, TchError>,
 ) -> Result<Tensor> {
-    let (logps, entropies) = scores(model, hidden, targets, with_entropies)?;
-    let logps = logps.set_requires_grad(true); // [n]
-    let entropies = entropies.set_requires_grad(with_entropies); // [n]
-    let rows = targets.select(hidden)?;
+    let doing = |e| Error::torch("loss of log-probabilities", &e);
+    let rows = targets.select(hidden)?; // [n, hidden]
+    let learns = rows.requires_grad() && !targets.none_here;
+    let bytes = rows.size()[0] * model.config().vocab_size as i64 * 4;
+    let (mut kept, keeps) = (Vec::new(), learns && bytes <= KEPT_LOGITS);
+    let found = match targets.none_here {
+        true => {
+            let none = || targets.no_values();
+            Scores { logps: none()?, entropies: none()?, normalizers: none()? }
+        }
+        false => {
+            let mut keep = |logits| {
+                if keeps {
+                    kept.push(logits)
+                }
+            };
+            let rows = rows.detach();
+            scores(model, &rows, targets, use_of_entropies, &mut keep).map_err(doing)?
+        }
+    };
     let loss = || -> Result<Tensor, TchError> {
+        let logps = found.logps.f_detach()?.set_requires_grad(true); // [n]
+        let entropies = found.entropies.f_detach()?; // [n]
+        let entropies = entropies.set_requires_grad(use_of_entropies == Entropies::Learned);
         let value = function(&logps, &entropies)?;
-        if !rows.requires_grad() || targets.none_here || !value.requires_grad() {
+        if !learns || !value.requires_grad() {
             return Ok(value.detach());
         }
         let derivatives = gradients_of(&value, &logps, &entropies)?;
         let of = |i: usize| derivatives.get(i).filter(|of| of.defined());
-        let weights = match of(0) {
-            Some(derivative) => derivative.f_neg()?,
+        let of_logps = match of(0) {
+            Some(derivative) => derivative.f_contiguous()?,
             None => logps.f_zeros_like()?,
         };
-        let gradients = through_head(model.head_weight(), &rows, &mut |at, logits| {
+        let of_entropies = of(1).map(Tensor::f_contiguous).transpose()?;
+        let gradients = through_head(model.head_weight(), &rows, kept, &mut |at, mut logits| {
+            if kernel::takes(&[&logits]) {
+                let of_chunk = found.cut(at)?;
+                let (ids, of_logps) = (at.cut(&targets.ids)?, at.cut(&of_logps)?);
+                let of_entropies = of_entropies.as_ref().map(|of| at.cut(of)).transpose()?;
+                let of_entropies = of_entropies.as_ref();
+                kernel::scores_gradient(&mut logits, &ids, &of_chunk, &of_logps, of_entropies)?;
+                return Ok(logits);
+            }
+            let weights = of_logps.f_neg()?;
             let token = Token::new(logits, &targets.ids, Some(&weights), at)?;
-            let more = match of(1) {
+            let more = match &of_entropies {
                 Some(derivative) => Some(token.gradient_of_entropy(&at.cut(derivative)?)?),
                 None => None,
             };
@@ -323,7 +391,18 @@ pub fn of_scores(
         })?;
         gradients.attach(&value.detach())
     };
-    loss().map_err(|e| Error::torch("loss of log-probabilities", &e))
+    loss().map_err(doing)
+}
+
+impl Scores {
+    /// Those of a chunk.
+    fn cut(&self, at: Chunk) -> Result<Self, TchError> {
+        Ok(Self {
+            logps: at.cut(&self.logps)?,
+            entropies: at.cut(&self.entropies)?,
+            normalizers: at.cut(&self.normalizers)?,
+        })
+    }
 }
 
 /// The derivatives of a scalar in both; an undefined one where it does not depend on it.
@@ -450,10 +529,11 @@ impl Gradients<'_> {
 /// `loss` takes a chunk's logits `[length, vocab]`, in the compute type and its own to change, and
 /// gives their gradient, from which two products make those of `rows [n, hidden]` (in the compute
 /// type) and of `head [vocab, hidden]` (float32). Rows without a gradient (outside training) cost
-/// the forward product only.
+/// the forward product only. `kept`: the logits of all chunks, where they are known (else empty).
 fn through_head<'a>(
     head: &'a Tensor,
     rows: &'a Tensor,
+    kept: Vec<Tensor>,
     loss: &mut dyn FnMut(Chunk, Tensor) -> Result<Tensor, TchError>,
 ) -> Result<Gradients<'a>, TchError> {
     tch::no_grad(|| {
@@ -470,12 +550,15 @@ fn through_head<'a>(
             false => None,
         };
         let mut of_rows = Vec::new();
-        let mut start = 0;
+        let (mut start, mut kept) = (0, kept.into_iter());
         while start < count {
             let length = CHUNK.min(count - start);
             let chunk = plain_rows.f_narrow(0, start, length)?;
             // [length, hidden] -> [length, vocab]
-            let logits = mm(&chunk, &head_in_compute.f_transpose(0, 1)?)?;
+            let logits = match kept.next() {
+                Some(logits) => logits,
+                None => mm(&chunk, &head_in_compute.f_transpose(0, 1)?)?,
+            };
             let gradient = loss(Chunk { start, length }, logits)?;
             if wanted {
                 let gradient = gradient.f_to_kind(compute)?;

@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 
 use crate::checkpoint::{self, Context};
 use crate::error::{Error, Result, TorchError};
+use crate::held_out::{HeldOut, Measured, VAL_LOSS, VAL_REWARD};
 use crate::model::Model;
 use crate::ranks::Ranks;
 use crate::report::log::{Metrics, Progress, trace};
@@ -38,8 +39,8 @@ pub struct Session<'a> {
     pub save_every: Option<usize>,
     /// Where the trace goes.
     pub trace: Option<&'a Path>,
-    /// The held-out batches.
-    pub validation: Option<Validation<'a>>,
+    /// What the model is measured with besides.
+    pub held_out: Option<Box<dyn HeldOut + 'a>>,
 }
 
 /// Held-out batches: with each checkpoint their loss, and how the model continues the first of
@@ -63,6 +64,25 @@ impl<'a> Validation<'a> {
     }
 }
 
+impl HeldOut for Validation<'_> {
+    fn name(&self) -> &'static str {
+        VAL_LOSS
+    }
+
+    fn in_words(&self) -> &'static str {
+        "held-out loss"
+    }
+
+    fn measure(&mut self, stage: &dyn Stage, model: &Model, ranks: &Ranks) -> Result<Measured> {
+        let value = held_out_loss(stage, model, self.batches, ranks)?;
+        let samples = match &self.prompts {
+            Some(prompts) => prompts.continued(model, self.tokenizer)?,
+            None => Vec::new(),
+        };
+        Ok(Measured { value, numbers: Vec::new(), samples })
+    }
+}
+
 /// The end of a run in numbers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
@@ -81,6 +101,8 @@ pub struct Outcome {
     pub loss_before: Option<f64>,
     /// The loss of the last validation.
     pub val_loss: Option<f64>,
+    /// The mean reward of the last validation.
+    pub val_reward: Option<f64>,
     /// Tokens a second without padding, over the whole session.
     pub tokens_per_s: f64,
     /// Duration of this session.
@@ -118,7 +140,7 @@ pub fn run(
     };
     // a run at its beginning has nothing to lose
     let saved = (trainer.position(), None);
-    let mut run = Run { saved, saving: false, val_loss: None, last_save: Instant::now() };
+    let mut run = Run { saved, saving: false, measured: None, last_save: Instant::now() };
     let outcome = run.finish(trainer, stage, session, stop);
     if outcome.is_err() {
         run.rescue(trainer, session);
@@ -133,7 +155,8 @@ struct Run {
     saved: (Position, Option<PathBuf>),
     /// A checkpoint is being written.
     saving: bool,
-    val_loss: Option<f64>,
+    /// Name and value of what was measured last.
+    measured: Option<(&'static str, f64)>,
     last_save: Instant,
 }
 
@@ -163,6 +186,9 @@ impl Run {
         let mut traced: Vec<MicroStep> = Vec::new();
         let (begun, mut tokens) = (Instant::now(), 0);
         let (mut loss, mut interrupted) = (None, false);
+        if first.micro_step == 0 && session.held_out.as_ref().is_some_and(|of| of.before()) {
+            self.validate(trainer, stage, session, &mut metrics, &progress)?;
+        }
         loop {
             let asked = stop.load(Ordering::Relaxed);
             if alone && asked {
@@ -240,7 +266,8 @@ impl Run {
             loss,
             nothing_left,
             loss_before,
-            val_loss: self.val_loss,
+            val_loss: self.last(VAL_LOSS),
+            val_reward: self.last(VAL_REWARD),
             tokens_per_s: tokens as f64 / seconds.max(1e-9),
             seconds,
             interrupted,
@@ -271,8 +298,12 @@ impl Run {
         Ok(path)
     }
 
-    /// The loss of the held-out batches and a few continuations, written to the logs and shown;
-    /// once per step.
+    /// What was measured last, if it has this name.
+    fn last(&self, name: &str) -> Option<f64> {
+        self.measured.filter(|(of, _)| *of == name).map(|(_, value)| value)
+    }
+
+    /// Measures the model with what is held out; written to the logs and shown, once per step.
     fn validate(
         &mut self,
         trainer: &Trainer<'_>,
@@ -281,31 +312,28 @@ impl Run {
         metrics: &mut Option<Metrics>,
         progress: &Progress<'_>,
     ) -> Result<()> {
-        let Some(validation) = &mut session.validation else { return Ok(()) };
+        let Some(held_out) = &mut session.held_out else { return Ok(()) };
+        let (name, in_words) = (held_out.name(), held_out.in_words());
         let (model, step, ranks) = (trainer.model(), trainer.position().step, trainer.ranks());
         // the model has not changed since the session before
         let logged = metrics.as_ref().and_then(Metrics::validated).filter(|(of, _)| *of == step);
         let known = ranks.numbers_of_first(&[f64::from(u8::from(logged.is_some()))])?;
         if known.first() == Some(&1.0) {
-            self.val_loss = logged.and_then(|(_, loss)| loss);
-            if let Some(loss) = self.val_loss {
-                progress.say(&format!("step {step}  held-out loss {loss:.4}, as logged before"));
+            self.measured = logged.and_then(|(_, value)| Some((name, value?)));
+            if let Some((_, value)) = self.measured {
+                progress.say(&format!("step {step}  {in_words} {value:.4}, as logged before"));
             }
             return Ok(());
         }
-        let loss = held_out_loss(stage, model, validation.batches, ranks)?;
-        let samples = match &validation.prompts {
-            Some(prompts) => prompts.continued(model, validation.tokenizer)?,
-            None => Vec::new(),
-        };
+        let measured = held_out.measure(stage, model, ranks)?;
         if let Some(metrics) = metrics {
-            metrics.validation(step, loss, &samples)?;
+            metrics.validation(step, name, &measured)?;
         }
-        if let Some(loss) = loss {
-            progress.say(&format!("step {step}  held-out loss {loss:.4}"));
+        if let Some(value) = measured.value {
+            progress.say(&format!("step {step}  {in_words} {value:.4}"));
         }
-        samples.iter().for_each(|sample| progress.say(&sample.to_line()));
-        self.val_loss = loss.or(self.val_loss);
+        measured.samples.iter().for_each(|sample| progress.say(&sample.to_line()));
+        self.measured = measured.value.map(|value| (name, value)).or(self.measured);
         Ok(())
     }
 

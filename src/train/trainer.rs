@@ -17,7 +17,7 @@ use crate::model::Model;
 use crate::optim::{Optimizer, Rates};
 use crate::ranks::{Ranks, Spread};
 use crate::schedule::Schedule;
-use crate::stage::Stage;
+use crate::stage::{Loss, Stage};
 use mmx_data::Batch;
 use mmx_data::batches::Batches;
 
@@ -281,15 +281,29 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// No memory.
     pub fn rehearse(&mut self, batch: &Batch) -> Result<()> {
-        let loss = self.stage.loss(self.model, batch)?;
-        if let Some(total) = &loss.total {
-            self.optimizer.accumulate(total, 0.0)?;
-        }
-        if let (Some(critic), Some(of)) = (&mut self.critic, &loss.critic) {
-            critic.accumulate(of, 0.0)?;
-        }
+        self.learn(batch, 0.0)?;
         self.discard();
+        self.stage.rewound();
         Ok(())
+    }
+
+    /// Adds the gradient of a micro-step's loss times `share`, and gives the loss.
+    fn learn(&mut self, batch: &Batch, share: f64) -> Result<Loss> {
+        let (model, stage) = (self.model, self.stage);
+        let mut first = true;
+        let loss = stage.learn(model, batch, &mut |loss| {
+            let further = !std::mem::take(&mut first);
+            let critic = self.critic.as_mut().zip(loss.critic.as_ref());
+            let policy = loss.total.as_ref().map(|total| (&mut self.optimizer, total));
+            for (optimizer, of) in policy.into_iter().chain(critic) {
+                optimizer.accumulate(of, share)?;
+                if further {
+                    optimizer.count_as_before(); // one micro-step, in parts
+                }
+            }
+            Ok(())
+        })?;
+        Ok(loss.detached())
     }
 
     /// Drops what has been accumulated.
@@ -319,6 +333,7 @@ impl<'a> Trainer<'a> {
         let Some(whole) = self.whole else { return false };
         self.pending.clear();
         self.discard();
+        self.stage.rewound();
         self.position = whole;
         true
     }
@@ -346,14 +361,7 @@ impl<'a> Trainer<'a> {
             muon: self.schedule.lr(peaks.muon, micro_step, step),
             adamw: self.schedule.lr(peaks.adamw, micro_step, step),
         };
-        let loss = self.stage.loss(self.model, &batch)?;
-        let share = 1.0 / self.config.accumulation as f64;
-        if let Some(total) = &loss.total {
-            self.optimizer.accumulate(total, share)?;
-        }
-        if let (Some(critic), Some(of)) = (&mut self.critic, &loss.critic) {
-            critic.accumulate(of, share)?;
-        }
+        let loss = self.learn(&batch, 1.0 / self.config.accumulation as f64)?;
         let skip = loss.skip;
         let tokens = real_tokens(&batch, i64::from(self.model.config().pad_token_id));
         let minibatch = batch.rewarded.as_ref().and_then(|of| of.minibatch.as_ref());
@@ -361,7 +369,7 @@ impl<'a> Trainer<'a> {
         self.pending.push(Pending {
             step: micro_step,
             rates,
-            loss: loss.detached(),
+            loss,
             lines: batch.lines,
             tokens,
             share: batch.share,
@@ -394,6 +402,7 @@ impl<'a> Trainer<'a> {
     /// Remembers the position where nothing is accumulated.
     fn mark(&mut self) {
         if self.optimizer.accumulated() == 0 && self.pending.is_empty() {
+            self.stage.stepped();
             self.whole = Some(self.position);
         }
     }

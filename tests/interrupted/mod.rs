@@ -11,7 +11,7 @@ use crate::common::{shared, text};
 
 /// What each stage trains, tiny: packed rows where the stage has them, accumulations that an epoch's end cuts
 /// short, a checkpoint with every optimizer step.
-pub(crate) const STAGES: [&str; 10] = [
+pub(crate) const STAGES: [&str; 12] = [
     "pretrain",
     "pretrain with muon",
     "sft",
@@ -20,6 +20,8 @@ pub(crate) const STAGES: [&str; 10] = [
     "distill",
     "reason",
     "grpo",
+    "grpo by spo",
+    "cispo",
     "ppo",
     "agent",
 ];
@@ -32,6 +34,7 @@ pub(crate) fn command(stage: &str, out: &Path) -> Command {
 /// The same with so many checkpoints kept.
 pub(crate) fn keeping(stage: &str, out: &Path, keep: &str) -> Command {
     let (stage, optimizer) = stage.split_once(" with ").unwrap_or((stage, "adamw"));
+    let (stage, loss) = stage.split_once(" by ").map_or((stage, None), |(a, b)| (a, Some(b)));
     let (model, teacher) = (shared("golden/minimind2"), shared("golden/minimind3"));
     let (tokenizer, data) = (shared("golden"), format!("golden/{}.jsonl", data_of(stage)));
     let data = shared(&data);
@@ -39,7 +42,7 @@ pub(crate) fn keeping(stage: &str, out: &Path, keep: &str) -> Command {
     command.args(["train", stage, "--tokenizer", text(&tokenizer), "--data", text(&data)]);
     match stage {
         "pretrain" => command.args(["--preset", "tiny"]),
-        "grpo" | "ppo" | "agent" => {
+        "grpo" | "cispo" | "ppo" | "agent" => {
             let rollouts = shared("golden-rl/rollouts.jsonl");
             let policy = shared("golden-2026/minimind3");
             command.args(["--from", text(&policy), "--rollouts", text(&rollouts)])
@@ -50,6 +53,7 @@ pub(crate) fn keeping(stage: &str, out: &Path, keep: &str) -> Command {
     command.args(["--batch-size", "1", "--accum", "3", "--epochs", "3", "--lr", "1e-3"]);
     command.args(["--max-seq-len", "96", "--dtype", "f32", "--device", "cpu", "--threads", "1"]);
     command.args(["--optimizer", optimizer]);
+    command.args(loss.into_iter().flat_map(|loss| ["--loss", loss]));
     command.args(["--save-every", "1", "--keep", keep, "--resume", "--out", text(out)]);
     // no second start of the process: every moment until the kill is the run's own
     command.env("GOMP_SPINCOUNT", "1000").stdin(Stdio::null()).stdout(Stdio::null());
@@ -58,7 +62,7 @@ pub(crate) fn keeping(stage: &str, out: &Path, keep: &str) -> Command {
 
 fn data_of(stage: &str) -> &str {
     match stage {
-        "lora" | "distill" | "grpo" | "ppo" | "agent" => "sft",
+        "lora" | "distill" | "grpo" | "cispo" | "ppo" | "agent" => "sft",
         other => other,
     }
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::pool::{self, Failures};
 use super::questions::{Question, by_turn};
-use super::store::{Store, key};
+use super::store::{Line, Store, key};
 
 /// A model that is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]

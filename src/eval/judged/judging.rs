@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::answers::{Answers, Contestant, answer_of, shown};
 use super::pool::{self, Failures};
 use super::questions::Question;
-use super::store::{Store, key};
+use super::store::{Line, Store, key};
 
 /// A judge's words about two answers in one order.
 #[derive(Clone, Debug, PartialEq)]

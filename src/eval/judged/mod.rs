@@ -32,5 +32,5 @@ pub use local::Local;
 pub use page::{Judged, Page, html, in_words, left_out};
 pub use pool::Failures;
 pub use questions::{Question, read};
-pub use store::Store;
+pub use store::{Line, Store};
 pub use tally::{Places, Standing, Tally, tally};

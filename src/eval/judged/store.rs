@@ -12,12 +12,15 @@ use mmx_converters::{Error, Result, digest, file};
 use mmx_data::asking::Journal;
 use serde_json::Value;
 
+/// A line of a store: its key, and what is kept under it.
+pub type Line = (String, Value);
+
 /// A file of answers or verdicts, and its journal.
 #[derive(Debug)]
 pub struct Store {
     path: PathBuf,
     /// The lines that the file holds, in order, and their places by key.
-    lines: Vec<(String, Value)>,
+    lines: Vec<Line>,
     places: HashMap<String, usize>,
     /// Until the file is written.
     journal: Option<Journal<String>>,
@@ -89,10 +92,10 @@ impl Store {
     ///
     /// # Errors
     /// A file that cannot be written.
-    pub fn finish(mut self, lines: Vec<(String, Value)>) -> Result<()> {
+    pub fn finish(mut self, lines: Vec<Line>) -> Result<()> {
         let Some(journal) = self.journal.take() else { return Ok(()) };
         let mut known = HashSet::new();
-        let mut all: Vec<(String, Value)> = Vec::new();
+        let mut all: Vec<Line> = Vec::new();
         for (key, line) in lines.into_iter().chain(std::mem::take(&mut self.lines)) {
             if known.insert(key.clone()) {
                 all.push((key, line));

@@ -40,6 +40,7 @@ pub(crate) fn run(args: &PlotArgs, as_json: bool) -> Result<()> {
                 "loss": last(&run.loss),
                 "val_loss": last(&run.val_loss),
                 "reward": last(&run.reward),
+                "val_reward": last(&run.val_reward),
             })
         });
         let rows: Vec<_> = rows.collect();

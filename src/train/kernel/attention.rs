@@ -3,6 +3,10 @@
 //! A sample's scores are computed for some queries at a time, up to their diagonal, and never kept:
 //! the backward pass computes them again from the logarithms of the softmax's sums (FlashAttention,
 //! Dao et al. 2022, arXiv:2205.14135). Several query heads may share a key and value head.
+//!
+//! Samples may go on from another one, whose positions they see before their own: its keys and
+//! values are there once, and their gradients are summed over all who saw them, in the samples'
+//! order.
 #![expect(unsafe_code, reason = "threads write rows of their own")]
 
 use std::ops::Range;
@@ -21,22 +25,35 @@ const BLOCK: usize = 64;
 
 /// Causal attention of `query [batch, seq, heads, head_dim]`, `key` and
 /// `value [batch, seq, kv_heads, head_dim]` to `[batch, seq, heads, head_dim]`. `lengths` of the
-/// samples sum to `batch * seq`; no position sees another sample. The scale is 1 / sqrt(head_dim).
+/// samples sum to `batch * seq`; no position sees another sample, but for the one that its sample
+/// goes on from: `parents` of the samples, none of which has a parent itself (empty: there are
+/// none). The scale is 1 / sqrt(head_dim).
 pub(crate) fn attention(
     query: &Tensor,
     key: &Tensor,
     value: &Tensor,
     lengths: &[i64],
+    parents: &[Option<usize>],
 ) -> Result<Tensor, TchError> {
     let plain = |t: &Tensor| t.f_detach()?.f_contiguous();
     let (q, k, v) = (plain(query)?, plain(key)?, plain(value)?);
     let (_, _, heads, head_dim) = q.size4()?;
     let (batch, seq, kv_heads, _) = k.size4()?;
+    let parent = |i: usize| parents.get(i).copied().flatten();
+    let bad = parents.iter().flatten().find(|&&of| of >= lengths.len() || parent(of).is_some());
+    if bad.is_some() || (!parents.is_empty() && parents.len() != lengths.len()) {
+        return Err(TchError::Torch(format!(
+            "attention: expected samples that go on from one without a parent, found {parents:?}"
+        )));
+    }
+    let (tasks, families, shared_rows) = tasks(lengths, parents, kv_heads as usize);
     let shape = Shape {
         heads: heads as usize,
         kv_heads: kv_heads as usize,
         head_dim: head_dim as usize,
-        tasks: tasks(lengths, kv_heads as usize),
+        tasks,
+        families,
+        shared_rows,
     };
     if lengths.iter().sum::<i64>() != batch * seq {
         return Err(TchError::Torch(format!(
@@ -68,25 +85,81 @@ struct Shape {
     kv_heads: usize,
     head_dim: usize,
     tasks: Vec<Task>,
+    /// What others go on from, and where the gradients of its keys are gathered.
+    families: Vec<Family>,
+    /// Rows of all that is gathered.
+    shared_rows: usize,
 }
 
 /// One key and value head of one sample: with all query heads that share it, one thread's work.
 #[derive(Clone)]
 struct Task {
-    /// Positions in the flattened `batch * seq`.
+    /// Positions of the sample that this one goes on from, in the flattened `batch * seq`.
+    before: Range<usize>,
+    /// Its own.
     tokens: Range<usize>,
     kv_head: usize,
+    /// Of a sample in a family: where what it gives to the shared keys and values is gathered, first
+    /// a row for each key, then for each value.
+    gathered: usize,
 }
 
-fn tasks(lengths: &[i64], kv_heads: usize) -> Vec<Task> {
-    let mut start = 0;
-    let mut tasks = Vec::with_capacity(lengths.len() * kv_heads);
-    for &length in lengths {
-        let tokens = start..start + length as usize;
-        start = tokens.end;
-        tasks.extend((0..kv_heads).map(|kv_head| Task { tokens: tokens.clone(), kv_head }));
+impl Task {
+    /// Positions whose keys and values are seen.
+    fn keys(&self) -> impl Iterator<Item = usize> {
+        self.before.clone().chain(self.tokens.clone())
     }
-    tasks
+
+    fn key_count(&self) -> usize {
+        self.before.len() + self.tokens.len()
+    }
+}
+
+/// One key and value head of a sample that others go on from.
+struct Family {
+    tokens: Range<usize>,
+    kv_head: usize,
+    /// Where its own gradients and those of the others are gathered, in the samples' order.
+    gathered: Vec<usize>,
+}
+
+fn tasks(
+    lengths: &[i64],
+    parents: &[Option<usize>],
+    kv_heads: usize,
+) -> (Vec<Task>, Vec<Family>, usize) {
+    let mut start = 0;
+    let range = |&length: &i64| {
+        start += length as usize;
+        start - length as usize..start
+    };
+    let ranges: Vec<Range<usize>> = lengths.iter().map(range).collect();
+    let parent = |i: usize| parents.get(i).copied().flatten();
+    let (mut tasks, mut families, mut rows) = (Vec::new(), Vec::<Family>::new(), 0);
+    let mut family = vec![None; lengths.len()];
+    for i in (0..lengths.len()).filter_map(parent) {
+        if family[i].is_none() {
+            family[i] = Some(families.len());
+            let of = |kv_head| Family { tokens: ranges[i].clone(), kv_head, gathered: Vec::new() };
+            families.extend((0..kv_heads).map(of));
+        }
+    }
+    for (i, tokens) in ranges.iter().enumerate() {
+        let (before, shared) = match parent(i) {
+            Some(of) => (ranges[of].clone(), of),
+            None => (0..0, i),
+        };
+        for kv_head in 0..kv_heads {
+            let gathered = rows;
+            if let Some(first) = family[shared] {
+                families[first + kv_head].gathered.push(gathered);
+                rows += 2 * ranges[shared].len();
+            }
+            let (before, tokens) = (before.clone(), tokens.clone());
+            tasks.push(Task { before, tokens, kv_head, gathered });
+        }
+    }
+    (tasks, families, rows)
 }
 
 impl Shape {
@@ -101,7 +174,9 @@ impl Shape {
 
     /// Calls `run` for every task, on all threads: each gets a run of tasks of about the same work.
     fn on_all_threads(&self, run: impl Fn(&Task, &mut Buffers) + Sync) {
-        let work = |task: &Task| task.tokens.len() * (task.tokens.len() + 2 * BLOCK);
+        let work = |task: &Task| {
+            task.tokens.len() * (2 * task.before.len() + task.tokens.len() + 2 * BLOCK)
+        };
         let total: usize = self.tasks.iter().map(work).sum();
         let threads = tch::get_num_threads().max(1) as usize;
         let mut parts = vec![Vec::new(); threads];
@@ -112,13 +187,18 @@ impl Shape {
             parts[part.min(threads - 1)].push(task);
             done += work(task);
         }
-        let longest = self.tasks.iter().map(|task| task.tokens.len()).max().unwrap_or(0);
+        let longest = self.tasks.iter().map(Task::key_count).max().unwrap_or(0);
         parallel(threads, 1, |range| {
             let mut buffers = Buffers::new(longest, self.head_dim);
             for task in parts[range].iter().flatten() {
                 run(task, &mut buffers);
             }
         });
+    }
+
+    /// Whether others go on from a task's sample, which does not go on from another one.
+    fn is_shared(&self, task: &Task) -> bool {
+        self.families.iter().any(|of| of.tokens == task.tokens && of.kv_head == task.kv_head)
     }
 
     /// The row of `[tokens, heads]` that a token's head is.
@@ -184,21 +264,21 @@ fn forward<T: Element>(
     let out_to = Rows::new(write::<T>(&mut out)?, d);
     let sums_to = Rows::new(write::<f32>(&mut sums)?, 1);
     shape.on_all_threads(|task, b| {
-        let length = task.tokens.len();
-        let kv_rows = || task.tokens.clone().map(|token| token * kv_heads + task.kv_head);
-        gather(k, d, kv_rows(), &mut b.key[..length * d]);
-        gather(v, d, kv_rows(), &mut b.value[..length * d]);
+        let (before, length, all) = (task.before.len(), task.tokens.len(), task.key_count());
+        let kv_rows = || task.keys().map(|token| token * kv_heads + task.kv_head);
+        gather(k, d, kv_rows(), &mut b.key[..all * d]);
+        gather(v, d, kv_rows(), &mut b.value[..all * d]);
         for member in 0..group {
             for first in (0..length).step_by(BLOCK) {
-                let end = (first + BLOCK).min(length);
-                let count = end - first;
+                let count = BLOCK.min(length - first);
+                let end = before + first + count; // keys up to the diagonal
                 let row = |i: usize| shape.row(task.tokens.start + first + i, task.kv_head, member);
                 gather(q, d, (0..count).map(row), &mut b.query);
                 let queries = Matrix::new(&b.query[..count * d], count, d);
                 let keys = Matrix::new(&b.key[..end * d], end, d);
                 matmul(&mut b.scores, end, queries, keys.transposed(), shape.scale(), false);
                 for (i, scores) in b.scores.chunks_exact_mut(end).take(count).enumerate() {
-                    let (seen, unseen) = scores.split_at_mut(first + i + 1);
+                    let (seen, unseen) = scores.split_at_mut(before + first + i + 1);
                     let most = largest(seen);
                     let sum = exp_all(seen, most);
                     unseen.fill(0.0);
@@ -247,17 +327,19 @@ fn backward<T: Element>(
     let dq_to = Rows::new(write::<T>(&mut dq)?, d);
     let dk_to = Rows::new(write::<T>(&mut dk)?, d);
     let dv_to = Rows::new(write::<T>(&mut dv)?, d);
+    let mut gathered = vec![0.0f32; shape.shared_rows * d];
+    let gathered_to = Rows::new(&mut gathered, d);
     shape.on_all_threads(|task, b| {
-        let length = task.tokens.len();
-        let kv_rows = || task.tokens.clone().map(|token| token * kv_heads + task.kv_head);
-        gather(k, d, kv_rows(), &mut b.key[..length * d]);
-        gather(v, d, kv_rows(), &mut b.value[..length * d]);
-        b.d_key[..length * d].fill(0.0);
-        b.d_value[..length * d].fill(0.0);
+        let (before, length, all) = (task.before.len(), task.tokens.len(), task.key_count());
+        let kv_rows = || task.keys().map(|token| token * kv_heads + task.kv_head);
+        gather(k, d, kv_rows(), &mut b.key[..all * d]);
+        gather(v, d, kv_rows(), &mut b.value[..all * d]);
+        b.d_key[..all * d].fill(0.0);
+        b.d_value[..all * d].fill(0.0);
         for member in 0..group {
             for first in (0..length).step_by(BLOCK) {
-                let end = (first + BLOCK).min(length);
-                let count = end - first;
+                let count = BLOCK.min(length - first);
+                let end = before + first + count; // keys up to the diagonal
                 let row = |i: usize| shape.row(task.tokens.start + first + i, task.kv_head, member);
                 gather(q, d, (0..count).map(row), &mut b.query);
                 gather(out, d, (0..count).map(row), &mut b.out);
@@ -272,8 +354,8 @@ fn backward<T: Element>(
                 for (i, (scores, d_scores)) in rows.take(count).enumerate() {
                     let at = i * d..(i + 1) * d;
                     let along = dot(&b.d_out[at.clone()], &b.out[at]);
-                    let (seen, unseen) = scores.split_at_mut(first + i + 1);
-                    let (d_seen, d_unseen) = d_scores.split_at_mut(first + i + 1);
+                    let (seen, unseen) = scores.split_at_mut(before + first + i + 1);
+                    let (d_seen, d_unseen) = d_scores.split_at_mut(before + first + i + 1);
                     exp_all(seen, sums[row(i)]);
                     unseen.fill(0.0);
                     d_unseen.fill(0.0);
@@ -292,12 +374,46 @@ fn backward<T: Element>(
                 }
             }
         }
+        let shared = match (before, shape.is_shared(task)) {
+            (0, false) => 0..0,
+            (0, true) => 0..length,
+            _ => 0..before,
+        };
+        let (at, count) = (task.gathered, shared.len());
+        // SAFETY: rows that are gathered belong to one task.
+        let (keys, values) = unsafe {
+            (gathered_to.take(at..at + count), gathered_to.take(at + count..at + 2 * count))
+        };
+        keys.copy_from_slice(&b.d_key[..count * d]);
+        values.copy_from_slice(&b.d_value[..count * d]);
         let gradients = b.d_key.chunks_exact(d).zip(b.d_value.chunks_exact(d));
-        for (row, (dk, dv)) in kv_rows().zip(gradients) {
+        for (row, (dk, dv)) in kv_rows().zip(gradients).skip(before) {
             // SAFETY: a token's key and value head belongs to one task.
             unsafe {
                 store(dk, dk_to.take(row..row + 1));
                 store(dv, dv_to.take(row..row + 1));
+            }
+        }
+    });
+    parallel(shape.families.len(), 1, |range| {
+        for Family { tokens, kv_head, gathered: parts } in &shape.families[range] {
+            let size = tokens.len() * d;
+            let mut sum = vec![0.0f32; 2 * size];
+            for &part in parts {
+                // SAFETY: every task has ended, and what belongs to a family is read by its part of
+                // this loop alone.
+                let part = unsafe { gathered_to.take(part..part + 2 * tokens.len()) };
+                sum.iter_mut().zip(part).for_each(|(sum, x)| *sum += *x);
+            }
+            let (keys, values) = sum.split_at(size);
+            let gradients = keys.chunks_exact(d).zip(values.chunks_exact(d));
+            for (token, (dk, dv)) in tokens.clone().zip(gradients) {
+                let row = token * kv_heads + kv_head;
+                // SAFETY: a token's key and value head belongs to one family.
+                unsafe {
+                    store(dk, dk_to.take(row..row + 1));
+                    store(dv, dv_to.take(row..row + 1));
+                }
             }
         }
     });
@@ -346,7 +462,7 @@ mod tests {
                 let v = random(&[2, 150, 2, 24], 3).to_kind(kind);
                 let up = random(&[2, 150, 4, 24], 4);
                 let ours = gradients(&[&q, &k, &v], &up, |t| {
-                    attention(&t[0], &t[1], &t[2], lengths).expect("attention")
+                    attention(&t[0], &t[1], &t[2], lengths, &[]).expect("attention")
                 });
                 // the reference in float32 on the same values: libtorch's bfloat16 kernel rounds
                 // scores
@@ -359,10 +475,50 @@ mod tests {
         }
     }
 
+    /// Two samples that go on from a third, one of them by a single position, and one by itself:
+    /// the same as with what they go on from before each of them.
+    #[test]
+    fn samples_that_go_on_from_another_see_it_as_their_own_beginning() {
+        let (lengths, parents) = ([70i64, 90, 1, 20], [None, Some(0), Some(0), None]);
+        for (kind, tolerance) in [(Kind::Float, 3e-6), (Kind::BFloat16, 2e-2)] {
+            let shape = |heads| [1, 181, heads, 24];
+            let q = random(&shape(4), 1).to_kind(kind);
+            let (k, v) = (random(&shape(2), 2).to_kind(kind), random(&shape(2), 3).to_kind(kind));
+            let up = random(&shape(4), 4);
+            let ours = gradients(&[&q, &k, &v], &up, |t| {
+                attention(&t[0], &t[1], &t[2], &lengths, &parents).expect("attention")
+            });
+            let wide = [&q, &k, &v].map(|t| t.to_kind(Kind::Float));
+            // whole: the shared positions three times
+            let places: Vec<i64> = (0..70).chain(0..160).chain(0..70).chain(160..181).collect();
+            let places = Tensor::from_slice(&places);
+            let own: Vec<i64> = (0..70).chain(140..230).chain(300..321).collect();
+            let own = Tensor::from_slice(&own);
+            let theirs = gradients(&[&wide[0], &wide[1], &wide[2]], &up, |t| {
+                let t: Vec<Tensor> = t.iter().map(|t| t.index_select(1, &places)).collect();
+                reference(&t, &[70, 160, 71, 20]).index_select(1, &own)
+            });
+            let ours: Vec<Tensor> = ours.iter().map(|t| t.to_kind(Kind::Float)).collect();
+            close(&ours, &theirs, tolerance);
+        }
+    }
+
+    #[test]
+    fn rejects_parents_that_are_none() {
+        let x = random(&[1, 10, 2, 8], 1);
+        for parents in [[None, Some(2), None], [Some(1), Some(2), None], [None, None, None]] {
+            let found = attention(&x, &x, &x, &[4, 4, 2], &parents[..]);
+            let chain = parents[0].is_some();
+            assert_eq!(found.is_err(), chain, "{parents:?}");
+        }
+        let error = attention(&x, &x, &x, &[4, 6], &[None, Some(2)]).expect_err("no such sample");
+        assert!(error.to_string().contains("without a parent"), "{error}");
+    }
+
     #[test]
     fn rejects_lengths_that_do_not_make_up_the_batch() {
         let x = random(&[1, 10, 2, 8], 1);
-        let error = attention(&x, &x, &x, &[4, 5]).expect_err("9 of 10").to_string();
+        let error = attention(&x, &x, &x, &[4, 5], &[]).expect_err("9 of 10").to_string();
         assert!(error.contains("expected samples of 10 positions"), "{error}");
     }
 }

@@ -16,6 +16,7 @@ mod norm;
 pub(crate) mod orthogonal;
 mod parallel;
 mod rope;
+mod scores;
 mod swiglu;
 
 pub(crate) use attention::attention;
@@ -24,6 +25,7 @@ pub(crate) use matmul::{add_mm, linear, linears, mm};
 pub(crate) use norm::{add_norm, norm};
 pub(crate) use parallel::parallel;
 pub(crate) use rope::rope;
+pub(crate) use scores::{Scores, scores, scores_gradient};
 pub(crate) use swiglu::swiglu;
 
 use std::sync::LazyLock;

@@ -67,7 +67,9 @@ impl Attention {
         let (query, key) = (rope.rotate(&query)?, rope.rotate(&key)?);
         let mixed = if kernel::takes(&[&query, &key, &value]) {
             let rows = vec![seq; batch as usize];
-            kernel::attention(&query, &key, &value, samples.map_or(&rows, Samples::lengths))?
+            let lengths = samples.map_or(&rows[..], Samples::lengths);
+            let parents = samples.map_or(&[][..], Samples::parents);
+            kernel::attention(&query, &key, &value, lengths, parents)?
         } else {
             self.with_libtorch(&query, &key, &value, samples)?
         };
@@ -87,6 +89,10 @@ impl Attention {
         let (batch, seq, _, _) = query.size4()?;
         let (key, value) = (self.repeated(key)?, self.repeated(value)?);
         let Some(samples) = samples else { return causal(query, &key, &value) };
+        if !samples.parents().is_empty() {
+            let message = "attention: expected samples by themselves on this device";
+            return Err(tch::TchError::Torch(message.to_owned()));
+        }
         // each sample in a row of its own: no position sees another sample, nor what fills its row
         // up, which comes later
         let Padded { from, back, tables } = samples.padded()?;

@@ -68,6 +68,15 @@ pub struct Hidden {
     pub aux: Option<Tensor>,
 }
 
+/// Samples that follow one another, some of which go on from another one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Branches {
+    /// Positions of each.
+    pub lengths: Vec<usize>,
+    /// The sample that each goes on from, which goes on from none itself.
+    pub parents: Vec<Option<usize>>,
+}
+
 impl Model {
     /// A model with initial values: normal(0, 0.02) for matrices and the embedding, ones for norms,
     /// as the reference. The values depend on `seed` and on the tensor's row in the table only.
@@ -329,6 +338,27 @@ impl Model {
         self.forward_hidden(ids, packed, train, None)
     }
 
+    /// Whether [`Model::hidden_branched`] takes this model: a dense one on the CPU, in float32 or
+    /// bfloat16. (A mixture of experts balances whole samples, devices have no such attention.)
+    pub fn takes_branches(&self) -> bool {
+        let kind = matches!(self.compute, Kind::Float | Kind::BFloat16);
+        self.device == Device::Cpu && kind && self.config.moe.is_none()
+    }
+
+    /// The final hidden states `[1, positions, hidden]` of samples that follow one another, some of
+    /// which go on from another one: they see its positions before their own, and are numbered after
+    /// it.
+    ///
+    /// # Errors
+    /// A model that is not taken, samples that do not make up the ids; libtorch's.
+    pub fn hidden_branched(&self, ids: &Tensor, branches: &Branches) -> Result<Hidden> {
+        let doing = |e| Error::torch("forward pass", &e);
+        let Branches { lengths, parents } = branches;
+        let (hidden, _) =
+            self.through_layers(ids, (lengths, parents), false, false).map_err(doing)?;
+        Ok(Hidden { hidden, aux: None })
+    }
+
     /// The final hidden states of a batch's ids, which is perhaps the share that one of several
     /// processes has, perhaps without rows: all processes have to call this, as the balancing loss
     /// may be of what all of them see.
@@ -349,7 +379,7 @@ impl Model {
         let doing = |e| Error::torch("forward pass", &e);
         let (hidden, balances) = match ids.numel() {
             0 if share.is_some() => self.no_rows(train).map_err(doing)?,
-            _ => self.through_layers(ids, packed, train, share.is_some()).map_err(doing)?,
+            _ => self.through_layers(ids, (packed, &[]), train, share.is_some()).map_err(doing)?,
         };
         let (mut aux, mut statistics) = (None, Vec::new());
         for balance in balances {
@@ -411,22 +441,21 @@ impl Model {
     fn through_layers(
         &self,
         ids: &Tensor,
-        packed: &[usize],
+        (packed, parents): (&[usize], &[Option<usize>]),
         train: bool,
         share: bool,
     ) -> Torch<(Tensor, Vec<Balance>)> {
         let (batch, seq) = ids.size2()?;
-        let lengths: Vec<i64> = packed.iter().map(|&length| length as i64).collect();
-        let (rope, samples) = match lengths.iter().max() {
-            None => (self.rope.tables(seq)?, None),
-            Some(&longest) => {
-                let positions: Vec<i64> = lengths.iter().flat_map(|&length| 0..length).collect();
+        let (rope, samples) = match packed.is_empty() {
+            true => (self.rope.tables(seq)?, None),
+            false => {
+                let lengths = packed.iter().map(|&length| length as i64).collect();
+                let samples = Samples::new(lengths, self.device).branched(parents);
+                let positions = samples.positions();
+                let longest = positions.iter().max().map_or(0, |last| last + 1);
                 let positions = Tensor::f_from_slice(&positions)?.f_view([batch, seq])?;
                 let positions = device::upload(&positions, self.device)?;
-                (
-                    self.rope.tables_at(&positions, longest)?,
-                    Some(Samples::new(lengths, self.device)),
-                )
+                (self.rope.tables_at(&positions, longest)?, Some(samples))
             }
         };
         // [batch, seq] -> [batch, seq, hidden], float32: the residual stream

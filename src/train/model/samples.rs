@@ -14,6 +14,8 @@ use super::variable::Torch;
 #[derive(Debug)]
 pub(super) struct Samples {
     lengths: Vec<i64>,
+    /// The sample that each one goes on from; empty where each begins by itself.
+    parents: Vec<Option<usize>>,
     device: Device,
     padded: OnceCell<Padded>,
     owners: OnceCell<(Tensor, Tensor)>,
@@ -34,7 +36,28 @@ pub(super) struct Padded {
 
 impl Samples {
     pub(super) fn new(lengths: Vec<i64>, device: Device) -> Self {
-        Self { lengths, device, padded: OnceCell::new(), owners: OnceCell::new() }
+        let (padded, owners) = (OnceCell::new(), OnceCell::new());
+        Self { lengths, parents: Vec::new(), device, padded, owners }
+    }
+
+    /// Samples some of which go on from another one.
+    pub(super) fn branched(self, parents: &[Option<usize>]) -> Self {
+        Self { parents: parents.to_vec(), ..self }
+    }
+
+    /// The sample that each one goes on from; empty where each begins by itself.
+    pub(super) fn parents(&self) -> &[Option<usize>] {
+        &self.parents
+    }
+
+    /// The rotary position of each position.
+    pub(super) fn positions(&self) -> Vec<i64> {
+        let first = |i: usize| match self.parents.get(i).copied().flatten() {
+            Some(parent) => self.lengths.get(parent).copied().unwrap_or_default(),
+            None => 0,
+        };
+        let of = |(i, &length): (usize, &i64)| first(i)..first(i) + length;
+        self.lengths.iter().enumerate().flat_map(of).collect()
     }
 
     /// Positions of each sample.
@@ -120,6 +143,14 @@ mod tests {
             assert_eq!(from[at as usize], position as i64);
         }
         assert!(from.len() < 2 * back.len());
+    }
+
+    #[test]
+    fn a_sample_that_goes_on_from_another_is_numbered_after_it() {
+        let samples = Samples::new(vec![3, 2, 1, 2], Device::Cpu);
+        assert_eq!(samples.positions(), [0, 1, 2, 0, 1, 0, 0, 1]);
+        let samples = samples.branched(&[None, Some(0), Some(0), None]);
+        assert_eq!(samples.positions(), [0, 1, 2, 3, 4, 3, 0, 1]);
     }
 
     #[test]

@@ -290,6 +290,11 @@ impl Optimizer {
         Ok(())
     }
 
+    /// Counts the last micro-step that was added as a part of the one before it.
+    pub fn count_as_before(&mut self) {
+        self.accumulated = self.accumulated.saturating_sub(1).max(1);
+    }
+
     /// Adds the accumulated gradients of all processes up, which all have to call.
     ///
     /// # Errors

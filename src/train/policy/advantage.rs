@@ -51,22 +51,39 @@ pub fn deviation(values: &[f64]) -> f64 {
     (values.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / count).sqrt()
 }
 
-/// Advantages and returns of one row whose reward comes with its last token, from the values that
-/// a critic gave before each token. Past the end the value is 0, also of a row that was cut off.
+/// Advantages and returns of one row from the rewards of its tokens and the values that a critic gave
+/// before each. Past the end the value is 0, also of a row that was cut off.
 ///
 /// Source: Schulman et al. 2016, eq. 16: delta_t = reward_t + gamma V_(t+1) - V_t, A_t = delta_t +
 /// gamma lambda A_(t+1); a return is A + V.
 #[must_use]
-pub fn generalized(values: &[f64], reward: f64, gamma: f64, lambda: f64) -> (Vec<f64>, Vec<f64>) {
+pub fn generalized(
+    values: &[f64],
+    rewards: &[f64],
+    gamma: f64,
+    lambda: f64,
+) -> (Vec<f64>, Vec<f64>) {
     let mut advantages = vec![0.0; values.len()];
     let (mut later, mut next) = (0.0, 0.0);
-    for (t, &value) in values.iter().enumerate().rev() {
-        let here = if t + 1 == values.len() { reward } else { 0.0 };
+    for (t, (&value, &here)) in values.iter().zip(rewards).enumerate().rev() {
         later = here + gamma * next - value + gamma * lambda * later;
         (advantages[t], next) = (later, value);
     }
     let returns = advantages.iter().zip(values).map(|(a, v)| a + v).collect();
     (advantages, returns)
+}
+
+/// The rewards of a row's tokens where its own comes with the last one, less `kl_coef` times what each
+/// token shows of the divergence from the reference.
+#[must_use]
+pub fn of_tokens(reward: f64, logps: &[f32], reference: &[f32], kl_coef: f64) -> Vec<f64> {
+    let divergence = |(policy, reference): (&f32, &f32)| f64::from(*policy) - f64::from(*reference);
+    let mut rewards: Vec<f64> =
+        logps.iter().zip(reference).map(|both| -kl_coef * divergence(both)).collect();
+    if let Some(last) = rewards.last_mut() {
+        *last += reward;
+    }
+    rewards
 }
 
 /// Makes the mean 0 and the variance, by 1/n, 1.
@@ -76,7 +93,7 @@ pub fn whiten(values: &mut [f64]) {
     values.iter_mut().for_each(|v| *v = (*v - mean) / (variance + WHITENING_EPS).sqrt());
 }
 
-/// The adaptive baseline of stage spo: what reward is expected, from how often it came, forgetting
+/// The adaptive baseline of loss spo: what reward is expected, from how often it came, forgetting
 /// faster the more the policy changed.
 ///
 /// Source: Single-stream Policy Optimization, Xu and Ding 2025, as the reference had it from
@@ -107,10 +124,16 @@ impl Tracker {
         self.alpha / (self.alpha + self.beta)
     }
 
+    /// The reward that is expected, as rewards are.
+    #[must_use]
+    pub fn baseline(&self) -> f64 {
+        self.expected() * 2.0 * Self::SCALE - Self::SCALE
+    }
+
     /// The advantage of each reward: its difference from the expected one, within 5.
     #[must_use]
     pub fn advantages(&self, rewards: &[f64]) -> Vec<f64> {
-        let baseline = self.expected() * 2.0 * Self::SCALE - Self::SCALE;
+        let baseline = self.baseline();
         rewards.iter().map(|reward| (reward - baseline).clamp(-5.0, 5.0)).collect()
     }
 
@@ -126,6 +149,30 @@ impl Tracker {
         self.beta = keep * self.beta + 1.0 - x;
         self.mean_logprob = Some(mean_logprob);
         keep
+    }
+
+    /// The state as whole numbers below 2^16, four to a number: float32 holds them, so that a
+    /// checkpoint does.
+    #[must_use]
+    pub fn to_floats(&self) -> Vec<f32> {
+        let parts = |value: f64| {
+            let bits = value.to_bits();
+            [48, 32, 16, 0].map(|shift| f32::from((bits >> shift) as u16))
+        };
+        let before = self.mean_logprob.unwrap_or(f64::NAN);
+        [self.alpha, self.beta, before].map(parts).concat()
+    }
+
+    /// The state of [`Tracker::to_floats`]; nothing of other numbers.
+    #[must_use]
+    pub fn from_floats(floats: &[f32]) -> Option<Self> {
+        let value = |parts: &[f32]| {
+            f64::from_bits(parts.iter().fold(0, |bits, &part| bits << 16 | u64::from(part as u16)))
+        };
+        let values: Vec<f64> = floats.chunks_exact(4).map(value).collect();
+        let [alpha, beta, before] = values[..] else { return None };
+        let mean_logprob = Some(before).filter(|before| !before.is_nan());
+        (alpha + beta > 0.0).then_some(Self { alpha, beta, mean_logprob })
     }
 }
 
@@ -150,19 +197,38 @@ mod tests {
     /// The sums written out: A_t = sum over k of (gamma lambda)^k delta_(t+k).
     #[test]
     fn generalized_advantages_are_the_sums_of_later_errors() {
-        let (values, reward, gamma, lambda) = ([0.3, -0.2, 0.9, 0.4], 1.5, 0.9, 0.8);
-        let (advantages, returns) = generalized(&values, reward, gamma, lambda);
+        let (values, rewards) = ([0.3, -0.2, 0.9, 0.4], [0.0, 0.25, -0.5, 1.5]);
+        let (gamma, lambda) = (0.9, 0.8);
+        let (advantages, returns) = generalized(&values, &rewards, gamma, lambda);
         let value = |t: usize| values.get(t).copied().unwrap_or(0.0);
         for t in 0..4 {
             let errors = (t..4).map(|s| {
-                let here = if s == 3 { reward } else { 0.0 };
-                let delta = here + gamma * value(s + 1) - value(s);
+                let delta = rewards[s] + gamma * value(s + 1) - value(s);
                 (gamma * lambda).powi((s - t) as i32) * delta
             });
             let expected: f64 = errors.sum();
             assert!((advantages[t] - expected).abs() < 1e-12, "{t}");
             assert!((returns[t] - expected - values[t]).abs() < 1e-12, "{t}");
         }
-        assert_eq!(generalized(&[], 1.0, 1.0, 1.0), (vec![], vec![]));
+        assert_eq!(generalized(&[], &[], 1.0, 1.0), (vec![], vec![]));
+    }
+
+    #[test]
+    fn a_rows_reward_comes_with_its_last_token_and_each_pays_for_its_divergence() {
+        let found = of_tokens(2.0, &[-1.0, -0.5, -2.0], &[-1.5, -0.5, -1.0], 0.5);
+        assert_eq!(found, [-0.25, 0.0, 2.5]);
+        assert_eq!(of_tokens(2.0, &[-1.0, -3.0], &[-2.0, -1.0], 0.0), [0.0, 2.0]);
+        assert_eq!(of_tokens(2.0, &[], &[], 0.5), Vec::<f64>::new());
+    }
+
+    #[test]
+    fn the_adaptive_baseline_is_the_same_bit_for_bit_after_a_checkpoint() {
+        let mut tracker = Tracker::default();
+        for _ in 0..3 {
+            let read = Tracker::from_floats(&tracker.to_floats());
+            assert_eq!(read, Some(tracker));
+            tracker.count(&[0.1, -2.3, 0.7], -1.0 / 3.0);
+        }
+        assert_eq!(Tracker::from_floats(&[1.0; 11]), None);
     }
 }

@@ -12,8 +12,11 @@
 //! | [`importance`] | what another engine's log-probabilities weigh |
 //! | [`rows`] | which row every trained token belongs to |
 //! | [`layout`] | rollouts to a batch |
+//! | [`shared`] | a batch's rows with their common beginnings once |
+//! | [`pieces`] | a batch in pieces whose gradients add up |
 //! | [`source`] | a position to its batch: rollouts of a file or of an engine |
 //! | [`sampling`] | prompts, an engine and a scorer to rollouts |
+//! | [`tasks`] | held-out tasks, answered greedily, to a mean reward |
 //! | [`critic`] | what rewards are expected: a transformer with one output |
 
 pub mod advantage;
@@ -22,8 +25,11 @@ pub mod importance;
 pub mod layout;
 pub mod objective;
 pub mod options;
+pub mod pieces;
 pub mod rows;
 pub mod sampling;
+pub mod shared;
 pub mod source;
+pub mod tasks;
 
 pub use options::{Baseline, Importance, Mean, Objective, PolicyOptions, PpoOptions, Span};

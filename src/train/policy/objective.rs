@@ -80,6 +80,7 @@ pub fn of_groups(
             let weight = ratio(fixed, tokens, options.span)?.f_clamp_max(options.epsilon_high)?;
             weight.f_mul(advantages)?.f_mul(logps)?.f_neg()?
         }
+        Objective::Reinforce => advantages.f_mul(logps)?.f_neg()?,
         Objective::Sapo => {
             let ratio = ratio(logps, tokens, options.span)?;
             let (of_good, of_bad) = SAPO_TAU;
@@ -103,14 +104,15 @@ pub fn of_groups(
     if let Some(weights) = tokens.weights {
         loss = loss.f_mul(weights)?;
     }
-    if let (Some(reference), true) = (tokens.reference, options.kl_coef != 0.0) {
+    if let (Some(reference), true) = (tokens.reference, options.kl_in_loss()) {
         loss = loss.f_add(&divergence(logps, reference)?.f_mul_scalar(options.kl_coef)?)?;
     }
     let loss = mean(&loss, tokens, options.mean)?;
     match tokens.entropies {
         Some(entropies) if options.entropy_coef != 0.0 => {
-            let bonus = entropies.f_mean(entropies.kind())?.f_mul_scalar(options.entropy_coef)?;
-            loss.f_sub(&bonus)
+            let mean = entropies.f_sum(entropies.kind())?;
+            let mean = mean.f_div_scalar(tokens.rows.tokens().max(1) as f64)?;
+            loss.f_sub(&mean.f_mul_scalar(options.entropy_coef)?)
         }
         _ => Ok(loss),
     }
@@ -144,7 +146,7 @@ pub fn of_policy(
     if let Some(weights) = tokens.weights {
         loss = loss.f_mul(weights)?;
     }
-    if let (Some(reference), true) = (tokens.reference, options.kl_coef != 0.0) {
+    if let (Some(reference), true) = (tokens.reference, options.kl_in_loss()) {
         loss = loss.f_add(&divergence(logps, reference)?.f_mul_scalar(options.kl_coef)?)?;
     }
     loss.f_mean(loss.kind())
@@ -176,7 +178,7 @@ pub fn clipped(ratio: &Tensor, options: &PolicyOptions) -> Result<[Tensor; 2], T
     let share = |of: Tensor| of.f_to_kind(Kind::Float)?.f_mean(Kind::Float);
     let high = match options.objective {
         Objective::Cispo => options.epsilon_high,
-        Objective::Grpo | Objective::Sapo => 1.0 + options.epsilon_high,
+        Objective::Grpo | Objective::Sapo | Objective::Reinforce => 1.0 + options.epsilon_high,
     };
     Ok([share(ratio.f_lt(1.0 - options.epsilon)?)?, share(ratio.f_gt(high)?)?])
 }

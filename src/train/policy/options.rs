@@ -15,6 +15,8 @@ pub enum Objective {
     Cispo,
     /// A soft gate in place of the clip. Source: SAPO, Gao et al. 2025.
     Sapo,
+    /// A log p, without a ratio. Source: Williams 1992; SPO, Xu and Ding 2025.
+    Reinforce,
 }
 
 /// How the losses of tokens become one number.
@@ -66,7 +68,8 @@ pub struct Importance {
 }
 
 /// The names of losses.
-pub const LOSSES: [&str; 8] = ["grpo", "cispo", "dapo", "bnpo", "dr_grpo", "gspo", "luspo", "sapo"];
+pub const LOSSES: [&str; 9] =
+    ["grpo", "cispo", "dapo", "bnpo", "dr_grpo", "gspo", "luspo", "sapo", "spo"];
 
 /// The options of the stages that learn from rewards.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -117,6 +120,21 @@ pub struct PolicyOptions {
     pub thinking_ratio: f64,
     /// A mixture of experts is trained on full rectangles, filled with the stop id.
     pub filled: bool,
+    /// Advantages are measured from what reward was expected so far
+    /// ([`Tracker`](super::advantage::Tracker)), not from the group's mean.
+    #[serde(default)]
+    pub adaptive: bool,
+    /// The divergence from the reference counts in the reward (log p - log p of the reference of what
+    /// was sampled), not in the loss.
+    #[serde(default)]
+    pub kl_in_reward: bool,
+    /// Times that other prompts are drawn in place of those whose answers have equal rewards. Source:
+    /// DAPO, section 3.2.
+    #[serde(default)]
+    pub resample: usize,
+    /// New tokens before the limit over which the reward falls by 1. Source: DAPO, eq. 13.
+    #[serde(default)]
+    pub overlong_buffer: usize,
 }
 
 /// The options of stage ppo alone.
@@ -196,6 +214,10 @@ impl PolicyOptions {
             score_temperature: 1.0,
             thinking_ratio: 0.9,
             filled: true,
+            adaptive: false,
+            kl_in_reward: false,
+            resample: 0,
+            overlong_buffer: 0,
         }
     }
 
@@ -251,6 +273,10 @@ impl PolicyOptions {
             "cispo" if self.objective == Objective::Cispo => {}
             "cispo" => (self.objective, self.epsilon_high) = (Objective::Cispo, 5.0),
             "sapo" => (self.objective, self.mean) = (Objective::Sapo, Mean::Rows),
+            "spo" => {
+                (self.objective, self.mean) = (Objective::Reinforce, Mean::Rows);
+                (self.adaptive, self.group_size, self.kl_coef) = (true, 1, 0.02);
+            }
             other => return Err(Error::setting("loss", LOSSES.join(", "), other)),
         }
         Ok(())
@@ -296,11 +322,28 @@ impl PolicyOptions {
         Ok(())
     }
 
+    /// Whether the divergence from the reference counts in the loss.
+    #[must_use]
+    pub fn kl_in_loss(&self) -> bool {
+        self.kl_coef != 0.0 && !self.kl_in_reward
+    }
+
     /// Refuses values that make no run.
     ///
     /// # Errors
     /// The option, what was expected and what was found.
     pub fn check(&self) -> Result<()> {
+        if self.kl_in_reward && self.kl_coef == 0.0 {
+            return Err(Error::setting("kl_coef", "above 0 where `kl_in` is reward", 0));
+        }
+        if self.resample > 0 && self.group_size < 2 {
+            let expected = "groups of at least 2 answers (`group_size`), which can differ";
+            return Err(Error::setting("dynamic_sampling", expected, self.group_size));
+        }
+        if self.overlong_buffer > self.max_new_tokens {
+            let expected = format!("at most `max_new_tokens`, {}", self.max_new_tokens);
+            return Err(Error::setting("overlong_buffer", expected, self.overlong_buffer));
+        }
         let number = |option: &str, value: f64, ok: bool, expected: &str| match ok {
             true => Ok(()),
             false => Err(Error::setting(option, expected, value)),

@@ -62,6 +62,13 @@ impl Rows {
         })
     }
 
+    /// The rows as a piece of a batch of so many tokens, and rows that a mean counts: means are parts
+    /// of the batch's own.
+    #[must_use]
+    pub fn among(self, tokens: usize, counted: usize) -> Self {
+        Self { tokens, counted, ..self }
+    }
+
     /// Tokens of all rows.
     #[must_use]
     pub fn tokens(&self) -> usize {

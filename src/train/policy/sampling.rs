@@ -1,6 +1,7 @@
 //! Prompts, an engine and a scorer to rollouts: a group of rows for each prompt, many rows at a
 //! time, with the weights that the policy has now.
 
+use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 use mmx_converters::progress::Listener;
@@ -8,8 +9,10 @@ use mmx_converters::random::Random;
 use mmx_converters::tokenizer::Tokenizer;
 use mmx_rollout::{
     Conversation, Draw, Engine, Limits, Prompts, Rollout, Sampling, Scorer, Toolbox, Weight,
+    Written,
 };
 
+use super::advantage;
 use crate::error::{Error, Result, TorchError};
 use crate::kernel;
 use crate::model::Model;
@@ -23,7 +26,7 @@ pub struct Sampler<'a> {
     /// The tasks.
     pub prompts: &'a Prompts,
     /// What samples.
-    pub engine: &'a mut dyn Engine,
+    pub engine: &'a RefCell<Box<dyn Engine>>,
     /// What rewards.
     pub scorer: &'a dyn Scorer,
     /// What answers calls.
@@ -38,6 +41,10 @@ pub struct Sampler<'a> {
     pub group_size: usize,
     /// Every row draws for itself whether it thinks.
     pub rows_differ: bool,
+    /// Times that other prompts take the place of those whose answers have equal rewards.
+    pub resample: usize,
+    /// New ids before the limit over which the reward falls by 1; 0 for none.
+    pub overlong_buffer: usize,
     /// The seed of all rows.
     pub seed: u64,
     /// Numbers of batches of which an answer is shown.
@@ -55,9 +62,15 @@ pub struct Round {
     pub handing_over: Duration,
     /// The time that sampling took.
     pub sampling: Duration,
-    /// Ids that were sampled.
+    /// Ids that were sampled, those of rows that were dropped included.
     pub sampled: usize,
+    /// Groups that were sampled.
+    pub drawn: usize,
 }
+
+/// Numbers of draws from here on are of prompts that take the place of others: more than there are
+/// draws in any run, and so few that JSON holds them.
+const FURTHER: u64 = 1 << 44;
 
 impl Sampler<'_> {
     /// Batches of an epoch.
@@ -74,47 +87,101 @@ impl Sampler<'_> {
     pub fn round(&mut self, number: u64) -> Result<Round> {
         let begun = Instant::now();
         self.hand_over()?;
-        let handing_over = begun.elapsed();
+        let mut round = Round { handing_over: begun.elapsed(), ..Round::default() };
+        let each = self.prompts_each as u64;
+        let mut groups = self.groups((number * each..(number + 1) * each).collect(), &mut round)?;
+        for attempt in 0..self.resample as u64 {
+            let silent: Vec<usize> = (0..groups.len()).filter(|&i| is_silent(&groups[i])).collect();
+            if silent.is_empty() {
+                break;
+            }
+            // draws that depend on the batch's number and the place alone, in an order of their own
+            let tasks = (self.prompts.len() as u64).max(1);
+            let first = FURTHER.next_multiple_of(tasks);
+            let first = first + (number * self.resample as u64 + attempt) * each;
+            let cursors = silent.iter().map(|&place| first + place as u64).collect();
+            let others = self.groups(cursors, &mut round)?;
+            for (place, other) in silent.into_iter().zip(others) {
+                groups[place] = other;
+            }
+        }
+        round.rollouts = groups.concat();
+        round.rollouts.iter_mut().for_each(|rollout| rollout.step = number);
+        if let (Some(rollout), true) = (round.rollouts.first(), self.shown.contains(&number)) {
+            self.listener.say(&self.in_words(rollout));
+        }
+        Ok(round)
+    }
+
+    /// Answers to the prompts of some draws, with their rewards.
+    fn groups(&mut self, cursors: Vec<u64>, round: &mut Round) -> Result<Vec<Vec<Rollout>>> {
         let mut draws = Vec::new();
-        for i in 0..self.prompts_each as u64 {
-            let cursor = number * self.prompts_each as u64 + i;
+        for cursor in cursors {
+            let first = self.prompts.draw(self.tokenizer, cursor)?;
             for row in 0..self.group_size as u64 {
-                let row = if self.rows_differ { row } else { 0 };
-                draws.push((cursor, self.prompts.draw_row(self.tokenizer, cursor, row)?));
+                let draw = match row > 0 && self.rows_differ {
+                    true => self.prompts.draw_row(self.tokenizer, cursor, row)?,
+                    false => first.clone(),
+                };
+                draws.push((cursor, draw));
             }
         }
         let begun = Instant::now();
         let mut rows = self.sample(&draws)?;
-        let sampling = begun.elapsed();
-        let mut rollouts = Vec::new();
+        round.sampling += begun.elapsed();
+        let mut groups = Vec::new();
         for (group, draws) in rows.chunks_mut(self.group_size).zip(draws.chunks(self.group_size)) {
             let written: Vec<_> = group.iter().map(|(_, written)| written.clone()).collect();
             let Some((_, draw)) = draws.first() else { continue };
-            let scores = self.scorer.score(draw, &written)?;
-            if scores.len() != group.len() {
+            self.reward(draw, group, &written)?;
+            groups.push(group.iter_mut().map(|(rollout, _)| std::mem::take(rollout)).collect());
+        }
+        let ids = groups.iter().flatten().flat_map(|of: &Rollout| &of.sampled);
+        round.sampled += ids.filter(|&&by| by).count();
+        round.drawn += groups.len();
+        Ok(groups)
+    }
+
+    /// Rewards a group.
+    fn reward(
+        &self,
+        draw: &Draw,
+        group: &mut [(Rollout, Written)],
+        written: &[Written],
+    ) -> Result<()> {
+        let scores = self.scorer.score(draw, written)?;
+        if scores.len() != group.len() {
+            return Err(Error::failed(format!(
+                "rewards of a group: expected {}, found {}",
+                group.len(),
+                scores.len()
+            )));
+        }
+        for ((rollout, written), score) in group.iter_mut().zip(scores) {
+            if !score.reward.is_finite() {
                 return Err(Error::failed(format!(
-                    "rewards of a group: expected {}, found {}",
-                    group.len(),
-                    scores.len()
+                    "reward of sample {}: expected a number, found {}",
+                    rollout.sample, score.reward
                 )));
             }
-            for ((rollout, _), score) in group.iter_mut().zip(scores) {
-                if !score.reward.is_finite() {
-                    return Err(Error::failed(format!(
-                        "reward of sample {}: expected a number, found {}",
-                        rollout.sample, score.reward
-                    )));
-                }
-                (rollout.reward, rollout.parts) = (score.reward, score.parts);
-                rollout.step = number;
-                rollouts.push(std::mem::take(rollout));
+            (rollout.reward, rollout.parts) = (score.reward, score.parts);
+            if self.overlong_buffer > 0 {
+                let penalty = overlong(written.ids, self.limits.max_new, self.overlong_buffer);
+                rollout.reward += penalty;
+                rollout.parts.push(("overlong".to_owned(), penalty));
             }
         }
-        if let (Some(rollout), true) = (rollouts.first(), self.shown.contains(&number)) {
-            self.listener.say(&self.in_words(rollout));
-        }
-        let sampled = rollouts.iter().flat_map(|of| &of.sampled).filter(|&&by| by).count();
-        Ok(Round { rollouts, handing_over, sampling, sampled })
+        Ok(())
+    }
+
+    /// Answers to the first prompts, one each, greedily, with the weights of now.
+    ///
+    /// # Errors
+    /// See [`Sampler::round`].
+    pub fn answers(&mut self, prompts: u64) -> Result<Vec<Rollout>> {
+        self.hand_over()?;
+        let mut round = Round::default();
+        Ok(self.groups((0..prompts).collect(), &mut round)?.concat())
     }
 
     /// A prompt's end, its answer's beginning and the reward, in one line.
@@ -141,11 +208,11 @@ impl Sampler<'_> {
         }
         let mut weights =
             weights.iter().map(|&(name, ref shape, values)| Weight { name, shape, values });
-        self.engine.take(&mut weights)
+        self.engine.borrow_mut().take(&mut weights)
     }
 
     /// One row for each draw, with its texts.
-    fn sample(&mut self, draws: &[(u64, Draw)]) -> Result<Vec<(Rollout, mmx_rollout::Written)>> {
+    fn sample(&mut self, draws: &[(u64, Draw)]) -> Result<Vec<(Rollout, Written)>> {
         /// Keeps the seeds of rows apart from those of orders and prompts.
         const STREAM: u64 = 0x726f_6c6c_6f75_7421;
         let mut rows: Vec<Conversation<'_>> = draws
@@ -166,13 +233,48 @@ impl Sampler<'_> {
                 places.push(place);
             }
         }
-        self.engine.sample(requests, &self.sampling, &mut |i, completion| match places
+        let mut next = |i: usize, completion| match places
             .get(i)
             .and_then(|&place| rows.get_mut(place))
         {
             Some(row) => row.push(completion),
             None => Err(Error::failed(format!("engine: expected the index of a row, found {i}"))),
-        })?;
+        };
+        self.engine.borrow_mut().sample(requests, &self.sampling, &mut next)?;
         Ok(rows.into_iter().map(Conversation::finish).collect())
+    }
+}
+
+/// Whether all answers of a group have equal rewards, so that nothing is learned from them.
+fn is_silent(group: &[Rollout]) -> bool {
+    let rewards: Vec<f64> = group.iter().map(|rollout| rollout.reward).collect();
+    advantage::without_signal(&rewards, &vec![0; rewards.len()]) == 1.0
+}
+
+/// What an answer of `ids` new ids loses of its reward: nothing up to `buffer` ids before the limit,
+/// then evenly more, 1 at the limit. Source: DAPO, Yu et al. 2025, eq. 13.
+fn overlong(ids: usize, limit: usize, buffer: usize) -> f64 {
+    let over = (ids + buffer).saturating_sub(limit);
+    0.0 - (over as f64 / buffer as f64).min(1.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_answers_lose_evenly_over_the_last_ids() {
+        let lost: Vec<f64> = [0, 80, 85, 90, 100, 120].map(|ids| overlong(ids, 100, 20)).into();
+        assert_eq!(lost, [0.0, 0.0, -0.25, -0.5, -1.0, -1.0]);
+        assert_eq!(overlong(100, 100, 100), -1.0);
+    }
+
+    #[test]
+    fn a_group_is_silent_whose_rewards_are_equal() {
+        let group = |rewards: &[f64]| -> Vec<Rollout> {
+            rewards.iter().map(|&reward| Rollout { reward, ..Rollout::default() }).collect()
+        };
+        assert!(is_silent(&group(&[0.5, 0.5])) && is_silent(&group(&[1.0])));
+        assert!(!is_silent(&group(&[0.5, 0.5, 0.25])));
     }
 }

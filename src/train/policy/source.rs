@@ -149,11 +149,15 @@ impl<'a> Source<'a> {
             Origin::Engine(sampler) => {
                 let round = sampler.round(number)?;
                 let seconds = round.sampling.as_secs_f64();
-                let numbers = vec![
+                let mut numbers = vec![
                     ("rollout_s".to_owned(), seconds),
                     ("rollout_tokens_per_s".to_owned(), round.sampled as f64 / seconds.max(1e-9)),
                     ("handing_over_s".to_owned(), round.handing_over.as_secs_f64()),
                 ];
+                if sampler.resample > 0 {
+                    let dropped = round.drawn.saturating_sub(sampler.prompts_each);
+                    numbers.push(("groups_dropped".to_owned(), dropped as f64));
+                }
                 (round.rollouts, numbers)
             }
         };

@@ -10,6 +10,7 @@ use mmx_converters::words::counted;
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
+use crate::held_out::{Measured, VAL_LOSS, VAL_REWARD};
 use crate::model::HostTensor;
 use crate::report::samples::Sample;
 use crate::report::tensorboard::Events;
@@ -25,7 +26,7 @@ pub struct Metrics {
     begun: Instant,
     tokens: usize,
     since: Instant,
-    /// Step and loss of the last validation.
+    /// Step and loss or reward of the last validation.
     validated: Option<(usize, Option<f64>)>,
     /// The loss of the last step that learned something, in the log as it was opened.
     last_loss: Option<f64>,
@@ -50,8 +51,11 @@ impl Metrics {
                     break;
                 };
                 kept += line.len() as u64;
-                if let Some(loss) = value.as_ref().and_then(|v| v.get("val_loss")) {
-                    validated = Some((of as usize, loss.as_f64()));
+                let measured = [VAL_LOSS, VAL_REWARD]
+                    .into_iter()
+                    .find_map(|name| value.as_ref().and_then(|line| line.get(name)));
+                if let Some(measured) = measured {
+                    validated = Some((of as usize, measured.as_f64()));
                 }
                 let loss = value.as_ref().and_then(|v| v.get("loss")).and_then(Value::as_f64);
                 last_loss = loss.or(last_loss);
@@ -70,7 +74,7 @@ impl Metrics {
         self.last_loss
     }
 
-    /// Step and loss of the last validation in the log, also of a session before this one.
+    /// Step and loss or reward of the last validation in the log, also of a session before this one.
     pub fn validated(&self) -> Option<(usize, Option<f64>)> {
         self.validated
     }
@@ -122,8 +126,19 @@ impl Metrics {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn validation(&mut self, step: usize, loss: Option<f64>, samples: &[Sample]) -> Result<()> {
-        let mut line = json!({"step": step, "val_loss": loss});
+    pub fn validation(
+        &mut self,
+        step: usize,
+        name: &'static str,
+        measured: &Measured,
+    ) -> Result<()> {
+        let Measured { value, numbers, samples } = measured;
+        let mut line = json!({"step": step, name: value});
+        let mut scalars: Vec<(&str, f64)> = value.map(|value| (name, value)).into_iter().collect();
+        for (name, number) in numbers {
+            line[name] = json!(number);
+            scalars.push((name, *number));
+        }
         if !samples.is_empty() {
             line["samples"] = samples
                 .iter()
@@ -132,11 +147,11 @@ impl Metrics {
             let texts: Vec<String> = samples.iter().map(Sample::to_markdown).collect();
             self.events.texts(step, "samples", &texts)?;
         }
-        if let Some(loss) = loss {
-            self.events.scalars(step, &[("val_loss", loss)])?;
+        if !scalars.is_empty() {
+            self.events.scalars(step, &scalars)?;
         }
         self.write(&line)?;
-        self.validated = Some((step, loss));
+        self.validated = Some((step, *value));
         Ok(())
     }
 
@@ -326,7 +341,8 @@ mod tests {
             metrics.read(7);
             let position = Position { step, ..Position::default() };
             metrics.step(position, &[micro(Some(1.0)), micro(None)]).expect("written");
-            metrics.validation(step, Some(1.5), &[]).expect("written");
+            let measured = Measured { value: Some(1.5), ..Measured::default() };
+            metrics.validation(step, VAL_LOSS, &measured).expect("written");
         }
         let path = dir.path().join("metrics.jsonl");
         let mut text = fs_err::read_to_string(&path).expect("a file");

@@ -75,7 +75,33 @@ pub trait Stage {
     /// # Errors
     /// libtorch's.
     fn loss(&self, model: &Model, batch: &Batch) -> Result<Loss>;
+
+    /// Hands the loss of one micro-step to `learn`, which takes its gradient: in parts that add up to
+    /// it, one after the other, where the stage can, so that the memory of one is there for the next.
+    /// Gives the whole, whose gradient has been taken.
+    ///
+    /// # Errors
+    /// libtorch's, and those of `learn`.
+    fn learn(&self, model: &Model, batch: &Batch, learn: &mut Learn<'_>) -> Result<Loss> {
+        let loss = self.loss(model, batch)?;
+        learn(&loss)?;
+        Ok(loss)
+    }
+
+    /// Rows whose activations are there at a time, of a batch of `rows` of `positions` each.
+    fn rows_at_a_time(&self, _model: &Model, rows: usize, _positions: usize) -> usize {
+        rows
+    }
+
+    /// Is told that the micro-steps so far have become an optimizer step.
+    fn stepped(&self) {}
+
+    /// Is told that the micro-steps since the last optimizer step are done again.
+    fn rewound(&self) {}
 }
+
+/// Takes the gradient of a loss.
+pub type Learn<'a> = dyn FnMut(&Loss) -> Result<()> + 'a;
 
 /// The means by which a stage is made ready, besides the model it trains.
 pub struct Setup<'a> {

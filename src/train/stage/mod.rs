@@ -16,11 +16,12 @@ mod ppo;
 mod pretrain;
 mod reason;
 mod sft;
+mod sums;
 
 pub use distill::Distill;
 pub use dpo::Dpo;
 pub(crate) use interface::TIMES;
-pub use interface::{Loss, Part, Setup, Stage};
+pub use interface::{Learn, Loss, Part, Setup, Stage};
 pub use lora::Lora;
 pub use policy::Policy;
 pub use ppo::Ppo;

@@ -8,19 +8,25 @@ use std::cell::RefCell;
 
 use tch::{Kind, TchError, Tensor};
 
-use super::interface::{Loss, Part, Setup, Stage, TIMES};
+use super::interface::{Learn, Loss, Part, Setup, Stage, TIMES};
 use super::language_model::inputs;
 use super::lora::attach;
+use super::sums::Sums;
 use crate::config::Defaults;
 use crate::error::{Error, Result, TorchError};
-use crate::loss::{self, Targets};
-use crate::model::{Model, Variable, wide};
+use crate::loss::{self, Entropies, Targets};
+use crate::model::device::upload;
+use crate::model::{Hidden, HostTensor, Model, Variable, wide};
+use crate::policy::advantage::{self, Tracker};
 use crate::policy::options::{PolicyOptions, Span};
+use crate::policy::pieces::{POSITIONS, pieces};
 use crate::policy::rows::Rows;
-use crate::policy::{advantage, importance, objective};
+use crate::policy::shared::Shared;
+use crate::policy::{importance, objective};
 use mmx_data::{Batch, Recipe, Rewarded, StageInfo};
+use tch::Device;
 
-/// A stage whose rewards are compared within groups.
+/// A stage whose rewards are compared within groups, or with what was expected of them so far.
 #[derive(Debug)]
 pub struct Policy {
     info: &'static StageInfo,
@@ -31,6 +37,26 @@ pub struct Policy {
 struct Ready {
     reference: Option<Model>,
     options: PolicyOptions,
+    expected: RefCell<Expected>,
+}
+
+/// What reward is expected, where that is followed over the run.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Expected {
+    now: Tracker,
+    /// After the last optimizer step, where a run that met an error can begin again.
+    stepped: Tracker,
+}
+
+/// What a piece of a batch has to know of the whole of it.
+#[derive(Debug)]
+struct Whole {
+    /// Trained tokens.
+    tokens: usize,
+    /// Rows that a mean over rows counts.
+    counted: usize,
+    /// Of each row; nothing where they follow from what the policy gives the rows.
+    advantages: Option<Vec<f64>>,
 }
 
 impl Policy {
@@ -38,7 +64,17 @@ impl Policy {
     pub fn new(info: &'static StageInfo) -> Self {
         Self { info, ready: None }
     }
+
+    fn ready(&self) -> Result<&Ready> {
+        let ready = self.ready.as_ref();
+        ready.ok_or_else(|| Error::failed("expected a stage that is ready before its first batch"))
+    }
 }
+
+/// What a checkpoint calls the adaptive baseline.
+const EXPECTED: &str = "expected_reward";
+/// The part that holds the mean log-probability, where the expected reward is followed.
+const LOGP: &str = "logp";
 
 impl Stage for Policy {
     fn info(&self) -> &'static StageInfo {
@@ -57,7 +93,7 @@ impl Stage for Policy {
             )));
         };
         let reference = reference(model, &mut setup, options.kl_coef)?;
-        self.ready = Some(Ready { reference, options });
+        self.ready = Some(Ready { reference, options, expected: RefCell::default() });
         Ok(())
     }
 
@@ -69,37 +105,147 @@ impl Stage for Policy {
         false
     }
 
+    fn state(&self) -> Result<Vec<HostTensor>> {
+        let Some(ready) = self.ready.as_ref().filter(|ready| ready.options.adaptive) else {
+            return Ok(Vec::new());
+        };
+        let values = ready.expected.borrow().now.to_floats();
+        Ok(vec![HostTensor { name: EXPECTED.into(), shape: vec![values.len()], values }])
+    }
+
+    fn restore(&self, state: &[HostTensor]) -> Result<()> {
+        let found = state.iter().find(|tensor| tensor.name == EXPECTED);
+        if let (Some(ready), Some(tensor)) = (&self.ready, found) {
+            let tracker = Tracker::from_floats(&tensor.values).ok_or_else(|| {
+                Error::failed(format!("{EXPECTED}: found {:?}, no baseline", tensor.values))
+            })?;
+            ready.expected.replace(Expected { now: tracker, stepped: tracker });
+        }
+        Ok(())
+    }
+
+    fn stepped(&self) {
+        if let Some(ready) = &self.ready {
+            let mut expected = ready.expected.borrow_mut();
+            expected.stepped = expected.now;
+        }
+    }
+
+    fn rewound(&self) {
+        if let Some(ready) = &self.ready {
+            let mut expected = ready.expected.borrow_mut();
+            expected.now = expected.stepped;
+        }
+    }
+
+    fn rows_at_a_time(&self, model: &Model, rows: usize, positions: usize) -> usize {
+        match self.ready.as_ref().is_some_and(|ready| ready.adds_up(model)) {
+            // pieces are divided by the middle of a row
+            true => rows.min(POSITIONS.div_ceil(positions.max(1)) + 1),
+            false => rows,
+        }
+    }
+
     fn loss(&self, model: &Model, batch: &Batch) -> Result<Loss> {
-        let Some(Ready { reference, options }) = &self.ready else {
-            return Err(Error::failed("expected a stage that is ready before its first batch"));
+        let ready = self.ready()?;
+        let Some(whole) = ready.whole(batch)? else { return Ok(Loss::nothing()) };
+        let loss = ready.of_rows(model, batch, &whole)?;
+        ready.described(loss, batch, &whole)
+    }
+
+    fn learn(&self, model: &Model, batch: &Batch, learn: &mut Learn<'_>) -> Result<Loss> {
+        let ready = self.ready()?;
+        let Some(whole) = ready.whole(batch)? else { return Ok(Loss::nothing()) };
+        let pieces = match ready.comes_in_pieces(model, batch, &whole) {
+            true => pieces(batch),
+            false => Vec::new(),
         };
+        if pieces.len() < 2 {
+            let loss = ready.of_rows(model, batch, &whole)?;
+            learn(&loss)?;
+            return ready.counted(ready.described(loss, batch, &whole)?, batch);
+        }
+        let mut sums = Sums::default();
+        for rows in pieces {
+            let piece = batch.select(&rows);
+            let trained = piece.trained_tokens();
+            if trained == 0 {
+                continue;
+            }
+            let of_rows = |all: &Vec<f64>| rows.iter().map(|&row| all[row]).collect();
+            let advantages = whole.advantages.as_ref().map(of_rows);
+            let loss = ready.of_rows(model, &piece, &Whole { advantages, ..whole })?;
+            learn(&loss)?;
+            sums.add(loss, trained as f64 / whole.tokens as f64)?;
+        }
+        ready.counted(ready.described(sums.loss(whole.tokens), batch, &whole)?, batch)
+    }
+}
+
+impl Ready {
+    /// What there is to know of a batch before its pieces are computed; nothing where no token is
+    /// trained.
+    fn whole(&self, batch: &Batch) -> Result<Option<Whole>> {
+        let (rewarded, tokens) = (rewards_of(batch)?, batch.trained_tokens());
+        let trained = |range: std::ops::Range<usize>| batch.mask[range].iter().any(|&m| m != 0.0);
+        let counted = match self.options.leave_out_empty {
+            true => batch.ranges().into_iter().filter(|range| trained(range.clone())).count(),
+            false => batch.sequences(),
+        };
+        let advantages = match (self.options.kl_in_reward, self.options.adaptive) {
+            (true, _) => None,
+            (false, true) => Some(self.expected.borrow().now.advantages(&rewarded.rewards)),
+            (false, false) => Some(self.of_groups(&rewarded.rewards, &rewarded.groups)),
+        };
+        Ok((tokens > 0).then_some(Whole { tokens, counted, advantages }))
+    }
+
+    fn of_groups(&self, rewards: &[f64], groups: &[u64]) -> Vec<f64> {
+        advantage::of_groups(rewards, groups, self.options.scale)
+    }
+
+    /// Whether the losses of a batch's rows add up to its own, and it is worth computing them one
+    /// after the other: devices are faster with all at once.
+    fn comes_in_pieces(&self, model: &Model, batch: &Batch, whole: &Whole) -> bool {
+        self.adds_up(model) && whole.advantages.is_some() && !batch.packed.is_empty()
+    }
+
+    fn adds_up(&self, model: &Model) -> bool {
+        let alone = self.options.top_entropy >= 1.0 && !self.options.kl_in_reward;
+        alone && model.config().moe.is_none() && model.device() == Device::Cpu
+    }
+
+    /// The loss of some rows of a batch: their part of its own.
+    fn of_rows(&self, model: &Model, batch: &Batch, whole: &Whole) -> Result<Loss> {
+        let Self { options, .. } = self;
         let rewarded = rewards_of(batch)?;
-        let Some(targets) = Targets::new(batch, model.device())? else {
-            return Ok(Loss::nothing());
-        };
+        let input = Input::new(model, batch)?;
+        let Some(targets) = &input.targets else { return Ok(Loss::nothing()) };
         let kind = wide(model.compute());
         let rows = Rows::new(batch, options.leave_out_empty, kind, model.device())?;
-        let ids = inputs(model, batch)?;
+        let rows = rows.among(whole.tokens, whole.counted);
         let at = options.score_temperature;
-        let of_reference = match reference {
+        let of_reference = match &self.reference {
             Some(reference) => {
-                Some(tch::no_grad(|| log_probabilities(reference, &ids, batch, &targets, at))?)
+                let logps = || -> Result<Tensor> {
+                    let hidden = softened(&input.hidden(reference, batch, false)?.hidden, at)?;
+                    loss::log_probabilities(reference, &hidden, targets)
+                };
+                Some(tch::no_grad(logps)?)
             }
             None => None,
         };
-        let advantages = advantage::of_groups(&rewarded.rewards, &rewarded.groups, options.scale);
-        let host = || -> Result<(Tensor, Tensor), TchError> {
-            let sampled = rows.of_positions(batch, &rewarded.sampled)?;
-            Ok((rows.spread_host(&advantages)?, sampled))
-        };
-        let (advantages, sampled) =
-            host().map_err(|e| Error::torch("rewards to the device", &e))?;
-        let policy = model.hidden_of(&ids, batch, true)?;
+        let doing = |e| Error::torch("rewards to the device", &e);
+        let sampled = rows.of_positions(batch, &rewarded.sampled).map_err(doing)?;
+        let policy = input.hidden(model, batch, true)?;
         let hidden = softened(&policy.hidden, at)?;
         let measured = RefCell::new(Vec::new());
-        let with_entropies = true;
+        let use_of_entropies = match options.entropy_coef == 0.0 {
+            true => Entropies::Fixed,
+            false => Entropies::Learned,
+        };
         let loss =
-            loss::of_scores(model, &hidden, &targets, with_entropies, &|logps, entropies| {
+            loss::of_scores(model, &hidden, targets, use_of_entropies, &|logps, entropies| {
                 let fixed = logps.detach();
                 let old =
                     if rewarded.stale { sampled.shallow_clone() } else { fixed.shallow_clone() };
@@ -107,6 +253,14 @@ impl Stage for Policy {
                     Some(by) => Some(importance::weights(&old, &sampled, &rows, by)?),
                     None => None,
                 };
+                let of_rows = match (&whole.advantages, &of_reference) {
+                    (Some(advantages), _) => advantages.clone(),
+                    (None, Some(reference)) => {
+                        self.with_divergence(&rows, &old, reference, rewarded)?
+                    }
+                    (None, None) => self.of_groups(&rewarded.rewards, &rewarded.groups),
+                };
+                let advantages = rows.spread_host(&of_rows)?;
                 let tokens = objective::Tokens {
                     rows: &rows,
                     old: &old,
@@ -116,15 +270,99 @@ impl Stage for Policy {
                     entropies: Some(entropies),
                     max_length: options.max_new_tokens,
                 };
-                measured.replace(measure(&fixed, entropies, &sampled, &tokens, options)?);
+                let mut parts = measure(&fixed, entropies, &sampled, &tokens, options)?;
+                if options.adaptive {
+                    parts.push((LOGP, Part::Scalar(fixed.f_mean(kind)?)));
+                }
+                measured.replace(parts);
                 objective::of_groups(logps, &fixed, &tokens, options)
             })?;
         let mut parts = vec![("policy", Part::Scalar(loss.shallow_clone()))];
         let total = with_aux(loss, policy.aux, &mut parts)?;
         parts.extend(measured.into_inner());
-        parts.push(("tokens", Part::Count(targets.count())));
-        parts.extend(of_rewards(rewarded));
-        Ok(Loss { total: Some(total), parts, trained_tokens: targets.count(), ..Loss::nothing() })
+        Ok(Loss { total: Some(total), parts, trained_tokens: whole.tokens, ..Loss::nothing() })
+    }
+
+    /// The advantages of rows whose rewards count the divergence from the reference, as far as it
+    /// shows in what was sampled: log p - log p of the reference (Schulman's k1), summed over a row.
+    fn with_divergence(
+        &self,
+        rows: &Rows,
+        old: &Tensor,
+        reference: &Tensor,
+        rewarded: &Rewarded,
+    ) -> Result<Vec<f64>, TchError> {
+        let sums = rows.sums(&old.f_sub(reference)?)?;
+        let sums = Vec::<f64>::try_from(&sums.f_to_kind(Kind::Double)?.f_to_device(Device::Cpu)?)?;
+        let rewards: Vec<f64> = rewarded
+            .rewards
+            .iter()
+            .zip(sums)
+            .map(|(reward, sum)| reward - self.options.kl_coef * sum)
+            .collect();
+        Ok(match self.options.adaptive {
+            true => self.expected.borrow().now.advantages(&rewards),
+            false => self.of_groups(&rewards, &rewarded.groups),
+        })
+    }
+
+    /// The loss of a batch with what is told of it besides.
+    fn described(&self, mut loss: Loss, batch: &Batch, whole: &Whole) -> Result<Loss> {
+        if self.options.adaptive {
+            let expected = self.expected.borrow().now.baseline();
+            loss.parts.push(("expected_reward", Part::Number(expected)));
+        }
+        loss.parts.push(("tokens", Part::Count(whole.tokens)));
+        loss.parts.extend(of_rewards(rewards_of(batch)?));
+        Ok(loss)
+    }
+
+    /// The loss of a batch whose rewards have been counted, where the expected one is followed.
+    fn counted(&self, loss: Loss, batch: &Batch) -> Result<Loss> {
+        if !self.options.adaptive {
+            return Ok(loss);
+        }
+        let logp = loss.parts.iter().find_map(|(name, part)| match part {
+            Part::Scalar(value) if *name == LOGP => Some(value.f_double_value(&[])),
+            _ => None,
+        });
+        let logp = logp.transpose().map_err(|e| Error::torch("mean log-probability", &e))?;
+        let rewards = &rewards_of(batch)?.rewards;
+        self.expected.borrow_mut().now.count(rewards, logp.unwrap_or_default());
+        Ok(loss)
+    }
+}
+
+/// What goes into the models for some rows, and the targets that come out.
+struct Input {
+    /// `[batch, seq]`, or `[1, positions]` where common beginnings are there once.
+    ids: Tensor,
+    shared: Option<Shared>,
+    targets: Option<Targets>,
+}
+
+impl Input {
+    fn new(model: &Model, batch: &Batch) -> Result<Self> {
+        let shared = Shared::of(batch).filter(|_| model.takes_branches() && batch.share.is_none());
+        let Some(shared) = shared else {
+            let targets = Targets::new(batch, model.device())?;
+            return Ok(Self { ids: inputs(model, batch)?, shared: None, targets });
+        };
+        let targets = Targets::at(batch, &shared.places, model.device())?;
+        let ids = || -> Result<Tensor, TchError> {
+            let ids = Tensor::f_from_slice(&shared.ids)?.f_view([1, shared.ids.len() as i64])?;
+            upload(&ids, model.device())
+        };
+        let ids = ids().map_err(|e| Error::torch("batch to the device", &e))?;
+        Ok(Self { ids, shared: Some(shared), targets })
+    }
+
+    /// The final hidden states of a model of the same kind.
+    fn hidden(&self, model: &Model, batch: &Batch, train: bool) -> Result<Hidden> {
+        match &self.shared {
+            Some(shared) => model.hidden_branched(&self.ids, &shared.branches),
+            None => model.hidden_of(&self.ids, batch, train),
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use super::policy::{
 };
 use crate::config::Defaults;
 use crate::error::{Error, Result, TorchError};
-use crate::loss::{self, Targets};
+use crate::loss::{self, Entropies, Targets};
 use crate::model::device::upload;
 use crate::model::{HostTensor, Model, Variable, host_f32, wide};
 use crate::policy::critic::Critic;
@@ -161,7 +161,9 @@ impl Ready {
         for (row, &reward) in rows.iter_mut().zip(&rewarded.rewards) {
             let values: Vec<f64> = row.values.iter().map(|&v| f64::from(v)).collect();
             let PpoOptions { gamma, lambda, .. } = self.ppo;
-            let (advantages, returns) = advantage::generalized(&values, reward, gamma, lambda);
+            let kl_coef = if self.options.kl_in_reward { self.options.kl_coef } else { 0.0 };
+            let rewards = advantage::of_tokens(reward, &row.logps, &row.reference, kl_coef);
+            let (advantages, returns) = advantage::generalized(&values, &rewards, gamma, lambda);
             whole.extend(advantages);
             row.returns = returns.into_iter().map(|v| v as f32).collect();
         }
@@ -244,26 +246,27 @@ impl Ready {
         let hidden = softened(&policy.hidden, self.options.score_temperature)?;
         let measured = RefCell::new((Vec::new(), None));
         let stale = rewards_of(batch)?.stale;
-        let loss = loss::of_scores(model, &hidden, &targets, true, &|logps, entropies| {
-            let fixed = logps.detach();
-            let weights = match self.options.importance.filter(|_| !stale) {
-                Some(by) => Some(importance::weights(&old, &sampled, &rows, by)?),
-                None => None,
-            };
-            let tokens = objective::Tokens {
-                rows: &rows,
-                old: &old,
-                reference: self.reference.as_ref().map(|_| &of_reference),
-                advantages: &advantages,
-                weights: weights.as_ref(),
-                entropies: None,
-                max_length: self.options.max_new_tokens,
-            };
-            let parts = measure(&fixed, entropies, &sampled, &tokens, &self.options)?;
-            let moved = fixed.f_sub(&old)?.f_square()?.f_mean(kind)?.f_mul_scalar(0.5)?;
-            measured.replace((parts, Some(moved)));
-            objective::of_policy(logps, &tokens, &self.options)
-        })?;
+        let loss =
+            loss::of_scores(model, &hidden, &targets, Entropies::Fixed, &|logps, entropies| {
+                let fixed = logps.detach();
+                let weights = match self.options.importance.filter(|_| !stale) {
+                    Some(by) => Some(importance::weights(&old, &sampled, &rows, by)?),
+                    None => None,
+                };
+                let tokens = objective::Tokens {
+                    rows: &rows,
+                    old: &old,
+                    reference: self.reference.as_ref().map(|_| &of_reference),
+                    advantages: &advantages,
+                    weights: weights.as_ref(),
+                    entropies: None,
+                    max_length: self.options.max_new_tokens,
+                };
+                let parts = measure(&fixed, entropies, &sampled, &tokens, &self.options)?;
+                let moved = fixed.f_sub(&old)?.f_square()?.f_mean(kind)?.f_mul_scalar(0.5)?;
+                measured.replace((parts, Some(moved)));
+                objective::of_policy(logps, &tokens, &self.options)
+            })?;
         let values = self.critic.values(&ids, &chosen, &targets)?;
         let of_values =
             objective::of_values(&values, &before, &returns, &self.ppo).map_err(doing)?;
