@@ -34,7 +34,7 @@ pub(crate) enum Command {
     Completions(completions::CompletionsArgs),
     Data(data::DataArgs),
     Doctor(doctor::DoctorArgs),
-    Eval(eval::EvalArgs),
+    Eval(Box<eval::EvalArgs>),
     Export(Box<export::ExportArgs>),
     Imatrix(imatrix::ImatrixArgs),
     Import(import::ImportArgs),
@@ -73,7 +73,7 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
         }
         Command::Data(args) => data::run(args, cli.json),
         Command::Doctor(args) => doctor::run(&args, cli.json),
-        Command::Eval(args) => eval::run(args, cli.json),
+        Command::Eval(args) => eval::run(*args, cli.json),
         Command::Export(args) => export::run(*args, cli.json),
         Command::Imatrix(args) => imatrix::run(&args, cli.json),
         Command::Import(args) => import::run(&args, cli.json),

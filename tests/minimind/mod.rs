@@ -141,11 +141,11 @@ impl Generation {
         let (heads, kv_heads) = self.heads();
         for (name, shape, values) in &mut all {
             let heads = match name.as_str() {
-                name if name.contains("q_proj") => heads,
-                name if name.contains("k_proj") => kv_heads,
-                _ => 0,
+                name if name.contains("q_proj") => Some(heads),
+                name if name.contains("k_proj") => Some(kv_heads),
+                _ => None,
             };
-            if heads > 0 {
+            if let Some(heads) = heads {
                 *values = pairs(values, shape[0] / heads, shape[1]);
             }
             *name = meta_name(name);
