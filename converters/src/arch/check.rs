@@ -59,6 +59,17 @@ impl Config {
         Ok(())
     }
 
+    /// Longest text the model is meant for, tokens: where the base follows the length
+    /// ([`RopeScaling::Dynamic`]), the trained length times the factor.
+    pub fn longest(&self) -> usize {
+        match &self.rope_scaling {
+            Some(RopeScaling::Dynamic { factor }) => {
+                (self.max_position_embeddings as f64 * factor).round() as usize
+            }
+            _ => self.max_position_embeddings,
+        }
+    }
+
     /// Refuses a model that `layout` cannot carry exactly.
     ///
     /// # Errors

@@ -155,7 +155,7 @@ mod tests {
         assert_eq!(config.max_position_embeddings, 2048);
         "dynamic:8".parse::<Stretch>().unwrap().apply(&mut config);
         assert_eq!(config.rope_scaling, Some(RopeScaling::Dynamic { factor: 8.0 }));
-        assert_eq!(config.max_position_embeddings, 512);
+        assert_eq!((config.max_position_embeddings, config.longest()), (512, 4096));
     }
 
     /// Position 4p stretched by 4 is position p: what linear scaling means. A fixed base turns the

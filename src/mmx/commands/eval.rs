@@ -217,7 +217,7 @@ fn open(args: &EvalArgs, path: &Path) -> Result<Form> {
 
 /// The windows, which are the same for all models.
 fn cut(args: &EvalArgs, forms: &[Form]) -> Result<Cut> {
-    let most = forms.iter().map(|f| f.model.config.max_position_embeddings).min().unwrap_or(WINDOW);
+    let most = forms.iter().map(|f| f.model.config.longest()).min().unwrap_or(WINDOW);
     let window = args.ctx.unwrap_or(WINDOW.min(most));
     // chunks need a token to score in their second half
     let least = if args.chunks { 3 } else { 2 };
@@ -309,7 +309,7 @@ fn measure(
     }
     if let Some(request) = request {
         bar.set_length(request.questions() as u64);
-        let limit = form.model.config.max_position_embeddings;
+        let limit = form.model.config.longest();
         let mut progress = |done: usize| bar.set_position(done as u64);
         row.choice =
             Some(choice::score(engine.as_mut(), &tokenizer, request, limit, &mut progress)?);
