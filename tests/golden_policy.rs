@@ -13,7 +13,7 @@ use mmx_data::batches::Batches;
 use mmx_data::{Batch, Minibatch, Recipe};
 use mmx_rollout::{Finish, Rollout};
 use mmx_training::config::{Decline, TrainConfig};
-use mmx_training::loss::{Targets, log_probabilities};
+use mmx_training::loss::{Entropies, Targets, log_probabilities};
 use mmx_training::model::{HostTensor, Model};
 use mmx_training::policy::advantage::Tracker;
 use mmx_training::policy::layout::Layout;
@@ -223,8 +223,8 @@ fn logps(model: &Model, batch: &Batch) -> Vec<f32> {
         let ids = Tensor::from_slice(&batch.x).view(shape);
         let targets = Targets::new(batch, Device::Cpu).expect("targets").expect("some are learned");
         let hidden = model.hidden_of(&ids, batch, false).expect("hidden").hidden;
-        Vec::<f32>::try_from(&log_probabilities(model, &hidden, &targets).expect("numbers"))
-            .expect("numbers")
+        let found = log_probabilities(model, &hidden, &targets, Entropies::Fixed);
+        Vec::<f32>::try_from(&found.expect("numbers")).expect("numbers")
     })
 }
 

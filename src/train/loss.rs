@@ -249,16 +249,22 @@ pub fn distillation(
     loss().map_err(|e| Error::torch("distillation", &e))
 }
 
-/// Log-probabilities of the targets, float32 `[n]`, without a gradient.
+/// Log-probabilities of the targets, float32 `[n]`, without a gradient; `beside`: as those that they
+/// are compared with, so that both round alike.
 ///
 /// # Errors
 /// libtorch's.
-pub fn log_probabilities(model: &Model, hidden: &Tensor, targets: &Targets) -> Result<Tensor> {
+pub fn log_probabilities(
+    model: &Model,
+    hidden: &Tensor,
+    targets: &Targets,
+    beside: Entropies,
+) -> Result<Tensor> {
     if targets.none_here {
         return targets.no_values();
     }
     let rows = targets.select(hidden)?.detach(); // [n, hidden]
-    let found = scores(model, &rows, targets, Entropies::Unused, &mut |_| ());
+    let found = scores(model, &rows, targets, beside, &mut |_| ());
     found.map(|found| found.logps).map_err(|e| Error::torch("log-probabilities", &e))
 }
 
@@ -277,7 +283,7 @@ fn scores(
 ) -> Result<Scores, TchError> {
     let mut found: [Vec<Tensor>; 3] = Default::default();
     through_head(model.head_weight(), rows, Vec::new(), &mut |at, logits| {
-        let chunk = match kernel::takes(&[&logits]) {
+        let chunk = match entropies != Entropies::Unused && kernel::takes(&[&logits]) {
             true => kernel::scores(&logits, &at.cut(&targets.ids)?)?,
             false => {
                 let token = Token::new(logits.shallow_clone(), &targets.ids, None, at)?;
@@ -316,7 +322,8 @@ pub fn of_log_probabilities(
 /// The use that a function makes of entropies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entropies {
-    /// None: they may be any numbers.
+    /// None: they may be any numbers. Sums are libtorch's then, whose rounding the references of
+    /// preference stages share: their margins are small differences of large sums.
     Unused,
     /// Their values.
     Fixed,
@@ -372,7 +379,7 @@ pub fn of_scores(
         };
         let of_entropies = of(1).map(Tensor::f_contiguous).transpose()?;
         let gradients = through_head(model.head_weight(), &rows, kept, &mut |at, mut logits| {
-            if kernel::takes(&[&logits]) {
+            if use_of_entropies != Entropies::Unused && kernel::takes(&[&logits]) {
                 let of_chunk = found.cut(at)?;
                 let (ids, of_logps) = (at.cut(&targets.ids)?, at.cut(&of_logps)?);
                 let of_entropies = of_entropies.as_ref().map(|of| at.cut(of)).transpose()?;

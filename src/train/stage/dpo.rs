@@ -10,7 +10,7 @@ use super::interface::{Loss, Part, Setup, Stage};
 use super::language_model::inputs;
 use crate::config::{Defaults, DpoOptions, Logps};
 use crate::error::{Error, Result, TorchError};
-use crate::loss::{self, Targets};
+use crate::loss::{self, Entropies, Targets};
 use crate::model::Model;
 use crate::model::device::upload;
 use mmx_data::{Batch, Recipe, StageInfo, stages};
@@ -65,7 +65,8 @@ impl Stage for Dpo {
         let ids = inputs(model, batch)?; // [2 * pairs, seq]: all chosen, then all rejected
         let of_reference = tch::no_grad(|| {
             let hidden = ready.reference.hidden_of(&ids, batch, false)?.hidden;
-            let logps = loss::log_probabilities(&ready.reference, &hidden, &targets)?;
+            let logps =
+                loss::log_probabilities(&ready.reference, &hidden, &targets, Entropies::Unused)?;
             answers.gather(&logps).map_err(|e| Error::torch("reference log-probabilities", &e))
         })?; // [2 * pairs]
         let policy = model.hidden_of(&ids, batch, ready.with_aux)?;

@@ -229,7 +229,7 @@ impl Ready {
             Some(reference) => {
                 let logps = || -> Result<Tensor> {
                     let hidden = softened(&input.hidden(reference, batch, false)?.hidden, at)?;
-                    loss::log_probabilities(reference, &hidden, targets)
+                    loss::log_probabilities(reference, &hidden, targets, Entropies::Fixed)
                 };
                 Some(tch::no_grad(logps)?)
             }
@@ -421,7 +421,7 @@ pub(super) fn log_probabilities(
     temperature: f64,
 ) -> Result<Tensor> {
     let hidden = softened(&model.hidden_of(ids, batch, false)?.hidden, temperature)?;
-    loss::log_probabilities(model, &hidden, targets)
+    loss::log_probabilities(model, &hidden, targets, Entropies::Fixed)
 }
 
 /// A loss with the balancing loss added, where there is one; and that as a part.
