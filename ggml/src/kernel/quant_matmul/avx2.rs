@@ -142,16 +142,16 @@ macro_rules! shared {
         #[inline(always)]
         unsafe fn gather_f16(from: *const u8, stride: usize) -> [__m256; 2] {
             unsafe {
-                let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-                let offsets = _mm256_mullo_epi32(lanes, _mm256_set1_epi32(stride as i32));
-                let low = _mm256_set1_epi32(0xffff);
+                // no gather: it takes 3.6 ns where this takes 2.1 (Zen 4), and qemu 7.2 takes one whose
+                // index lies in ymm4 for one without an index
                 let mut halves = [_mm256_setzero_ps(); 2];
                 for (half, to) in halves.iter_mut().enumerate() {
-                    let from = from.add(8 * half * stride).cast();
-                    let fours = _mm256_i32gather_epi32::<1>(from, offsets);
-                    let twos = _mm256_packus_epi32(_mm256_and_si256(fours, low), low);
-                    let twos = _mm256_permute4x64_epi64::<0b1000>(twos);
-                    *to = _mm256_cvtph_ps(_mm256_castsi256_si128(twos));
+                    let mut eight = [0u16; 8];
+                    for (row, number) in eight.iter_mut().enumerate() {
+                        let from = from.add((8 * half + row) * stride).cast::<u16>();
+                        *number = from.read_unaligned();
+                    }
+                    *to = _mm256_cvtph_ps(_mm_loadu_si128(eight.as_ptr().cast()));
                 }
                 halves
             }
