@@ -29,6 +29,16 @@ if ! "$python" -c 'import datasketch' 2>/dev/null; then
   "$python" -m pip install --quiet --disable-pip-version-check "datasketch==$DATASKETCH" >&2 || missing "datasketch $DATASKETCH" "$python -m pip install datasketch==$DATASKETCH"
 fi
 
+# in an environment of its own: it wants other versions of what Transformers brings
+DATATROVE_VERSION=0.10.1
+export DATATROVE=$MMX_CACHE/datatrove-$DATATROVE_VERSION/bin/python
+if ! "$DATATROVE" -c 'import datatrove, spacy, orjson, xxhash' 2>/dev/null; then
+  say "installing datatrove $DATATROVE_VERSION (once)"
+  python3 -m venv "$MMX_CACHE/datatrove-$DATATROVE_VERSION"
+  "$DATATROVE" -m pip install --quiet --disable-pip-version-check "datatrove[processing]==$DATATROVE_VERSION" spacy==3.8.18 orjson xxhash regex >&2 ||
+    missing "datatrove $DATATROVE_VERSION" "$DATATROVE -m pip install datatrove[processing]==$DATATROVE_VERSION spacy orjson xxhash regex"
+fi
+
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
 mmx=target/release/mmx
 passed=0; failed=0
