@@ -97,8 +97,9 @@ SH
   cat >"$tools/glibc.h" <<'C'
 /* what the C++ headers of Debian 11 would call: a constructor that GCC 9's library has, but not GCC 8's (templates are compiled
    where they are used instead), and functions of glibc 2.30 (waits on a clock are timed by the system's clock) */
+#include <bits/c++config.h> /* which sets it to 1 whatever it was */
+#undef _GLIBCXX_EXTERN_TEMPLATE
 #define _GLIBCXX_EXTERN_TEMPLATE 0
-#include <bits/c++config.h>
 #undef _GLIBCXX_USE_PTHREAD_COND_CLOCKWAIT
 #undef _GLIBCXX_USE_PTHREAD_MUTEX_CLOCKLOCK
 #undef _GLIBCXX_USE_PTHREAD_RWLOCK_CLOCKLOCK

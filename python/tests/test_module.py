@@ -372,7 +372,7 @@ before = generation.written
 rest = generation.text()
 assert rest.startswith(before) and generation.finish == "context", generation
 model.close()
-print("well")
+print("\\nwell")  # the interruption may have come within a line
 """
         environment = {**os.environ, "PYTHONPATH": common.PACKAGE}
         child = subprocess.Popen([sys.executable, "-c", source, self.path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
