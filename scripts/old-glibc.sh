@@ -112,6 +112,16 @@ C
   local home=${CARGO_HOME:-$HOME/.cargo}
   export MMX_MAP="-ffile-prefix-map=$home/registry/src/= -ffile-prefix-map=$PWD/= ${LIBTORCH:+-ffile-prefix-map=$LIBTORCH/=torch/}"
   export MMX_NO_BUILD_PATHS=1
+  # the kernels of training are compiled for CPUs with AVX2 and FMA, as libtorch's own are where it counts: for any x86-64
+  # a multiply-add is a call, and they take eight times as long. mmx-train says where a CPU lacks them.
+  cat >"$tools/rustc" <<'SH'
+#!/usr/bin/env bash
+# made by scripts/old-glibc.sh: cargo calls it with the compiler and its arguments
+case " $* " in *" --crate-name mmx_training "*" --target x86_64-"*) set -- "$@" -C target-feature=+avx2,+fma,+f16c,+bmi1,+bmi2 ;; esac
+exec "$@"
+SH
+  chmod +x "$tools/rustc"
+  export RUSTC_WORKSPACE_WRAPPER=$tools/rustc
   # an empty target-cpu: .cargo/config.toml says native
   export RUSTFLAGS="--remap-path-prefix=$home/registry/src/= --remap-path-prefix=$PWD/= --remap-path-prefix=$PWD="
   export CARGO_PROFILE_RELEASE_DEBUG=false

@@ -68,6 +68,7 @@ fn main() -> ExitCode {
             let args: Train = parse::parse(); // misuse: prints the usage and exits 2
             mmx_converters::cpus::bound_pool();
             let result = same_version()
+                .and_then(|()| fit_cpu())
                 .and_then(|()| talk::begin(args.talk))
                 .and_then(|()| flags::run(args.train));
             (result, error::options_of(&Train::command()))
@@ -95,6 +96,17 @@ fn same_version() -> Result<()> {
         )),
         _ => Ok(()),
     }
+}
+
+/// Refuses a CPU that lacks instructions of the kernels.
+fn fit_cpu() -> Result<()> {
+    if mmx_training::about::runs_here() {
+        return Ok(());
+    }
+    Err(Error::failed_with_hint(
+        "mmx-train: expected a CPU with AVX2 and FMA (x86-64-v3), found one without",
+        "build mmx on this machine: cargo build --release; mmx itself needs neither",
+    ))
 }
 
 /// Prints the options of training as a list of JSON objects.

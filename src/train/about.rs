@@ -4,6 +4,23 @@ use std::path::Path;
 
 use crate::model::device;
 
+/// Whether the kernels of training run on this CPU: they are compiled for the one that builds them, or,
+/// in packages, for any with AVX2 and FMA (without which they take eight times as long).
+#[must_use]
+pub fn runs_here() -> bool {
+    #[cfg(all(target_arch = "x86_64", target_feature = "avx2", target_feature = "fma"))]
+    {
+        // asked of the CPU itself: is_x86_feature_detected! answers by what was compiled for
+        use std::arch::x86_64::{__cpuid, __cpuid_count, __get_cpuid_max};
+        let (most, _) = __get_cpuid_max(0);
+        let fma = most >= 1 && __cpuid(1).ecx >> 12 & 1 == 1;
+        let avx2 = most >= 7 && __cpuid_count(7, 0).ebx >> 5 & 1 == 1;
+        fma && avx2
+    }
+    #[cfg(not(all(target_arch = "x86_64", target_feature = "avx2", target_feature = "fma")))]
+    true
+}
+
 /// libtorch's version, and where it lies.
 pub fn libtorch() -> String {
     // by now the library is loaded; where from, the system knows
