@@ -80,9 +80,9 @@ fn main() -> ExitCode {
 fn other(other: Other) -> Result<()> {
     same_version()?;
     match other {
-        Other::About { json } => about(json),
+        Other::About { json } => fit_cpu().and_then(|()| about(json)),
         Other::Options => options(),
-        Other::Logits(args) => logits::run(&args),
+        Other::Logits(args) => fit_cpu().and_then(|()| logits::run(&args)),
         Other::Meet(args) => meet::run(&args),
     }
 }
