@@ -4,7 +4,8 @@
 #
 # std::thread wants mingw's posix flavour. What Debian 12 has is older than two things: mingw's headers lack a structure that
 # ggml asks for, and wine lacks a DLL that Rust's std imports; both are made here. ggml's CMake names its libraries NAME.a there,
-# llama-cpp-sys-2 looks for libNAME.a: ggml's project is told their prefix. GCC's libraries and winpthreads go into the program.
+# llama-cpp-sys-2 looks for libNAME.a: ggml's project is told their prefix. GCC's libraries and winpthreads go into the program,
+# and after them what they ask of the system, since ld looks at each library once.
 need_debian x86_64-w64-mingw32-g++-posix g++-mingw-w64-x86-64-posix
 need_debian /usr/lib/wine/wine64 wine64
 windows=x86_64-pc-windows-gnu
@@ -35,12 +36,17 @@ made "$windows_tools/prefix.cmake" <<'CMAKE'
 # once all of ggml's targets are known
 cmake_language(DEFER CALL set_target_properties ggml ggml-base ggml-cpu PROPERTIES PREFIX lib)
 CMAKE
+made "$windows_tools/linker" <<'SH'
+#!/bin/sh
+exec x86_64-w64-mingw32-gcc-posix "$@" -lmingwex -lmsvcrt -ladvapi32 -lkernel32 -lgcc
+SH
+chmod +x "$windows_tools/linker"
 [ "$windows_tools/bcryptprimitives.dll" -nt "$windows_tools/bcryptprimitives.c" ] ||
   x86_64-w64-mingw32-gcc-posix -shared -o "$windows_tools/bcryptprimitives.dll" "$windows_tools/bcryptprimitives.c" -ladvapi32
 home=${CARGO_HOME:-$HOME/.cargo}
 export CC_x86_64_pc_windows_gnu=x86_64-w64-mingw32-gcc-posix CXX_x86_64_pc_windows_gnu=x86_64-w64-mingw32-g++-posix
 export AR_x86_64_pc_windows_gnu=x86_64-w64-mingw32-ar
-export CARGO_TARGET_X86_64_PC_WINDOWS_GNU_LINKER=x86_64-w64-mingw32-gcc-posix
+export CARGO_TARGET_X86_64_PC_WINDOWS_GNU_LINKER=$windows_tools/linker
 export BINDGEN_EXTRA_CLANG_ARGS_x86_64_pc_windows_gnu="--sysroot=/usr/x86_64-w64-mingw32 -I/usr/x86_64-w64-mingw32/include"
 export CMAKE_PROJECT_ggml_INCLUDE="$windows_tools/prefix.cmake"
 # no file names of this machine in what goes to others
