@@ -170,6 +170,11 @@ impl Case {
         self.model.split('/').next().expect("a folder")
     }
 
+    /// Whether one of its models is a mixture of experts.
+    fn has_experts(&self) -> bool {
+        self.model.ends_with("moe") || self.stage == "distill" // whose teacher is of the other kind
+    }
+
     fn packs(&self) -> bool {
         self.stage != "dpo"
     }
@@ -255,13 +260,21 @@ fn assert_losses(cases: &[Case]) {
         }
         assert_only_on(&name, &counts, 0);
 
-        let setting = Setting { device: "cuda:1", dtype: "bf16", pack: "on", batch_size: "2" };
         let slow = case.at("1e-6"); // steps would make differences grow: an expert chosen otherwise, say
-        let (found, counts) = on_device(&slow, setting, &[]);
-        // a pair's loss is of a difference of sums, in which another expert for one token shows
-        let loss = if case.stage == "dpo" { 0.1 } else { 0.02 };
-        assert_near(&format!("{name} in bfloat16"), &found, &on_cpu(&slow, setting), loss);
-        assert_only_on(&name, &counts, 1);
+        // the first device has a kernel for products of the rows of experts, the second has none
+        let devices = if case.has_experts() { &["cuda:0", "cuda:1"][..] } else { &["cuda:1"] };
+        for &device in devices {
+            let setting = Setting { device, dtype: "bf16", pack: "on", batch_size: "2" };
+            let (found, counts) = on_device(&slow, setting, &[]);
+            // a pair's loss is of a difference of sums, in which another expert for one token shows
+            let loss = if case.stage == "dpo" { 0.1 } else { 0.02 };
+            let name = format!("{name} in bfloat16 on {device}");
+            assert_near(&name, &found, &on_cpu(&slow, setting), loss);
+            assert_only_on(&name, &counts, usize::from(device == "cuda:1"));
+            let by_kernel = counts["grouped"].as_i64().expect("a count") > 0;
+            let expected = device == "cuda:0" && !case.options.contains(&"--lora-target");
+            assert_eq!(by_kernel, expected, "{name}: {counts}");
+        }
     }
 }
 
@@ -335,47 +348,47 @@ fn rewards_give_the_cpus_losses() {
     }
 }
 
-/// Between two optimizer steps the host waits for the device once, whatever the losses and their parts are, and once
-/// more for every mixture of experts that a micro-step passes: how many rows each expert gets decides the shapes.
-/// Nothing is uploaded from memory that is not page-locked, and each micro-step brings a few tensors.
+/// Between two optimizer steps the host waits for the device once, whatever the losses and their parts are, and
+/// whatever experts were chosen. Nothing is uploaded from memory that is not page-locked, and each micro-step brings a
+/// few tensors.
 #[test]
 fn a_step_waits_for_the_device_once() {
-    /// Layers of the golden models.
-    const LAYERS: i64 = 2;
-    let all = [&PRETRAIN[..2], &PRETRAIN[4..], &SFT, &LORA, &DPO[1..], &DISTILL, &REASON];
+    let all = [&PRETRAIN[..2], &PRETRAIN[4..], &SFT, &LORA, &DPO[1..], &DISTILL, &REASON, &REWARDS];
     for (i, case) in all.into_iter().flatten().enumerate() {
         let pack = if i % 2 == 0 { "on" } else { "off" };
-        let setting = Setting { pack, batch_size: "1", ..PADDED };
-        let of = |steps: &str| on_device(case, setting, &["--max-steps", steps]);
-        let ((_, one), (trace, three)) = (of("1"), of("3"));
-        // some data ends before the third step
-        let steps = |trace: &Value| {
-            let norms = trace["steps"].as_array().expect("steps").iter();
-            norms.filter(|step| !step["grad_norm"].is_null()).count() as i64
-        };
-        let more = steps(&trace) - 1;
-        assert!(more > 0, "{}: one step", case.name());
-        let per_step = |key: &str| {
-            let count = |of: &Value| of[key].as_i64().expect("a count");
-            (count(&three) - count(&one)) / more
-        };
-        let name = format!("{} pack {pack}", case.name());
-        let accumulation = trace["accumulation_steps"].as_i64().expect("a number");
-        // models that a batch goes through: the policy and its reference, the student and its teacher
-        let with_experts = match (case.stage, case.model.ends_with("moe")) {
-            ("dpo", true) => 2,
-            ("distill", _) => 1,
-            (_, experts) => i64::from(experts),
-        };
-        let waits = per_step("scalars") + per_step("downloads") + per_step("waits");
-        let allowed = 1 + accumulation * with_experts * LAYERS;
-        assert_eq!(waits, allowed, "{name}: {one} after one step, {three} after three");
-        assert_eq!(per_step("blocking_uploads"), 0, "{name}: {one}, {three}");
-        // ids, targets, their places and weights; for each model positions and samples, or the answers of pairs
-        let models = if matches!(case.stage, "dpo" | "distill") { 2 } else { 1 };
-        let (uploads, most) = (per_step("uploads"), accumulation * (4 + 2 * models));
-        assert!((1..=most).contains(&uploads), "{name}: {uploads} of {most}: {one}, {three}");
+        let dtypes = if case.has_experts() { &["f32", "bf16"][..] } else { &["f32"] };
+        for &dtype in dtypes {
+            let setting = Setting { pack, batch_size: "1", dtype, ..PADDED };
+            assert_waits_once(case, setting);
+        }
     }
+}
+
+fn assert_waits_once(case: &Case, setting: Setting) {
+    let of = |steps: &str| on_device(case, setting, &["--max-steps", steps]);
+    let ((_, one), (trace, three)) = (of("1"), of("3"));
+    // some data ends before the third step
+    let steps = |trace: &Value| {
+        let norms = trace["steps"].as_array().expect("steps").iter();
+        norms.filter(|step| !step["grad_norm"].is_null()).count() as i64
+    };
+    let more = steps(&trace) - 1;
+    let name = format!("{} {} pack {}", case.name(), setting.dtype, setting.pack);
+    assert!(more > 0, "{name}: one step");
+    let per_step = |key: &str| {
+        let count = |of: &Value| of[key].as_i64().expect("a count");
+        (count(&three) - count(&one)) / more
+    };
+    let accumulation = trace["accumulation_steps"].as_i64().expect("a number");
+    let waits = per_step("scalars") + per_step("downloads") + per_step("waits");
+    assert_eq!(waits, 1, "{name}: {one} after one step, {three} after three");
+    assert_eq!(per_step("blocking_uploads"), 0, "{name}: {one}, {three}");
+    // ids, targets, their places and weights; for each model positions and samples, or the answers of pairs; what was
+    // sampled, rewards and rows
+    let models = if matches!(case.stage, "dpo" | "distill") { 2 } else { 1 };
+    let of_rewards = if mmx_data::stages::learns_from_rewards(case.stage) { 8 } else { 0 };
+    let (uploads, most) = (per_step("uploads"), accumulation * (4 + 2 * models + of_rewards));
+    assert!((1..=most).contains(&uploads), "{name}: {uploads} of {most}: {one}, {three}");
 }
 
 /// Attention takes samples of about one length together: a kernel's start costs a device as much as the work of many
