@@ -134,6 +134,11 @@ const REWARDS: [Case; 8] = [
     case("agent", "golden-2026/minimind3-moe", None, &[]),
 ];
 
+/// What stages learn from that learn from rewards.
+const ROLLOUTS: &str = "golden-rl/rollouts.jsonl";
+/// Rollouts of that file that a batch of one task has.
+const ROLLOUTS_OF_BATCH: usize = 8;
+
 const fn case(
     stage: &'static str,
     model: &'static str,
@@ -175,14 +180,18 @@ impl Case {
         self.model.ends_with("moe") || self.stage == "distill" // whose teacher is of the other kind
     }
 
+    fn learns_from_rewards(&self) -> bool {
+        mmx_data::stages::learns_from_rewards(self.stage)
+    }
+
     fn packs(&self) -> bool {
         self.stage != "dpo"
     }
 
-    /// The command line without its output.
+    /// The command line without its output and without rollouts to learn from.
     fn command(&self, setting: Setting) -> Command {
         let (model, tokenizer) = (shared(self.model), shared(self.folder()));
-        let rewards = mmx_data::stages::learns_from_rewards(self.stage);
+        let rewards = self.learns_from_rewards();
         let data = match self.stage {
             "lora" | "distill" => "sft",
             _ if rewards => "sft",
@@ -202,9 +211,6 @@ impl Case {
         command.args(["--dtype", setting.dtype, "--lr", self.lr]).args(self.options);
         if !self.options.contains(&"--accum") {
             command.args(["--accum", "1"]);
-        }
-        if rewards {
-            command.args(["--rollouts", text(&shared("golden-rl/rollouts.jsonl"))]);
         }
         if self.stage == "distill" {
             // of the other kind, dense or with experts
@@ -228,6 +234,9 @@ fn on_device(case: &Case, setting: Setting, more: &[&str]) -> (Value, Value) {
     let dir = tempfile::tempdir().expect("a folder");
     let at = |name: &str| dir.path().join(name);
     let mut command = case.command(setting);
+    if case.learns_from_rewards() && !more.contains(&"--rollouts") {
+        command.args(["--rollouts", text(&shared(ROLLOUTS))]);
+    }
     command.args(more).args(["--trace", text(&at("trace")), "--out", text(&at("run"))]);
     succeed(on_fake(&mut command, &at("counts")));
     (json(&at("trace")), json(&at("counts")))
@@ -237,6 +246,9 @@ fn on_cpu(case: &Case, setting: Setting) -> Value {
     let dir = tempfile::tempdir().expect("a folder");
     let at = |name: &str| dir.path().join(name);
     let mut command = case.command(Setting { device: "cpu", ..setting });
+    if case.learns_from_rewards() {
+        command.args(["--rollouts", text(&shared(ROLLOUTS))]);
+    }
     succeed(command.args(["--trace", text(&at("trace")), "--out", text(&at("run"))]));
     json(&at("trace"))
 }
@@ -365,30 +377,54 @@ fn a_step_waits_for_the_device_once() {
 }
 
 fn assert_waits_once(case: &Case, setting: Setting) {
-    let of = |steps: &str| on_device(case, setting, &["--max-steps", steps]);
-    let ((_, one), (trace, three)) = (of("1"), of("3"));
-    // some data ends before the third step
+    let name = format!("{} {} pack {}", case.name(), setting.dtype, setting.pack);
+    // a run and a longer one; a file of rollouts is read to its end
+    let ((short, one), (long, three)) = match case.learns_from_rewards() {
+        false => {
+            let of = |steps: &str| on_device(case, setting, &["--max-steps", steps]);
+            (of("1"), of("3"))
+        }
+        true => {
+            let all = fs_err::read_to_string(shared(ROLLOUTS)).expect("rollouts");
+            let dir = tempfile::tempdir().expect("a folder");
+            let file = dir.path().join("rollouts.jsonl");
+            let of = |batches: usize| {
+                let lines: Vec<&str> = all.lines().take(batches * ROLLOUTS_OF_BATCH).collect();
+                fs_err::write(&file, lines.join("\n")).expect("a file");
+                on_device(case, setting, &["--rollouts", text(&file)])
+            };
+            // two batches are a step where two are accumulated
+            (of(2), of(4))
+        }
+    };
+    let micro_steps = |trace: &Value| trace["steps"].as_array().expect("steps").len() as i64;
     let steps = |trace: &Value| {
         let norms = trace["steps"].as_array().expect("steps").iter();
         norms.filter(|step| !step["grad_norm"].is_null()).count() as i64
     };
-    let more = steps(&trace) - 1;
-    let name = format!("{} {} pack {}", case.name(), setting.dtype, setting.pack);
-    assert!(more > 0, "{name}: one step");
-    let per_step = |key: &str| {
+    // some data ends before the third step
+    let (more, more_micro) =
+        (steps(&long) - steps(&short), micro_steps(&long) - micro_steps(&short));
+    assert!(more > 0, "{name}: no more steps");
+    let grown = |key: &str| {
         let count = |of: &Value| of[key].as_i64().expect("a count");
-        (count(&three) - count(&one)) / more
+        count(&three) - count(&one)
     };
-    let accumulation = trace["accumulation_steps"].as_i64().expect("a number");
-    let waits = per_step("scalars") + per_step("downloads") + per_step("waits");
-    assert_eq!(waits, 1, "{name}: {one} after one step, {three} after three");
-    assert_eq!(per_step("blocking_uploads"), 0, "{name}: {one}, {three}");
+    let waits = grown("scalars") + grown("downloads") + grown("waits");
+    // ppo: whether to go on with a minibatch depends on what it gives, advantages on what is expected of its batch
+    let of_ppo = if case.stage == "ppo" { more_micro + 2 } else { 0 };
+    assert_eq!(waits, more + of_ppo, "{name}: {more} steps: from {one} to {three}");
+    assert_eq!(grown("blocking_uploads"), 0, "{name}: from {one} to {three}");
     // ids, targets, their places and weights; for each model positions and samples, or the answers of pairs; what was
     // sampled, rewards and rows
     let models = if matches!(case.stage, "dpo" | "distill") { 2 } else { 1 };
-    let of_rewards = if mmx_data::stages::learns_from_rewards(case.stage) { 8 } else { 0 };
-    let (uploads, most) = (per_step("uploads"), accumulation * (4 + 2 * models + of_rewards));
-    assert!((1..=most).contains(&uploads), "{name}: {uploads} of {most}: {one}, {three}");
+    let of_rewards = match case.stage {
+        "ppo" => 16, // also what was computed before, and by a model more
+        _ if case.learns_from_rewards() => 10,
+        _ => 0,
+    };
+    let (uploads, most) = (grown("uploads"), more_micro * (4 + 2 * models + of_rewards));
+    assert!((1..=most).contains(&uploads), "{name}: {uploads} of {most}: from {one} to {three}");
 }
 
 /// Attention takes samples of about one length together: a kernel's start costs a device as much as the work of many
