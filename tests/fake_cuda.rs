@@ -427,6 +427,26 @@ fn assert_waits_once(case: &Case, setting: Setting) {
     assert!((1..=most).contains(&uploads), "{name}: {uploads} of {most}: from {one} to {three}");
 }
 
+#[test]
+fn held_out_data_is_waited_for_once_however_much_it_is() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = dir.path().join("val.jsonl");
+    let case = &SFT[1];
+    let data = fs_err::read_to_string(shared("golden/sft.jsonl")).expect("records");
+    let waits = |records: usize| {
+        let lines: Vec<&str> = data.lines().take(records).collect();
+        fs_err::write(&file, lines.join("\n")).expect("a file");
+        let setting = Setting { batch_size: "1", ..PADDED };
+        let (_, counts) = on_device(case, setting, &["--max-steps", "1", "--val", text(&file)]);
+        let of = |key: &str| counts[key].as_i64().expect("a count");
+        (of("scalars") + of("downloads") + of("waits"), of("operators"))
+    };
+    // from three on as many sample texts are written, each token of which is waited for
+    let ((few, work), (many, more_work)) = (waits(3), waits(12));
+    assert!(more_work > work, "{more_work} operators for twelve records, {work} for three");
+    assert_eq!(many, few, "waits for twelve records and for three");
+}
+
 /// Attention takes samples of about one length together: a kernel's start costs a device as much as the work of many
 /// short samples.
 #[test]
