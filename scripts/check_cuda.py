@@ -138,6 +138,9 @@ def bench(args):
             theirs = json.loads(subprocess.run([sys.executable, f"{here}/bench_train.py", *size], check=True, capture_output=True, text=True).stdout)
             line += f"; PyTorch {theirs['tokens_per_s']:.0f}, ratio {ours['tokens_per_s'] / theirs['tokens_per_s']:.2f}"
         print(line, flush=True)
+        # experts: grouped products on compute capability 9.0 in bfloat16, batched tiles elsewhere
+        mixture = json.loads(subprocess.run([args.bench, "minimind2-moe", *size], check=True, capture_output=True, text=True).stdout)
+        print(f"{dtype}: mmx {mixture['tokens_per_s']:.0f} tokens/s of minimind2-moe", flush=True)
 
 
 def main():

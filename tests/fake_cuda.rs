@@ -134,6 +134,11 @@ const REWARDS: [Case; 8] = [
     case("agent", "golden-2026/minimind3-moe", None, &[]),
 ];
 
+/// What stages learn from that learn from rewards.
+const ROLLOUTS: &str = "golden-rl/rollouts.jsonl";
+/// Rollouts of that file that a batch of one task has.
+const ROLLOUTS_OF_BATCH: usize = 8;
+
 const fn case(
     stage: &'static str,
     model: &'static str,
@@ -170,14 +175,23 @@ impl Case {
         self.model.split('/').next().expect("a folder")
     }
 
+    /// Whether one of its models is a mixture of experts.
+    fn has_experts(&self) -> bool {
+        self.model.ends_with("moe") || self.stage == "distill" // whose teacher is of the other kind
+    }
+
+    fn learns_from_rewards(&self) -> bool {
+        mmx_data::stages::learns_from_rewards(self.stage)
+    }
+
     fn packs(&self) -> bool {
         self.stage != "dpo"
     }
 
-    /// The command line without its output.
+    /// The command line without its output and without rollouts to learn from.
     fn command(&self, setting: Setting) -> Command {
         let (model, tokenizer) = (shared(self.model), shared(self.folder()));
-        let rewards = mmx_data::stages::learns_from_rewards(self.stage);
+        let rewards = self.learns_from_rewards();
         let data = match self.stage {
             "lora" | "distill" => "sft",
             _ if rewards => "sft",
@@ -197,9 +211,6 @@ impl Case {
         command.args(["--dtype", setting.dtype, "--lr", self.lr]).args(self.options);
         if !self.options.contains(&"--accum") {
             command.args(["--accum", "1"]);
-        }
-        if rewards {
-            command.args(["--rollouts", text(&shared("golden-rl/rollouts.jsonl"))]);
         }
         if self.stage == "distill" {
             // of the other kind, dense or with experts
@@ -223,6 +234,9 @@ fn on_device(case: &Case, setting: Setting, more: &[&str]) -> (Value, Value) {
     let dir = tempfile::tempdir().expect("a folder");
     let at = |name: &str| dir.path().join(name);
     let mut command = case.command(setting);
+    if case.learns_from_rewards() && !more.contains(&"--rollouts") {
+        command.args(["--rollouts", text(&shared(ROLLOUTS))]);
+    }
     command.args(more).args(["--trace", text(&at("trace")), "--out", text(&at("run"))]);
     succeed(on_fake(&mut command, &at("counts")));
     (json(&at("trace")), json(&at("counts")))
@@ -232,6 +246,9 @@ fn on_cpu(case: &Case, setting: Setting) -> Value {
     let dir = tempfile::tempdir().expect("a folder");
     let at = |name: &str| dir.path().join(name);
     let mut command = case.command(Setting { device: "cpu", ..setting });
+    if case.learns_from_rewards() {
+        command.args(["--rollouts", text(&shared(ROLLOUTS))]);
+    }
     succeed(command.args(["--trace", text(&at("trace")), "--out", text(&at("run"))]));
     json(&at("trace"))
 }
@@ -255,13 +272,21 @@ fn assert_losses(cases: &[Case]) {
         }
         assert_only_on(&name, &counts, 0);
 
-        let setting = Setting { device: "cuda:1", dtype: "bf16", pack: "on", batch_size: "2" };
         let slow = case.at("1e-6"); // steps would make differences grow: an expert chosen otherwise, say
-        let (found, counts) = on_device(&slow, setting, &[]);
-        // a pair's loss is of a difference of sums, in which another expert for one token shows
-        let loss = if case.stage == "dpo" { 0.1 } else { 0.02 };
-        assert_near(&format!("{name} in bfloat16"), &found, &on_cpu(&slow, setting), loss);
-        assert_only_on(&name, &counts, 1);
+        // the first device has a kernel for products of the rows of experts, the second has none
+        let devices = if case.has_experts() { &["cuda:0", "cuda:1"][..] } else { &["cuda:1"] };
+        for &device in devices {
+            let setting = Setting { device, dtype: "bf16", pack: "on", batch_size: "2" };
+            let (found, counts) = on_device(&slow, setting, &[]);
+            // a pair's loss is of a difference of sums, in which another expert for one token shows
+            let loss = if case.stage == "dpo" { 0.1 } else { 0.02 };
+            let name = format!("{name} in bfloat16 on {device}");
+            assert_near(&name, &found, &on_cpu(&slow, setting), loss);
+            assert_only_on(&name, &counts, usize::from(device == "cuda:1"));
+            let by_kernel = counts["grouped"].as_i64().expect("a count") > 0;
+            let expected = device == "cuda:0" && !case.options.contains(&"--lora-target");
+            assert_eq!(by_kernel, expected, "{name}: {counts}");
+        }
     }
 }
 
@@ -335,47 +360,91 @@ fn rewards_give_the_cpus_losses() {
     }
 }
 
-/// Between two optimizer steps the host waits for the device once, whatever the losses and their parts are, and once
-/// more for every mixture of experts that a micro-step passes: how many rows each expert gets decides the shapes.
-/// Nothing is uploaded from memory that is not page-locked, and each micro-step brings a few tensors.
+/// Between two optimizer steps the host waits for the device once, whatever the losses and their parts are, and
+/// whatever experts were chosen. Nothing is uploaded from memory that is not page-locked, and each micro-step brings a
+/// few tensors.
 #[test]
 fn a_step_waits_for_the_device_once() {
-    /// Layers of the golden models.
-    const LAYERS: i64 = 2;
-    let all = [&PRETRAIN[..2], &PRETRAIN[4..], &SFT, &LORA, &DPO[1..], &DISTILL, &REASON];
+    let all = [&PRETRAIN[..2], &PRETRAIN[4..], &SFT, &LORA, &DPO[1..], &DISTILL, &REASON, &REWARDS];
     for (i, case) in all.into_iter().flatten().enumerate() {
         let pack = if i % 2 == 0 { "on" } else { "off" };
-        let setting = Setting { pack, batch_size: "1", ..PADDED };
-        let of = |steps: &str| on_device(case, setting, &["--max-steps", steps]);
-        let ((_, one), (trace, three)) = (of("1"), of("3"));
-        // some data ends before the third step
-        let steps = |trace: &Value| {
-            let norms = trace["steps"].as_array().expect("steps").iter();
-            norms.filter(|step| !step["grad_norm"].is_null()).count() as i64
-        };
-        let more = steps(&trace) - 1;
-        assert!(more > 0, "{}: one step", case.name());
-        let per_step = |key: &str| {
-            let count = |of: &Value| of[key].as_i64().expect("a count");
-            (count(&three) - count(&one)) / more
-        };
-        let name = format!("{} pack {pack}", case.name());
-        let accumulation = trace["accumulation_steps"].as_i64().expect("a number");
-        // models that a batch goes through: the policy and its reference, the student and its teacher
-        let with_experts = match (case.stage, case.model.ends_with("moe")) {
-            ("dpo", true) => 2,
-            ("distill", _) => 1,
-            (_, experts) => i64::from(experts),
-        };
-        let waits = per_step("scalars") + per_step("downloads") + per_step("waits");
-        let allowed = 1 + accumulation * with_experts * LAYERS;
-        assert_eq!(waits, allowed, "{name}: {one} after one step, {three} after three");
-        assert_eq!(per_step("blocking_uploads"), 0, "{name}: {one}, {three}");
-        // ids, targets, their places and weights; for each model positions and samples, or the answers of pairs
-        let models = if matches!(case.stage, "dpo" | "distill") { 2 } else { 1 };
-        let (uploads, most) = (per_step("uploads"), accumulation * (4 + 2 * models));
-        assert!((1..=most).contains(&uploads), "{name}: {uploads} of {most}: {one}, {three}");
+        let dtypes = if case.has_experts() { &["f32", "bf16"][..] } else { &["f32"] };
+        for &dtype in dtypes {
+            let setting = Setting { pack, batch_size: "1", dtype, ..PADDED };
+            assert_waits_once(case, setting);
+        }
     }
+}
+
+fn assert_waits_once(case: &Case, setting: Setting) {
+    let name = format!("{} {} pack {}", case.name(), setting.dtype, setting.pack);
+    // a run and a longer one; a file of rollouts is read to its end
+    let ((short, one), (long, three)) = match case.learns_from_rewards() {
+        false => {
+            let of = |steps: &str| on_device(case, setting, &["--max-steps", steps]);
+            (of("1"), of("3"))
+        }
+        true => {
+            let all = fs_err::read_to_string(shared(ROLLOUTS)).expect("rollouts");
+            let dir = tempfile::tempdir().expect("a folder");
+            let file = dir.path().join("rollouts.jsonl");
+            let of = |batches: usize| {
+                let lines: Vec<&str> = all.lines().take(batches * ROLLOUTS_OF_BATCH).collect();
+                fs_err::write(&file, lines.join("\n")).expect("a file");
+                on_device(case, setting, &["--rollouts", text(&file)])
+            };
+            // two batches are a step where two are accumulated
+            (of(2), of(4))
+        }
+    };
+    let micro_steps = |trace: &Value| trace["steps"].as_array().expect("steps").len() as i64;
+    let steps = |trace: &Value| {
+        let norms = trace["steps"].as_array().expect("steps").iter();
+        norms.filter(|step| !step["grad_norm"].is_null()).count() as i64
+    };
+    // some data ends before the third step
+    let (more, more_micro) =
+        (steps(&long) - steps(&short), micro_steps(&long) - micro_steps(&short));
+    assert!(more > 0, "{name}: no more steps");
+    let grown = |key: &str| {
+        let count = |of: &Value| of[key].as_i64().expect("a count");
+        count(&three) - count(&one)
+    };
+    let waits = grown("scalars") + grown("downloads") + grown("waits");
+    // ppo: whether to go on with a minibatch depends on what it gives, advantages on what is expected of its batch
+    let of_ppo = if case.stage == "ppo" { more_micro + 2 } else { 0 };
+    assert_eq!(waits, more + of_ppo, "{name}: {more} steps: from {one} to {three}");
+    assert_eq!(grown("blocking_uploads"), 0, "{name}: from {one} to {three}");
+    // ids, targets, their places and weights; for each model positions and samples, or the answers of pairs; what was
+    // sampled, rewards and rows
+    let models = if matches!(case.stage, "dpo" | "distill") { 2 } else { 1 };
+    let of_rewards = match case.stage {
+        "ppo" => 16, // also what was computed before, and by a model more
+        _ if case.learns_from_rewards() => 10,
+        _ => 0,
+    };
+    let (uploads, most) = (grown("uploads"), more_micro * (4 + 2 * models + of_rewards));
+    assert!((1..=most).contains(&uploads), "{name}: {uploads} of {most}: from {one} to {three}");
+}
+
+#[test]
+fn held_out_data_is_waited_for_once_however_much_it_is() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = dir.path().join("val.jsonl");
+    let case = &SFT[1];
+    let data = fs_err::read_to_string(shared("golden/sft.jsonl")).expect("records");
+    let waits = |records: usize| {
+        let lines: Vec<&str> = data.lines().take(records).collect();
+        fs_err::write(&file, lines.join("\n")).expect("a file");
+        let setting = Setting { batch_size: "1", ..PADDED };
+        let (_, counts) = on_device(case, setting, &["--max-steps", "1", "--val", text(&file)]);
+        let of = |key: &str| counts[key].as_i64().expect("a count");
+        (of("scalars") + of("downloads") + of("waits"), of("operators"))
+    };
+    // from three on as many sample texts are written, each token of which is waited for
+    let ((few, work), (many, more_work)) = (waits(3), waits(12));
+    assert!(more_work > work, "{more_work} operators for twelve records, {work} for three");
+    assert_eq!(many, few, "waits for twelve records and for three");
 }
 
 /// Attention takes samples of about one length together: a kernel's start costs a device as much as the work of many

@@ -66,8 +66,8 @@ pub(crate) struct Pending {
 /// The numbers of some micro-steps, of all processes together.
 pub(crate) struct Fetched {
     pub(crate) micro_steps: Vec<MicroStep>,
-    /// The gradient's norm, where it was given.
-    pub(crate) norm: Option<f64>,
+    /// The gradients' norms, as many as were given.
+    pub(crate) norms: Vec<f64>,
     /// Tokens read.
     pub(crate) tokens: usize,
     /// True where one of the processes raised the flag.
@@ -76,14 +76,14 @@ pub(crate) struct Fetched {
 
 /// Brings the numbers of micro-steps to the host, added up over all processes: a loss and its parts
 /// are those of a process's share of the batch. `flags` are raised where one process raises them;
-/// `norm` is every process's own.
+/// `norms` are every process's own.
 ///
 /// # Errors
 /// libtorch's; another process that fails.
 pub(crate) fn fetch(
     pending: &[Pending],
     flags: &[bool],
-    norm: Option<Tensor>,
+    norms: &[Tensor],
     ranks: &Ranks,
 ) -> Result<Fetched> {
     let mut tensors = Vec::new();
@@ -99,24 +99,23 @@ pub(crate) fn fetch(
     counts.extend(flags.iter().map(|&flag| f64::from(u8::from(flag))));
     let own = counts.len();
     // the processes' also where nothing was learned: between GPUs no tensor of the host is added up
-    let own_device = norm.as_ref().or(tensors.first()).map(Tensor::device);
+    let own_device = norms.first().or(tensors.first()).map(Tensor::device);
     let device = ranks.device().or(own_device).unwrap_or(Device::Cpu);
     if !ranks.alone() {
         let counts = Tensor::f_from_slice(&counts).and_then(|counts| upload(&counts, device));
         tensors.push(counts.map_err(reading)?);
     }
-    let mut values = match tensors.is_empty() && norm.is_none() {
+    let mut values = match tensors.is_empty() && norms.is_empty() {
         true => Vec::new(),
         false => {
             let mut sums = flat(&tensors, device).map_err(reading)?;
             ranks.sum(&mut sums)?;
-            let norm = norm.as_ref().map(|norm| norm.f_reshape([1])).transpose();
-            let all: Vec<Tensor> =
-                [Some(sums), norm.map_err(reading)?].into_iter().flatten().collect();
+            let all = norms.iter().map(Tensor::shallow_clone);
+            let all: Vec<Tensor> = std::iter::once(sums).chain(all).collect();
             flat(&all, device).and_then(|all| host_numbers(&all)).map_err(reading)?
         }
     };
-    let norm = norm.and_then(|_| values.pop());
+    let norms = values.split_off(values.len().saturating_sub(norms.len()));
     if !ranks.alone() {
         counts = values.split_off(values.len().saturating_sub(own));
     }
@@ -127,7 +126,7 @@ pub(crate) fn fetch(
         micro_steps.push(micro.read(&mut values, &mut counts));
         tokens += counts.next().unwrap_or_default() as usize;
     }
-    Ok(Fetched { micro_steps, norm, tokens, flags: counts.map(|count| count > 0.0).collect() })
+    Ok(Fetched { micro_steps, norms, tokens, flags: counts.map(|count| count > 0.0).collect() })
 }
 
 fn reading(error: TchError) -> Error {

@@ -12,12 +12,13 @@ use mmx_converters::safetensors::{self, TensorSpec};
 use mmx_converters::tensor::Dtype;
 use mmx_converters::tokenizer::Tokenizer;
 use serde_json::{Map, Value, json};
+use tch::Tensor;
 
 use crate::checkpoint::{self, Context};
 use crate::error::{Error, Result, TorchError};
 use crate::held_out::{HeldOut, Measured, VAL_LOSS, VAL_REWARD};
 use crate::model::Model;
-use crate::ranks::Ranks;
+use crate::ranks::{Ranks, host_numbers};
 use crate::report::log::{Metrics, Progress, trace};
 use crate::report::samples::Prompts;
 use crate::stage::{Part, Stage};
@@ -374,7 +375,7 @@ pub fn held_out_loss(
     batches: &mut dyn Batches,
     ranks: &Ranks,
 ) -> Result<Option<f64>> {
-    let (mut sum, mut count) = (0.0, 0usize);
+    let (mut values, mut weights) = (Vec::new(), Vec::new());
     for index in 0..batches.micro_steps(0) {
         let batch = batches.batch(0, index)?;
         let loss = tch::no_grad(|| stage.loss(model, &batch))?;
@@ -383,15 +384,20 @@ pub fn held_out_loss(
             _ => None,
         });
         if let Some(tensor) = entropy.or(loss.total.as_ref()) {
-            let value =
-                tensor.f_double_value(&[]).map_err(|e| Error::torch("held-out loss", &e))?;
+            values.push(tensor.shallow_clone());
             // of a share: what the mean of the whole batch counts as, of which this is a part
             let rows = batch.share.map_or(batch.batch, |whole| whole.sequences);
-            let weight = if entropy.is_some() { loss.trained_tokens } else { rows };
-            sum += value * weight as f64;
-            count += weight;
+            weights.push(if entropy.is_some() { loss.trained_tokens } else { rows });
         }
     }
+    // brought to the host at once: a device computes batch after batch meanwhile
+    let values = match values.is_empty() {
+        true => Ok(Vec::new()),
+        false => Tensor::f_stack(&values, 0).and_then(|values| host_numbers(&values)),
+    };
+    let values = values.map_err(|e| Error::torch("held-out loss", &e))?;
+    let sum: f64 = values.iter().zip(&weights).map(|(value, &weight)| value * weight as f64).sum();
+    let count: usize = weights.iter().sum();
     let sum = ranks.sum_numbers(&[sum])?.first().copied().unwrap_or(sum);
     Ok((count > 0).then(|| sum / count as f64))
 }

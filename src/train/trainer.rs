@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::config::{OptimizerName, TrainConfig};
-use crate::error::{Error, Result, TorchError};
+use crate::error::{Error, Result};
 use crate::micro_step::{self, Pending};
 use crate::model::Model;
 use crate::optim::{Optimizer, Rates};
@@ -393,7 +393,7 @@ impl<'a> Trainer<'a> {
             self.step(rates, &mut report)?;
         } else if self.position.micro_step >= self.plan.micro_steps {
             // what is left at the end is not trained on, as the 2025 reference
-            self.fetch_into(&mut report, None)?;
+            self.fetch_into(&mut report, &[])?;
         }
         self.mark();
         Ok(Some(report))
@@ -411,22 +411,15 @@ impl<'a> Trainer<'a> {
     fn step(&mut self, rates: Rates, report: &mut Report) -> Result<()> {
         self.position.step += 1;
         if self.optimizer.accumulated() == 0 {
-            self.fetch_into(report, None)?; // no token was learned: no weight changes
+            self.fetch_into(report, &[])?; // no token was learned: no weight changes
             return Ok(());
         }
         self.optimizer.reduce()?;
-        let norm = self.optimizer.gradient_norm()?;
+        let mut norms = vec![self.optimizer.gradient_norm()?];
+        norms.extend(self.critic.as_ref().map(Optimizer::gradient_norm).transpose()?);
         let lines: Vec<Vec<(u32, u32)>> = self.pending.iter().map(|p| p.lines.clone()).collect();
-        let norm = self.fetch_into(report, Some(norm))?.unwrap_or(f64::NAN);
-        let of_critic = match &self.critic {
-            Some(critic) => Some(
-                critic
-                    .gradient_norm()?
-                    .f_double_value(&[])
-                    .map_err(|e| Error::torch("reading the critic's norm", &e))?,
-            ),
-            None => None,
-        };
+        let norms = self.fetch_into(report, &norms)?;
+        let (norm, of_critic) = (norms.first().copied().unwrap_or(f64::NAN), norms.get(1).copied());
         let worst = of_critic.filter(|norm| !norm.is_finite()).unwrap_or(norm);
         if let Some(fault) = self.non_finite(worst, &report.micro_steps, &lines)? {
             self.discard();
@@ -499,16 +492,16 @@ impl<'a> Trainer<'a> {
     /// libtorch's; another process that fails.
     pub fn fetch(&mut self) -> Result<Vec<MicroStep>> {
         let mut report = Report::default();
-        self.fetch_into(&mut report, None)?;
+        self.fetch_into(&mut report, &[])?;
         Ok(report.micro_steps)
     }
 
     /// Puts the numbers of the micro-steps since the last fetch, of all processes, into a report;
-    /// they come to the host at once, with the gradient's norm, which is returned.
-    fn fetch_into(&mut self, report: &mut Report, norm: Option<Tensor>) -> Result<Option<f64>> {
+    /// they come to the host at once, with the gradients' norms, which are returned.
+    fn fetch_into(&mut self, report: &mut Report, norms: &[Tensor]) -> Result<Vec<f64>> {
         let pending = std::mem::take(&mut self.pending);
         let flags = [self.wish.stop, self.wish.save];
-        let mut fetched = micro_step::fetch(&pending, &flags, norm, self.ranks())?;
+        let mut fetched = micro_step::fetch(&pending, &flags, norms, self.ranks())?;
         if self.config.optimizer == OptimizerName::AdamW {
             fetched.micro_steps.iter_mut().for_each(|micro| micro.adam_lr = None);
         }
@@ -517,7 +510,7 @@ impl<'a> Trainer<'a> {
             report.tokens = fetched.tokens;
             report.agreed = Wish { stop: fetched.flags[0], save: fetched.flags[1] };
         }
-        Ok(fetched.norm)
+        Ok(fetched.norms)
     }
 }
 

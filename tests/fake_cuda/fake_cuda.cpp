@@ -51,6 +51,7 @@ struct Counts {
   std::atomic<int64_t> scalars{0};   // _local_scalar_dense: a value fetched by itself
   std::atomic<int64_t> downloads{0}; // copies to the host
   std::atomic<int64_t> waits{0};     // operators that read a value back when CUDA computes them
+  std::atomic<int64_t> grouped{0};   // products of grouped rows by a kernel of their own
   std::atomic<int64_t> uploads{0};   // copies from page-locked memory that nobody waits for
   std::atomic<int64_t> blocking_uploads{0}; // other copies from the host: it waits for them
   std::atomic<int64_t> peer_copies{0};      // copies from one device to the other
@@ -71,9 +72,9 @@ struct Counts {
     FILE *file = std::fopen(path.c_str(), "w");
     if (file == nullptr) return;
     std::fprintf(file,
-                 "{\"operators\": %ld, \"scalars\": %ld, \"downloads\": %ld, \"waits\": %ld, \"uploads\": %ld, "
+                 "{\"operators\": %ld, \"scalars\": %ld, \"downloads\": %ld, \"waits\": %ld, \"grouped\": %ld, \"uploads\": %ld, "
                  "\"blocking_uploads\": %ld, \"peer_copies\": %ld, \"allocations\": [%ld, %ld], \"peak_bytes\": %ld}\n",
-                 operators.load(), scalars.load(), downloads.load(), waits.load(), uploads.load(),
+                 operators.load(), scalars.load(), downloads.load(), waits.load(), grouped.load(), uploads.load(),
                  blocking_uploads.load(), peer_copies.load(), allocations[0].load(), allocations[1].load(),
                  peak_bytes.load());
     std::fclose(file);
@@ -405,6 +406,20 @@ const std::set<std::string> READ_BACK = {
     "aten::repeat_interleave",
 };
 
+// Compute capabilities of the devices: the first has libtorch's kernel for products of grouped rows.
+constexpr int CAPABILITY[DEVICES][2] = {{9, 0}, {8, 6}};
+
+// Source: aten/src/ATen/native/cuda/GroupedBlas.cpp. Without the kernel the ends are fetched, and rows have to begin at
+// multiples of 16 bytes.
+void count_grouped(const std::vector<at::Tensor> &tensors, c10::Device device) {
+  bool kernel = CAPABILITY[device.index()][0] == 9;
+  for (size_t i = 0; i < 2; ++i) {
+    kernel = kernel && tensors.at(i).scalar_type() == at::kBFloat16;
+    TORCH_CHECK(uintptr_t(tensors[i].data_ptr()) % 16 == 0, "expected data_ptr to be aligned to 16 bytes");
+  }
+  ++(kernel ? counts().grouped : counts().waits);
+}
+
 void fallback(const c10::OperatorHandle &op, torch::jit::Stack *stack) {
   const auto &name = op.schema().name();
   std::optional<c10::Device> device;
@@ -431,6 +446,7 @@ void fallback(const c10::OperatorHandle &op, torch::jit::Stack *stack) {
   if (depth == 0) {
     ++counts().operators;
     if (READ_BACK.count(name) > 0) ++counts().waits;
+    if (name == "aten::_grouped_mm") count_grouped(tensors, *device);
   }
   const Inside inside;
   const c10::OptionalDeviceGuard guard(device);
@@ -453,6 +469,7 @@ TORCH_LIBRARY_IMPL(aten, CUDA, m) {
   m.impl("_reshape_alias", at::native::_reshape_alias);
   m.impl("unfold", at::native::unfold);
   m.impl("_fused_sdp_choice", fused_attention);
+  m.impl("_grouped_mm", torch::CppFunction::makeFromBoxedFunction<&fallback>()); // CUDA's is not composed of others
 }
 
 C10_REGISTER_GUARD_IMPL(CUDA, Guard)
@@ -488,6 +505,13 @@ int cudaSetDevice(int device) {
 
 int cudaGetDevice(int *device) {
   *device = current;
+  return 0;
+}
+
+int cudaDeviceGetAttribute(int *value, int attribute, int device) {
+  const bool known = attribute == 75 || attribute == 76; // the compute capability's two numbers
+  if (!known || device < 0 || device >= DEVICES) return 1; // cudaErrorInvalidValue
+  *value = CAPABILITY[device][attribute - 75];
   return 0;
 }
 

@@ -1,6 +1,7 @@
-// What tch does not wrap: operators of our own in libtorch's automatic differentiation, and its CPU threads.
-// Called from autograd.rs and parallel.rs only. No exception leaves this file.
+// What tch does not wrap: operators of our own in libtorch's automatic differentiation, grouped products, CPU threads.
+// Called from autograd.rs, grouped.rs and parallel.rs only. No exception leaves this file.
 #include <ATen/Parallel.h>
+#include <ATen/ops/_grouped_mm.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/variable.h>
@@ -76,6 +77,16 @@ char *mmx_differentiable(at::Tensor **inputs, size_t input_count, at::Tensor **o
     if (!torch::autograd::compute_requires_grad(from)) return nullptr;
     node->set_next_edges(torch::autograd::collect_next_edges(from));
     for (size_t i = 0; i < output_count; ++i) torch::autograd::set_history(*outputs[i], node);
+    return nullptr;
+  } catch (const std::exception &error) {
+    return copied(error.what());
+  }
+}
+
+// The product of rows grouped by matrix, see grouped.rs. Null, and `out` takes the new tensor; or an error.
+char *mmx_grouped_mm(const at::Tensor *a, const at::Tensor *b, const at::Tensor *ends, at::Tensor **out) {
+  try {
+    *out = new at::Tensor(at::_grouped_mm(*a, *b, *ends));
     return nullptr;
   } catch (const std::exception &error) {
     return copied(error.what());

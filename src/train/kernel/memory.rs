@@ -111,7 +111,7 @@ impl<'a, T> Rows<'a, T> {
 }
 
 #[cfg(test)]
-pub(super) mod testing {
+pub(crate) mod testing {
     use tch::{Kind, Tensor};
 
     /// Normal values of a seed.

@@ -10,6 +10,7 @@ mod attention;
 pub(crate) mod autograd;
 mod cross_entropy;
 mod element;
+mod grouped;
 mod matmul;
 mod memory;
 mod norm;
@@ -21,12 +22,16 @@ mod swiglu;
 
 pub(crate) use attention::attention;
 pub(crate) use cross_entropy::cross_entropy_and_gradient;
+pub(crate) use grouped::grouped_mm;
 pub(crate) use matmul::{add_mm, linear, linears, mm};
 pub(crate) use norm::{add_norm, norm};
 pub(crate) use parallel::parallel;
 pub(crate) use rope::rope;
 pub(crate) use scores::{Scores, scores, scores_gradient};
 pub(crate) use swiglu::swiglu;
+
+#[cfg(test)]
+pub(crate) use memory::testing;
 
 use std::sync::LazyLock;
 

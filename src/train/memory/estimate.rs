@@ -6,7 +6,8 @@
 //! the estimate, in bfloat16 (1.4 GB) 1.13 times, minimind2-moe (3.6 GB) 1.10 times; tiny (1.0 GB,
 //! of which 0.4 are the program's) 1.6 times, since its many blocks of a few megabytes lie in
 //! pieces. On a CUDA device, counted without a GPU (`tests/fake_cuda.rs`): minimind2-small 0.89 to
-//! 1.01 times.
+//! 1.01 times, minimind2-moe (5.3 GB) 1.01 times, in bfloat16 (4.1 GB) 0.97, minimind3-moe (5.9 GB)
+//! 0.98.
 
 use mmx_converters::arch::{Config, weights as weights_of};
 use mmx_converters::words::counted;
@@ -87,6 +88,10 @@ impl Estimate {
             false => kept,
         };
         let passing = positions.saturating_mul(passing_per_position(config));
+        let beside_experts = match work.device {
+            Device::Cuda(_) => beside_experts(config, compute, positions),
+            _ => 0,
+        };
         let vocabulary = WIDE * config.vocab_size as u64;
         let chunk = vocabulary * positions.min(LOGIT_ROWS);
         let (hidden, distributions) =
@@ -99,7 +104,7 @@ impl Estimate {
             weights: WIDE * work.weights as u64,
             gradients: 2 * trained,
             moments,
-            activations: kept.saturating_add(passing),
+            activations: kept.saturating_add(passing).saturating_add(beside_experts),
             logits: chunk * distributions + of_head,
             least,
             least_of_batch: surely_kept,
@@ -242,6 +247,18 @@ fn kept_per_position(config: &Config, compute: Kind, adapted: bool) -> u64 {
     }
 }
 
+/// Bytes that experts take on a CUDA device besides: their matrices beside each other, and the slots
+/// that are nobody's, at most a quarter of those in use (model/grouped.rs).
+fn beside_experts(config: &Config, compute: Kind, positions: u64) -> u64 {
+    let Some(moe) = &config.moe else { return 0 };
+    let (hidden, width) = (config.hidden_size as u64, moe.intermediate_size as u64);
+    let matrices = moe.num_experts as u64 * 3 * width * hidden;
+    let slots = moe.num_experts_per_tok as u64 * (3 * width + 2 * hidden);
+    let compute = if compute == Kind::BFloat16 { 2 } else { WIDE };
+    let layers = config.num_hidden_layers as u64;
+    layers * compute * matrices.saturating_add(positions.saturating_mul(slots) / 4)
+}
+
 /// Bytes per position that pass while one layer goes backward, and what the head leaves, all in
 /// float32.
 fn passing_per_position(config: &Config) -> u64 {
@@ -296,6 +313,21 @@ mod tests {
         let half =
             Estimate::beside(&Workload { compute: Kind::BFloat16, ..work(&config, (4, 512)) }, 0);
         assert!(half.least < found.least && half.moments == found.moments);
+    }
+
+    #[test]
+    fn experts_on_a_device_take_their_matrices_and_slots_once_more() {
+        // 8 layers of 4 experts of which 2 are chosen, hidden 640, width 1728
+        let config = presets::preset("minimind2-moe").expect("a preset");
+        let on = |device| {
+            let work = Workload { device, compute: Kind::BFloat16, ..work(&config, (4, 512)) };
+            Estimate::beside(&work, 0)
+        };
+        let (cpu, device) = (on(Device::Cpu), on(Device::Cuda(0)));
+        let matrices = 8 * 2 * 4 * 3 * 640 * 1728;
+        let slots = 8 * 2 * 4 * 512 * 2 * (3 * 1728 + 2 * 640) / 4;
+        assert_eq!(device.activations - cpu.activations, matrices + slots);
+        assert_eq!(device.least, cpu.least);
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! Where to compute: by name, or the best device present.
 #![expect(
     unsafe_code,
-    reason = "libtorch's CUDA part is loaded when it is asked for, through dlopen"
+    reason = "libtorch's CUDA part is loaded when it is asked for, through dlopen, and asked through dlsym"
 )]
 
-use std::sync::Once;
+use std::collections::BTreeMap;
+use std::sync::{Mutex, Once, PoisonError};
 
 use mmx_converters::words::counted;
 use tch::{Cuda, Device, TchError, Tensor};
@@ -60,6 +61,42 @@ fn load_cuda() {
         // unloaded.
         unsafe { libc::dlopen(c"libtorch_cuda.so".as_ptr(), libc::RTLD_LAZY | libc::RTLD_GLOBAL) };
     });
+}
+
+/// A CUDA device's compute capability, major and minor; nothing where CUDA's runtime is not loaded
+/// or does not say.
+pub(crate) fn compute_capability(index: usize) -> Option<(i32, i32)> {
+    static KNOWN: Mutex<BTreeMap<usize, Option<(i32, i32)>>> = Mutex::new(BTreeMap::new());
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    *known.entry(index).or_insert_with(|| ask_capability(index))
+}
+
+#[cfg(unix)]
+fn ask_capability(index: usize) -> Option<(i32, i32)> {
+    use std::ffi::c_int;
+    type GetAttribute = unsafe extern "C" fn(*mut c_int, c_int, c_int) -> c_int;
+    // cudaDevAttrComputeCapabilityMajor and Minor (driver_types.h)
+    const MAJOR: c_int = 75;
+    const MINOR: c_int = 76;
+    let device = c_int::try_from(index).ok()?;
+    // SAFETY: a constant string; the default handle looks through what is loaded.
+    let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"cudaDeviceGetAttribute".as_ptr()) };
+    if found.is_null() {
+        return None;
+    }
+    // SAFETY: the function's type in all versions of CUDA's runtime (cuda_runtime_api.h).
+    let get = unsafe { std::mem::transmute::<*mut libc::c_void, GetAttribute>(found) };
+    let ask = |attribute| {
+        let mut value = 0;
+        // SAFETY: the pointer is to a local of that type.
+        (unsafe { get(&raw mut value, attribute, device) } == 0).then_some(value)
+    };
+    Some((ask(MAJOR)?, ask(MINOR)?))
+}
+
+#[cfg(not(unix))]
+fn ask_capability(_index: usize) -> Option<(i32, i32)> {
+    None
 }
 
 /// A tensor of the host on a device. To CUDA it goes from page-locked memory, so that the host need

@@ -2,6 +2,7 @@
 
 use tch::Tensor;
 
+use super::grouped::Groups;
 use super::linear::{Linear, Parts};
 use super::variable::Torch;
 use crate::error::Result;
@@ -22,6 +23,24 @@ impl Dense {
             up: parts.linear(&format!("{base}.up_proj"))?,
             down: parts.linear(&format!("{base}.down_proj"))?,
         })
+    }
+
+    /// Several networks of one size, each over its own slots of `x`: see [`Groups::product`].
+    pub(super) fn grouped(x: &Tensor, networks: &[Self], groups: &Groups) -> Torch<Tensor> {
+        let layers = |one: fn(&Self) -> &Linear| networks.iter().map(one).collect::<Vec<_>>();
+        let gate = Linear::grouped(x, &layers(|n| &n.gate), groups)?;
+        let up = Linear::grouped(x, &layers(|n| &n.up), groups)?;
+        Linear::grouped(&gate.f_silu()?.f_mul(&up)?, &layers(|n| &n.down), groups)
+    }
+
+    /// The sizes `[ffn, hidden]`.
+    pub(super) fn sizes(&self) -> Torch<[i64; 2]> {
+        self.gate.sizes()
+    }
+
+    /// Beside which of gate, up and down there are adapters.
+    pub(super) fn adapted(&self) -> [bool; 3] {
+        [&self.gate, &self.up, &self.down].map(Linear::is_adapted)
     }
 
     /// The network's output: `[.., hidden]` to the same shape, through `[.., ffn]`.

@@ -3,6 +3,7 @@
 
 use tch::{Kind, TchError, Tensor};
 
+use super::grouped::Groups;
 use super::lora::{Factors, Lora};
 use super::variable::{Torch, Variable, wide};
 use crate::error::{Error, Result};
@@ -75,6 +76,33 @@ impl Linear {
         ys.try_into().map_err(|ys: Vec<Tensor>| {
             TchError::Torch(format!("linear layers: expected {N} outputs, found {}", ys.len()))
         })
+    }
+
+    /// The weights of several layers of one size, `[layers, out, in]`, in type `kind`.
+    fn stacked(layers: &[&Self], kind: Kind) -> Torch<Tensor> {
+        let weights: Vec<&Tensor> = layers.iter().map(|layer| &layer.weight).collect();
+        Tensor::f_stack(&weights, 0)?.f_to_kind(kind)
+    }
+
+    /// Several layers of one size, each over its own slots of `x`: see [`Groups::product`].
+    pub(super) fn grouped(x: &Tensor, layers: &[&Self], groups: &Groups) -> Torch<Tensor> {
+        let y = groups.product(x, &Self::stacked(layers, x.kind())?)?;
+        let adapters: Option<Vec<&Factors>> =
+            layers.iter().map(|layer| layer.adapter.as_ref()).collect();
+        match adapters {
+            Some(adapters) => y.f_add(&Factors::grouped(x, &adapters, groups)?),
+            None => Ok(y),
+        }
+    }
+
+    /// The sizes `[out, in]` of the weight.
+    pub(super) fn sizes(&self) -> Torch<[i64; 2]> {
+        self.weight.size2().map(|(out, inner)| [out, inner])
+    }
+
+    /// Whether there is an adapter beside the weight.
+    pub(super) fn is_adapted(&self) -> bool {
+        self.adapter.is_some()
     }
 
     /// The output `y` with what the adapter adds.

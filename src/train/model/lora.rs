@@ -10,6 +10,7 @@ use mmx_converters::arch::{Config, Weight, weights};
 use mmx_converters::model::adapter::{Adapter, Adapters};
 use tch::{Device, Tensor};
 
+use super::grouped::Groups;
 use super::init;
 use super::variable::{Torch, Variable, host_f32};
 use crate::error::{Error, Result, TorchError};
@@ -66,6 +67,21 @@ impl Factors {
         let inner = x.f_linear(&cast(&self.a)?, None::<Tensor>)?; // [.., rank]
         let y = inner.f_linear(&cast(&self.b)?, None::<Tensor>)?;
         if self.scale == 1.0 { Ok(y) } else { y.f_mul_scalar(self.scale) }
+    }
+
+    /// The same for several layers of one size, each over its own slots of `x`: see
+    /// [`Groups::product`].
+    pub(super) fn grouped(x: &Tensor, layers: &[&Self], groups: &Groups) -> Torch<Tensor> {
+        let stacked = |half: fn(&Self) -> &Tensor| -> Torch<Tensor> {
+            let all: Vec<&Tensor> = layers.iter().map(|&layer| half(layer)).collect();
+            Tensor::f_stack(&all, 0)?.f_to_kind(x.kind())
+        };
+        let inner = groups.product(x, &stacked(|layer| &layer.a)?)?; // [.., rank]
+        let y = groups.product(&inner, &stacked(|layer| &layer.b)?)?;
+        match layers.first().map_or(1.0, |layer| layer.scale) {
+            1.0 => Ok(y),
+            scale => y.f_mul_scalar(scale),
+        }
     }
 
     /// The weight `[out, in]` with the factors' product added.

@@ -12,6 +12,7 @@
 mod attention;
 pub mod device;
 mod ffn;
+mod grouped;
 mod init;
 mod layer;
 mod linear;

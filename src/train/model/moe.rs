@@ -2,12 +2,14 @@
 //!
 //! Every assignment (token, expert) is one row. Rows are sorted by expert, each expert sees its own
 //! rows only, and the results are put back: work grows with the experts chosen, not with those
-//! there are.
+//! there are. On the CPU one expert is computed after the other; on a device, where that would be a
+//! wait in every layer to learn how many rows each has, all at once (`grouped.rs`).
 
 use mmx_converters::arch::{AuxLoss, Family, Moe};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::ffn::Dense;
+use super::grouped::{Form, Groups, Way, occurrences};
 use super::linear::Parts;
 use super::samples::Samples;
 use super::variable::{Torch, wide};
@@ -102,7 +104,10 @@ impl MoeLayer {
             let sum = weights.f_sum_dim_intlist(-1, true, wide)?.f_add_scalar(1e-20)?;
             weights = weights.f_div(&sum)?;
         }
-        let mut out = self.routed(&tokens, &weights, &chosen)?;
+        let mut out = match self.way(tokens.device(), tokens.kind())? {
+            Way::OneByOne => self.one_by_one(&tokens, &weights, &chosen)?,
+            Way::Grouped(form) => self.grouped(&tokens, &weights, &chosen, form)?,
+        };
         for shared in &self.shared {
             out = out.f_add(&shared.forward(&tokens)?)?;
         }
@@ -119,9 +124,33 @@ impl MoeLayer {
         Ok((out.f_view([batch, seq, hidden])?, balance))
     }
 
+    fn way(&self, device: Device, kind: Kind) -> Torch<Way> {
+        let Some(first) = self.experts.first() else { return Ok(Way::OneByOne) };
+        let adapted = first.adapted();
+        if self.experts.iter().any(|expert| expert.adapted() != adapted) {
+            return Ok(Way::OneByOne); // adapters of a file may be beside some experts only
+        }
+        let any = adapted.contains(&true);
+        Ok(Way::of(device, kind, first.sizes()?, any))
+    }
+
+    /// The same as [`MoeLayer::one_by_one`], without a shape that depends on `chosen`.
+    fn grouped(
+        &self,
+        tokens: &Tensor,
+        weights: &Tensor,
+        chosen: &Tensor,
+        form: Form,
+    ) -> Torch<Tensor> {
+        let groups = Groups::new(chosen, self.experts.len() as i64, form, tokens.kind())?;
+        let outputs = Dense::grouped(&groups.gather(tokens)?, &self.experts, &groups)?;
+        let outputs = groups.give_back(&outputs)?; // [tokens, k, hidden]
+        outputs.f_mul(&weights.f_unsqueeze(-1)?)?.f_sum_dim_intlist(1, false, weights.kind())
+    }
+
     /// `tokens [tokens, hidden]`, `weights` and `chosen [tokens, k]` to `[tokens, hidden]`,
     /// float32.
-    fn routed(&self, tokens: &Tensor, weights: &Tensor, chosen: &Tensor) -> Torch<Tensor> {
+    fn one_by_one(&self, tokens: &Tensor, weights: &Tensor, chosen: &Tensor) -> Torch<Tensor> {
         let (count, hidden) = tokens.size2()?;
         let assigned = chosen.f_reshape([-1])?; // [tokens * k]
         // stable: rows of one expert stay in token order, so sums come out the same every time
@@ -231,12 +260,113 @@ impl MoeLayer {
     }
 }
 
-/// How often each of the numbers below `bins` occurs in `values`, int64 `[bins]`. On CUDA,
-/// libtorch's bincount would wait for the least and the largest of them first.
-fn occurrences(values: &Tensor, bins: i64) -> Torch<Tensor> {
-    Tensor::f_zeros([bins], (values.kind(), values.device()))?.f_scatter_add_(
-        0,
-        values,
-        &values.f_ones_like()?,
-    )
+#[cfg(test)]
+mod tests {
+    use mmx_converters::arch::{Config, presets};
+
+    use super::*;
+    use crate::kernel::testing::{close, random};
+    use crate::model::{Lora, Model, Target, Variable};
+
+    const EXPERTS: i64 = 4;
+
+    /// A preset's mixture at hidden 16 and a feed-forward width of 24, and what of it is trained.
+    fn mixture(preset: &str, kind: Kind, rank: Option<usize>) -> (MoeLayer, Vec<Variable>, i64) {
+        let mut config: Config = presets::preset(preset).expect("a preset");
+        (config.hidden_size, config.num_hidden_layers, config.vocab_size) = (16, 1, 40);
+        (config.num_attention_heads, config.num_key_value_heads, config.head_dim) = (4, 2, 4);
+        let moe = config.moe.as_mut().expect("a mixture");
+        (moe.intermediate_size, moe.num_experts) = (24, EXPERTS as usize);
+        let model = Model::random(&config, 1, Device::Cpu, kind).expect("a model");
+        let lora = rank.map(|rank| {
+            Lora::random(&config, &Target::All, (rank, 2.0 * rank as f64), 2, Device::Cpu)
+                .expect("adapters")
+        });
+        if let Some(lora) = &lora {
+            for (i, variable) in lora.variables().iter().enumerate() {
+                let values = random(&variable.tensor.size(), i as i64);
+                let _ = tch::no_grad(|| variable.tensor.shallow_clone().copy_(&values));
+            }
+        }
+        let all = lora.as_ref().map_or(model.variables(), Lora::variables);
+        let trained = all.iter().filter(|v| v.name.contains(".mlp.experts.")).map(Variable::share);
+        let (family, parts) = (config.family, Parts(model.variables(), lora.as_ref()));
+        let moe = config.moe.as_ref().expect("a mixture");
+        let base = "model.layers.0.mlp";
+        let layer = MoeLayer::new(family, moe, &parts, base).expect("a layer");
+        (layer, trained.collect(), moe.num_experts_per_tok as i64)
+    }
+
+    /// The output, and the gradients of tokens, weights and experts: zero where there are none.
+    fn outcome(
+        layer: &MoeLayer,
+        trained: &[Variable],
+        (tokens, weights, chosen): (&Tensor, &Tensor, &Tensor),
+        way: Way,
+    ) -> Vec<Tensor> {
+        let leaf = |t: &Tensor| t.detach().copy().set_requires_grad(true);
+        let (tokens, weights) = (leaf(tokens), leaf(weights));
+        let out = match way {
+            Way::OneByOne => layer.one_by_one(&tokens, &weights, chosen),
+            Way::Grouped(form) => layer.grouped(&tokens, &weights, chosen, form),
+        };
+        let out = out.expect("an output");
+        let loss = (&out * random(&out.size(), 9).to_kind(out.kind())).sum(out.kind());
+        let mut leaves = vec![&tokens, &weights];
+        leaves.extend(trained.iter().map(|variable| &variable.tensor));
+        let gradients = Tensor::run_backward(&[loss], &leaves, false, false);
+        let mut all = vec![out.detach()];
+        all.extend(gradients.into_iter().zip(leaves).map(|(gradient, leaf)| {
+            if gradient.defined() { gradient } else { leaf.zeros_like().detach() }
+        }));
+        all
+    }
+
+    #[test]
+    fn grouped_experts_give_what_one_after_the_other_gives() {
+        // largest differences: float64 and float32 sum in another order; in bfloat16 each sum is
+        // rounded to 8 bits, and a tile's before they are added up
+        let kinds = [(Kind::Double, 1e-13), (Kind::Float, 2e-6), (Kind::BFloat16, 3e-2)];
+        let presets = ["minimind2-moe", "minimind3-moe"];
+        for (preset, rank) in
+            presets.into_iter().flat_map(|preset| [(preset, None), (preset, Some(3))])
+        {
+            for (kind, tolerance) in kinds {
+                let (layer, trained, top_k) = mixture(preset, kind, rank);
+                assert!(trained.len() >= 3 * EXPERTS as usize, "{preset}");
+                for (tokens, spread) in [(37, EXPERTS), (37, 1), (64, 2), (1, EXPERTS)] {
+                    // with a spread of 1 all tokens choose the same experts, the others have none
+                    let chosen: Vec<i64> = (0..tokens * top_k)
+                        .map(|i| ((i / top_k * i / top_k) % spread + i % top_k + 1) % EXPERTS)
+                        .collect();
+                    let chosen = Tensor::from_slice(&chosen).view([tokens, top_k]);
+                    let x = random(&[tokens, 16], 3).to_kind(kind);
+                    let weights = random(&[tokens, top_k], 4).to_kind(super::wide(kind));
+                    let given = (&x, &weights, &chosen);
+                    let expected = outcome(&layer, &trained, given, Way::OneByOne);
+                    let mut forms = vec![Form::Tiles];
+                    // libtorch's kernel has no float64, and rows of a multiple of 16 bytes only
+                    if kind != Kind::Double && rank.is_none() {
+                        forms.push(Form::Kernel);
+                    }
+                    for form in forms {
+                        let found = outcome(&layer, &trained, given, Way::Grouped(form));
+                        close(&found, &expected, tolerance);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn adapters_beside_some_experts_only_are_computed_one_by_one() {
+        let (mut layer, ..) = mixture("minimind3-moe", Kind::Float, None);
+        let way = |layer: &MoeLayer| layer.way(Device::Cuda(0), Kind::Float).expect("a way");
+        assert_eq!(way(&layer), Way::Grouped(Form::Tiles));
+        let (adapted, ..) = mixture("minimind3-moe", Kind::Float, Some(2));
+        layer.experts.truncate(2);
+        layer.experts.extend(adapted.experts.into_iter().take(2));
+        assert_ne!(layer.experts[0].adapted(), layer.experts[3].adapted());
+        assert_eq!(way(&layer), Way::OneByOne);
+    }
 }

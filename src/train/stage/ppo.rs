@@ -71,6 +71,24 @@ impl Row {
     }
 }
 
+/// What is computed of some rows' tokens before the update, `[n]` each, on the device.
+#[derive(Debug)]
+struct Computed {
+    logps: Option<Tensor>,
+    reference: Option<Tensor>,
+    values: Tensor,
+}
+
+/// The rows of a batch with what the engine says of their tokens.
+fn rows_of(batch: &Batch) -> Result<Vec<Row>> {
+    let sampled = &rewards_of(batch)?.sampled;
+    let of_row = |range: std::ops::Range<usize>| {
+        let learned = range.filter(|&i| batch.mask[i] != 0.0).map(|i| sampled[i]);
+        Row { sampled: learned.collect(), ..Row::default() }
+    };
+    Ok(batch.ranges().into_iter().map(of_row).collect())
+}
+
 /// What a checkpoint puts before the names of the critic's weights, and of what is in hand.
 const CRITIC: &str = "critic.";
 const IN_HAND: &str = "in_hand.";
@@ -153,10 +171,13 @@ impl Ready {
     fn before(&self, model: &Model, batch: &Batch) -> Result<Vec<Row>> {
         let rewarded = rewards_of(batch)?;
         let all: Vec<usize> = (0..batch.sequences()).collect();
-        let mut rows = Vec::new();
+        let (mut rows, mut computed) = (Vec::new(), Vec::new());
         for chunk in all.chunks(self.ppo.minibatch) {
-            rows.extend(tch::no_grad(|| self.rows_before(model, &batch.select(chunk)))?);
+            let chunk = batch.select(chunk);
+            rows.extend(rows_of(&chunk)?);
+            computed.extend(tch::no_grad(|| self.computed_before(model, &chunk))?);
         }
+        self.fill(&mut rows, &computed)?;
         let mut whole = Vec::new();
         for (row, &reward) in rows.iter_mut().zip(&rewarded.rewards) {
             let values: Vec<f64> = row.values.iter().map(|&v| f64::from(v)).collect();
@@ -175,41 +196,54 @@ impl Ready {
         Ok(rows)
     }
 
-    fn rows_before(&self, model: &Model, batch: &Batch) -> Result<Vec<Row>> {
-        let lengths: Vec<usize> = batch
-            .ranges()
-            .into_iter()
-            .map(|range| batch.mask[range].iter().filter(|&&m| m != 0.0).count())
-            .collect();
-        let mut rows = vec![Row::default(); lengths.len()];
-        let Some(targets) = Targets::new(batch, model.device())? else { return Ok(rows) };
-        let rewarded = rewards_of(batch)?;
+    /// What is computed of some rows' tokens, left on the device: the log-probabilities of the
+    /// policy, unless it samples elsewhere, and of the reference, where there is one, and the values.
+    fn computed_before(&self, model: &Model, batch: &Batch) -> Result<Option<Computed>> {
+        let Some(targets) = Targets::new(batch, model.device())? else { return Ok(None) };
         let ids = inputs(model, batch)?;
-        let at = self.options.score_temperature;
-        let learned = batch.mask.iter().zip(&rewarded.sampled).filter(|(m, _)| **m != 0.0);
-        let sampled: Vec<f32> = learned.map(|(_, &logp)| logp).collect();
-        let host = |tensor: Tensor| {
-            host_f32(&tensor).map_err(|e| Error::torch("reading what was before", &e))
+        let logps = |of: &Model| {
+            log_probabilities(of, &ids, batch, &targets, self.options.score_temperature)
         };
-        let logps = match rewarded.stale {
-            true => sampled.clone(),
-            false => host(log_probabilities(model, &ids, batch, &targets, at)?)?,
+        let stale = rewards_of(batch)?.stale;
+        Ok(Some(Computed {
+            logps: (!stale).then(|| logps(model)).transpose()?,
+            reference: self.reference.as_ref().map(logps).transpose()?,
+            values: self.critic.values(&ids, batch, &targets)?,
+        }))
+    }
+
+    /// Brings what was computed to the host, all at once, and into the rows it was computed of.
+    fn fill(&self, rows: &mut [Row], computed: &[Computed]) -> Result<()> {
+        type Get = fn(&Computed) -> Option<&Tensor>;
+        let lists: [Get; 3] =
+            [|of| of.logps.as_ref(), |of| of.reference.as_ref(), |of| Some(&of.values)];
+        let host = || -> Result<Vec<f32>, TchError> {
+            let tensors: Vec<&Tensor> =
+                lists.iter().flat_map(|get| computed.iter().filter_map(get)).collect();
+            match tensors.is_empty() {
+                true => Ok(Vec::new()),
+                false => host_f32(&Tensor::f_cat(&tensors, 0)?),
+            }
         };
-        let reference = match &self.reference {
-            Some(reference) => host(log_probabilities(reference, &ids, batch, &targets, at)?)?,
-            None => vec![0.0; logps.len()],
+        let host = host().map_err(|e| Error::torch("reading what was before", &e))?;
+        let tokens: usize = rows.iter().map(|row| row.sampled.len()).sum();
+        let stale = computed.iter().any(|of| of.logps.is_none());
+        let mut host = host.into_iter();
+        let mut next = |given: bool| match given {
+            true => host.by_ref().take(tokens).collect(),
+            false => vec![0.0; tokens],
         };
-        let values = host(self.critic.values(&ids, batch, &targets)?)?;
+        let (logps, reference) = (next(!stale), next(self.reference.is_some()));
+        let values: Vec<f32> = next(true);
         let mut start = 0;
-        for (row, length) in rows.iter_mut().zip(lengths) {
-            let cut = |all: &[f32]| all[start..start + length].to_vec();
-            row.logps = cut(&logps);
-            row.sampled = cut(&sampled);
-            row.reference = cut(&reference);
-            row.values = cut(&values);
-            start += length;
+        for row in rows {
+            let range = start..start + row.sampled.len();
+            let cut = |all: &[f32]| all.get(range.clone()).unwrap_or_default().to_vec();
+            row.logps = if stale { row.sampled.clone() } else { cut(&logps) };
+            (row.reference, row.values) = (cut(&reference), cut(&values));
+            start = range.end;
         }
-        Ok(rows)
+        Ok(())
     }
 
     fn of_minibatch(&self, model: &Model, batch: &Batch, minibatch: &Minibatch) -> Result<Loss> {
