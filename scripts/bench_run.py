@@ -319,7 +319,7 @@ def main():
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--presets", type=words, default=PRESETS)
     parser.add_argument("--types", type=words, default=TYPES)
-    parser.add_argument("--batches", type=numbers, default=[2, 4, 8, 16])
+    parser.add_argument("--batches", type=numbers, default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--streams", type=numbers, default=[1, 4, 16])
     parser.add_argument("--serve", type=words, default=["minimind2-small:q4_0", "minimind3:q4_0"])
     parser.add_argument("--only", type=words, default=["speed", "batches", "first", "serve", "busy"])

@@ -31,8 +31,8 @@ pub(super) trait Layout {
     const MINS: bool = false;
     /// The numbers that the bits stand for, if not for themselves: of 8 bits.
     const TABLE: Option<[u8; 16]> = None;
-    /// True where rows can be read as they are in the file ([`super::product::FILE`]): a float16
-    /// scale, then 32 signed bytes.
+    /// True where rows can be multiplied as they are in the file ([`super::product::FILE`]): a
+    /// float16 scale, then 32 signed bytes. Others are packed first, a few at a time.
     const IN_FILE: bool = false;
 
     /// Bytes of numbers and of scales of a unit of 16 rows.

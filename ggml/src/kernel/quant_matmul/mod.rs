@@ -40,9 +40,11 @@
 //! A packed matrix is as large as in the file. For more rows of activations than [`DIRECT`], a
 //! group of rows is first laid out as bytes, so that all types read prompts at the speed of q8_0.
 //!
-//! Packing takes longer than reading a prompt. q8_0 can do without at first: its kernel also reads
-//! rows as they are in the file, to the same bits, at two thirds of the speed; they are packed once
-//! the first step is computed.
+//! Packing takes longer than reading a prompt, two thirds of it the system's time for new pages. So
+//! at first a matrix lies in the file, and is packed once the first step is computed. Until then each
+//! thread packs a few groups of rows into the same piece of cache, again and again, and multiplies
+//! from there; for few rows of activations q8_0 does without: its kernel also reads rows as they are
+//! in the file, at two thirds of the speed. All to the same bits.
 //!
 //! In: a file's blocks, one matrix or a stack of experts. Out: nodes of a graph.
 #![expect(unsafe_code, reason = "a callback from C, and matrices that lie in a file")]
@@ -187,7 +189,8 @@ impl QuantMatrix {
     }
 
     /// Takes up a matrix that [`QuantMatrix::pack`] will pack later: until then rows are read where
-    /// they are. Nothing where the type cannot do that, or where two pieces share a group of rows.
+    /// they are. Nothing where the type or shape cannot be packed, or where two pieces share a group
+    /// of rows.
     ///
     /// # Safety
     /// `data` stays where it is, unchanged, as long as the matrix.
@@ -210,8 +213,8 @@ impl QuantMatrix {
             return Ok(None);
         };
         let group_bytes = LANES * row_bytes;
-        let fits = layout!(ty, L::IN_FILE, false)
-            && data.iter().map(|piece| piece.len()).sum::<usize>() == experts * rows * row_bytes
+        let fits = data.iter().map(|piece| piece.len()).sum::<usize>()
+            == experts * rows * row_bytes
             && data.iter().all(|piece| piece.len().is_multiple_of(group_bytes));
         if !fits {
             return Ok(None);
@@ -246,8 +249,16 @@ struct Scratch {
     rounded: Rounded,
     /// Rows of activations and of results that belong together.
     chosen: Chosen,
-    /// Groups of rows packed, or laid out as bytes, for many tokens.
-    groups: Vec<u64>,
+    groups: Groups,
+}
+
+/// Groups of rows, made where they are multiplied.
+#[derive(Default)]
+struct Groups {
+    /// Of a matrix in the file: packed.
+    packed: Vec<u64>,
+    /// Laid out as bytes, for many tokens.
+    expanded: Vec<u64>,
 }
 
 thread_local! {
@@ -346,7 +357,7 @@ impl Pairs<'_> {
         &self,
         expert: usize,
         share: Range<usize>,
-        scratch: &mut Vec<u64>,
+        Groups { packed, expanded }: &mut Groups,
     ) {
         let Self { matrix, pairs, .. } = *self;
         let units = matrix.cols / L::UNIT;
@@ -364,47 +375,25 @@ impl Pairs<'_> {
             let groups = first..(first + step).min(share.end);
             let range = before + first..before + groups.end;
             first = groups.end;
-            match (matrix.own.get(), &matrix.file) {
+            let (own, file) = (matrix.own.get(), &matrix.file);
+            if L::IN_FILE
+                && pairs.len() <= IN_FILE
+                && let (None, Some(file)) = (own, file)
+            {
+                // SAFETY: as the caller says; the type has a kernel for rows in a file.
+                unsafe { self.each_tile::<L, FILE>(groups, Place::InFile(&file.groups[range])) };
+                continue;
+            }
+            let n = groups.len();
+            let (values, scales) = match (own, file) {
                 (Some(own), _) => {
                     let values = &own.values.bytes()[range.start * units * L::VALUES..];
-                    let scales = &own.scales.bytes()[range.start * units * L::SCALES..];
-                    if !expand {
-                        let bytes = (L::VALUES, L::SCALES);
-                        let at = Place::Memory { values, scales, bytes, units };
-                        // SAFETY: as the caller says.
-                        unsafe { self.each_tile::<L, PACKED>(groups, at) };
-                        continue;
-                    }
-                    scratch.resize((groups.len() * group_bytes).div_ceil(8), 0);
-                    let bytes: &mut [u8] = bytemuck::cast_slice_mut(scratch);
-                    let (to, to_scales) = bytes.split_at_mut(groups.len() * blocks * value_bytes);
-                    let rows = Rows {
-                        units: groups.len() * units,
-                        values: values.as_ptr(),
-                        scales: scales.as_ptr(),
-                        stride: 0,
-                    };
-                    let (values, scales) = (to.as_mut_ptr(), to_scales.as_mut_ptr().cast());
-                    let task = Expand::<L> { rows, values, scales, layout: Default::default() };
-                    // SAFETY: the groups follow one another; there is room for all of their blocks,
-                    // and scales begin at a multiple of 8 bytes.
-                    unsafe { set::enter(matrix.set, task) };
-                    let bytes = (value_bytes, scale_bytes);
-                    let at = Place::Memory { values: to, scales: to_scales, bytes, units: blocks };
-                    // SAFETY: as the caller says.
-                    unsafe { self.each_tile::<L, EXPANDED>(groups, at) };
-                }
-                (None, None) => return, // made by none of the constructors
-                (None, Some(file)) if pairs.len() <= IN_FILE => {
-                    // SAFETY: as the caller says; a matrix lies in a file only where its type can.
-                    unsafe {
-                        self.each_tile::<L, FILE>(groups, Place::InFile(&file.groups[range]))
-                    };
+                    (values, &own.scales.bytes()[range.start * units * L::SCALES..])
                 }
                 (None, Some(file)) => {
-                    scratch.resize((groups.len() * group_bytes).div_ceil(8), 0);
-                    let bytes: &mut [u8] = bytemuck::cast_slice_mut(scratch);
-                    let (values, scales) = bytes.split_at_mut(groups.len() * units * L::VALUES);
+                    packed.resize((n * units * (L::VALUES + L::SCALES)).div_ceil(8), 0);
+                    let bytes: &mut [u8] = bytemuck::cast_slice_mut(packed);
+                    let (values, scales) = bytes.split_at_mut(n * units * L::VALUES);
                     let parts = values.chunks_exact_mut(units * L::VALUES);
                     let parts = parts.zip(scales.chunks_exact_mut(units * L::SCALES));
                     for (group, (values, scales)) in file.groups[range].iter().zip(parts) {
@@ -414,12 +403,31 @@ impl Pairs<'_> {
                         };
                         memory::pack::<L>(matrix.set, group, values, scales);
                     }
-                    let bytes = (L::VALUES, L::SCALES);
-                    let at = Place::Memory { values, scales, bytes, units };
-                    // SAFETY: as the caller says.
-                    unsafe { self.each_tile::<L, PACKED>(groups, at) };
+                    (&*values, &*scales)
                 }
+                (None, None) => return, // made by none of the constructors
+            };
+            if !expand {
+                let bytes = (L::VALUES, L::SCALES);
+                let at = Place::Memory { values, scales, bytes, units };
+                // SAFETY: as the caller says.
+                unsafe { self.each_tile::<L, PACKED>(groups, at) };
+                continue;
             }
+            expanded.resize((n * group_bytes).div_ceil(8), 0);
+            let bytes: &mut [u8] = bytemuck::cast_slice_mut(expanded);
+            let (to, to_scales) = bytes.split_at_mut(n * blocks * value_bytes);
+            let (values, scales) = (values.as_ptr(), scales.as_ptr());
+            let rows = Rows { units: n * units, values, scales, stride: 0 };
+            let (values, scales) = (to.as_mut_ptr(), to_scales.as_mut_ptr().cast());
+            let task = Expand::<L> { rows, values, scales, layout: Default::default() };
+            // SAFETY: the groups follow one another; there is room for all of their blocks, and
+            // scales begin at a multiple of 8 bytes.
+            unsafe { set::enter(matrix.set, task) };
+            let bytes = (value_bytes, scale_bytes);
+            let at = Place::Memory { values: to, scales: to_scales, bytes, units: blocks };
+            // SAFETY: as the caller says.
+            unsafe { self.each_tile::<L, EXPANDED>(groups, at) };
         }
     }
 
@@ -489,8 +497,8 @@ impl Pairs<'_> {
     }
 }
 
-/// Rows of activations that rows of a file are read for where they are: for more, they would be
-/// turned several times.
+/// Rows of activations that q8_0's rows in a file are read for where they are: for more, they would
+/// be turned several times.
 const IN_FILE: usize = 8;
 
 #[cfg(test)]
