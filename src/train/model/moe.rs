@@ -285,7 +285,7 @@ mod tests {
         if let Some(lora) = &lora {
             for (i, variable) in lora.variables().iter().enumerate() {
                 let values = random(&variable.tensor.size(), i as i64);
-                let _ = tch::no_grad(|| variable.tensor.shallow_clone().copy_(&values));
+                tch::no_grad(|| variable.tensor.shallow_clone().copy_(&values));
             }
         }
         let all = lora.as_ref().map_or(model.variables(), Lora::variables);
