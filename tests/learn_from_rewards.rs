@@ -119,13 +119,14 @@ fn trainer_and_runner_agree_on_what_was_sampled() {
     }
 }
 
-/// What is computed in bfloat16, or sampled from such weights, is of a slightly other distribution:
+/// What is computed in bfloat16, or sampled from rounded weights, is of a slightly other distribution:
 /// the weights that correct for it stay near 1. Bounds: eight bits of a mantissa, over the layers of a
 /// golden model, measured 4 times below.
 #[test]
 fn rounded_weights_are_told_apart_from_the_trainers_by_a_little() {
     let dir = tempfile::tempdir().expect("a folder");
-    for more in [["--dtype", "bf16"], ["--rollout-dtype", "bf16"], ["--rollout-dtype", "f16"]] {
+    let types = ["bf16", "f16", "q8_0"].map(|dtype| ["--rollout-dtype", dtype]);
+    for more in [["--dtype", "bf16"]].into_iter().chain(types) {
         let (out, trace) = (dir.path().join(more.concat()), dir.path().join("trace.json"));
         let more = [&more[..], &["--trace", text(&trace)]].concat();
         run(&args("grpo", dir.path(), &out, &more));

@@ -125,6 +125,7 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
                     None | Some(RolloutType::F32) => FileType::F32,
                     Some(RolloutType::Bf16) => FileType::BF16,
                     Some(RolloutType::F16) => FileType::F16,
+                    Some(RolloutType::Q8_0) => FileType::Q8_0,
                 },
                 allow_unsandboxed: knobs.allow_unsandboxed == Some(Switch::On),
             }

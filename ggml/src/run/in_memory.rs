@@ -8,7 +8,7 @@
 //! # Limits
 //! Each number is read once and written once: 26M in float32 are 104 MB each way, and 13 MB more for
 //! a tied head, which lies there as a table and as a matrix. All threads write, at the rate of the
-//! memory.
+//! memory; q8_0 writes a quarter and is bound by finding each block's scale.
 #![expect(unsafe_code, reason = "weights are written where kernels read them")]
 
 use std::path::Path;
@@ -26,6 +26,8 @@ use super::random_model::Parts;
 use super::weights::{Matrix, Target, Weights};
 use crate::error::{Error, Result};
 use crate::kernel::float_matmul::{FloatMatrix, put};
+use crate::kernel::quant_matmul::{GROUP, QuantMatrix};
+use crate::quant::quantize_rows;
 
 /// Numbers that are worth a turn of a thread: some ten microseconds of copying.
 const TURN: usize = 64 << 10;
@@ -35,14 +37,17 @@ const NAME: &str = "weights";
 
 impl Model {
     /// A model of `config` in memory, its weights zeros until [`Slots::take`](super::Slots::take)
-    /// fills them. `file` is f32, f16 or bf16; it has no tokenizer.
+    /// fills them. `file` is f32, f16, bf16 or q8_0, whose blocks are then those of a file that was
+    /// quantized to it; it has no tokenizer.
     ///
     /// # Errors
     /// Another type, a configuration the runner cannot compute, no memory.
     pub fn in_memory(config: &Config, file: FileType, options: &LoadOptions) -> Result<Self> {
-        if !matches!(file, FileType::F32 | FileType::F16 | FileType::BF16) {
+        if !matches!(file, FileType::F32 | FileType::F16 | FileType::BF16 | FileType::Q8_0) {
             return Err(Error::Request {
-                message: format!("weights in memory: expected f32, f16 or bf16, found {file}"),
+                message: format!(
+                    "weights in memory: expected f32, f16, bf16 or q8_0, found {file}"
+                ),
             });
         }
         let options = LoadOptions { gpu_layers: 0, ..options.clone() };
@@ -130,9 +135,9 @@ impl Weights {
         let room = match &target.matrix {
             Matrix::Float(matrix) => Room::Tiles(matrix),
             Matrix::Plain(weight) => Room::Plain(Plain::of(self.get(*weight)?)?),
-            Matrix::Quant(_) => {
-                let message = "weights in memory: expected floats, found blocks";
-                return Err(Error::Request { message: message.to_owned() });
+            Matrix::Quant(matrix) => {
+                // SAFETY: as the caller says.
+                return unsafe { overwrite_groups(matrix, part, values, (first, column)) };
             }
         };
         let write = |row: usize| -> Result<()> {
@@ -151,6 +156,43 @@ impl Weights {
         }
         (0..rows).into_par_iter().with_min_len((TURN / cols).max(1)).try_for_each(write)
     }
+}
+
+/// Quantizes a weight, which lies in `values`, into whole rows of a packed matrix, by groups; `first`:
+/// the row, and the column, which is 0.
+///
+/// # Safety
+/// Meanwhile nobody computes with the matrix, and nobody else writes these rows.
+unsafe fn overwrite_groups(
+    matrix: &QuantMatrix,
+    part: &Part,
+    values: &[f32],
+    (first, column): (usize, usize),
+) -> Result<()> {
+    let (start, stride) = (start(&part.from), row_of(&part.from.shape));
+    let cols = row_of(&part.to.extent);
+    let rows = part.to.extent.iter().product::<usize>() / cols.max(1);
+    if column != 0 || rows % GROUP != 0 {
+        return Err(Error::Request {
+            message: format!(
+                "weights in memory: {}: expected whole rows, a multiple of {GROUP}, found {rows} from \
+                 column {column} on",
+                part.to.tensor
+            ),
+        });
+    }
+    let write = |group: usize| -> Result<()> {
+        let mut joined = Vec::with_capacity(GROUP * cols);
+        for row in group * GROUP..(group + 1) * GROUP {
+            let from = part.order.as_ref().map_or(row, |order| order[row]);
+            joined.extend_from_slice(&values[start + from * stride..][..cols]);
+        }
+        let blocks = quantize_rows(matrix.ty(), &joined, cols)?;
+        // SAFETY: as the caller says; every group is written by one thread.
+        unsafe { matrix.write(first + group * GROUP, &blocks) }
+    };
+    let least = (TURN / (GROUP * cols)).max(1);
+    (0..rows / GROUP).into_par_iter().with_min_len(least).try_for_each(write)
 }
 
 /// The elements before a block begins.
@@ -179,7 +221,7 @@ enum Room<'a> {
     Plain(Plain),
 }
 
-/// A tensor of ggml as rows of floats.
+/// A tensor of ggml as rows of floats, or of blocks of 8-bit numbers.
 struct Plain {
     ty: GgmlType,
     data: *mut u8,
@@ -194,10 +236,11 @@ impl Plain {
     fn of(tensor: crate::wrap::tensor::Tensor<'_>) -> Result<Self> {
         let [cols, rows, experts, _] = tensor.ne();
         let ty = tensor.ty().filter(|ty| {
-            matches!(ty, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16) && tensor.is_allocated()
+            use GgmlType::{BF16, F16, F32, Q8_0};
+            matches!(ty, F32 | F16 | BF16 | Q8_0) && tensor.is_allocated()
         });
         let ty = ty.ok_or_else(|| Error::Request {
-            message: format!("a tensor of {:?}: expected floats in memory", tensor.shape()),
+            message: format!("a tensor of {:?}: expected floats or q8_0 in memory", tensor.shape()),
         })?;
         Ok(Self { ty, data: tensor.data().cast(), rows: rows * experts, cols })
     }
@@ -210,17 +253,27 @@ impl Plain {
     /// # Safety
     /// Meanwhile nobody reads the tensor, and nobody else writes these numbers.
     unsafe fn write(&self, row: usize, first: usize, values: &[f32]) -> Result<()> {
-        if row >= self.rows || first.checked_add(values.len()).is_none_or(|end| end > self.cols) {
+        let block = self.ty.block_elements();
+        let blocks = first.is_multiple_of(block) && values.len().is_multiple_of(block);
+        let end = first.checked_add(values.len()).filter(|&end| end <= self.cols);
+        if row >= self.rows || end.is_none() || !blocks {
             return Err(Error::Request {
                 message: format!(
-                    "{} numbers at row {row}, column {first} of a tensor [{}, {}]",
+                    "{} numbers at row {row}, column {first} of a tensor [{}, {}] of {}",
                     values.len(),
                     self.rows,
-                    self.cols
+                    self.cols,
+                    self.ty.name()
                 ),
             });
         }
-        let at = (row * self.cols + first) * self.ty.block_bytes();
+        let at = (row * self.cols + first) / block * self.ty.block_bytes();
+        if self.ty == GgmlType::Q8_0 {
+            let blocks = quantize_rows(self.ty, values, values.len())?;
+            // SAFETY: as below.
+            unsafe { self.data.add(at).copy_from_nonoverlapping(blocks.as_ptr(), blocks.len()) };
+            return Ok(());
+        }
         // SAFETY: the numbers lie in the tensor, as checked, whose memory is plain (`Plain::of`);
         // nobody else touches them, as the caller says.
         unsafe { put(self.ty, self.data.add(at), values) };

@@ -20,7 +20,7 @@ use crate::error::Result;
 use crate::kernel::arena::{Arena, LINE};
 use crate::kernel::cpu::CpuSet;
 use crate::kernel::float_matmul::{self, FloatMatrix};
-use crate::kernel::quant_matmul::{self, QuantMatrix};
+use crate::kernel::quant_matmul::{self, GROUP, QuantMatrix};
 use crate::quant::dequantize_rows;
 use crate::wrap::buffer::{ALIGNMENT, Buffer, BufferType, fill};
 use crate::wrap::context::Context;
@@ -92,6 +92,7 @@ impl Weights {
             copies: Vec::new(),
             later: Vec::new(),
             targets: in_memory.then(HashMap::new),
+            columns: config.moe.as_ref().is_some_and(|moe| moe.shared_experts > 1),
         };
         let embedding = loader.table("token_embd.weight")?;
         let rope_divisors = loader.rope_divisors(config)?;
@@ -250,6 +251,8 @@ struct Loader<'g> {
     later: Vec<Matrix>,
     /// Where each tensor lies, of a model in memory: nothing of the file is copied then.
     targets: Option<HashMap<String, Vec<Target>>>,
+    /// Several shared experts, each of which has columns of one matrix of the file.
+    columns: bool,
 }
 
 impl Loader<'_> {
@@ -375,6 +378,17 @@ impl Loader<'_> {
         if self.float && self.targets.is_some() && float_matmul::fits(ty, &shape) {
             let matrix = FloatMatrix::zeros(cpu, arena, ty, &shape)?;
             return Ok(Matrix::Float(Arc::new(matrix)));
+        }
+        if self.targets.is_some() {
+            // rows are overwritten by groups; blocks that no group takes by themselves
+            let grouped = tensors.iter().all(|t| t.shape[rows_at].is_multiple_of(GROUP))
+                && !(self.columns && names[0].ends_with("ffn_down_shexp.weight"));
+            if self.quant && grouped && quant_matmul::arena_bytes(ty, &shape).is_some() {
+                let matrix = QuantMatrix::zeros(cpu, arena, ty, &shape)?;
+                return Ok(Matrix::Quant(Arc::new(matrix)));
+            }
+            let weight = weight_of(self.plain.tensor(ty, &shape)?, names[0]);
+            return Ok(Matrix::Plain(weight));
         }
         if self.float && float_matmul::fits(ty, &shape) {
             let data = Source::Joined { tensors, experts };

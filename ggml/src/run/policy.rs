@@ -40,7 +40,7 @@ const POSITIONS: usize = 64;
 /// Options of a policy.
 #[derive(Clone, Debug)]
 pub struct PolicyOptions {
-    /// Type of the weights: f32, f16 or bf16.
+    /// Type of the weights: f32, f16, bf16 or q8_0.
     pub file: FileType,
     /// Type of keys and values.
     pub kv: KvType,

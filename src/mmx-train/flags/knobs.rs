@@ -89,6 +89,8 @@ pub(super) enum RolloutType {
     F32,
     Bf16,
     F16,
+    #[value(name = "q8_0")]
+    Q8_0,
 }
 
 /// Defines the options once: as flags, as keys of the recipe file, and how the two are merged.
@@ -349,8 +351,8 @@ knobs! {
     /// 0]
     #[arg(long, value_name = "N")]
     overlong_buffer: usize,
-    /// From rewards: the type of the runner's weights: f32, bf16 or f16; the latter two read half the
-    /// bytes and sample from slightly other distributions [default: f32]
+    /// From rewards: the type of the runner's weights: f32, bf16, f16 or q8_0; all but the first read
+    /// fewer bytes and sample from slightly other distributions [default: f32]
     #[arg(long, value_name = "TYPE", conflicts_with_all = ["rollouts", "engine"])]
     rollout_dtype: RolloutType,
     /// Base of the rotary frequencies from here on, as for training on at a longer --max-seq-len: the

@@ -58,6 +58,37 @@ impl Own {
         layout!(ty, self.fill_as::<L>(set, cols, groups, all_cores, read), ());
     }
 
+    /// Packs one group of 16 rows over what lies there.
+    ///
+    /// # Safety
+    /// The group is there; meanwhile nobody else reads or writes it.
+    pub(super) unsafe fn overwrite(
+        &self,
+        set: Set,
+        ty: GgmlType,
+        cols: usize,
+        group: usize,
+        rows: &[u8],
+    ) {
+        layout!(
+            ty,
+            {
+                let units = cols / L::UNIT;
+                let (values, scales) = (units * L::VALUES, units * L::SCALES);
+                // SAFETY: the group's bytes lie there, one group's after the other's, and nobody
+                // else touches them, as the caller says.
+                unsafe {
+                    let at = |piece: &Piece, bytes: usize| {
+                        let start = piece.as_ptr().add(group * bytes);
+                        std::slice::from_raw_parts_mut(start, bytes)
+                    };
+                    pack::<L>(set, rows, at(&self.values, values), at(&self.scales, scales));
+                }
+            },
+            ()
+        );
+    }
+
     fn fill_as<L: Layout>(
         &mut self,
         set: Set,

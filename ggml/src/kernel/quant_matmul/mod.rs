@@ -100,6 +100,9 @@ use crate::kernel::custom::{Activations, CHUNK, Chosen, Worker};
 use crate::wrap::context::Context;
 use crate::wrap::tensor::Tensor;
 
+/// Rows that are packed side by side.
+pub(crate) const GROUP: usize = LANES;
+
 /// A quantized matrix, or experts' matrices one after the other, in groups of 16 rows.
 #[derive(Debug)]
 pub(crate) struct QuantMatrix {
@@ -186,6 +189,60 @@ impl QuantMatrix {
         let groups = data.iter().flat_map(|piece| piece.chunks_exact(group_bytes));
         own.fill(set, ty, cols, &groups.collect::<Vec<_>>(), true, read);
         Ok(Self { set, ty, experts, rows, cols, own: OnceLock::from(own), file: None })
+    }
+
+    /// A matrix of zeros, whose rows [`QuantMatrix::write`] overwrites.
+    ///
+    /// # Errors
+    /// Another type or shape; an arena that is full.
+    pub(crate) fn zeros(
+        cpu: CpuSet,
+        arena: &mut Arena,
+        ty: GgmlType,
+        shape: &[usize],
+    ) -> Result<Self> {
+        let refused = || Error::Request {
+            message: format!("{} for shape {shape:?}: no packed matrix", ty.name()),
+        };
+        let [values, scales] = packed_bytes(ty, shape).ok_or_else(refused)?;
+        let set = Set::of(cpu).ok_or_else(refused)?;
+        let [experts, rows, cols] = sizes(shape).ok_or_else(refused)?;
+        let own = Own { values: arena.take(values)?, scales: arena.take(scales)? };
+        Ok(Self { set, ty, experts, rows, cols, own: OnceLock::from(own), file: None })
+    }
+
+    pub(crate) fn ty(&self) -> GgmlType {
+        self.ty
+    }
+
+    /// Overwrites the group of rows that begins with row `first` by their blocks. Rows of experts
+    /// follow one another.
+    ///
+    /// # Errors
+    /// No group begins there, other blocks than those of [`GROUP`] rows, a matrix in a file.
+    ///
+    /// # Safety
+    /// Meanwhile nobody else reads or writes this group.
+    pub(crate) unsafe fn write(&self, first: usize, blocks: &[u8]) -> Result<()> {
+        let row_bytes = self.ty.row_bytes(self.cols);
+        let there = first.is_multiple_of(LANES)
+            && first < self.experts * self.rows
+            && row_bytes.is_some_and(|bytes| bytes * LANES == blocks.len());
+        let (true, Some(own)) = (there, self.own.get()) else {
+            return Err(Error::Request {
+                message: format!(
+                    "{} bytes at row {first} of a packed matrix [{}, {}, {}] of {}",
+                    blocks.len(),
+                    self.experts,
+                    self.rows,
+                    self.cols,
+                    self.ty.name()
+                ),
+            });
+        };
+        // SAFETY: the group is there, as checked; nobody else touches it, as the caller says.
+        unsafe { own.overwrite(self.set, self.ty, self.cols, first / LANES, blocks) };
+        Ok(())
     }
 
     /// Takes up a matrix that [`QuantMatrix::pack`] will pack later: until then rows are read where
