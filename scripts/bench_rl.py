@@ -1,7 +1,8 @@
 """The measurements of scripts/bench-rl.
 
   bench_rl.py prompts BIG.jsonl WORK     tasks of 100 words for both: WORK/tasks.jsonl, WORK/reward.json
-  bench_rl.py mmx PROGRAM WORK STEPS TYPE    one run of mmx-train grpo, trainer and runner in f32 or bf16: a line of JSON
+  bench_rl.py mmx PROGRAM WORK STEPS TYPE ROLLOUTS    one run of mmx-train grpo, the trainer in f32 or bf16, the runner in f32, bf16 or
+                                         q8_0: a line of JSON
   bench_rl.py trl FOLDER WORK STEPS      one run of GRPOTrainer on a Transformers folder: a line of JSON
   bench_rl.py report WORK                all of them, side by side
 
@@ -11,6 +12,7 @@ half of the alphabet: of random text that differs from row to row, so that every
 import json, os, pathlib, re, resource, shutil, statistics, subprocess, sys, time
 
 GROUP, PROMPTS, NEW, PROMPT_WORDS, LONGEST = 8, 2, 256, 60, 384
+RUNS = ("mmx", "mmx-q8_0", "mmx-bf16", "mmx-bf16-q8_0")
 LAST = "[a-mA-M][^a-zA-Z]*$"
 
 
@@ -39,12 +41,12 @@ def cpu_of(process):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def mmx(program, work, steps, dtype):
+def mmx(program, work, steps, dtype, rollouts):
     run = work / "run"
     shutil.rmtree(run, ignore_errors=True)
     command = [program, "grpo", "--from", work / "start", "--data", work / "tasks.jsonl", "--reward", work / "reward.json",
                "--group-size", GROUP, "--batch-size", PROMPTS, "--accum", 1, "--max-new-tokens", NEW, "--max-seq-len", LONGEST, "--kl-coef", 0,
-               "--temperature", 1, "--lr", 1e-6, "--dtype", dtype, "--rollout-dtype", dtype, "--device", "cpu", "--seed", 1,
+               "--temperature", 1, "--lr", 1e-6, "--dtype", dtype, "--rollout-dtype", rollouts, "--device", "cpu", "--seed", 1,
                "--max-steps", steps + 1, "--out", run]  # fmt: skip
     said, log, spent = work / "said", run / "metrics.jsonl", []
     with open(said, "w") as out:
@@ -67,6 +69,9 @@ def mmx(program, work, steps, dtype):
         "ids": ids,
         "cpu_s_per_step": statistics.median(cpu or [float("nan")]),
         "peak_bytes": peak(resource.RUSAGE_CHILDREN),
+        "sampler_ratio": statistics.median(line["sampler_ratio"] for line in lines),
+        "sampler_ratio_max": max(line["sampler_ratio_max"] for line in lines),
+        "sampler_ratio_outside": statistics.median(line["sampler_ratio_outside"] for line in lines),
     }
 
 
@@ -126,20 +131,21 @@ def trl(folder, work, steps):
 
 def report(work):
     rows = {}
-    for name in ("mmx", "mmx-bf16", "trl"):
+    for name in (*RUNS, "trl"):
         runs = [json.loads(line) for line in open(work / f"{name}.jsonl")]
         rows[name] = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
-    print(f"{'':10}{'samples/s':>10}{'step s':>9}{'rollout s':>10}{'share':>7}{'ids/s':>8}{'weights ms':>11}{'CPU s':>7}{'peak MB':>9}")
+    print(f"{'':14}{'samples/s':>10}{'step s':>9}{'rollout s':>10}{'share':>7}{'ids/s':>8}{'weights ms':>11}{'CPU s':>7}{'peak MB':>9}")
     for name, row in rows.items():
         ids = row["ids"] / row["rollout_s"]
         over = f"{row['handing_over_ms']:11.1f}" if "handing_over_ms" in row else f"{'the same':>11}"
-        print(f"{name:10}{GROUP * PROMPTS / row['step_s']:10.2f}{row['step_s']:9.2f}{row['rollout_s']:10.2f}{row['rollout_s'] / row['step_s']:7.0%}"
+        print(f"{name:14}{GROUP * PROMPTS / row['step_s']:10.2f}{row['step_s']:9.2f}{row['rollout_s']:10.2f}{row['rollout_s'] / row['step_s']:7.0%}"
               f"{ids:8.0f}{over}{row['cpu_s_per_step']:7.2f}{row['peak_bytes'] / 1e6:9.0f}")  # fmt: skip
     theirs = rows["trl"]
-    for name in ("mmx", "mmx-bf16"):
+    for name in RUNS:
         ours = rows[name]
         print(f"{name}: {theirs['step_s'] / ours['step_s']:.1f} times TRL's samples per second (in CPU seconds {theirs['cpu_s_per_step'] / ours['cpu_s_per_step']:.1f}), "
-              f"{ours['peak_bytes'] / theirs['peak_bytes']:.0%} of its memory")  # fmt: skip
+              f"{ours['peak_bytes'] / theirs['peak_bytes']:.0%} of its memory; old / sampled {ours['sampler_ratio']:.5f}, at most "
+              f"{ours['sampler_ratio_max']:.3f}, {ours['sampler_ratio_outside']:.2%} outside 0.9 to 1.1")  # fmt: skip
     # 26M parameters: 2 operations each and token forward, 4 backward; prompts once for a group
     ours, flop = rows["mmx"], 2 * 25.8e6
     print(f"rollout: {ours['ids'] / ours['rollout_s'] * flop / 1e9:.0f} GFLOP/s; a step of 16 rows reads 104 MB of weights and multiplies 0.8 GFLOP "
@@ -151,8 +157,8 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["prompts", big, work]:
             prompts(big, pathlib.Path(work))
-        case ["mmx", program, work, steps, dtype]:
-            print(json.dumps(mmx(program, pathlib.Path(work), int(steps), dtype)))
+        case ["mmx", program, work, steps, dtype, rollouts]:
+            print(json.dumps(mmx(program, pathlib.Path(work), int(steps), dtype, rollouts)))
         case ["trl", folder, work, steps]:
             print(json.dumps(trl(folder, pathlib.Path(work), int(steps))))
         case ["report", work]:
