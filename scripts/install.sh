@@ -10,7 +10,7 @@
 # A download that is damaged, does not fit or does not start leaves what was installed before as it was. Files that are not mmx's
 # are never replaced.
 set -eu
-VERSION=0.1.0
+VERSION=0.2.0
 
 say() { printf '%s\n' "$*" >&2; }
 fail() { say "error: $1"; [ -z "${2:-}" ] || { say; say "hint: $2"; }; exit 1; }
