@@ -172,7 +172,7 @@ unsafe fn overwrite_groups(
     let (start, stride) = (start(&part.from), row_of(&part.from.shape));
     let cols = row_of(&part.to.extent);
     let rows = part.to.extent.iter().product::<usize>() / cols.max(1);
-    if column != 0 || rows % GROUP != 0 {
+    if column != 0 || !rows.is_multiple_of(GROUP) {
         return Err(Error::Request {
             message: format!(
                 "weights in memory: {}: expected whole rows, a multiple of {GROUP}, found {rows} from \
