@@ -2,6 +2,9 @@
 //! this test program itself, started anew for each.
 #![expect(clippy::print_stdout, reason = "a rank tells the test that started it what came of it")]
 
+#[path = "common/port.rs"]
+mod port;
+
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -9,17 +12,12 @@ use std::time::{Duration, Instant};
 use mmx_training::distributed::{Group, Place, connect};
 use mmx_training::error::Error;
 use mmx_training::model::device;
+use port::free_port;
 use tch::{Device, Kind, Tensor};
 
 /// What a rank does, and how long it waits for others.
 const DOES: &str = "MMX_TEST_DOES";
 const LIMIT: &str = "MMX_TEST_LIMIT";
-
-/// A port that nobody uses now.
-fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-    listener.local_addr().expect("bound").port()
-}
 
 /// Starts a rank of `size`.
 fn start(does: &str, rank: usize, size: usize, port: u16, limit: u64) -> Child {

@@ -3,21 +3,17 @@
 
 mod common;
 mod interrupted;
+#[path = "common/port.rs"]
+mod port;
 
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{copy, shared, text};
 use interrupted::End;
+use port::free_port;
 use serde_json::Value;
-
-/// A port that nobody uses now.
-fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-    listener.local_addr().expect("bound").port()
-}
 
 /// Starts the same command in `size` processes; one process alone is given no place.
 fn start(args: &[&str], size: usize) -> Vec<Child> {

@@ -3,9 +3,10 @@
 //! The ranks are this test program itself, started anew for each.
 
 mod common;
+#[path = "common/port.rs"]
+mod port;
 mod trajectory;
 
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -25,18 +26,13 @@ use mmx_training::report::log::trace;
 use mmx_training::session::held_out_loss;
 use mmx_training::stage::{self, Setup, Stage};
 use mmx_training::trainer::{MicroStep, Trainer};
+use port::free_port;
 use serde_json::{Map, Value};
 use tch::{Device, Kind};
 use trajectory::{Recorded, assert_trajectory, config, json, model};
 
 /// What a rank does.
 const DOES: &str = "MMX_TEST_DOES";
-
-/// A port that nobody uses now.
-fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-    listener.local_addr().expect("bound").port()
-}
 
 /// Starts `size` ranks that do the same, and waits until all have done it.
 fn run(does: &str, size: usize) {
