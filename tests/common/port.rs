@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A port of this machine that nobody uses now, nor is given for a connection meanwhile: one below
 /// those that systems give (Linux from 32768 on).
-pub fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     const FIRST: u32 = 20_000;
     const COUNT: u32 = 12_000;
     static ASKED: AtomicU32 = AtomicU32::new(0);
