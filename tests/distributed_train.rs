@@ -5,11 +5,11 @@
 mod common;
 #[path = "common/port.rs"]
 mod port;
+#[path = "common/ranks.rs"]
+mod ranks;
 mod trajectory;
 
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use common::shared;
 use mmx_converters::digest;
@@ -19,51 +19,22 @@ use mmx_converters::tokenizer::Tokenizer;
 use mmx_data::batches::{Batches, Part};
 use mmx_data::{Batch, Recipe, Share};
 use mmx_training::config::{DistillOptions, Logps, OptimizerName, TrainConfig};
-use mmx_training::distributed::{Place, connect};
 use mmx_training::model::{HostTensor, Model};
 use mmx_training::ranks::{Ranks, Reduce, Shard, Spread};
 use mmx_training::report::log::trace;
 use mmx_training::session::held_out_loss;
 use mmx_training::stage::{self, Setup, Stage};
 use mmx_training::trainer::{MicroStep, Trainer};
-use port::free_port;
+use ranks::run;
 use serde_json::{Map, Value};
 use tch::{Device, Kind};
 use trajectory::{Recorded, assert_trajectory, config, json, model};
-
-/// What a rank does.
-const DOES: &str = "MMX_TEST_DOES";
-
-/// Starts `size` ranks that do the same, and waits until all have done it.
-fn run(does: &str, size: usize) {
-    let port = free_port();
-    let start = |rank: usize| {
-        let mut command = Command::new(std::env::current_exe().expect("this program"));
-        command.args(["--exact", "rank", "--ignored", "--nocapture", "--test-threads=1"]);
-        command.env(DOES, does).env("RANK", rank.to_string()).env("WORLD_SIZE", size.to_string());
-        command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string());
-        command.env("OMP_NUM_THREADS", "1").env("RAYON_NUM_THREADS", "1");
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command.spawn().expect("a rank starts")
-    };
-    let started: Vec<Child> = (0..size).map(start).collect();
-    for (rank, child) in started.into_iter().enumerate() {
-        let out = child.wait_with_output().expect("it ends");
-        let (stdout, stderr) = (out.stdout, out.stderr);
-        let said = [stdout, stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-        assert!(out.status.success(), "{does}, rank {rank} of {size}: {}", said.join("\n"));
-    }
-}
 
 /// A rank of the tests below; the environment says what it does.
 #[test]
 #[ignore = "a process of the other tests, which start it"]
 fn rank() {
-    let does = std::env::var(DOES).expect("what to do");
-    let place = Place::from_environment().expect("variables").expect("many processes");
-    tch::set_num_threads(1);
-    let group = connect(&place, Device::Cpu, Duration::from_secs(60)).expect("a group");
-    let ranks = Ranks::new(group, Device::Cpu);
+    let (does, ranks) = ranks::this();
     match does.as_str() {
         "goldens of 2025" => goldens(&ranks, "golden"),
         "goldens of 2026" => goldens(&ranks, "golden-2026"),

@@ -350,7 +350,7 @@ fn rewards_that_are_always_equal_end_the_run_with_a_sentence() {
 }
 
 #[test]
-fn options_of_these_stages_are_refused_elsewhere_and_many_processes_here() {
+fn options_of_these_stages_are_refused_elsewhere() {
     let usage = |args: &[&str]| {
         let out = mmx(args);
         assert_eq!(out.status.code(), Some(2), "{args:?}");

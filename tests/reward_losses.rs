@@ -106,6 +106,7 @@ fn each_case(with: impl Fn(&Loss<'_>, &Tensor, &Value, &[f64])) {
                 advantages: &advantages,
                 weights: weights.as_ref(),
                 entropies: Some(&entropies),
+                all_entropies: None,
                 max_length: given.columns(),
             };
             of_groups(logps, fixed, &tokens, &options)
@@ -183,6 +184,7 @@ fn gradients_equal_finite_differences_in_double_precision() {
             advantages: &advantages,
             weights: None,
             entropies: None,
+            all_entropies: None,
             max_length: 9,
         };
         of_policy(logps, &tokens, &options)
@@ -190,7 +192,7 @@ fn gradients_equal_finite_differences_in_double_precision() {
     let value = |at: &Tensor| policy(at, at).expect("a loss").double_value(&[]);
     assert_gradient("policy", &gradient(&policy, &logps), &differences(&value, &logps));
     let ppo = PpoOptions::new(&stages::PPO, true).expect("options");
-    let values: Loss<'_> = Box::new(|values, _| of_values(values, &old, &advantages, &ppo));
+    let values: Loss<'_> = Box::new(|values, _| of_values(values, &old, &advantages, &rows, &ppo));
     let value = |at: &Tensor| values(at, at).expect("a loss").double_value(&[]);
     assert_gradient("value", &gradient(&values, &logps), &differences(&value, &logps));
 }

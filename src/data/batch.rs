@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use mmx_converters::random::Random;
 
+use crate::batches::Part;
 use crate::dataset::Dataset;
 use crate::record::Kind;
 use crate::sample::{Recipe, Sample};
@@ -48,6 +49,9 @@ pub struct Rewarded {
     pub stale: bool,
     /// The rows that this micro-step is about; nothing for all of them.
     pub minibatch: Option<Minibatch>,
+    /// The part of those rows that one of several processes trains on. Each has the whole batch,
+    /// whose rewards are compared with each other.
+    pub part: Option<Part>,
     /// Further numbers for the log by name: parts of the reward, speeds.
     pub numbers: Vec<(String, f64)>,
 }
@@ -114,6 +118,41 @@ impl Batch {
             start - length..start
         };
         lengths.into_iter().map(range).collect()
+    }
+
+    /// The sequences that a micro-step is about, those of other processes included.
+    pub fn rows(&self) -> Vec<usize> {
+        let minibatch = self.rewarded.as_ref().and_then(|of| of.minibatch.as_ref());
+        minibatch.map_or_else(|| (0..self.sequences()).collect(), |of| of.rows.clone())
+    }
+
+    /// The sequences that this process trains on in a micro-step.
+    pub fn own_rows(&self) -> Vec<usize> {
+        let rows = self.rows();
+        match self.rewarded.as_ref().and_then(|of| of.part) {
+            None => rows,
+            Some(part) => rows[part.of(rows.len())].to_vec(),
+        }
+    }
+
+    /// The batch of some of the sequences that a micro-step is about; among several processes a share
+    /// of them all.
+    ///
+    /// # Panics
+    /// See [`Batch::select`].
+    #[must_use]
+    pub fn share_of(&self, sequences: &[usize]) -> Self {
+        let share = self.rewarded.as_ref().and_then(|of| of.part).map(|_| {
+            let (rows, ranges) = (self.rows(), self.ranges());
+            let all = || rows.iter().flat_map(|&row| ranges[row].clone());
+            Share {
+                sequences: rows.len(),
+                positions: all().count(),
+                learned: all().filter(|&i| self.mask[i] != 0.0).count(),
+                before: rows.iter().take_while(|row| !sequences.contains(row)).count(),
+            }
+        });
+        Self { share, ..self.select(sequences) }
     }
 
     /// The batch of some of its sequences, in the order given.

@@ -120,7 +120,7 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
                 reward: knobs.reward.take(),
                 tools: knobs.tools.take(),
                 of_agent: stage == mmx_data::stages::AGENT.name,
-                threads: knobs.threads,
+                threads: knobs.threads.or_else(|| place.as_ref().map(Place::default_threads)),
                 dtype: match knobs.rollout_dtype {
                     None | Some(RolloutType::F32) => FileType::F32,
                     Some(RolloutType::Bf16) => FileType::BF16,

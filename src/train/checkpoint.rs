@@ -104,6 +104,7 @@ pub fn save(context: &Context<'_>, trainer: &Trainer<'_>) -> Result<PathBuf> {
     let dir = context.dir;
     if !trainer.ranks().is_first() {
         attend(trainer.optimizer())?;
+        trainer.critic().map_or(Ok(()), attend)?;
         return Ok(place(dir, trainer));
     }
     fs_err::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;

@@ -89,11 +89,11 @@ use crate::distributed::{self, Place, TIMEOUT};
 use crate::error::{Error, Result};
 use crate::held_out::HeldOut;
 use crate::learn::{Learning, Means};
-use crate::memory::available::available;
+use crate::memory::available::available_to;
 use crate::memory::estimate::{Estimate, Workload};
 use crate::memory::keep_memory;
 use crate::model::device;
-use crate::ranks::{Ranks, Reduce, Shard, Spread};
+use crate::ranks::{Ranks, Reduce, Shard, Spread, each_of};
 use crate::report::optimizer;
 use crate::report::samples::Prompts;
 use crate::session::{self, Session, Validation};
@@ -241,13 +241,6 @@ impl Job {
     fn train(self, stop: &AtomicBool) -> Result<Outcome> {
         self.set_threads()?;
         let device = self.device()?;
-        if let (Some(_), Some(place)) = (&self.request.config.policy, &self.request.place) {
-            return Err(Error::setting(
-                "processes",
-                "1 where a stage learns from rewards",
-                place.size,
-            ));
-        }
         let ranks = match &self.request.place {
             Some(place) => Ranks::new(distributed::connect(place, device, TIMEOUT)?, device),
             None => Ranks::default(),
@@ -302,7 +295,12 @@ impl Job {
         }
         config.check()?;
         config.batch_size = match self.request.global_batch {
-            None => config.batch_size.saturating_mul(ranks.size()),
+            None => {
+                if let Some(ppo) = &mut config.ppo {
+                    ppo.minibatch = ppo.minibatch.saturating_mul(ranks.size());
+                }
+                config.batch_size.saturating_mul(ranks.size())
+            }
             Some(rows) => {
                 let (accum, size) = (config.accumulation, ranks.size());
                 if !rows.is_multiple_of(accum) || rows < accum.saturating_mul(size) {
@@ -371,6 +369,9 @@ impl Job {
         self.stage.prepare(&mut model, setup)?;
         model.set_ranks(ranks.clone());
 
+        let Request { shard, reduce, .. } = self.request;
+        let spread = Spread { ranks: ranks.clone(), shard, reduce };
+        let here = self.request.place.as_ref().map_or(1, |place| place.local_size);
         if config.policy.is_some() {
             let learning = Learning {
                 data: &self.request.data,
@@ -390,6 +391,8 @@ impl Job {
                 tokenizer: &tokenizer,
                 sources: &sources,
                 resumed: resumed.as_ref(),
+                spread,
+                here,
                 listener: self.listener.as_ref(),
             };
             return learning.run(self.means.as_mut(), claim, stop);
@@ -450,23 +453,13 @@ impl Job {
                 weights: model.config().parameters().0 + frozen_weights,
                 two_distributions: config.distill.is_some(),
                 largest: batches.largest(micro_steps)?,
-                moments_among: match self.request.shard {
-                    Shard::Nothing => 1,
-                    Shard::Optimizer => ranks.size(),
-                },
+                moments_among: spread.moments_among(),
             });
-            let here = self.request.place.as_ref().map_or(1, |place| place.local_size as u64);
-            let can_be_had = match device {
-                // each process has its part of the machine's memory
-                Device::Cpu => available(device).map(|bytes| bytes / here.max(1)),
-                _ => available(device),
-            };
+            let can_be_had = available_to(device, here);
             if resumed.is_none() {
                 estimate.check(can_be_had)?; // what goes on has fitted before
             }
-            let Request { shard, reduce, .. } = self.request;
-            let spread = Spread { ranks: ranks.clone(), shard, reduce };
-            let mut trainer = Trainer::among(&model, stage, &config, &mut batches, spread)?;
+            let mut trainer = Trainer::among(&model, stage, &config, &mut batches, spread.clone())?;
             if let Some((path, state)) = &resumed {
                 checkpoint::restore(path, state, &mut trainer)?;
             }
@@ -707,15 +700,10 @@ fn announce(trainer: &Trainer<'_>, dataset: &Dataset, listener: &dyn Listener) {
     listener.say(&format!("data: {}, {tokens} tokens per epoch", counted(dataset.len(), unit)));
     let (ranks, rows) = (trainer.ranks(), config.batch_size);
     if !ranks.alone() {
-        let each = match rows.is_multiple_of(ranks.size()) {
-            true => format!("{} for each process", rows / ranks.size()),
-            false => {
-                format!("{} or {} for each process", rows / ranks.size(), rows / ranks.size() + 1)
-            }
-        };
         listener.say(&format!(
-            "global batch: {} an optimizer step: {each} x {} x {}",
+            "global batch: {} an optimizer step: {} for each process x {} x {}",
             counted(rows * config.accumulation, "row"),
+            each_of(rows, ranks.size()),
             counted(ranks.size(), "process"),
             counted(config.accumulation, "micro-step"),
         ));

@@ -19,7 +19,7 @@ use crate::checkpoint::{self, Context, Found};
 use crate::config::TrainConfig;
 use crate::error::{Error, Result};
 use crate::held_out::HeldOut;
-use crate::memory::available::available;
+use crate::memory::available::available_to;
 use crate::memory::estimate::{Estimate, Workload};
 use crate::memory::keep_memory;
 use crate::model::{Model, device};
@@ -28,7 +28,7 @@ use crate::policy::options::PolicyOptions;
 use crate::policy::sampling::Sampler;
 use crate::policy::source::{self, Origin, Passes, Source};
 use crate::policy::tasks::HeldOutTasks;
-use crate::ranks::Spread;
+use crate::ranks::{Spread, each_of};
 use crate::session::{self, Outcome, Session};
 use crate::stage::Stage;
 use crate::trainer::{Position, Trainer};
@@ -79,6 +79,9 @@ pub(crate) struct Learning<'a> {
     pub(crate) generation: &'a Generation,
     pub(crate) tokenizer: &'a Tokenizer,
     pub(crate) sources: &'a [(String, String)],
+    pub(crate) spread: Spread,
+    /// Processes on this machine.
+    pub(crate) here: usize,
     pub(crate) resumed: Option<&'a Found>,
     pub(crate) listener: &'a dyn Listener,
 }
@@ -153,7 +156,9 @@ impl Learning<'_> {
             }
             None => None,
         };
-        let rows = config.batch_size * options.group_size;
+        // each process answers its part of the prompts
+        let own = config.batch_size.div_ceil(self.spread.ranks.size());
+        let rows = own * options.group_size;
         let size = EngineSize { config: self.model.config(), context, rows };
         let engine = RefCell::new((means.engine)(size)?);
         self.listener.say(&format!(
@@ -205,6 +210,7 @@ impl Learning<'_> {
             resample: 0,
             overlong_buffer: 0,
             seed: config.seed,
+            ranks: &self.spread.ranks,
             shown: Vec::new(),
             listener: self.listener,
         };
@@ -242,7 +248,9 @@ impl Learning<'_> {
         };
         let passes = self.config.ppo.as_ref();
         let passes = passes.map(|ppo| Passes { minibatch: ppo.minibatch, count: ppo.passes });
-        Source::new(origin, layout, passes, self.config.seed, path.display().to_string())
+        let source =
+            Source::new(origin, layout, passes, self.config.seed, path.display().to_string());
+        source.part(self.spread.ranks.part())
     }
 
     /// Trains on batches of rollouts; `engine` are the values that an engine holds besides.
@@ -272,9 +280,9 @@ impl Learning<'_> {
             weights: model.config().parameters().0 + self.frozen_weights + of_critic + engine,
             two_distributions: false,
             largest: (rows, positions),
-            moments_among: 1,
+            moments_among: self.spread.moments_among(),
         });
-        let can_be_had = available(model.device());
+        let can_be_had = available_to(model.device(), self.here);
         let begun = match self.resumed {
             Some((_, state)) => state.position,
             None => {
@@ -282,13 +290,13 @@ impl Learning<'_> {
                 Position::default()
             }
         };
-        if let Some(path) = self.rollouts_out {
+        if let (Some(path), true) = (self.rollouts_out, self.spread.ranks.is_first()) {
             source.write_to(path, begun.epoch, begun.index)?;
         }
         let sampled = self.rollouts.is_none();
         let longest = source.longest(model.config().vocab_size);
         let mut trainer =
-            Trainer::among(model, self.stage, config, &mut source, Spread::default())?;
+            Trainer::among(model, self.stage, config, &mut source, self.spread.clone())?;
         self.announce(&trainer);
         listener.say(&estimate.describe(can_be_had));
         if sampled && self.resumed.is_none() {
@@ -302,6 +310,7 @@ impl Learning<'_> {
                 "resumed after step {step} (micro-step {micro_step}, epoch {epoch})"
             ));
         }
+        trainer.agree()?;
         let save_tokenizer = |dir: &Path| self.tokenizer.save(dir);
         let mut session = Session {
             claim,
@@ -323,6 +332,15 @@ impl Learning<'_> {
     /// The lines that describe a run before its first step.
     fn announce(&self, trainer: &Trainer<'_>) {
         let (model, config, plan) = (self.model, self.config, trainer.plan());
+        let (ranks, rows) = (trainer.ranks(), config.batch_size);
+        if !ranks.alone() && self.rollouts.is_none() {
+            self.listener.say(&format!(
+                "global batch: {} an optimizer step, {} for each process, in {}",
+                counted(rows * config.accumulation, "prompt"),
+                each_of(rows, ranks.size()),
+                counted(config.accumulation, "micro-step"),
+            ));
+        }
         let on = device::describe(model.device());
         self.listener.say(&format!(
             "model: {}, {:.2} M parameters; {} on {on}",

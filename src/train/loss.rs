@@ -316,7 +316,9 @@ pub fn of_log_probabilities(
     targets: &Targets,
     function: &dyn Fn(&Tensor) -> Result<Tensor, TchError>,
 ) -> Result<Tensor> {
-    of_scores(model, hidden, targets, Entropies::Unused, &|logps, _| function(logps))
+    let doing = |e| Error::torch("loss of log-probabilities", &e);
+    let function = |logps: &Tensor, _: &Tensor| function(logps).map_err(doing);
+    of_scores(model, hidden, targets, Entropies::Unused, &function)
 }
 
 /// The use that a function makes of entropies.
@@ -341,7 +343,7 @@ pub fn of_scores(
     hidden: &Tensor,
     targets: &Targets,
     use_of_entropies: Entropies,
-    function: &dyn Fn(&Tensor, &Tensor) -> Result<Tensor, TchError>,
+    function: &dyn Fn(&Tensor, &Tensor) -> Result<Tensor>,
 ) -> Result<Tensor> {
     let doing = |e| Error::torch("loss of log-probabilities", &e);
     let rows = targets.select(hidden)?; // [n, hidden]
@@ -363,11 +365,12 @@ pub fn of_scores(
             scores(model, &rows, targets, use_of_entropies, &mut keep).map_err(doing)?
         }
     };
+    let leaf = |of: &Tensor, learned| Ok(of.f_detach()?.set_requires_grad(learned));
+    let logps = leaf(&found.logps, true).map_err(doing)?; // [n]
+    let learned = use_of_entropies == Entropies::Learned;
+    let entropies = leaf(&found.entropies, learned).map_err(doing)?; // [n]
+    let value = function(&logps, &entropies)?;
     let loss = || -> Result<Tensor, TchError> {
-        let logps = found.logps.f_detach()?.set_requires_grad(true); // [n]
-        let entropies = found.entropies.f_detach()?; // [n]
-        let entropies = entropies.set_requires_grad(use_of_entropies == Entropies::Learned);
-        let value = function(&logps, &entropies)?;
         if !learns || !value.requires_grad() {
             return Ok(value.detach());
         }

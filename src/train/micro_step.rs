@@ -88,8 +88,9 @@ pub(crate) fn fetch(
 ) -> Result<Fetched> {
     let mut tensors = Vec::new();
     let mut counts = Vec::new();
+    let place = (ranks.rank(), ranks.size());
     for micro in pending {
-        micro.push_tensors(&mut tensors).map_err(reading)?;
+        micro.push_tensors(place, &mut tensors).map_err(reading)?;
         counts.extend(micro.loss.parts.iter().filter_map(|(_, part)| match part {
             Part::Count(count) => Some(*count as f64),
             _ => None,
@@ -123,7 +124,7 @@ pub(crate) fn fetch(
     let mut tokens = 0;
     let mut micro_steps = Vec::with_capacity(pending.len());
     for micro in pending {
-        micro_steps.push(micro.read(&mut values, &mut counts));
+        micro_steps.push(micro.read(ranks.size(), &mut values, &mut counts));
         tokens += counts.next().unwrap_or_default() as usize;
     }
     Ok(Fetched { micro_steps, norms, tokens, flags: counts.map(|count| count > 0.0).collect() })
@@ -131,6 +132,16 @@ pub(crate) fn fetch(
 
 fn reading(error: TchError) -> Error {
     Error::torch("reading the loss", &error)
+}
+
+/// A number at this process's place among those of all, `[processes]`: their sum lists them.
+fn beside(own: &Tensor, (rank, processes): (usize, usize)) -> Result<Tensor, TchError> {
+    if processes == 1 {
+        return Ok(own.shallow_clone());
+    }
+    let all = Tensor::f_zeros([processes as i64], (own.kind(), own.device()))?;
+    all.f_narrow(0, rank as i64, 1)?.f_copy_(&own.f_reshape([1])?)?;
+    Ok(all)
 }
 
 /// Numbers one after another, float64.
@@ -144,12 +155,18 @@ fn flat(tensors: &[Tensor], device: Device) -> Result<Tensor, TchError> {
 }
 
 impl Pending {
-    /// The numbers that are on the device, in the order of [`Pending::read`].
-    fn push_tensors(&self, out: &mut Vec<Tensor>) -> Result<(), TchError> {
+    /// The numbers that are on the device, in the order of [`Pending::read`]. `place`: this process
+    /// and all of them.
+    fn push_tensors(
+        &self,
+        place: (usize, usize),
+        out: &mut Vec<Tensor>,
+    ) -> Result<(), TchError> {
         out.extend(self.loss.total.as_ref().map(Tensor::shallow_clone));
         for (_, part) in &self.loss.parts {
             match part {
                 Part::Scalar(tensor) => out.push(tensor.shallow_clone()),
+                Part::Most(tensor) => out.push(beside(tensor, place)?),
                 Part::PerSample(own) => out.push(self.in_place(own)?),
                 Part::Zero | Part::Count(_) | Part::Number(_) | Part::Numbers(_) => {}
             }
@@ -172,6 +189,7 @@ impl Pending {
     /// The micro-step, its numbers being the next ones.
     fn read(
         &self,
+        processes: usize,
         values: &mut impl Iterator<Item = f64>,
         counts: &mut impl Iterator<Item = f64>,
     ) -> MicroStep {
@@ -180,6 +198,7 @@ impl Pending {
         let parts = self.loss.parts.iter().map(|(name, part)| {
             let value = match part {
                 Part::Scalar(_) => json!(next()),
+                Part::Most(_) => json!((0..processes).map(|_| next()).fold(f64::MIN, f64::max)),
                 Part::PerSample(own) => {
                     let count = self.share.map_or(own.numel(), |whole| whole.sequences);
                     json!((0..count).map(|_| next()).collect::<Vec<_>>())

@@ -113,6 +113,32 @@ impl Ranks {
         String::from_utf8(bytes).map_err(|_| Error::failed("rank 0: expected text, found none"))
     }
 
+    /// The texts of all processes, one after the other. All have to call it; `what` they may be busy
+    /// with until then takes as long as it takes.
+    ///
+    /// # Errors
+    /// A process that is gone.
+    pub fn texts(&self, own: String, what: &str) -> Result<String> {
+        let Some((group, device)) = &self.0 else { return Ok(own) };
+        self.meet(what)?;
+        let doing = |e| Error::torch("texts of all processes", &e);
+        let mut lengths = vec![0.0; self.size()];
+        lengths[self.rank()] = own.len() as f64;
+        let lengths = self.sum_numbers(&lengths)?;
+        let ends = |count: usize| lengths[..count].iter().sum::<f64>() as i64;
+        let bytes = || {
+            let all = Tensor::f_zeros([ends(self.size())], (Kind::Uint8, *device))?;
+            let own = Tensor::f_from_slice(own.as_bytes())?;
+            all.f_narrow(0, ends(self.rank()), own.numel() as i64)?.f_copy_(&own)?;
+            Ok(all)
+        };
+        let mut all = bytes().map_err(doing)?;
+        group.all_reduce(&mut all)?;
+        let all = all.f_to_device(Device::Cpu).and_then(|all| Vec::<u8>::try_from(&all));
+        String::from_utf8(all.map_err(doing)?)
+            .map_err(|_| Error::failed("texts of all processes: expected UTF-8, found other bytes"))
+    }
+
     /// The places that all processes list, one process's after the other's, `most` of each. All have
     /// to call it.
     ///
@@ -162,6 +188,15 @@ pub enum Shard {
     Optimizer,
 }
 
+/// The share of some rows that each of several processes has, in words.
+#[must_use]
+pub fn each_of(rows: usize, processes: usize) -> String {
+    match rows.is_multiple_of(processes) {
+        true => format!("{}", rows / processes),
+        false => format!("{} or {}", rows / processes, rows / processes + 1),
+    }
+}
+
 /// The type in which gradients travel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Reduce {
@@ -181,4 +216,15 @@ pub struct Spread {
     pub shard: Shard,
     /// The type in which gradients travel.
     pub reduce: Reduce,
+}
+
+impl Spread {
+    /// Processes that the moments are divided among.
+    #[must_use]
+    pub fn moments_among(&self) -> usize {
+        match self.shard {
+            Shard::Nothing => 1,
+            Shard::Optimizer => self.ranks.size(),
+        }
+    }
 }

@@ -169,7 +169,9 @@ impl<'a> Trainer<'a> {
         }
         let critic = match stage.critic() {
             variables if variables.is_empty() => None,
-            variables => Some(Optimizer::new(&variables, config.optimizer())?),
+            variables => {
+                Some(Optimizer::among(&variables, config.optimizer(), spread.clone())?)
+            }
         };
         let share = (config.warmup_share * plan.steps as f64).round() as usize;
         let schedule = Schedule {
@@ -323,7 +325,8 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// Another process that fails.
     pub fn agree(&mut self) -> Result<()> {
-        self.optimizer.agree()
+        self.optimizer.agree()?;
+        self.critic.as_mut().map_or(Ok(()), Optimizer::agree)
     }
 
     /// Goes back to the end of the last optimizer step, after an error: what was accumulated since
@@ -363,14 +366,15 @@ impl<'a> Trainer<'a> {
         };
         let loss = self.learn(&batch, 1.0 / self.config.accumulation as f64)?;
         let skip = loss.skip;
-        let tokens = real_tokens(&batch, i64::from(self.model.config().pad_token_id));
+        let rows = batch.own_rows();
+        let tokens = real_tokens(&batch, &rows, i64::from(self.model.config().pad_token_id));
         let minibatch = batch.rewarded.as_ref().and_then(|of| of.minibatch.as_ref());
         let ends_batch = minibatch.map(|of| of.left == skip);
         self.pending.push(Pending {
             step: micro_step,
             rates,
             loss,
-            lines: batch.lines,
+            lines: lines_of(&batch, &rows),
             tokens,
             share: batch.share,
         });
@@ -415,6 +419,7 @@ impl<'a> Trainer<'a> {
             return Ok(());
         }
         self.optimizer.reduce()?;
+        self.critic.as_mut().map_or(Ok(()), Optimizer::reduce)?;
         let mut norms = vec![self.optimizer.gradient_norm()?];
         norms.extend(self.critic.as_ref().map(Optimizer::gradient_norm).transpose()?);
         let lines: Vec<Vec<(u32, u32)>> = self.pending.iter().map(|p| p.lines.clone()).collect();
@@ -514,19 +519,26 @@ impl<'a> Trainer<'a> {
     }
 }
 
-/// Tokens of a batch without the padding at the rows' ends.
-fn real_tokens(batch: &Batch, pad: i64) -> usize {
-    let minibatch = batch.rewarded.as_ref().and_then(|of| of.minibatch.as_ref());
-    if let (Some(minibatch), false) = (minibatch, batch.packed.is_empty()) {
-        return minibatch.rows.iter().filter_map(|&row| batch.packed.get(row)).sum();
+/// Where the samples of some rows of a batch come from; of preference pairs, which have two rows, those
+/// of all.
+fn lines_of(batch: &Batch, rows: &[usize]) -> Vec<(u32, u32)> {
+    match batch.rewarded {
+        Some(_) => rows.iter().filter_map(|&row| batch.lines.get(row)).copied().collect(),
+        None => batch.lines.clone(),
     }
-    (0..batch.batch)
-        .map(|row| {
-            let row = row * batch.seq..(row + 1) * batch.seq;
-            let real = |i: usize| batch.x[i] != pad || batch.mask[i] != 0.0;
-            row.clone().rev().find(|&i| real(i)).map_or(0, |last| last + 1 - row.start)
-        })
-        .sum()
+}
+
+/// Tokens of some rows of a batch without the padding at their ends.
+fn real_tokens(batch: &Batch, rows: &[usize], pad: i64) -> usize {
+    if !batch.packed.is_empty() {
+        return rows.iter().filter_map(|&row| batch.packed.get(row)).sum();
+    }
+    let of_row = |&row: &usize| {
+        let row = row * batch.seq..(row + 1) * batch.seq;
+        let real = |i: usize| batch.x[i] != pad || batch.mask[i] != 0.0;
+        row.clone().rev().find(|&i| real(i)).map_or(0, |last| last + 1 - row.start)
+    };
+    rows.iter().map(of_row).sum()
 }
 
 #[cfg(test)]
@@ -555,6 +567,6 @@ mod tests {
             seq: 4,
             ..Batch::default()
         };
-        assert_eq!(real_tokens(&batch, 0), 3 + 2);
+        assert_eq!(real_tokens(&batch, &batch.own_rows(), 0), 3 + 2);
     }
 }

@@ -1,6 +1,8 @@
 //! What the tests of training share: golden models, batches and trajectories.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub(crate) mod rewards;
+
 use std::path::Path;
 
 use mmx_converters::error::Result;

@@ -17,6 +17,13 @@ pub fn available(device: Device) -> Option<u64> {
     }
 }
 
+/// The part of them that one of `processes` on this machine can have: of the system's memory a share,
+/// a device is its own.
+pub fn available_to(device: Device, processes: usize) -> Option<u64> {
+    let shares = if device == Device::Cpu { processes.max(1) as u64 } else { 1 };
+    available(device).map(|bytes| bytes / shares)
+}
+
 /// Resident memory of this process, bytes; 0 where that is not known.
 pub fn resident() -> u64 {
     let status = fs_err::read_to_string("/proc/self/status").unwrap_or_default();

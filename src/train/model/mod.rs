@@ -211,6 +211,11 @@ impl Model {
         self.ranks = ranks;
     }
 
+    /// The processes that have shares of a batch.
+    pub fn ranks(&self) -> &Ranks {
+        &self.ranks
+    }
+
     /// Puts adapters beside the linear layers they are for; the weights themselves are then fixed.
     ///
     /// # Errors

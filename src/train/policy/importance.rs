@@ -38,9 +38,17 @@ pub fn weights(
 ///
 /// # Errors
 /// libtorch's.
-pub fn mismatch(trained: &Tensor, sampled: &Tensor) -> Result<[Tensor; 3], TchError> {
+pub fn mismatch(
+    trained: &Tensor,
+    sampled: &Tensor,
+    rows: &Rows,
+) -> Result<[Tensor; 3], TchError> {
     let ratio = trained.detach().f_sub(sampled)?.f_exp()?;
     let near = ratio.f_sub_scalar(1.0)?.f_abs()?;
-    let outside = near.f_gt(0.1)?.f_to_kind(Kind::Float)?.f_mean(Kind::Float)?;
-    Ok([ratio.f_mean(ratio.kind())?, ratio.f_max()?, outside])
+    let outside = near.f_gt(0.1)?.f_to_kind(Kind::Float)?;
+    let most = match ratio.numel() {
+        0 => Tensor::f_zeros([], (ratio.kind(), ratio.device()))?,
+        _ => ratio.f_max()?,
+    };
+    Ok([rows.mean(&ratio)?, most, rows.mean(&outside)?])
 }

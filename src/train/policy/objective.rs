@@ -28,6 +28,8 @@ pub struct Tokens<'a> {
     pub weights: Option<&'a Tensor>,
     /// Entropies of the distributions that the tokens are from.
     pub entropies: Option<&'a Tensor>,
+    /// Those of all tokens of the batch, `[all]`, where these are some of them.
+    pub all_entropies: Option<&'a Tensor>,
     /// The longest completion that is allowed.
     pub max_length: usize,
 }
@@ -97,8 +99,9 @@ pub fn of_groups(
         loss = loss.f_mul(&near.f_maximum(&good)?)?;
     }
     if let (Some(entropies), true) = (tokens.entropies, options.top_entropy < 1.0) {
+        let all = tokens.all_entropies.unwrap_or(entropies);
         let least =
-            entropies.f_quantile_scalar(1.0 - options.top_entropy, None::<i64>, false, "linear")?;
+            all.f_quantile_scalar(1.0 - options.top_entropy, None::<i64>, false, "linear")?;
         loss = loss.f_mul(&entropies.f_ge_tensor(&least)?.f_to_kind(loss.kind())?)?;
     }
     if let Some(weights) = tokens.weights {
@@ -110,8 +113,7 @@ pub fn of_groups(
     let loss = mean(&loss, tokens, options.mean)?;
     match tokens.entropies {
         Some(entropies) if options.entropy_coef != 0.0 => {
-            let mean = entropies.f_sum(entropies.kind())?;
-            let mean = mean.f_div_scalar(tokens.rows.tokens().max(1) as f64)?;
+            let mean = tokens.rows.mean(entropies)?;
             loss.f_sub(&mean.f_mul_scalar(options.entropy_coef)?)
         }
         _ => Ok(loss),
@@ -123,7 +125,7 @@ fn mean(loss: &Tensor, tokens: &Tokens<'_>, mean: Mean) -> Result<Tensor, TchErr
     let (rows, sum) = (tokens.rows, |of: &Tensor| of.f_sum(of.kind()));
     match mean {
         Mean::Rows => sum(&rows.means(loss)?)?.f_div_scalar(rows.counted() as f64),
-        Mean::Tokens => sum(loss)?.f_div_scalar(rows.tokens().max(1) as f64),
+        Mean::Tokens => rows.mean(loss),
         Mean::MaxLength => sum(loss)?.f_div_scalar((rows.counted() * tokens.max_length) as f64),
         Mean::SumOfRows => sum(loss)?.f_div_scalar(rows.counted() as f64),
     }
@@ -149,7 +151,7 @@ pub fn of_policy(
     if let (Some(reference), true) = (tokens.reference, options.kl_in_loss()) {
         loss = loss.f_add(&divergence(logps, reference)?.f_mul_scalar(options.kl_coef)?)?;
     }
-    loss.f_mean(loss.kind())
+    tokens.rows.mean(&loss)
 }
 
 /// The critic's loss of stage ppo, a scalar: half the mean of the larger of two squared errors,
@@ -161,21 +163,26 @@ pub fn of_values(
     values: &Tensor,
     before: &Tensor,
     returns: &Tensor,
+    rows: &Rows,
     options: &PpoOptions,
 ) -> Result<Tensor, TchError> {
     let clip = options.value_clip;
     let held = before.f_add(&values.f_sub(before)?.f_clamp(-clip, clip)?)?;
     let error = |of: &Tensor| of.f_sub(returns)?.f_square();
     let larger = error(values)?.f_maximum(&error(&held)?)?;
-    larger.f_mean(larger.kind())?.f_mul_scalar(0.5)
+    rows.mean(&larger)?.f_mul_scalar(0.5)
 }
 
 /// Shares of tokens whose ratio is below and above the clip; of cispo above its cap.
 ///
 /// # Errors
 /// libtorch's.
-pub fn clipped(ratio: &Tensor, options: &PolicyOptions) -> Result<[Tensor; 2], TchError> {
-    let share = |of: Tensor| of.f_to_kind(Kind::Float)?.f_mean(Kind::Float);
+pub fn clipped(
+    ratio: &Tensor,
+    rows: &Rows,
+    options: &PolicyOptions,
+) -> Result<[Tensor; 2], TchError> {
+    let share = |of: Tensor| rows.mean(&of.f_to_kind(Kind::Float)?);
     let high = match options.objective {
         Objective::Cispo => options.epsilon_high,
         Objective::Grpo | Objective::Sapo | Objective::Reinforce => 1.0 + options.epsilon_high,

@@ -9,15 +9,16 @@ use super::shared::Shared;
 /// parameters, pieces of 2,100: 235 GFLOP/s a core, which is what the core multiplies at all).
 pub const POSITIONS: usize = 2560;
 
-/// The rows of each piece of about the same size, in order.
+/// Some rows of a batch in pieces of about the same size, in order.
 #[must_use]
-pub fn pieces(batch: &Batch) -> Vec<Vec<usize>> {
+pub fn pieces(batch: &Batch, rows: &[usize]) -> Vec<Vec<usize>> {
+    let batch = batch.select(rows);
     let lengths: Vec<usize> = batch.ranges().into_iter().map(|range| range.len()).collect();
-    let all = Shared::of(batch).map_or(batch.x.len(), |shared| shared.ids.len());
+    let all = Shared::of(&batch).map_or(batch.x.len(), |shared| shared.ids.len());
     let count = all.div_ceil(POSITIONS).clamp(1, lengths.len().max(1));
     let total: usize = lengths.iter().sum();
     let (mut pieces, mut done) = (vec![Vec::new(); count], 0);
-    for (row, length) in lengths.into_iter().enumerate() {
+    for (&row, length) in rows.iter().zip(lengths) {
         // by the middle of the row
         let piece = (2 * done + length) * count / (2 * total).max(1);
         pieces[piece.min(count - 1)].push(row);
@@ -38,10 +39,12 @@ mod tests {
 
     #[test]
     fn pieces_hold_every_row_once_in_about_equal_parts() {
+        let pieces = |batch: &Batch| super::pieces(batch, &batch.rows());
         assert_eq!(pieces(&batch(&[5, 9, 2])), [vec![0, 1, 2]]);
         assert_eq!(pieces(&batch(&[1000; 5])), [vec![0, 1], vec![2, 3, 4]]);
         assert_eq!(pieces(&batch(&[9000, 10, 10])), [vec![0], vec![1, 2]]);
         assert_eq!(pieces(&Batch::default()), Vec::<Vec<usize>>::new());
+        assert_eq!(super::pieces(&batch(&[2000; 4]), &[1, 2, 3]), [vec![1], vec![2], vec![3]]);
         let many = pieces(&batch(&[383; 16]));
         assert_eq!(many.concat(), (0..16).collect::<Vec<_>>());
         let positions = |rows: &Vec<usize>| rows.len() * 383;

@@ -69,12 +69,6 @@ impl Rows {
         Self { tokens, counted, ..self }
     }
 
-    /// Tokens of all rows.
-    #[must_use]
-    pub fn tokens(&self) -> usize {
-        self.tokens
-    }
-
     /// Rows that a mean over rows counts, at least 1.
     #[must_use]
     pub fn counted(&self) -> usize {
@@ -84,6 +78,14 @@ impl Rows {
     /// Tokens of each row, at least 1, `[rows]`.
     pub fn lengths(&self) -> &Tensor {
         &self.lengths
+    }
+
+    /// The mean over all tokens, a scalar; of a piece of a batch its part of the batch's own.
+    ///
+    /// # Errors
+    /// libtorch's.
+    pub fn mean(&self, tokens: &Tensor) -> Result<Tensor, TchError> {
+        tokens.f_sum(tokens.kind())?.f_div_scalar(self.tokens.max(1) as f64)
     }
 
     /// The sum of each row's tokens, `[n]` to `[rows]`.

@@ -2,6 +2,7 @@
 //! time, with the weights that the policy has now.
 
 use std::cell::RefCell;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use mmx_converters::progress::Listener;
@@ -16,6 +17,7 @@ use super::advantage;
 use crate::error::{Error, Result, TorchError};
 use crate::kernel;
 use crate::model::Model;
+use crate::ranks::Ranks;
 
 /// What rollouts are sampled with.
 pub struct Sampler<'a> {
@@ -35,7 +37,7 @@ pub struct Sampler<'a> {
     pub sampling: Sampling,
     /// The limits of a row.
     pub limits: Limits,
-    /// Prompts of a batch.
+    /// Prompts of a batch, of all processes.
     pub prompts_each: usize,
     /// Rows of a prompt.
     pub group_size: usize,
@@ -47,20 +49,22 @@ pub struct Sampler<'a> {
     pub overlong_buffer: usize,
     /// The seed of all rows.
     pub seed: u64,
+    /// The processes of the run: each answers a part of the prompts, and has the answers of all.
+    pub ranks: &'a Ranks,
     /// Numbers of batches of which an answer is shown.
     pub shown: Vec<u64>,
     /// Hears it.
     pub listener: &'a dyn Listener,
 }
 
-/// A batch of rollouts and the time it took.
+/// A batch of rollouts of all processes and the time it took.
 #[derive(Clone, Debug, Default)]
 pub struct Round {
     /// The rows, group after group.
     pub rollouts: Vec<Rollout>,
     /// The time that the weights took to the engine.
     pub handing_over: Duration,
-    /// The time that sampling took.
+    /// The time that sampling took, until all processes were done.
     pub sampling: Duration,
     /// Ids that were sampled, those of rows that were dropped included.
     pub sampled: usize,
@@ -80,16 +84,19 @@ impl Sampler<'_> {
     }
 
     /// Samples and rewards the batch of a number: with the same weights the same one, whenever it
-    /// is asked for.
+    /// is asked for, by however many processes, all of which have to call it.
     ///
     /// # Errors
-    /// Those of the engine, the tools and the scorer.
+    /// Those of the engine, the tools and the scorer; another process that fails.
     pub fn round(&mut self, number: u64) -> Result<Round> {
         let begun = Instant::now();
         self.hand_over()?;
         let mut round = Round { handing_over: begun.elapsed(), ..Round::default() };
+        let begun = Instant::now();
         let each = self.prompts_each as u64;
-        let mut groups = self.groups((number * each..(number + 1) * each).collect(), &mut round)?;
+        let own = self.own(self.prompts_each);
+        let cursors = own.clone().map(|place| number * each + place as u64).collect();
+        let mut groups = self.groups(cursors, &mut round)?;
         for attempt in 0..self.resample as u64 {
             let silent: Vec<usize> = (0..groups.len()).filter(|&i| is_silent(&groups[i])).collect();
             if silent.is_empty() {
@@ -99,18 +106,38 @@ impl Sampler<'_> {
             let tasks = (self.prompts.len() as u64).max(1);
             let first = FURTHER.next_multiple_of(tasks);
             let first = first + (number * self.resample as u64 + attempt) * each;
-            let cursors = silent.iter().map(|&place| first + place as u64).collect();
+            let cursors = silent.iter().map(|&i| first + (own.start + i) as u64).collect();
             let others = self.groups(cursors, &mut round)?;
             for (place, other) in silent.into_iter().zip(others) {
                 groups[place] = other;
             }
         }
-        round.rollouts = groups.concat();
-        round.rollouts.iter_mut().for_each(|rollout| rollout.step = number);
+        groups.iter_mut().flatten().for_each(|rollout| rollout.step = number);
+        round.rollouts = self.of_all(groups.concat())?;
+        round.sampling = begun.elapsed();
+        let counts = self.ranks.sum_numbers(&[round.sampled as f64, round.drawn as f64])?;
+        if let [sampled, drawn] = counts[..] {
+            (round.sampled, round.drawn) = (sampled as usize, drawn as usize);
+        }
         if let (Some(rollout), true) = (round.rollouts.first(), self.shown.contains(&number)) {
             self.listener.say(&self.in_words(rollout));
         }
         Ok(round)
+    }
+
+    /// This process's part of so many prompts.
+    fn own(&self, prompts: usize) -> Range<usize> {
+        self.ranks.part().map_or(0..prompts, |part| part.of(prompts))
+    }
+
+    /// The rollouts of all processes, in the order of prompts, from this one's.
+    fn of_all(&self, own: Vec<Rollout>) -> Result<Vec<Rollout>> {
+        if self.ranks.alone() {
+            return Ok(own);
+        }
+        let lines = own.iter().map(|rollout| rollout.to_json() + "\n").collect();
+        let all = self.ranks.texts(lines, "the sampling of rollouts")?;
+        all.lines().map(Rollout::from_json).collect()
     }
 
     /// Answers to the prompts of some draws, with their rewards.
@@ -126,9 +153,7 @@ impl Sampler<'_> {
                 draws.push((cursor, draw));
             }
         }
-        let begun = Instant::now();
         let mut rows = self.sample(&draws)?;
-        round.sampling += begun.elapsed();
         let mut groups = Vec::new();
         for (group, draws) in rows.chunks_mut(self.group_size).zip(draws.chunks(self.group_size)) {
             let written: Vec<_> = group.iter().map(|(_, written)| written.clone()).collect();
@@ -178,10 +203,11 @@ impl Sampler<'_> {
     ///
     /// # Errors
     /// See [`Sampler::round`].
-    pub fn answers(&mut self, prompts: u64) -> Result<Vec<Rollout>> {
+    pub fn answers(&mut self, prompts: usize) -> Result<Vec<Rollout>> {
         self.hand_over()?;
-        let mut round = Round::default();
-        Ok(self.groups((0..prompts).collect(), &mut round)?.concat())
+        let cursors = self.own(prompts).map(|place| place as u64).collect();
+        let own = self.groups(cursors, &mut Round::default())?;
+        self.of_all(own.concat())
     }
 
     /// A prompt's end, its answer's beginning and the reward, in one line.

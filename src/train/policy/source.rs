@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use mmx_converters::random::Random;
 use mmx_converters::words::counted;
-use mmx_data::batches::Batches;
+use mmx_data::batches::{Batches, Part};
 use mmx_data::{Batch, Minibatch};
 use mmx_rollout::Rollout;
 
@@ -44,6 +44,8 @@ pub struct Source<'a> {
     origin: Origin<'a>,
     layout: Layout,
     passes: Option<Passes>,
+    /// The part of the rows of each micro-step that this one of several processes trains on.
+    part: Option<Part>,
     seed: u64,
     name: String,
     /// Where what was sampled is written.
@@ -62,8 +64,14 @@ impl<'a> Source<'a> {
         seed: u64,
         name: String,
     ) -> Self {
-        let (out, in_hand) = (None, None);
-        Self { origin, layout, passes, seed, name, out, in_hand, without_signal: 0 }
+        let (out, in_hand, part) = (None, None, None);
+        Self { origin, layout, passes, part, seed, name, out, in_hand, without_signal: 0 }
+    }
+
+    /// The same batches, of whose rows one of several processes trains on a part.
+    #[must_use]
+    pub fn part(self, part: Option<Part>) -> Self {
+        Self { part, ..self }
     }
 
     /// Writes what is sampled to a file; of one that is there what came before the position of the
@@ -103,10 +111,15 @@ impl<'a> Source<'a> {
         (epoch * self.rounds() + index / self.each()) as u64
     }
 
+    /// Rows of a micro-step at most.
+    fn rows_each(&self) -> usize {
+        self.passes.map_or(self.rows(), |by| by.minibatch.min(self.rows()))
+    }
+
     /// A batch as long and as many rows as there can be, of made-up ids below `vocabulary`.
     #[must_use]
     pub fn longest(&self, vocabulary: usize) -> Batch {
-        let rows = self.passes.map_or(self.rows(), |by| by.minibatch.min(self.rows()));
+        let rows = self.rows_each();
         let length = self.layout.max_seq_len.max(2) - 1;
         let rollout = |row: usize| Rollout {
             group: row as u64 / 2,
@@ -119,13 +132,15 @@ impl<'a> Source<'a> {
             ..Rollout::default()
         };
         let rollouts: Vec<Rollout> = (0..rows).map(rollout).collect();
-        self.layout.batch(&rollouts, false)
+        let mut batch = self.layout.batch(&rollouts, false);
+        batch.rewarded.iter_mut().for_each(|rewarded| rewarded.part = self.part);
+        batch
     }
 
-    /// Rows and positions of the longest batch.
+    /// Rows and positions of the longest batch, of several processes those of the largest part.
     #[must_use]
     pub fn longest_size(&self) -> (usize, usize) {
-        let rows = self.passes.map_or(self.rows(), |by| by.minibatch.min(self.rows()));
+        let rows = self.rows_each().div_ceil(self.part.map_or(1, |part| part.ranks));
         let longest = match &self.origin {
             Origin::File(rounds) => {
                 let rows = rounds.iter().flatten();
@@ -224,7 +239,7 @@ impl Batches for Source<'_> {
             }
         });
         if let Some(rewarded) = &mut batch.rewarded {
-            rewarded.minibatch = minibatch;
+            (rewarded.minibatch, rewarded.part) = (minibatch, self.part);
             rewarded.numbers.extend(numbers.iter().cloned());
         }
         Ok(batch)

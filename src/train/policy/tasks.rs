@@ -33,7 +33,7 @@ impl HeldOut for HeldOutTasks<'_> {
     }
 
     fn measure(&mut self, _stage: &dyn Stage, _model: &Model, _ranks: &Ranks) -> Result<Measured> {
-        let rollouts = self.sampler.answers(self.sampler.prompts.len() as u64)?;
+        let rollouts = self.sampler.answers(self.sampler.prompts.len())?;
         let tokenizer = self.sampler.tokenizer;
         let sample = |rollout: &Rollout| Sample {
             prompt: tokenizer.decode(&rollout.prompt, false),

@@ -208,7 +208,7 @@ fn groups() -> Batch {
 fn rows_in_pieces_that_share_their_prompts_learn_what_the_batch_does() {
     let config = toy("minimind3");
     let whole = groups();
-    assert!(crate::policy::pieces::pieces(&whole).len() > 1);
+    assert!(crate::policy::pieces::pieces(&whole, &whole.rows()).len() > 1);
     for (loss, mean, entropy_coef) in [
         ("grpo", "tokens", 0.2),
         ("grpo", "rows", 0.0),

@@ -147,17 +147,19 @@ pub(crate) const TIMES: &str = "times";
 /// One named part of a loss.
 #[derive(Debug)]
 pub enum Part {
-    /// A scalar.
+    /// A scalar; of several processes, or pieces of a batch, the sum counts.
     Scalar(Tensor),
+    /// A scalar of which the largest one counts.
+    Most(Tensor),
     /// One value per sample.
     PerSample(Tensor),
     /// A part that this model does not have.
     Zero,
-    /// A number known on the host.
+    /// A number known on the host; of several processes the sum counts.
     Count(usize),
-    /// A number known on the host that is no sum over processes.
+    /// A number known on the host, the same on all processes.
     Number(f64),
-    /// Such numbers by names that data gives: parts of a reward.
+    /// Such numbers by names that data gives: parts of a reward. Times are the first process's.
     Numbers(Vec<(String, f64)>),
 }
 
@@ -171,6 +173,7 @@ impl Loss {
     pub(crate) fn detached(self) -> Self {
         let part = |part| match part {
             Part::Scalar(tensor) => Part::Scalar(tensor.detach()),
+            Part::Most(tensor) => Part::Most(tensor.detach()),
             Part::PerSample(tensor) => Part::PerSample(tensor.detach()),
             other => other,
         };

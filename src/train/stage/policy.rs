@@ -23,6 +23,7 @@ use crate::policy::pieces::{POSITIONS, pieces};
 use crate::policy::rows::Rows;
 use crate::policy::shared::Shared;
 use crate::policy::{importance, objective};
+use crate::ranks::{Ranks, host_numbers};
 use mmx_data::{Batch, Recipe, Rewarded, StageInfo};
 use tch::Device;
 
@@ -55,7 +56,7 @@ struct Whole {
     tokens: usize,
     /// Rows that a mean over rows counts.
     counted: usize,
-    /// Of each row; nothing where they follow from what the policy gives the rows.
+    /// Of each row of the batch; nothing where they follow from what the policy gives the rows.
     advantages: Option<Vec<f64>>,
 }
 
@@ -149,36 +150,32 @@ impl Stage for Policy {
     fn loss(&self, model: &Model, batch: &Batch) -> Result<Loss> {
         let ready = self.ready()?;
         let Some(whole) = ready.whole(batch)? else { return Ok(Loss::nothing()) };
-        let loss = ready.of_rows(model, batch, &whole)?;
-        ready.described(loss, batch, &whole)
+        let loss = ready.of_rows(model, batch, &batch.own_rows(), &whole)?;
+        ready.described(loss, batch)
     }
 
     fn learn(&self, model: &Model, batch: &Batch, learn: &mut Learn<'_>) -> Result<Loss> {
         let ready = self.ready()?;
         let Some(whole) = ready.whole(batch)? else { return Ok(Loss::nothing()) };
-        let pieces = match ready.comes_in_pieces(model, batch, &whole) {
-            true => pieces(batch),
-            false => Vec::new(),
+        let own = batch.own_rows();
+        let mut pieces = match ready.comes_in_pieces(model, batch, &whole) {
+            true => pieces(batch, &own),
+            false => vec![own],
         };
-        if pieces.len() < 2 {
-            let loss = ready.of_rows(model, batch, &whole)?;
-            learn(&loss)?;
-            return ready.counted(ready.described(loss, batch, &whole)?, batch);
+        if pieces.len() > 1 {
+            pieces.retain(|rows| batch.select(rows).trained_tokens() > 0);
+        }
+        if pieces.is_empty() {
+            pieces.push(Vec::new()); // a process without targets takes part
         }
         let mut sums = Sums::default();
         for rows in pieces {
-            let piece = batch.select(&rows);
-            let trained = piece.trained_tokens();
-            if trained == 0 {
-                continue;
-            }
-            let of_rows = |all: &Vec<f64>| rows.iter().map(|&row| all[row]).collect();
-            let advantages = whole.advantages.as_ref().map(of_rows);
-            let loss = ready.of_rows(model, &piece, &Whole { advantages, ..whole })?;
+            let loss = ready.of_rows(model, batch, &rows, &whole)?;
             learn(&loss)?;
-            sums.add(loss, trained as f64 / whole.tokens as f64)?;
+            sums.add(loss.detached())?;
         }
-        ready.counted(ready.described(sums.loss(whole.tokens), batch, &whole)?, batch)
+        let loss = ready.described(sums.loss(whole.tokens), batch)?;
+        ready.counted(loss, batch, model.ranks())
     }
 }
 
@@ -192,16 +189,17 @@ impl Ready {
             true => batch.ranges().into_iter().filter(|range| trained(range.clone())).count(),
             false => batch.sequences(),
         };
-        let advantages = match (self.options.kl_in_reward, self.options.adaptive) {
-            (true, _) => None,
-            (false, true) => Some(self.expected.borrow().now.advantages(&rewarded.rewards)),
-            (false, false) => Some(self.of_groups(&rewarded.rewards, &rewarded.groups)),
-        };
+        let advantages = (!self.options.kl_in_reward)
+            .then(|| self.advantages(&rewarded.rewards, &rewarded.groups));
         Ok((tokens > 0).then_some(Whole { tokens, counted, advantages }))
     }
 
-    fn of_groups(&self, rewards: &[f64], groups: &[u64]) -> Vec<f64> {
-        advantage::of_groups(rewards, groups, self.options.scale)
+    /// The advantages of all rows of a batch.
+    fn advantages(&self, rewards: &[f64], groups: &[u64]) -> Vec<f64> {
+        match self.options.adaptive {
+            true => self.expected.borrow().now.advantages(rewards),
+            false => advantage::of_groups(rewards, groups, self.options.scale),
+        }
     }
 
     /// Whether the losses of a batch's rows add up to its own, and it is worth computing them one
@@ -216,8 +214,9 @@ impl Ready {
     }
 
     /// The loss of some rows of a batch: their part of its own.
-    fn of_rows(&self, model: &Model, batch: &Batch, whole: &Whole) -> Result<Loss> {
+    fn of_rows(&self, model: &Model, all: &Batch, own: &[usize], whole: &Whole) -> Result<Loss> {
         let Self { options, .. } = self;
+        let batch = &all.share_of(own);
         let rewarded = rewards_of(batch)?;
         let input = Input::new(model, batch)?;
         let Some(targets) = &input.targets else { return Ok(Loss::nothing()) };
@@ -244,23 +243,27 @@ impl Ready {
             true => Entropies::Fixed,
             false => Entropies::Learned,
         };
-        let loss =
-            loss::of_scores(model, &hidden, targets, use_of_entropies, &|logps, entropies| {
-                let fixed = logps.detach();
-                let old =
-                    if rewarded.stale { sampled.shallow_clone() } else { fixed.shallow_clone() };
+        let of_scores = |logps: &Tensor, entropies: &Tensor| -> Result<Tensor> {
+            let doing = |e| Error::torch("loss of a policy", &e);
+            let fixed = logps.detach();
+            let old = if rewarded.stale { sampled.shallow_clone() } else { fixed.shallow_clone() };
+            let advantages = match &whole.advantages {
+                Some(advantages) => own.iter().map(|&row| advantages[row]).collect(),
+                None => {
+                    let moved = of_reference.as_ref().map(|of| old.f_sub(of)).transpose();
+                    self.with_divergence(model.ranks(), &rows, moved.map_err(doing)?, all, own)?
+                }
+            };
+            let all_entropies = match options.top_entropy < 1.0 && batch.share.is_some() {
+                true => Some(of_all(entropies, all, own, model.ranks())?),
+                false => None,
+            };
+            let loss = || -> Result<Tensor, TchError> {
                 let weights = match options.importance.filter(|_| !rewarded.stale) {
                     Some(by) => Some(importance::weights(&old, &sampled, &rows, by)?),
                     None => None,
                 };
-                let of_rows = match (&whole.advantages, &of_reference) {
-                    (Some(advantages), _) => advantages.clone(),
-                    (None, Some(reference)) => {
-                        self.with_divergence(&rows, &old, reference, rewarded)?
-                    }
-                    (None, None) => self.of_groups(&rewarded.rewards, &rewarded.groups),
-                };
-                let advantages = rows.spread_host(&of_rows)?;
+                let advantages = rows.spread_host(&advantages)?;
                 let tokens = objective::Tokens {
                     rows: &rows,
                     old: &old,
@@ -268,57 +271,65 @@ impl Ready {
                     advantages: &advantages,
                     weights: weights.as_ref(),
                     entropies: Some(entropies),
+                    all_entropies: all_entropies.as_ref(),
                     max_length: options.max_new_tokens,
                 };
                 let mut parts = measure(&fixed, entropies, &sampled, &tokens, options)?;
                 if options.adaptive {
-                    parts.push((LOGP, Part::Scalar(fixed.f_mean(kind)?)));
+                    parts.push((LOGP, Part::Scalar(rows.mean(&fixed)?)));
                 }
                 measured.replace(parts);
                 objective::of_groups(logps, &fixed, &tokens, options)
-            })?;
+            };
+            loss().map_err(doing)
+        };
+        let loss = loss::of_scores(model, &hidden, targets, use_of_entropies, &of_scores)?;
         let mut parts = vec![("policy", Part::Scalar(loss.shallow_clone()))];
         let total = with_aux(loss, policy.aux, &mut parts)?;
         parts.extend(measured.into_inner());
         Ok(Loss { total: Some(total), parts, trained_tokens: whole.tokens, ..Loss::nothing() })
     }
 
-    /// The advantages of rows whose rewards count the divergence from the reference, as far as it
-    /// shows in what was sampled: log p - log p of the reference (Schulman's k1), summed over a row.
+    /// The advantages of some rows where rewards count the divergence from the reference, as far as
+    /// it shows in what was sampled: log p - log p of the reference (Schulman's k1), summed over a row.
+    /// `divergence` is that of these rows' tokens; all processes have to call this.
     fn with_divergence(
         &self,
+        ranks: &Ranks,
         rows: &Rows,
-        old: &Tensor,
-        reference: &Tensor,
-        rewarded: &Rewarded,
-    ) -> Result<Vec<f64>, TchError> {
-        let sums = rows.sums(&old.f_sub(reference)?)?;
-        let sums = Vec::<f64>::try_from(&sums.f_to_kind(Kind::Double)?.f_to_device(Device::Cpu)?)?;
-        let rewards: Vec<f64> = rewarded
-            .rewards
-            .iter()
-            .zip(sums)
-            .map(|(reward, sum)| reward - self.options.kl_coef * sum)
-            .collect();
-        Ok(match self.options.adaptive {
-            true => self.expected.borrow().now.advantages(&rewards),
-            false => self.of_groups(&rewards, &rewarded.groups),
-        })
+        divergence: Option<Tensor>,
+        all: &Batch,
+        own: &[usize],
+    ) -> Result<Vec<f64>> {
+        let rewarded = rewards_of(all)?;
+        let mut rewards = rewarded.rewards.clone();
+        if let Some(divergence) = divergence {
+            let host = rows.sums(&divergence).and_then(|sums| host_numbers(&sums));
+            let host = host.map_err(|e| Error::torch("divergence of rows", &e))?;
+            let mut sums = vec![0.0; rewards.len()];
+            own.iter().zip(host).for_each(|(&row, sum)| sums[row] = sum);
+            let sums = ranks.sum_numbers(&sums)?;
+            let kl_coef = self.options.kl_coef;
+            rewards.iter_mut().zip(sums).for_each(|(reward, sum)| *reward -= kl_coef * sum);
+        }
+        let advantages = self.advantages(&rewards, &rewarded.groups);
+        Ok(own.iter().map(|&row| advantages[row]).collect())
     }
 
     /// The loss of a batch with what is told of it besides.
-    fn described(&self, mut loss: Loss, batch: &Batch, whole: &Whole) -> Result<Loss> {
+    fn described(&self, mut loss: Loss, batch: &Batch) -> Result<Loss> {
         if self.options.adaptive {
             let expected = self.expected.borrow().now.baseline();
             loss.parts.push(("expected_reward", Part::Number(expected)));
         }
-        loss.parts.push(("tokens", Part::Count(whole.tokens)));
+        let own = batch.select(&batch.own_rows()).trained_tokens();
+        loss.parts.push(("tokens", Part::Count(own)));
         loss.parts.extend(of_rewards(rewards_of(batch)?));
         Ok(loss)
     }
 
     /// The loss of a batch whose rewards have been counted, where the expected one is followed.
-    fn counted(&self, loss: Loss, batch: &Batch) -> Result<Loss> {
+    fn counted(&self, loss: Loss, batch: &Batch, ranks: &Ranks) -> Result<Loss> {
         if !self.options.adaptive {
             return Ok(loss);
         }
@@ -327,10 +338,29 @@ impl Ready {
             _ => None,
         });
         let logp = logp.transpose().map_err(|e| Error::torch("mean log-probability", &e))?;
+        let logp: f64 = ranks.sum_numbers(&[logp.unwrap_or_default()])?.iter().sum();
         let rewards = &rewards_of(batch)?.rewards;
-        self.expected.borrow_mut().now.count(rewards, logp.unwrap_or_default());
+        self.expected.borrow_mut().now.count(rewards, logp);
         Ok(loss)
     }
+}
+
+/// Values of some rows' tokens, `[n]`, among those of all processes' rows, `[tokens of the batch]`.
+/// All processes have to call it.
+fn of_all(own: &Tensor, batch: &Batch, rows: &[usize], ranks: &Ranks) -> Result<Tensor> {
+    let all = batch.rows();
+    let before: Vec<usize> = all.iter().copied().take_while(|row| !rows.contains(row)).collect();
+    let (before, tokens) =
+        (batch.select(&before).trained_tokens(), batch.select(&all).trained_tokens());
+    let placed = || -> Result<Tensor, TchError> {
+        let placed = Tensor::f_zeros([tokens as i64], (own.kind(), own.device()))?;
+        let from = if rows.is_empty() { 0 } else { before as i64 };
+        placed.f_narrow(0, from, own.numel() as i64)?.f_copy_(&own.detach())?;
+        Ok(placed)
+    };
+    let mut placed = placed().map_err(|e| Error::torch("entropies of all processes", &e))?;
+    ranks.sum(&mut placed)?;
+    Ok(placed)
 }
 
 /// What goes into the models for some rows, and the targets that come out.
@@ -343,7 +373,7 @@ struct Input {
 
 impl Input {
     fn new(model: &Model, batch: &Batch) -> Result<Self> {
-        let shared = Shared::of(batch).filter(|_| model.takes_branches() && batch.share.is_none());
+        let shared = Shared::of(batch).filter(|_| model.takes_branches());
         let Some(shared) = shared else {
             let targets = Targets::new(batch, model.device())?;
             return Ok(Self { ids: inputs(model, batch)?, shared: None, targets });
@@ -447,33 +477,31 @@ pub(super) fn measure(
     tokens: &objective::Tokens<'_>,
     options: &PolicyOptions,
 ) -> Result<Vec<(&'static str, Part)>, TchError> {
-    let mut parts = Vec::new();
+    let (mut parts, rows) = (Vec::new(), tokens.rows);
     if let Some(reference) = tokens.reference {
         let divergence = objective::divergence(fixed, reference)?;
-        parts.push(("kl", Part::Scalar(divergence.f_mean(divergence.kind())?)));
+        parts.push(("kl", Part::Scalar(rows.mean(&divergence)?)));
     }
-    let entropies = entropies.detach();
-    parts.push(("entropy", Part::Scalar(entropies.f_mean(entropies.kind())?)));
+    parts.push(("entropy", Part::Scalar(rows.mean(&entropies.detach())?)));
     let ratio = objective::ratio(fixed, tokens, Span::Token)?;
-    let [low, high] = objective::clipped(&ratio, options)?;
+    let [low, high] = objective::clipped(&ratio, rows, options)?;
     parts.push(("clip_low", Part::Scalar(low)));
     parts.push(("clip_high", Part::Scalar(high)));
-    let [mean, most, outside] = importance::mismatch(tokens.old, sampled)?;
+    let [mean, most, outside] = importance::mismatch(tokens.old, sampled, rows)?;
     parts.push(("sampler_ratio", Part::Scalar(mean)));
-    parts.push(("sampler_ratio_max", Part::Scalar(most)));
+    parts.push(("sampler_ratio_max", Part::Most(most)));
     parts.push(("sampler_ratio_outside", Part::Scalar(outside)));
-    Ok(parts.into_iter().map(|(name, part)| (name, narrow(part))).collect())
+    let narrow = |(name, part)| Ok((name, narrow(part)?));
+    parts.into_iter().map(narrow).collect()
 }
 
 /// Numbers for the log need no more than float32, whatever was computed in.
-fn narrow(part: Part) -> Part {
-    match part {
-        Part::Scalar(tensor) => match tensor.f_to_kind(Kind::Float) {
-            Ok(tensor) => Part::Scalar(tensor),
-            Err(_) => Part::Scalar(tensor),
-        },
+fn narrow(part: Part) -> Result<Part, TchError> {
+    Ok(match part {
+        Part::Scalar(tensor) => Part::Scalar(tensor.f_to_kind(Kind::Float)?),
+        Part::Most(tensor) => Part::Most(tensor.f_to_kind(Kind::Float)?),
         other => other,
-    }
+    })
 }
 
 /// Numbers of the rewards themselves.

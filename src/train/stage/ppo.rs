@@ -21,6 +21,7 @@ use crate::policy::critic::Critic;
 use crate::policy::options::{PolicyOptions, PpoOptions};
 use crate::policy::rows::Rows;
 use crate::policy::{advantage, importance, objective};
+use crate::ranks::Ranks;
 use mmx_data::{Batch, Minibatch, Recipe, StageInfo, stages};
 
 /// The stage ppo.
@@ -131,18 +132,13 @@ impl Stage for Ppo {
         let Some(ready) = &self.ready else {
             return Err(Error::failed("ppo: expected to be made ready before its first batch"));
         };
-        let all = Minibatch {
-            rows: (0..batch.sequences()).collect(),
-            first: true,
-            ends_pass: true,
-            left: 0,
-        };
-        let minibatch = rewards_of(batch)?.minibatch.as_ref().unwrap_or(&all);
-        if minibatch.first {
+        let minibatch = rewards_of(batch)?.minibatch.as_ref();
+        if minibatch.is_none_or(|of| of.first) {
             let rows = ready.before(model, batch)?;
             ready.in_hand.replace(InHand { rows, stopped: false });
         }
-        ready.of_minibatch(model, batch, minibatch)
+        let all = Minibatch { rows: batch.rows(), first: true, ends_pass: true, left: 0 };
+        ready.of_minibatch(model, batch, minibatch.unwrap_or(&all))
     }
 
     fn state(&self) -> Result<Vec<HostTensor>> {
@@ -167,17 +163,20 @@ impl Stage for Ppo {
 
 impl Ready {
     /// What both models and the critic say of a batch before its update, and the advantages: some
-    /// rows at a time, as the update has them.
+    /// rows at a time, as the update has them. Each of several processes computes some rows, and
+    /// all learn what the others found.
     fn before(&self, model: &Model, batch: &Batch) -> Result<Vec<Row>> {
-        let rewarded = rewards_of(batch)?;
+        let (rewarded, ranks) = (rewards_of(batch)?, model.ranks());
         let all: Vec<usize> = (0..batch.sequences()).collect();
-        let (mut rows, mut computed) = (Vec::new(), Vec::new());
-        for chunk in all.chunks(self.ppo.minibatch) {
+        let own = rewarded.part.map_or(0..all.len(), |part| part.of(all.len()));
+        let mut computed = Vec::new();
+        for chunk in all[own.clone()].chunks(self.ppo.minibatch.div_ceil(ranks.size())) {
             let chunk = batch.select(chunk);
-            rows.extend(rows_of(&chunk)?);
             computed.extend(tch::no_grad(|| self.computed_before(model, &chunk))?);
         }
-        self.fill(&mut rows, &computed)?;
+        let mut rows = rows_of(batch)?;
+        self.fill(&mut rows[own], &computed, rewarded.stale)?;
+        exchange(&mut rows, ranks)?;
         let mut whole = Vec::new();
         for (row, &reward) in rows.iter_mut().zip(&rewarded.rewards) {
             let values: Vec<f64> = row.values.iter().map(|&v| f64::from(v)).collect();
@@ -213,7 +212,7 @@ impl Ready {
     }
 
     /// Brings what was computed to the host, all at once, and into the rows it was computed of.
-    fn fill(&self, rows: &mut [Row], computed: &[Computed]) -> Result<()> {
+    fn fill(&self, rows: &mut [Row], computed: &[Computed], stale: bool) -> Result<()> {
         type Get = fn(&Computed) -> Option<&Tensor>;
         let lists: [Get; 3] =
             [|of| of.logps.as_ref(), |of| of.reference.as_ref(), |of| Some(&of.values)];
@@ -227,7 +226,6 @@ impl Ready {
         };
         let host = host().map_err(|e| Error::torch("reading what was before", &e))?;
         let tokens: usize = rows.iter().map(|row| row.sampled.len()).sum();
-        let stale = computed.iter().any(|of| of.logps.is_none());
         let mut host = host.into_iter();
         let mut next = |given: bool| match given {
             true => host.by_ref().take(tokens).collect(),
@@ -248,7 +246,8 @@ impl Ready {
 
     fn of_minibatch(&self, model: &Model, batch: &Batch, minibatch: &Minibatch) -> Result<Loss> {
         let ended = self.in_hand.borrow().stopped;
-        let chosen = batch.select(&minibatch.rows);
+        let (own, ranks) = (batch.own_rows(), model.ranks());
+        let chosen = batch.share_of(&own);
         // the passes that an early stop leaves out
         let skip = |stopped: bool| match stopped && minibatch.ends_pass {
             true => minibatch.left,
@@ -260,9 +259,10 @@ impl Ready {
         };
         let kind = wide(model.compute());
         let rows = Rows::new(&chosen, false, kind, device)?;
+        let rows = rows.among(targets.count(), minibatch.rows.len());
         let known = |of: &dyn Fn(&Row) -> &Vec<f32>| -> Result<Tensor> {
             let in_hand = self.in_hand.borrow();
-            let rows = minibatch.rows.iter().filter_map(|&i| in_hand.rows.get(i));
+            let rows = own.iter().filter_map(|&i| in_hand.rows.get(i));
             let values: Vec<f32> = rows.flat_map(|row| of(row).iter().copied()).collect();
             let tensor = || upload(&Tensor::f_from_slice(&values)?.f_to_kind(kind)?, device);
             tensor().map_err(|e| Error::torch("minibatch to the device", &e))
@@ -280,33 +280,38 @@ impl Ready {
         let hidden = softened(&policy.hidden, self.options.score_temperature)?;
         let measured = RefCell::new((Vec::new(), None));
         let stale = rewards_of(batch)?.stale;
-        let loss =
-            loss::of_scores(model, &hidden, &targets, Entropies::Fixed, &|logps, entropies| {
-                let fixed = logps.detach();
-                let weights = match self.options.importance.filter(|_| !stale) {
-                    Some(by) => Some(importance::weights(&old, &sampled, &rows, by)?),
-                    None => None,
-                };
-                let tokens = objective::Tokens {
-                    rows: &rows,
-                    old: &old,
-                    reference: self.reference.as_ref().map(|_| &of_reference),
-                    advantages: &advantages,
-                    weights: weights.as_ref(),
-                    entropies: None,
-                    max_length: self.options.max_new_tokens,
-                };
-                let parts = measure(&fixed, entropies, &sampled, &tokens, &self.options)?;
-                let moved = fixed.f_sub(&old)?.f_square()?.f_mean(kind)?.f_mul_scalar(0.5)?;
-                measured.replace((parts, Some(moved)));
-                objective::of_policy(logps, &tokens, &self.options)
-            })?;
+        let of_scores = |logps: &Tensor, entropies: &Tensor| -> Result<Tensor, TchError> {
+            let fixed = logps.detach();
+            let weights = match self.options.importance.filter(|_| !stale) {
+                Some(by) => Some(importance::weights(&old, &sampled, &rows, by)?),
+                None => None,
+            };
+            let tokens = objective::Tokens {
+                rows: &rows,
+                old: &old,
+                reference: self.reference.as_ref().map(|_| &of_reference),
+                advantages: &advantages,
+                weights: weights.as_ref(),
+                entropies: None,
+                all_entropies: None,
+                max_length: self.options.max_new_tokens,
+            };
+            let parts = measure(&fixed, entropies, &sampled, &tokens, &self.options)?;
+            let moved = rows.mean(&fixed.f_sub(&old)?.f_square()?)?.f_mul_scalar(0.5)?;
+            measured.replace((parts, Some(moved)));
+            objective::of_policy(logps, &tokens, &self.options)
+        };
+        let of_scores = |logps: &Tensor, entropies: &Tensor| {
+            of_scores(logps, entropies).map_err(doing)
+        };
+        let loss = loss::of_scores(model, &hidden, &targets, Entropies::Fixed, &of_scores)?;
         let values = self.critic.values(&ids, &chosen, &targets)?;
         let of_values =
-            objective::of_values(&values, &before, &returns, &self.ppo).map_err(doing)?;
+            objective::of_values(&values, &before, &returns, &rows, &self.ppo).map_err(doing)?;
 
         let (measured, moved) = measured.into_inner();
         let moved = moved.map_or(Ok(0.0), |moved| moved.f_double_value(&[])).map_err(doing)?;
+        let moved: f64 = ranks.sum_numbers(&[moved])?.iter().sum();
         let stopped = ended || moved > self.ppo.early_stop;
         self.in_hand.borrow_mut().stopped = stopped;
 
@@ -318,7 +323,7 @@ impl Ready {
         parts.push(("approx_kl", Part::Number(moved)));
         parts.push(("stopped", Part::Number(f64::from(u8::from(stopped)))));
         parts.extend(measured);
-        parts.push(("tokens", Part::Count(targets.count())));
+        parts.push(("tokens", Part::Count(chosen.trained_tokens())));
         if minibatch.first {
             parts.extend(of_rewards(rewards_of(batch)?));
         }
@@ -343,6 +348,29 @@ impl Ready {
             skip: skip(stopped),
         })
     }
+}
+
+/// Gives all processes what each has found of its rows, where the others' rows have nothing.
+fn exchange(rows: &mut [Row], ranks: &Ranks) -> Result<()> {
+    if ranks.alone() {
+        return Ok(());
+    }
+    let found = |row: &Row| [&row.logps, &row.reference, &row.values].map(|list| list.clone());
+    let all = rows.iter().flat_map(|row| {
+        let padded = found(row).map(|mut list| {
+            list.resize(row.sampled.len(), 0.0);
+            list
+        });
+        padded.concat().into_iter().map(f64::from)
+    });
+    let all = ranks.sum_numbers(&all.collect::<Vec<_>>())?;
+    let mut all = all.into_iter().map(|value| value as f32);
+    for row in rows {
+        let tokens = row.sampled.len();
+        let mut next = || all.by_ref().take(tokens).collect();
+        (row.logps, row.reference, row.values) = (next(), next(), next());
+    }
+    Ok(())
 }
 
 impl InHand {

@@ -11,34 +11,29 @@ pub(super) struct Sums {
 }
 
 impl Sums {
-    /// Adds a piece, `share` of all trained tokens being its own. Parts are means over tokens, unless
-    /// their names say otherwise.
+    /// Adds a piece.
     ///
     /// # Errors
     /// libtorch's.
-    pub(super) fn add(&mut self, loss: Loss, share: f64) -> Result<()> {
+    pub(super) fn add(&mut self, loss: Loss) -> Result<()> {
         let doing = |e| Error::torch("adding up a batch's losses", &e);
-        let Loss { total, parts, .. } = loss.detached();
+        let Loss { total, parts, .. } = loss;
         self.total = match (self.total.take(), total) {
             (Some(sum), Some(more)) => Some(sum.f_add(&more).map_err(doing)?),
             (sum, more) => sum.or(more),
         };
         for (name, part) in parts {
-            let Part::Scalar(value) = part else { continue };
-            let is_sum = matches!(name, "policy" | "aux");
-            let is_most = name.ends_with("_max");
-            let value = match is_sum || is_most {
-                true => value,
-                false => value.f_mul_scalar(share).map_err(doing)?,
-            };
             let place = self.parts.iter_mut().find(|(of, _)| *of == name);
-            match place {
-                None => self.parts.push((name, Part::Scalar(value))),
-                Some((_, Part::Scalar(sum))) if is_most => {
-                    *sum = sum.f_maximum(&value).map_err(doing)?;
+            match (place, part) {
+                (None, part) => self.parts.push((name, part)),
+                (Some((_, Part::Scalar(sum))), Part::Scalar(more)) => {
+                    *sum = sum.f_add(&more).map_err(doing)?;
                 }
-                Some((_, Part::Scalar(sum))) => *sum = sum.f_add(&value).map_err(doing)?,
-                Some(_) => {}
+                (Some((_, Part::Most(most))), Part::Most(other)) => {
+                    *most = most.f_maximum(&other).map_err(doing)?;
+                }
+                // what every piece says alike
+                (Some(_), _) => {}
             }
         }
         Ok(())
@@ -56,27 +51,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sums_are_added_means_are_weighed_and_the_largest_stays() {
-        let loss = |policy: f64, mean: f64, most: f64| {
-            let scalar = |value: f64| Part::Scalar(tch::Tensor::from(value));
-            Loss {
-                total: Some(tch::Tensor::from(policy)),
-                parts: vec![
-                    ("policy", scalar(policy)),
-                    ("kl", scalar(mean)),
-                    ("sampler_ratio_max", scalar(most)),
-                ],
-                ..Loss::nothing()
-            }
+    fn sums_are_added_and_the_largest_stays() {
+        let loss = |policy: f64, most: f64| Loss {
+            total: Some(tch::Tensor::from(policy)),
+            parts: vec![
+                ("policy", Part::Scalar(tch::Tensor::from(policy))),
+                ("aux", Part::Zero),
+                ("sampler_ratio_max", Part::Most(tch::Tensor::from(most))),
+            ],
+            ..Loss::nothing()
         };
         let mut sums = Sums::default();
-        sums.add(loss(1.0, 4.0, 1.5), 0.25).expect("added");
-        sums.add(loss(2.0, 8.0, 1.25), 0.75).expect("added");
+        sums.add(loss(1.0, 1.5)).expect("added");
+        sums.add(loss(2.0, 1.25)).expect("added");
         let found = sums.loss(9);
         assert_eq!(found.total.expect("a loss").double_value(&[]), 3.0);
-        for ((name, part), expected) in found.parts.iter().zip([3.0, 7.0, 1.5]) {
-            let Part::Scalar(value) = part else { panic!("{name}: no scalar") };
-            assert_eq!(value.double_value(&[]), expected, "{name}");
-        }
+        let values: Vec<f64> = found
+            .parts
+            .iter()
+            .filter_map(|(_, part)| match part {
+                Part::Scalar(value) | Part::Most(value) => Some(value.double_value(&[])),
+                _ => None,
+            })
+            .collect();
+        assert_eq!((values, found.parts.len()), (vec![3.0, 1.5], 3));
     }
 }
