@@ -44,11 +44,8 @@ const GROUPS: [(&str, &str); 7] = [
 ];
 
 /// Whitening over the whole batch, minibatches of rows from all over it, an early stop.
-const CRITICS: [(&str, &str); 3] = [
-    ("ppo-minimind3", "ppo"),
-    ("ppo-earlystop-minimind3", "ppo"),
-    ("ppo-minimind3-moe", "ppo"),
-];
+const CRITICS: [(&str, &str); 3] =
+    [("ppo-minimind3", "ppo"), ("ppo-earlystop-minimind3", "ppo"), ("ppo-minimind3-moe", "ppo")];
 
 #[test]
 fn rewards_are_compared_within_groups_over_all_ranks() {

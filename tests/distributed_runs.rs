@@ -291,7 +291,9 @@ fn answers_sampled_by_several_processes_are_those_of_one() {
             assert_eq!(batch(&others), batch(&sampled), "{what}: the first answers");
             assert_eq!(others.lines().count(), sampled.lines().count(), "{what}");
             let number = |of: &Value, key: &str| of["steps"][0][key].as_f64().expect("a number");
-            for key in ["grad_norm", "reward", "tokens", "entropy", "sampler_ratio", "sampler_ratio_max"] {
+            for key in
+                ["grad_norm", "reward", "tokens", "entropy", "sampler_ratio", "sampler_ratio_max"]
+            {
                 let (found, expected) = (number(&found, key), number(&expected, key));
                 assert!((found / expected - 1.0).abs() < 1e-4, "{what}: {key}: {found} {expected}");
             }
@@ -323,7 +325,8 @@ fn runs_that_learn_from_rewards_go_on_in_several_processes() {
             fs_err::copy(whole.join("metrics.jsonl"), part.join("metrics.jsonl")).expect("a copy");
             let (steps_here, part) = run(&name, size);
             assert_eq!(steps_here, steps, "{name}");
-            let last = |run: &Path| run.join(format!("checkpoint-{:06}", steps.as_u64().expect("steps")));
+            let last =
+                |run: &Path| run.join(format!("checkpoint-{:06}", steps.as_u64().expect("steps")));
             let files = ["model", "training/optimizer", "training/critic", "training/stage"];
             let files = files.map(|file| format!("{file}.safetensors"));
             for file in files.iter().filter(|file| last(&whole).join(file).exists()) {

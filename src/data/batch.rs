@@ -4,7 +4,6 @@ use std::ops::Range;
 
 use mmx_converters::random::Random;
 
-use crate::batches::Part;
 use crate::dataset::Dataset;
 use crate::record::Kind;
 use crate::sample::{Recipe, Sample};
@@ -83,6 +82,27 @@ pub struct Share {
     pub learned: usize,
     /// Samples (of preference data, pairs) of the whole that come before this share.
     pub before: usize,
+}
+
+/// The part of every batch that one of several processes trains on: rank `rank` of `ranks`.
+///
+/// A batch's rows are divided in their order, each once: as many for every rank, or for the first
+/// ones one more than for the others; for the last ones none where there are too few.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// The process's number, from 0.
+    pub rank: usize,
+    /// All processes.
+    pub ranks: usize,
+}
+
+impl Part {
+    /// The rows of this rank among `rows`.
+    pub fn of(self, rows: usize) -> Range<usize> {
+        let (each, more) = (rows / self.ranks, rows % self.ranks);
+        let start = |rank: usize| rank * each + rank.min(more);
+        start(self.rank)..start(self.rank + 1)
+    }
 }
 
 impl Batch {

@@ -9,6 +9,8 @@ use crate::dataset::Dataset;
 use crate::pack::Rows;
 use mmx_converters::Result;
 
+pub use crate::batch::Part;
+
 /// A source of batches.
 pub trait Batches {
     /// Micro-steps of an epoch.
@@ -52,27 +54,6 @@ pub trait Batches {
             largest = larger(largest, (batch, seq));
         }
         Ok(largest)
-    }
-}
-
-/// The part of every batch that one of several processes trains on: rank `rank` of `ranks`.
-///
-/// A batch's rows are divided in their order, each once: as many for every rank, or for the first
-/// ones one more than for the others; for the last ones none where there are too few.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Part {
-    /// The process's number, from 0.
-    pub rank: usize,
-    /// All processes.
-    pub ranks: usize,
-}
-
-impl Part {
-    /// The rows of this rank among `rows`.
-    pub fn of(self, rows: usize) -> Range<usize> {
-        let (each, more) = (rows / self.ranks, rows % self.ranks);
-        let start = |rank: usize| rank * each + rank.min(more);
-        start(self.rank)..start(self.rank + 1)
     }
 }
 

@@ -157,11 +157,7 @@ fn flat(tensors: &[Tensor], device: Device) -> Result<Tensor, TchError> {
 impl Pending {
     /// The numbers that are on the device, in the order of [`Pending::read`]. `place`: this process
     /// and all of them.
-    fn push_tensors(
-        &self,
-        place: (usize, usize),
-        out: &mut Vec<Tensor>,
-    ) -> Result<(), TchError> {
+    fn push_tensors(&self, place: (usize, usize), out: &mut Vec<Tensor>) -> Result<(), TchError> {
         out.extend(self.loss.total.as_ref().map(Tensor::shallow_clone));
         for (_, part) in &self.loss.parts {
             match part {

@@ -169,9 +169,7 @@ impl<'a> Trainer<'a> {
         }
         let critic = match stage.critic() {
             variables if variables.is_empty() => None,
-            variables => {
-                Some(Optimizer::among(&variables, config.optimizer(), spread.clone())?)
-            }
+            variables => Some(Optimizer::among(&variables, config.optimizer(), spread.clone())?),
         };
         let share = (config.warmup_share * plan.steps as f64).round() as usize;
         let schedule = Schedule {

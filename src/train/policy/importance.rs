@@ -38,11 +38,7 @@ pub fn weights(
 ///
 /// # Errors
 /// libtorch's.
-pub fn mismatch(
-    trained: &Tensor,
-    sampled: &Tensor,
-    rows: &Rows,
-) -> Result<[Tensor; 3], TchError> {
+pub fn mismatch(trained: &Tensor, sampled: &Tensor, rows: &Rows) -> Result<[Tensor; 3], TchError> {
     let ratio = trained.detach().f_sub(sampled)?.f_exp()?;
     let near = ratio.f_sub_scalar(1.0)?.f_abs()?;
     let outside = near.f_gt(0.1)?.f_to_kind(Kind::Float)?;

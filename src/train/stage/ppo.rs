@@ -301,9 +301,8 @@ impl Ready {
             measured.replace((parts, Some(moved)));
             objective::of_policy(logps, &tokens, &self.options)
         };
-        let of_scores = |logps: &Tensor, entropies: &Tensor| {
-            of_scores(logps, entropies).map_err(doing)
-        };
+        let of_scores =
+            |logps: &Tensor, entropies: &Tensor| of_scores(logps, entropies).map_err(doing);
         let loss = loss::of_scores(model, &hidden, &targets, Entropies::Fixed, &of_scores)?;
         let values = self.critic.values(&ids, &chosen, &targets)?;
         let of_values =
