@@ -564,6 +564,48 @@ fn two_processes_with_a_device_each_train_as_one() {
     }
 }
 
+/// Over rollouts of a file the losses of one process on the CPU; over tasks each process answers its part, and what
+/// they wrote travels between their devices.
+#[test]
+fn two_processes_with_a_device_each_learn_from_rewards() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
+    let at = |name: &str| dir.path().join(name);
+    let program = at("mmx-train");
+    fs_err::hard_link(env!("CARGO_BIN_EXE_mmx-train"), &program).expect("a link");
+    std::os::unix::fs::symlink(library(), at("libmmx_nccl.so")).expect("a link");
+    let on_two = |name: &str, case: &Case, more: &[&str]| {
+        let alone = case.command(Setting { device: "cuda", batch_size: "2", ..PADDED });
+        let (trace, counts) = (at(&format!("{name}.json")), at(&format!("{name}.counts")));
+        let mut command = Command::new(&program);
+        command.args(alone.get_args()).args(["--processes", "2"]).args(more);
+        command.args(["--trace", text(&trace), "--out", text(&at(name))]);
+        succeed(on_fake(command.env("GOMP_SPINCOUNT", "1000"), &counts));
+        for rank in [0, 1] {
+            let counts = json(&PathBuf::from(format!("{}-{rank}", counts.display())));
+            assert_only_on(&format!("{name} rank {rank}"), &counts, rank);
+        }
+        json(&trace)
+    };
+    let rollouts = shared(ROLLOUTS);
+    for (i, case) in [&REWARDS[1], &REWARDS[2], &REWARDS[4]].into_iter().enumerate() {
+        let mut more = vec!["--rollouts", text(&rollouts)];
+        if case.stage == "ppo" {
+            more.extend(["--minibatch-size", "1"]); // of each process: two rows of both, the default
+        }
+        let found = on_two(&format!("read-{i}"), case, &more);
+        assert_near(&case.name(), &found, &on_cpu(case, PADDED), 0.01);
+    }
+    let (reward, written) = (at("reward.json"), at("rollouts.jsonl"));
+    let digits = r#"[{"type": "regex", "pattern": "[a-m]"}, {"type": "length", "max": 4}]"#;
+    fs_err::write(&reward, digits).expect("a reward");
+    let more = ["--reward", text(&reward), "--max-new-tokens", "8", "--group-size", "2"];
+    let more = [&more[..], &["--rollouts-out", text(&written), "--max-steps", "2"]].concat();
+    let found = on_two("sampled", &REWARDS[0], &more);
+    let rows = fs_err::read_to_string(&written).expect("rollouts").lines().count();
+    let batches = found["steps"].as_array().expect("steps").len();
+    assert_eq!((batches, rows), (4, 4 * 4 * 2), "two prompts of each process, two answers each");
+}
+
 #[test]
 fn a_device_beyond_those_there_is_refused() {
     let dir = tempfile::tempdir().expect("a folder");
