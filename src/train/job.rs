@@ -452,7 +452,11 @@ impl Job {
                 largest: batches.largest(micro_steps)?,
                 moments_among: match self.request.shard {
                     Shard::Nothing => 1,
-                    Shard::Optimizer => ranks.size(),
+                    Shard::Optimizer | Shard::Gradients => ranks.size(),
+                },
+                gradients_among: match self.request.shard {
+                    Shard::Nothing | Shard::Optimizer => 1,
+                    Shard::Gradients => ranks.size(),
                 },
             });
             let here = self.request.place.as_ref().map_or(1, |place| place.local_size as u64);

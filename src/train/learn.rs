@@ -273,6 +273,7 @@ impl Learning<'_> {
             two_distributions: false,
             largest: (rows, positions),
             moments_among: 1,
+            gradients_among: 1,
         });
         let can_be_had = available(model.device());
         let begun = match self.resumed {

@@ -160,6 +160,9 @@ pub enum Shard {
     /// The moments: each process holds its part, updates those weights, and gets the others'. Source:
     /// ZeRO stage 1, Rajbhandari et al. 2020.
     Optimizer,
+    /// The moments and the accumulated gradient, which is added up for its owners while the backward
+    /// pass runs. Source: ZeRO stage 2, same paper.
+    Gradients,
 }
 
 /// The type in which gradients travel.
