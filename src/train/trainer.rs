@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::micro_step::{self, Pending};
 use crate::model::Model;
 use crate::optim::{Optimizer, Rates};
-use crate::ranks::{Ranks, Spread};
+use crate::ranks::{Ranks, Shard, Spread};
 use crate::schedule::Schedule;
 use crate::stage::{Loss, Stage};
 use mmx_data::Batch;
@@ -154,6 +154,12 @@ impl<'a> Trainer<'a> {
     ) -> Result<Self> {
         config.check()?;
         let recipe = config.recipe()?;
+        let divided = spread.shard == Shard::Gradients && !spread.ranks.alone();
+        if divided && config.policy.is_some() {
+            // processes differ in the number of pieces in which they compute a batch
+            let expected = "optimizer in a stage that learns from rewards";
+            return Err(Error::setting("shard", expected, "gradients"));
+        }
         let lengths: Vec<usize> = (0..config.epochs).map(|e| batches.micro_steps(e)).collect();
         let plan =
             Plan::new(&lengths, config.accumulation, config.step_at_epoch_end, config.max_steps);

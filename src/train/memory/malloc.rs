@@ -3,8 +3,9 @@
 
 /// Tells glibc's allocator to keep what is freed. A training step frees and takes the same large
 /// blocks again and again; given back to the system each time, every one of their pages is faulted
-/// in and zeroed anew. What was freed before goes back first: it lies in pieces. Does nothing with
-/// other allocators.
+/// in and zeroed anew. What was freed before goes back first: it lies in pieces. That is why it is
+/// told again when the weights have moved into the optimizer's buffers. Does nothing with other
+/// allocators.
 pub fn keep_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: mallopt sets two integers of the allocator under its own lock, any value is allowed;
