@@ -475,7 +475,6 @@ impl Job {
                 checkpoint::restore(path, state, &mut trainer)?;
             }
             trainer.agree()?;
-            keep_memory(); // the weights lie in the optimizer's buffers now
             let listener = self.listener.as_ref();
             announce(&trainer, &dataset, listener);
             optimizer::announce(&trainer, &trainable, listener);

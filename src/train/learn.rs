@@ -290,7 +290,6 @@ impl Learning<'_> {
         let longest = source.longest(model.config().vocab_size);
         let mut trainer =
             Trainer::among(model, self.stage, config, &mut source, Spread::default())?;
-        keep_memory(); // the weights lie in the optimizer's buffers now
         self.announce(&trainer);
         listener.say(&estimate.describe(can_be_had));
         if sampled && self.resumed.is_none() {

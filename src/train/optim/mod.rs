@@ -25,6 +25,7 @@ use self::division::Division;
 use self::gradients::Gradients;
 use self::muon::{Muon, Place};
 use crate::error::{Error, Result, TorchError};
+use crate::memory::give_back_memory;
 use crate::model::{Variable, host_f32};
 use crate::ranks::{Shard, Spread};
 
@@ -208,6 +209,7 @@ impl Optimizer {
             }
             Ok::<(), TchError>(())
         })?;
+        give_back_memory(); // what the variables had lies in pieces, of no use to what follows
         let ranks = &spread.ranks;
         let place = (ranks.rank(), ranks.size());
         let of_adamw = (spread.shard != Shard::Nothing && !ranks.alone())
