@@ -1,5 +1,6 @@
 //! Several processes learn from rewards as one does: the golden trajectories with their rows divided among
-//! 2 and 3 ranks, groups in halves, ranks without rows, and numbers of the whole batch.
+//! 2 and 3 ranks, groups in halves, ranks without rows, moments and gradients divided, and numbers of
+//! the whole batch.
 //! The ranks are this test program itself, started anew for each.
 
 mod common;
@@ -9,6 +10,7 @@ mod port;
 mod ranks;
 mod trajectory;
 
+use mmx_data::batches::Part;
 use mmx_training::model::HostTensor;
 use mmx_training::policy::options::{Baseline, PolicyOptions};
 use mmx_training::ranks::{Ranks, Shard, Spread};
@@ -25,6 +27,7 @@ fn rank() {
             golden.groups(stage, spread, &|_, _, _| ())
         }),
         "options" => options(&ranks),
+        "pieces" => pieces(&ranks),
         "ppo" => goldens(&ranks, &CRITICS, &|golden, _, spread| golden.ppo(spread)),
         other => panic!("{other}: unknown"),
     }
@@ -62,6 +65,11 @@ fn options_that_look_at_the_whole_batch_see_the_rows_of_all_ranks() {
     [2, 3].iter().for_each(|&size| run("options", size));
 }
 
+#[test]
+fn ranks_compute_their_rows_in_unequal_numbers_of_pieces() {
+    [2, 3].iter().for_each(|&size| run("pieces", size));
+}
+
 type Train<'a> = &'a dyn Fn(&Golden, &str, &Spread) -> Run;
 
 /// All golden runs: trajectory, how far weights moved, equal weights on all ranks; with divided moments
@@ -75,10 +83,15 @@ fn goldens(ranks: &Ranks, runs: &[(&'static str, &str)], train: Train<'_>) {
         let first = ranks.text_of_first(&bits(&found)).expect("rank 0's");
         assert_eq!(bits(&found), first, "{name}: other weights than rank 0's");
         assert_whole(name, &found, &train(&golden, stage, &Spread::default()));
-        let sharded = Spread { shard: Shard::Optimizer, ..spread };
+        let sharded = Spread { shard: Shard::Optimizer, ..spread.clone() };
         let divided = train(&golden, stage, &sharded);
         assert_eq!(bits(&divided), bits(&found), "{name}: other weights with divided moments");
         assert!(divided.steps == found.steps, "{name}: other numbers with divided moments");
+        // sums of several micro-steps are in another order then
+        let sharded = Spread { shard: Shard::Gradients, ..spread };
+        let divided = train(&golden, stage, &sharded);
+        golden.assert_run(&divided);
+        assert_whole(name, &divided, &found);
     }
 }
 
@@ -110,6 +123,29 @@ fn options(ranks: &Ranks) {
         let first = ranks.text_of_first(&bits(&found)).expect("rank 0's");
         assert_eq!(bits(&found), first, "{what}: other weights than rank 0's");
         assert!(alone.steps != usual.steps, "{what}: changes nothing");
+    }
+}
+
+/// Batches of so many positions that they come in pieces, more of them in the last processes than in the
+/// first.
+fn pieces(ranks: &Ranks) {
+    let mut golden = Golden::open("grpo-minimind3");
+    golden.grown = 40;
+    let batch = golden.layout(golden.max_seq_len()).batch(&golden.rounds()[0], true);
+    let of = |rank: usize| {
+        let part = Part { rank, ranks: ranks.size() };
+        let rows: Vec<usize> = part.of(batch.sequences()).collect();
+        mmx_training::policy::pieces::pieces(&batch, &rows).len()
+    };
+    let (least, most) = (of(0), of(ranks.size() - 1));
+    assert!(least < most, "{least} and {most} pieces of {} positions", batch.x.len());
+    let run = |spread: Spread| golden.groups("grpo", &spread, &|_, _, _| ());
+    let alone = run(Spread::default());
+    for shard in [Shard::Nothing, Shard::Gradients] {
+        let found = run(Spread { ranks: ranks.clone(), shard, ..Spread::default() });
+        assert_whole(&format!("{shard:?}"), &found, &alone);
+        let first = ranks.text_of_first(&bits(&found)).expect("rank 0's");
+        assert_eq!(bits(&found), first, "{shard:?}: other weights than rank 0's");
     }
 }
 

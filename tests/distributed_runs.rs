@@ -101,6 +101,7 @@ fn real_data_gives_the_numbers_of_one_process_with_any_number() {
         ("sft", vec!["--global-batch", "10", "--pack", "off", "--recipe", "2025"]),
         ("dpo", vec!["--global-batch", "5"]),
         ("lora", vec!["--global-batch", "4", "--shard", "optimizer"]),
+        ("reason", vec!["--global-batch", "8", "--accum", "2", "--shard", "gradients"]),
     ] {
         let run = |size: usize| {
             let at = |ending: &str| dir.path().join(format!("{stage}-{size}{ending}"));
@@ -148,7 +149,8 @@ fn fewer_samples_than_processes_are_trained_on_once_each() {
     assert_close("four processes", &run(4), &expected, 1e-5);
 }
 
-/// Checkpoints are whole: 1 process, then 2 with divided moments, then 4, then 1 again end as one process does;
+/// Checkpoints are whole: 1 process, then 2 with divided moments, then 4 with divided gradients, then 1 again end as
+/// one process does;
 /// and two processes that go on end bit for bit as two that were not interrupted.
 #[test]
 fn runs_go_on_with_another_number_of_processes_and_with_the_same_one_exactly() {
@@ -177,13 +179,17 @@ fn runs_go_on_with_another_number_of_processes_and_with_the_same_one_exactly() {
     let (rest, two) = run("two", 2, &["--shard", "optimizer"]);
     assert_close("1, then 2", &rest, &whole[2..], 1e-6);
     beginning(&two, 2, "four");
-    let (rest, four) = run("four", 4, &[]);
+    let (rest, four) = run("four", 4, &["--shard", "gradients"]);
     assert_close("1, 2, then 4", &rest, &whole[4..], 1e-6);
     beginning(&four, 3, "again");
     let (rest, _) = run("again", 1, &[]);
     assert_close("1, 2, 4, then 1", &rest, &whole[6..], 1e-6);
 
-    for (name, shard) in [("plain", &[][..]), ("divided", &["--shard", "optimizer"])] {
+    for (name, shard) in [
+        ("plain", &[][..]),
+        ("divided", &["--shard", "optimizer"]),
+        ("divided-further", &["--shard", "gradients"]),
+    ] {
         let (_, unbroken) = run(name, 2, shard);
         let resumed = format!("{name}-resumed");
         beginning(&unbroken, 2, &resumed);

@@ -36,10 +36,13 @@ use trajectory::{Recorded, assert_trajectory, config, json, model};
 fn rank() {
     let (does, ranks) = ranks::this();
     match does.as_str() {
-        "goldens of 2025" => goldens(&ranks, "golden"),
-        "goldens of 2026" => goldens(&ranks, "golden-2026"),
+        "goldens of 2025" => goldens(&spread(&ranks), "golden"),
+        "goldens of 2026" => goldens(&spread(&ranks), "golden-2026"),
+        "goldens of 2025, gradients divided" => goldens(&divided(&ranks), "golden"),
+        "goldens of 2026, gradients divided" => goldens(&divided(&ranks), "golden-2026"),
         "uneven" => uneven(&ranks),
         "spreads" => spreads(&ranks),
+        "gradients" => gradients(&ranks),
         "muon" => muon(&ranks),
         "not finite" => not_finite(&ranks),
         other => panic!("{other}: unknown"),
@@ -58,6 +61,16 @@ fn two_and_four_ranks_follow_the_2026_reference_in_all_stages() {
 }
 
 #[test]
+fn two_and_four_ranks_with_divided_gradients_follow_the_2025_reference_in_all_stages() {
+    [2, 4].iter().for_each(|&size| run("goldens of 2025, gradients divided", size));
+}
+
+#[test]
+fn two_and_four_ranks_with_divided_gradients_follow_the_2026_reference_in_all_stages() {
+    [2, 4].iter().for_each(|&size| run("goldens of 2026, gradients divided", size));
+}
+
+#[test]
 fn rows_that_teach_nothing_and_ranks_without_rows_take_part() {
     [2, 3].iter().for_each(|&size| run("uneven", size));
 }
@@ -65,6 +78,11 @@ fn rows_that_teach_nothing_and_ranks_without_rows_take_part() {
 #[test]
 fn divided_moments_change_no_bit_and_gradients_in_bfloat16_little() {
     [2, 3].iter().for_each(|&size| run("spreads", size));
+}
+
+#[test]
+fn divided_gradients_change_roundings_only_and_lie_in_pieces() {
+    [2, 3, 4].iter().for_each(|&size| run("gradients", size));
 }
 
 #[test]
@@ -231,8 +249,14 @@ fn spread(ranks: &Ranks) -> Spread {
     Spread { ranks: ranks.clone(), ..Spread::default() }
 }
 
+/// Moments and gradients are divided.
+fn divided(ranks: &Ranks) -> Spread {
+    Spread { shard: Shard::Gradients, ..spread(ranks) }
+}
+
 /// All golden runs of a folder: trajectory, how far weights moved, equal weights on all ranks.
-fn goldens(ranks: &Ranks, folder: &str) {
+fn goldens(spread: &Spread, folder: &str) {
+    let ranks = &spread.ranks;
     let (recipe, runs): (Recipe, &[[&str; 4]]) = match folder {
         "golden" => (
             Recipe::R2025,
@@ -267,13 +291,13 @@ fn goldens(ranks: &Ranks, folder: &str) {
         let golden = Golden { folder, recipe, stage, name, batches, kind };
         let what = format!("{folder}: {name}, rank {} of {}", ranks.rank(), ranks.size());
         let batches = golden.recorded();
-        let (steps, moved) = golden.train(&spread(ranks), &batches);
+        let (steps, moved) = golden.train(spread, &batches);
         assert_trajectory(&what, &steps, &golden.json());
         let (_, alone) = golden.train(&Spread::default(), &batches);
         moved.assert_close(&alone, &what);
         let first = ranks.text_of_first(&moved.bits()).expect("rank 0's");
         assert_eq!(moved.bits(), first, "{what}: other weights than rank 0's");
-        let (again, moved_again) = golden.train(&spread(ranks), &batches);
+        let (again, moved_again) = golden.train(spread, &batches);
         assert!(steps == again, "{what}: another run gives other numbers");
         assert_eq!(moved.bits(), moved_again.bits(), "{what}: another run gives other weights");
     }
@@ -324,12 +348,15 @@ fn uneven(ranks: &Ranks) {
         cases.push(rows(1));
         let what = format!("{name}, rank {} of {}", ranks.rank(), ranks.size());
         let (expected, alone) = golden.train(&Spread::default(), &cases);
-        let (found, moved) = golden.train(&spread(ranks), &cases);
         let golden_form: Vec<Value> = expected.iter().map(MicroStep::to_json).collect();
-        assert_trajectory(&what, &found, &serde_json::json!({ "steps": golden_form }));
+        let golden_form = serde_json::json!({ "steps": golden_form });
         let tokens = |of: &[MicroStep]| of.iter().map(|m| m.trained_tokens).collect::<Vec<_>>();
-        assert_eq!(tokens(&found), tokens(&expected), "{what}");
-        moved.assert_close(&alone, &what);
+        for spread in [spread(ranks), divided(ranks)] {
+            let (found, moved) = golden.train(&spread, &cases);
+            assert_trajectory(&what, &found, &golden_form);
+            assert_eq!(tokens(&found), tokens(&expected), "{what}");
+            moved.assert_close(&alone, &what);
+        }
         held_out(&golden, ranks, &cases, &what);
     }
 }
@@ -374,6 +401,44 @@ fn spreads(ranks: &Ranks) {
     }
 }
 
+/// The gradients divided: the numbers of those that are not but for roundings; accumulated over several
+/// micro-steps, in bfloat16, and of adapters, whose gradients are fewer than processes have parts.
+fn gradients(ranks: &Ranks) {
+    for (folder, recipe, stage, name, kind) in [
+        ("golden", Recipe::R2025, "pretrain", "pretrain-minimind2", "minimind2"),
+        ("golden-2026", Recipe::R2026, "pretrain", "pretrain-minimind3-moe", "minimind3-moe"),
+        ("golden-2026", Recipe::R2026, "lora", "lora-minimind3", "minimind3"),
+    ] {
+        let batches = if stage == "lora" { "sft" } else { stage };
+        let golden = Golden { folder, recipe, stage, name, batches, kind };
+        let batches = golden.recorded();
+        let what = format!("{name}, rank {} of {}", ranks.rank(), ranks.size());
+        let (expected, alone) = golden.train(&spread(ranks), &batches);
+        let (steps, moved) = golden.train(&divided(ranks), &batches);
+        for (a, b) in expected.iter().zip(&steps) {
+            let off = |a: f64, b: f64| (b / a - 1.0).abs();
+            let (loss, found) = (a.loss.expect("a loss"), b.loss.expect("a loss"));
+            assert!(off(loss, found) < 1e-6, "{what}: {loss}, found {found}");
+            assert_eq!(a.grad_norm.is_some(), b.grad_norm.is_some(), "{what}");
+            if let (Some(norm), Some(found)) = (a.grad_norm, b.grad_norm) {
+                assert!(off(norm, found) < 1e-4, "{what}: norm {norm}, found {found}");
+            }
+        }
+        moved.assert_close(&alone, &what);
+        let (again, moved_again) = golden.train(&divided(ranks), &batches);
+        assert!(steps == again, "{what}: another run gives other numbers");
+        assert_eq!(moved.bits(), moved_again.bits(), "{what}: another run gives other weights");
+        let half = Spread { reduce: Reduce::Bf16, ..divided(ranks) };
+        let (of_halves, _) = golden.train(&half, &batches);
+        for (a, b) in steps.iter().zip(&of_halves) {
+            // gradients of 8 bits
+            let (a, b) = (a.loss.expect("a loss"), b.loss.expect("a loss"));
+            assert!((a / b - 1.0).abs() < 1e-2, "{what}: {a}, in bfloat16 {b}");
+        }
+        assert!(steps != of_halves, "{what}: nothing was rounded");
+    }
+}
+
 /// Each rank orthogonalizes its share of the matrices; with divided moments of the others too.
 fn muon(ranks: &Ranks) {
     let golden = Golden {
@@ -389,7 +454,8 @@ fn muon(ranks: &Ranks) {
     let (steps, moved) = golden.train_with(&spread(ranks), &batches, muon);
     let expected: Vec<Value> = expected.iter().map(MicroStep::to_json).collect();
     let what = format!("muon, rank {} of {}", ranks.rank(), ranks.size());
-    assert_trajectory(&what, &steps, &serde_json::json!({ "steps": expected }));
+    let expected = serde_json::json!({ "steps": expected });
+    assert_trajectory(&what, &steps, &expected);
     moved.assert_close(&alone, &what);
     let (of_adamw, _) = golden.train(&spread(ranks), &batches);
     assert!(of_adamw.last() != steps.last(), "{what}: it is AdamW");
@@ -399,12 +465,20 @@ fn muon(ranks: &Ranks) {
     assert_eq!(moved.bits(), moved_shards.bits(), "{what}");
     let first = ranks.text_of_first(&moved.bits()).expect("rank 0's");
     assert_eq!(moved.bits(), first, "{what}: other weights than rank 0's");
+    let (of_parts, moved_parts) = golden.train_with(&divided(ranks), &batches, muon);
+    assert_trajectory(&what, &of_parts, &expected);
+    moved_parts.assert_close(&alone, &what);
+    let first = ranks.text_of_first(&moved_parts.bits()).expect("rank 0's");
+    assert_eq!(moved_parts.bits(), first, "{what}: other weights than rank 0's");
 }
 
 /// One rank's share gives no number: all ranks name the lines of the whole batch, and leave their weights
 /// as they are.
 fn not_finite(ranks: &Ranks) {
-    for skip_non_finite in [false, true] {
+    let spreads = [spread(ranks), divided(ranks)];
+    for (skip_non_finite, spread) in [false, true].into_iter().flat_map(|skip| {
+        spreads.iter().map(move |spread| (skip, spread.clone()))
+    }) {
         let golden = Golden {
             folder: "golden",
             recipe: Recipe::R2025,
@@ -416,7 +490,7 @@ fn not_finite(ranks: &Ranks) {
         let (stage, config, model) = golden.prepare();
         let config = TrainConfig { skip_non_finite, ..config };
         let mut data = shares(&golden.recorded(), ranks, false);
-        let mut trainer = Trainer::among(&model, stage.as_ref(), &config, &mut data, spread(ranks))
+        let mut trainer = Trainer::among(&model, stage.as_ref(), &config, &mut data, spread)
             .expect("a run");
         trainer.agree().expect("the same weights");
         if ranks.rank() == 1 {

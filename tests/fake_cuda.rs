@@ -534,7 +534,7 @@ fn a_run_resumes_bit_for_bit_and_its_model_is_exported() {
     succeed(mmx().args(["verify", text(&trained), text(&folder), "--tokens", "32"]));
 }
 
-/// Two processes, each with the device of its number, train as one, moments divided or not. The library that carries
+/// Two processes, each with the device of its number, train as one, moments and gradients divided or not. The library that carries
 /// device tensors over NCCL is the test's own, beside a link to the program.
 #[test]
 fn two_processes_with_a_device_each_train_as_one() {
@@ -544,8 +544,14 @@ fn two_processes_with_a_device_each_train_as_one() {
     fs_err::hard_link(env!("CARGO_BIN_EXE_mmx-train"), &program).expect("a link");
     std::os::unix::fs::symlink(library(), at("libmmx_nccl.so")).expect("a link");
     let divided = ["--shard", "optimizer"];
-    let cases: [(&Case, &[&str]); 4] =
-        [(&PRETRAIN[0], &divided), (&PRETRAIN[3], &[]), (&SFT[0], &[]), (&DPO[1], &divided)];
+    let further = ["--shard", "gradients"];
+    let cases: [(&Case, &[&str]); 5] = [
+        (&PRETRAIN[0], &divided),
+        (&PRETRAIN[3], &[]),
+        (&SFT[0], &[]),
+        (&DPO[1], &divided),
+        (&PRETRAIN[3], &further),
+    ];
     for (i, (case, more)) in cases.into_iter().enumerate() {
         let alone = case.command(Setting { device: "cuda", batch_size: "2", ..PADDED });
         let (trace, counts) = (at(&format!("trace-{i}")), at(&format!("counts-{i}")));

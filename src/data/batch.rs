@@ -155,6 +155,13 @@ impl Batch {
         }
     }
 
+    /// The sequences that each process trains on in a micro-step.
+    pub fn rows_of_all(&self) -> Vec<Vec<usize>> {
+        let rows = self.rows();
+        let ranks = self.rewarded.as_ref().and_then(|of| of.part).map_or(1, |part| part.ranks);
+        (0..ranks).map(|rank| rows[Part { rank, ranks }.of(rows.len())].to_vec()).collect()
+    }
+
     /// The batch of some of the sequences that a micro-step is about; among several processes a share
     /// of them all.
     ///

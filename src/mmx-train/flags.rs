@@ -160,11 +160,7 @@ pub(crate) fn run(args: TrainArgs) -> Result<()> {
         shard: match knobs.shard {
             None => Shard::Nothing,
             Some(ShardFlag::Optimizer) => Shard::Optimizer,
-            Some(ShardFlag::Gradients) => {
-                return Err(Error::usage(
-                    "--shard: expected optimizer, found gradients, which lie whole in every process",
-                ));
-            }
+            Some(ShardFlag::Gradients) => Shard::Gradients,
         },
         reduce: match knobs.reduce {
             None | Some(ReduceFlag::F32) => Reduce::F32,

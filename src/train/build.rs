@@ -1,5 +1,5 @@
-//! Compiles kernel/bridge.cpp and distributed/c10d.cpp, and tells the programs' build script where
-//! libtorch lies (DEP_MMX_TRAINING_LIBTORCH): torch-sys links libtorch but emits no rpath, and tells
+//! Compiles kernel/bridge.cpp, optim/backward.cpp and distributed/c10d.cpp, and tells the programs'
+//! build script where libtorch lies (DEP_MMX_TRAINING_LIBTORCH): torch-sys links libtorch but emits no rpath, and tells
 //! its direct dependents only. The path is also where the CUDA part is found when a CUDA device is
 //! asked for (model/device.rs).
 
@@ -37,6 +37,7 @@ fn compile(lib: &std::path::Path) {
         println!("cargo::rustc-link-lib=dylib=gomp"); // the one that libtorch has loaded
     }
     bridge.compile("mmx_bridge");
+    of("optim/backward.cpp").compile("mmx_backward");
     println!("cargo::rerun-if-changed=distributed/gloo_types");
     println!("cargo::rerun-if-changed=distributed/c10d.h");
     of("distributed/c10d.cpp").include("distributed/gloo_types").compile("mmx_c10d");

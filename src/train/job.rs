@@ -454,6 +454,7 @@ impl Job {
                 two_distributions: config.distill.is_some(),
                 largest: batches.largest(micro_steps)?,
                 moments_among: spread.moments_among(),
+                gradients_among: spread.gradients_among(),
             });
             let can_be_had = available_to(device, here);
             if resumed.is_none() {

@@ -281,6 +281,7 @@ impl Learning<'_> {
             two_distributions: false,
             largest: (rows, positions),
             moments_among: self.spread.moments_among(),
+            gradients_among: self.spread.gradients_among(),
         });
         let can_be_had = available_to(model.device(), self.here);
         let begun = match self.resumed {

@@ -186,6 +186,9 @@ pub enum Shard {
     /// The moments: each process holds its part, updates those weights, and gets the others'. Source:
     /// ZeRO stage 1, Rajbhandari et al. 2020.
     Optimizer,
+    /// The moments and the accumulated gradient, which is added up for its owners while the backward
+    /// pass runs. Source: ZeRO stage 2, same paper.
+    Gradients,
 }
 
 /// The share of some rows that each of several processes has, in words.
@@ -224,7 +227,16 @@ impl Spread {
     pub fn moments_among(&self) -> usize {
         match self.shard {
             Shard::Nothing => 1,
-            Shard::Optimizer => self.ranks.size(),
+            Shard::Optimizer | Shard::Gradients => self.ranks.size(),
+        }
+    }
+
+    /// Processes that the accumulated gradient is divided among.
+    #[must_use]
+    pub fn gradients_among(&self) -> usize {
+        match self.shard {
+            Shard::Nothing | Shard::Optimizer => 1,
+            Shard::Gradients => self.ranks.size(),
         }
     }
 }

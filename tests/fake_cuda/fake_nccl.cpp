@@ -55,6 +55,12 @@ struct FakeNccl final : c10d::Backend {
       return gloo->allreduce(outputs, options);
     });
   }
+  c10::intrusive_ptr<c10d::Work> reduce(std::vector<at::Tensor> &tensors, const c10d::ReduceOptions &options) override {
+    return carry(tensors.at(0), nullptr, [&](at::Tensor &output, at::Tensor &) {
+      std::vector<at::Tensor> outputs = {output};
+      return gloo->reduce(outputs, options);
+    });
+  }
   c10::intrusive_ptr<c10d::Work> broadcast(std::vector<at::Tensor> &tensors, const c10d::BroadcastOptions &options) override {
     return carry(tensors.at(0), nullptr, [&](at::Tensor &output, at::Tensor &) {
       std::vector<at::Tensor> outputs = {output};

@@ -34,6 +34,9 @@ const MOVED: f64 = 1e-3;
 pub(crate) struct Golden {
     name: &'static str,
     pub(crate) run: Value,
+    /// Batches are enlarged: the rows of group `i` are there `1 + grown * i` times, the answers of the
+    /// last half of them three times as long.
+    pub(crate) grown: usize,
     tensors: SafeTensors,
 }
 
@@ -41,7 +44,7 @@ impl Golden {
     pub(crate) fn open(name: &'static str) -> Self {
         let at = |extension: &str| shared(&format!("golden-rl/{name}.{extension}"));
         let tensors = SafeTensors::open(at("safetensors")).expect("golden tensors");
-        Self { name, run: json(&at("json")), tensors }
+        Self { name, run: json(&at("json")), grown: 0, tensors }
     }
 
     pub(crate) fn floats(&self, name: &str) -> Vec<f32> {
@@ -160,7 +163,18 @@ impl Golden {
             true => self.trajectories(i, size),
             false => self.rollouts(i, size),
         };
-        (0..self.steps().len()).map(round).collect()
+        let grow = |rows: Vec<Rollout>| -> Vec<Rollout> {
+            let times = |row: &Rollout| 1 + self.grown as u64 * row.group;
+            let mut rows: Vec<Rollout> =
+                rows.into_iter().flat_map(|row| vec![row.clone(); times(&row) as usize]).collect();
+            let half = if self.grown > 0 { rows.len() / 2 } else { rows.len() };
+            for row in &mut rows[half..] {
+                row.ids = row.ids.repeat(3);
+                (row.sampled, row.logps) = (row.sampled.repeat(3), row.logps.repeat(3));
+            }
+            rows
+        };
+        (0..self.steps().len()).map(|i| grow(round(i))).collect()
     }
 
     /// Trains with rewards that are compared within groups, or with what was expected; `look` sees the

@@ -208,8 +208,9 @@ knobs! {
     /// batch-size x accum x processes]
     #[arg(long, value_name = "N", value_parser = crate::values::at_least_one, conflicts_with = "batch_size")]
     global_batch: usize,
-    /// Divide the optimizer's moments among the processes: less memory each [default: nothing]
-    #[arg(long, value_name = "optimizer")]
+    /// Divide the optimizer's moments among the processes, or the gradients too: less memory each
+    /// [default: nothing]
+    #[arg(long, value_name = "optimizer|gradients")]
     shard: ShardFlag,
     /// The type in which gradients travel between processes [default: f32]
     #[arg(long, value_name = "f32|bf16")]

@@ -78,6 +78,7 @@ pub(super) enum Operation {
     Broadcast = 1,
     AllGather = 2,
     ReduceScatter = 3,
+    Reduce = 4,
 }
 
 /// Takes a message over.

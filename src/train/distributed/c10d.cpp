@@ -32,7 +32,7 @@ struct Pending {
   std::shared_ptr<Ended> ended = std::make_shared<Ended>();
 };
 
-enum Operation { all_reduce, broadcast, all_gather, reduce_scatter };
+enum Operation { all_reduce, broadcast, all_gather, reduce_scatter, reduce };
 
 } // namespace
 
@@ -112,6 +112,12 @@ char *mmx_c10d_start(const Backend *backend, int operation, const at::Tensor *ou
         c10d::BroadcastOptions options;
         options.rootRank = root;
         pending->work = (*backend)->broadcast(tensors, options);
+        break;
+      }
+      case reduce: {
+        c10d::ReduceOptions options;
+        options.rootRank = root;
+        pending->work = (*backend)->reduce(tensors, options);
         break;
       }
       case all_gather:

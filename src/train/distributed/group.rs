@@ -196,6 +196,15 @@ impl Group {
         self.start(Operation::AllReduce, tensor, None, 0, "a sum over all ranks")
     }
 
+    /// Begins to sum a tensor over all ranks for `root`, in place; nobody may touch it before
+    /// [`Pending::wait`], and on the other ranks it holds nothing of use afterwards.
+    ///
+    /// # Errors
+    /// See [`Group::all_reduce`].
+    pub fn reduce_start(&self, tensor: &Tensor, root: usize) -> Result<Pending> {
+        self.start(Operation::Reduce, tensor, None, root, "a sum for one rank")
+    }
+
     /// Copies `root`'s tensor to all ranks.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ use tch::{Device, Kind};
 
 use crate::error::{Error, Result};
 use crate::memory::available::{available, resident};
-use crate::optim::Options;
+use crate::optim::{EXCHANGED, Options};
 
 /// The sizes of a run, from which its memory is estimated.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +38,8 @@ pub struct Workload<'a> {
     pub largest: (usize, usize),
     /// Processes among which the moments are divided; 1 where each has all.
     pub moments_among: usize,
+    /// Processes among which the accumulated gradient is; 1 where each has all.
+    pub gradients_among: usize,
 }
 
 /// The estimate: bytes by what takes them.
@@ -47,7 +49,7 @@ pub struct Estimate {
     pub program: u64,
     /// Master weights, and models that stay as they are.
     pub weights: u64,
-    /// The accumulated gradient, and the one just computed.
+    /// The accumulated gradient; among processes that share it what is on its way, too.
     pub gradients: u64,
     /// AdamW's two moments a weight, Muon's one.
     pub moments: u64,
@@ -98,11 +100,13 @@ impl Estimate {
             (config.hidden_size as u64, if work.two_distributions { 6 } else { 2 });
         let of_head = if trained > 0 { 2 * vocabulary * hidden } else { 0 };
         let moments = WIDE * work.moments as u64 / work.moments_among.max(1) as u64;
-        let least = trained.saturating_add(moments).saturating_add(surely_kept);
+        let accumulated = trained / work.gradients_among.max(1) as u64;
+        let exchanged = if work.gradients_among > 1 { EXCHANGED } else { 0 };
+        let least = accumulated.saturating_add(moments).saturating_add(surely_kept);
         Self {
             program,
             weights: WIDE * work.weights as u64,
-            gradients: 2 * trained,
+            gradients: accumulated + exchanged.min(trained),
             moments,
             activations: kept.saturating_add(passing).saturating_add(beside_experts),
             logits: chunk * distributions + of_head,
@@ -296,6 +300,7 @@ mod tests {
             two_distributions: false,
             largest,
             moments_among: 1,
+            gradients_among: 1,
         }
     }
 
@@ -306,13 +311,18 @@ mod tests {
         let weights = 4 * config.parameters().0 as u64;
         let found = Estimate::beside(&work(&config, (4, 512)), 100);
         assert_eq!((found.program, found.weights), (100, weights));
-        assert_eq!((found.gradients, found.moments), (2 * weights, 2 * weights));
+        assert_eq!((found.gradients, found.moments), (weights, 2 * weights));
         let layer = 4 * (4 * 512 + 2 * 512 + 2 * 128 + 3 * 1408);
         assert_eq!(found.least, 3 * weights + 4 * 512 * (8 * layer + 2 * 4 * 512));
         assert!(found.peak() > found.least + 100 + weights);
         let half =
             Estimate::beside(&Workload { compute: Kind::BFloat16, ..work(&config, (4, 512)) }, 0);
         assert!(half.least < found.least && half.moments == found.moments);
+        let shared =
+            Workload { moments_among: 4, gradients_among: 4, ..work(&config, (4, 512)) };
+        let shared = Estimate::beside(&shared, 100);
+        assert_eq!((shared.moments, shared.least), (weights / 2, found.least - 9 * weights / 4));
+        assert!(shared.gradients > weights / 4 && shared.gradients < weights / 2);
     }
 
     #[test]

@@ -5,4 +5,4 @@ pub mod available;
 pub mod estimate;
 mod malloc;
 
-pub use malloc::keep_memory;
+pub use malloc::{give_back_memory, keep_memory};

@@ -46,16 +46,21 @@ impl AdamW {
         Ok(Self { options, first: zeros()?, second: zeros()?, range })
     }
 
+    /// What it changes of the flat buffers.
+    pub(super) fn range(&self) -> &Range<i64> {
+        &self.range
+    }
+
     /// What it changes of the flat buffers, and a moment over it.
     pub(super) fn held(&self, second: bool) -> (&Range<i64>, &Tensor) {
         (&self.range, if second { &self.second } else { &self.first })
     }
 
-    /// Update number `steps`, from 1, of the flat buffers with the gradient times `clip`.
+    /// Update number `steps`, from 1, of the flat weights with the range's gradient times `clip`.
     pub(super) fn step(
         &mut self,
         weights: &Tensor,
-        gradients: &Tensor,
+        mut gradients: Tensor,
         lr: f64,
         clip: f64,
         steps: u64,
@@ -72,9 +77,8 @@ impl AdamW {
             eps: self.options.eps as f32,
             step_size: (lr / (1.0 - b1.powi(steps))) as f32,
         };
-        let of =
-            |flat: &Tensor| flat.f_narrow(0, self.range.start, self.range.end - self.range.start);
-        let (mut weights, mut gradients) = (of(weights)?, of(gradients)?);
+        let mut weights =
+            weights.f_narrow(0, self.range.start, self.range.end - self.range.start)?;
         match weights.device() {
             Device::Cpu => {
                 self.step_cpu(&mut weights, &mut gradients, &update);

@@ -12,18 +12,21 @@ use crate::ranks::Ranks;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Division {
     region: Range<i64>,
-    /// This process's part of it, perhaps empty.
-    own: Range<i64>,
+    /// Every process's part of it, perhaps empty: one after the other.
+    parts: Vec<Range<i64>>,
+    /// This process.
+    rank: usize,
 }
 
 impl Division {
     /// The region in equal parts, but for the last ones, that begin at multiples of `alignment`.
     pub(super) fn equal(region: Range<i64>, alignment: i64, (rank, size): (usize, usize)) -> Self {
-        let (rank, size) = (rank as i64, size as i64);
+        let processes = size as i64;
         let units = (region.end - region.start + alignment - 1) / alignment;
-        let part = (units + size - 1) / size * alignment;
+        let part = (units + processes - 1) / processes * alignment;
         let at = |rank: i64| (region.start + rank * part).min(region.end);
-        Self { own: at(rank)..at(rank + 1), region }
+        let parts = (0..processes).map(|rank| at(rank)..at(rank + 1)).collect();
+        Self { region, parts, rank }
     }
 
     /// The region cut between some of its items, so that every process has about as much work:
@@ -45,14 +48,19 @@ impl Division {
                 ((middle / share) as usize).min(size - 1)
             })
             .collect();
-        let first = of.partition_point(|&owner| owner < rank);
-        let last = of.partition_point(|&owner| owner <= rank);
+        let first = |rank: usize| of.partition_point(|&owner| owner < rank);
         let at = |item: usize| items.get(item).map_or(region.end, |(start, _)| *start);
-        (Self { own: at(first)..at(last), region }, first..last)
+        let parts = (0..size).map(|rank| at(first(rank))..at(first(rank + 1))).collect();
+        (Self { region, parts, rank }, first(rank)..first(rank + 1))
     }
 
     pub(super) fn own(&self) -> Range<i64> {
-        self.own.clone()
+        self.parts[self.rank].clone()
+    }
+
+    /// Every process's part, one after the other.
+    pub(super) fn parts(&self) -> &[Range<i64>] {
+        &self.parts
     }
 
     /// Puts every process's part of a flat buffer into all of them, in place; all have to call it.
@@ -63,8 +71,8 @@ impl Division {
         let doing = |e| Error::torch("parts of all processes", &e);
         let cut = |from: i64, to: i64| flat.detach().f_narrow(0, from, to - from);
         tch::no_grad(|| -> Result<(), TchError> {
-            for (from, to) in [(self.region.start, self.own.start), (self.own.end, self.region.end)]
-            {
+            let own = self.own();
+            for (from, to) in [(self.region.start, own.start), (own.end, self.region.end)] {
                 let _ = cut(from, to)?.f_zero_()?;
             }
             Ok(())

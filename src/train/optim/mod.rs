@@ -1,27 +1,36 @@
 //! The optimizer: weights and gradients lie in two flat float32 buffers, so clipping, the update and
 //! a checkpoint are each one pass, and the norm before clipping is returned. Each variable goes to
 //! one of two updates, which hold their own state over the part of the buffers that they change:
-//! `muon.rs` takes the hidden matrices where it is asked for, `adamw.rs` all others.
+//! `muon.rs` takes the hidden matrices where it is asked for, `adamw.rs` all others. Of the gradients
+//! a process may hold its part only (`gradients.rs`).
 //!
 //! In: a scalar loss per micro-step ([`Optimizer::accumulate`]). Out: changed master weights
 //! ([`Optimizer::step`]).
 
 mod adamw;
+mod backward;
 mod division;
+mod exchange;
+mod gradients;
 mod muon;
 mod slices;
+
+use std::ops::Range;
 
 use mmx_converters::arch::{Role, Weight};
 use tch::{Device, Kind, TchError, Tensor};
 
 use self::adamw::AdamW;
 use self::division::Division;
+use self::gradients::Gradients;
 use self::muon::{Muon, Place};
 use crate::error::{Error, Result, TorchError};
+use crate::memory::give_back_memory;
 use crate::model::{Variable, host_f32};
-use crate::ranks::{Reduce, Shard, Spread};
+use crate::ranks::{Shard, Spread};
 
 pub use self::adamw::AdamWOptions;
+pub(crate) use self::exchange::EXCHANGED;
 pub use self::muon::MuonOptions;
 
 /// The updates and their constants.
@@ -86,8 +95,8 @@ struct Slot {
 }
 
 impl Slot {
-    fn end(&self) -> i64 {
-        self.start + self.len
+    fn place(&self) -> Range<i64> {
+        self.start..self.start + self.len
     }
 }
 
@@ -96,7 +105,7 @@ impl Slot {
 pub struct Optimizer {
     slots: Vec<Slot>,
     weights: Tensor,
-    gradients: Tensor,
+    gradients: Gradients,
     adamw: AdamW,
     muon: Option<Muon>,
     /// Optimizer steps taken.
@@ -200,9 +209,10 @@ impl Optimizer {
             }
             Ok::<(), TchError>(())
         })?;
+        give_back_memory(); // what the variables had lies in pieces, of no use to what follows
         let ranks = &spread.ranks;
         let place = (ranks.rank(), ranks.size());
-        let of_adamw = (spread.shard == Shard::Optimizer && !ranks.alone())
+        let of_adamw = (spread.shard != Shard::Nothing && !ranks.alone())
             .then(|| Division::equal(0..end_of_adamw, ALIGNMENT, place));
         let mut of_muon = None;
         if options.muon.is_some() && !ranks.alone() {
@@ -213,7 +223,17 @@ impl Optimizer {
             of_muon = Some(division);
         }
         let range = of_adamw.as_ref().map_or(0..end_of_adamw, Division::own);
-        let (gradients, adamw) = (zeros()?, AdamW::new(options.adamw, range, device)?);
+        let among = (ranks.clone(), spread.reduce);
+        let places = slots.iter().map(Slot::place).collect();
+        let gradients = match (spread.shard, ranks.alone()) {
+            (Shard::Gradients, false) => {
+                let divisions = [&of_adamw, &of_muon].into_iter().flatten();
+                let parts = divisions.flat_map(|of| of.parts().iter().cloned().zip(0..));
+                Gradients::divided(places, &parts.collect::<Vec<_>>(), among, device)?
+            }
+            _ => Gradients::whole(places, end, among, device)?,
+        };
+        let adamw = AdamW::new(options.adamw, range, device)?;
         let muon = options.muon.map(|options| Muon::new(options, matrices, device)).transpose()?;
         let (steps, accumulated) = (0, 0);
         Ok(Self {
@@ -251,41 +271,22 @@ impl Optimizer {
         self.accumulated
     }
 
-    /// Adds the gradient of `loss` (a scalar) times `scale`.
+    /// Adds the gradient of `loss` (a scalar) times `scale`. Where gradients are divided among
+    /// processes, all have to call this, and as often.
     ///
     /// # Errors
-    /// libtorch's.
+    /// libtorch's; a process that is gone.
     pub fn accumulate(&mut self, loss: &Tensor, scale: f64) -> Result<()> {
-        let add = || -> Result<(), TchError> {
-            if !loss.requires_grad() {
-                // a share of a batch without anything to learn
-                return match self.accumulated {
-                    0 => self.gradients.shallow_clone().f_zero_().map(drop),
-                    _ => Ok(()),
-                };
+        let scaled = match (loss.requires_grad(), scale == 1.0) {
+            (false, _) => None, // a share of a batch without anything to learn
+            (true, true) => Some(loss.shallow_clone()),
+            (true, false) => {
+                let scaled = loss.f_mul_scalar(scale);
+                Some(scaled.map_err(|e| Error::torch("backward pass", &e))?)
             }
-            let scaled =
-                if scale == 1.0 { loss.shallow_clone() } else { loss.f_mul_scalar(scale)? };
-            let leaves: Vec<&Tensor> = self.slots.iter().map(|slot| &slot.leaf).collect();
-            let gradients = Tensor::f_run_backward(&[scaled], &leaves, false, false)?;
-            tch::no_grad(|| {
-                for (slot, gradient) in self.slots.iter().zip(gradients) {
-                    let mut sum = self
-                        .gradients
-                        .f_narrow(0, slot.start, slot.len)?
-                        .f_view(&slot.shape[..])?;
-                    match (gradient.defined(), self.accumulated) {
-                        (true, 0) => sum.f_copy_(&gradient)?,
-                        (true, _) => drop(sum.f_add_(&gradient)?),
-                        // an expert without tokens: its gradient is zero
-                        (false, 0) => drop(sum.f_zero_()?),
-                        (false, _) => (),
-                    }
-                }
-                Ok(())
-            })
         };
-        add().map_err(|e| Error::torch("backward pass", &e))?;
+        let leaves: Vec<&Tensor> = self.slots.iter().map(|slot| &slot.leaf).collect();
+        self.gradients.accumulate(scaled.as_ref(), &leaves, self.accumulated == 0)?;
         self.accumulated += 1;
         Ok(())
     }
@@ -300,35 +301,16 @@ impl Optimizer {
     /// # Errors
     /// A process that is gone; libtorch's.
     pub fn reduce(&mut self) -> Result<()> {
-        let ranks = &self.spread.ranks;
-        if ranks.alone() {
-            return Ok(());
-        }
-        let doing = |e| Error::torch("gradients of all processes", &e);
-        match self.spread.reduce {
-            Reduce::F32 => ranks.sum(&mut self.gradients),
-            Reduce::Bf16 => {
-                let mut half = self.gradients.f_to_kind(Kind::BFloat16).map_err(doing)?;
-                ranks.sum(&mut half)?;
-                tch::no_grad(|| self.gradients.f_copy_(&half)).map_err(doing)
-            }
-        }
+        self.gradients.reduce()
     }
 
-    /// The accumulated gradient's norm over all variables, a float64 scalar on the device: one
-    /// square sum per variable, as torch's, so float32 sums stay short.
+    /// The accumulated gradient's norm over all variables, a float64 scalar on the device; after
+    /// [`Optimizer::reduce`] that of all processes, which all have to call.
     ///
     /// # Errors
-    /// libtorch's.
+    /// libtorch's; a process that is gone.
     pub fn gradient_norm(&self) -> Result<Tensor> {
-        let norm = || -> Result<Tensor, TchError> {
-            let norms = self.slots.iter().map(|slot| {
-                self.gradients.f_narrow(0, slot.start, slot.len)?.f_norm()?.f_to_kind(Kind::Double)
-            });
-            let norms = norms.collect::<Result<Vec<_>, TchError>>()?;
-            Tensor::f_stack(&norms, 0)?.f_norm()
-        };
-        norm().map_err(|e| Error::torch("gradient norm", &e))
+        self.gradients.norm()
     }
 
     /// One update with the accumulated gradient, scaled so that its norm (`norm`, as
@@ -344,10 +326,15 @@ impl Optimizer {
         self.accumulated = 0;
         let (weights, gradients) = (&mut self.weights, &mut self.gradients);
         let mut step = || -> Result<(), TchError> {
-            if let Some(muon) = &mut self.muon {
-                muon.step(weights, gradients, rates.muon, clip)?;
+            let of_muon = self.of_muon.as_ref().map(Division::own);
+            let of_muon = of_muon.unwrap_or(self.end_of_adamw..weights.size1()?);
+            if let (Some(muon), Some(of)) = (&mut self.muon, gradients.around(&of_muon)) {
+                muon.step(weights, of, rates.muon, clip)?;
             }
-            self.adamw.step(weights, gradients, rates.adamw, clip, self.steps)
+            match gradients.held(self.adamw.range())? {
+                Some((_, of)) => self.adamw.step(weights, of, rates.adamw, clip, self.steps),
+                None => Ok(()), // no weight is this process's
+            }
         };
         step().map_err(|e| Error::torch("optimizer step", &e))?;
         let mut divisions = [&self.of_adamw, &self.of_muon].into_iter().flatten();
@@ -388,10 +375,10 @@ impl Optimizer {
                 Some(muon) => muon.momentum(slot.start)?.map(|moment| (slot.start, moment)),
                 None => None,
             },
-            Part::Gradient => Some((slot.start, self.gradients.f_narrow(0, slot.start, slot.len)?)),
+            Part::Gradient => self.gradients.held(&slot.place())?,
             Part::First | Part::Second => {
                 let (range, moment) = self.adamw.held(part == Part::Second);
-                let (from, to) = (slot.start.max(range.start), slot.end().min(range.end));
+                let (from, to) = (slot.start.max(range.start), slot.place().end.min(range.end));
                 match from < to {
                     true => Some((from, moment.f_narrow(0, from - range.start, to - from)?)),
                     false => None,
@@ -450,7 +437,7 @@ impl Optimizer {
     }
 
     /// Puts a part of a variable's state back, as [`Optimizer::state`] gave it: what of it this
-    /// process holds; of an accumulated gradient the first process all.
+    /// process holds; of an accumulated gradient that is not divided the first process all.
     ///
     /// # Errors
     /// A variable that is not known or has no such part, or another number of values.
@@ -468,7 +455,7 @@ impl Optimizer {
                 values.len()
             )));
         };
-        if part == Part::Gradient && !self.spread.ranks.is_first() {
+        if part == Part::Gradient && !self.gradients.is_divided() && !self.spread.ranks.is_first() {
             return Ok(());
         }
         let copy = || -> Result<(), TchError> {

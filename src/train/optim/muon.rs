@@ -89,11 +89,12 @@ impl Muon {
         self.momentum.f_narrow(0, before as i64, self.matrices[i].len() as i64).map(Some)
     }
 
-    /// One update of the flat buffers with the gradient times `clip`.
+    /// One update of the flat weights with the gradient times `clip`: of a region that holds all of
+    /// the matrices, and where that begins in the flat buffers.
     pub(super) fn step(
         &mut self,
         weights: &mut Tensor,
-        gradients: &mut Tensor,
+        gradients: (i64, &mut Tensor),
         lr: f64,
         clip: f64,
     ) -> Result<(), TchError> {
@@ -109,7 +110,13 @@ impl Muon {
 
     /// Each matrix by itself, on the next free thread: what it works on stays in that core's cache,
     /// and no sum depends on the number of threads.
-    fn step_cpu(&mut self, weights: &mut Tensor, gradients: &mut Tensor, lr: f64, clip: f64) {
+    fn step_cpu(
+        &mut self,
+        weights: &mut Tensor,
+        (base, gradients): (i64, &mut Tensor),
+        lr: f64,
+        clip: f64,
+    ) {
         struct Task<'a> {
             place: Place,
             weights: &'a mut [f32],
@@ -126,7 +133,7 @@ impl Muon {
             (weights, at) = (rest, start + place.len());
             let (of_momentum, rest) = momentum.split_at_mut(place.len());
             momentum = rest;
-            let gradients = &gradients[start..at];
+            let gradients = &gradients[start - base as usize..at - base as usize];
             tasks.push(Task { place, weights: of_weights, gradients, momentum: of_momentum });
         }
         // the longest first, so that the threads end together
@@ -163,7 +170,7 @@ impl Muon {
     fn step_device(
         &mut self,
         weights: &mut Tensor,
-        gradients: &mut Tensor,
+        (base, gradients): (i64, &mut Tensor),
         lr: f64,
         clip: f64,
         kind: Kind,
@@ -175,7 +182,7 @@ impl Muon {
             let of = |flat: &Tensor, start, stride| {
                 flat.f_as_strided([count, rows, columns], [stride, columns, 1], start)
             };
-            let gradient = of(gradients, first.start, stride)?.f_mul_scalar(clip)?;
+            let gradient = of(gradients, first.start - base, stride)?.f_mul_scalar(clip)?;
             let mut momentum = of(&self.momentum, before, rows * columns)?;
             before += count * rows * columns;
             let _ = momentum.f_lerp_(&gradient, 1.0 - mu)?;
@@ -263,8 +270,8 @@ mod tests {
             for step in 0..4 {
                 let mut g = values(500, step + 2);
                 match device_kernels {
-                    true => muon.step_device(&mut weights, &mut g, 0.02, 0.5, Kind::Float),
-                    false => muon.step(&mut weights, &mut g, 0.02, 0.5),
+                    true => muon.step_device(&mut weights, (0, &mut g), 0.02, 0.5, Kind::Float),
+                    false => muon.step(&mut weights, (0, &mut g), 0.02, 0.5),
                 }
                 .expect("step");
             }
@@ -317,7 +324,7 @@ mod tests {
             let mut weights = values(500, 1);
             let mut muon =
                 Muon::new(MuonOptions::default(), places(), Device::Cpu).expect("moments");
-            muon.step(&mut weights, &mut values(500, 2), 0.02, 1.0).expect("step");
+            muon.step(&mut weights, (0, &mut values(500, 2)), 0.02, 1.0).expect("step");
             host_f32(&weights).expect("values")
         };
         let (one, three) = (run(1), run(3));

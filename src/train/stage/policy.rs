@@ -157,17 +157,7 @@ impl Stage for Policy {
     fn learn(&self, model: &Model, batch: &Batch, learn: &mut Learn<'_>) -> Result<Loss> {
         let ready = self.ready()?;
         let Some(whole) = ready.whole(batch)? else { return Ok(Loss::nothing()) };
-        let own = batch.own_rows();
-        let mut pieces = match ready.comes_in_pieces(model, batch, &whole) {
-            true => pieces(batch, &own),
-            false => vec![own],
-        };
-        if pieces.len() > 1 {
-            pieces.retain(|rows| batch.select(rows).trained_tokens() > 0);
-        }
-        if pieces.is_empty() {
-            pieces.push(Vec::new()); // a process without targets takes part
-        }
+        let pieces = ready.pieces(model, batch, &whole);
         let mut sums = Sums::default();
         for rows in pieces {
             let loss = ready.of_rows(model, batch, &rows, &whole)?;
@@ -200,6 +190,23 @@ impl Ready {
             true => self.expected.borrow().now.advantages(rewards),
             false => advantage::of_groups(rewards, groups, self.options.scale),
         }
+    }
+
+    /// The rows of each piece in which this process computes its own, as many for all processes,
+    /// which may add up their gradients piece by piece: some of them empty.
+    fn pieces(&self, model: &Model, batch: &Batch, whole: &Whole) -> Vec<Vec<usize>> {
+        if !self.comes_in_pieces(model, batch, whole) {
+            return vec![batch.own_rows()];
+        }
+        let learned = |rows: &Vec<usize>| batch.select(rows).trained_tokens() > 0;
+        let pieces = |rows: &[usize]| -> Vec<Vec<usize>> {
+            pieces(batch, rows).into_iter().filter(learned).collect()
+        };
+        let all = batch.rows_of_all();
+        let most = all.iter().map(|rows| pieces(rows).len()).max().unwrap_or_default();
+        let mut own = pieces(&batch.own_rows());
+        own.resize(most.max(1), Vec::new());
+        own
     }
 
     /// Whether the losses of a batch's rows add up to its own, and it is worth computing them one
