@@ -324,8 +324,7 @@ mod tests {
         let half =
             Estimate::beside(&Workload { compute: Kind::BFloat16, ..work(&config, (4, 512)) }, 0);
         assert!(half.least < found.least && half.moments == found.moments);
-        let shared =
-            Workload { moments_among: 4, gradients_among: 4, ..work(&config, (4, 512)) };
+        let shared = Workload { moments_among: 4, gradients_among: 4, ..work(&config, (4, 512)) };
         let shared = Estimate::beside(&shared, 100);
         assert_eq!((shared.moments, shared.least), (weights / 2, found.least - 9 * weights / 4));
         assert!(shared.gradients > weights / 4 && shared.gradients < weights / 2);
