@@ -476,9 +476,10 @@ fn muon(ranks: &Ranks) {
 /// as they are.
 fn not_finite(ranks: &Ranks) {
     let spreads = [spread(ranks), divided(ranks)];
-    for (skip_non_finite, spread) in [false, true].into_iter().flat_map(|skip| {
-        spreads.iter().map(move |spread| (skip, spread.clone()))
-    }) {
+    for (skip_non_finite, spread) in [false, true]
+        .into_iter()
+        .flat_map(|skip| spreads.iter().map(move |spread| (skip, spread.clone())))
+    {
         let golden = Golden {
             folder: "golden",
             recipe: Recipe::R2025,
@@ -490,8 +491,8 @@ fn not_finite(ranks: &Ranks) {
         let (stage, config, model) = golden.prepare();
         let config = TrainConfig { skip_non_finite, ..config };
         let mut data = shares(&golden.recorded(), ranks, false);
-        let mut trainer = Trainer::among(&model, stage.as_ref(), &config, &mut data, spread)
-            .expect("a run");
+        let mut trainer =
+            Trainer::among(&model, stage.as_ref(), &config, &mut data, spread).expect("a run");
         trainer.agree().expect("the same weights");
         if ranks.rank() == 1 {
             let norm = &model.variables().last().expect("variables").tensor;

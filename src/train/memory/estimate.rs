@@ -2,10 +2,11 @@
 //!
 //! In: the model's dimensions, what of it is trained, and the largest batch. Out: bytes by what
 //! takes them. The activations are counted tensor by tensor as the CPU's kernels keep them for the
-//! backward pass. Measured peaks: minimind2-small in float32 (1.4 and 3.4 GB) 1.03 and 1.05 times
-//! the estimate, in bfloat16 (1.4 GB) 1.13 times, minimind2-moe (3.6 GB) 1.10 times; tiny (1.0 GB,
-//! of which 0.4 are the program's) 1.6 times, since its many blocks of a few megabytes lie in
-//! pieces. On a CUDA device, counted without a GPU (`tests/fake_cuda.rs`): minimind2-small 0.89 to
+//! backward pass. Measured peaks: minimind2-small in float32 (1.3 and 2.4 GB) 1.04 and 1.15 times
+//! the estimate, in bfloat16 (1.4 GB) 1.13 times, minimind2-moe (4.7 GB) 0.95 times, each of four
+//! processes of minimind2 with one short row (2.3 GB) 0.91 times, with divided gradients (1.5 GB)
+//! 1.21 times; tiny (1.0 GB, of which 0.4 are the program's) 1.6 times, since its many blocks of a
+//! few megabytes lie in pieces. On a CUDA device, counted without a GPU (`tests/fake_cuda.rs`): minimind2-small 0.89 to
 //! 1.01 times, minimind2-moe (5.3 GB) 1.01 times, in bfloat16 (4.1 GB) 0.97, minimind3-moe (5.9 GB)
 //! 0.98.
 
@@ -49,7 +50,9 @@ pub struct Estimate {
     pub program: u64,
     /// Master weights, and models that stay as they are.
     pub weights: u64,
-    /// The accumulated gradient; among processes that share it what is on its way, too.
+    /// The accumulated gradient, and as much again for what the backward pass leaves in pieces (each
+    /// gradient is freed when it has been added); among processes that share it the buckets on
+    /// their way.
     pub gradients: u64,
     /// AdamW's two moments a weight, Muon's one.
     pub moments: u64,
@@ -101,12 +104,15 @@ impl Estimate {
         let of_head = if trained > 0 { 2 * vocabulary * hidden } else { 0 };
         let moments = WIDE * work.moments as u64 / work.moments_among.max(1) as u64;
         let accumulated = trained / work.gradients_among.max(1) as u64;
-        let exchanged = if work.gradients_among > 1 { EXCHANGED } else { 0 };
+        let passing_gradients = match work.gradients_among > 1 {
+            true => EXCHANGED.min(trained),
+            false => trained,
+        };
         let least = accumulated.saturating_add(moments).saturating_add(surely_kept);
         Self {
             program,
             weights: WIDE * work.weights as u64,
-            gradients: accumulated + exchanged.min(trained),
+            gradients: accumulated + passing_gradients,
             moments,
             activations: kept.saturating_add(passing).saturating_add(beside_experts),
             logits: chunk * distributions + of_head,
@@ -311,15 +317,14 @@ mod tests {
         let weights = 4 * config.parameters().0 as u64;
         let found = Estimate::beside(&work(&config, (4, 512)), 100);
         assert_eq!((found.program, found.weights), (100, weights));
-        assert_eq!((found.gradients, found.moments), (weights, 2 * weights));
+        assert_eq!((found.gradients, found.moments), (2 * weights, 2 * weights));
         let layer = 4 * (4 * 512 + 2 * 512 + 2 * 128 + 3 * 1408);
         assert_eq!(found.least, 3 * weights + 4 * 512 * (8 * layer + 2 * 4 * 512));
         assert!(found.peak() > found.least + 100 + weights);
         let half =
             Estimate::beside(&Workload { compute: Kind::BFloat16, ..work(&config, (4, 512)) }, 0);
         assert!(half.least < found.least && half.moments == found.moments);
-        let shared =
-            Workload { moments_among: 4, gradients_among: 4, ..work(&config, (4, 512)) };
+        let shared = Workload { moments_among: 4, gradients_among: 4, ..work(&config, (4, 512)) };
         let shared = Estimate::beside(&shared, 100);
         assert_eq!((shared.moments, shared.least), (weights / 2, found.least - 9 * weights / 4));
         assert!(shared.gradients > weights / 4 && shared.gradients < weights / 2);

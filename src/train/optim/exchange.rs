@@ -134,12 +134,7 @@ impl Exchange {
 
     /// Takes a variable's gradient, and sends what is full. What has arrived of other buckets goes
     /// to `put`.
-    pub(super) fn take(
-        &mut self,
-        variable: usize,
-        gradient: &Tensor,
-        put: &Put<'_>,
-    ) -> Result<()> {
+    pub(super) fn take(&mut self, variable: usize, gradient: &Tensor, put: &Put<'_>) -> Result<()> {
         let fill = |of: &mut Filling, bucket: &Bucket, piece: &Piece| -> Result<(), TchError> {
             let values = match of.values.take() {
                 Some(values) => values,
@@ -269,7 +264,8 @@ mod tests {
     fn buckets_follow_the_backward_pass() {
         let places = places(&[64, 64, 64, 64]);
         let buckets = plan(&places, &[(0..128, 0), (128..256, 1)], 64);
-        let order: Vec<(usize, i64)> = buckets.iter().map(|b| (b.owner, b.pieces[0].start)).collect();
+        let order: Vec<(usize, i64)> =
+            buckets.iter().map(|b| (b.owner, b.pieces[0].start)).collect();
         assert_eq!(order, [(1, 192), (1, 128), (0, 64), (0, 0)]);
         // a process's small variables lie together, in whatever order those of others come between
         let mixed = plan(&places, &[(0..64, 0), (64..128, 1), (128..192, 0), (192..256, 1)], 128);
