@@ -130,7 +130,7 @@ fn options(ranks: &Ranks) {
 /// first.
 fn pieces(ranks: &Ranks) {
     let mut golden = Golden::open("grpo-minimind3");
-    golden.grown = 40;
+    golden.grown = 36;
     let batch = golden.layout(golden.max_seq_len()).batch(&golden.rounds()[0], true);
     let of = |rank: usize| {
         let part = Part { rank, ranks: ranks.size() };
