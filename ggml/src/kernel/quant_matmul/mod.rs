@@ -156,6 +156,32 @@ pub(crate) fn arena_bytes(ty: GgmlType, shape: &[usize]) -> Option<usize> {
 }
 
 impl QuantMatrix {
+    /// A matrix of a type and shape that have [`arena_bytes`], without numbers; nothing for others.
+    fn empty(cpu: CpuSet, ty: GgmlType, shape: &[usize]) -> Option<Self> {
+        let [experts, rows, cols] = sizes(shape)?;
+        packed_bytes(ty, shape)?;
+        let set = Set::of(cpu)?;
+        Some(Self { set, ty, experts, rows, cols, own: OnceLock::new(), file: None })
+    }
+
+    /// The memory that it is packed into.
+    fn room(&self, arena: &mut Arena) -> Result<Own> {
+        let [values, scales] =
+            packed_bytes(self.ty, &[self.experts, self.rows, self.cols]).unwrap_or_default();
+        Ok(Own { values: arena.take(values)?, scales: arena.take(scales)? })
+    }
+
+    /// Bytes of a group of rows in a file.
+    fn group_bytes(&self) -> usize {
+        layout!(self.ty, LANES * (self.cols / L::UNIT) * L::UNIT_BYTES, 0)
+    }
+
+    /// True where `data` are its rows in a file, in one piece or several which follow one another.
+    fn matches(&self, data: &[&[u8]]) -> bool {
+        let groups = self.experts * (self.rows / LANES);
+        data.iter().map(|piece| piece.len()).sum::<usize>() == groups * self.group_bytes()
+    }
+
     /// Packs blocks of a type and shape that have [`arena_bytes`]; the rows may lie in several
     /// pieces, which follow one another. `cpu`: a set that this CPU has. `read` is called each time that some megabytes of them
     /// have been read, and at the end.
@@ -170,25 +196,25 @@ impl QuantMatrix {
         data: &[&[u8]],
         read: &dyn Fn(),
     ) -> Result<Self> {
-        let found: usize = data.iter().map(|piece| piece.len()).sum();
-        let refused = || Error::Request {
-            message: format!("{found} bytes of {} for shape {shape:?}", ty.name()),
-        };
-        let [values, scales] = packed_bytes(ty, shape).ok_or_else(refused)?;
-        let set = Set::of(cpu).ok_or_else(refused)?;
-        let [experts, rows, cols] = sizes(shape).ok_or_else(refused)?;
-        let row_bytes = ty.row_bytes(cols).filter(|bytes| experts * rows * bytes == found);
-        let group_bytes = LANES * row_bytes.ok_or_else(refused)?;
-        let mut own = Own { values: arena.take(values)?, scales: arena.take(scales)? };
+        let matrix = Self::empty(cpu, ty, shape).filter(|matrix| matrix.matches(data));
+        let matrix = matrix.ok_or_else(|| Error::Request {
+            message: format!(
+                "{} bytes of {} for shape {shape:?}",
+                data.iter().map(|piece| piece.len()).sum::<usize>(),
+                ty.name()
+            ),
+        })?;
+        let mut own = matrix.room(arena)?;
         // a group of rows that two pieces share has to be joined
+        let group_bytes = matrix.group_bytes();
         let joined = match data.iter().all(|piece| piece.len().is_multiple_of(group_bytes)) {
             true => None,
             false => Some(data.concat()),
         };
         let data = joined.as_ref().map_or_else(|| data.to_vec(), |joined| vec![joined]);
         let groups = data.iter().flat_map(|piece| piece.chunks_exact(group_bytes));
-        own.fill(set, ty, cols, &groups.collect::<Vec<_>>(), true, read);
-        Ok(Self { set, ty, experts, rows, cols, own: OnceLock::from(own), file: None })
+        own.fill(matrix.set, ty, matrix.cols, &groups.collect::<Vec<_>>(), true, read);
+        Ok(Self { own: OnceLock::from(own), ..matrix })
     }
 
     /// A matrix of zeros, whose rows [`QuantMatrix::write`] overwrites.
@@ -201,14 +227,11 @@ impl QuantMatrix {
         ty: GgmlType,
         shape: &[usize],
     ) -> Result<Self> {
-        let refused = || Error::Request {
+        let matrix = Self::empty(cpu, ty, shape).ok_or_else(|| Error::Request {
             message: format!("{} for shape {shape:?}: no packed matrix", ty.name()),
-        };
-        let [values, scales] = packed_bytes(ty, shape).ok_or_else(refused)?;
-        let set = Set::of(cpu).ok_or_else(refused)?;
-        let [experts, rows, cols] = sizes(shape).ok_or_else(refused)?;
-        let own = Own { values: arena.take(values)?, scales: arena.take(scales)? };
-        Ok(Self { set, ty, experts, rows, cols, own: OnceLock::from(own), file: None })
+        })?;
+        let own = OnceLock::from(matrix.room(arena)?);
+        Ok(Self { own, ..matrix })
     }
 
     pub(crate) fn ty(&self) -> GgmlType {
@@ -224,10 +247,9 @@ impl QuantMatrix {
     /// # Safety
     /// Meanwhile nobody else reads or writes this group.
     pub(crate) unsafe fn write(&self, first: usize, blocks: &[u8]) -> Result<()> {
-        let row_bytes = self.ty.row_bytes(self.cols);
         let there = first.is_multiple_of(LANES)
             && first < self.experts * self.rows
-            && row_bytes.is_some_and(|bytes| bytes * LANES == blocks.len());
+            && blocks.len() == self.group_bytes();
         let (true, Some(own)) = (there, self.own.get()) else {
             return Err(Error::Request {
                 message: format!(
@@ -261,26 +283,16 @@ impl QuantMatrix {
         shape: &[usize],
         data: &[&[u8]],
     ) -> Result<Option<Self>> {
-        let size = || {
-            let [experts, rows, cols] = sizes(shape)?;
-            let bytes = (packed_bytes(ty, shape)?, ty.row_bytes(cols)?);
-            Some(([experts, rows, cols], bytes, Set::of(cpu)?))
-        };
-        let Some(([experts, rows, cols], ([values, scales], row_bytes), set)) = size() else {
-            return Ok(None);
-        };
-        let group_bytes = LANES * row_bytes;
-        let fits = data.iter().map(|piece| piece.len()).sum::<usize>()
-            == experts * rows * row_bytes
-            && data.iter().all(|piece| piece.len().is_multiple_of(group_bytes));
-        if !fits {
+        let matrix = Self::empty(cpu, ty, shape).filter(|matrix| matrix.matches(data));
+        let Some(matrix) = matrix else { return Ok(None) };
+        let group_bytes = matrix.group_bytes();
+        if !data.iter().all(|piece| piece.len().is_multiple_of(group_bytes)) {
             return Ok(None);
         }
-        let own = Own { values: arena.take(values)?, scales: arena.take(scales)? };
         let groups = data.iter().flat_map(|piece| piece.chunks_exact(group_bytes));
         let groups = groups.map(|group| Group(group.as_ptr())).collect();
-        let file = Some(InFile { groups, room: Mutex::new(Some(own)) });
-        Ok(Some(Self { set, ty, experts, rows, cols, own: OnceLock::new(), file }))
+        let file = Some(InFile { groups, room: Mutex::new(Some(matrix.room(arena)?)) });
+        Ok(Some(Self { file, ..matrix }))
     }
 
     /// Packs what was left in the file, on one thread: others compute meanwhile. `read` as in
@@ -288,10 +300,10 @@ impl QuantMatrix {
     pub(crate) fn pack(&self, read: &dyn Fn()) {
         let Some(InFile { groups, room }) = &self.file else { return };
         let own = room.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let (Some(mut own), Some(row_bytes)) = (own, self.ty.row_bytes(self.cols)) else { return };
+        let Some(mut own) = own else { return };
+        let group_bytes = self.group_bytes();
         // SAFETY: a group's bytes are there, as whoever made the matrix said.
-        let bytes =
-            |group: &Group| unsafe { std::slice::from_raw_parts(group.0, LANES * row_bytes) };
+        let bytes = |group: &Group| unsafe { std::slice::from_raw_parts(group.0, group_bytes) };
         let groups = groups.iter().map(bytes).collect::<Vec<_>>();
         own.fill(self.set, self.ty, self.cols, &groups, false, read);
         let _ = self.own.set(own); // the room was there once, so this is the first
