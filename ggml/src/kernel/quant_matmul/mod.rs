@@ -43,7 +43,8 @@
 //! Packing takes longer than reading a prompt, two thirds of it the system's time for new pages. So
 //! at first a matrix lies in the file, and is packed once the first step is computed. Until then each
 //! thread packs a few groups of rows into the same piece of cache, again and again, and multiplies
-//! from there; for few rows of activations q8_0 does without: its kernel also reads rows as they are
+//! from there (of the 11 ms that minimind3's 52 MB of q6_k so take of one thread, packing is 4, as
+//! much as the multiplications with 32 tokens); for few rows of activations q8_0 does without: its kernel also reads rows as they are
 //! in the file, at two thirds of the speed. All to the same bits.
 //!
 //! In: a file's blocks, one matrix or a stack of experts. Out: nodes of a graph.
