@@ -44,6 +44,17 @@ unsafe impl Send for Group {}
 // SAFETY: as above.
 unsafe impl Sync for Group {}
 
+impl Group {
+    /// The bytes of its rows.
+    ///
+    /// # Safety
+    /// There are so many, and they stay unchanged as long as the slice is used.
+    pub(super) unsafe fn bytes<'a>(self, count: usize) -> &'a [u8] {
+        // SAFETY: as the caller says.
+        unsafe { std::slice::from_raw_parts(self.0, count) }
+    }
+}
+
 impl Own {
     /// Packs groups of 16 rows; `all_cores`: what it takes is mostly the system's, who hands out
     /// pages.
@@ -139,7 +150,7 @@ pub(super) fn pack<L: Layout>(set: Set, group: &[u8], values: &mut [u8], scales:
 /// Reads memory once from its beginning to its end, as a CPU fetches ahead, and has as much after it
 /// fetched: rows side by side are 16 short runs at a time, which no CPU foresees (measured: half of
 /// the rate, from memory as from the third cache).
-fn bring(bytes: &[u8]) {
+pub(super) fn bring(bytes: &[u8]) {
     const LINE: usize = 64;
     let mut all = 0;
     for line in bytes.chunks(LINE) {

@@ -89,7 +89,7 @@ use mmx_converters::gguf::GgmlType;
 use self::activations::{RoundRow, Rounded};
 use self::by_type::layout;
 use self::layout::{BLOCK, LANES, Layout};
-use self::memory::{Group, InFile, Own};
+use self::memory::{Group, InFile, Own, bring};
 use self::product::{
     DIRECT, EXPANDED, Expand, FILE, Input, PACKED, Rows, Tiles, expanded_bytes, is_expanded,
 };
@@ -304,7 +304,7 @@ impl QuantMatrix {
         let Some(mut own) = own else { return };
         let group_bytes = self.group_bytes();
         // SAFETY: a group's bytes are there, as whoever made the matrix said.
-        let bytes = |group: &Group| unsafe { std::slice::from_raw_parts(group.0, group_bytes) };
+        let bytes = |group: &Group| unsafe { group.bytes(group_bytes) };
         let groups = groups.iter().map(bytes).collect::<Vec<_>>();
         own.fill(self.set, self.ty, self.cols, &groups, false, read);
         let _ = self.own.set(own); // the room was there once, so this is the first
@@ -450,8 +450,13 @@ impl Pairs<'_> {
                 && pairs.len() <= IN_FILE
                 && let (None, Some(file)) = (own, file)
             {
+                let file = &file.groups[range];
+                for group in file {
+                    // SAFETY: a group's bytes are there, as whoever made the matrix said.
+                    bring(unsafe { group.bytes(LANES * units * L::UNIT_BYTES) });
+                }
                 // SAFETY: as the caller says; the type has a kernel for rows in a file.
-                unsafe { self.each_tile::<L, FILE>(groups, Place::InFile(&file.groups[range])) };
+                unsafe { self.each_tile::<L, FILE>(groups, Place::InFile(file)) };
                 continue;
             }
             let n = groups.len();
@@ -468,9 +473,7 @@ impl Pairs<'_> {
                     let parts = parts.zip(scales.chunks_exact_mut(units * L::SCALES));
                     for (group, (values, scales)) in file.groups[range].iter().zip(parts) {
                         // SAFETY: a group's bytes are there, as whoever made the matrix said.
-                        let group = unsafe {
-                            std::slice::from_raw_parts(group.0, LANES * units * L::UNIT_BYTES)
-                        };
+                        let group = unsafe { group.bytes(LANES * units * L::UNIT_BYTES) };
                         memory::pack::<L>(matrix.set, group, values, scales);
                     }
                     (&*values, &*scales)
