@@ -4,8 +4,10 @@
 /// The core that this thread runs on at the moment; nothing where the system does not tell.
 pub(crate) fn current() -> Option<usize> {
     #[cfg(target_os = "linux")]
-    // SAFETY: takes nothing, and gives a number that is negative where there is none.
-    return usize::try_from(unsafe { libc::sched_getcpu() }).ok();
+    {
+        // SAFETY: takes nothing, and gives a number that is negative where there is none.
+        usize::try_from(unsafe { libc::sched_getcpu() }).ok()
+    }
     #[cfg(not(target_os = "linux"))]
     None
 }
