@@ -93,14 +93,16 @@ fn first(engine: &str, file: &Path, threads: usize, start: Instant) -> Result<Va
         load_ms = ms();
         let options =
             SessionOptions { n_ctx: Some(FIRST_N_CTX), kv: KvType::F16, threads: Some(threads) };
-        Session::new(&model, options)?.prefill(&ids)?;
-        // before the model is dropped: what is still being packed is waited for there
+        let mut session = Session::new(&model, options)?;
+        session.prefill(&ids)?;
+        // before anything is dropped: what is still being packed is waited for there
         (first_ms, first_cpu_ms) = (ms(), clock.now() * 1e3);
     } else {
         let model = LlamaModel::open(file)?;
         load_ms = ms();
-        model.first_token(&ids, FIRST_N_CTX, threads, engine == "flash")?;
-        (first_ms, first_cpu_ms) = (ms(), clock.now() * 1e3);
+        let then = |_| (ms(), clock.now() * 1e3);
+        (first_ms, first_cpu_ms) =
+            model.first_token(&ids, FIRST_N_CTX, threads, engine == "flash", then)?;
     }
     Ok(json!({
         "load_ms": load_ms,

@@ -431,24 +431,27 @@ impl LlamaModel {
     }
 
     /// The most likely token after `ids`, read into an empty float16 cache of `n_ctx` cells: what
-    /// happens from an opened model to its first token.
+    /// happens from an opened model to its first token. Gives what `then` makes of it, before the
+    /// memory of keys and values is freed.
     ///
     /// # Errors
     /// An empty prompt, or what llama.cpp says.
-    pub fn first_token(
+    pub fn first_token<T>(
         &self,
         ids: &[u32],
         n_ctx: usize,
         threads: usize,
         flash: bool,
-    ) -> Result<u32> {
+        then: impl FnOnce(u32) -> T,
+    ) -> Result<T> {
         let settings = Settings { n_ctx, threads, cache: sys::GGML_TYPE_F16, flash };
         let mut context = self.context(&settings)?;
         for chunk in ids.chunks(BATCH) {
             context.evaluate(chunk, false)?;
         }
         let row = context.logits_of(-1)?;
-        Ok((0..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best }) as u32)
+        let best = (0..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best });
+        Ok(then(best as u32))
     }
 
     /// Speed as llama-bench measures it: float16 cache; prefill of `n_prompt` made-up tokens, then,

@@ -345,10 +345,9 @@ impl Tokenizer {
         let template = metadata.string("tokenizer.chat_template").map(str::to_owned);
         let bytes_of = if pieces { spm::bytes_of } else { byte_level };
         let tokens = tokens(path, texts, &types, &bytes_of)?;
-        let ids: HashMap<String, u32> = (0..)
-            .zip(&tokens)
-            .filter_map(|(id, token)| Some((token.as_ref()?.text.clone(), id)))
-            .collect();
+        let mut ids = HashMap::with_capacity(tokens.len());
+        let texts_of = tokens.iter().map(|token| Some(token.as_ref()?.text.clone()));
+        ids.extend((0..).zip(texts_of).filter_map(|(id, text)| Some((text?, id))));
         if let Some(twice) = repeated(&tokens, &ids) {
             let message = format!("expected unique tokens, found {twice:?} twice");
             return Err(Error::key(path, tokens_key, message));
@@ -512,7 +511,10 @@ fn tokens(
         };
         Ok(Some(Token { text: text.clone(), bytes, kind }))
     };
-    let mut tokens = texts.iter().zip(types).enumerate().map(token).collect::<Result<Vec<_>>>()?;
+    let mut tokens = Vec::with_capacity(texts.len());
+    for each in texts.iter().zip(types).enumerate() {
+        tokens.push(token(each)?);
+    }
     // rows of the model beyond the tokenizer are none of its tokens
     tokens.truncate(tokens.iter().rposition(Option::is_some).map_or(0, |last| last + 1));
     Ok(tokens)

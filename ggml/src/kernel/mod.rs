@@ -1,6 +1,6 @@
 //! Kernels of our own beside ggml's, as operations of a graph (`custom`): attention, norms, rotary
 //! positions (`rope`), products with float weights (`float_matmul`) and with quantized ones
-//! (`quant_matmul`); exponentials for draws (`exponential`); the instruction sets that they are written for (`cpu`), and float32 numbers
+//! (`quant_matmul`); exponentials for draws (`exponential`); a place where threads meet (`meeting`); the instruction sets that they are written for (`cpu`), and float32 numbers
 //! sixteen at a time on each (`vector`).
 
 pub(crate) mod arena;
@@ -11,6 +11,7 @@ pub(crate) mod exponential;
 #[cfg(test)]
 pub(crate) mod fenced;
 pub(crate) mod float_matmul;
+pub(crate) mod meeting;
 pub(crate) mod norm;
 pub(crate) mod quant_matmul;
 pub(crate) mod rope;

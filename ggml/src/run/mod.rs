@@ -25,6 +25,7 @@ pub mod sampler;
 mod session;
 mod slots;
 mod speculate;
+mod threads;
 mod weights;
 
 pub use bench::{bench, bench_steps, bench_streams};

@@ -15,6 +15,7 @@ use super::weights::Weights;
 use crate::error::Result;
 use crate::kernel::attention;
 use crate::kernel::cpu::CpuSet;
+use crate::wrap::cores;
 use crate::wrap::device::Device;
 
 /// A model; cheap to clone, all clones share the weights.
@@ -149,8 +150,16 @@ impl Model {
             let weights = self.0.weights.clone();
             let left = weights.are_left_to_pack();
             let spawn = |_| {
+                let core = cores::current();
                 let thread = std::thread::Builder::new().name("packing".into());
-                thread.spawn(move || weights.pack()).ok() // without it they are read from the file
+                let pack = move || {
+                    // who writes the tokens goes on there
+                    if core.is_some_and(|core| cores::current() == Some(core)) {
+                        cores::leave(core.as_slice());
+                    }
+                    weights.pack();
+                };
+                thread.spawn(pack).ok() // without it they are read from the file
             };
             Mutex::new(left.then_some(()).and_then(spawn))
         });

@@ -110,12 +110,19 @@ impl Pace {
 pub(super) fn are_free(threads: usize, spinning: usize, patience: f64) -> bool {
     /// Between two looks.
     const PAUSE: Duration = Duration::from_micros(50);
+    /// For so long there is no pause: a core that sleeps for 50 microseconds was back after 300
+    /// (measured, a virtual machine), and what runs for a moment is gone by then.
+    const AWAKE: Duration = Duration::from_micros(200);
     let start = Instant::now();
     while free_threads(threads, spinning) < threads {
-        if start.elapsed().as_secs_f64() >= patience {
+        let waited = start.elapsed();
+        if waited.as_secs_f64() >= patience {
             return false;
         }
-        std::thread::sleep(PAUSE);
+        match waited < AWAKE {
+            true => std::thread::yield_now(),
+            false => std::thread::sleep(PAUSE),
+        }
     }
     true
 }

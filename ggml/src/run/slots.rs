@@ -9,8 +9,6 @@
 
 #![expect(unsafe_code, reason = "graphs refer to weights and cache, which must outlive them")]
 
-use std::time::Instant;
-
 use half::f16;
 use mmx_converters::gguf::GgmlType;
 
@@ -19,9 +17,8 @@ use super::kv_cache::{CELLS, KvCache};
 use super::model::Model;
 use super::names::Values;
 use super::options::{KvType, SlotsOptions, default_n_ctx, default_threads};
-use super::pace::{Pace, are_free};
+use super::threads::Threads;
 use crate::error::{Error, Result};
-use crate::wrap::pool::{Pool, SPIN};
 
 /// Tokens computed in one step at most (llama.cpp's own size of a physical batch).
 pub const BATCH: usize = 512;
@@ -58,20 +55,12 @@ impl Held {
     }
 }
 
-/// Seconds that a step which reads many tokens may wait for busy cores: it takes ten times as long.
-const READING_PATIENCE: f64 = 5e-4;
-
 /// Several texts in progress, computed together.
 #[derive(Debug)]
 pub struct Slots {
     // graphs refer to cache and weights: dropped before them
     graphs: Vec<Graph>,
-    one: Pool,
-    /// More threads than one, and when to use them for steps of writing, by number of tokens;
-    /// nothing where one is all there may be.
-    many: Option<(Pool, Vec<Pace>)>,
-    /// When all threads last ended a step.
-    together: Option<Instant>,
+    threads: Threads,
     cache: KvCache,
     model: Model,
     n_ctx: usize,
@@ -92,20 +81,11 @@ impl Slots {
         let n_ctx = options.n_ctx.unwrap_or_else(|| default_n_ctx(config));
         let threads = options.threads.unwrap_or_else(|| default_threads(model.bytes_per_token()));
         let slots = options.slots;
-        if threads == 0 {
-            let message = "expected at least one thread, found 0";
-            return Err(Error::Request { message: message.to_owned() });
-        }
+        let threads = Threads::new(threads, slots.max(FEW))?;
         let cache = new_cache(model, slots, n_ctx, options.kv)?;
-        let many = match threads {
-            1 => None,
-            _ => Some((Pool::new(threads)?, vec![Pace::new(); slots.max(FEW)])),
-        };
         Ok(Self {
             graphs: Vec::new(),
-            one: Pool::new(1)?,
-            many,
-            together: None,
+            threads,
             cache,
             model: model.clone(),
             n_ctx,
@@ -130,9 +110,7 @@ impl Slots {
         self.graphs.clear(); // they refer to the cache
         self.cache = cache;
         (self.past, self.n_ctx) = (vec![0; slots], n_ctx);
-        if let Some((_, paces)) = &mut self.many {
-            paces.resize(slots.max(FEW), Pace::new());
-        }
+        self.threads.resize(slots.max(FEW));
         for (slot, held) in held.iter().enumerate() {
             self.restore(slot, held, held.length.min(n_ctx))?;
         }
@@ -161,7 +139,7 @@ impl Slots {
 
     /// Threads that compute at most; fewer do while other processes keep the cores busy.
     pub fn threads(&self) -> usize {
-        self.many.as_ref().map_or(1, |(pool, _)| pool.threads())
+        self.threads.count()
     }
 
     /// Forgets everything of a slot from position `length` on; what is before stays computed.
@@ -425,31 +403,7 @@ impl Slots {
         if let Some(slot) = graph.rows {
             plan.data_mut::<i32>(slot).copy_from_slice(&outputs);
         }
-        if let Some((pool, paces)) = &mut self.many {
-            let threads = pool.threads();
-            // workers that computed a moment ago spin still
-            let recent = self.together.is_some_and(|end| end.elapsed() < SPIN);
-            let spinning = if recent { threads - 1 } else { 0 };
-            let free = |patience| are_free(threads, spinning, patience);
-            let pace = if tokens == asked { paces.get_mut(tokens - 1) } else { None };
-            match pace {
-                Some(pace) => {
-                    let all = pace.all_threads(free);
-                    let start = Instant::now();
-                    plan.compute(if all { pool } else { &mut self.one })?;
-                    pace.record(start.elapsed().as_secs_f64());
-                    self.together = if all { Some(Instant::now()) } else { self.together };
-                }
-                // a long step: it is worth a look at how busy the cores are
-                None => {
-                    let all = free(READING_PATIENCE);
-                    plan.compute(if all { pool } else { &mut self.one })?;
-                    self.together = if all { Some(Instant::now()) } else { self.together };
-                }
-            }
-        } else {
-            plan.compute(&mut self.one)?;
-        }
+        self.threads.compute(plan, (tokens == asked).then_some(tokens))?;
         self.results.clear();
         if asked > 0 {
             plan.read(graph.results, &mut self.results);

@@ -3,6 +3,7 @@
 
 pub(crate) mod buffer;
 pub mod context;
+pub(crate) mod cores;
 pub(crate) mod cpu;
 pub(crate) mod device;
 pub mod graph;

@@ -43,7 +43,8 @@
 //! Packing takes longer than reading a prompt, two thirds of it the system's time for new pages. So
 //! at first a matrix lies in the file, and is packed once the first step is computed. Until then each
 //! thread packs a few groups of rows into the same piece of cache, again and again, and multiplies
-//! from there; for few rows of activations q8_0 does without: its kernel also reads rows as they are
+//! from there (of the 11 ms that minimind3's 52 MB of q6_k so take of one thread, packing is 4, as
+//! much as the multiplications with 32 tokens); for few rows of activations q8_0 does without: its kernel also reads rows as they are
 //! in the file, at two thirds of the speed. All to the same bits.
 //!
 //! In: a file's blocks, one matrix or a stack of experts. Out: nodes of a graph.
@@ -88,7 +89,7 @@ use mmx_converters::gguf::GgmlType;
 use self::activations::{RoundRow, Rounded};
 use self::by_type::layout;
 use self::layout::{BLOCK, LANES, Layout};
-use self::memory::{Group, InFile, Own};
+use self::memory::{Group, InFile, Own, bring};
 use self::product::{
     DIRECT, EXPANDED, Expand, FILE, Input, PACKED, Rows, Tiles, expanded_bytes, is_expanded,
 };
@@ -156,6 +157,32 @@ pub(crate) fn arena_bytes(ty: GgmlType, shape: &[usize]) -> Option<usize> {
 }
 
 impl QuantMatrix {
+    /// A matrix of a type and shape that have [`arena_bytes`], without numbers; nothing for others.
+    fn empty(cpu: CpuSet, ty: GgmlType, shape: &[usize]) -> Option<Self> {
+        let [experts, rows, cols] = sizes(shape)?;
+        packed_bytes(ty, shape)?;
+        let set = Set::of(cpu)?;
+        Some(Self { set, ty, experts, rows, cols, own: OnceLock::new(), file: None })
+    }
+
+    /// The memory that it is packed into.
+    fn room(&self, arena: &mut Arena) -> Result<Own> {
+        let [values, scales] =
+            packed_bytes(self.ty, &[self.experts, self.rows, self.cols]).unwrap_or_default();
+        Ok(Own { values: arena.take(values)?, scales: arena.take(scales)? })
+    }
+
+    /// Bytes of a group of rows in a file.
+    fn group_bytes(&self) -> usize {
+        layout!(self.ty, LANES * (self.cols / L::UNIT) * L::UNIT_BYTES, 0)
+    }
+
+    /// True where `data` are its rows in a file, in one piece or several which follow one another.
+    fn matches(&self, data: &[&[u8]]) -> bool {
+        let groups = self.experts * (self.rows / LANES);
+        data.iter().map(|piece| piece.len()).sum::<usize>() == groups * self.group_bytes()
+    }
+
     /// Packs blocks of a type and shape that have [`arena_bytes`]; the rows may lie in several
     /// pieces, which follow one another. `cpu`: a set that this CPU has. `read` is called each time that some megabytes of them
     /// have been read, and at the end.
@@ -170,25 +197,25 @@ impl QuantMatrix {
         data: &[&[u8]],
         read: &dyn Fn(),
     ) -> Result<Self> {
-        let found: usize = data.iter().map(|piece| piece.len()).sum();
-        let refused = || Error::Request {
-            message: format!("{found} bytes of {} for shape {shape:?}", ty.name()),
-        };
-        let [values, scales] = packed_bytes(ty, shape).ok_or_else(refused)?;
-        let set = Set::of(cpu).ok_or_else(refused)?;
-        let [experts, rows, cols] = sizes(shape).ok_or_else(refused)?;
-        let row_bytes = ty.row_bytes(cols).filter(|bytes| experts * rows * bytes == found);
-        let group_bytes = LANES * row_bytes.ok_or_else(refused)?;
-        let mut own = Own { values: arena.take(values)?, scales: arena.take(scales)? };
+        let matrix = Self::empty(cpu, ty, shape).filter(|matrix| matrix.matches(data));
+        let matrix = matrix.ok_or_else(|| Error::Request {
+            message: format!(
+                "{} bytes of {} for shape {shape:?}",
+                data.iter().map(|piece| piece.len()).sum::<usize>(),
+                ty.name()
+            ),
+        })?;
+        let mut own = matrix.room(arena)?;
         // a group of rows that two pieces share has to be joined
+        let group_bytes = matrix.group_bytes();
         let joined = match data.iter().all(|piece| piece.len().is_multiple_of(group_bytes)) {
             true => None,
             false => Some(data.concat()),
         };
         let data = joined.as_ref().map_or_else(|| data.to_vec(), |joined| vec![joined]);
         let groups = data.iter().flat_map(|piece| piece.chunks_exact(group_bytes));
-        own.fill(set, ty, cols, &groups.collect::<Vec<_>>(), true, read);
-        Ok(Self { set, ty, experts, rows, cols, own: OnceLock::from(own), file: None })
+        own.fill(matrix.set, ty, matrix.cols, &groups.collect::<Vec<_>>(), true, read);
+        Ok(Self { own: OnceLock::from(own), ..matrix })
     }
 
     /// A matrix of zeros, whose rows [`QuantMatrix::write`] overwrites.
@@ -201,14 +228,11 @@ impl QuantMatrix {
         ty: GgmlType,
         shape: &[usize],
     ) -> Result<Self> {
-        let refused = || Error::Request {
+        let matrix = Self::empty(cpu, ty, shape).ok_or_else(|| Error::Request {
             message: format!("{} for shape {shape:?}: no packed matrix", ty.name()),
-        };
-        let [values, scales] = packed_bytes(ty, shape).ok_or_else(refused)?;
-        let set = Set::of(cpu).ok_or_else(refused)?;
-        let [experts, rows, cols] = sizes(shape).ok_or_else(refused)?;
-        let own = Own { values: arena.take(values)?, scales: arena.take(scales)? };
-        Ok(Self { set, ty, experts, rows, cols, own: OnceLock::from(own), file: None })
+        })?;
+        let own = OnceLock::from(matrix.room(arena)?);
+        Ok(Self { own, ..matrix })
     }
 
     pub(crate) fn ty(&self) -> GgmlType {
@@ -224,10 +248,9 @@ impl QuantMatrix {
     /// # Safety
     /// Meanwhile nobody else reads or writes this group.
     pub(crate) unsafe fn write(&self, first: usize, blocks: &[u8]) -> Result<()> {
-        let row_bytes = self.ty.row_bytes(self.cols);
         let there = first.is_multiple_of(LANES)
             && first < self.experts * self.rows
-            && row_bytes.is_some_and(|bytes| bytes * LANES == blocks.len());
+            && blocks.len() == self.group_bytes();
         let (true, Some(own)) = (there, self.own.get()) else {
             return Err(Error::Request {
                 message: format!(
@@ -261,26 +284,16 @@ impl QuantMatrix {
         shape: &[usize],
         data: &[&[u8]],
     ) -> Result<Option<Self>> {
-        let size = || {
-            let [experts, rows, cols] = sizes(shape)?;
-            let bytes = (packed_bytes(ty, shape)?, ty.row_bytes(cols)?);
-            Some(([experts, rows, cols], bytes, Set::of(cpu)?))
-        };
-        let Some(([experts, rows, cols], ([values, scales], row_bytes), set)) = size() else {
-            return Ok(None);
-        };
-        let group_bytes = LANES * row_bytes;
-        let fits = data.iter().map(|piece| piece.len()).sum::<usize>()
-            == experts * rows * row_bytes
-            && data.iter().all(|piece| piece.len().is_multiple_of(group_bytes));
-        if !fits {
+        let matrix = Self::empty(cpu, ty, shape).filter(|matrix| matrix.matches(data));
+        let Some(matrix) = matrix else { return Ok(None) };
+        let group_bytes = matrix.group_bytes();
+        if !data.iter().all(|piece| piece.len().is_multiple_of(group_bytes)) {
             return Ok(None);
         }
-        let own = Own { values: arena.take(values)?, scales: arena.take(scales)? };
         let groups = data.iter().flat_map(|piece| piece.chunks_exact(group_bytes));
         let groups = groups.map(|group| Group(group.as_ptr())).collect();
-        let file = Some(InFile { groups, room: Mutex::new(Some(own)) });
-        Ok(Some(Self { set, ty, experts, rows, cols, own: OnceLock::new(), file }))
+        let file = Some(InFile { groups, room: Mutex::new(Some(matrix.room(arena)?)) });
+        Ok(Some(Self { file, ..matrix }))
     }
 
     /// Packs what was left in the file, on one thread: others compute meanwhile. `read` as in
@@ -288,10 +301,10 @@ impl QuantMatrix {
     pub(crate) fn pack(&self, read: &dyn Fn()) {
         let Some(InFile { groups, room }) = &self.file else { return };
         let own = room.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let (Some(mut own), Some(row_bytes)) = (own, self.ty.row_bytes(self.cols)) else { return };
+        let Some(mut own) = own else { return };
+        let group_bytes = self.group_bytes();
         // SAFETY: a group's bytes are there, as whoever made the matrix said.
-        let bytes =
-            |group: &Group| unsafe { std::slice::from_raw_parts(group.0, LANES * row_bytes) };
+        let bytes = |group: &Group| unsafe { group.bytes(group_bytes) };
         let groups = groups.iter().map(bytes).collect::<Vec<_>>();
         own.fill(self.set, self.ty, self.cols, &groups, false, read);
         let _ = self.own.set(own); // the room was there once, so this is the first
@@ -437,8 +450,13 @@ impl Pairs<'_> {
                 && pairs.len() <= IN_FILE
                 && let (None, Some(file)) = (own, file)
             {
+                let file = &file.groups[range];
+                for group in file {
+                    // SAFETY: a group's bytes are there, as whoever made the matrix said.
+                    bring(unsafe { group.bytes(LANES * units * L::UNIT_BYTES) });
+                }
                 // SAFETY: as the caller says; the type has a kernel for rows in a file.
-                unsafe { self.each_tile::<L, FILE>(groups, Place::InFile(&file.groups[range])) };
+                unsafe { self.each_tile::<L, FILE>(groups, Place::InFile(file)) };
                 continue;
             }
             let n = groups.len();
@@ -455,9 +473,7 @@ impl Pairs<'_> {
                     let parts = parts.zip(scales.chunks_exact_mut(units * L::SCALES));
                     for (group, (values, scales)) in file.groups[range].iter().zip(parts) {
                         // SAFETY: a group's bytes are there, as whoever made the matrix said.
-                        let group = unsafe {
-                            std::slice::from_raw_parts(group.0, LANES * units * L::UNIT_BYTES)
-                        };
+                        let group = unsafe { group.bytes(LANES * units * L::UNIT_BYTES) };
                         memory::pack::<L>(matrix.set, group, values, scales);
                     }
                     (&*values, &*scales)
