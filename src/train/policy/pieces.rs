@@ -2,27 +2,19 @@
 //! one piece are gone before the next one's are made, so that memory does not grow with the batch.
 
 use mmx_data::Batch;
-use tch::Kind;
 
 use super::shared::Shared;
 
 /// Positions of a piece, about: enough for matrix products at their full rate (measured at 26M
 /// parameters, pieces of 2,100: 235 GFLOP/s a core, which is what the core multiplies at all).
-const POSITIONS: usize = 2560;
+pub const POSITIONS: usize = 2560;
 
-/// Positions of a piece in a type to compute in: twice as many where they take half the memory, since
-/// weights are rounded, and their gradients made wider and added, once for each piece.
+/// The rows of each piece of about the same size, in order.
 #[must_use]
-pub fn positions(compute: Kind) -> usize {
-    if compute == Kind::BFloat16 { 2 * POSITIONS } else { POSITIONS }
-}
-
-/// The rows of each piece of about the same size, so many `positions` each at most, in order.
-#[must_use]
-pub fn pieces(batch: &Batch, positions: usize) -> Vec<Vec<usize>> {
+pub fn pieces(batch: &Batch) -> Vec<Vec<usize>> {
     let lengths: Vec<usize> = batch.ranges().into_iter().map(|range| range.len()).collect();
     let all = Shared::of(batch).map_or(batch.x.len(), |shared| shared.ids.len());
-    let count = all.div_ceil(positions).clamp(1, lengths.len().max(1));
+    let count = all.div_ceil(POSITIONS).clamp(1, lengths.len().max(1));
     let total: usize = lengths.iter().sum();
     let (mut pieces, mut done) = (vec![Vec::new(); count], 0);
     for (row, length) in lengths.into_iter().enumerate() {
@@ -46,11 +38,11 @@ mod tests {
 
     #[test]
     fn pieces_hold_every_row_once_in_about_equal_parts() {
-        assert_eq!(pieces(&batch(&[5, 9, 2]), POSITIONS), [vec![0, 1, 2]]);
-        assert_eq!(pieces(&batch(&[1000; 5]), POSITIONS), [vec![0, 1], vec![2, 3, 4]]);
-        assert_eq!(pieces(&batch(&[9000, 10, 10]), POSITIONS), [vec![0], vec![1, 2]]);
-        assert_eq!(pieces(&Batch::default(), POSITIONS), Vec::<Vec<usize>>::new());
-        let many = pieces(&batch(&[383; 16]), POSITIONS);
+        assert_eq!(pieces(&batch(&[5, 9, 2])), [vec![0, 1, 2]]);
+        assert_eq!(pieces(&batch(&[1000; 5])), [vec![0, 1], vec![2, 3, 4]]);
+        assert_eq!(pieces(&batch(&[9000, 10, 10])), [vec![0], vec![1, 2]]);
+        assert_eq!(pieces(&Batch::default()), Vec::<Vec<usize>>::new());
+        let many = pieces(&batch(&[383; 16]));
         assert_eq!(many.concat(), (0..16).collect::<Vec<_>>());
         let positions = |rows: &Vec<usize>| rows.len() * 383;
         assert!(many.iter().map(positions).all(|n| n <= POSITIONS), "{many:?}");

@@ -6,7 +6,6 @@ use tch::{Device, Tensor, no_grad};
 use super::{Setup, Stage, by_name};
 use crate::config::{DistillOptions, DpoOptions, Logps, TrainConfig};
 use crate::model::Model;
-use crate::policy::pieces;
 use mmx_data::{Batch, Recipe, Rewarded};
 
 /// A preset's family at hidden 16 with two layers and 40 tokens.
@@ -209,8 +208,7 @@ fn groups() -> Batch {
 fn rows_in_pieces_that_share_their_prompts_learn_what_the_batch_does() {
     let config = toy("minimind3");
     let whole = groups();
-    let positions = pieces::positions(tch::Kind::Float);
-    assert!(pieces::pieces(&whole, positions).len() > 1);
+    assert!(crate::policy::pieces::pieces(&whole).len() > 1);
     for (loss, mean, entropy_coef) in [
         ("grpo", "tokens", 0.2),
         ("grpo", "rows", 0.0),

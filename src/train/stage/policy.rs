@@ -19,7 +19,7 @@ use crate::model::device::upload;
 use crate::model::{Hidden, HostTensor, Model, Variable, wide};
 use crate::policy::advantage::{self, Tracker};
 use crate::policy::options::{PolicyOptions, Span};
-use crate::policy::pieces;
+use crate::policy::pieces::{POSITIONS, pieces};
 use crate::policy::rows::Rows;
 use crate::policy::shared::Shared;
 use crate::policy::{importance, objective};
@@ -141,10 +141,7 @@ impl Stage for Policy {
     fn rows_at_a_time(&self, model: &Model, rows: usize, positions: usize) -> usize {
         match self.ready.as_ref().is_some_and(|ready| ready.adds_up(model)) {
             // pieces are divided by the middle of a row
-            true => {
-                let piece = pieces::positions(model.compute());
-                rows.min(piece.div_ceil(positions.max(1)) + 1)
-            }
+            true => rows.min(POSITIONS.div_ceil(positions.max(1)) + 1),
             false => rows,
         }
     }
@@ -160,7 +157,7 @@ impl Stage for Policy {
         let ready = self.ready()?;
         let Some(whole) = ready.whole(batch)? else { return Ok(Loss::nothing()) };
         let pieces = match ready.comes_in_pieces(model, batch, &whole) {
-            true => pieces::pieces(batch, pieces::positions(model.compute())),
+            true => pieces(batch),
             false => Vec::new(),
         };
         if pieces.len() < 2 {
