@@ -2,7 +2,7 @@
 
 use tch::{TchError, Tensor};
 
-use super::{Family, Saved, Shape, Task};
+use super::shape::{Family, Saved, Shape, Task};
 use crate::kernel::element::{Element, store};
 use crate::kernel::memory::{Rows, empty, write};
 use crate::kernel::parallel::parallel;

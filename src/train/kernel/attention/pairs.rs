@@ -16,7 +16,7 @@ use tch::{Kind, TchError, Tensor};
 
 use super::keys::gradients_of_keys;
 use super::product::{LANES, exp, paired, product, rounded};
-use super::{Saved, Shape, Task};
+use super::shape::{Saved, Shape, Task};
 use crate::kernel::memory::{Rows, empty, read, write};
 
 /// Queries at a time: tokens times the query heads that share a key and value head.
@@ -139,8 +139,8 @@ impl Buffers {
         for i in 0..pairs {
             let low = &rows[2 * i * half..(2 * i + 1) * half];
             let high = rows.get((2 * i + 1) * half..(2 * i + 2) * half).unwrap_or_default();
-            for x in 0..half {
-                let (a, b) = (low[x], high.get(x).copied().unwrap_or_default());
+            for (x, &a) in low.iter().enumerate() {
+                let b = high.get(x).copied().unwrap_or_default();
                 to[2 * x * pairs + i] = a & 0xffff | b << 16;
                 to[(2 * x + 1) * pairs + i] = a >> 16 | b & 0xffff_0000;
             }
@@ -377,7 +377,8 @@ fn slopes(b: &mut Buffers, block: &Block, columns: &Columns, scale: f32) {
     }
 }
 
-/// Gradients of query, key and value: the formulas of [`super::backward`].
+/// Gradients of query, key and value: dV = P' dO, dS = P * (dO V' - D) * scale,
+/// dQ = dS K, dK = dS' Q, with P the softmax and D the sums of dO * O.
 pub(super) fn backward(
     saved: &Saved<'_>,
     d_out: &Tensor,
