@@ -11,7 +11,7 @@ use std::sync::mpsc::channel;
 use mmx_converters::arch::Config;
 use mmx_converters::quant::file_type::FileType;
 use mmx_converters::{Error, Result};
-use mmx_ggml::run::{Policy, PolicyOptions, Prompt, Sampling as Settings, Values, Written};
+use mmx_ggml::run::{KvType, Policy, PolicyOptions, Prompt, Sampling as Settings, Values, Written};
 use mmx_hub::drawn::{Ask, Drawn};
 use mmx_hub::live::Server;
 use mmx_rollout::{Completion, Engine, Finish, Request, Sampling, Weight};
@@ -29,7 +29,10 @@ pub(crate) fn runner(
     dtype: FileType,
     threads: Option<usize>,
 ) -> Result<Box<dyn Engine>> {
-    let options = PolicyOptions { file: dtype, threads, ..PolicyOptions::default() };
+    // beside rounded weights float16 keys and values round little, and are half the bytes that
+    // attention reads at every token
+    let kv = if dtype == FileType::F32 { KvType::F32 } else { KvType::F16 };
+    let options = PolicyOptions { file: dtype, kv, threads, ..PolicyOptions::default() };
     Ok(Box::new(Runner(Policy::new(config, options)?)))
 }
 

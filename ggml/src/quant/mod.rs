@@ -8,6 +8,7 @@
 
 mod imatrix;
 mod q6_k;
+mod q8_0;
 
 use std::ffi::c_void;
 
@@ -90,10 +91,18 @@ pub fn quantize_rows_weighted(
         .zip(data.par_chunks(rows_per_task * row_len.max(1)))
         .all(|(out, rows)| {
             let count = rows.len() / row_len;
-            let lanes = ty == GgmlType::Q6_K && importance.is_none();
-            if lanes {
-                q6_k::quantize(rows, out);
-            }
+            // of our own, where there are: ggml's Q8_0 takes no weights either
+            let lanes = match ty {
+                GgmlType::Q8_0 => {
+                    q8_0::quantize(rows, out);
+                    true
+                }
+                GgmlType::Q6_K if importance.is_none() => {
+                    q6_k::quantize(rows, out);
+                    true
+                }
+                _ => false,
+            };
             // SAFETY: `rows` holds `count` rows of `row_len` values, `out` exactly their blocks
             // (both sized by check_rows), `weights` is null or `row_len` values, all alive for the
             // call.
@@ -194,7 +203,11 @@ fn check_values(ty: GgmlType, data: &[f32], row_len: usize) -> Result<()> {
         GgmlType::F32 => return Ok(()),
         GgmlType::F16 => first_overflow(data, Dtype::F16),
         GgmlType::BF16 => first_overflow(data, Dtype::Bf16),
-        _ => data.iter().position(|x| !x.is_finite()),
+        // whole lines of values without a branch first
+        _ => match data.chunks(64).all(|line| line.iter().fold(true, |all, x| all & x.is_finite())) {
+            true => None,
+            false => data.iter().position(|x| !x.is_finite()),
+        },
     };
     match overflow {
         None => Ok(()),
