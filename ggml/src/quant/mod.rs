@@ -204,7 +204,8 @@ fn check_values(ty: GgmlType, data: &[f32], row_len: usize) -> Result<()> {
         GgmlType::F16 => first_overflow(data, Dtype::F16),
         GgmlType::BF16 => first_overflow(data, Dtype::Bf16),
         // whole lines of values without a branch first
-        _ => match data.chunks(64).all(|line| line.iter().fold(true, |all, x| all & x.is_finite())) {
+        _ => match data.chunks(64).all(|line| line.iter().fold(true, |all, x| all & x.is_finite()))
+        {
             true => None,
             false => data.iter().position(|x| !x.is_finite()),
         },

@@ -208,10 +208,10 @@ fn accumulate_whole(
     }
     if first {
         // an expert without tokens: its gradient is zero
-        let rest = places.iter().zip(came).filter(|(_, came)| !came);
+        let mut rest = places.iter().zip(came).filter(|(_, came)| !came);
         let zero =
             |(place, _): (&Range<i64>, bool)| tch::no_grad(|| at(place)?.f_zero_().map(drop));
-        rest.map(zero).collect::<Result<(), TchError>>().map_err(doing)?;
+        rest.try_for_each(zero).map_err(doing)?;
     }
     Ok(())
 }

@@ -368,9 +368,10 @@ fn slopes(b: &mut Buffers, block: &Block, columns: &Columns, scale: f32) {
                     let to = b.slopes.as_mut_ptr().add(place);
                     _mm512_storeu_si512(to.cast(), rounded(slopes[0], slopes[1]));
                 }
-                for i in 0..2 {
+                let [first, second] = both;
+                for (i, (first, second)) in first.into_iter().zip(second).enumerate() {
                     let to = b.key_pairs.as_mut_ptr().add(pair * COLUMNS + at + i * LANES);
-                    _mm512_storeu_si512(to.cast(), paired(both[0][i], both[1][i]));
+                    _mm512_storeu_si512(to.cast(), paired(first, second));
                 }
             }
         }
