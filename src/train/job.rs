@@ -80,12 +80,12 @@ use mmx_converters::tokenizer::Tokenizer;
 use mmx_converters::words::counted;
 use mmx_data::batches::{Batches, Ordered, Packed, Part};
 use mmx_data::prefetch::Prefetcher;
-use mmx_data::{Cache, Dataset, OnBad, SampleOptions};
+use mmx_data::{Cache, Dataset, SampleOptions};
 use tch::{Device, Kind};
 
 use crate::checkpoint::{self, Context, Fault, State};
 use crate::config::TrainConfig;
-use crate::distributed::{self, Place, TIMEOUT};
+use crate::distributed::{self, TIMEOUT};
 use crate::error::{Error, Result};
 use crate::held_out::HeldOut;
 use crate::learn::{Learning, Means};
@@ -93,7 +93,7 @@ use crate::memory::available::available_to;
 use crate::memory::estimate::{Estimate, Workload};
 use crate::memory::keep_memory;
 use crate::model::device;
-use crate::ranks::{Ranks, Reduce, Shard, Spread, each_of};
+use crate::ranks::{Ranks, Spread, each_of};
 use crate::report::optimizer;
 use crate::report::samples::Prompts;
 use crate::session::{self, Session, Validation};
@@ -102,106 +102,13 @@ use crate::start::{Models, Start};
 use crate::threads::choose_kernels;
 use crate::trainer::{Position, Trainer};
 
+mod changes;
+mod request;
+
+use self::changes::{refuse_changes, same_everywhere};
+
+pub use self::request::Request;
 pub use crate::session::Outcome;
-
-/// A training run: what it learns from, where it begins, how, and where it is kept.
-#[derive(Clone, Debug)]
-pub struct Request {
-    /// The configuration: everything that the run's numbers depend on, its stage included.
-    pub config: TrainConfig,
-    /// The element type to compute in is measured, whatever the configuration says.
-    pub choose_dtype: bool,
-    /// Training data: JSON Lines, JSON arrays, CSV or Parquet.
-    pub data: Vec<PathBuf>,
-    /// Folder of the run: checkpoints, metrics.jsonl, and tb/ for TensorBoard.
-    pub out: PathBuf,
-    /// Go on from the newest checkpoint in the run's folder.
-    pub resume: bool,
-    /// Dimensions of a new model by name.
-    pub preset: Option<String>,
-    /// Dimensions of a new model from a config.json.
-    pub dimensions: Option<PathBuf>,
-    /// Model to start from.
-    pub from: Option<PathBuf>,
-    /// Tokenizer's folder; without it the one beside the model to start from.
-    pub tokenizer: Option<PathBuf>,
-    /// Adapters to begin with.
-    pub adapter: Option<PathBuf>,
-    /// The teacher that distillation learns from.
-    pub teacher: Option<PathBuf>,
-    /// The policy that learning from rewards is held to; nothing for the model to start from.
-    pub reference: Option<PathBuf>,
-    /// Where to compute: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; nothing for `auto`.
-    pub device: Option<String>,
-    /// CPU threads; nothing for all cores.
-    pub threads: Option<usize>,
-    /// What to do with a faulty line of data.
-    pub on_bad: OnBad,
-    /// Optimizer steps between checkpoints; nothing for every ten minutes.
-    pub save_every: Option<usize>,
-    /// Checkpoints to keep.
-    pub keep: usize,
-    /// Held-out data; of stages that learn from rewards, tasks.
-    pub val: Option<PathBuf>,
-    /// Learning from rewards: rollouts to train on; nothing is sampled then.
-    pub rollouts: Option<PathBuf>,
-    /// Learning from rewards: where what is sampled is written.
-    pub rollouts_out: Option<PathBuf>,
-    /// Every micro-step's numbers and the final weights' sums are written here.
-    pub trace: Option<PathBuf>,
-    /// All batches of the run are written here.
-    pub dump_batches: Option<PathBuf>,
-    /// Where tokens are kept between runs.
-    pub cache: Cache,
-    /// The place of this process among those of the run, each of which is given the same request;
-    /// nothing for a run of one process. The first one's listener hears all there is to say: what
-    /// the others' hear is the same.
-    pub place: Option<Place>,
-    /// Rows of an optimizer step over all processes and micro-steps, from which the rows of a
-    /// micro-step follow, whatever the configuration says: they are the same for any number of
-    /// processes. Without it the configuration's `batch_size` is each process's.
-    pub global_batch: Option<usize>,
-    /// What of the optimizer is divided among the processes.
-    pub shard: Shard,
-    /// The type in which gradients travel between the processes.
-    pub reduce: Reduce,
-}
-
-impl Request {
-    /// A run of a configuration that learns from files, kept in a folder; everything else by
-    /// default.
-    pub fn new(config: TrainConfig, data: Vec<PathBuf>, out: impl Into<PathBuf>) -> Self {
-        Self {
-            config,
-            choose_dtype: false,
-            data,
-            out: out.into(),
-            resume: false,
-            preset: None,
-            dimensions: None,
-            from: None,
-            tokenizer: None,
-            adapter: None,
-            teacher: None,
-            reference: None,
-            device: None,
-            threads: None,
-            on_bad: OnBad::Error,
-            save_every: None,
-            keep: 2,
-            val: None,
-            rollouts: None,
-            rollouts_out: None,
-            trace: None,
-            dump_batches: None,
-            cache: Cache::user(),
-            place: None,
-            global_batch: None,
-            shard: Shard::Nothing,
-            reduce: Reduce::F32,
-        }
-    }
-}
 
 /// Runs a training to its end, or until `stop` is set: then a checkpoint is saved, from which a
 /// request that [resumes](Request::resume) goes on exactly. Nothing is printed: `listener` hears
@@ -604,81 +511,6 @@ fn batches_of<'d>(
         true => Box::new(Packed::new(dataset, files, seed, shuffle, size).part(part)),
         false => Box::new(Ordered::new(dataset, files, seed, shuffle, size, padded).part(part)),
     }
-}
-
-/// Processes that differ in what they learn from would train no model together.
-fn same_everywhere(
-    ranks: &Ranks,
-    config: &TrainConfig,
-    sources: &[(String, String)],
-) -> Result<()> {
-    let encode = |what: &(TrainConfig, Vec<(String, String)>)| {
-        serde_json::to_string(what).map_err(|e| Error::failed(format!("configuration: {e}")))
-    };
-    let own = encode(&(config.clone(), sources.to_vec()))?;
-    let first = ranks.text_of_first(&own)?;
-    if first == own {
-        return Ok(());
-    }
-    let first: (TrainConfig, Vec<(String, String)>) = serde_json::from_str(&first)
-        .map_err(|e| Error::failed(format!("rank 0's configuration: {e}")))?;
-    let (mut changes, harmless) = first.0.differences(config);
-    changes.extend(harmless);
-    let digests = |of: &[(String, String)]| of.iter().map(|(_, d)| d.clone()).collect::<Vec<_>>();
-    if digests(&first.1) != digests(sources) {
-        let other = sources.iter().zip(&first.1).find(|(own, first)| own.1 != first.1);
-        changes.push(match other {
-            Some(((name, _), _)) => format!("{name}: another content than rank 0's"),
-            None => format!("{}, rank 0 has {}", counted(sources.len(), "file"), first.1.len()),
-        });
-    }
-    match changes.is_empty() {
-        true => Ok(()),
-        false => Err(Error::failed(format!(
-            "expected what rank 0 trains with, found something else: {}",
-            changes.join("; ")
-        ))),
-    }
-}
-
-/// A run goes on exactly or not at all.
-fn refuse_changes(
-    path: &Path,
-    state: &State,
-    config: &TrainConfig,
-    sources: &[(String, String)],
-    listener: &dyn Listener,
-) -> Result<()> {
-    let (mut changes, harmless) = state.config.differences(config);
-    let digests = |of: &[(String, String)]| of.iter().map(|(_, d)| d.clone()).collect::<Vec<_>>();
-    if digests(&state.sources) != digests(sources) {
-        for (name, digest) in sources {
-            if !state.sources.iter().any(|(_, was)| was == digest) {
-                changes.push(format!("{name}: another content than before"));
-            }
-        }
-        if state.sources.len() != sources.len() || changes.is_empty() {
-            changes.push("`data`: other files or another order than before".into());
-        }
-    }
-    if changes.is_empty() {
-        harmless.iter().for_each(|change| listener.say(&format!("goes on with {change}")));
-        return Ok(());
-    }
-    let hint = match state.config.batch_size == config.batch_size {
-        true => String::new(),
-        false => format!(
-            "`global_batch` {} keeps its batches with any number of processes; else ",
-            state.config.batch_size * state.config.accumulation
-        ),
-    };
-    Err(Error::failed_with_hint(
-        format!("{}: cannot go on with other settings: {}", path.display(), changes.join("; ")),
-        format!(
-            "{hint}give the settings of the run's beginning, or start a new run with `from` and \
-             another `out`"
-        ),
-    ))
 }
 
 /// The lines that describe a run before its first step.
