@@ -34,7 +34,9 @@ mod tests {
 
     fn batch(lengths: &[usize]) -> Batch {
         let all = lengths.iter().sum();
-        Batch { batch: 1, seq: all, x: vec![7; all], packed: lengths.to_vec(), ..Batch::default() }
+        let (x, mask) = (vec![7; all], vec![1.0; all]);
+        let (y, packed) = (x.clone(), lengths.to_vec());
+        Batch { batch: 1, seq: all, x, y, mask, packed, ..Batch::default() }
     }
 
     #[test]
