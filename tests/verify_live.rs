@@ -141,3 +141,33 @@ fn what_a_server_does_not_return_is_said() {
     assert_eq!((&row["ok"], code), (&json!(false), Some(1)), "{row}");
     assert!(row["first_difference"]["position"].is_u64(), "{row}");
 }
+
+/// vLLM and Ollama tell a token that ends within a character as an empty text: what comes after it is
+/// compared all the same.
+#[test]
+fn a_token_told_as_an_empty_text_is_no_end() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let model = gguf(dir.path(), "minimind3", "f32");
+    let running = Server::start(&[text(&model), "--name", "gold"]);
+    let address = answering(move |_, path, body| match path {
+        "/v1/models" => (200, json!({"data": [{"id": "gold"}]}).to_string()),
+        "/v1/completions" => {
+            let body: Value = serde_json::from_slice(&body).expect("JSON");
+            let mut answer = running.ask(path, &body);
+            let logprobs = &mut answer["choices"][0]["logprobs"];
+            let told = logprobs["tokens"][3].as_str().expect("a token").to_owned();
+            logprobs["tokens"][3] = json!("");
+            let top = logprobs["top_logprobs"][3].as_object_mut().expect("other tokens");
+            let logprob = top.remove(&told).expect("the likeliest is the one that is told");
+            top.insert(String::new(), logprob);
+            (200, answer.to_string())
+        }
+        _ => (404, json!({"error": {"message": "no chats here"}}).to_string()),
+    });
+    let (report, code) =
+        report(&[text(&model), "--engine", &format!("openai:http://{address}")], "");
+    let row = rows(&report, "openai")[0];
+    assert_eq!((&row["ok"], code), (&json!(true), Some(0)), "{row}");
+    assert_eq!((&row["tokens"], &row["top1_agreement"]), (&json!(24), &json!(1.0)), "{row}");
+    assert!(row["not_returned"].to_string().contains("parts of characters"), "{row}");
+}

@@ -22,7 +22,7 @@ def model():
     json.dump(config, open(path, "w"))
     golden = os.path.join(SHARED, "golden-2026")
     out = os.path.join(WHERE, "run")
-    settings = ["--max-steps", 200, "--batch-size", 8, "--accum", 1, "--epochs", 1000, "--lr", 5e-3, "--max-seq-len", 128, "--threads", 1, "--device", "cpu", "--seed", 1]
+    settings = ["--max-steps", 200, "--batch-size", 8, "--accum", 1, "--epochs", 1000, "--lr", 5e-3, "--max-seq-len", 128, "--threads", 1, "--device", "cpu", "--seed", 1, "--dtype", "f32"]
     mmx("train", "sft", "--config", path, "--tokenizer", golden, "--data", os.path.join(golden, "sft.jsonl"), "--out", out, *settings)
     return out
 

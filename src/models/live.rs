@@ -232,7 +232,7 @@ fn follow(
             &text
         }
     };
-    let (vocab, mut ended) = (truth.engine.vocab(), false);
+    let (vocab, count, mut ended) = (truth.engine.vocab(), written.len(), false);
     for (position, written) in written.iter().take(TOKENS).enumerate() {
         let row = truth.engine.logits_from(&ids, ids.len() - 1)?; // [1, vocab]
         let best = argmax(&row) as u32;
@@ -240,13 +240,16 @@ fn follow(
             let id = spelled.get(token.bytes.as_deref()?).copied();
             id.filter(|&id| (id as usize) < vocab)
         };
+        let empty = written.token.bytes.as_ref().is_some_and(Vec::is_empty);
+        let last = position + 1 == count && count < TOKENS;
         let id = match found(&written.token) {
             Some(id) => id,
             // an end without a text
-            None if written.token.bytes.as_ref().is_some_and(Vec::is_empty) => {
+            None if empty && (last || truth.ends.contains(&best)) => {
                 likeliest(&row, &truth.ends).unwrap_or(best)
             }
-            None if written.token.bytes.is_none() => {
+            // vLLM and Ollama tell a part of a character as an empty text, too
+            None if empty || written.token.bytes.is_none() => {
                 lacking("the bytes of tokens that are parts of characters");
                 best
             }
