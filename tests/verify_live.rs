@@ -142,10 +142,10 @@ fn what_a_server_does_not_return_is_said() {
     assert!(row["first_difference"]["position"].is_u64(), "{row}");
 }
 
-/// vLLM and Ollama tell a token that ends within a character as an empty text: what comes after it is
-/// compared all the same.
+/// vLLM and Ollama tell a token that ends within a character as an empty text, and the one that completes
+/// it as the whole character: what comes after is compared all the same.
 #[test]
-fn a_token_told_as_an_empty_text_is_no_end() {
+fn tokens_that_are_parts_of_characters_are_no_ends_and_no_other_tokens() {
     let dir = tempfile::tempdir().expect("a folder");
     let model = gguf(dir.path(), "minimind3", "f32");
     let running = Server::start(&[text(&model), "--name", "gold"]);
@@ -155,17 +155,21 @@ fn a_token_told_as_an_empty_text_is_no_end() {
             let body: Value = serde_json::from_slice(&body).expect("JSON");
             let mut answer = running.ask(path, &body);
             let logprobs = &mut answer["choices"][0]["logprobs"];
-            let told = logprobs["tokens"][3].as_str().expect("a token").to_owned();
-            logprobs["tokens"][3] = json!("");
-            let top = logprobs["top_logprobs"][3].as_object_mut().expect("other tokens");
-            let logprob = top.remove(&told).expect("the likeliest is the one that is told");
-            top.insert(String::new(), logprob);
+            // a part, a part that completes it, and one of which nothing was told before
+            for (place, before) in [(3, None), (4, Some("谢")), (9, None)] {
+                let told = logprobs["tokens"][place].as_str().expect("a token").to_owned();
+                let shown = before.map_or_else(String::new, |part| format!("{part}{told}"));
+                logprobs["tokens"][place] = json!(shown);
+                let top = logprobs["top_logprobs"][place].as_object_mut().expect("other tokens");
+                let logprob = top.remove(&told).expect("the likeliest is the one that is told");
+                top.insert(shown, logprob);
+            }
             (200, answer.to_string())
         }
         _ => (404, json!({"error": {"message": "no chats here"}}).to_string()),
     });
-    let (report, code) =
-        report(&[text(&model), "--engine", &format!("openai:http://{address}")], "");
+    let url = format!("openai:http://{address}");
+    let (report, code) = report(&[text(&model), "--engine", &url], "");
     let row = rows(&report, "openai")[0];
     assert_eq!((&row["ok"], code), (&json!(true), Some(0)), "{row}");
     assert_eq!((&row["tokens"], &row["top1_agreement"]), (&json!(24), &json!(1.0)), "{row}");

@@ -233,6 +233,8 @@ fn follow(
         }
     };
     let (vocab, count, mut ended) = (truth.engine.vocab(), written.len(), false);
+    // what was told last ends within a character: the next text may begin with that part of it
+    let mut open = false;
     for (position, written) in written.iter().take(TOKENS).enumerate() {
         let row = truth.engine.logits_from(&ids, ids.len() - 1)?; // [1, vocab]
         let best = argmax(&row) as u32;
@@ -242,14 +244,21 @@ fn follow(
         };
         let empty = written.token.bytes.as_ref().is_some_and(Vec::is_empty);
         let last = position + 1 == count && count < TOKENS;
-        let id = match found(&written.token) {
+        let told = written.token.bytes.as_deref();
+        let completed = open
+            && told.is_some_and(|bytes| {
+                let of_best = truth.tokenizer.token_bytes(best);
+                !of_best.is_empty() && bytes.ends_with(of_best)
+            });
+        let after_part = std::mem::replace(&mut open, empty || told.is_none());
+        let id = match found(&written.token).filter(|_| !completed) {
             Some(id) => id,
             // an end without a text
             None if empty && (last || truth.ends.contains(&best)) => {
                 likeliest(&row, &truth.ends).unwrap_or(best)
             }
             // vLLM and Ollama tell a part of a character as an empty text, too
-            None if empty || written.token.bytes.is_none() => {
+            None if after_part || open => {
                 lacking("the bytes of tokens that are parts of characters");
                 best
             }
@@ -269,9 +278,8 @@ fn follow(
         }
         if written.token.logprob.is_finite() {
             let mut known = HashMap::from([(id, written.token.logprob)]);
-            known.extend(
-                written.top.iter().filter_map(|token| Some((found(token)?, token.logprob))),
-            );
+            let whole = written.top.iter().filter(|_| !after_part);
+            known.extend(whole.filter_map(|token| Some((found(token)?, token.logprob))));
             known.retain(|_, logprob| logprob.is_finite());
             let own = |id: u32| log_likelihood(&row, id);
             let far = known.iter().map(|(&id, logprob)| (own(id) - logprob).abs());
