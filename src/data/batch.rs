@@ -111,6 +111,16 @@ impl Batch {
         self.mask.iter().filter(|&&m| m != 0.0).count()
     }
 
+    /// The same of some of its sequences.
+    ///
+    /// # Panics
+    /// See [`Batch::select`].
+    pub fn trained_tokens_of(&self, sequences: &[usize]) -> usize {
+        let ranges = self.ranges();
+        let learned = |&row: &usize| self.mask[ranges[row].clone()].iter().filter(|&&m| m != 0.0);
+        sequences.iter().flat_map(learned).count()
+    }
+
     /// The whole batch that this is, or is a share of.
     pub fn whole(&self) -> Share {
         self.share.unwrap_or_else(|| Share {
@@ -171,11 +181,10 @@ impl Batch {
     pub fn share_of(&self, sequences: &[usize]) -> Self {
         let share = self.rewarded.as_ref().and_then(|of| of.part).map(|_| {
             let (rows, ranges) = (self.rows(), self.ranges());
-            let all = || rows.iter().flat_map(|&row| ranges[row].clone());
             Share {
                 sequences: rows.len(),
-                positions: all().count(),
-                learned: all().filter(|&i| self.mask[i] != 0.0).count(),
+                positions: rows.iter().map(|&row| ranges[row].len()).sum(),
+                learned: self.trained_tokens_of(&rows),
                 before: rows.iter().take_while(|row| !sequences.contains(row)).count(),
             }
         });

@@ -198,7 +198,7 @@ impl Ready {
         if !self.comes_in_pieces(model, batch, whole) {
             return vec![batch.own_rows()];
         }
-        let learned = |rows: &Vec<usize>| batch.select(rows).trained_tokens() > 0;
+        let learned = |rows: &Vec<usize>| batch.trained_tokens_of(rows) > 0;
         let pieces = |rows: &[usize]| -> Vec<Vec<usize>> {
             pieces(batch, rows).into_iter().filter(learned).collect()
         };
@@ -329,7 +329,7 @@ impl Ready {
             let expected = self.expected.borrow().now.baseline();
             loss.parts.push(("expected_reward", Part::Number(expected)));
         }
-        let own = batch.select(&batch.own_rows()).trained_tokens();
+        let own = batch.trained_tokens_of(&batch.own_rows());
         loss.parts.push(("tokens", Part::Count(own)));
         loss.parts.extend(of_rewards(rewards_of(batch)?));
         Ok(loss)
@@ -357,8 +357,7 @@ impl Ready {
 fn of_all(own: &Tensor, batch: &Batch, rows: &[usize], ranks: &Ranks) -> Result<Tensor> {
     let all = batch.rows();
     let before: Vec<usize> = all.iter().copied().take_while(|row| !rows.contains(row)).collect();
-    let (before, tokens) =
-        (batch.select(&before).trained_tokens(), batch.select(&all).trained_tokens());
+    let (before, tokens) = (batch.trained_tokens_of(&before), batch.trained_tokens_of(&all));
     let placed = || -> Result<Tensor, TchError> {
         let placed = Tensor::f_zeros([tokens as i64], (own.kind(), own.device()))?;
         let from = if rows.is_empty() { 0 } else { before as i64 };
